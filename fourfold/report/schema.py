@@ -1,0 +1,362 @@
+"""What `report.json` holds: one plain-JSON document from which every reader (terminal, HTML, picture, `--json`) is drawn.
+
+The TypedDicts below *are* the schema: `validate` walks them, so there is no second copy to keep in step. Conventions, everywhere:
+
+* **Relative** figures are fractions of the original model (1.0 = the same): quality 0.98 is 98 % of the original's, energy 0.06 is 6 % of it.
+  Relative quality is always "more is better", whatever the metric's own direction. The original is the fine-tuned model in fp32 at its own best
+  thread count, batch and length bucketing.
+* **Intervals** are two-sided 90 %, so `low` is a one-sided 95 % lower bound. An end that is not known is null; a figure that was not measured is
+  null, never 0.
+* **Indices** (`front`, `best`, `knee`, `infeasible.nearest[].candidate`, `race[].candidate`) point into `candidates`.
+* **Units**: seconds, joules, bytes, counts; "per_1000" is per 1,000 examples of the test split. Joules are graded: measured (a meter), counted,
+  modelled (CPU time × stated power), assumed.
+* **Factors** are how many times cheaper: `before / after` in relative energy of the whole run. The first `before` is 1, each `before` is the last
+  row's `after`, and the last `after` is the chosen candidate's relative energy, so the factors' product is exactly `total`.
+* Numbers are finite (JSON has no NaN).
+
+A key marked NotRequired may be left out. `validate(report)` returns sentences; an empty list means the document is sound. Source of the picture's
+axes: NTT DATA's green-AI model-compression study (relative accuracy against relative emission).
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+SCHEMA = "fourfold.report/1"
+
+Grade = Literal["measured", "counted", "modelled", "assumed", "published"]
+Status = Literal["front", "dominated", "infeasible", "stopped"]
+
+
+class Interval(TypedDict):
+    """A value with its two-sided 90 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: NotRequired[int]  # examples (quality) or rounds (time) that it rests on
+
+
+class Model(TypedDict):
+    name: str  # what the user typed, or the class name
+    family: str  # "bert", "t5", "custom" …
+    parameters: int
+    bytes: int  # size on disk (or of the parameters, for a module in memory)
+
+
+class Data(TypedDict):
+    name: str
+    task: str  # Task.kind
+    metric: str  # Metric.name
+    greater_is_better: bool
+    train: int
+    search: int
+    test: int
+    note: str  # how the splits were made
+
+
+class Host(TypedDict):
+    name: str  # one line a reader recognises: "Intel Xeon …, 2 cores, AMX"
+    processor: str
+    threads: int  # that the run could use
+    features: list[str]  # instruction sets and accelerators that decide the race: "amx_bf16", "avx512_vnni" …
+    memory_bytes: NotRequired[int | None]
+    system: NotRequired[str]
+
+
+class Energy(TypedDict):
+    """How joules were found, in words a sceptic can check."""
+
+    grade: Grade
+    method: str  # "RAPL package counter" or "CPU time × 7.5 W per busy thread (assumed …)"
+    boundary: str  # what is counted: "processor package", "this process's CPU time" …
+
+
+class Setting(TypedDict):
+    """How a model is run: the configuration that the race chose."""
+
+    engine: str
+    precision: str
+    threads: int
+    batch: int
+    bucketing: bool  # examples sorted by length before batching
+
+
+class Joules(TypedDict):
+    value: float
+    low: float | None
+    high: float | None
+    grade: Grade
+    method: str
+
+
+class Baseline(TypedDict):
+    quality: Interval  # absolute, in the metric's own unit, on the test split
+    setting: Setting
+    cpu_s_per_1000: float
+    wall_s_per_1000: float
+    joules_per_1000: Joules | None
+    memory_bytes: int | None
+
+
+class Simple(TypedDict):
+    """What needs no network: bag of words, the majority class, the mean."""
+
+    name: str  # "bag of words", "majority class", "mean"
+    quality: Interval  # absolute, test split
+    relative_quality: Interval
+    relative_energy: Interval | None
+    parameters: NotRequired[int]
+
+
+class Unit(TypedDict):
+    """What is left of one sub-layer."""
+
+    name: str  # "attention", "cross_attention", "ffn", "conv"
+    what: str  # "heads", "neurons", "channels", "groups"; "" where the sub-layer has no countable units
+    kept: int
+    total: int
+    absent: bool  # the whole sub-layer was removed
+
+
+class Block(TypedDict):
+    name: str  # "0", "1" … or the module path
+    removed: bool
+    units: list[Unit]
+
+
+class Stack(TypedDict):
+    name: str  # "encoder", "decoder", "vision" …
+    blocks: list[Block]  # all blocks of the original, removed ones included, in order
+
+
+class Vocabulary(TypedDict):
+    kept: int
+    total: int
+
+
+class Cascade(TypedDict):
+    members: list[str]  # cheapest first; the last is the fallback
+    thresholds: list[float]  # confidence above which member i answers; one fewer than members
+    shares: list[float]  # of the test split answered by each member; sums to 1
+
+
+class Candidate(TypedDict):
+    """One evaluated point."""
+
+    name: str  # short and unique: "c012"
+    how: str  # one line in words: "3 of 6 blocks, 24 of 72 heads, distilled, int8"
+    stage: str  # furthest rung reached: "proxy", "short", "full", "test"
+    status: Status
+    reason: str  # why not on the front ("stopped: upper bound 0.94 misses the floor"); "" for front members
+    techniques: list[str]  # module names in fourfold/rewrites/compress: "layer_removal", "distil" …
+    levers: list[str]  # "model", "machine" …
+    structure: list[Stack]  # [] where the architecture is another one (static student, bag of words)
+    vocabulary: NotRequired[Vocabulary | None]
+    parameters: int
+    bytes: NotRequired[int | None]  # on disk
+    search_quality: Interval | None  # relative, search split
+    test_quality: Interval | None  # relative, test split, with n; finalists only
+    relative_energy: Interval | None
+    relative_latency: Interval | None
+    relative_memory: float | None
+    setting: Setting | None
+    cascade: Cascade | None
+
+
+class Near(TypedDict):
+    candidate: int
+    shortfall: float  # floor − lower bound of relative quality
+    reason: str
+
+
+class Miss(TypedDict):
+    """Why no candidate clears the floor, and the ones that come nearest."""
+
+    reason: str
+    nearest: list[Near]
+
+
+class Factor(TypedDict):
+    """A ledger row: one step from the original to the chosen candidate."""
+
+    lever: str
+    technique: str
+    title: str  # in words: "half the blocks removed"
+    before: float  # relative energy before the step
+    after: float
+    quality_before: NotRequired[float]
+    quality_after: NotRequired[float]
+
+
+class Race(TypedDict):
+    """One raced configuration. Ratios are its time ÷ the reference's: below 1 is faster."""
+
+    name: str
+    candidate: int | None  # None: the original
+    against: str  # name of the reference
+    setting: Setting
+    wall: Interval | None
+    cpu: Interval | None
+    accepted: bool
+    reason: str  # "chosen", "interval includes 1", "needs AMX" …
+
+
+class Event(TypedDict):
+    t: float  # seconds since the job started
+    stage: str
+    text: str
+    seconds: float  # that it took
+    best: NotRequired[float | None]  # relative energy of the best feasible candidate so far
+
+
+class Cost(TypedDict):
+    """What the optimisation itself cost."""
+
+    wall_s: float
+    cpu_s: float
+    joules: Joules | None
+    break_even: int | None  # inferences after which it has paid for itself; None if never
+
+
+class Citation(TypedDict):
+    key: str
+    text: str
+    bibtex: str
+    url: NotRequired[str]
+
+
+class Report(TypedDict):
+    schema: str
+    created: str  # ISO 8601, UTC
+    versions: dict[str, str]  # "fourfold", "python", "torch" …
+    command: str  # that reproduces this report
+    model: Model
+    data: Data
+    machine: Host
+    valid: str  # "measured on …; re-race elsewhere with: fourfold race cheap/"
+    folder: str | None  # where the artefact lies
+    objective: Literal["energy", "latency", "memory"]
+    floor: float
+    budget_s: float
+    seed: int
+    energy: Energy
+    baseline: Baseline
+    simple: list[Simple]
+    candidates: list[Candidate]
+    front: list[int]
+    best: int | None
+    knee: int | None
+    floor_met: bool
+    infeasible: Miss | None
+    factors: list[Factor]
+    total: float | None  # product of the factors: 1 / relative energy of the best
+    race: list[Race]
+    timeline: list[Event]
+    cost: Cost
+    citations: list[Citation]
+    notes: list[str]
+    warnings: list[str]
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}, which is not JSON")
+
+
+def _walk(value: Any, hint: Any, where: str) -> list[str]:
+    """Sentences about `value` not being a `hint`."""
+    origin = get_origin(hint)
+    if origin is NotRequired:
+        return _walk(value, get_args(hint)[0], where)
+    if origin in (Union, types.UnionType):
+        choices = get_args(hint)
+        if value is None and type(None) in choices:
+            return []
+        return _walk(value, next(choice for choice in choices if choice is not type(None)), where)
+    if is_typeddict(hint):
+        return _walk_fields(value, hint, where)
+    if origin is list:
+        if not isinstance(value, list):
+            return [f"{where} is {_kind(value)}; a list was expected"]
+        return [line for i, item in enumerate(value) for line in _walk(item, get_args(hint)[0], f"{where}[{i}]")]
+    if origin is dict:
+        if not isinstance(value, dict):
+            return [f"{where} is {_kind(value)}; an object was expected"]
+        return [line for key, item in value.items() for line in _walk(item, get_args(hint)[1], f"{where}.{key}")]
+    if origin is Literal:
+        return [] if value in get_args(hint) else [f"{where} is {value!r}; expected one of {', '.join(get_args(hint))}"]
+    return _walk_scalar(value, hint, where)
+
+
+def _walk_fields(value: Any, hint: Any, where: str) -> list[str]:
+    if not isinstance(value, dict):
+        return [f"{where} is {_kind(value)}; an object ({hint.__name__}) was expected"]
+    hints = get_type_hints(hint, include_extras=True)
+    optional = {key for key, kind in hints.items() if get_origin(kind) is NotRequired}
+    lines = [f"{where}.{key} is missing" for key in hints if key not in value and key not in optional]
+    lines += [f"{where}.{key} is not part of the schema" for key in value if key not in hints]
+    return lines + [line for key, kind in hints.items() if key in value for line in _walk(value[key], kind, f"{where}.{key}")]
+
+
+def _walk_scalar(value: Any, hint: Any, where: str) -> list[str]:
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return [f"{where} is {_kind(value)}; a number was expected"]
+        return [] if math.isfinite(value) else [f"{where} is {value}; a finite number was expected"]
+    if hint is int and isinstance(value, bool):
+        return [f"{where} is true/false; a whole number was expected"]
+    words = {int: "a whole number", str: "text", bool: "true or false"}
+    return [] if isinstance(value, hint) else [f"{where} is {_kind(value)}; {words[hint]} was expected"]
+
+
+def _indices(report: Any) -> list[str]:
+    count = len(report["candidates"])
+    named = [(f"front[{i}]", index) for i, index in enumerate(report["front"])]
+    named += [("best", report["best"]), ("knee", report["knee"])]
+    named += [(f"race[{i}].candidate", row["candidate"]) for i, row in enumerate(report["race"])]
+    if report["infeasible"]:
+        named += [(f"infeasible.nearest[{i}].candidate", row["candidate"]) for i, row in enumerate(report["infeasible"]["nearest"])]
+    return [f"report.{name} is {index}, but there are {count} candidates" for name, index in named if index is not None and not 0 <= index < count]
+
+
+def _sense(report: Any) -> list[str]:
+    """What types cannot say: indices exist, the verdict agrees with itself, factors telescope."""
+    lines = _indices(report)
+    if report["schema"] != SCHEMA:
+        lines.append(f"report.schema is {report['schema']!r}; this version reads {SCHEMA!r}")
+    if report["floor_met"] == (report["best"] is None):
+        lines.append(f"report.floor_met is {report['floor_met']}, yet best is {report['best']}")
+    if not report["floor_met"] and report["infeasible"] is None:
+        lines.append("report.infeasible is null although the floor is not met: say why, and the nearest candidates")
+    for i, candidate in enumerate(report["candidates"]):
+        cascade = candidate["cascade"]
+        if cascade and not len(cascade["members"]) == len(cascade["shares"]) == len(cascade["thresholds"]) + 1:
+            lines.append(f"report.candidates[{i}].cascade: members and shares must be equally many, thresholds one fewer")
+    return lines or _telescope(report)
+
+
+def _telescope(report: Any) -> list[str]:
+    """The factors' chain: 1 → … → relative energy of the best."""
+    rows, lines, last = report["factors"], [], 1.0
+    for i, row in enumerate(rows):
+        if not math.isclose(row["before"], last, rel_tol=1e-6):
+            lines.append(f"report.factors[{i}].before is {row['before']:.6g}; the row before it ended at {last:.6g}")
+        if row["after"] <= 0:
+            lines.append(f"report.factors[{i}].after is {row['after']:.6g}; a positive relative energy was expected")
+        last = row["after"]
+    if rows and not lines:
+        if report["total"] is None or not math.isclose(report["total"] * last, 1.0, rel_tol=1e-6):
+            lines.append(f"report.total is {report['total']}; the factors multiply to {1 / last:.6g}")
+        best = None if report["best"] is None else report["candidates"][report["best"]]["relative_energy"]
+        if best and not math.isclose(best["value"], last, rel_tol=1e-6):
+            lines.append(f"report.factors end at {last:.6g}; the best candidate's relative energy is {best['value']:.6g}")
+    return lines
+
+
+def validate(report: Any) -> list[str]:
+    """Sentences about what is wrong with `report` (a dict as read from report.json); an empty list if it is sound. Never raises."""
+    lines = _walk(report, Report, "report")
+    return lines if lines else _sense(report)
