@@ -1,0 +1,1 @@
+"""The price before running."""

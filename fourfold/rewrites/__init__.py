@@ -1,0 +1,1 @@
+"""model → a cheaper model. Each technique here changes what is computed and owes a quality figure."""

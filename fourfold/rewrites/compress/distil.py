@@ -1,0 +1,332 @@
+"""Distillation: a student whose weights are what survived of the teacher learns to answer as the teacher does.
+
+L = T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)) + λ_h · mean over mapped blocks and real tokens of ‖h_s − h_t‖² / ‖h_t‖² + λ_y · L(labels)
+
+The first term is Hinton et al. (2015); the second the hidden-state term of TinyBERT (Jiao et al., 2020) and ZipLM (Kurtic et al., 2023), without a
+projection because the residual width never changes: a surviving block is matched to *the last teacher block before the next survivor*, so that the student
+block learns to do the work of those removed after it (the automatic layer map). Labels are optional everywhere.
+
+`augment` is the data side (Tang et al., 2019): unlabelled variants of the user's own inputs, answered by the teacher, because a small student
+can read far more teacher answers than there are labelled rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fourfold.errors import FourfoldError
+from fourfold.rewrite import Option, Rewrite
+
+if TYPE_CHECKING:
+    from fourfold.ingest.data import Examples
+    from fourfold.ingest.model import Subject
+    from fourfold.ingest.task import Task
+    from fourfold.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how hard to train. `steps` optimiser steps of `batch` examples; `lr` peak of AdamW, warm-up then linear to zero."""
+
+    steps: int
+    batch: int = 32
+    lr: float = 2e-4
+    warmup: float = 0.1
+    temperature: float = 2.0
+    hidden_weight: float = 1.0
+    label_weight: float = 0.0
+    decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What the training did: steps done, seconds of wall and CPU time, the loss at ten evenly spaced points."""
+
+    steps: int
+    wall: float
+    cpu: float
+    curve: tuple[float, ...]
+
+
+def fast_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; without it autocast is several times slower than fp32."""
+    from fourfold.machine import here
+
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(here().flags))
+
+
+def autocast(enabled: bool) -> Any:
+    """bfloat16 autocast on the CPU where asked for, a null context otherwise."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+def tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """A collated numpy batch as torch tensors (no copy)."""
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in batch.items()}
+
+
+class Teacher:
+    """The original model, asked once: its logits over a pool of examples are computed in one pass and shared by every student.
+
+    Logits are kept when they fit in `limit` bytes (a classifier's always do); otherwise (language models, whose logits are tokens × vocabulary)
+    each training batch asks again. Hidden states are always asked again: they are too many to keep, and one bf16 forward is cheap beside the student's step.
+    """
+
+    def __init__(self, subject: Subject, module: nn.Module, task: Task, limit: int = 256 << 20) -> None:
+        self.subject, self.module, self.task, self.limit = subject, module.eval(), task, limit
+        self.bf16 = fast_bf16()
+        self.cached: Tensor | None = None
+
+    def answer(self, pool: Examples, progress: Callable[[int], None] | None = None) -> Tensor | None:
+        """Logits [N, ...] over the pool, or None where they do not fit (or differ in shape from batch to batch)."""
+        store: Tensor | None = None
+        for index in pool.batches(64, bucket=True):
+            z = self.logits(tensors(pool.collate(index)))
+            if z.dim() > 2 or z[0].numel() * 4 * len(pool) > self.limit:
+                return None
+            if store is None:
+                store = torch.empty((len(pool), *z.shape[1:]))
+            store[torch.from_numpy(index)] = z
+            if progress:
+                progress(len(index))
+        return store
+
+    @torch.no_grad()
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The teacher's float32 logits for one batch."""
+        with autocast(self.bf16):
+            return self.subject.logits(self.module, inputs).float()
+
+
+class Tap:
+    """Forward hooks that keep the hidden state leaving each named module: one list entry per path, [B, T, d] (or [T, B, d]) tensors."""
+
+    def __init__(self, module: nn.Module, paths: tuple[str, ...], hidden: Callable[[Any], Tensor | None]) -> None:
+        self.seen: dict[str, Tensor] = {}
+        self.handles = []
+        for path in paths:
+            def keep(_m: nn.Module, _i: Any, out: Any, path: str = path) -> None:
+                state = hidden(out)
+                if state is not None:
+                    self.seen[path] = state
+            self.handles.append(module.get_submodule(path).register_forward_hook(keep))
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def __enter__(self) -> Tap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def layer_map(kept: dict[str, list[int]], counts: dict[str, int], containers: dict[str, str]) -> list[tuple[str, str]]:
+    """Pairs (student path, teacher path) of blocks to match: the k-th survivor answers for all teacher blocks up to the next survivor.
+
+    `kept` has the surviving block numbers of each stack, `counts` how many there were, `containers` the module path holding them.
+    >>> layer_map({"encoder": [0, 3]}, {"encoder": 6}, {"encoder": "enc.layer"})
+    [('enc.layer.0', 'enc.layer.2'), ('enc.layer.1', 'enc.layer.5')]
+    """
+    pairs = []
+    for stack, blocks in kept.items():
+        for new, _ in enumerate(blocks):
+            last = (blocks[new + 1] if new + 1 < len(blocks) else counts[stack]) - 1
+            pairs.append((f"{containers[stack]}.{new}", f"{containers[stack]}.{last}"))
+    return pairs
+
+
+def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """Relative squared error of hidden states, over real tokens only where a mask [B, T] fits; 1.0 means nothing of the teacher's state is explained."""
+    if student.shape != teacher.shape:
+        return student.new_zeros(())
+    gap, size = (student.float() - teacher.float()).pow(2).mean(-1), teacher.float().pow(2).mean(-1)
+    if mask is not None and gap.shape == mask.shape:
+        weight = mask.to(gap.dtype)
+        return (gap * weight).sum() / (size * weight).sum().clamp_min(1e-12)
+    return gap.sum() / size.sum().clamp_min(1e-12)
+
+
+def order(pool: Examples, schedule: Schedule) -> Iterator[np.ndarray]:
+    """Endless index batches, a pure function of the seed, so that a resumed run reads what the killed one would have read."""
+    epoch = 0
+    while True:
+        yield from pool.batches(schedule.batch, bucket=True, seed=schedule.seed * 7919 + epoch)
+        epoch += 1
+
+
+def parameters(student: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Two AdamW groups: matrices are decayed, biases and norms are not."""
+    matrices = [p for p in student.parameters() if p.requires_grad and p.dim() > 1]
+    vectors = [p for p in student.parameters() if p.requires_grad and p.dim() <= 1]
+    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+class Checkpoint:
+    """Weights and optimiser state on disk every `every` seconds, written aside and renamed, so that a kill costs at most that much training."""
+
+    def __init__(self, path: Path | None, schedule: Schedule, every: float = 20.0) -> None:
+        self.path, self.every, self.last = path, every, time.monotonic()
+        self.stamp = json.dumps(asdict(schedule), sort_keys=True)
+
+    def due(self) -> bool:
+        return self.path is not None and time.monotonic() - self.last > self.every
+
+    def save(self, student: nn.Module, optimiser: torch.optim.Optimizer, step: int, losses: list[float]) -> None:
+        from safetensors.torch import save_file
+
+        assert self.path is not None
+        flat = {f"p.{i}": p.detach().clone() for i, p in enumerate(student.parameters())}
+        flat |= {f"b.{i}": b.detach().clone() for i, b in enumerate(student.buffers())}
+        for i, p in enumerate(q for g in optimiser.param_groups for q in g["params"]):
+            for key, value in optimiser.state.get(p, {}).items():
+                flat[f"o.{i}.{key}"] = torch.as_tensor(value).detach().clone()
+        meta = {"schedule": self.stamp, "step": str(step), "losses": json.dumps(losses)}
+        aside = self.path.with_suffix(".part")
+        save_file(flat, str(aside), metadata=meta)
+        aside.replace(self.path)
+        self.last = time.monotonic()
+
+    def load(self, student: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list[float]]:
+        from safetensors import SafetensorError, safe_open
+
+        if self.path is None or not self.path.exists():
+            return 0, []
+        try:
+            with safe_open(str(self.path), "pt") as file:
+                meta = file.metadata() or {}
+                if meta.get("schedule") != self.stamp:
+                    return 0, []
+                flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no dict
+        except (SafetensorError, OSError):
+            return 0, []
+        with torch.no_grad():
+            for kind, those in (("p", student.parameters()), ("b", student.buffers())):
+                for i, old in enumerate(those):
+                    if f"{kind}.{i}" not in flat or flat[f"{kind}.{i}"].shape != old.shape:
+                        return 0, []
+                    old.copy_(flat[f"{kind}.{i}"])
+        for i, p in enumerate(q for g in optimiser.param_groups for q in g["params"]):
+            state = {key.split(".", 2)[2]: value for key, value in flat.items() if key.startswith(f"o.{i}.")}
+            if state:
+                optimiser.state[p] = state
+        return int(meta["step"]), json.loads(meta["losses"])
+
+    def clear(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def recover(
+    student: nn.Module, subject: Subject, task: Task, pool: Examples, schedule: Schedule, *, teacher: Teacher | None = None, answers: Tensor | None = None,
+    pairs: list[tuple[str, str]] | None = None, hidden: Callable[[Any], Tensor | None] | None = None, checkpoint: Path | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Recovery:
+    """Train `student` in place and return what was done.
+
+    With a `teacher`: on its `answers` (logits over `pool`, [N, C]; asked batch by batch where None) plus hidden states of `pairs`, plus labels where
+    `schedule.label_weight` > 0. Without one: on labels alone (plain fine-tuning). Raises FourfoldError when the loss stops being a number.
+    """
+    if teacher is None and schedule.label_weight <= 0:
+        schedule = replace(schedule, label_weight=1.0)
+    bf16 = fast_bf16()
+    optimiser = torch.optim.AdamW(parameters(student, schedule.decay), lr=schedule.lr, fused=True)
+    saved = Checkpoint(checkpoint, schedule)
+    start, losses = saved.load(student, optimiser)
+    match = bool(pairs) and teacher is not None and schedule.hidden_weight > 0
+    wall, cpu = time.perf_counter(), time.process_time()
+    student.train()
+    batches = order(pool, schedule)
+    for _ in range(start):
+        next(batches)
+    taps: list[Tap] = []
+    try:
+        if match:
+            assert pairs is not None and teacher is not None and hidden is not None
+            taps = [Tap(student, tuple(s for s, _ in pairs), hidden), Tap(teacher.module, tuple(t for _, t in pairs), hidden)]
+        for step in range(start, schedule.steps):
+            index = next(batches)
+            torch.manual_seed(schedule.seed * 1_000_003 + step)  # dropout is then a function of the step, not of what ran before a kill
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.lr * rate(step, schedule)
+            inputs = tensors(pool.collate(index))
+            loss = _loss(student, subject, task, pool, index, inputs, schedule, teacher, answers, pairs if match else None, taps, bf16)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise FourfoldError(f"the training loss became {value} at step {step} (learning rate {schedule.lr:g}).", "Lower the learning rate or look for extreme inputs.")
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), schedule.clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            losses.append(value)
+            if progress:
+                progress(step + 1, value)
+            if saved.due():
+                saved.save(student, optimiser, step + 1, losses)
+    finally:
+        for tap in taps:
+            tap.close()
+    student.eval()
+    saved.clear()
+    cut = np.array_split(np.asarray(losses), min(10, max(1, len(losses)))) if losses else []
+    return Recovery(schedule.steps, time.perf_counter() - wall, time.process_time() - cpu, tuple(float(np.mean(c)) for c in cut))
+
+
+def rate(step: int, schedule: Schedule) -> float:
+    """Share of the peak learning rate at `step`: linear warm-up, then linear to zero."""
+    warm = max(1.0, schedule.warmup * schedule.steps)
+    return min((step + 1) / warm, (schedule.steps - step) / max(1.0, schedule.steps - warm))
+
+
+def _loss(
+    student: nn.Module, subject: Subject, task: Task, pool: Examples, index: np.ndarray, inputs: dict[str, Tensor], schedule: Schedule, teacher: Teacher | None,
+    answers: Tensor | None, pairs: list[tuple[str, str]] | None, taps: list[Tap], bf16: bool,
+) -> Tensor:
+    target: Tensor | None = None
+    if teacher is not None:
+        target = answers[torch.from_numpy(index)] if answers is not None and not pairs else teacher.logits(inputs)
+    with autocast(bf16):
+        z = subject.logits(student, inputs)
+    z = z.float()
+    labels = pool.collate_targets(index) if pool.targets is not None else None
+    loss = z.new_zeros(())
+    if target is not None:
+        loss = task.distil_loss(z, target, labels, schedule.temperature)
+    if labels is not None and schedule.label_weight > 0:
+        loss = loss + schedule.label_weight * task.loss(z, labels)
+    if pairs:
+        mask = inputs.get("attention_mask")
+        gaps = [hidden_loss(taps[0].seen[s], taps[1].seen[t], mask) for s, t in pairs if s in taps[0].seen and t in taps[1].seen]
+        if gaps:
+            loss = loss + schedule.hidden_weight * torch.stack(gaps).mean()
+    return loss
+
+
+class Distil(Rewrite):
+    """Knowledge distillation from the original: logits, mapped hidden states, labels where there are any (Hinton et al. 2015; TinyBERT; MiniLM)."""
+
+    title = "recovery by distillation: logits, mapped hidden states, labels if any"
+    cites = ("hinton2015", "jiao2020tinybert", "tang2019")
+    needs = ("torch",)
+
+    def declines(self, model: nn.Module) -> str | None:
+        return None if any(p.is_floating_point() for p in model.parameters()) else f"{type(model).__name__} has no trainable weights; quantise or race back ends instead"
+
+    def options(self, anatomy: Any, sensitivities: Any) -> list[Option]:
+        return []  # it removes nothing itself; it repairs what the others removed
+
+    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
+        return model  # leaves the shape alone; the learnt weights are in the artefact's safetensors

@@ -1,0 +1,1 @@
+"""Searches that know no domain: arrays and callables in, choices out."""

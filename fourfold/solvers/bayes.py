@@ -1,0 +1,63 @@
+"""Multi-objective Bayesian search with constraints: Optuna's tree-structured Parzen estimator behind ask and tell.
+
+Deterministic for a seed and a history: a resumed run tells what the journal remembers and goes on as the killed one would have.
+(Watanabe 2023, TPE; Ozaki et al. 2022, multi-objective TPE; constraints c-TPE.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range to search: float (optionally logarithmic), or integer when `whole`."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+
+class Search:
+    """`ask()` for parameters, `tell()` their objectives (all minimised) and constraint violations (≤ 0 is feasible)."""
+
+    def __init__(self, space: Mapping[str, Span | list[Any]], objectives: int, seed: int, startup: int = 6) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space, self.optuna = dict(space), optuna
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constraints_func=lambda t: t.user_attrs.get("violation", (0.0,)))
+        self.study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
+        self.open: dict[int, Any] = {}
+
+    def seed(self, parameters: Mapping[str, Any]) -> None:
+        """Put a point at the head of the queue."""
+        self.study.enqueue_trial(dict(parameters))
+
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """A ticket and the parameters to try next."""
+        trial = self.study.ask()
+        found: dict[str, Any] = {}
+        for name, span in self.space.items():
+            if isinstance(span, list):
+                found[name] = trial.suggest_categorical(name, span)
+            elif span.whole:
+                found[name] = trial.suggest_int(name, int(span.low), int(span.high))
+            else:
+                found[name] = trial.suggest_float(name, span.low, span.high, log=span.log)
+        self.open[trial.number] = trial
+        return trial.number, found
+
+    def tell(self, ticket: int, objectives: list[float], violation: float = 0.0) -> None:
+        """Answer a ticket."""
+        trial = self.open.pop(ticket)
+        trial.set_user_attr("violation", (float(violation),))
+        self.study.tell(trial, objectives)
+
+
+def dominated(points: list[tuple[float, ...]]) -> list[bool]:
+    """For each point (all coordinates minimised), whether another is no worse everywhere and better somewhere."""
+    return [any(all(a <= b for a, b in zip(q, p, strict=True)) and q != p for q in points) for p in points]
