@@ -1,0 +1,252 @@
+"""What the reader sees in a terminal: the decision first, then the front, then where the evidence lies; and progress while it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from fourfold.report import words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_CLOSEST = 3  # nearest candidates shown when the floor is missed
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def show(report: Any, console: Console | None = None) -> None:
+    """Print `report` (a dict of fourfold.report.schema.Report): decision, front, what it cost, where the files are."""
+    from rich.console import Console
+
+    console = console or Console(highlight=False)
+    console.print(_verdict(report))
+    console.print(_front(report, console.width))
+    for line in _facts(report):
+        console.print(line, soft_wrap=False)
+
+
+def _verdict(report: Any) -> Any:
+    from rich.panel import Panel
+    from rich.text import Text
+
+    met = report["best"] is not None
+    text = Text(words.headline(report), style="bold")
+    text.append("\n" + words.decision(report), style="not bold")
+    title = f" {words.clip(report['model']['name'], 40)} · {words.clip(report['data']['name'], 40)} "
+    return Panel(text, title=title, title_align="left", border_style="green" if met else "yellow", padding=(0, 1))
+
+
+def _front(report: Any, width: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    wide = width >= 100
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("quality, %", justify="right", no_wrap=True)
+    table.add_column("energy, %", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("how", overflow="fold", ratio=1)
+
+    def row(name: str, quality: str, cost: str, parameters: float | None, how: str, style: str = "") -> None:
+        table.add_row(name, quality, cost, *([words.count(parameters)] if wide else []), how, style=style)
+
+    row("  original", "100", "100", report["model"]["parameters"], words.setting(report["baseline"]["setting"]))
+    for index in _ordered(report):
+        row(*_candidate(report, index))
+    for simple in report["simple"]:
+        quality, cost = words.interval(simple["relative_quality"], False), words.interval(simple["relative_energy"], False)
+        row(f"  {simple['name']}", quality, cost, simple.get("parameters"), "no network", "dim")
+    return table
+
+
+def _ordered(report: Any) -> list[int]:
+    """Front members, dearest first; where the floor is missed, the nearest candidates too."""
+    rows = list(report["front"])
+    if report["infeasible"]:
+        rows += [near["candidate"] for near in report["infeasible"]["nearest"][:_CLOSEST] if near["candidate"] not in rows]
+    return sorted(rows, key=lambda i: -(report["candidates"][i]["relative_energy"] or {"value": 0})["value"])
+
+
+def _candidate(report: Any, index: int) -> tuple[str, str, str, int, str, str]:
+    """A front row's cells and style."""
+    from rich.markup import escape
+
+    candidate = report["candidates"][index]
+    best = index == report["best"]
+    quality, run = words.quality_of(candidate), candidate["setting"]
+    met = quality is not None and quality["low"] is not None and quality["low"] >= report["floor"]
+    mark = "►" if best else "◆" if index == report["knee"] else " "
+    engine = f" · {run['engine']} {run['precision']}" if run else ""
+    shown = words.interval(quality, False) + ("" if candidate["test_quality"] else "*")
+    cells = (f"{mark} {escape(candidate['name'])}", shown, words.interval(candidate["relative_energy"], False), candidate["parameters"])
+    return *cells, escape(candidate["how"] + engine), "bold green" if best else "" if met else "dim"
+
+
+def _facts(report: Any) -> list[Any]:
+    from rich.text import Text
+
+    baseline, cost, data = report["baseline"], report["cost"], report["data"]
+    lines = ["► chosen  ◆ knee  [90 % interval: its lower end is a 95 % bound]  dim: below the floor"]
+    lines += [f"Original: {data['metric']} {words.absolute(baseline['quality'])}, {words.energy(baseline['joules_per_1000'])} and "
+             f"{words.span(baseline['cpu_s_per_1000'])} CPU per 1,000 examples."]  # fmt: skip
+    if report["total"] is not None and report["factors"]:
+        steps = " × ".join(f"{row['technique']} {words.times(row['before'] / row['after'])}" for row in report["factors"])
+        lines.append(f"Factors: {steps} = {words.times(report['total'])} less energy.")
+    lines.append(f"Optimising took {words.span(cost['wall_s'])} and {words.energy(cost['joules'])}. {words.break_even(report)}")
+    lines.append(f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {report['valid']}")
+    if any(not report["candidates"][i]["test_quality"] for i in _ordered(report)):
+        lines.append("* on the search split, not confirmed on unseen data.")
+    lines += [f"Note: {text}" for text in report["notes"]]
+    shown = [Text(line, style="dim") for line in lines] + [Text(f"Warning: {text}", style="yellow") for text in report["warnings"]]
+    if report["folder"] and report["best"] is not None:
+        shown.append(Text(f"Saved in {report['folder']}. Use it: fourfold predict {report['folder']} --text \"…\""))
+    return shown
+
+
+# ---- progress ------------------------------------------------------------------------------------------------------------------------------------
+
+
+class Estimate:
+    """Time left over a whole job: the plan's seconds for stages to come, corrected by how the finished ones went, and measured step time for this one."""
+
+    def __init__(self) -> None:
+        self.planned: dict[str, float] = {}
+        self.spent = 0.0  # seconds of finished stages, …
+        self.foreseen = 0.0  # … and what had been planned for them
+        self.name, self.steps, self.done, self.began = "", 0, 0, 0.0
+
+    def plan(self, stages: dict[str, float]) -> None:
+        self.planned = dict(stages)
+
+    def stage(self, name: str, steps: int, now: float) -> None:
+        self.finish(now)
+        self.name, self.steps, self.done, self.began = name, steps, 0, now
+
+    def finish(self, now: float) -> None:
+        if self.name in self.planned:
+            self.spent += now - self.began
+            self.foreseen += self.planned.pop(self.name)
+        self.name = ""
+
+    def left(self, now: float) -> float | None:
+        """Seconds left, or None while nothing is known."""
+        pace = self.spent / self.foreseen if self.foreseen > 0 else 1.0
+        pace = min(max(pace, 0.2), 5.0)  # one odd stage must not make the forecast absurd
+        rest = sum(seconds for name, seconds in self.planned.items() if name != self.name) * pace
+        elapsed = now - self.began
+        if self.done and self.steps:
+            return rest + elapsed / self.done * max(self.steps - self.done, 0)
+        if self.name in self.planned:
+            return rest + max(self.planned[self.name] * pace - elapsed, 0.0)
+        return rest if self.planned else None
+
+
+class Progress:
+    """What `fourfold.optimize` tells while it works; a context manager.
+
+    `mode`: "auto" (bars on a terminal, else plain lines), "bars", "plain" (a line per stage and one every few seconds), "json" (an object a line), "silent". Everything goes
+    to `stream` (stderr), so that stdout stays one document. Errors of the stream (a closed pipe) never stop the job.
+    """
+
+    def __init__(self, mode: Literal["auto", "bars", "plain", "json", "silent"] = "auto", stream: TextIO | None = None, every: float = 5.0) -> None:
+        self.stream = stream or sys.stderr
+        self.mode = ("bars" if self.stream.isatty() else "plain") if mode == "auto" else mode
+        self.every, self.start, self.last, self.best_text = every, time.monotonic(), 0.0, ""
+        self.estimate, self.bars, self.task = Estimate(), None, None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def plan(self, stages: dict[str, float]) -> None:
+        """Expected seconds of each stage to come, by name and in order: the forecast rests on it. May be called again when more is known."""
+        self.estimate.plan(stages)
+
+    def stage(self, name: str, total_steps: int = 0) -> None:
+        """A stage begins (and the one before it ends); `total_steps` = 0: not known."""
+        self.estimate.stage(name, total_steps, time.monotonic())
+        if self.mode == "bars":
+            self._bar(name, total_steps)
+        elif self.mode == "plain":
+            self._line(f"{name}{self._left()}")
+        self._event("stage", name=name, steps=total_steps)
+
+    def advance(self, n: int = 1) -> None:
+        """`n` steps of the stage are done."""
+        estimate = self.estimate
+        estimate.done += n
+        if self.bars is not None:
+            self.bars.update(self.task, advance=n, left=self._left())
+        elif self.mode in ("plain", "json") and time.monotonic() - self.last >= self.every:
+            self._line(f"{estimate.name} {estimate.done}{f'/{estimate.steps}' if estimate.steps else ''}{self._left()}")
+            self._event("advance", name=estimate.name, done=estimate.done, steps=estimate.steps)
+
+    def best(self, text: str) -> None:
+        """A new best so far, in words."""
+        if text == self.best_text:
+            return
+        self.best_text = text
+        if self.bars is not None:
+            self.bars.update(self.task, best=text)
+        else:
+            self._line(f"best so far: {text}")
+        self._event("best", text=text)
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""
+        if self.bars is not None:
+            self.bars.console.print(text, style="dim", markup=False)
+        else:
+            self._line(text)
+        self._event("note", text=text)
+
+    def close(self) -> None:
+        """End the last stage and the display."""
+        self.estimate.finish(time.monotonic())
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
+
+    def _left(self) -> str:
+        left = self.estimate.left(time.monotonic())
+        return "" if left is None else f" · {words.roughly(left)} left"
+
+    def _bar(self, name: str, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        if self.bars is None:
+            columns = (SpinnerColumn(), TextColumn("[bold]{task.description}", justify="left"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TextColumn("[dim]{task.fields[left]}  {task.fields[best]}", markup=True))  # fmt: skip
+            self.bars = Bars(*columns, console=Console(file=self.stream), transient=False)
+            self.bars.start()
+        elif self.task is not None:
+            done = self.bars.tasks[-1]
+            self.bars.update(self.task, total=done.completed or 1, completed=done.completed or 1, left="", best="")
+        self.task = self.bars.add_task(name, total=steps or None, left=self._left(), best=self.best_text)
+
+    def _line(self, text: str) -> None:
+        if self.mode == "plain":
+            self._write(f"[{time.monotonic() - self.start:6.1f} s] {text}")
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        if self.mode == "json":
+            left = self.estimate.left(time.monotonic())
+            self._write(json.dumps({"t": round(time.monotonic() - self.start, 3), "event": kind, **fields, "left": None if left is None else round(left, 1)}))
+
+    def _write(self, text: str) -> None:
+        self.last = time.monotonic()
+        try:
+            print(text, file=self.stream, flush=True)
+        except (OSError, ValueError):
+            self.mode = "silent"

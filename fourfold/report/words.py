@@ -1,0 +1,196 @@
+"""Numbers as a reader writes and reads them: "97%" and "10min" in, "98.1 % [97.2, 99.0]" and "about 3 min" out, and the verdict in one sentence."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fourfold.errors import InputError
+
+_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
+_SPENT = {"energy": "energy", "latency": "time", "memory": "memory"}
+
+
+def fraction(text: str | float) -> float:
+    """A floor as a fraction: "97%", "97", "0.97" and 0.97 are all 0.97.
+
+    A bare number above 10 is read as per cent; between 1 and 10 it is refused, since "1.2" is likelier a slip than 1.2 %.
+    Raises InputError if it is not a number, not above 0 %, or above 100 %.
+    """
+    raw = str(text).strip()
+    match = re.fullmatch(r"([+-]?\d+(?:[.,]\d+)?|[+-]?\.\d+)\s*(%?)", raw)
+    if not match:
+        raise InputError(f"floor {raw!r} is not a share of the original's quality.", "Write it as 97%, 97 or 0.97.")
+    value = float(match[1].replace(",", "."))
+    value = value / 100 if match[2] or value > 10 else value
+    if not 0 < value <= 1:
+        raise InputError(f"floor {raw!r} is {percent(value)} of the original's quality; it must be above 0 % and at most 100 %.", "Try 97%.")
+    return value
+
+
+def seconds(text: str | float) -> float:
+    """A budget in seconds: "90s", "10min", "1h", "1h30min"; a bare number is seconds. Raises InputError if it is none of these or not above 0."""
+    raw = str(text).strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*", raw)
+    units = [re.sub(r"(?<=..)s$", "", unit) for _, unit in parts]
+    if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*", "", raw) or any(unit not in _SECONDS for unit in units):
+        raise InputError(f"budget {raw!r} is not a duration.", "Write it as 90s, 10min or 1h.")
+    total = sum(float(number) * _SECONDS[unit] for (number, _), unit in zip(parts, units, strict=True))
+    if total <= 0:
+        raise InputError(f"budget {raw!r} leaves no time.", "Write it as 90s, 10min or 1h.")
+    return total
+
+
+def percent(value: float | None, sign: bool = True, digits: int | None = None) -> str:
+    """A fraction in per cent: 0.981 → "98.1 %", 0.0043 → "0.43 %", 0.97 → "97 %"; None → "–". `digits` fixes the decimals."""
+    if value is None:
+        return "–"
+    scaled = value * 100
+    if digits is None:
+        digits = 0 if abs(scaled) >= 999.5 or abs(scaled - round(scaled)) < 1e-9 else _digits(scaled)
+    text = f"{scaled:,.{digits}f}"
+    return f"{text} %" if sign else text
+
+
+def _digits(scaled: float) -> int:
+    """Decimals that show about three figures of a percentage."""
+    return 1 if abs(scaled) >= 0.995 else 2 if abs(scaled) >= 0.0995 else 3
+
+
+def interval(figure: Any, sign: bool = True) -> str:
+    """A relative figure with its interval, in per cent: "98.1 % [97.2, 99.0]"."""
+    if figure is None:
+        return "–"
+    digits = _digits(figure["value"] * 100)
+    low, high = (percent(figure[end], False, digits) for end in ("low", "high"))
+    ends = "" if figure["low"] is None and figure["high"] is None else f" [{low}, {high}]"
+    return percent(figure["value"], sign, digits) + ends
+
+
+def absolute(figure: Any) -> str:
+    """A metric in its own unit with its interval: "0.853 [0.840, 0.866]"."""
+    if figure is None:
+        return "–"
+    digits = 1 if abs(figure["value"]) >= 100 else 2 if abs(figure["value"]) >= 10 else 3
+    ends = "" if figure["low"] is None or figure["high"] is None else f" [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+    return f"{figure['value']:.{digits}f}{ends}"
+
+
+def times(factor: float | None) -> str:
+    """How many times: 16.2 → "16×", 2.13 → "2.1×"."""
+    return "–" if factor is None else f"{factor:,.0f}×" if factor >= 19.95 else f"{factor:.1f}×" if factor >= 1.995 else f"{factor:.2f}×"
+
+
+def count(value: float | None) -> str:
+    """A count in a few digits: 22_713_216 → "22.7 M"."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            scaled = value / (1e3 if size == 1e4 else size)
+            return f"{scaled:.{0 if scaled >= 99.5 else 1}f}{letter}"
+    return f"{value:,.0f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units: 90_800_000 → "90.8 MB"."""
+    return "–" if value is None else f"{count(value).replace(' k', ' kB').replace(' M', ' MB').replace(' G', ' GB')}" if value >= 1e4 else f"{value:.0f} B"
+
+
+def span(value: float | None) -> str:
+    """A duration: 0.0123 → "12 ms", 42 → "42 s", 190 → "3 min 10 s"."""
+    if value is None:
+        return "–"
+    if value < 1:
+        return f"{value * 1e6:.0f} µs" if value < 1e-3 else f"{value * 1e3:.3g} ms"
+    if value < 100:
+        return f"{value:.3g} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if rest else f"{minutes} min"
+
+
+def energy(joules: Any) -> str:
+    """Joules with their grade: "41.2 J (modelled)"."""
+    if joules is None:
+        return "not measured"
+    value = joules["value"]
+    text = f"{value / 3.6e6:.3g} kWh" if value >= 3.6e6 else f"{value / 1e3:.3g} kJ" if value >= 1e4 else f"{value:.3g} J" if value < 1000 else f"{value:,.0f} J"
+    return f"{text} ({joules['grade']})"
+
+
+def setting(row: Any) -> str:
+    """A configuration in words: "openvino bf16, 1 thread, batch 32, bucketed"."""
+    if row is None:
+        return "–"
+    threads = f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
+    return f"{row['engine']} {row['precision']}, {threads}, batch {row['batch']}{', bucketed' if row['bucketing'] else ''}"
+
+
+def quality_of(candidate: Any) -> Any:
+    """Relative quality on the unseen split, or, where it never got there, on the search split."""
+    return candidate["test_quality"] or candidate["search_quality"]
+
+
+def spent(candidate: Any, objective: str) -> Any:
+    """The candidate's relative figure for the objective, as an interval."""
+    if objective == "memory":
+        value = candidate["relative_memory"]
+        return None if value is None else {"value": value, "low": None, "high": None}
+    return candidate["relative_latency" if objective == "latency" else "relative_energy"]
+
+
+def headline(report: Any) -> str:
+    """The decision in a few words."""
+    if report["best"] is None:
+        return f"Nothing cheaper clears the floor of {percent(report['floor'])}."
+    best = report["candidates"][report["best"]]
+    cost = spent(best, report["objective"])
+    what = _SPENT[report["objective"]]
+    if cost is None:
+        return f"The floor of {percent(report['floor'])} is met."
+    return f"The same work for {percent(cost['value'])} of the {what}."
+
+
+def decision(report: Any) -> str:
+    """The decision with its evidence, in one or two sentences."""
+    data = report["data"]
+    if report["best"] is None:
+        return _missed(report)
+    quality = quality_of(report["candidates"][report["best"]])
+    split = f"{quality.get('n', data['test']):,} unseen examples" if report["candidates"][report["best"]]["test_quality"] else "the search split"
+    return f"Quality is {interval(quality)} of the original's on {split}; the floor is {percent(report['floor'])} ({data['metric']}, lower 95 % bound)."
+
+
+def _missed(report: Any) -> str:
+    miss = report["infeasible"]
+    text = miss["reason"] if miss else "no candidate reached it"
+    text = text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    if miss and miss["nearest"]:
+        near = miss["nearest"][0]
+        candidate = report["candidates"][near["candidate"]]
+        text += f" Nearest: {candidate['name']}, {interval(quality_of(candidate))} of the quality at {interval(candidate['relative_energy'])} of the energy"
+        text += f", {near['shortfall'] * 100:.1f} points short."
+    return text
+
+
+def break_even(report: Any) -> str:
+    """When the optimisation has paid for itself."""
+    runs = report["cost"]["break_even"]
+    if runs is None:
+        return "The optimisation does not pay for itself in energy."
+    return f"The optimisation pays for itself after {count(runs)} inferences."
+
+
+def clip(text: str, width: int) -> str:
+    """At most `width` characters, the end kept (a path's end says most): "…/reviews.csv"."""
+    return text if len(text) <= width else "…" + text[-(width - 1) :]
+
+
+def roughly(value: float) -> str:
+    """A forecast, no finer than it deserves: 7 → "a few seconds", 130 → "about 2 min"."""
+    if value < 8:
+        return "a few seconds"
+    if value < 90:
+        return f"about {round(value, -1):.0f} s"
+    return f"about {value / 60:.0f} min" if value < 5400 else f"about {value / 3600:.1f} h"
