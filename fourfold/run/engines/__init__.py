@@ -1,0 +1,37 @@
+"""One file an engine; this folder's listing is the registry, so nothing else has to be told of a new one.
+
+Look names up with `names()` (imports nothing heavy) and classes with `engine(name)` (imports that file only).
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fourfold.errors import InputError
+
+if TYPE_CHECKING:
+    from fourfold.run.engines.base import Engine
+
+ROOM = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Every engine there is a file for, sorted; whether it can run here is `Engine.declines`'s to say."""
+    return sorted(file.stem for file in ROOM.glob("*.py") if file.stem not in ("__init__", "base"))
+
+
+def engine(name: str) -> type[Engine]:
+    """The engine class of that name. Raises `InputError` for a name without a file."""
+    if name not in names():
+        raise InputError(f"there is no back end called {name!r}", f"Choose from: {', '.join(names())}.")
+    from fourfold.run.engines.base import Engine
+
+    room = importlib.import_module(f"{__name__}.{name}")
+    return next(kind for kind in vars(room).values() if isinstance(kind, type) and issubclass(kind, Engine) and kind.__module__ == room.__name__)
+
+
+def engines() -> list[type[Engine]]:
+    """All engine classes, by name."""
+    return [engine(name) for name in names()]

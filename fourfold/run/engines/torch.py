@@ -1,0 +1,95 @@
+"""PyTorch as it is: the module called eagerly. Always there, and what every other engine is compared with."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as pytorch
+from torch import Tensor, nn
+
+from fourfold.run.engines.base import Batch, Engine, Session, Signature, Unexportable
+
+
+class Torch(Engine):
+    """fp32, bf16, and int8 through the modules of `fourfold.rewrites.compress.quantise`."""
+
+    name: ClassVar[str] = "torch"
+    title: ClassVar[str] = "PyTorch"
+    needs: ClassVar[tuple[str, ...]] = ("torch",)
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8", "int8-static", "int8-weights")
+
+    @classmethod
+    def export(cls, wrapped: nn.Module, signature: Signature, calibration: Sequence[Batch], precision: str, folder: Path) -> list[str]:
+        """fp32 and bf16 need no files. int8 leaves its recipe, with the calibrated ranges of static quantisation as data."""
+        if precision in ("fp32", "bf16"):
+            return []
+        from fourfold.rewrites.compress.quantise import plan
+
+        recipe = plan(wrapped, precision, [signature.tensors(batch) for batch in calibration])
+        if not recipe.edits:
+            raise Unexportable(f"no module of this model is worth {precision}")
+        file = f"torch-{precision}.json"
+        (folder / file).write_text(json.dumps(recipe.to_json()))
+        return [file]
+
+    @classmethod
+    def open(cls, folder: Path, wrapped: nn.Module | None, signature: Signature, precision: str, threads: int) -> Session:
+        if wrapped is None:
+            raise Unexportable("PyTorch needs the module itself, not only files")
+        if precision == "bf16":
+            wrapped = to_bf16(copy.deepcopy(wrapped))
+        elif precision != "fp32":
+            from fourfold.recipe import Recipe
+            from fourfold.rewrites.compress.quantise import Quantise
+
+            recipe = Recipe.from_json(json.loads((folder / f"torch-{precision}.json").read_text()))
+            wrapped = Quantise().apply(copy.deepcopy(wrapped), recipe)
+        return TorchSession(wrapped.eval(), signature, precision, threads)
+
+
+class TorchSession(Session):
+    """Calls the module under inference mode with its own thread count."""
+
+    def __init__(self, module: nn.Module, signature: Signature, precision: str, threads: int) -> None:
+        self.module, self.signature, self.precision, self.threads = module, signature, precision, threads
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        if pytorch.get_num_threads() != self.threads:
+            pytorch.set_num_threads(self.threads)
+        tensors = self.signature.tensors(inputs)
+        if self.precision == "bf16":
+            tensors = tuple(narrow(t) if t.is_floating_point() else t for t in tensors)
+        with pytorch.inference_mode():
+            return self.module(*tensors).float().numpy()
+
+    def describe(self) -> dict[str, Any]:
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in [*self.module.parameters(), *self.module.buffers()]})
+        return {"engine": "torch", "version": pytorch.__version__, "precision": self.precision, "threads": self.threads, "dtypes": dtypes}
+
+    def close(self) -> None:
+        self.module = nn.Identity()
+
+
+def to_bf16(module: nn.Module) -> nn.Module:
+    """In place, every floating tensor to bf16. Finite fp32 values that bf16 would round to infinity (masks filled with the most negative number)
+    become its largest finite ones."""
+    for holder in module.modules():
+        for store in (holder._parameters, holder._buffers):
+            for tensor in store.values():
+                if tensor is not None and tensor.is_floating_point():
+                    tensor.data = narrow(tensor.data)
+    return module
+
+
+def narrow(tensor: Tensor) -> Tensor:
+    """fp32 → bf16 without new infinities."""
+    small = tensor.to(pytorch.bfloat16)
+    if pytorch.isinf(small).any():
+        limit = pytorch.finfo(pytorch.bfloat16).max
+        small = pytorch.where(pytorch.isinf(small) & pytorch.isfinite(tensor), pytorch.sign(small) * limit, small)
+    return small
