@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from fourfold.report import words
+from fourfold.report import story, words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +35,8 @@ def _verdict(report: Any) -> Any:
     from rich.text import Text
 
     met = report["best"] is not None
-    text = Text(words.headline(report), style="bold")
-    text.append("\n" + words.decision(report), style="not bold")
+    text = Text(story.headline(report), style="bold")
+    text.append("\n" + story.decision(report), style="not bold")
     title = f" {words.clip(report['model']['name'], 40)} · {words.clip(report['data']['name'], 40)} "
     return Panel(text, title=title, title_align="left", border_style="green" if met else "yellow", padding=(0, 1))
 
@@ -80,7 +80,7 @@ def _candidate(report: Any, index: int) -> tuple[str, str, str, int, str, str]:
 
     candidate = report["candidates"][index]
     best = index == report["best"]
-    quality, run = words.quality_of(candidate), candidate["setting"]
+    quality, run = story.quality_of(candidate), candidate["setting"]
     met = quality is not None and quality["low"] is not None and quality["low"] >= report["floor"]
     mark = "►" if best else "◆" if index == report["knee"] else " "
     engine = f" · {run['engine']} {run['precision']}" if run else ""
@@ -99,22 +99,47 @@ def _facts(report: Any) -> list[Any]:
     if report["total"] is not None and report["factors"]:
         steps = " × ".join(f"{row['technique']} {words.times(row['before'] / row['after'])}" for row in report["factors"])
         lines.append(f"Factors: {steps} = {words.times(report['total'])} less energy.")
-    lines.append(f"Optimising took {words.span(cost['wall_s'])} and {words.energy(cost['joules'])}. {words.break_even(report)}")
+    lines.append(f"Optimising took {words.span(cost['wall_s'])} and {words.energy(cost['joules'])}. {story.break_even(report)}".rstrip())
     lines.append(f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {report['valid']}")
     if any(not report["candidates"][i]["test_quality"] for i in _ordered(report)):
         lines.append("* on the search split, not confirmed on unseen data.")
     lines += [f"Note: {text}" for text in report["notes"]]
     shown = [Text(line, style="dim") for line in lines] + [Text(f"Warning: {text}", style="yellow") for text in report["warnings"]]
     if report["folder"] and report["best"] is not None:
-        shown.append(Text(f"Saved in {report['folder']}. Use it: fourfold predict {report['folder']} --text \"…\""))
+        shown.append(Text(f'Saved in {report["folder"]}. Use it: fourfold predict {report["folder"]} --text "…"'))
     return shown
+
+
+def table(rows: Any) -> Table:
+    """Dicts with the same keys as a table: one row each, keys as heads."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    for head in heads:
+        shown.add_column(escape(str(head)), overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(_cell(row.get(head))) for head in heads))
+    return shown
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+        return words.absolute(value)
+    return (
+        "yes" if value is True else "no" if value is False else "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    )
 
 
 # ---- progress ------------------------------------------------------------------------------------------------------------------------------------
 
 
 class Estimate:
-    """Time left over a whole job: the plan's seconds for stages to come, corrected by how the finished ones went, and measured step time for this one."""
+    """Time left over a whole job: measured step time for this stage, planned seconds for those to come, corrected by how the finished ones went."""
 
     def __init__(self) -> None:
         self.planned: dict[str, float] = {}
@@ -151,8 +176,8 @@ class Estimate:
 class Progress:
     """What `fourfold.optimize` tells while it works; a context manager.
 
-    `mode`: "auto" (bars on a terminal, else plain lines), "bars", "plain" (a line per stage and one every few seconds), "json" (an object a line), "silent". Everything goes
-    to `stream` (stderr), so that stdout stays one document. Errors of the stream (a closed pipe) never stop the job.
+    `mode`: "auto" (bars on a terminal, else plain lines), "bars", "plain" (a line per stage and one every few seconds), "json" (an object a line),
+    "silent". Everything goes to `stream` (stderr), so that stdout stays one document. Errors of the stream (a closed pipe) never stop the job.
     """
 
     def __init__(self, mode: Literal["auto", "bars", "plain", "json", "silent"] = "auto", stream: TextIO | None = None, every: float = 5.0) -> None:
@@ -226,8 +251,15 @@ class Progress:
         from rich.progress import Progress as Bars
 
         if self.bars is None:
-            columns = (SpinnerColumn(), TextColumn("[bold]{task.description}", justify="left"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-                       TextColumn("[dim]{task.fields[left]}  {task.fields[best]}", markup=True))  # fmt: skip
+            line = TextColumn("[dim]{task.fields[left]}  {task.fields[best]}", markup=True)
+            columns = (
+                SpinnerColumn(),
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                line,
+            )
             self.bars = Bars(*columns, console=Console(file=self.stream), transient=False)
             self.bars.start()
         elif self.task is not None:
@@ -242,7 +274,8 @@ class Progress:
     def _event(self, kind: str, **fields: Any) -> None:
         if self.mode == "json":
             left = self.estimate.left(time.monotonic())
-            self._write(json.dumps({"t": round(time.monotonic() - self.start, 3), "event": kind, **fields, "left": None if left is None else round(left, 1)}))
+            left = None if left is None else round(left, 1)
+            self._write(json.dumps({"t": round(time.monotonic() - self.start, 3), "event": kind, **fields, "left": left}))
 
     def _write(self, text: str) -> None:
         self.last = time.monotonic()

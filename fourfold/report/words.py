@@ -1,4 +1,4 @@
-"""Numbers as a reader writes and reads them: "97%" and "10min" in, "98.1 % [97.2, 99.0]" and "about 3 min" out, and the verdict in one sentence."""
+"""Numbers as a reader writes and reads them: "97%" and "10min" in, "98.1 % [97.2, 99.0]" and "about 3 min" out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from fourfold.errors import InputError
 
 _SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
-_SPENT = {"energy": "energy", "latency": "time", "memory": "memory"}
 
 
 def fraction(text: str | float) -> float:
@@ -94,7 +93,9 @@ def count(value: float | None) -> str:
 
 def size(value: float | None) -> str:
     """Bytes in decimal units: 90_800_000 → "90.8 MB"."""
-    return "–" if value is None else f"{count(value).replace(' k', ' kB').replace(' M', ' MB').replace(' G', ' GB')}" if value >= 1e4 else f"{value:.0f} B"
+    if value is None:
+        return "–"
+    return f"{count(value)}B" if value >= 1e4 else f"{value:.0f} B"
 
 
 def span(value: float | None) -> str:
@@ -115,7 +116,8 @@ def energy(joules: Any) -> str:
     if joules is None:
         return "not measured"
     value = joules["value"]
-    text = f"{value / 3.6e6:.3g} kWh" if value >= 3.6e6 else f"{value / 1e3:.3g} kJ" if value >= 1e4 else f"{value:.3g} J" if value < 1000 else f"{value:,.0f} J"
+    scale, unit = (3.6e6, "kWh") if value >= 3.6e6 else (1e3, "kJ") if value >= 1e3 else (1.0, "J") if value >= 0.1 else (1e-3, "mJ")
+    text = f"{value / scale:.3g} {unit}"
     return f"{text} ({joules['grade']})"
 
 
@@ -125,61 +127,6 @@ def setting(row: Any) -> str:
         return "–"
     threads = f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
     return f"{row['engine']} {row['precision']}, {threads}, batch {row['batch']}{', bucketed' if row['bucketing'] else ''}"
-
-
-def quality_of(candidate: Any) -> Any:
-    """Relative quality on the unseen split, or, where it never got there, on the search split."""
-    return candidate["test_quality"] or candidate["search_quality"]
-
-
-def spent(candidate: Any, objective: str) -> Any:
-    """The candidate's relative figure for the objective, as an interval."""
-    if objective == "memory":
-        value = candidate["relative_memory"]
-        return None if value is None else {"value": value, "low": None, "high": None}
-    return candidate["relative_latency" if objective == "latency" else "relative_energy"]
-
-
-def headline(report: Any) -> str:
-    """The decision in a few words."""
-    if report["best"] is None:
-        return f"Nothing cheaper clears the floor of {percent(report['floor'])}."
-    best = report["candidates"][report["best"]]
-    cost = spent(best, report["objective"])
-    what = _SPENT[report["objective"]]
-    if cost is None:
-        return f"The floor of {percent(report['floor'])} is met."
-    return f"The same work for {percent(cost['value'])} of the {what}."
-
-
-def decision(report: Any) -> str:
-    """The decision with its evidence, in one or two sentences."""
-    data = report["data"]
-    if report["best"] is None:
-        return _missed(report)
-    quality = quality_of(report["candidates"][report["best"]])
-    split = f"{quality.get('n', data['test']):,} unseen examples" if report["candidates"][report["best"]]["test_quality"] else "the search split"
-    return f"Quality is {interval(quality)} of the original's on {split}; the floor is {percent(report['floor'])} ({data['metric']}, lower 95 % bound)."
-
-
-def _missed(report: Any) -> str:
-    miss = report["infeasible"]
-    text = miss["reason"] if miss else "no candidate reached it"
-    text = text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
-    if miss and miss["nearest"]:
-        near = miss["nearest"][0]
-        candidate = report["candidates"][near["candidate"]]
-        text += f" Nearest: {candidate['name']}, {interval(quality_of(candidate))} of the quality at {interval(candidate['relative_energy'])} of the energy"
-        text += f", {near['shortfall'] * 100:.1f} points short."
-    return text
-
-
-def break_even(report: Any) -> str:
-    """When the optimisation has paid for itself."""
-    runs = report["cost"]["break_even"]
-    if runs is None:
-        return "The optimisation does not pay for itself in energy."
-    return f"The optimisation pays for itself after {count(runs)} inferences."
 
 
 def clip(text: str, width: int) -> str:

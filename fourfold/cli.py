@@ -1,0 +1,381 @@
+"""The command line: each command is a thin wrapper on one library call. `--json` prints exactly one JSON document; errors are two lines at most."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fourfold.errors import FourfoldError, InputError
+
+_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+
+app = typer.Typer(
+    name="fourfold",
+    help="Make a trained model cheaper on your machine, above a quality floor, and prove it.",
+    epilog="Example: fourfold optimize model/ --data reviews.csv --floor 97% --out cheap/",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `fourfold optimize --out` wrote.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import fourfold
+
+        print(fourfold.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _fourfold(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+# ---- the main job --------------------------------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: fourfold optimize model/ --data reviews.csv --floor 97% --budget 10min --out cheap/")
+def optimize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face style folder, or package.module:factory.")],
+    data: Annotated[str, typer.Option(help="CSV, JSONL, Parquet, text file, folder of images or WAVs, or package.module:factory.")],
+    floor: Annotated[str, typer.Option(help="Least share of the original's quality: 97%, 97 or 0.97.")] = "97%",
+    budget: Annotated[str, typer.Option(help="Time to spend: 90s, 10min, 1h.")] = "10min",
+    objective: Annotated[str, typer.Option(help="What to make small: energy, latency or memory.")] = "energy",
+    out: Annotated[Path, typer.Option(help="Folder for the cheaper model, its report and the journal.")] = Path("cheap"),
+    metric: Annotated[str | None, typer.Option(help="accuracy, f1, spearman, perplexity, wer … or package.module:function.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classification, regression, causal_lm, seq2seq, ctc. Found from model and data where left out.")
+    ] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the label.")] = None,
+    search_data: Annotated[str | None, typer.Option(help="Data to choose candidates by. Split off --data where left out.")] = None,
+    test_data: Annotated[str | None, typer.Option(help="Unseen data that the floor is proven on. Split off --data where left out.")] = None,
+    engines: Annotated[str | None, typer.Option(help="Back ends to race, separated by commas. All that run here where left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Most threads to use. Raced where left out.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Longest input kept, in tokens or samples.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Start anew, or go on from the journal in --out.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the HTML report here too.")] = None,
+    progress: Annotated[str, typer.Option(help="auto, plain, json (lines on stderr) or none.")] = "auto",
+    as_json: AsJson = False,
+) -> int:
+    """Search for a model that does the same work for less, prove its quality on unseen data, and save it.
+
+    Exit code 3: no candidate clears the floor; the nearest ones are shown.
+    """
+    from fourfold.report.words import fraction, seconds
+
+    share, limit = fraction(floor), seconds(budget)
+    _choice("objective", objective, ("energy", "latency", "memory"))
+    _choice("progress", progress, ("auto", "plain", "json", "none"))
+    import fourfold
+    from fourfold.report.terminal import Progress
+
+    columns = {"text": text_column, "label": label_column}
+    splits = {"search": search_data, "test": test_data}
+    more: dict[str, Any] = {"splits": given} if (given := {name: value for name, value in splits.items() if value}) else {}
+    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
+    with Progress(mode) as shown:
+        front: Any = fourfold.optimize(
+            model,
+            data,
+            floor=share,
+            budget=limit,
+            objective=objective,
+            out=out,
+            metric=metric,
+            task=task,
+            columns={name: value for name, value in columns.items() if value} or None,
+            seed=seed,
+            engines=[name.strip() for name in engines.split(",") if name.strip()] if engines else None,
+            threads=threads,
+            max_length=max_length,
+            fresh=fresh,
+            progress=shown,
+            **more,
+        )
+    if report:
+        front.report(report)
+    _show(front.report_data, as_json)
+    if getattr(front, "interrupted", False):
+        _say("Interrupted; this is the best so far. The same command goes on from here.")
+        return _INTERRUPTED
+    return 0 if front.best is not None else 3
+
+
+@app.command(epilog='Example: fourfold predict cheap/ --text "A joy from start to end." --text "Two hours I will not get back."')
+def predict(
+    folder: Folder,
+    text: Annotated[list[str] | None, typer.Option(help="An input; may be given several times.")] = None,
+    data: Annotated[str | None, typer.Option(help="File of inputs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write predictions to this CSV file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer with the cheaper model."""
+    if bool(text) == bool(data):
+        raise InputError("predict takes inputs from --text or from --data, and needs one of them.", 'Add --text "…" or --data new.csv.')
+    import fourfold
+
+    answers = [_plain(answer) for answer in fourfold.load(folder).predict(text or data)]
+    if out:
+        _write_csv(answers, out)
+    if as_json:
+        _emit({"predictions": answers} if not out else {"predictions": len(answers), "file": str(out)})
+    elif out:
+        print(f"{len(answers):,} predictions in {out}")
+    else:
+        print("\n".join(_line(answer) for answer in answers))
+
+
+@app.command(epilog="Example: fourfold race cheap/")
+def race(folder: Folder, as_json: AsJson = False) -> None:
+    """Race precisions and back ends again, on this machine, and keep the winner in the artefact."""
+    from fourfold.run.artefact import rerace
+
+    outcome = rerace(folder)
+    _emit(outcome) if as_json else _table(outcome)
+
+
+# ---- reading what was found ----------------------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: fourfold report cheap/ --html report.html")
+def report(
+    path: Annotated[Path, typer.Argument(metavar="FOLDER|REPORT.JSON", help="Artefact folder, or a report.json.")],
+    html: Annotated[Path | None, typer.Option(help="Write the self-contained HTML report here.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the picture of the front here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was found, and how sure it is."""
+    from fourfold.report.json import read
+
+    document = read(path)
+    if html:
+        from fourfold.report.html import write
+
+        write(document, html)
+    if svg:
+        from fourfold.report.html import picture
+
+        picture(document, svg)
+    if as_json or not (html or svg):
+        _show(document, as_json)
+    else:
+        print("\n".join(str(file) for file in (html, svg) if file))
+
+
+@app.command("list", epilog="Example: fourfold list")
+def list_techniques(as_json: AsJson = False) -> None:
+    """List the techniques there are, their lever, and what each needs."""
+    rows = _techniques()
+    _emit({"techniques": rows}) if as_json else _table(rows)
+
+
+@app.command(epilog="Example: fourfold explain cheap/")
+def explain(
+    subject: Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="An artefact folder or report.json, or a technique of `fourfold list`.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say in sentences what was done to a model where and why, or what a technique does."""
+    if Path(subject).exists():
+        from fourfold.report.json import read
+        from fourfold.report.story import story
+
+        lines = story(read(subject))
+    else:
+        lines = [_technique(subject)["doc"]]
+    _emit({"subject": subject, "text": lines}) if as_json else print("\n".join(lines))
+
+
+@app.command(epilog="Example: fourfold cite cheap/ > references.bib")
+def cite(
+    subject: Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="An artefact folder or report.json, or a technique of `fourfold list`.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the papers that a result or a technique rests on, as BibTeX."""
+    if Path(subject).exists():
+        from fourfold.report.json import read
+
+        entries = [row["bibtex"] for row in read(subject)["citations"]]
+    else:
+        entries = _bibtex(_technique(subject)["cites"])
+    _emit({"subject": subject, "bibtex": entries}) if as_json else print("\n\n".join(entry.strip() for entry in entries))
+
+
+@app.command(epilog="Example: fourfold doctor")
+def doctor(as_json: AsJson = False) -> None:
+    """Tell what this machine offers: instructions, back ends, energy meters, versions, and why something is missing."""
+    from fourfold.report.doctor import examine, tell
+
+    facts = examine()
+    _emit(facts) if as_json else print("\n".join(tell(facts)))
+
+
+@app.command(epilog="Example: fourfold claims")
+def claims(as_json: AsJson = False) -> None:
+    """Print published figures beside what this project measured for them, missed ones included."""
+    from fourfold.report.claims import claims as gather
+
+    rows = [_plain(row) for row in gather()]
+    _emit({"claims": rows}) if as_json else _table(rows)
+
+
+@app.command(epilog="Example: fourfold demo --out demo/")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to work in; a second run goes on where the first stopped.")] = Path("demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Run the main job on a real model and real reviews, from download to report."""
+    from fourfold import demo as room
+
+    page = room.run(out)
+    _emit({"report": str(page)}) if as_json else print(page)
+
+
+# ---- inside --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"--{name} {value!r} is not known.", f"Choose from: {', '.join(allowed)}.")
+
+
+def _emit(document: Any) -> None:
+    print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _show(document: Any, as_json: bool) -> None:
+    if as_json:
+        _emit(document)
+    else:
+        from fourfold.report.terminal import show
+
+        show(document)
+
+
+def _plain(value: Any) -> Any:
+    """Numpy scalars and arrays, dataclasses and paths as plain JSON values."""
+    import dataclasses
+
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _line(answer: Any) -> str:
+    return "\t".join(str(item) for item in answer.values()) if isinstance(answer, dict) else str(answer)
+
+
+def _write_csv(answers: list[Any], path: Path) -> None:
+    import csv
+
+    rows = [answer if isinstance(answer, dict) else {"prediction": answer} for answer in answers]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)) or ["prediction"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _table(rows: Any) -> None:
+    """Rows of equal dicts as a table; a dict as its lines, its lists of dicts as tables."""
+    from rich.console import Console
+
+    from fourfold.report.terminal import table
+
+    console = Console(highlight=False)
+    if isinstance(rows, dict):
+        for key, value in rows.items():
+            nested = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+            console.print(table(value) if nested else f"{key}: {value}", markup=False)
+    else:
+        console.print(table(rows))
+
+
+def _techniques() -> list[dict[str, Any]]:
+    from fourfold.techniques import facts, techniques
+
+    return [_plain(facts(name)) for name in techniques()]
+
+
+def _technique(name: str) -> dict[str, Any]:
+    from fourfold.techniques import techniques
+
+    if name not in techniques():
+        raise InputError(f"{name!r} is neither a folder nor a technique.", "See `fourfold list` for the techniques.")
+    return next(row for row in _techniques() if row["name"] == name)
+
+
+def _bibtex(keys: list[str]) -> list[str]:
+    from fourfold.cite import BIBLIOGRAPHY
+
+    return [BIBLIOGRAPHY[key] for key in keys]
+
+
+def _fail(message: str, code: int, as_json: bool) -> int:
+    """Report an error: one JSON document on stdout, or at most two lines on stderr."""
+    if as_json:
+        _emit({"error": {"message": message, "exit_code": code}})
+    else:
+        _say("\n".join(line for line in ("error: " + message).splitlines()[:2]))
+    return code
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; the exit code. Never raises for what a user can do, and never prints a traceback unless FOURFOLD_DEBUG is set."""
+    as_json = "--json" in arguments
+    try:
+        outcome = app(args=arguments, prog_name="fourfold", standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except FourfoldError as error:
+        return _fail(str(error), error.exit_code, as_json)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted. What was measured is kept; the same command goes on from there.", _INTERRUPTED, as_json)
+    except Exception as error:
+        if os.environ.get("FOURFOLD_DEBUG"):
+            raise
+        return _unexpected(error, as_json)
+
+
+def _unexpected(error: Exception, as_json: bool) -> int:
+    import errno
+
+    usage = getattr(error, "format_message", None)  # typer's own: a bad option, a missing argument
+    if usage:
+        context = getattr(error, "ctx", None)
+        return _fail(f"{usage()}\nTry '{context.command_path if context else 'fourfold'} --help'.", 2, as_json)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        place = f" ({error.filename})" if error.filename else ""
+        return _fail(f"the disk is full{place}.\nWhat was written before is whole; make room and run the same command again.", 1, as_json)
+    text = " ".join(str(error).split())[:300]
+    return _fail(f"{type(error).__name__}: {text}\nThis is not foreseen; run with FOURFOLD_DEBUG=1 for the traceback.", 1, as_json)
+
+
+def main() -> None:
+    """Entry point of the `fourfold` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?", not a traceback
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""report.json: written whole or not at all, read back with its faults named."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fourfold.errors import ArtefactError, InputError
+from fourfold.report.schema import validate
+
+NAME = "report.json"
+
+
+def write(report: Any, path: Path | str) -> Path:
+    """Write `report` to `path` (a file, or a folder that gets report.json) by renaming a finished file; the path written.
+
+    Raises ArtefactError naming the first fault if the report is not sound (fourfold.report.schema).
+    """
+    path = Path(path)
+    path = path / NAME if path.is_dir() else path
+    _check(report, path)
+    replace(path, json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def read(path: Path | str) -> Any:
+    """The report in a file, or in an artefact's folder.
+
+    Raises InputError if there is none, ArtefactError if it is not JSON or breaks the schema.
+    """
+    path = Path(path)
+    file = path / NAME if path.is_dir() else path
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no report at {file}.", "Give the folder that `fourfold optimize --out` wrote, or a report.json.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtefactError(f"{file} is not a JSON report ({error}).", "Run `fourfold optimize` again: it goes on from its journal.") from None
+    _check(report, file)
+    return report
+
+
+def replace(path: Path, text: str) -> None:
+    """Put `text` at `path` in one step (write beside it, flush, rename), so that a kill or a full disk leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _check(report: Any, path: Path) -> None:
+    faults = validate(report)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ArtefactError(f"{path} is not a sound report: {faults[0]}{more}.", "It must follow fourfold.report.schema.")
