@@ -1,0 +1,315 @@
+"""The papers that a result rests on. Techniques name them by key (`Rewrite.cites`); `fourfold cite` prints them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fourfold.errors import InputError
+
+
+@dataclass(frozen=True)
+class Paper:
+    """`kind` is the BibTeX entry type; `venue` the journal, proceedings or publisher; `eprint` the arXiv number where there is one."""
+
+    kind: str
+    authors: tuple[str, ...]
+    title: str
+    venue: str
+    year: int
+    eprint: str = ""
+
+    def __str__(self) -> str:
+        names = self.authors[0] if len(self.authors) == 1 else " & ".join(self.authors) if len(self.authors) == 2 else f"{self.authors[0]} et al."
+        return f"{names} ({self.year}). {self.title}. {self.venue}." + (f" arXiv:{self.eprint}" if self.eprint else "")
+
+    def bibtex(self, key: str) -> str:
+        """The entry under `key`."""
+        place = {"article": "journal", "inproceedings": "booktitle", "book": "publisher"}.get(self.kind, "howpublished")
+        fields = {"author": " and ".join(self.authors), "title": f"{{{self.title}}}", place: self.venue, "year": self.year, "eprint": self.eprint}
+        body = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items() if value)
+        return f"@{self.kind}{{{key},\n{body}\n}}"
+
+
+def _paper(kind: str, authors: str, title: str, venue: str, year: int, eprint: str = "") -> Paper:
+    return Paper(kind, tuple(name.strip() for name in authors.split(",")), title, venue, year, eprint)
+
+
+_TALK, _PRINT = "inproceedings", "article"
+
+BIBLIOGRAPHY: dict[str, Paper] = {
+    # what to remove
+    "men2024shortgpt": _paper(
+        "misc",
+        "Xin Men, Mingyu Xu, Qingyu Zhang, Bingning Wang, Hongyu Lin, Yaojie Lu, Xianpei Han, Weipeng Chen",
+        "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect",
+        "arXiv",
+        2024,
+        "2403.03853",
+    ),
+    "sajjad2023": _paper(
+        _PRINT,
+        "Hassan Sajjad, Fahim Dalvi, Nadir Durrani, Preslav Nakov",
+        "On the Effect of Dropping Layers of Pre-trained Transformer Models",
+        "Computer Speech & Language 77",
+        2023,
+        "2004.03844",
+    ),
+    "michel2019": _paper(_TALK, "Paul Michel, Omer Levy, Graham Neubig", "Are Sixteen Heads Really Better than One?", "NeurIPS", 2019, "1905.10650"),
+    "kwon2022": _paper(
+        _TALK,
+        "Woosuk Kwon, Sehoon Kim, Michael W. Mahoney, Joseph Hassoun, Kurt Keutzer, Amir Gholami",
+        "A Fast Post-Training Pruning Framework for Transformers",
+        "NeurIPS",
+        2022,
+        "2204.09656",
+    ),
+    "hassibi1993obs": _paper(
+        _TALK,
+        "Babak Hassibi, David G. Stork",
+        "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon",
+        "Advances in Neural Information Processing Systems 5",
+        1993,
+    ),
+    "kurtic2023ziplm": _paper(
+        _TALK,
+        "Eldar Kurtic, Elias Frantar, Dan Alistarh",
+        "ZipLM: Inference-Aware Structured Pruning of Language Models",
+        "NeurIPS",
+        2023,
+        "2302.04089",
+    ),
+    "xia2022cofi": _paper(
+        _TALK, "Mengzhou Xia, Zexuan Zhong, Danqi Chen", "Structured Pruning Learns Compact and Accurate Models", "ACL", 2022, "2204.00408"
+    ),
+    "lagunas2021": _paper(
+        _TALK, "François Lagunas, Ella Charlaix, Victor Sanh, Alexander M. Rush", "Block Pruning For Faster Transformers", "EMNLP", 2021, "2109.04838"
+    ),
+    "fang2023depgraph": _paper(
+        _TALK,
+        "Gongfan Fang, Xinyin Ma, Mingli Song, Michael Bi Mi, Xinchao Wang",
+        "DepGraph: Towards Any Structural Pruning",
+        "CVPR",
+        2023,
+        "2301.12900",
+    ),
+    "abdaoui2020": _paper(
+        _TALK,
+        "Amine Abdaoui, Camille Pradel, Grégoire Sigel",
+        "Load What You Need: Smaller Versions of Multilingual BERT",
+        "SustaiNLP",
+        2020,
+        "2010.05609",
+    ),
+    "yang2022textpruner": _paper(
+        _TALK,
+        "Ziqing Yang, Yiming Cui, Zhigang Chen",
+        "TextPruner: A Model Pruning Toolkit for Pre-Trained Language Models",
+        "ACL, System Demonstrations",
+        2022,
+        "2203.15996",
+    ),
+    # teaching what stays
+    "hinton2015": _paper(
+        "misc", "Geoffrey Hinton, Oriol Vinyals, Jeff Dean", "Distilling the Knowledge in a Neural Network", "arXiv", 2015, "1503.02531"
+    ),
+    "sanh2019": _paper(
+        "misc",
+        "Victor Sanh, Lysandre Debut, Julien Chaumond, Thomas Wolf",
+        "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter",
+        "arXiv",
+        2019,
+        "1910.01108",
+    ),
+    "jiao2020tinybert": _paper(
+        _TALK,
+        "Xiaoqi Jiao, Yichun Yin, Lifeng Shang, Xin Jiang, Xiao Chen, Linlin Li, Fang Wang, Qun Liu",
+        "TinyBERT: Distilling BERT for Natural Language Understanding",
+        "Findings of EMNLP",
+        2020,
+        "1909.10351",
+    ),
+    "wang2020minilm": _paper(
+        _TALK,
+        "Wenhui Wang, Furu Wei, Li Dong, Hangbo Bao, Nan Yang, Ming Zhou",
+        "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers",
+        "NeurIPS",
+        2020,
+        "2002.10957",
+    ),
+    "tang2019": _paper(
+        "misc",
+        "Raphael Tang, Yao Lu, Linqing Liu, Lili Mou, Olga Vechtomova, Jimmy Lin",
+        "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks",
+        "arXiv",
+        2019,
+        "1903.12136",
+    ),
+    "kim2016": _paper(_TALK, "Yoon Kim, Alexander M. Rush", "Sequence-Level Knowledge Distillation", "EMNLP", 2016, "1606.07947"),
+    "arora2017": _paper(_TALK, "Sanjeev Arora, Yingyu Liang, Tengyu Ma", "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", "ICLR", 2017),
+    "kim2014": _paper(_TALK, "Yoon Kim", "Convolutional Neural Networks for Sentence Classification", "EMNLP", 2014, "1408.5882"),
+    # fewer bits
+    "jacob2018": _paper(
+        _TALK,
+        "Benoit Jacob, Skirmantas Kligys, Bo Chen, Menglong Zhu, Matthew Tang, Andrew Howard, Hartwig Adam, Dmitry Kalenichenko",
+        "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+        "CVPR",
+        2018,
+        "1712.05877",
+    ),
+    "zafrir2019": _paper(
+        "misc", "Ofir Zafrir, Guy Boudoukh, Peter Izsak, Moshe Wasserblat", "Q8BERT: Quantized 8Bit BERT", "arXiv", 2019, "1910.06188"
+    ),
+    "dettmers2022": _paper(
+        _TALK,
+        "Tim Dettmers, Mike Lewis, Younes Belkada, Luke Zettlemoyer",
+        "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale",
+        "NeurIPS",
+        2022,
+        "2208.07339",
+    ),
+    "xiao2023smoothquant": _paper(
+        _TALK,
+        "Guangxuan Xiao, Ji Lin, Mickael Seznec, Hao Wu, Julien Demouth, Song Han",
+        "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
+        "ICML",
+        2023,
+        "2211.10438",
+    ),
+    # asking the dear model only when needed
+    "viola2001": _paper(_TALK, "Paul Viola, Michael Jones", "Rapid Object Detection using a Boosted Cascade of Simple Features", "CVPR", 2001),
+    "guo2017": _paper(
+        _TALK, "Chuan Guo, Geoff Pleiss, Yu Sun, Kilian Q. Weinberger", "On Calibration of Modern Neural Networks", "ICML", 2017, "1706.04599"
+    ),
+    "chen2020frugalml": _paper(
+        _TALK,
+        "Lingjiao Chen, Matei Zaharia, James Zou",
+        "FrugalML: How to Use ML Prediction APIs More Accurately and Cheaply",
+        "NeurIPS",
+        2020,
+        "2006.07512",
+    ),
+    "chen2023frugalgpt": _paper(
+        "misc",
+        "Lingjiao Chen, Matei Zaharia, James Zou",
+        "FrugalGPT: How to Use Large Language Models While Reducing Cost and Improving Performance",
+        "arXiv",
+        2023,
+        "2305.05176",
+    ),
+    # what a transformer must beat
+    "salton1988": _paper(
+        _PRINT,
+        "Gerard Salton, Christopher Buckley",
+        "Term-Weighting Approaches in Automatic Text Retrieval",
+        "Information Processing & Management 24(5)",
+        1988,
+    ),
+    "wang2012": _paper(
+        _TALK, "Sida Wang, Christopher D. Manning", "Baselines and Bigrams: Simple, Good Sentiment and Topic Classification", "ACL", 2012
+    ),
+    "joulin2017": _paper(
+        _TALK,
+        "Armand Joulin, Edouard Grave, Piotr Bojanowski, Tomas Mikolov",
+        "Bag of Tricks for Efficient Text Classification",
+        "EACL",
+        2017,
+        "1607.01759",
+    ),
+    "hoerl1970": _paper(
+        _PRINT, "Arthur E. Hoerl, Robert W. Kennard", "Ridge Regression: Biased Estimation for Nonorthogonal Problems", "Technometrics 12(1)", 1970
+    ),
+    # searching
+    "deb2002": _paper(
+        _PRINT,
+        "Kalyanmoy Deb, Amrit Pratap, Sameer Agarwal, T. Meyarivan",
+        "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II",
+        "IEEE Transactions on Evolutionary Computation 6(2)",
+        2002,
+    ),
+    "bergstra2011": _paper(
+        _TALK, "James Bergstra, Rémi Bardenet, Yoshua Bengio, Balázs Kégl", "Algorithms for Hyper-Parameter Optimization", "NIPS", 2011
+    ),
+    "akiba2019optuna": _paper(
+        _TALK,
+        "Takuya Akiba, Shotaro Sano, Toshihiko Yanase, Takeru Ohta, Masanori Koyama",
+        "Optuna: A Next-generation Hyperparameter Optimization Framework",
+        "KDD",
+        2019,
+        "1907.10902",
+    ),
+    "ozaki2022motpe": _paper(
+        _PRINT,
+        "Yoshihiko Ozaki, Yuki Tanigaki, Shuhei Watanabe, Masahiro Nomura, Masaki Onishi",
+        "Multiobjective Tree-Structured Parzen Estimator",
+        "Journal of Artificial Intelligence Research 73",
+        2022,
+    ),
+    "watanabe2023": _paper(
+        "misc",
+        "Shuhei Watanabe",
+        "Tree-Structured Parzen Estimator: Understanding Its Algorithm Components and Their Roles for Better Empirical Performance",
+        "arXiv",
+        2023,
+        "2304.11127",
+    ),
+    "watanabe2023ctpe": _paper(
+        _TALK,
+        "Shuhei Watanabe, Frank Hutter",
+        "c-TPE: Tree-structured Parzen Estimator with Inequality Constraints for Expensive Hyperparameter Optimization",
+        "IJCAI",
+        2023,
+        "2211.14411",
+    ),
+    "jamieson2016": _paper(
+        _TALK,
+        "Kevin Jamieson, Ameet Talwalkar",
+        "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
+        "AISTATS",
+        2016,
+        "1502.07943",
+    ),
+    "li2018hyperband": _paper(
+        _PRINT,
+        "Lisha Li, Kevin Jamieson, Giulia DeSalvo, Afshin Rostamizadeh, Ameet Talwalkar",
+        "Hyperband: A Novel Bandit-Based Approach to Hyperparameter Optimization",
+        "Journal of Machine Learning Research 18(185)",
+        2018,
+        "1603.06560",
+    ),
+    "martello1990": _paper("book", "Silvano Martello, Paolo Toth", "Knapsack Problems: Algorithms and Computer Implementations", "Wiley", 1990),
+    # honest numbers
+    "efron1979": _paper(_PRINT, "Bradley Efron", "Bootstrap Methods: Another Look at the Jackknife", "The Annals of Statistics 7(1)", 1979),
+    "efron1993": _paper("book", "Bradley Efron, Robert J. Tibshirani", "An Introduction to the Bootstrap", "Chapman & Hall", 1993),
+    "patterson2021": _paper(
+        "misc",
+        "David Patterson, Joseph Gonzalez, Quoc Le, Chen Liang, Lluis-Miquel Munguia, Daniel Rothchild, David So, Maud Texier, Jeff Dean",
+        "Carbon Emissions and Large Neural Network Training",
+        "arXiv",
+        2021,
+        "2104.10350",
+    ),
+    "patterson2022": _paper(
+        _PRINT,
+        "David Patterson, Joseph Gonzalez, Urs Hölzle, Quoc Le, Chen Liang, Lluis-Miquel Munguia, Daniel Rothchild, "
+        "David R. So, Maud Texier, Jeff Dean",
+        "The Carbon Footprint of Machine Learning Training Will Plateau, Then Shrink",
+        "Computer 55(7)",
+        2022,
+        "2204.05149",
+    ),
+}
+
+
+def paper(key: str) -> Paper:
+    """The paper under `key`. Raises InputError with the nearest keys where there is none."""
+    if key not in BIBLIOGRAPHY:
+        near = difflib.get_close_matches(key, BIBLIOGRAPHY, n=3, cutoff=0.4)
+        raise InputError(f"{key!r} is not in the bibliography.", f"Did you mean {' or '.join(near)}?" if near else "See `fourfold cite --all`.")
+    return BIBLIOGRAPHY[key]
+
+
+def bibtex(keys: Iterable[str]) -> str:
+    """The BibTeX of `keys`, each once, in order."""
+    return "\n\n".join(paper(key).bibtex(key) for key in dict.fromkeys(keys))
