@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch as pytorch
-from torch import Tensor, nn
+from torch import nn
 
+from fourfold.recipe import Recipe
+from fourfold.rewrites.compress.quantise import Quantise, narrow, plan, to_bf16
 from fourfold.run.engines.base import Batch, Engine, Session, Signature, Unexportable
 
 
@@ -28,13 +30,11 @@ class Torch(Engine):
         """fp32 and bf16 need no files. int8 leaves its recipe, with the calibrated ranges of static quantisation as data."""
         if precision in ("fp32", "bf16"):
             return []
-        from fourfold.rewrites.compress.quantise import plan
-
         recipe = plan(wrapped, precision, [signature.tensors(batch) for batch in calibration])
         if not recipe.edits:
             raise Unexportable(f"no module of this model is worth {precision}")
         file = f"torch-{precision}.json"
-        (folder / file).write_text(json.dumps(recipe.to_json()))
+        (folder / file).write_text(recipe.to_json())
         return [file]
 
     @classmethod
@@ -44,10 +44,7 @@ class Torch(Engine):
         if precision == "bf16":
             wrapped = to_bf16(copy.deepcopy(wrapped))
         elif precision != "fp32":
-            from fourfold.recipe import Recipe
-            from fourfold.rewrites.compress.quantise import Quantise
-
-            recipe = Recipe.from_json(json.loads((folder / f"torch-{precision}.json").read_text()))
+            recipe = Recipe(tuple(json.loads((folder / f"torch-{precision}.json").read_text())["edits"]))
             wrapped = Quantise().apply(copy.deepcopy(wrapped), recipe)
         return TorchSession(wrapped.eval(), signature, precision, threads)
 
@@ -73,23 +70,3 @@ class TorchSession(Session):
 
     def close(self) -> None:
         self.module = nn.Identity()
-
-
-def to_bf16(module: nn.Module) -> nn.Module:
-    """In place, every floating tensor to bf16. Finite fp32 values that bf16 would round to infinity (masks filled with the most negative number)
-    become its largest finite ones."""
-    for holder in module.modules():
-        for store in (holder._parameters, holder._buffers):
-            for tensor in store.values():
-                if tensor is not None and tensor.is_floating_point():
-                    tensor.data = narrow(tensor.data)
-    return module
-
-
-def narrow(tensor: Tensor) -> Tensor:
-    """fp32 → bf16 without new infinities."""
-    small = tensor.to(pytorch.bfloat16)
-    if pytorch.isinf(small).any():
-        limit = pytorch.finfo(pytorch.bfloat16).max
-        small = pytorch.where(pytorch.isinf(small) & pytorch.isfinite(tensor), pytorch.sign(small) * limit, small)
-    return small
