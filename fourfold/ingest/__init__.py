@@ -1,0 +1,1 @@
+"""What the user brought becomes what we work on: models, data, tasks."""

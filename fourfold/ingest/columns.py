@@ -1,0 +1,455 @@
+"""Which column is the text and which the label; what the labels are; what kind of task that makes."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.errors import InputError
+from fourfold.ingest.readers import PARTS, Table
+from fourfold.ingest.task import KINDS
+
+if TYPE_CHECKING:
+    from fourfold.ingest.model import Subject
+
+TEXT = (
+    "text",
+    "sentence",
+    "review",
+    "snippet",
+    "content",
+    "comment",
+    "message",
+    "body",
+    "document",
+    "utterance",
+    "tweet",
+    "question",
+    "query",
+    "input",
+    "prompt",
+    "title",
+    "description",
+)
+LABEL = (
+    "label",
+    "labels",
+    "target",
+    "class",
+    "category",
+    "sentiment",
+    "intent",
+    "polarity",
+    "score",
+    "rating",
+    "stars",
+    "similarity",
+    "gold",
+    "answer",
+    "y",
+    "value",
+)
+TWO = (
+    ("text_a", "text_b"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("text1", "text2"), ("question1", "question2"),
+    ("question", "sentence"), ("question", "context"), ("question", "passage"), ("question", "answer"), ("query", "passage"), ("query", "document"), ("text", "text_pair"),
+)  # fmt: skip
+SOURCE_TARGET = (
+    ("source", "target"), ("input", "output"), ("input", "target"), ("inputs", "targets"), ("document", "summary"), ("article", "highlights"), ("article", "summary"), ("text", "summary"),
+    ("text", "target"), ("text", "target_text"), ("input_text", "target_text"), ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("question", "answer"), ("src", "tgt"),
+)  # fmt: skip
+TRANSCRIPT = ("text", "transcript", "transcription", "sentence", "target", "label")
+ARRAY_TARGET = ("y", "target", "targets", "label", "labels")
+HEADS = {
+    "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForConditionalGeneration": "seq2seq", "ForSeq2SeqLM": "seq2seq", "ForCTC": "ctc",
+    "ForSequenceClassification": "classification", "ForImageClassification": "classification", "ForAudioClassification": "classification",
+}  # fmt: skip
+UNREAD = {
+    "ForTokenClassification": "token classification",
+    "ForMaskedLM": "masked language modelling",
+    "ForQuestionAnswering": "extractive question answering",
+    "ForMultipleChoice": "multiple choice",
+}
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Names of the columns in their parts. `pair`: the second text; `side`: a column that says train, search or test."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    side: str | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------------ kinds
+
+
+def kind_of(hint: str | None, subject: Subject | None, table: Table, label: Any) -> str:
+    """classification, regression, causal_lm, seq2seq, ctc or custom: as told, else by the model's head and configuration, else by the targets.
+
+    Raises InputError for an unknown hint, or a head whose task is not supported.
+    """
+    if hint is not None:
+        if hint not in KINDS:
+            near = difflib.get_close_matches(hint, KINDS, 1, 0.4)
+            raise InputError(f"There is no task called {hint!r}." + (f" Did you mean {near[0]!r}?" if near else ""), f"Known: {', '.join(KINDS)}.")
+        return hint
+    config = config_of(subject)
+    problem = getattr(config, "problem_type", None)
+    if problem == "multi_label_classification":
+        raise InputError(
+            "The model classifies into several classes at once (multi_label_classification), which is not supported.",
+            "Say task='custom' and give your own metric.",
+        )
+    for name in [type(getattr(subject, "module", None)).__name__, *(getattr(config, "architectures", None) or [])]:
+        for head, meaning in UNREAD.items():
+            if name.endswith(head):
+                raise InputError(f"{name}: {meaning} is not supported.", "Say task='custom', and give arrays and your own metric.")
+        for head, kind in HEADS.items():
+            if name.endswith(head):
+                single = problem == "regression" or problem is None and outputs_of(config) == 1
+                return "regression" if kind == "classification" and single else kind
+    return _kind_by_targets(label)
+
+
+def _kind_by_targets(label: Any) -> str:
+    if label is None:
+        return "custom"
+    if isinstance(label, np.ndarray) and label.ndim > 1 and label.size != len(label):
+        return "custom"
+    values = label.ravel().tolist() if isinstance(label, np.ndarray) else list(label)
+    if any(isinstance(value, list | tuple | np.ndarray) for value in values):
+        return "custom"
+    numbers = [number(value) for value in values if not absent(value)]
+    whole = all(value is None or not math.isfinite(value) or value.is_integer() for value in numbers)
+    return "classification" if whole else "regression"
+
+
+def config_of(subject: Subject | None) -> Any:
+    """The model's configuration, or None where it has none."""
+    return getattr(getattr(subject, "module", None), "config", None)
+
+
+def outputs_of(config: Any) -> int | None:
+    """How many classes the model tells apart; None where it does not say."""
+    names = getattr(config, "id2label", None)
+    return len(names) if isinstance(names, Mapping) and names else getattr(config, "num_labels", None)
+
+
+# ------------------------------------------------------------------------------------------------------------------ roles
+
+
+def roles_of(table: Table, columns: Mapping[str, str] | None, subject: Subject | None, hint: str | None) -> Roles:
+    """Which column is what: as told, else by name, else by what the columns hold (text: the longest words; label: few distinct values).
+
+    `columns` may name text, pair, label, split (also target, text_a, text_b). Raises InputError for a column that does not exist, nearest names offered.
+    """
+    told = _told(table, columns)
+    if table.nature == "arrays":
+        label = told.get("label") or next((name for name in table.columns if name.lower() in ARRAY_TARGET), None)
+        return Roles(label=label, side=told.get("side"))
+    if table.nature in ("images", "audio"):
+        wanted = TRANSCRIPT if table.nature == "audio" else LABEL
+        return Roles(
+            text="file",
+            label=told.get("label") or next((name for want in wanted for name in table.columns if name.lower() == want), None),
+            side=told.get("side"),
+        )
+    wordy = [name for name, values in table.columns.items() if _wordy(values)]
+    head = kind_of(hint, subject, table, [0]) if subject is not None or hint else "classification"
+    if head in ("seq2seq", "causal_lm"):
+        return _generative(table, told, wordy, head)
+    text, pair = told.get("text"), told.get("pair")
+    if text is None:
+        text, pair = _texts(table, wordy, told)
+    label = told.get("label") or _label(table, [name for name in table.columns if name not in (text, pair, told.get("side"))])
+    return Roles(text, pair, label, told.get("side"))
+
+
+def _told(table: Table, columns: Mapping[str, str] | None) -> dict[str, str]:
+    meanings = {
+        "text": "text",
+        "text_a": "text",
+        "source": "text",
+        "input": "text",
+        "pair": "pair",
+        "text_b": "pair",
+        "text_pair": "pair",
+        "label": "label",
+        "target": "label",
+        "y": "label",
+        "split": "side",
+    }
+    told = {}
+    for key, name in (columns or {}).items():
+        if key not in meanings:
+            raise InputError(f"columns has {key!r}, which means nothing here.", "It may name text, pair, label and split.")
+        if name not in table.columns:
+            near = difflib.get_close_matches(name, list(table.columns), 3, 0.4) or list(table.columns)[:6]
+            raise InputError(f"{table.source} has no column {name!r}.", f"Nearest: {', '.join(near)}.")
+        told[meanings[key]] = name
+    return told
+
+
+def _generative(table: Table, told: dict[str, str], wordy: list[str], head: str) -> Roles:
+    lower = {name.lower(): name for name in table.columns}
+    side = told.get("side")
+    if head == "causal_lm":
+        text = told.get("text") or next((lower[name] for name in TEXT if name in lower and lower[name] in wordy), None) or _longest(table, wordy)
+        if text is None:
+            raise _missing(table, "text", TEXT)
+        return Roles(text=text, side=side)
+    text, label = told.get("text"), told.get("label")
+    for source, target in SOURCE_TARGET:
+        if source in lower and target in lower:
+            text, label = text or lower[source], label or lower[target]
+            break
+    rest = [name for name in table.columns if name != side]
+    text = text or next((name for name in wordy if name != label), None)
+    label = (
+        label
+        or next((lower[name] for name in LABEL if name in lower and lower[name] != text), None)
+        or next((name for name in rest if name != text), None)
+    )
+    if text is None or label is None:
+        raise _missing(table, "source" if text is None else "target", ("source", "target"))
+    return Roles(text, None, label, side)
+
+
+def _texts(table: Table, wordy: list[str], told: dict[str, str]) -> tuple[str, str | None]:
+    lower = {name.lower(): name for name in wordy if name != told.get("label")}
+    for first, second in TWO:
+        if first in lower and second in lower:
+            return lower[first], lower[second]
+    named = next((lower[name] for name in TEXT if name in lower), None)
+    text = named or _longest(table, list(lower.values()))
+    if text is None:
+        raise _missing(table, "text", TEXT)
+    return text, told.get("pair")
+
+
+def _longest(table: Table, names: list[str]) -> str | None:
+    return max(names, key=lambda name: sum(len(str(value)) for value in table.columns[name][:500]), default=None)
+
+
+def _label(table: Table, rest: list[str]) -> str | None:
+    """By name, else the column with the fewest distinct values; a column of which no value repeats is a name, not a label, unless it holds fractions."""
+    lower = {name.lower(): name for name in rest}
+    for name in LABEL:
+        if name in lower:
+            return lower[name]
+    for name in rest:
+        if any(part in LABEL for part in name.lower().replace("-", "_").split("_")):
+            return name
+    distinct = {name: len(set(map(str, table.columns[name]))) for name in rest}
+    useful = [name for name in rest if 1 < distinct[name] <= max(2, len(table) // 3) or _fractions(table.columns[name])]
+    return min(useful, key=lambda name: distinct[name], default=None)
+
+
+def _fractions(values: Sequence[Any]) -> bool:
+    numbers = [number(value) for value in values]
+    return all(value is not None for value in numbers) and any(
+        value is not None and math.isfinite(value) and not value.is_integer() for value in numbers
+    )
+
+
+def _wordy(values: Any) -> bool:
+    some = [value for value in itertools_some(values) if not absent(value)]
+    return bool(some) and all(isinstance(value, str) for value in some) and sum(number(value) is None for value in some) > len(some) / 2
+
+
+def itertools_some(values: Any) -> list[Any]:
+    """A few hundred entries from the whole column."""
+    return list(values[:: max(1, len(values) // 300)]) if hasattr(values, "__len__") else []
+
+
+def _missing(table: Table, what: str, names: Sequence[str]) -> InputError:
+    near = [name for name in table.columns if difflib.get_close_matches(name.lower(), names, 1, 0.6)]
+    return InputError(
+        f"{table.source} has no column that looks like {what!r}; it has {', '.join(table.columns)}.",
+        f'Say which one it is: columns={{"{what}": "{(near or list(table.columns) or ["…"])[0]}"}}.',
+    )
+
+
+def sides_of(table: Table, name: str) -> np.ndarray:
+    """The side that each row's split column names. InputError for another word."""
+    found = [PARTS.get(str(value).strip().lower()) for value in table.columns[name]]
+    bad = [row for row, side in enumerate(found) if side is None]
+    if bad:
+        raise InputError(
+            f"{table.where(bad)}: the split column {name!r} says {str(table.columns[name][bad[0]])!r}.",
+            "It must say train, search (or validation) or test.",
+        )
+    return np.array(found)
+
+
+# ----------------------------------------------------------------------------------------------------------------- values
+
+
+def number(value: Any) -> float | None:
+    """The value as a number, or None; NaN counts as a number here."""
+    if isinstance(value, bool | np.bool_):
+        return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def absent(value: Any) -> bool:
+    """None, NaN or nothing but white space."""
+    return value is None or isinstance(value, str) and not value.strip() or isinstance(value, float | np.floating) and math.isnan(value)
+
+
+def texts_of(table: Table, name: str) -> list[str]:
+    """A column as texts. InputError where some are missing or not texts."""
+    values = table.columns[name]
+    empty = [row for row, value in enumerate(values) if absent(value)]
+    if empty:
+        raise InputError(f"{table.where(empty)}: no text in column {name!r} ({_rows(len(empty))}).", "Fill them in or delete these rows.")
+    odd = [row for row, value in enumerate(values) if not isinstance(value, str | int | float | np.generic)]
+    if odd:
+        raise InputError(f"{table.where(odd)}: column {name!r} holds {type(values[odd[0]]).__name__}, not text.", "Give one text per row.")
+    return [str(value) for value in values]
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" + "s" * (count != 1)
+
+
+def values_of(table: Table, name: str) -> np.ndarray:
+    """A column of real numbers, float64 [N]. InputError for words, NaN, infinities."""
+    raw = table.columns[name]
+    if isinstance(raw, np.ndarray):
+        raw = raw.reshape(len(raw), -1)
+        if raw.shape[1] != 1:
+            raise InputError(
+                f"{table.source}: regression wants one number per row, {name!r} has {raw.shape[1]}.", "Say task='custom' and give your own metric."
+            )
+        raw = raw[:, 0].tolist()
+    empty = [row for row, value in enumerate(raw) if absent(value) or isinstance(value, str) and value.strip().lower() == "nan"]
+    if empty:
+        raise InputError(f"{table.where(empty)}: no value in column {name!r} ({_rows(len(empty))}).", "Fill them in or delete these rows.")
+    found = [number(value) for value in raw]
+    words = [row for row, value in enumerate(found) if value is None]
+    if words:
+        raise InputError(
+            f"{table.where(words)}: {str(raw[words[0]])[:40]!r} in column {name!r} is not a number, and the task is regression.",
+            "Give numbers, or say task='classification'.",
+        )
+    wild = [row for row, value in enumerate(found) if value is not None and not math.isfinite(value)]
+    if wild:
+        raise InputError(f"{table.where(wild)}: column {name!r} is infinite ({_rows(len(wild))}).", "Replace or delete these values.")
+    array = np.array(found, dtype=np.float64)
+    if np.ptp(array) == 0:
+        raise InputError(f"{table.source}: every row has the same value {array[0]:g} in column {name!r}.", "Give targets that differ.")
+    return array
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Class numbers int64 [N], the name of each class, whether the data used the names, and what was decided on the way."""
+
+    targets: np.ndarray
+    classes: list[str]
+    named: bool
+    note: str = ""
+
+
+def labels_of(table: Table, name: str, config: Any) -> Labels:
+    """A column of classes: whole numbers from 0, or names (mapped through the model's own where they match, else in alphabetical order).
+
+    Raises InputError for missing labels, numbers mixed with words, numbers or names that the model does not know, one class only.
+    """
+    raw = table.columns[name]
+    raw = raw.reshape(len(raw)).tolist() if isinstance(raw, np.ndarray) and raw.size == len(raw) else list(raw)
+    empty = [row for row, value in enumerate(raw) if absent(value) or isinstance(value, str) and value.strip().lower() == "nan"]
+    if empty:
+        raise InputError(f"{table.where(empty)}: no label in column {name!r} ({_rows(len(empty))}).", "Fill them in or delete these rows.")
+    odd = [row for row, value in enumerate(raw) if not isinstance(value, str | int | float | np.generic)]
+    if odd:
+        raise InputError(
+            f"{table.where(odd)}: the label is {type(raw[odd[0]]).__name__}, and classification wants one class per row.",
+            "Give one name or whole number per row.",
+        )
+    words = [value.strip() if isinstance(value, str) else str(value) for value in raw]
+    if len(set(words)) == 1:
+        raise InputError(f"{table.source}: every row has the label {words[0]!r}.", "Give rows of at least two classes.")
+    known, generic = _names(config)
+    lookup = {label.lower(): i for i, label in enumerate(known)}
+    if not generic and all(word.lower() in lookup for word in set(words)):
+        return Labels(np.array([lookup[word.lower()] for word in words], dtype=np.int64), known, True)
+    numbers = [number(value) for value in raw]
+    plain = [row for row, value in enumerate(numbers) if value is not None]
+    if plain and len(plain) < len(raw):
+        other = next(row for row, value in enumerate(numbers) if value is None)
+        raise InputError(
+            f"{table.where([plain[0]])}: the label {words[plain[0]]!r} is a number, while {words[other]!r} ({table.where([other]).split(', ')[-1]}) is a word.",
+            "Use one kind of label.",
+        )
+    return _numbered(table, name, numbers, known, generic) if plain else _worded(table, words, known, generic, lookup)
+
+
+def _names(config: Any) -> tuple[list[str], bool]:
+    """The model's class names in order, and whether they say nothing (LABEL_0, LABEL_1 …)."""
+    given = getattr(config, "id2label", None)
+    if not isinstance(given, Mapping) or not given:
+        return [], True
+    names = [str(label) for _, label in sorted(given.items(), key=lambda item: int(item[0]))]
+    return names, all(label.upper() == f"LABEL_{i}" for i, label in enumerate(names))
+
+
+def _numbered(table: Table, name: str, numbers: list[float | None], known: list[str], generic: bool) -> Labels:
+    values = np.array(numbers, dtype=np.float64)
+    broken = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
+    if len(broken):
+        raise InputError(
+            f"{table.where(broken)}: the label {values[broken[0]]:g} is not a class number, and the task is classification.",
+            "Give whole numbers or names, or say task='regression'.",
+        )
+    targets, most = values.astype(np.int64), len(known) or None
+    bad = np.flatnonzero((targets < 0) | (targets >= most if most else False))
+    if len(bad):
+        expected = f"the model has classes 0 to {most - 1}" if most else "classes are numbered from 0"
+        raise InputError(
+            f"{table.where(bad)}: label {targets[bad[0]]} in column {name!r}, but {expected}.",
+            "Number the classes as the model does, or use its class names.",
+        )
+    if most is None and targets.max() >= 10_000:
+        raise InputError(
+            f"{table.source}: label {targets.max()} in column {name!r} looks like a quantity, not a class.",
+            "Say task='regression', or number the classes from 0.",
+        )
+    return Labels(targets, known if not generic else [str(i) for i in range(most or int(targets.max()) + 1)], False)
+
+
+def _worded(table: Table, words: list[str], known: list[str], generic: bool, lookup: dict[str, int]) -> Labels:
+    distinct = sorted(set(words))
+    matched = [word for word in distinct if word.lower() in lookup]
+    if matched and not generic:
+        row = next(row for row, word in enumerate(words) if word.lower() not in lookup)
+        raise InputError(
+            f"{table.where([row])}: label {words[row]!r} is not one of the model's classes ({', '.join(known[:8])}).",
+            "Use the model's names, or whole numbers from 0.",
+        )
+    if generic and matched and len(matched) == len(distinct):
+        return Labels(np.array([lookup[word.lower()] for word in words], dtype=np.int64), known, True)
+    if known and len(distinct) > len(known):
+        raise InputError(
+            f"{table.source}: {len(distinct)} different labels ({', '.join(distinct[:6])} …), but the model has {len(known)} classes.",
+            'Check the label column, or say which it is: columns={"label": …}.',
+        )
+    place = {word: i for i, word in enumerate(distinct)}
+    classes = distinct + [f"class {i}" for i in range(len(distinct), len(known))]
+    order = ", ".join(f"{word} = {i}" for word, i in list(place.items())[:6])
+    note = (
+        f"The model {'does not name its classes' if generic else 'names its classes differently'}: labels taken in alphabetical order ({order})."
+        if known
+        else ""
+    )
+    return Labels(np.array([place[word] for word in words], dtype=np.int64), classes, True, note)

@@ -1,0 +1,472 @@
+"""A table becomes columns of model inputs: texts tokenised once in one batch, pictures and sounds through the model's own processor."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.errors import InputError
+from fourfold.ingest import columns as roles
+from fourfold.ingest import split
+from fourfold.ingest.data import Examples, Ragged
+from fourfold.ingest.readers import Table, picture, read, sound
+from fourfold.ingest.task import DEFAULTS, Speech, Task, default_metric
+from fourfold.measure.quality import METRICS
+
+if TYPE_CHECKING:
+    from fourfold.ingest.model import Subject
+
+BLOCK = 256  # tokens per block of language modelling, where the model can read as many
+PASSAGES = 200  # a single long text is cut into about this many passages, the units that are split and resampled
+FLOATS = ("pixel_values", "input_values", "input_features")  # inputs that are real numbers whatever the data's type
+SHORT = 8  # mean tokens of a target up to which exact match is the default metric of text-to-text tasks
+
+Encoded = tuple[Examples, Task, np.ndarray, list[str]]  # …, table row of each example, notes
+
+
+def encode(table: Table, role: roles.Roles, kind: str, subject: Subject, max_length: int | None) -> Encoded:
+    """Inputs and targets of every row, the task they make, the row that each example came from, and what was noticed."""
+    notes: list[str] = []
+    if kind == "causal_lm" and table.nature in ("table", "text"):
+        return _language(table, role, subject, max_length)
+    examples = _inputs(table, role, subject, max_length, notes)
+    task = _targets(examples, table, role, kind, subject, notes)
+    _decoder(examples, task, subject)
+    _check_inputs(examples, subject)
+    return examples, task, np.arange(len(table)), notes
+
+
+def load_inputs(ref: Any, task: Task, subject: Subject, *, columns: dict[str, str] | None = None, max_length: int | None = None) -> Examples:
+    """New inputs to predict, without targets. ref: a path or anything that `load_data` reads, or a list of texts (pairs of texts).
+
+    Language models get their own inputs as targets, so that records and perplexity can be had. Raises InputError as `load_data` does.
+    """
+    if isinstance(ref, list) and ref and isinstance(ref[0], str):
+        table: Any = Table({"text": ref}, "the texts")
+    elif isinstance(ref, list) and ref and isinstance(ref[0], tuple):
+        table = Table({"text_a": [pair[0] for pair in ref], "text_b": [pair[1] for pair in ref]}, "the texts")
+    else:
+        table = read(ref)
+    if isinstance(table, dict):
+        from fourfold.ingest.data import joined
+
+        table, _ = joined(table)
+    role = roles.roles_of(
+        table, columns, subject, "causal_lm" if task.kind in ("causal_lm", "seq2seq") and table.nature in ("table", "text") else task.kind
+    )
+    examples = _inputs(table, role, subject, max_length, [])
+    if task.kind == "causal_lm":
+        examples.targets = examples.columns["input_ids"]
+    _decoder(examples, task, subject)
+    _check_inputs(examples, subject)
+    return examples
+
+
+# ----------------------------------------------------------------------------------------------------------------- inputs
+
+
+def _inputs(table: Table, role: roles.Roles, subject: Subject, max_length: int | None, notes: list[str]) -> Examples:
+    if table.nature == "arrays":
+        return _arrays(table, role, subject)
+    if table.nature == "images":
+        return _pictures(table, subject, notes)
+    if table.nature == "audio":
+        return _sounds(table, subject, max_length, notes)
+    assert role.text is not None
+    texts = roles.texts_of(table, role.text)
+    pairs = roles.texts_of(table, role.pair) if role.pair else None
+    raw: list[Any] = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
+    columns, cut = tokenised(texts, pairs, subject, max_length)
+    examples = Examples(columns, None, None, paddings(subject), raw, np.array([split.group_of(one) for one in raw], dtype=np.int64), cut)
+    if cut:
+        notes.append(f"{cut:,} of {len(texts):,} texts are longer than {longest(subject, max_length)} tokens and were cut.")
+    return examples
+
+
+def tokenised(texts: Sequence[str], pairs: Sequence[str] | None, subject: Subject, max_length: int | None) -> tuple[dict[str, Any], int]:
+    """Columns that the model wants, and how many texts were cut."""
+    tokenizer = tokenizer_of(subject)
+    limit = longest(subject, max_length)
+    given = tokenizer(
+        list(texts),
+        list(pairs) if pairs else None,
+        truncation=True,
+        max_length=limit,
+        padding=False,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+    )
+    ids = rows_of(given["input_ids"])
+    fast = getattr(given, "encodings", None)
+    cut = sum(bool(one.overflowing) for one in fast) if fast else int((ids.sizes() >= limit).sum())
+    columns: dict[str, Any] = {}
+    for name in subject.inputs or ("input_ids", "attention_mask"):
+        if name == "input_ids":
+            columns[name] = ids
+        elif name == "attention_mask":
+            columns[name] = Ragged(np.ones_like(ids.values), ids.offsets)
+        elif name == "token_type_ids":
+            columns[name] = rows_of(given[name]) if name in given else Ragged(np.zeros_like(ids.values), ids.offsets)
+        elif name == "position_ids":
+            columns[name] = Ragged(np.arange(len(ids.values)) - np.repeat(ids.offsets[:-1], ids.sizes()), ids.offsets)
+    return columns, cut
+
+
+def rows_of(lists: Sequence[Sequence[int]]) -> Ragged:
+    """Lists of token ids as one ragged column."""
+    sizes = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+    offsets = np.r_[0, np.cumsum(sizes)]
+    return Ragged(np.fromiter(itertools.chain.from_iterable(lists), dtype=np.int64, count=int(offsets[-1])), offsets)
+
+
+def tokenizer_of(subject: Subject) -> Any:
+    found = subject.tokenizer or getattr(subject.processor, "tokenizer", None)
+    if found is None:
+        raise InputError(
+            "The data are texts, but the model comes without a tokenizer.", "Put the tokenizer's files into the model's folder, or give arrays."
+        )
+    return found
+
+
+def longest(subject: Subject, max_length: int | None = None) -> int:
+    """Tokens that the model can read: its positions, the tokenizer's limit, the user's wish; 512 where none of them says."""
+    config = roles.config_of(subject)
+    config = getattr(config, "text_config", None) or config
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    limits = [limit for limit in limits if isinstance(limit, int) and limit > 0][:1]
+    if limits and str(getattr(config, "model_type", "")) in (
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "xlm-roberta-xl",
+        "mpnet",
+        "longformer",
+        "roberta-prelayernorm",
+        "data2vec-text",
+    ):
+        limits = [limits[0] - (getattr(config, "pad_token_id", None) or 1) - 1]  # positions are counted from after the padding's own
+    told = getattr(subject.tokenizer, "model_max_length", None)
+    if isinstance(told, int) and 0 < told < 1_000_000:
+        limits.append(told)
+    limit = min(limits) if limits else 512
+    if max_length is not None and max_length < 4:
+        raise InputError(f"max_length={max_length} leaves no room for a text.", "Give at least 4 tokens.")
+    return min(limit, max_length) if max_length else limit
+
+
+def paddings(subject: Subject) -> dict[str, float]:
+    """What fills each column at the right. A model without a padding token gets its end token: the mask hides it."""
+    config, tokenizer = roles.config_of(subject), subject.tokenizer or getattr(subject.processor, "tokenizer", None)
+    found = next(
+        (
+            value
+            for value in (getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None))
+            if isinstance(value, int)
+        ),
+        0,
+    )
+    return {
+        "input_ids": found,
+        "decoder_input_ids": found,
+        "attention_mask": 0,
+        "token_type_ids": 0,
+        "decoder_attention_mask": 0,
+        "position_ids": 0,
+        "input_values": 0.0,
+    }
+
+
+def _arrays(table: Table, role: roles.Roles, subject: Subject) -> Examples:
+    names = [name for name in table.columns if name not in (role.label, role.side)]
+    wanted = list(subject.inputs)
+    renamed = {name: name for name in names}
+    if not set(names) <= set(wanted):
+        if len(names) > len(wanted):
+            extra = [name for name in names if name not in wanted]
+            raise InputError(
+                f"{table.source}: the model has no input called {extra[0]!r} (it takes {', '.join(wanted)}).",
+                "Name the arrays like the model's inputs, and the targets 'y'.",
+            )
+        free = iter(name for name in wanted if name not in names)
+        renamed = {name: name if name in wanted else next(free) for name in names}
+    if not names:
+        raise InputError(f"{table.source} holds targets and no inputs.", f"Give arrays for {', '.join(wanted) or 'the model'}.")
+    columns = {renamed[name]: _numbers(table, name, renamed[name]) for name in names}
+    first = next(iter(columns.values()))
+    if "attention_mask" in wanted and "attention_mask" not in columns and isinstance(first, Ragged):
+        columns["attention_mask"] = Ragged(np.ones(len(first.values), dtype=np.int64), first.offsets)
+    return Examples({name: columns[name] for name in sorted(columns, key=wanted.index)}, None, None, paddings(subject))
+
+
+def _numbers(table: Table, name: str, model_input: str) -> Any:
+    value = table.columns[name]
+    value = (
+        Ragged.of(value)
+        if isinstance(value, list) and value and isinstance(value[0], np.ndarray)
+        else value
+        if isinstance(value, np.ndarray)
+        else np.asarray(value)
+    )
+    flat = value.values if isinstance(value, Ragged) else value
+    if flat.dtype.kind not in "iufb":
+        raise InputError(f"{table.source}: the array {name!r} holds {flat.dtype}, not numbers.", "Give numbers, or a table of texts.")
+    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+        broken = np.flatnonzero(~np.isfinite(flat.reshape(len(flat), -1)).all(axis=1))
+        rows = broken if not isinstance(value, Ragged) else np.unique(np.searchsorted(value.offsets, broken, side="right") - 1)
+        raise InputError(f"{table.where(rows)}: NaN or infinite numbers in {name!r} ({len(rows):,} rows).", "Replace or delete them.")
+    dtype = np.float32 if flat.dtype.kind == "f" or model_input in FLOATS or flat.ndim > 2 else np.int64
+    return Ragged(flat.astype(dtype, copy=False), value.offsets) if isinstance(value, Ragged) else value.astype(dtype, copy=False)
+
+
+def _pictures(table: Table, subject: Subject, notes: list[str]) -> Examples:
+    config = roles.config_of(subject)
+    config = getattr(config, "vision_config", None) or config
+    channels = int(getattr(config, "num_channels", 3) or 3)
+    files = roles.texts_of(table, "file")
+    processor = getattr(subject.processor, "image_processor", None) or subject.processor
+    if processor is not None and (hasattr(processor, "image_mean") or hasattr(processor, "size")):
+        name = (getattr(processor, "model_input_names", None) or ["pixel_values"])[0]
+        rows = [np.asarray(processor(images=picture(file, channels), return_tensors="np")[name][0], dtype=np.float32) for file in files]
+    else:
+        name, size = subject.inputs[0], getattr(config, "image_size", None)
+        side = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else None
+        rows = [_pixels(file, channels, side) for file in files]
+        if len({row.shape for row in rows}) > 1:
+            side = (224, 224)
+            rows = [_pixels(file, channels, side) for file in files]
+        notes.append(
+            f"Images were brought to {rows[0].shape[1]} × {rows[0].shape[2]} pixels in [−1, 1], since the model has no processor of its own."
+        )
+    name = name if name in subject.inputs else subject.inputs[0]
+    pixels = np.stack(rows)
+    return Examples({name: pixels}, None, None, {}, None, np.array([split.group_of(Path(file).read_bytes()) for file in files], dtype=np.int64))
+
+
+def _pixels(file: str, channels: int, side: tuple[int, ...] | None) -> np.ndarray:
+    """[channels, height, width] in [−1, 1]."""
+    image = picture(file, channels)
+    if side and image.size != (side[1], side[0]):
+        image = image.resize((side[1], side[0]))
+    pixels = np.asarray(image, dtype=np.float32) / 127.5 - 1
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _sounds(table: Table, subject: Subject, max_length: int | None, notes: list[str]) -> Examples:
+    extractor = getattr(subject.processor, "feature_extractor", None) or subject.processor
+    rate = int(getattr(extractor, "sampling_rate", None) or 16_000)
+    files = roles.texts_of(table, "file")
+    waves = [sound(file, rate)[: max_length or None] for file in files]
+    groups = np.array([split.group_of(wave) for wave in waves], dtype=np.int64)
+    if "input_features" in subject.inputs or "input_features" in (getattr(extractor, "model_input_names", None) or []):
+        if extractor is None:
+            raise InputError(
+                "The model reads spectra (input_features), but comes without a feature extractor.",
+                "Put preprocessor_config.json into the model's folder, or give arrays.",
+            )
+        features = [np.asarray(extractor(wave, sampling_rate=rate, return_tensors="np")["input_features"][0], dtype=np.float32) for wave in waves]
+        if len({row.shape for row in features}) > 1:
+            most = max(row.shape[0] for row in features)
+            features = [np.pad(row, ((0, most - row.shape[0]), *((0, 0) for _ in row.shape[1:]))) for row in features]
+        return Examples({"input_features": np.stack(features)}, None, None, {}, None, groups)
+    if extractor is None:
+        notes.append(f"Sounds were resampled to {rate:,} Hz, since the model has no processor of its own.")
+    elif getattr(extractor, "do_normalize", False):
+        waves = [(wave - wave.mean()) / np.sqrt(wave.var() + 1e-7) for wave in waves]
+    values = Ragged.of(waves, np.float32)
+    name = "input_values" if "input_values" in subject.inputs else subject.inputs[0]
+    columns = {name: values}
+    if "attention_mask" in subject.inputs:
+        columns["attention_mask"] = Ragged(np.ones(len(values.values), dtype=np.int64), values.offsets)
+    return Examples(columns, None, None, {name: 0.0, "attention_mask": 0}, None, groups)
+
+
+# ---------------------------------------------------------------------------------------------------------------- targets
+
+
+def _targets(examples: Examples, table: Table, role: roles.Roles, kind: str, subject: Subject, notes: list[str]) -> Task:
+    """Sets `examples.targets` and says what they mean."""
+    config = roles.config_of(subject)
+    if kind in ("classification", "regression") and role.label is None:
+        notes.append("No labels: the original's own answers are taken as right (agreement).")
+        known = [str(name) for _, name in sorted(getattr(config, "id2label", {}).items())] if kind == "classification" else []
+        return Task(kind, known or None, METRICS["agreement"] if kind == "classification" else default_metric(kind))
+    if kind == "classification":
+        labels = roles.labels_of(table, str(role.label), config)
+        examples.targets = labels.targets
+        notes.extend([labels.note] if labels.note else [])
+        return Task(kind, labels.classes, default_metric(kind), labels.named)
+    if kind == "regression":
+        examples.targets = roles.values_of(table, str(role.label))
+        return Task(kind, None, default_metric(kind))
+    if kind == "custom":
+        examples.targets = None if role.label is None else _as_given(table.columns[role.label])
+        return Task(kind, None, default_metric(kind))
+    return _text_targets(examples, table, role, kind, subject)
+
+
+def _as_given(values: Any) -> Any:
+    if isinstance(values, np.ndarray):
+        return values if values.ndim == 1 and values.dtype.kind in "iuf" else list(values)
+    numbers = [roles.number(value) for value in values]
+    return list(values) if any(number is None for number in numbers) else np.array(numbers)
+
+
+def _text_targets(examples: Examples, table: Table, role: roles.Roles, kind: str, subject: Subject) -> Task:
+    """Token targets of seq2seq, CTC and (from arrays) causal language models."""
+    tokenizer = subject.tokenizer or getattr(subject.processor, "tokenizer", None)
+    speech = _speech(tokenizer, roles.config_of(subject)) if kind == "ctc" else None
+    raw = table.columns[role.label] if role.label else None
+    if kind == "causal_lm" and raw is None:
+        ids = next(iter(examples.columns.values()))
+        examples.targets = ids if isinstance(ids, Ragged) else Ragged.of(list(ids))
+    elif raw is None:
+        raise InputError(
+            f"{table.source} has no column of target texts; it has {', '.join(table.columns)}.", 'Say which one it is: columns={"target": "…"}.'
+        )
+    elif len(raw) and isinstance(raw[0], list | np.ndarray):
+        examples.targets = Ragged.of(list(raw), np.int64)
+    else:
+        texts = roles.texts_of(table, str(role.label))
+        if kind == "ctc":
+            texts = [_spoken(text, speech) for text in texts]
+        examples.targets = rows_of(tokenizer_of(subject)(text_target=texts, truncation=True, max_length=longest(subject))["input_ids"])
+    metric = default_metric(kind)
+    if kind == "seq2seq" and examples.targets.sizes().mean() > SHORT + 1:
+        metric = METRICS["token_accuracy"]
+    width = int(examples.targets.sizes().max(initial=1)) * (2 if kind == "ctc" else 1) if kind in ("seq2seq", "ctc") else 0
+    decoder = (lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)) if tokenizer is not None and kind != "ctc" else None
+    return Task(kind, None, metric, speech=speech, width=width, decoder=decoder)
+
+
+def _speech(tokenizer: Any, config: Any) -> Speech | None:
+    if tokenizer is None:
+        return None
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    special = set(tokenizer.all_special_tokens)
+    blank = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else getattr(config, "pad_token_id", 0)
+    return Speech(tuple("" if name in special else name for name in names), blank or 0, getattr(tokenizer, "word_delimiter_token", None) or "|")
+
+
+def _spoken(text: str, speech: Speech | None) -> str:
+    """The case that the model's alphabet is written in."""
+    letters = {token for token in speech.tokens if len(token) == 1 and token.isalpha()} if speech else set()
+    if letters and all(letter.isupper() for letter in letters):
+        return text.upper()
+    return text.lower() if letters and all(letter.islower() for letter in letters) else text
+
+
+def _decoder(examples: Examples, task: Task, subject: Subject) -> None:
+    """Inputs of the decoder, made of the targets: shifted right behind the start token (teacher forcing)."""
+    if task.kind != "seq2seq":
+        return
+    config = roles.config_of(subject)
+    start = next(
+        (
+            value
+            for value in (
+                getattr(config, "decoder_start_token_id", None),
+                getattr(config, "bos_token_id", None),
+                getattr(config, "pad_token_id", None),
+            )
+            if isinstance(value, int)
+        ),
+        0,
+    )
+    targets = (
+        examples.targets if isinstance(examples.targets, Ragged) else Ragged(np.zeros(len(examples), dtype=np.int64), np.arange(len(examples) + 1))
+    )
+    values = np.r_[start, targets.values[:-1]] if len(targets.values) else targets.values
+    values[targets.offsets[:-1][targets.sizes() > 0]] = start
+    shifted = Ragged(values.astype(np.int64), targets.offsets)
+    if "decoder_input_ids" in subject.inputs:
+        examples.columns["decoder_input_ids"] = shifted
+    if "labels" in subject.inputs:
+        examples.columns["labels"] = targets
+        examples.pad["labels"] = -100
+    if "decoder_attention_mask" in subject.inputs:
+        examples.columns["decoder_attention_mask"] = Ragged(np.ones(len(shifted.values), dtype=np.int64), shifted.offsets)
+    examples.pad.setdefault("decoder_input_ids", paddings(subject)["decoder_input_ids"])
+    examples.columns = {name: examples.columns[name] for name in subject.inputs if name in examples.columns}
+    examples.lengths = examples.lengths + targets.sizes()
+
+
+def _check_inputs(examples: Examples, subject: Subject) -> None:
+    optional = {"attention_mask", "token_type_ids", "position_ids", "decoder_attention_mask", "labels"}
+    lost = [name for name in subject.inputs if name not in examples.columns and name not in optional]
+    if lost:
+        raise InputError(
+            f"The model wants the input {lost[0]!r}, which the data do not give (they give {', '.join(examples.columns)}).",
+            f"Give arrays named {', '.join(subject.inputs)}.",
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ language modelling
+
+
+def _language(table: Table, role: roles.Roles, subject: Subject, max_length: int | None) -> Encoded:
+    """Documents cut into blocks; blocks of one document share its group, so that they are split and resampled together."""
+    texts = roles.texts_of(table, role.text or "text")
+    documents, rows = _passages(texts)
+    tokenizer = tokenizer_of(subject)
+    ids = tokenizer(documents, truncation=False, padding=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    limit = min(longest(subject, max_length), max_length or BLOCK)
+    blocks, origin, groups, raw = [], [], [], []
+    for document, row, tokens in zip(documents, rows, ids, strict=True):
+        group = split.group_of(document)
+        for begin in range(0, len(tokens), limit):
+            block = tokens[begin : begin + limit]
+            if len(block) >= min(8, limit):  # a shorter rest predicts next to nothing
+                blocks.append(block)
+                origin.append(row)
+                groups.append(group)
+                raw.append(document if len(tokens) <= limit else None)
+    if not blocks:
+        raise InputError(f"{table.source} holds {sum(map(len, ids))} tokens: too few for one block.", "Give a longer text.")
+    column = rows_of(blocks)
+    columns: dict[str, Any] = {"input_ids": column}
+    if "attention_mask" in subject.inputs:
+        columns["attention_mask"] = Ragged(np.ones(len(column.values), dtype=np.int64), column.offsets)
+    if "position_ids" in subject.inputs:
+        columns["position_ids"] = Ragged(np.arange(len(column.values)) - np.repeat(column.offsets[:-1], column.sizes()), column.offsets)
+    columns = {name: columns[name] for name in subject.inputs if name in columns} or columns
+    examples = Examples(columns, column, None, paddings(subject), raw if None not in raw else None, np.array(groups, dtype=np.int64))
+    _check_inputs(examples, subject)
+    note = f"{len(column.values):,} tokens in {len(blocks):,} blocks of at most {limit}, from {len(documents):,} passages that stay whole."
+    return (
+        examples,
+        Task("causal_lm", None, default_metric("causal_lm"), decoder=lambda some: tokenizer.batch_decode(some, skip_special_tokens=True)),
+        np.array(origin),
+        [note],
+    )
+
+
+def _passages(texts: list[str]) -> tuple[list[str], np.ndarray]:
+    """Documents as they are if there are many; a few long ones cut at blank lines (else line ends, else blanks) into passages. And the text that each came from."""
+    if len(texts) >= 2 * split.FEWEST:
+        return texts, np.arange(len(texts))
+    aim = max(200, sum(map(len, texts)) // PASSAGES)
+    found: list[str] = []
+    rows: list[int] = []
+    for row, text in enumerate(texts):
+        for mark in ("\n\n", "\n", " "):
+            pieces = text.split(mark)
+            if len(pieces) > len(text) / (4 * aim) and max(map(len, pieces)) <= 4 * aim:
+                break
+        passage = ""
+        for piece in pieces:
+            passage = f"{passage}{mark}{piece}" if passage else piece
+            if len(passage) >= aim:
+                found.append(passage)
+                rows.append(row)
+                passage = ""
+        if passage.strip():
+            found.append(passage)
+            rows.append(row)
+    return found, np.array(rows, dtype=np.int64)
+
+
+__all__ = ["DEFAULTS", "encode", "load_inputs", "longest", "tokenised"]
