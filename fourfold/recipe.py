@@ -1,0 +1,379 @@
+"""A rewrite as plain data: edits that, applied to the bare architecture, rebuild the changed shape; applied to the trained model, slice its weights.
+
+An edit is a JSON object with a `kind` and the `path` of a module. Index lists are text of ranges ("0-3,7"), counted on the model as the edits before
+it left it, so recipes compose by concatenation. Kinds:
+
+| kind   | fields                              | does |
+|--------|-------------------------------------|------|
+| keep   | path, index                         | keeps those children of a container (ModuleList, Sequential), in that order |
+| slice  | path, axis, index                   | keeps those indices of a parameter module along "out" or "in", or of a bare parameter along axis number |
+| set    | path, name, value                   | sets an attribute; dots in `name` descend ("config.num_hidden_layers") |
+| absent | path, argument, returns, [width]    | replaces a module by one that passes its input on, or zeros, in the recorded output structure |
+| swap   | path, to                            | replaces a module by our own class of the same function ("attention": `nn.MultiheadAttention`) |
+| bias   | path, argument, [table, source]     | an attention ignores the shared position bias handed to it and owns a copy of the table instead |
+| select | path, argument, axis, index         | keeps those indices of a tensor argument, whenever the module is called |
+| rows   | paths, index                        | keeps those token rows of embeddings and output heads; shared ones stay shared |
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fourfold.errors import ModelError
+
+
+def pack(index: Iterable[int]) -> str:
+    """Indices as text of ranges: [0, 1, 2, 5] → "0-2,5". Order is kept."""
+    runs: list[list[int]] = []
+    for i in map(int, index):
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def unpack(text: str) -> list[int]:
+    """Inverse of `pack`. Raises `ModelError` on anything that is not text of ranges."""
+    out: list[int] = []
+    try:
+        for part in filter(None, text.split(",")):
+            first, _, last = part.partition("-")
+            out.extend(range(int(first), int(last or first) + 1))
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"a recipe holds the index list {text!r}", 'Expected ranges such as "0-3,7".') from error
+    return out
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Edits in order. `r1 + r2`: first r1, then r2 on what r1 left."""
+
+    edits: tuple[dict[str, Any], ...] = ()
+
+    def __add__(self, other: Recipe) -> Recipe:
+        return Recipe(self.edits + other.edits)
+
+    def to_json(self) -> str:
+        return json.dumps({"edits": list(self.edits)}, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str | dict[str, Any]) -> Recipe:
+        """Reads `to_json`'s text, or its parsed object. Raises `ModelError` where an edit has no known kind."""
+        try:
+            data = json.loads(text) if isinstance(text, str) else text
+            edits = tuple(data["edits"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError("the recipe is not JSON with a list of edits", "Save the artefact again.") from error
+        for edit in edits:
+            if not isinstance(edit, dict) or edit.get("kind") not in EDITS:
+                raise ModelError(f"the recipe holds an unknown edit: {str(edit)[:80]}", f"Known kinds: {', '.join(EDITS)}.")
+        return Recipe(edits)
+
+
+def apply(module: nn.Module, recipe: Recipe) -> nn.Module:
+    """Carries out the edits in place and returns the module (needs no data and runs nothing).
+
+    Raises `ModelError` naming the edit and the module if an edit does not fit the module.
+    """
+    for edit in recipe.edits:
+        try:
+            EDITS[edit["kind"]](module, edit)
+        except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
+            where = edit.get("path", edit.get("paths", ""))
+            raise ModelError(f"edit {edit.get('kind')!r} does not fit module {where!r}: {error}", "The recipe was made for another architecture.") from error
+    return module
+
+
+# --- where things are ------------------------------------------------------------------------------------------------------------------------------
+
+
+def parent(module: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds `path`, and the name it holds it under."""
+    head, _, name = path.rpartition(".")
+    return module.get_submodule(head), name
+
+
+def put(module: nn.Module, path: str, new: nn.Module) -> None:
+    """Replaces the module at `path`, in the mode (train or eval) of the replaced one."""
+    holder, name = parent(module, path)
+    new.train(getattr(holder, name).training)
+    holder._modules[name] = new
+
+
+# --- slicing ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's Conv1D: a linear layer with weight in×out."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def is_conv(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    return is_conv(module) and module.groups > 1 and module.groups == module.in_channels == module.out_channels  # type: ignore[attr-defined]
+
+
+def _cut(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+    kept = tensor.detach().index_select(axis, index.to(tensor.device)).clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(kept, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else kept
+
+
+def _cut_named(module: nn.Module, name: str, axis: int, index: Tensor) -> None:
+    store = module._parameters if name in module._parameters else module._buffers
+    tensor = store.get(name)
+    if tensor is not None:
+        store[name] = _cut(tensor, axis, index)  # type: ignore[assignment]
+
+
+def axis_of(module: nn.Module, axis: str) -> int:
+    """Which axis of `module.weight` is its "out" or "in" side."""
+    if isinstance(module, nn.Embedding) or is_conv1d(module):
+        return 1 if axis == "out" else 0
+    return 0 if axis == "out" else 1
+
+
+def slice_module(module: nn.Module, axis: str, index: list[int]) -> None:
+    """Keeps `index` of the outputs ("out": bias goes along) or inputs ("in") of a parameter module, and its size attributes. Norms have one side."""
+    at, n = torch.tensor(index, dtype=torch.long), len(index)
+    if isinstance(module, nn.Linear) or is_conv1d(module) or isinstance(module, nn.Embedding):
+        _cut_named(module, "weight", axis_of(module, axis), at)
+        names = {"out": ("out_features", "nf", "embedding_dim"), "in": ("in_features", "nx", "num_embeddings")}[axis]
+    elif is_conv(module):
+        if module.groups > 1 and not is_depthwise(module):  # type: ignore[attr-defined]
+            raise RuntimeError("a grouped convolution that is not depthwise cannot be sliced")
+        depthwise = is_depthwise(module)
+        _cut_named(module, "weight", 0 if depthwise or axis == "out" else 1, at)
+        names = ("in_channels", "out_channels", "groups") if depthwise else ("out_channels",) if axis == "out" else ("in_channels",)
+        axis = "out" if depthwise else axis
+    else:  # a norm or any other module that scales channels one by one
+        size = channels(module)
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and tensor.ndim and tensor.shape[0] == size:
+                _cut_named(module, name, 0, at)
+        if isinstance(getattr(module, "normalized_shape", None), tuple):
+            module.normalized_shape = (n,)
+        names = ("num_features", "num_channels", "hidden_size")
+        axis = "in"
+    if axis == "out":
+        _cut_named(module, "bias", 0, at)
+    for name in names:
+        if isinstance(getattr(module, name, None), int):
+            setattr(module, name, n)
+
+
+def channels(module: nn.Module) -> int:
+    """Width of a norm-like module: the length of its first parameter or buffer with an axis (0 if none)."""
+    return next((t.shape[0] for t in [*module._parameters.values(), *module._buffers.values()] if t is not None and t.ndim), 0)
+
+
+# --- our own modules -------------------------------------------------------------------------------------------------------------------------------
+
+
+class Absent(nn.Module):
+    """In place of a removed module: hands on zeros or its input, in the structure in which the removed one answered.
+
+    `argument`: which argument is the hidden state (position or name). `returns`: "zero" | "pass" | None, or a list of them for a tuple.
+    `width`: size of the last axis of the zeros, where it differs from the argument's.
+    """
+
+    def __init__(self, argument: int | str, returns: Any, width: int | None = None) -> None:
+        super().__init__()
+        self.argument, self.returns, self.width = argument, returns, width
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = args[self.argument] if isinstance(self.argument, int) else kwargs[self.argument]
+        return self._answer(x, self.returns)
+
+    def _answer(self, x: Tensor, what: Any) -> Any:
+        if what is None:
+            return None
+        if what == "pass":
+            return x
+        if what == "zero":
+            return torch.zeros_like(x) if self.width in (None, x.shape[-1]) else x.new_zeros((*x.shape[:-1], self.width))
+        return tuple(self._answer(x, part) for part in what)
+
+    def extra_repr(self) -> str:
+        return f"returns={self.returns}"
+
+
+class Attention(nn.Module):
+    """`nn.MultiheadAttention` with separate projections, so that heads can be removed (Vaswani et al. 2017, §3.2.2); same arguments, no weights returned.
+
+    `width` is the residual width, which stays; each head keeps its `head_dim`. `_qkv_same_embed_dim` is False to turn off the fused path of
+    `nn.TransformerEncoderLayer`, which would read the original's packed weights.
+    """
+
+    _qkv_same_embed_dim = False
+    in_proj_weight = in_proj_bias = None
+
+    def __init__(self, width: int, heads: int, kdim: int, vdim: int, bias: bool, dropout: float, batch_first: bool) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.head_dim = width, heads, width // heads
+        self.dropout, self.batch_first = dropout, batch_first
+        self.q_proj, self.k_proj = nn.Linear(width, width, bias=bias), nn.Linear(kdim, width, bias=bias)
+        self.v_proj, self.out_proj = nn.Linear(vdim, width, bias=bias), nn.Linear(width, width, bias=bias)
+
+    @classmethod
+    def of(cls, old: nn.MultiheadAttention) -> Attention:
+        """The same function and the same weights as `old`."""
+        if old.bias_k is not None or old.add_zero_attn:
+            raise RuntimeError("add_bias_kv and add_zero_attn are not supported")
+        new = cls(old.embed_dim, old.num_heads, old.kdim, old.vdim, old.in_proj_bias is not None, old.dropout, old.batch_first)
+        weights = old.in_proj_weight.chunk(3) if old._qkv_same_embed_dim else (old.q_proj_weight, old.k_proj_weight, old.v_proj_weight)
+        biases = old.in_proj_bias.chunk(3) if old.in_proj_bias is not None else (None, None, None)
+        for linear, weight, bias in zip((new.q_proj, new.k_proj, new.v_proj), weights, biases, strict=True):
+            linear.weight = nn.Parameter(weight.detach().clone())
+            linear.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        new.out_proj.weight, new.out_proj.bias = old.out_proj.weight, old.out_proj.bias
+        return new
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None, need_weights: bool = False,
+        attn_mask: Tensor | None = None, average_attn_weights: bool = True, is_causal: bool = False,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        flat = query.ndim == 2
+        if flat:
+            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(value))
+        mask = self._mask(q, key_padding_mask, attn_mask)
+        # a causal hint without a mask is taken at its word; with a mask, the mask says it all
+        out = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0, is_causal=is_causal and mask is None)
+        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        if flat:
+            return out.squeeze(0), None
+        return (out if self.batch_first else out.transpose(0, 1)), None
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, x.shape[-1] // self.num_heads)).transpose(1, 2)
+
+    def _mask(self, q: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """One additive mask, broadcastable to batch × heads × queries × keys. In torch, True in a boolean mask means "do not look"."""
+        total = None
+        if mask is not None:
+            mask = mask.view(q.shape[0], -1, *mask.shape[1:]) if mask.ndim == 3 else mask
+            total = _additive(mask, q.dtype)
+        if padding is not None:
+            extra = _additive(padding, q.dtype)[:, None, None, :]
+            total = extra if total is None else total + extra
+        return total
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else mask.to(dtype)
+
+
+class Argument:
+    """A forward pre-hook that changes one argument: `index` None drops it (the module then makes its own), else keeps those indices along `axis`."""
+
+    def __init__(self, argument: int | str, axis: int = 1, index: list[int] | None = None) -> None:
+        self.argument, self.axis, self.index = argument, axis, index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(self.argument, int):
+            if self.argument < len(args):
+                args = (*args[: self.argument], self._change(args[self.argument]), *args[self.argument + 1 :])
+        elif self.argument in kwargs:
+            kwargs = {**kwargs, self.argument: self._change(kwargs[self.argument])}
+        return args, kwargs
+
+    def _change(self, value: Any) -> Any:
+        if self.index is None or not isinstance(value, Tensor):
+            return None
+        return value.index_select(self.axis, torch.tensor(self.index, device=value.device))
+
+
+# --- the edits -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _keep(module: nn.Module, edit: dict[str, Any]) -> None:
+    container = module.get_submodule(edit["path"])
+    children = list(container._modules.items())
+    kept = [children[i] for i in unpack(edit["index"])]
+    if isinstance(container, nn.ModuleDict):
+        container._modules = dict(kept)  # type: ignore[assignment]
+    else:
+        container._modules = {str(i): child for i, (_, child) in enumerate(kept)}  # type: ignore[assignment]
+
+
+def _slice(module: nn.Module, edit: dict[str, Any]) -> None:
+    index = unpack(edit["index"])
+    if isinstance(edit["axis"], int):
+        holder, name = parent(module, edit["path"])
+        _cut_named(holder, name, edit["axis"], torch.tensor(index, dtype=torch.long))
+    else:
+        slice_module(module.get_submodule(edit["path"]), edit["axis"], index)
+
+
+def _set(module: nn.Module, edit: dict[str, Any]) -> None:
+    target: Any = module.get_submodule(edit["path"])
+    *holders, name = edit["name"].split(".")
+    for holder in holders:
+        target = getattr(target, holder)
+    setattr(target, name, edit["value"])
+
+
+def _absent(module: nn.Module, edit: dict[str, Any]) -> None:
+    put(module, edit["path"], Absent(edit["argument"], edit["returns"], edit.get("width")))
+
+
+def _swap(module: nn.Module, edit: dict[str, Any]) -> None:
+    old = module.get_submodule(edit["path"])
+    if isinstance(old, nn.MultiheadAttention):  # swapped already: nothing to do
+        put(module, edit["path"], Attention.of(old))
+
+
+def _bias(module: nn.Module, edit: dict[str, Any]) -> None:
+    attention = module.get_submodule(edit["path"])
+    if any(isinstance(h, Argument) and h.index is None and h.argument == edit["argument"] for h in attention._forward_pre_hooks.values()):
+        return  # owns its bias already
+    if edit.get("source"):
+        if edit["source"] != f"{edit['path']}.{edit['table']}":
+            attention.add_module(edit["table"], copy.deepcopy(module.get_submodule(edit["source"])))
+        if hasattr(attention, f"has_{edit['table']}"):
+            setattr(attention, f"has_{edit['table']}", True)
+    attention.register_forward_pre_hook(Argument(edit["argument"]), with_kwargs=True)
+
+
+def _select(module: nn.Module, edit: dict[str, Any]) -> None:
+    hook = Argument(edit["argument"], edit["axis"], unpack(edit["index"]))
+    module.get_submodule(edit["path"]).register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _rows(module: nn.Module, edit: dict[str, Any]) -> None:
+    index = torch.tensor(unpack(edit["index"]), dtype=torch.long)
+    done: dict[int, Tensor] = {}  # a table that several modules share stays shared
+    for path in edit["paths"]:
+        part = module.get_submodule(path)
+        for name in ("weight", "bias"):
+            old = part._parameters.get(name)
+            if old is None or (name == "bias" and isinstance(part, nn.Embedding)):
+                continue
+            axis = 1 if name == "weight" and is_conv1d(part) else 0
+            if id(old) not in done:
+                done[id(old)] = _cut(old, axis, index)
+                done[id(done[id(old)])] = done[id(old)]
+            part._parameters[name] = done[id(old)]  # type: ignore[assignment]
+        for name in ("num_embeddings", "out_features", "nf"):
+            if isinstance(getattr(part, name, None), int) and not (name == "nf" and not is_conv1d(part)):
+                setattr(part, name, len(index))
+
+
+EDITS: dict[str, Callable[[nn.Module, dict[str, Any]], None]] = {
+    "keep": _keep, "slice": _slice, "set": _set, "absent": _absent, "swap": _swap, "bias": _bias, "select": _select, "rows": _rows,
+}  # fmt: skip
