@@ -1,0 +1,167 @@
+"""report.html: the whole evidence in one file that loads nothing from elsewhere; and the front alone as an SVG picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fourfold.report import plot, story, words
+from fourfold.report.json import replace
+
+_WIDE, _NARROW = (920, 480), (374, 400)  # px: what a desktop column and a phone show
+
+
+def write(report: Any, path: Path | str) -> Path:
+    """Write the page for `report` (a dict of fourfold.report.schema.Report) to `path`; a folder gets report.html. Returns the file's path."""
+    path = Path(path)
+    path = path / "report.html" if path.is_dir() else path
+    replace(path, page(report))
+    return path
+
+
+def picture(report: Any, path: Path | str, width: int = _WIDE[0], height: int = _WIDE[1], log: bool = True) -> Path:
+    """Write the front alone as an SVG file of `width` × `height` px, light or dark as its viewer is. Returns the file's path."""
+    path = Path(path)
+    replace(path, plot.draw(report, width, height, log, style=_asset("plot.css")) + "\n")
+    return path
+
+
+def page(report: Any) -> str:
+    """The page as HTML text. Raises nothing of its own for a sound report."""
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    best = None if report["best"] is None else report["candidates"][report["best"]]
+    knee = None if report["knee"] is None else report["candidates"][report["knee"]]
+    near = report["infeasible"]["nearest"] if report["infeasible"] else []
+    subject = best or (report["candidates"][near[0]["candidate"]] if near else None)
+    sizes = {"wide": _WIDE, "narrow": _NARROW}
+    plots = {f"{name}_{scale}": Markup(plot.draw(report, *size, log=scale == "log")) for name, size in sizes.items() for scale in ("log", "linear")}
+    facts = {
+        "report": report,
+        "best": best,
+        "knee": knee,
+        "subject": subject,
+        "quality": story.quality_of(subject) if subject else None,
+        "headline": story.headline(report),
+        "headline_marked": _marked(report),
+        "decision": story.decision(report),
+        "break_even": story.break_even(report),
+        "plots": plots,
+        "any_untested": any(not point.tested for point in plot.points(report) if point.kind == "front"),
+        "shapes": _shapes(report, subject),
+        "falls": _falls(report),
+        "timeline": _timeline(report),
+        "told": Markup(_script_safe(json.dumps(_told(report), ensure_ascii=False))),
+        "css": Markup(_asset("page.css") + _asset("plot.css")),
+        "script": Markup(_asset("page.js")),
+    }
+    ways = {"w": words, "bounds": _bounds, "limits": _limits, "ratio": _ratio, "columns": _columns, "unit_of": _unit_of, "kept_blocks": _kept_blocks}
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_asset("page.html")).render(**facts, **ways)
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("fourfold.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _script_safe(text: str) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _marked(report: Any) -> Any:
+    """The headline with its figure emphasised."""
+    from markupsafe import Markup, escape
+
+    text = story.headline(report)
+    best = None if report["best"] is None else story.spent(report["candidates"][report["best"]], report["objective"])
+    figure = words.percent(report["floor"] if best is None else best["value"])
+    return Markup(str(escape(text)).replace(figure, f"<em>{figure}</em>", 1))
+
+
+def _told(report: Any) -> dict[int, list[str]]:
+    """What the picture says of a candidate that is pointed at."""
+    told = {}
+    for index, candidate in enumerate(report["candidates"]):
+        quality, test = story.quality_of(candidate), candidate["test_quality"] is not None
+        parts = [candidate["name"], candidate["how"]]
+        parts += [f"quality {words.interval(quality)}{'' if test else ' on the search split'}"] if quality else []
+        parts += [f"energy {words.interval(candidate['relative_energy'])}", f"{words.count(candidate['parameters'])} parameters"]
+        parts += [words.setting(candidate["setting"])] if candidate["setting"] else []
+        parts += [candidate["reason"]] if candidate["reason"] else []
+        told[index] = parts
+    return told
+
+
+def _shapes(report: Any, subject: Any) -> list[Any]:
+    """Candidates whose layers or cascades are worth showing: the chosen or nearest first, then the knee and the rest of the front."""
+    order = [subject, *(report["candidates"][i] for i in ([report["knee"]] if report["knee"] is not None else []) + report["front"])]
+    seen: list[Any] = []
+    for candidate in order:
+        if candidate is not None and (candidate["structure"] or candidate["cascade"]) and not any(candidate is other for other in seen):
+            seen.append(candidate)
+    return seen
+
+
+def _columns(stack: Any) -> list[str]:
+    """Kinds of sub-layers in a stack, in order of first sight."""
+    return list(dict.fromkeys(unit["name"] for block in stack["blocks"] for unit in block["units"]))
+
+
+def _unit_of(block: Any, name: str) -> Any:
+    return next((unit for unit in block["units"] if unit["name"] == name), None)
+
+
+def _kept_blocks(stack: Any) -> int:
+    return sum(not block["removed"] for block in stack["blocks"])
+
+
+def _falls(report: Any) -> list[dict[str, Any]]:
+    """The factors as bars on a log axis, in per cent of its length; right is the original."""
+    rows = report["factors"]
+    values = [value for row in rows for value in (row["before"], row["after"])]
+    if not values:
+        return []
+    low, high = math.log(min(values) / 1.25), math.log(max(values))
+    spots = []
+    for row in rows:
+        ends = sorted((math.log(row["before"]), math.log(row["after"])))
+        left, right = (100 * (end - low) / (high - low) for end in ends)
+        place = f"right:{100 - left + 1:.2f}%" if left > 14 else f"left:{right + 1:.2f}%"
+        fall = words.times(row["before"] / row["after"])
+        now = words.percent(row["after"])
+        spots.append({**row, "left": f"{left:.2f}", "width": f"{max(right - left, 0.4):.2f}", "place": place, "times": fall, "was": words.percent(row["before"]), "now": now})
+    return spots
+
+
+def _timeline(report: Any) -> list[dict[str, Any]]:
+    events = report["timeline"]
+    whole = max([report["cost"]["wall_s"], *(event["t"] + event["seconds"] for event in events)], default=0.0) or 1.0
+    return [{"best": None, **event, "left": f"{100 * event['t'] / whole:.2f}", "width": f"{100 * event['seconds'] / whole:.2f}"} for event in events]
+
+
+def _bounds(figure: Any) -> str:
+    if figure is None or (figure["low"] is None and figure["high"] is None):
+        return "interval not known"
+    text = words.interval(figure, False)
+    return text[text.index("[") :]
+
+
+def _limits(figure: Any) -> str:
+    text = words.absolute(figure)
+    return text[text.index("[") :] if "[" in text else ""
+
+
+def _ratio(figure: Any) -> Any:
+    from markupsafe import Markup
+
+    if figure is None:
+        return "–"
+    ends = "" if figure["low"] is None or figure["high"] is None else f"<br><small>[{figure['low']:.2f}, {figure['high']:.2f}]</small>"
+    return Markup(f"{figure['value']:.2f}{ends}")
