@@ -1,4 +1,4 @@
-"""What is asked: a model, its data, a quality floor, what to make cheap, how long the search may take. Frozen plain data; importing it loads nothing."""
+"""What is asked: a model, its data, a quality floor, what to make cheap, how long to search. Frozen plain data; importing it loads nothing."""
 
 from __future__ import annotations
 
