@@ -161,6 +161,14 @@ BIBLIOGRAPHY: dict[str, Paper] = {
     "zafrir2019": _paper(
         "misc", "Ofir Zafrir, Guy Boudoukh, Peter Izsak, Moshe Wasserblat", "Q8BERT: Quantized 8Bit BERT", "arXiv", 2019, "1910.06188"
     ),
+    "yao2022": _paper(
+        _TALK,
+        "Zhewei Yao, Reza Yazdani Aminabadi, Minjia Zhang, Xiaoxia Wu, Conglong Li, Yuxiong He",
+        "ZeroQuant: Efficient and Affordable Post-Training Quantization for Large-Scale Transformers",
+        "NeurIPS",
+        2022,
+        "2206.01861",
+    ),
     "dettmers2022": _paper(
         _TALK,
         "Tim Dettmers, Mike Lewis, Younes Belkada, Luke Zettlemoyer",

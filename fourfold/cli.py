@@ -18,7 +18,6 @@ app = typer.Typer(
     name="fourfold",
     help="Make a trained model cheaper on your machine, above a quality floor, and prove it.",
     epilog="Example: fourfold optimize model/ --data reviews.csv --floor 97% --out cheap/",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -26,6 +25,7 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Subject = Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="Artefact folder or report.json, or a technique of `fourfold list`.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `fourfold optimize --out` wrote.")]
 
 
@@ -59,6 +59,7 @@ def optimize(
     ] = None,
     text_column: Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the label.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column that says train, search or test.")] = None,
     search_data: Annotated[str | None, typer.Option(help="Data to choose candidates by. Split off --data where left out.")] = None,
     test_data: Annotated[str | None, typer.Option(help="Unseen data that the floor is proven on. Split off --data where left out.")] = None,
     engines: Annotated[str | None, typer.Option(help="Back ends to race, separated by commas. All that run here where left out.")] = None,
@@ -77,33 +78,30 @@ def optimize(
     from fourfold.report.words import fraction, seconds
 
     share, limit = fraction(floor), seconds(budget)
+    columns = _columns(text_column, label_column, split_column)
     _choice("objective", objective, ("energy", "latency", "memory"))
     _choice("progress", progress, ("auto", "plain", "json", "none"))
     import fourfold
     from fourfold.report.terminal import Progress
 
-    columns = {"text": text_column, "label": label_column}
-    splits = {"search": search_data, "test": test_data}
-    more: dict[str, Any] = {"splits": given} if (given := {name: value for name, value in splits.items() if value}) else {}
     mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
         front: Any = fourfold.optimize(
             model,
-            data,
+            _sources(data, search_data, test_data),
             floor=share,
             budget=limit,
             objective=objective,
             out=out,
             metric=metric,
             task=task,
-            columns={name: value for name, value in columns.items() if value} or None,
+            columns=columns,
             seed=seed,
             engines=[name.strip() for name in engines.split(",") if name.strip()] if engines else None,
             threads=threads,
             max_length=max_length,
             fresh=fresh,
             progress=shown,
-            **more,
         )
     if report:
         front.report(report)
@@ -178,38 +176,27 @@ def report(
 @app.command("list", epilog="Example: fourfold list")
 def list_techniques(as_json: AsJson = False) -> None:
     """List the techniques there are, their lever, and what each needs."""
-    rows = _techniques()
-    _emit({"techniques": rows}) if as_json else _table(rows)
+    from fourfold.techniques import techniques
+
+    rows = [_technique_row(name) for name, _ in techniques()]
+    if as_json:
+        _emit({"techniques": rows})
+    else:
+        keys = ("name", "lever", "title", "needs", "installed")
+        _table([{key: row[key] for key in keys} for row in rows])
 
 
 @app.command(epilog="Example: fourfold explain cheap/")
-def explain(
-    subject: Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="An artefact folder or report.json, or a technique of `fourfold list`.")],
-    as_json: AsJson = False,
-) -> None:
+def explain(subject: Subject, as_json: AsJson = False) -> None:
     """Say in sentences what was done to a model where and why, or what a technique does."""
-    if Path(subject).exists():
-        from fourfold.report.json import read
-        from fourfold.report.story import story
-
-        lines = story(read(subject))
-    else:
-        lines = [_technique(subject)["doc"]]
+    lines = _story(subject)
     _emit({"subject": subject, "text": lines}) if as_json else print("\n".join(lines))
 
 
 @app.command(epilog="Example: fourfold cite cheap/ > references.bib")
-def cite(
-    subject: Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="An artefact folder or report.json, or a technique of `fourfold list`.")],
-    as_json: AsJson = False,
-) -> None:
+def cite(subject: Subject, as_json: AsJson = False) -> None:
     """Print the papers that a result or a technique rests on, as BibTeX."""
-    if Path(subject).exists():
-        from fourfold.report.json import read
-
-        entries = [row["bibtex"] for row in read(subject)["citations"]]
-    else:
-        entries = _bibtex(_technique(subject)["cites"])
+    entries = _papers(subject)
     _emit({"subject": subject, "bibtex": entries}) if as_json else print("\n\n".join(entry.strip() for entry in entries))
 
 
@@ -231,16 +218,22 @@ def claims(as_json: AsJson = False) -> None:
     _emit({"claims": rows}) if as_json else _table(rows)
 
 
-@app.command(epilog="Example: fourfold demo --out demo/")
+@app.command(epilog="Example: fourfold demo --out fourfold-demo/")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to work in; a second run goes on where the first stopped.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder to work in; a second run goes on where the first stopped.")] = Path("fourfold-demo"),
     as_json: AsJson = False,
 ) -> None:
     """Run the main job on a real model and real reviews, from download to report."""
     from fourfold import demo as room
+    from fourfold.report.terminal import Progress
 
-    page = room.run(out)
-    _emit({"report": str(page)}) if as_json else print(page)
+    with Progress("silent" if as_json else "auto") as shown:
+        front: Any = room.run(out, progress=shown)
+    page = out / "report.html"
+    front.report(page)
+    _show(front.report_data, as_json)
+    if not as_json:
+        print(f"Report: {page}")
 
 
 # ---- inside --------------------------------------------------------------------------------------------------------------------------------------
@@ -310,24 +303,61 @@ def _table(rows: Any) -> None:
         console.print(table(rows))
 
 
-def _techniques() -> list[dict[str, Any]]:
-    from fourfold.techniques import facts, techniques
-
-    return [_plain(facts(name)) for name in techniques()]
-
-
-def _technique(name: str) -> dict[str, Any]:
-    from fourfold.techniques import techniques
-
-    if name not in techniques():
-        raise InputError(f"{name!r} is neither a folder nor a technique.", "See `fourfold list` for the techniques.")
-    return next(row for row in _techniques() if row["name"] == name)
+def _sources(train: str, search: str | None, test: str | None) -> Any:
+    """What `optimize` reads: one reference, or the parts that were given."""
+    parts = {"train": train, "search": search, "test": test}
+    return {name: ref for name, ref in parts.items() if ref} if search or test else train
 
 
-def _bibtex(keys: list[str]) -> list[str]:
-    from fourfold.cite import BIBLIOGRAPHY
+def _columns(text: list[str] | None, label: str | None, split: str | None) -> dict[str, str] | None:
+    """Roles of columns by name. Raises InputError for more than two texts."""
+    if text and len(text) > 2:
+        raise InputError(f"--text-column was given {len(text)} times.", "Give it once, or twice for pairs of texts.")
+    roles = {**dict(zip(("text", "pair"), text or [], strict=False)), "label": label, "split": split}
+    return {role: name for role, name in roles.items() if name} or None
 
-    return [BIBLIOGRAPHY[key] for key in keys]
+
+def _technique_row(name: str) -> dict[str, Any]:
+    """A technique's facts, and what of its needs is missing here."""
+    from importlib.util import find_spec
+
+    from fourfold.techniques import facts
+
+    found = facts(name)
+    missing = [need for need in found.needs if find_spec(need.split(".")[0]) is None]
+    row = {"name": name, "lever": found.lever, "title": found.title, "needs": list(found.needs), "installed": not missing}
+    return {**row, "missing": missing, "summary": found.summary, "cites": list(found.cites)}
+
+
+def _story(subject: str) -> list[str]:
+    """A result's story, or a technique's own words."""
+    if Path(subject).exists():
+        from fourfold.report.json import read
+        from fourfold.report.story import story
+
+        return story(read(subject))
+    import ast
+    from importlib.util import find_spec
+
+    from fourfold.techniques import facts
+
+    found = facts(subject)
+    spec = find_spec(found.module)
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+    words = ast.get_docstring(ast.parse(source)) or found.summary
+    return [f"{found.title} ({found.lever} lever)", "", *words.splitlines()]
+
+
+def _papers(subject: str) -> list[str]:
+    """BibTeX entries of a result or a technique."""
+    if Path(subject).exists():
+        from fourfold.report.json import read
+
+        return [row["bibtex"] for row in read(subject)["citations"]]
+    from fourfold.cite import paper
+    from fourfold.techniques import facts
+
+    return [paper(key).bibtex(key) for key in facts(subject).cites]
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
@@ -343,7 +373,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line; the exit code. Never raises for what a user can do, and never prints a traceback unless FOURFOLD_DEBUG is set."""
     as_json = "--json" in arguments
     try:
-        outcome = app(args=arguments, prog_name="fourfold", standalone_mode=False)
+        outcome = app(args=arguments or ["--help"], prog_name="fourfold", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
     except FourfoldError as error:
         return _fail(str(error), error.exit_code, as_json)

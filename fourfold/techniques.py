@@ -29,10 +29,10 @@ class Facts:
     summary: str
 
 
-def techniques() -> list[tuple[str, str]]:
-    """(name, module path) of every technique, by question, then name."""
+def techniques() -> dict[str, str]:
+    """Name → module path of every technique, by question, then name."""
     files = [file for room in _ROOMS for file in sorted((_ROOT / room).glob("*/*.py")) if not file.name.startswith("_") and _classes(file)]
-    return [(file.stem, ".".join(["fourfold", *file.relative_to(_ROOT).with_suffix("").parts])) for file in files]
+    return {file.stem: ".".join(["fourfold", *file.relative_to(_ROOT).with_suffix("").parts]) for file in files}
 
 
 def facts(name: str) -> Facts:
@@ -65,7 +65,7 @@ def technique(name: str) -> type:
 
 
 def _module(name: str) -> str:
-    known = dict(techniques())
+    known = techniques()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
         raise InputError(f"There is no technique {name!r}.", f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(known)}.")

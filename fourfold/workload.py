@@ -43,19 +43,18 @@ class Workload:
 
 
 def fraction(text: str | float) -> float:
-    """A floor as a fraction of the original's quality: "97%", "97 %", "0.97" and 0.97 are the same. Raises InputError outside 0 < floor <= 1."""
-    mend = "Give the share of the original's quality to keep, such as 97% or 0.97."
-    words = str(text).strip().replace(" ", "")
-    try:
-        value = float(words[:-1]) / 100 if words.endswith("%") else float(words)
-    except ValueError:
-        raise InputError(f"The floor {text!r} is not a number.", mend) from None
-    if words.endswith("%") and value > 1 or not words.endswith("%") and 1 < value <= 100:
-        guess = f" Did you mean {words}%?" if value >= 10 and not words.endswith("%") else ""
-        raise InputError(f"The floor {text} is over {'100 %' if words.endswith('%') else 1}: no cheaper model can be asked to beat the original.",
-                         mend + guess)
-    if not math.isfinite(value) or not 0 < value <= 1:
-        raise InputError(f"The floor {text} is not between 0 and 100 %.", mend)
+    """A floor as a fraction of the original's quality: "97%", "97 %", "97", "0.97" and 0.97 are the same.
+
+    A bare number above 10 is read as per cent; between 1 and 10 it is refused, since "1.2" is likelier a slip than 1.2 %.
+    Raises InputError outside 0 < floor <= 1.
+    """
+    found = re.fullmatch(r"([+-]?(?:\d+(?:[.,]\d+)?|[.,]\d+)(?:e-?\d+)?)\s*(%?)", str(text).strip())
+    if not found:
+        raise InputError(f"The floor {text!r} is not a share of the original's quality.", "Write it as 97%, 97 or 0.97.")
+    value = float(found[1].replace(",", "."))
+    value = value / 100 if found[2] or value > 10 else value
+    if not 0 < value <= 1:
+        raise InputError(f"The floor {text} is {value * 100:g} % of the original's quality; it must be above 0 % and at most 100 %.", "Try 97%.")
     return value
 
 

@@ -118,7 +118,7 @@ class _Reading:
                         source=f"meter {meter.name}", boundary=meter.boundary)
 
 
-def meters() -> list[Meter]:
+def known() -> list[Meter]:
     """The meters that fourfold knows, best first for each boundary; ask each `available()`."""
     return [Rapl(), Nvml()]
 
@@ -131,7 +131,7 @@ def window(given: Sequence[Meter] | None = None, clock: Clock | None = None, mac
     figure and its reason. Joules of a host meter count everything that ran on the host; the model counts this process alone: `boundary` says which.
     """
     clock, used = clock or SystemClock(), Energy()
-    readings = [_Reading(meter, _POLL if isinstance(clock, SystemClock) else None) for meter in (meters() if given is None else given)]
+    readings = [_Reading(meter, _POLL if isinstance(clock, SystemClock) else None) for meter in (known() if given is None else given)]
     wall, cpu = clock.wall(), clock.cpu()
     try:
         yield used
