@@ -55,12 +55,14 @@ LABEL = (
     "value",
 )
 TWO = (
-    ("text_a", "text_b"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("text1", "text2"), ("question1", "question2"),
-    ("question", "sentence"), ("question", "context"), ("question", "passage"), ("question", "answer"), ("query", "passage"), ("query", "document"), ("text", "text_pair"),
+    ("text_a", "text_b"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("text1", "text2"),
+    ("question1", "question2"), ("question", "sentence"), ("question", "context"), ("question", "passage"), ("question", "answer"),
+    ("query", "passage"), ("query", "document"), ("text", "text_pair"),
 )  # fmt: skip
 SOURCE_TARGET = (
-    ("source", "target"), ("input", "output"), ("input", "target"), ("inputs", "targets"), ("document", "summary"), ("article", "highlights"), ("article", "summary"), ("text", "summary"),
-    ("text", "target"), ("text", "target_text"), ("input_text", "target_text"), ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("question", "answer"), ("src", "tgt"),
+    ("source", "target"), ("input", "output"), ("input", "target"), ("inputs", "targets"), ("document", "summary"), ("article", "highlights"),
+    ("article", "summary"), ("text", "summary"), ("text", "target"), ("text", "target_text"), ("input_text", "target_text"),
+    ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("question", "answer"), ("src", "tgt"),
 )  # fmt: skip
 TRANSCRIPT = ("text", "transcript", "transcription", "sentence", "target", "label")
 ARRAY_TARGET = ("y", "target", "targets", "label", "labels")
@@ -147,7 +149,8 @@ def outputs_of(config: Any) -> int | None:
 def roles_of(table: Table, columns: Mapping[str, str] | None, subject: Subject | None, hint: str | None) -> Roles:
     """Which column is what: as told, else by name, else by what the columns hold (text: the longest words; label: few distinct values).
 
-    `columns` may name text, pair, label, split (also target, text_a, text_b). Raises InputError for a column that does not exist, nearest names offered.
+    `columns` may name text, pair, label, split (also target, text_a, text_b). Raises InputError for a column that does not exist, nearest names
+    offered.
     """
     told = _told(table, columns)
     if table.nature == "arrays":
@@ -238,7 +241,8 @@ def _longest(table: Table, names: list[str]) -> str | None:
 
 
 def _label(table: Table, rest: list[str]) -> str | None:
-    """By name, else the column with the fewest distinct values; a column of which no value repeats is a name, not a label, unless it holds fractions."""
+    """By name, else the column with the fewest distinct values; a column of which no value repeats is a name, not a label, unless it holds
+    fractions."""
     lower = {name.lower(): name for name in rest}
     for name in LABEL:
         if name in lower:
@@ -259,11 +263,11 @@ def _fractions(values: Sequence[Any]) -> bool:
 
 
 def _wordy(values: Any) -> bool:
-    some = [value for value in itertools_some(values) if not absent(value)]
+    some = [value for value in _some(values) if not absent(value)]
     return bool(some) and all(isinstance(value, str) for value in some) and sum(number(value) is None for value in some) > len(some) / 2
 
 
-def itertools_some(values: Any) -> list[Any]:
+def _some(values: Any) -> list[Any]:
     """A few hundred entries from the whole column."""
     return list(values[:: max(1, len(values) // 300)]) if hasattr(values, "__len__") else []
 
@@ -388,10 +392,9 @@ def labels_of(table: Table, name: str, config: Any) -> Labels:
     plain = [row for row, value in enumerate(numbers) if value is not None]
     if plain and len(plain) < len(raw):
         other = next(row for row, value in enumerate(numbers) if value is None)
-        raise InputError(
-            f"{table.where([plain[0]])}: the label {words[plain[0]]!r} is a number, while {words[other]!r} ({table.where([other]).split(', ')[-1]}) is a word.",
-            "Use one kind of label.",
-        )
+        there = table.where([other]).rsplit(", ", 1)[-1]
+        said = f"the label {words[plain[0]]!r} is a number, while {words[other]!r} ({there}) is a word."
+        raise InputError(f"{table.where([plain[0]])}: {said}", "Use one kind of label.")
     return _numbered(table, name, numbers, known, generic) if plain else _worded(table, words, known, generic, lookup)
 
 

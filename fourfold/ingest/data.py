@@ -17,7 +17,7 @@ from fourfold.ingest.task import IGNORE, Task, default_metric
 
 if TYPE_CHECKING:
     from fourfold.ingest.model import Subject
-    from fourfold.measure.quality import Metric
+    from fourfold.metric import Metric
 
 
 class Ragged(Sequence[np.ndarray]):
@@ -67,8 +67,10 @@ class Ragged(Sequence[np.ndarray]):
 class Examples:
     """Columns of inputs, one entry per example, and what is asked of them.
 
-    columns: input name → [N, …] array of equal shapes, or ragged 1-D rows (lists of arrays are made `Ragged`). targets: int64 [N] classes, float64 [N] values, ragged int64 tokens,
-    any list for custom tasks, or None. lengths: int64 [N], what batches are sorted by. pad: padding value by column. raw: what the user gave (texts, pairs of texts), or None.
+    columns: input name → [N, …] array of equal shapes, or ragged 1-D rows (lists of arrays are made `Ragged`). targets: int64 [N] classes, float64
+    [N] values, ragged int64 tokens,
+    any list for custom tasks, or None. lengths: int64 [N], what batches are sorted by. pad: padding value by column. raw: what the user gave (texts,
+    pairs of texts), or None.
     groups: int64 [N], equal for duplicates and for pieces of one document. `cut` counts texts that were longer than the model reads.
     """
 
@@ -134,7 +136,8 @@ class Examples:
         }
 
     def collate_targets(self, index: Any) -> Any:
-        """Targets of a batch: class numbers int64 [B], values float32 [B], tokens int64 [B, T] padded with −100; lists as they are; None where there are none."""
+        """Targets of a batch: class numbers int64 [B], values float32 [B], tokens int64 [B, T] padded with −100; lists as they are; None where there
+        are none."""
         index = np.asarray(index)
         if isinstance(self.targets, Ragged):
             return self.targets.padded(index, IGNORE)
@@ -144,7 +147,8 @@ class Examples:
         return None if self.targets is None else [self.targets[i] for i in index]
 
     def batches(self, size: int, bucket: bool = True, seed: int | None = None) -> list[np.ndarray]:
-        """Row numbers of each batch. seed None (inference): sorted by length, longest first, so that memory peaks at once, and every row once. Else (training): shuffled, and
+        """Row numbers of each batch. seed None (inference): sorted by length, longest first, so that memory peaks at once, and every row once. Else
+        (training): shuffled, and
         sorted by length only inside blocks of 16 batches, whose batches are shuffled again. bucket False: no sorting."""
         count = len(self)
         if seed is None:
@@ -202,8 +206,10 @@ def load_data(
 ) -> tuple[Splits, Task]:
     """Read, encode and split the user's data.
 
-    ref: see `fourfold.ingest.readers.read`. task_hint: a kind of task, or None to infer it from model and data. columns: {"text": …, "pair": …, "label": …, "split": …} where names do not tell.
-    splits: shares of train, search and test, or the name of a column that says which. max_length: tokens (samples) per example; by default what the model can read, and at most 256 for
+    ref: see `fourfold.ingest.readers.read`. task_hint: a kind of task, or None to infer it from model and data. columns: {"text": …, "pair": …,
+    "label": …, "split": …} where names do not tell.
+    splits: shares of train, search and test, or the name of a column that says which. max_length: tokens (samples) per example; by default what the
+    model can read, and at most 256 for
     language modelling. metric: a name, a `Metric` or a function (predictions, targets) -> float; the default suits the task.
 
     Raises InputError naming file and line wherever the data cannot be used, MissingExtra where a reader is not installed.
@@ -256,11 +262,9 @@ def joined(parts: dict[str, Table]) -> tuple[Table, np.ndarray]:
 
 def _stacked(values: list[Any], name: str) -> Any:
     if all(isinstance(value, np.ndarray) for value in values):
-        if len({value.shape[1:] for value in values}) > 1:
-            raise InputError(
-                f"{name!r} has rows of shape {values[0].shape[1:]} in one part and {next(v.shape[1:] for v in values if v.shape[1:] != values[0].shape[1:])} in another.",
-                "Give equal shapes.",
-            )
+        shapes = sorted({value.shape[1:] for value in values})
+        if len(shapes) > 1:
+            raise InputError(f"{name!r} has rows of shape {shapes[0]} in one part and {shapes[1]} in another.", "Give equal shapes.")
         return np.concatenate(values)
     return [item for value in values for item in value]
 
@@ -294,9 +298,8 @@ def _divide(examples: Examples, side: np.ndarray, shares: dict[str, float] | Non
             if name in rows:
                 seen = np.isin(examples.groups[rows[name]], examples.groups[np.concatenate(before)])
                 if seen.any():
-                    said.append(
-                        f"{int(seen.sum()):,} {name} rows that also occur in train{' or search' if name == 'test' and 'search' in rows else ''} were dropped."
-                    )
+                    earlier = "train or search" if len(before) == 2 else "train"
+                    said.append(f"{int(seen.sum()):,} {name} rows that also occur in {earlier} were dropped.")
                     rows[name] = rows[name][~seen]
     elif given != {"all"}:
         raise InputError(f"{source}: no row belongs to train.", "Give train and test, or one table to be split.")

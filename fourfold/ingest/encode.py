@@ -15,7 +15,7 @@ from fourfold.ingest import split
 from fourfold.ingest.data import Examples, Ragged
 from fourfold.ingest.readers import Table, picture, read, sound
 from fourfold.ingest.task import DEFAULTS, Speech, Task, default_metric
-from fourfold.measure.quality import METRICS
+from fourfold.metric import METRICS
 
 if TYPE_CHECKING:
     from fourfold.ingest.model import Subject
@@ -346,9 +346,10 @@ def _speech(tokenizer: Any, config: Any) -> Speech | None:
     if tokenizer is None:
         return None
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    special = set(tokenizer.all_special_tokens)
+    delimiter = getattr(tokenizer, "word_delimiter_token", None) or "|"
+    special = set(tokenizer.all_special_tokens) - {delimiter}
     blank = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else getattr(config, "pad_token_id", 0)
-    return Speech(tuple("" if name in special else name for name in names), blank or 0, getattr(tokenizer, "word_delimiter_token", None) or "|")
+    return Speech(tuple("" if name in special else name for name in names), blank or 0, delimiter)
 
 
 def _spoken(text: str, speech: Speech | None) -> str:
@@ -445,7 +446,8 @@ def _language(table: Table, role: roles.Roles, subject: Subject, max_length: int
 
 
 def _passages(texts: list[str]) -> tuple[list[str], np.ndarray]:
-    """Documents as they are if there are many; a few long ones cut at blank lines (else line ends, else blanks) into passages. And the text that each came from."""
+    """Documents as they are if there are many; a few long ones cut at blank lines (else line ends, else blanks) into passages. And the text that each
+    came from."""
     if len(texts) >= 2 * split.FEWEST:
         return texts, np.arange(len(texts))
     aim = max(200, sum(map(len, texts)) // PASSAGES)

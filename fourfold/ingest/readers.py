@@ -35,7 +35,8 @@ csv.field_size_limit(2**31 - 1)
 
 @dataclass
 class Table:
-    """Columns by name, each with one entry per row. `nature`: "table" (texts and numbers), "text" (documents), "arrays", "images" or "audio" (columns file, label/text).
+    """Columns by name, each with one entry per row. `nature`: "table" (texts and numbers), "text" (documents), "arrays", "images" or "audio" (columns
+    file, label/text).
 
     `lines[i]` is the line (from 1) in which row i begins; without it rows are counted from 1 themselves.
     """
@@ -64,7 +65,8 @@ class Table:
 def read(ref: Any) -> Table | dict[str, Table]:
     """One table, or tables by part ("train", "search", "test") where the user brought their own parts.
 
-    ref: path of a CSV, TSV, JSONL, JSON, Parquet, TXT, NPZ file or of a folder (train.csv/test.csv, images by class, WAV by class or with a manifest, texts); dict of parts,
+    ref: path of a CSV, TSV, JSONL, JSON, Parquet, TXT, NPZ file or of a folder (train.csv/test.csv, images by class, WAV by class or with a manifest,
+    texts); dict of parts,
     columns or arrays; (X, y); (train, test) or (train, search, test); pandas DataFrame; anything with column_names; any iterable of (inputs, target).
     Raises InputError where it cannot be read, naming file and line; MissingExtra where a reader is not installed.
     """
@@ -229,7 +231,7 @@ def _pairs(ref: Any) -> Table:
         return Table({**columns, "label": [_scalar(answer) for answer in targets]}, "the data")
     arrays = {name: _array(value) for name, value in columns.items()}
     for name, value in arrays.items():
-        if not isinstance(value, np.ndarray) and not _is_ragged(value):
+        if (not isinstance(value, np.ndarray) or value.dtype.kind not in "iufb") and not _is_ragged(value):
             raise InputError(f"The data's inputs {name!r} are neither texts nor arrays of one shape (item 0: {type(inputs[0]).__name__}).", expected)
     return (
         Table({**arrays, "y": None if all(answer is None for answer in targets) else _array(targets)}, "the data", "arrays")

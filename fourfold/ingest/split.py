@@ -56,7 +56,8 @@ def strata(targets: Any) -> np.ndarray:
 
 
 def shares_for(units: int, wanted: dict[str, float] | None) -> dict[str, float]:
-    """Shares of train, search and test for `units` distinct rows. A small data set gives more of itself to the test, whose noise decides what can be claimed."""
+    """Shares of train, search and test for `units` distinct rows. A small data set gives more of itself to the test, whose noise decides what can be
+    claimed."""
     if wanted:
         return wanted
     test = max(SHARES["test"], min(TEST_AIM / units, TEST_CAP))
@@ -67,7 +68,8 @@ def shares_for(units: int, wanted: dict[str, float] | None) -> dict[str, float]:
 def sides(groups: np.ndarray, stratum: np.ndarray, shares: dict[str, float], seed: int) -> dict[str, np.ndarray]:
     """Row numbers by side. Rows of one group stay together; within each stratum the sides get their shares; the order of the rows plays no part.
 
-    groups, stratum: int64 [N]. In a stratum of at least 400 groups a group's side depends on its own content and the seed only, so that rows added later move nothing;
+    groups, stratum: int64 [N]. In a stratum of at least 400 groups a group's side depends on its own content and the seed only, so that rows added
+    later move nothing;
     in smaller ones the groups are ranked, which keeps the shares exact.
     """
     order = np.lexsort((stratum, groups))

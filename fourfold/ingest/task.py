@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.errors import InputError
-from fourfold.measure.quality import METRICS, Metric, metric_named, pick, user_metric
+from fourfold.metric import METRICS, Metric, metric_named, user_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +40,10 @@ class Speech:
 class Task:
     """kind: classification · regression · causal_lm · seq2seq · ctc · custom.
 
-    `classes[i]` names output i of a classifier (None: outputs have no names). `named` says that the user's own labels are those names, so that predictions
-    handed to the user's own metric speak the same language. `width` > 0 adds that many predicted tokens to each record (a user's metric on text needs them).
+    `classes[i]` names output i of a classifier (None: outputs have no names). `named` says that the user's own labels are those names, so that
+    predictions
+    handed to the user's own metric speak the same language. `width` > 0 adds that many predicted tokens to each record (a user's metric on text needs
+    them).
     """
 
     kind: str
@@ -57,7 +59,8 @@ class Task:
     def loss(self, logits: Tensor, batch_targets: Tensor, inputs: dict[str, Tensor] | None = None) -> Tensor:
         """Training loss on labels, mean over examples (tokens, for sequences). `batch_targets` as `Examples.collate_targets` gives them.
 
-        logits: [B, C] · [B] or [B, 1] · [B, T, V] (causal: position t predicts token t + 1; CTC: frames). Raises InputError for kind "custom", which has no labels
+        logits: [B, C] · [B] or [B, 1] · [B, T, V] (causal: position t predicts token t + 1; CTC: frames). Raises InputError for kind "custom", which
+        has no labels
         that we understand.
         """
         from torch.nn import functional
@@ -88,9 +91,11 @@ class Task:
         return functional.ctc_loss(scores, batch_targets.clamp(min=0), frames, valid.sum(1).cpu(), blank=blank, reduction="mean", zero_infinity=True)
 
     def distil_loss(self, student: Tensor, teacher: Tensor, targets: Tensor | None = None, temperature: float = 2.0) -> Tensor:
-        """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over examples or over positions that are not padding (Hinton, Vinyals and Dean 2015).
+        """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over examples or over positions that are not padding (Hinton, Vinyals and Dean
+        2015).
 
-        For regression and custom outputs: mean squared error. `targets` as in `loss`: their padding masks positions of LM and seq2seq outputs. Alternatively a boolean mask
+        For regression and custom outputs: mean squared error. `targets` as in `loss`: their padding masks positions of LM and seq2seq outputs.
+        Alternatively a boolean mask
         of positions [B, T].
         """
         from torch.nn import functional
@@ -124,9 +129,12 @@ class Task:
     def records(self, logits: np.ndarray, inputs: dict[str, np.ndarray], targets: Any) -> np.ndarray:
         """All that the metric needs to know of a batch: float64 [B, k], one row per example.
 
-        classification: the logits [C] · regression: the value [1] · causal_lm and seq2seq: sum of −ln p of the target tokens, their number, 1 if every token is the most likely
-        one, number of tokens that are · ctc: word edits, words of the reference · custom: the output, flattened. `targets`: what `Examples.collate_targets` gives.
-        Exact match under teacher forcing is the same event as exact match of greedy decoding: if all tokens are the most likely ones given the true prefix, greedy
+        classification: the logits [C] · regression: the value [1] · causal_lm and seq2seq: sum of −ln p of the target tokens, their number, 1 if
+        every token is the most likely
+        one, number of tokens that are · ctc: word edits, words of the reference · custom: the output, flattened. `targets`: what
+        `Examples.collate_targets` gives.
+        Exact match under teacher forcing is the same event as exact match of greedy decoding: if all tokens are the most likely ones given the true
+        prefix, greedy
         decoding produces that prefix itself; if one is not, the first such token is where greedy decoding departs.
         """
         logits = np.asarray(logits)
@@ -174,7 +182,8 @@ class Task:
     # ------------------------------------------------------------------------------------------------------- reading
 
     def predict(self, records: np.ndarray) -> Any:
-        """Predictions that a person reads, one per example: class names (or numbers), floats, texts (where `width` kept the tokens), else the raw numbers.
+        """Predictions that a person reads, one per example: class names (or numbers), floats, texts (where `width` kept the tokens), else the raw
+        numbers.
 
         Language models answer with the perplexity of each example.
         """
@@ -236,7 +245,8 @@ class Task:
         return replace(self, metric=user_metric(metric, read))
 
     def labelled(self, records: np.ndarray) -> np.ndarray:
-        """The original's own answers as targets, for data without labels: class numbers or values, [N]. Judged by "agreement", the original scores 1."""
+        """The original's own answers as targets, for data without labels: class numbers or values, [N]. Judged by "agreement", the original scores
+        1."""
         return records.argmax(axis=1) if self.kind == "classification" else records[:, 0]
 
     def to_json(self) -> dict[str, Any]:
@@ -292,4 +302,4 @@ def edits(reference: Sequence[Any], guess: Sequence[Any]) -> int:
     return int(row[-1])
 
 
-__all__ = ["KINDS", "IGNORE", "Speech", "Task", "default_metric", "edits", "pick"]
+__all__ = ["KINDS", "IGNORE", "Speech", "Task", "default_metric", "edits"]

@@ -1,45 +1,24 @@
-"""How good the answers are, and how much of the original's quality a cheaper model keeps, with an interval.
-
-A metric here is a function of *records*, one row of numbers per example (see `fourfold.ingest.task.Task.records`). Where it can be written as a function of
-sums over examples, a whole bootstrap is one matrix product: weights [resamples, examples] times sums [examples, k].
-"""
+"""How much of the original's quality a cheaper model keeps, with an interval: paired bootstrap, and the bounds that check it."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fourfold.errors import InputError, MetricError
+from fourfold.errors import InputError
+from fourfold.metric import METRICS, Metric, metric_named, probe, user_metric
 
-Score = Callable[[np.ndarray, Any], float]
-Weighted = Callable[[np.ndarray, Any, np.ndarray], np.ndarray]  # (records [N, k], targets [N], weights [R, N]) → score of each resample [R]
+__all__ = ["METRICS", "Metric", "Relative", "accuracy_bound", "clears", "metric_named", "probe", "relation", "relative", "user_metric", "wilson"]
 
 Z95 = 1.6448536269514722  # standard normal quantile of a one-sided 95 % bound
 CHUNK = 8_000_000  # weights (cells of resamples × examples) held at once: 64 MB
 PATIENCE = 60.0  # seconds that the bootstrap of a user's own metric may take before it makes do with fewer resamples
 FEWEST = 200  # … but never fewer than this
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A measure of quality.
-
-    `score(records, targets)` gives one float. `weighted(records, targets, weights)` gives the score of each weighted sample, [R], and is what makes the
-    bootstrap fast; without it the bootstrap repeats rows and calls `score`. `ceiling` is what relative quality is taken of: "ratio" (candidate / base, or its
-    inverse where lower is better) or "complement" (word error rate: the share of words that are right).
-    """
-
-    name: str
-    greater_is_better: bool
-    score: Score
-    weighted: Weighted | None = None
-    ceiling: str = "ratio"
 
 
 @dataclass(frozen=True)
@@ -53,212 +32,6 @@ class Relative:
     low: float
     high: float
     n: int
-
-
-# ---------------------------------------------------------------------------------------------------------------- metrics
-
-
-def _ones(records: np.ndarray) -> np.ndarray:
-    return np.ones((1, len(records)))
-
-
-def _of_sums(
-    name: str, sums: Callable[[np.ndarray, Any], np.ndarray], finish: Callable[[np.ndarray], np.ndarray], up: bool = True, ceiling: str = "ratio"
-) -> Metric:
-    """A metric that is `finish` of column sums: sums(records, targets) is [N, k], finish maps [R, k] to [R]."""
-
-    def weighted(records: np.ndarray, targets: Any, weights: np.ndarray) -> np.ndarray:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return finish(weights @ sums(records, targets))
-
-    return Metric(name, up, lambda records, targets: float(weighted(records, targets, _ones(records))[0]), weighted, ceiling)
-
-
-def _ratio(sums: np.ndarray) -> np.ndarray:
-    return sums[:, 0] / sums[:, 1]
-
-
-def _with_one(column: np.ndarray) -> np.ndarray:
-    return np.stack([column.astype(np.float64), np.ones(len(column))], axis=1)
-
-
-def _choices(records: np.ndarray) -> np.ndarray:
-    return np.argmax(records, axis=1)
-
-
-def _confusion(records: np.ndarray, targets: Any) -> np.ndarray:
-    """One-hot [true positive, predicted, true] per class: [N, 3·C]."""
-    guess, truth = _choices(records), np.asarray(targets, dtype=np.int64)
-    classes = np.arange(max(records.shape[1], int(truth.max(initial=0)) + 1))
-    predicted, actual = guess[:, None] == classes, truth[:, None] == classes
-    return np.concatenate([predicted & actual, predicted, actual], axis=1).astype(np.float64)
-
-
-def _f1_by_class(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    hit, predicted, actual = np.split(sums, 3, axis=1)
-    present = predicted + actual > 0
-    return np.where(present, 2 * hit / np.where(present, predicted + actual, 1.0), 0.0), present
-
-
-def _macro(sums: np.ndarray) -> np.ndarray:
-    f1, present = _f1_by_class(sums)
-    return f1.sum(axis=1) / np.maximum(present.sum(axis=1), 1)  # as elsewhere: the mean over classes that occur in truth or prediction
-
-
-def _binary(sums: np.ndarray) -> np.ndarray:
-    return _f1_by_class(sums)[0][:, 1]
-
-
-def _moments(records: np.ndarray, targets: Any) -> np.ndarray:
-    x, y = records[:, 0].astype(np.float64), np.asarray(targets, dtype=np.float64)
-    x, y = x - x.mean(), y - y.mean()  # sums of centred values do not cancel
-    return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
-
-
-def _correlation(sums: np.ndarray) -> np.ndarray:
-    n, x, y, xx, yy, xy = sums.T
-    spread = (n * xx - x * x) * (n * yy - y * y)
-    floor = (1e-12 * n * n) ** 2 * np.abs(xx * yy) / np.maximum(n * n, 1)
-    return np.where(spread > floor, (n * xy - x * y) / np.sqrt(np.maximum(spread, 1e-300)), 0.0)
-
-
-def _midranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks of `values` [N] in each weighted sample [R, N]; tied values share the middle of their ranks. Up to a constant, which correlation ignores."""
-    order = np.argsort(values, kind="stable")
-    ranked = values[order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    mass = np.add.reduceat(weights[:, order], starts, axis=1)
-    middle = np.cumsum(mass, axis=1) - mass / 2
-    which = np.empty(len(values), dtype=np.int64)
-    which[order] = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(values)]))
-    return middle[:, which]
-
-
-def _spearman(records: np.ndarray, targets: Any, weights: np.ndarray) -> np.ndarray:
-    x, y = _midranks(records[:, 0].astype(np.float64), weights), _midranks(np.asarray(targets, dtype=np.float64), weights)
-    total = weights.sum(axis=1, keepdims=True)
-    x, y = x - (weights * x).sum(axis=1, keepdims=True) / total, y - (weights * y).sum(axis=1, keepdims=True) / total
-    spread = (weights * x * x).sum(axis=1) * (weights * y * y).sum(axis=1)
-    return np.where(spread > 0, (weights * x * y).sum(axis=1) / np.sqrt(np.maximum(spread, 1e-300)), 0.0)
-
-
-def _errors(records: np.ndarray, targets: Any) -> np.ndarray:
-    y = np.asarray(targets, dtype=np.float64)
-    centred = y - y.mean()
-    return np.stack([(records[:, 0] - y) ** 2, np.ones(len(y)), centred, centred * centred], axis=1)
-
-
-def _determination(sums: np.ndarray) -> np.ndarray:
-    error, n, y, yy = sums.T
-    return 1 - error / (yy - y * y / n)
-
-
-def _agreement(records: np.ndarray, targets: Any) -> np.ndarray:
-    return _with_one(_choices(records) == np.asarray(targets, dtype=np.int64))
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        _of_sums("accuracy", _agreement, _ratio),
-        _of_sums("f1", _confusion, _macro),
-        _of_sums("f1_binary", _confusion, _binary),
-        _of_sums("agreement", _agreement, _ratio),
-        _of_sums("pearson", _moments, _correlation),
-        Metric("spearman", True, lambda records, targets: float(_spearman(records, targets, _ones(records))[0]), _spearman),
-        _of_sums("r2", _errors, _determination),
-        _of_sums("mse", _errors, _ratio, up=False),
-        _of_sums("perplexity", lambda records, targets: records[:, :2], lambda sums: np.exp(_ratio(sums)), up=False),
-        _of_sums("exact_match", lambda records, targets: _with_one(records[:, 2]), _ratio),
-        _of_sums("token_accuracy", lambda records, targets: records[:, [3, 1]], _ratio),
-        _of_sums("wer", lambda records, targets: records[:, :2], _ratio, up=False, ceiling="complement"),
-    )
-}
-SUITED = {
-    "classification": ("accuracy", "f1", "f1_binary", "agreement"),
-    "regression": ("spearman", "pearson", "r2", "mse"),
-    "causal_lm": ("perplexity", "token_accuracy"),
-    "seq2seq": ("exact_match", "token_accuracy", "perplexity"),
-    "ctc": ("wer",),
-    "custom": (),
-}
-
-
-def metric_named(name: str, kind: str | None = None) -> Metric:
-    """The built-in metric called `name` (case and dashes do not matter).
-
-    Raises InputError for a name that does not exist (nearest ones offered), or one that does not fit the task `kind`.
-    """
-    key = name.strip().lower().replace("-", "_").replace(" ", "_")
-    key = {
-        "f1_macro": "f1",
-        "macro_f1": "f1",
-        "acc": "accuracy",
-        "ppl": "perplexity",
-        "word_error_rate": "wer",
-        "em": "exact_match",
-        "r_2": "r2",
-    }.get(key, key)
-    offered = SUITED[kind] if kind else tuple(METRICS)
-    if key not in METRICS:
-        near = difflib.get_close_matches(key, METRICS, 1, 0.5)
-        raise InputError(
-            f"There is no metric called {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
-            f"Known: {', '.join(offered) or 'none'}; or pass a function (predictions, targets) -> float.",
-        )
-    if kind and key not in offered:
-        raise InputError(
-            f"The metric {key!r} does not measure a {kind} task.",
-            f"Metrics that do: {', '.join(offered) or 'a function (predictions, targets) -> float'}.",
-        )
-    return METRICS[key]
-
-
-def user_metric(function: Callable[[Any, Any], float], read: Callable[[np.ndarray, Any], tuple[Any, Any]]) -> Metric:
-    """The user's own metric: `function(predictions, targets)`; higher is better unless `function.greater_is_better` is False.
-
-    `read(records, targets)` gives what the user's function expects to see. Each call is guarded: MetricError if it raises or answers with a non-number.
-    """
-    name = getattr(function, "__name__", type(function).__name__)
-
-    def score(records: np.ndarray, targets: Any) -> float:
-        try:
-            answer = function(*read(records, targets))
-        except Exception as error:  # the user's code: whatever it raises is reported in one sentence
-            raise MetricError(
-                f"The metric {name!r} raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
-                "It is called with (predictions, targets), one entry per example, and returns a number.",
-            ) from error
-        try:
-            number = float(answer)
-        except (TypeError, ValueError):
-            raise MetricError(f"The metric {name!r} returned {type(answer).__name__}, not a number.", "Return one float.") from None
-        if not math.isfinite(number):
-            raise MetricError(
-                f"The metric {name!r} returned {number} on {len(records)} examples.", "Return a finite number whatever the predictions are."
-            )
-        return number
-
-    return Metric(name, bool(getattr(function, "greater_is_better", True)), score)
-
-
-def probe(metric: Metric, records: np.ndarray, targets: Any) -> float:
-    """Score once, then again: MetricError unless both answers are the same finite number."""
-    first, second = metric.score(records, targets), metric.score(records, targets)
-    if not math.isfinite(first):
-        raise MetricError(
-            f"The metric {metric.name!r} is {first} for the original model on {len(records)} examples.",
-            "Choose another metric, or give more varied data.",
-        )
-    if first != second:
-        raise MetricError(
-            f"The metric {metric.name!r} answered {first:.6g} and then {second:.6g} for the same predictions.",
-            "Make it deterministic (fix its random seed).",
-        )
-    return first
-
-
-# --------------------------------------------------------------------------------------------------------------- relative
 
 
 def relation(metric: Metric, base: Any, candidate: Any) -> Any:
@@ -324,8 +97,10 @@ def relative(
 ) -> Relative:
     """Relative quality of a candidate by the paired bootstrap (Efron and Tibshirani 1993, chapters 13 and 16), percentile interval of the ratio.
 
-    `base_records`, `records`: [N, k] of the same examples in the same order. `groups` [N]: examples with equal numbers (duplicates, blocks of one document)
-    are drawn together. Above 1 is better whatever the metric's direction: candidate / base, its inverse where lower is better, (1 − WER) / (1 − WER of the base).
+    `base_records`, `records`: [N, k] of the same examples in the same order. `groups` [N]: examples with equal numbers (duplicates, blocks of one
+    document)
+    are drawn together. Above 1 is better whatever the metric's direction: candidate / base, its inverse where lower is better, (1 − WER) / (1 − WER
+    of the base).
     A metric without a vectorised form is called once per resample and may stop at fewer resamples after a minute.
 
     Raises InputError where the original's own score is not positive, because a share of it would mean nothing; MetricError as the metric does.
@@ -352,7 +127,8 @@ def relative(
 def accuracy_bound(base_right: np.ndarray, right: np.ndarray) -> float:
     """One-sided 95 % lower bound of the ratio of two paired accuracies by the delta method: r − 1.645 √Var(r), with
 
-    Var(r) = [p_c(1 − p_c) − 2r(p_11 − p_c p_b) + r² p_b(1 − p_b)] / (n p_b²), where p_11 is the share that both get right. A cross-check of the bootstrap.
+    Var(r) = [p_c(1 − p_c) − 2r(p_11 − p_c p_b) + r² p_b(1 − p_b)] / (n p_b²), where p_11 is the share that both get right. A cross-check of the
+    bootstrap.
     """
     b, c = np.asarray(base_right, dtype=np.float64), np.asarray(right, dtype=np.float64)
     p_b, p_c, both = b.mean(), c.mean(), (b * c).mean()
@@ -373,7 +149,8 @@ def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
 def clears(relatives_from_cheapest: Sequence[Relative], floor: float) -> int | None:
     """Place of the first candidate, from the cheapest upward, whose lower bound reaches `floor`; None if none does.
 
-    The order is fixed by cost before the unseen split is looked at, and the test stops at the first that passes, so one claim is made and not several. Each
+    The order is fixed by cost before the unseen split is looked at, and the test stops at the first that passes, so one claim is made and not
+    several. Each
     candidate below the floor that is tested on the way has its own 5 % chance to pass wrongly: hand over a front of few members.
     """
     return next((place for place, found in enumerate(relatives_from_cheapest) if found.low >= floor), None)
