@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -178,7 +179,7 @@ def list_techniques(as_json: AsJson = False) -> None:
     """List the techniques there are, their lever, and what each needs."""
     from fourfold.techniques import techniques
 
-    rows = [_technique_row(name) for name, _ in techniques()]
+    rows = [_technique_row(name) for name in techniques()]
     if as_json:
         _emit({"techniques": rows})
     else:
@@ -271,7 +272,10 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return _plain(value.tolist()) if hasattr(value, "tolist") else value if isinstance(value, str | int | float | bool | None) else str(value)
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    as_list = getattr(value, "tolist", None)  # numpy's scalars and arrays
+    return _plain(as_list()) if callable(as_list) else str(value)
 
 
 def _line(answer: Any) -> str:
@@ -402,7 +406,7 @@ def _unexpected(error: Exception, as_json: bool) -> int:
 def main() -> None:
     """Entry point of the `fourfold` command."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?", not a traceback
     sys.exit(run(sys.argv[1:]))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cache
+import re
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def page(report: Any) -> str:
     subject = best or (report["candidates"][near[0]["candidate"]] if near else None)
     sizes = {"wide": _WIDE, "narrow": _NARROW}
     plots = {f"{name}_{scale}": Markup(plot.draw(report, *size, log=scale == "log")) for name, size in sizes.items() for scale in ("log", "linear")}
+    told = _told(report)
     facts = {
         "report": report,
         "best": best,
@@ -49,18 +51,31 @@ def page(report: Any) -> str:
         "quality": story.quality_of(subject) if subject else None,
         "headline": story.headline(report),
         "headline_marked": _marked(report),
-        "decision": story.decision(report),
+        "decision": _unbroken(story.decision(report)),
+        "order": _order(report),
         "break_even": story.break_even(report),
         "plots": plots,
         "any_untested": any(not point.tested for point in plot.points(report) if point.kind == "front"),
         "shapes": _shapes(report, subject),
         "falls": _falls(report),
         "timeline": _timeline(report),
-        "told": Markup(_script_safe(json.dumps(_told(report), ensure_ascii=False))),
+        "first": told.get(next((i for i, row in enumerate(report["candidates"]) if row is subject), -1)),
+        "told": Markup(_script_safe(json.dumps(told, ensure_ascii=False))),
         "css": Markup(_asset("page.css") + _asset("plot.css")),
         "script": Markup(_asset("page.js")),
     }
-    ways = {"w": words, "bounds": _bounds, "limits": _limits, "ratio": _ratio, "columns": _columns, "unit_of": _unit_of, "kept_blocks": _kept_blocks}
+    ways = {
+        "w": words,
+        "bounds": _bounds,
+        "limits": _limits,
+        "ratio": _ratio,
+        "joules": partial(_joules, report),
+        "columns": _columns,
+        "unit_of": _unit_of,
+        "noun": _noun,
+        "sublayer": _sublayer,
+        "kept_blocks": _kept_blocks,
+    }
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_asset("page.html")).render(**facts, **ways)
 
@@ -83,6 +98,22 @@ def _marked(report: Any) -> Any:
     best = None if report["best"] is None else story.spent(report["candidates"][report["best"]], report["objective"])
     figure = words.percent(report["floor"] if best is None else best["value"])
     return Markup(str(escape(text)).replace(figure, f"<em>{figure}</em>", 1))
+
+
+def _unbroken(text: str) -> str:
+    """Figures, their intervals and their signs kept on one line (no-break spaces)."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=%) (?=\[)|(?<=,) (?=[\d.]+\])", "\u00a0", text)
+
+
+def _order(report: Any) -> list[int]:
+    """All candidates: the front by energy, then the others."""
+    front = set(report["front"])
+
+    def key(index: int) -> tuple[bool, float]:
+        cost = report["candidates"][index]["relative_energy"]
+        return index not in front, math.inf if cost is None else -cost["value"]
+
+    return sorted(range(len(report["candidates"])), key=key)
 
 
 def _told(report: Any) -> dict[int, list[str]]:
@@ -118,6 +149,22 @@ def _unit_of(block: Any, name: str) -> Any:
     return next((unit for unit in block["units"] if unit["name"] == name), None)
 
 
+def _sublayer(name: str) -> str:
+    return {"ffn": "feed-forward", "conv": "convolution", "cross_attention": "cross-attention"}.get(name, name.replace("_", " "))
+
+
+def _noun(stack: Any, name: str) -> str:
+    """What is counted in that kind of sub-layer: ", heads"."""
+    nouns = {unit["what"] for block in stack["blocks"] for unit in block["units"] if unit["name"] == name} - {""}
+    return f", {' or '.join(sorted(nouns))}" if nouns else ""
+
+
+def _joules(report: Any, relative: Any) -> str:
+    """Energy per 1,000 examples of something, from the original's and its own share of it."""
+    whole = report["baseline"]["joules_per_1000"]
+    return "–" if relative is None or whole is None else words.energy({**whole, "value": whole["value"] * relative["value"]})
+
+
 def _kept_blocks(stack: Any) -> int:
     return sum(not block["removed"] for block in stack["blocks"])
 
@@ -128,15 +175,26 @@ def _falls(report: Any) -> list[dict[str, Any]]:
     values = [value for row in rows for value in (row["before"], row["after"])]
     if not values:
         return []
-    low, high = math.log(min(values) / 1.25), math.log(max(values))
+    high = math.log(max(values))
+    low = math.log(min(values)) - 0.22 * (high - math.log(min(values)) or 1.0)  # room on the left for the last bar's figure
     spots = []
     for row in rows:
         ends = sorted((math.log(row["before"]), math.log(row["after"])))
         left, right = (100 * (end - low) / (high - low) for end in ends)
-        place = f"right:{100 - left + 1:.2f}%" if left > 14 else f"left:{right + 1:.2f}%"
+        place = f"right:{100 - left + 1:.2f}%"
         fall = words.times(row["before"] / row["after"])
         now = words.percent(row["after"])
-        spots.append({**row, "left": f"{left:.2f}", "width": f"{max(right - left, 0.4):.2f}", "place": place, "times": fall, "was": words.percent(row["before"]), "now": now})
+        spots.append(
+            {
+                **row,
+                "left": f"{left:.2f}",
+                "width": f"{max(right - left, 0.4):.2f}",
+                "place": place,
+                "times": fall,
+                "was": words.percent(row["before"]),
+                "now": now,
+            }
+        )
     return spots
 
 

@@ -121,7 +121,8 @@ def _axes(box: Frame, floor: float) -> Iterator[str]:
     for value in _ticks(box.y0, box.y1, False, 6):
         y = box.y(value)
         yield f'<line class="grid" x1="{box.left}" x2="{box.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text class="tick" x="{box.left - 7}" y="{y + 4:.1f}" text-anchor="end">{words.percent(value, not narrow, 0 if value * 100 % 1 < 1e-6 else 1)}</text>'
+        shown = words.percent(round(value, 6), not narrow)
+        yield f'<text class="tick" x="{box.left - 7}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
     for value in _ticks(box.x0, box.x1, box.log, 5 if narrow else 10):
         x = box.x(value)
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{box.top}" y2="{box.bottom}"/>'
@@ -192,10 +193,12 @@ class _Box:
 
 def _labels(box: Frame, marks: list[Point], floor: float) -> Iterator[str]:
     """Names of the marks that matter, each put where it covers nothing; one that fits nowhere is left to the tooltip."""
-    taken = [_Box(box.x(m.x["value"]) - 6, box.y(m.y["value"]) - 6, box.x(m.x["value"]) + 6, box.y(m.y["value"]) + 6) for m in marks if m.kind != "other"]
+    taken = [
+        _Box(box.x(m.x["value"]) - 6, box.y(m.y["value"]) - 6, box.x(m.x["value"]) + 6, box.y(m.y["value"]) + 6) for m in marks if m.kind != "other"
+    ]
     under = box.y(floor)
-    taken.append(_Box(box.right - 88, under - 17, box.right, under + 3))
-    yield f'<text class="label floorname" x="{box.right - 5}" y="{under - 6:.1f}" text-anchor="end">floor {words.percent(floor)}</text>'
+    taken.append(_Box(box.left, under - 19, box.left + 82, under + 2))  # the left end: cheap and good is where nothing lies
+    yield f'<text class="label floorname" x="{box.left + 6}" y="{under - 6:.1f}">floor {words.percent(floor)}</text>'
     order = {"chosen": 0, "knee": 1, "original": 2, "simple": 3}
     named = [(order.get(next(iter(mark.tags), mark.kind), 9), mark) for mark in marks]
     for _, mark in sorted((pair for pair in named if pair[0] < 9), key=lambda pair: pair[0]):
@@ -226,6 +229,8 @@ def draw(report: Any, width: int = 880, height: int = 470, log: bool = True, sty
     marks = points(report)
     box = frame(report, marks, width, height, log)
     parts = [*_axes(box, report["floor"]), _stair(box, marks), *(_mark(box, mark) for mark in marks), *_labels(box, marks, report["floor"])]
-    told = f"Quality against energy, both relative to the original: {len(report['front'])} candidates on the front, floor {words.percent(report['floor'])}."
+    told = (
+        f"Quality against energy, relative to the original: {len(report['front'])} candidates on the front, floor {words.percent(report['floor'])}."
+    )
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="group" aria-label="{escape(told)}" class="plot">'
     return opening + (f"<style>{style}</style>" if style else "") + "".join(parts) + "</svg>"
