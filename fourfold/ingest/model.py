@@ -1,0 +1,397 @@
+"""The user's model: read from a folder, a factory or memory, together with what is needed to make its bare architecture again without training code.
+
+Weights travel as safetensors only: a pickle can run anything when it is opened, so .bin and .pt files are refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fourfold.errors import ModelError
+
+# inputs that carry data, in the order in which they are passed; all other arguments of a transformers model are switches and caches
+CARRIERS = (
+    "input_ids", "input_values", "input_features", "pixel_values", "attention_mask", "token_type_ids", "decoder_input_ids", "bbox",
+)  # fmt: skip
+ANSWERS = ("logits", "logits_per_image", "prediction_logits", "last_hidden_state")  # in order of preference
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass
+class Subject:
+    """A model and how to talk to it. `origin` is JSON from which `rebuild` makes the bare architecture; `inputs` name forward's tensors, in order."""
+
+    module: nn.Module
+    origin: dict[str, Any]
+    inputs: tuple[str, ...]
+    tokenizer: Any | None = None
+    processor: Any | None = None
+    folder: Path | None = None
+
+    def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The one output tensor that matters, of `module` (this model or a descendant). Inputs that it does not take are left out."""
+        return run(module, inputs, self.inputs)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """forward(*tensors in the order of `inputs`) → the output tensor that matters."""
+        return Wrapped(module, self.inputs)
+
+
+class Wrapped(nn.Module):
+    """A model seen as tensors in, one tensor out: what exporters and engines take."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module, self.inputs = module, inputs
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return run(self.module, dict(zip(self.inputs, tensors, strict=False)), self.inputs)
+
+
+def run(module: nn.Module, inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
+    if not hasattr(module, "config"):
+        given = [inputs[name] for name in order if name in inputs]
+        names = _parameters(module)
+        named = bool(names) and all(name in names for name in order)
+        return answer(module(**{n: inputs[n] for n in order if n in inputs}) if named else module(*given))
+    switches = {"use_cache": False} if "use_cache" in _parameters(module) and _caches(module) else {}
+    return answer(module(**{name: inputs[name] for name in order if name in inputs}, **switches))
+
+
+def _caches(module: nn.Module) -> bool:
+    return hasattr(module, "generate") or bool(getattr(module.config, "use_cache", False))
+
+
+def answer(output: Any) -> Tensor:
+    """The tensor that matters in a model's output: logits if there are any, else the last hidden state, else the first floating tensor.
+
+    Start and end logits (question answering) are stacked on the last axis. Raises `ModelError` where there is no floating tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        if output.get("start_logits") is not None and output.get("end_logits") is not None:
+            return torch.stack([output["start_logits"], output["end_logits"]], -1)
+        for name in ANSWERS:
+            if isinstance(output.get(name), Tensor):
+                return output[name]
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        for part in output:
+            if isinstance(part, Tensor) and part.is_floating_point() and part.ndim:
+                return part
+        for part in output:
+            if isinstance(part, list | tuple | Mapping):
+                return answer(part)
+    raise ModelError(f"the model answers {type(output).__name__}, in which there is no tensor of numbers", "Let forward return a tensor, a tuple or a mapping of tensors.")
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def load_model(ref: Any) -> Subject:
+    """ref: a folder (config.json, *.safetensors, tokenizer files), "package.module:factory", or an `nn.Module`.
+
+    A factory is called without arguments and returns a module, or (module, tokenizer). Weights are taken as they come, in float32.
+    Raises `ModelError` saying what was found and what was expected.
+    """
+    if isinstance(ref, Subject):
+        return ref
+    if isinstance(ref, nn.Module):
+        return _subject(ref, None)
+    if not isinstance(ref, str | Path):
+        raise ModelError(f"a model was given as {type(ref).__name__}", "Give a folder, package.module:factory, or an nn.Module.")
+    folder = Path(ref)
+    if folder.is_dir():
+        return _from_folder(folder)
+    if folder.is_file():
+        advice = "It may hold a pickle, which can run code when opened; save as safetensors." if folder.suffix in PICKLES else ""
+        raise ModelError(f"{folder} is a file; a model is a folder with config.json and *.safetensors", advice)
+    module, colon, name = str(ref).partition(":")
+    if colon and name and "/" not in module and "\\" not in module:
+        return _from_factory(str(ref), module, name)
+    raise ModelError(f"there is no folder {ref}", "Give a folder with config.json and *.safetensors, package.module:factory, or an nn.Module.")
+
+
+def _from_folder(folder: Path) -> Subject:
+    import transformers
+
+    names = _architecture(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES]
+        if pickles:
+            raise ModelError(f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when opened", "Convert: model.save_pretrained(folder).")
+        raise ModelError(f"{folder} holds no *.safetensors", "Save the model with model.save_pretrained(folder).")
+    for path in weights:
+        _check_safetensors(path)
+    kind = getattr(transformers, names[0], None) if names else transformers.AutoModel
+    if kind is None or not hasattr(kind, "from_pretrained"):
+        raise ModelError(f"{folder}/config.json names the architecture {names[0]!r}, which transformers {transformers.__version__} does not have", "Give it as package.module:factory.")
+    with _quiet():
+        try:
+            module, info = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{folder} cannot be loaded as {kind.__name__}: {_line(error)}", "Check that config.json and the weights belong together.") from error
+        missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+        if missing:
+            raise ModelError(f"the weights in {folder} lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""), f"config.json says {kind.__name__}: is that right?")
+        tokenizer, processor = _companions(folder)
+    module.eval()
+    return _subject(module, None, tokenizer, processor, folder)
+
+
+def _architecture(folder: Path) -> list[str]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no config.json", "Give a folder as model.save_pretrained(folder) writes it.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return [str(name) for name in config.get("architectures") or []]
+    except (ValueError, AttributeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not a JSON object: {_line(error)}", "Save the model again.") from error
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged or no safetensors file: {_line(error)}", "Copy or download it again.") from error
+
+
+def _companions(folder: Path) -> tuple[Any, Any]:
+    """Tokenizer and processor, where their files are there."""
+    import transformers
+
+    has = {p.name for p in folder.iterdir()}
+    tokenizer = processor = None
+    if has & {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"}:
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_line(error)}", "Save it again with tokenizer.save_pretrained(folder).") from error
+    if has & {"preprocessor_config.json", "processor_config.json"}:
+        for kind in (transformers.AutoProcessor, transformers.AutoImageProcessor, transformers.AutoFeatureExtractor):
+            try:
+                processor = kind.from_pretrained(folder, local_files_only=True)
+                break
+            except Exception:  # each class reads only its own kind of folder
+                continue
+    return tokenizer, processor
+
+
+def _from_factory(ref: str, module: str, name: str) -> Subject:
+    import sys
+
+    sys.path.insert(0, "") if "" not in sys.path else None  # a factory beside the user, as `python -m` finds it
+    try:
+        entry: Any = import_module(module)
+        for part in name.split("."):
+            entry = getattr(entry, part)
+    except ImportError as error:
+        raise ModelError(f"{ref}: module {module!r} cannot be imported: {_line(error)}", "Install it, or run from the folder that holds it.") from error
+    except AttributeError as error:
+        raise ModelError(f"{ref}: module {module!r} has no {name!r}", "Name a function of it that returns the model.") from error
+    except Exception as error:
+        raise ModelError(f"{ref}: importing {module!r} raised {type(error).__name__}: {_line(error)}", "Mend the module.") from error
+    if not callable(entry):
+        raise ModelError(f"{ref} is a {type(entry).__name__}, not a function", "Name a function that returns the model.")
+    made, tokenizer, processor = _call(ref, entry)
+    return _subject(made, ref, tokenizer, processor)
+
+
+def _call(ref: str, entry: Any) -> tuple[nn.Module, Any, Any]:
+    try:
+        made = entry() if not isinstance(entry, nn.Module) else entry
+    except Exception as error:
+        raise ModelError(f"{ref}() raised {type(error).__name__}: {_line(error)}", "A factory takes no arguments and returns the model.") from error
+    companions: list[Any] = [None, None]
+    if isinstance(made, tuple) and made and isinstance(made[0], nn.Module):
+        made, companions = made[0], [*made[1:3], None, None]
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"{ref}() returned {type(made).__name__}", "It must return an nn.Module, or (nn.Module, tokenizer).")
+    extra = companions[0]
+    is_tokenizer = hasattr(extra, "encode") or hasattr(extra, "get_vocab")
+    return made, (extra if is_tokenizer or extra is None else None), (companions[1] if is_tokenizer or extra is None else extra)
+
+
+def _subject(module: nn.Module, entry: str | None, tokenizer: Any = None, processor: Any = None, folder: Path | None = None) -> Subject:
+    lazy = next((n for n, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)), None)
+    if lazy:
+        raise ModelError(f"parameter {lazy} has no shape yet", "Run the model once before giving it.")
+    return Subject(module, origin_of(module, entry), inputs_of(module), tokenizer, processor, folder)
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and notices off the screen for the moment."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# --- what goes in ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def inputs_of(module: nn.Module) -> tuple[str, ...]:
+    """Names of the tensors that forward() is called with: for transformers models those that carry data, else the arguments without a default."""
+    given = _parameters(module)
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(module, "from_pretrained"):
+        names = [name for name in CARRIERS if name in given]
+        main = getattr(module, "main_input_name", names[0] if names else "")
+        drop = {"bbox"} if not hasattr(config, "max_2d_position_embeddings") else set()
+        if not int(getattr(config, "type_vocab_size", 0) or 0) > 1:
+            drop.add("token_type_ids")
+        if main == "input_features" or (main == "input_values" and getattr(config, "feat_extract_norm", "layer") == "group"):
+            drop.add("attention_mask")  # the mask is for training noise there, or the model was trained without one
+        return tuple(n for n in names if n not in drop)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    plain = [p for p in given.values() if p.kind in kinds]
+    needed = [p.name for p in plain if p.default is inspect.Parameter.empty or p.name in CARRIERS]
+    return tuple(needed or [p.name for p in plain[:1]] or ["input"])
+
+
+# --- the bare architecture -------------------------------------------------------------------------------------------------------------------------
+
+
+def origin_of(module: nn.Module, entry: str | None = None) -> dict[str, Any]:
+    """JSON from which `rebuild` makes a module of the same shape: transformers class and configuration, the tree itself, or the factory's name."""
+    from fourfold.ingest import skeleton
+
+    kind = type(module)
+    if kind.__module__.startswith("transformers.") and hasattr(module, "config"):
+        origin = {"kind": "transformers", "class": kind.__name__, "config": json.loads(module.config.to_json_string(use_diff=False))}
+        if _same_shape(module, origin):
+            return origin
+    try:
+        return {"kind": "tree", "tree": skeleton.describe(module)}
+    except ModelError:
+        if entry is None:
+            raise
+        return {"kind": "factory", "entry": entry}
+
+
+def _same_shape(module: nn.Module, origin: dict[str, Any]) -> bool:
+    """Whether the class and configuration alone give these parameters (a head replaced by hand would not)."""
+    with torch.device("meta"):
+        try:
+            bare = rebuild(origin)
+        except (ModelError, RuntimeError, NotImplementedError):
+            bare = None
+    bare = rebuild(origin) if bare is None else bare
+    shapes = [{k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (module, bare)]
+    return shapes[0] == shapes[1]
+
+
+def rebuild(origin: dict[str, Any]) -> nn.Module:
+    """The bare architecture in eval mode, weights arbitrary; needs no training code. Raises `ModelError` if `origin` is unknown or its class is gone."""
+    kind = origin.get("kind")
+    if kind == "tree":
+        from fourfold.ingest import skeleton
+
+        return skeleton.build(origin["tree"]).eval()
+    if kind == "factory":
+        entry = str(origin["entry"])
+        return _from_factory(entry, *entry.split(":", 1)).module.eval()
+    if kind != "transformers":
+        raise ModelError(f"the artefact's origin is of unknown kind {kind!r}", "Known kinds: transformers, tree, factory.")
+    import transformers
+
+    model = getattr(transformers, str(origin["class"]), None)
+    if model is None:
+        raise ModelError(f"transformers {transformers.__version__} has no {origin['class']}", "Install the version that the artefact was made with.")
+    with _quiet(), _Unfilled():
+        return model(_config(model.config_class, origin["config"])).eval()
+
+
+def _config(kind: Any, data: dict[str, Any]) -> Any:
+    config = kind.from_dict(dict(data))
+    for name, value in (("use_cache", data.get("use_cache")), ("return_dict", True)):
+        if value is not None:
+            setattr(config, name, value)
+    return config
+
+
+class _Unfilled(TorchFunctionMode):
+    """Inside, random initialisation is skipped: the weights are about to be read from a file."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_", "kaiming_normal_", "xavier_normal_", "orthogonal_"):
+            tensor = args[0] if args else (kwargs or {}).get("tensor")
+            return tensor
+        return func(*args, **(kwargs or {}))
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers for safetensors, contiguous; a tensor with several names is there once, under its first."""
+    seen: set[int] = set()
+    out: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"{name} is not a tensor but {type(tensor).__name__}, so it cannot be stored", "Give the model as package.module:factory without extra state.")
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        out[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return out
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Puts `state`'s tensors back, by name and exactly; tied weights follow the one that was stored. Raises `ModelError` on any mismatch."""
+    own = module.state_dict(keep_vars=True)
+    filled = {id(own[name]) for name in tensors if name in own}
+    lacking = [name for name, tensor in own.items() if name not in tensors and id(tensor) not in filled]
+    foreign = [name for name in tensors if name not in own]
+    if lacking or foreign:
+        what = f"lack {lacking[0]}" if lacking else f"hold {foreign[0]}, which the architecture has not"
+        raise ModelError(f"the weights {what} ({len(lacking)} missing, {len(foreign)} foreign)", "Weights and recipe do not belong together.")
+    with torch.no_grad():
+        for name, value in tensors.items():
+            target = own[name]
+            if target.shape != value.shape:
+                raise ModelError(f"{name} has shape {tuple(value.shape)} in the file and {tuple(target.shape)} in the architecture", "Weights and recipe do not belong together.")
+            if target.dtype != value.dtype:
+                target.data = target.data.to(value.dtype)
+            target.copy_(value)
+    return module

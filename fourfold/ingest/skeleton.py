@@ -1,0 +1,237 @@
+"""Any `nn.Module` tree as JSON and back, without its constructors: classes by import path, plain attributes, shapes, children. No pickle, no code.
+
+What is neither data nor importable by name is refused by its attribute's name, because an artefact must not depend on what cannot be checked.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+from importlib import import_module
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fourfold.errors import ModelError
+
+OWN = frozenset(vars(nn.Module()))  # what every module has: rebuilt, not stored
+ADVICE = "Give the model as package.module:factory, so that it can be made again by calling that."
+LIMIT = 1 << 22  # elements of a tensor that is stored inside the JSON (buffers that state_dict leaves out)
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """JSON of the tree. Raises `ModelError` naming the first attribute that is not data."""
+    return _Writer().module(module, type(module).__name__)
+
+
+def build(tree: dict[str, Any]) -> nn.Module:
+    """The tree again, weights zero, in eval mode where it was so. Raises `ModelError` if a class can no longer be imported."""
+    return _Builder().module(tree)
+
+
+def _named(thing: Any) -> str | None:
+    """ "module:qualified.name" if importing that gives this very thing."""
+    where, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", getattr(thing, "__name__", None))
+    if isinstance(thing, BuiltinFunctionType) and getattr(torch, str(name), None) is thing:
+        where = "torch"
+    if isinstance(thing, BuiltinFunctionType) and getattr(torch.nn.functional, str(name), None) is thing:
+        where = "torch.nn.functional"
+    if not where or not name or where == "__main__":
+        return None
+    try:
+        return f"{where}:{name}" if _import(f"{where}:{name}") is thing else None
+    except ModelError:
+        return None
+
+
+def _import(ref: str) -> Any:
+    where, _, name = ref.partition(":")
+    try:
+        thing: Any = import_module(where)
+        for part in name.split("."):
+            thing = getattr(thing, part)
+        return thing
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"the model needs {where}.{name}, which cannot be imported here", "Install the package that defines it.") from error
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.modules: dict[int, int] = {}
+        self.tensors: dict[int, int] = {}
+        self.keep: list[Any] = []  # ids stay unique while their owners live
+
+    def module(self, module: nn.Module, path: str) -> dict[str, Any]:
+        if id(module) in self.modules:
+            return {"again": self.modules[id(module)]}
+        self.modules[id(module)] = len(self.modules)
+        kind = _named(type(module))
+        if kind is None or "parametrizations" in module._modules:
+            what = "a parametrised weight" if "parametrizations" in module._modules else f"class {type(module).__qualname__}, which no import finds"
+            raise ModelError(f"{path} has {what}", ADVICE)
+        hooks = [n for n in ("_forward_hooks", "_forward_pre_hooks") if module.__dict__[n]]
+        if hooks:
+            raise ModelError(f"{path} carries hooks ({hooks[0]}), which are code and not data", ADVICE)
+        out: dict[str, Any] = {"class": kind}
+        attributes = {n: self.value(v, f"{path}.{n}") for n, v in module.__dict__.items() if n not in OWN}
+        out |= {"attributes": attributes} if attributes else {}
+        out |= {"training": True} if module.training else {}
+        for key, store in (("parameters", module._parameters), ("buffers", module._buffers)):
+            held = {n: self.tensor(t, n in module._non_persistent_buffers_set) for n, t in store.items()}
+            out |= {key: held} if held else {}
+        if module._modules:
+            out["children"] = {n: None if m is None else self.module(m, f"{path}.{n}") for n, m in module._modules.items()}
+        return out
+
+    def tensor(self, tensor: Tensor | None, fleeting: bool) -> Any:
+        if tensor is None:
+            return None
+        if id(tensor) in self.tensors:
+            return {"again": self.tensors[id(tensor)]}
+        self.tensors[id(tensor)] = len(self.tensors)
+        out: dict[str, Any] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+        if isinstance(tensor, nn.Parameter):
+            out |= {"frozen": True} if not tensor.requires_grad else {}
+        elif fleeting:
+            out |= {"fleeting": True, "data": _bytes(tensor)}
+        return out
+
+    def value(self, value: Any, path: str) -> Any:
+        self.keep.append(value)
+        if value is None or isinstance(value, bool | str) or type(value) is int:
+            return value
+        if type(value) is float:
+            return value if np.isfinite(value) else {"float": str(value)}
+        if isinstance(value, Tensor):
+            if value.numel() > LIMIT:
+                raise ModelError(f"{path} is a tensor of {value.numel():,} numbers outside parameters and buffers", "Register it as a buffer.")
+            return {"tensor": {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch."), "data": _bytes(value)}}
+        if isinstance(value, torch.dtype | torch.device):
+            return {"torch": str(value).removeprefix("torch."), "of": type(value).__name__}
+        if isinstance(value, nn.Module):
+            return {"module": self.module(value, path)}
+        if isinstance(value, enum.Enum):
+            return {"enum": self.name(type(value), path), "member": value.name}
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, np.generic):
+            return value.item()
+        return self.composed(value, path)
+
+    def composed(self, value: Any, path: str) -> Any:
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return {"made": self.name(type(value), path), "with": [self.value(v, path) for v in value]}
+        if isinstance(value, dict) and type(value).__name__ in ("dict", "OrderedDict"):
+            return {"dict": [[self.value(k, path), self.value(v, f"{path}[{k!r}]")] for k, v in value.items()]}
+        for kind in (list, tuple, set, frozenset):
+            if type(value) is kind or (kind is tuple and isinstance(value, torch.Size)):
+                items = [self.value(v, f"{path}[{i}]") for i, v in enumerate(value)]
+                return items if kind is list else {kind.__name__: items}
+        if isinstance(value, FunctionType | BuiltinFunctionType | type) or callable(value):
+            ref = _named(value)
+            if ref is not None:
+                return {"name": ref}
+        if hasattr(value, "to_json_string") and hasattr(type(value), "from_dict"):  # a transformers configuration
+            import json
+
+            return {"config": self.name(type(value), path), "data": json.loads(value.to_json_string(use_diff=False))}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {"data": self.name(type(value), path), "fields": {f.name: self.value(getattr(value, f.name), path) for f in dataclasses.fields(value)}}
+        raise ModelError(f"attribute {path} is a {type(value).__name__}, which is not data", ADVICE)
+
+    def name(self, kind: type, path: str) -> str:
+        ref = _named(kind)
+        if ref is None:
+            raise ModelError(f"attribute {path} is a {kind.__qualname__}, which no import finds", ADVICE)
+        return ref
+
+
+def _bytes(tensor: Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return base64.b64encode(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"").decode()
+
+
+def _tensor(data: dict[str, Any]) -> Tensor:
+    dtype = getattr(torch, data["dtype"])
+    if "data" not in data:
+        return torch.zeros(data["shape"], dtype=dtype)
+    raw = bytearray(base64.b64decode(data["data"]))
+    return torch.frombuffer(raw, dtype=dtype).reshape(data["shape"]).clone() if raw else torch.zeros(data["shape"], dtype=dtype)
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.modules: list[nn.Module] = []
+        self.tensors: list[Tensor] = []
+
+    def module(self, tree: dict[str, Any]) -> nn.Module:
+        if "again" in tree:
+            return self.modules[tree["again"]]
+        kind = _import(tree["class"])
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise ModelError(f"{tree['class']} is not a class of modules", "The artefact is damaged.")
+        module = kind.__new__(kind)
+        nn.Module.__init__(module)
+        self.modules.append(module)
+        for name, value in tree.get("attributes", {}).items():
+            module.__dict__[name] = self.value(value)
+        module.training = tree.get("training", False)
+        for name, data in tree.get("parameters", {}).items():
+            module._parameters[name] = self.tensor(data, True)
+        for name, data in tree.get("buffers", {}).items():
+            module._buffers[name] = self.tensor(data, False)
+            if data is not None and data.get("fleeting"):
+                module._non_persistent_buffers_set.add(name)
+        for name, child in tree.get("children", {}).items():
+            module._modules[name] = None if child is None else self.module(child)
+        return module
+
+    def tensor(self, data: dict[str, Any] | None, parameter: bool) -> Any:
+        if data is None:
+            return None
+        if "again" in data:
+            return self.tensors[data["again"]]
+        made = _tensor(data)
+        if parameter:
+            made = nn.Parameter(made, requires_grad=not data.get("frozen", False) and made.is_floating_point())
+        self.tensors.append(made)
+        return made
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.value(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        if "float" in value:
+            return float(value["float"])
+        if "tensor" in value:
+            return _tensor(value["tensor"])
+        if "torch" in value:
+            return torch.device(value["torch"]) if value["of"] == "device" else getattr(torch, value["torch"])
+        if "module" in value:
+            return self.module(value["module"])
+        if "enum" in value:
+            return _import(value["enum"])[value["member"]]
+        if "made" in value:
+            return _import(value["made"])(*[self.value(v) for v in value["with"]])
+        if "dict" in value:
+            return {self.value(k): self.value(v) for k, v in value["dict"]}
+        for kind in (tuple, set, frozenset):
+            if kind.__name__ in value:
+                return kind(self.value(v) for v in value[kind.__name__])
+        if "name" in value:
+            return _import(value["name"])
+        if "config" in value:
+            return _import(value["config"]).from_dict(value["data"])
+        if "fields" in value:
+            kind = _import(value["data"])
+            made = kind.__new__(kind)
+            for name, field in value["fields"].items():
+                object.__setattr__(made, name, self.value(field))
+            return made
+        raise ModelError(f"the artefact holds an unknown value: {str(value)[:80]}", "The artefact is damaged.")
