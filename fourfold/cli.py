@@ -215,8 +215,8 @@ def claims(as_json: AsJson = False) -> None:
     """Print published figures beside what this project measured for them, missed ones included."""
     from fourfold.report.claims import claims as gather
 
-    rows = [_plain(row) for row in gather()]
-    _emit({"claims": rows}) if as_json else _table(rows)
+    found = gather()
+    _emit({"claims": [claim.to_json() for claim in found]}) if as_json else _table([claim.row() for claim in found])
 
 
 @app.command(epilog="Example: fourfold demo --out fourfold-demo/")

@@ -67,12 +67,24 @@ def tell(facts: Any) -> list[str]:
     memory = f", {machine['memory'] / 2**30:.1f} GiB" if machine["memory"] else ""
     lines = [f"{machine['name']}: {machine['cores']} core{'s' if machine['cores'] != 1 else ''}{memory}, {machine['os']}"]
     lines += [f"  {', '.join(machine['flags']) or 'no vector instructions known'}", "", "Back ends"]
-    lines += [f"  {_mark(row)} {row['name']} {row['precision']}{_because(row)}" for row in facts["engines"]]
+    lines += _back_ends(facts["engines"])
     lines += ["", "Energy meters"]
     lines += [f"  {_mark(row)} {row['name']}{_because(row)}" for row in facts["meters"]]
     if not any(row["available"] for row in facts["meters"]):
         lines.append("  no meter: energy is modelled from CPU time and stated power, and says so")
     return [*lines, "", "Versions", *(f"  {name} {version or '(not installed)'}" for name, version in facts["versions"].items())]
+
+
+def _back_ends(rows: Any) -> list[str]:
+    """An engine a line with the precisions it has here; then those it has not, by reason."""
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = [row for row in rows if row["name"] == name]
+        able = [row["precision"] for row in mine if row["available"]]
+        lines += [f"  ✓ {name}: {', '.join(able)}"] if able else []
+        for reason in dict.fromkeys(row["reason"] for row in mine if not row["available"]):
+            lines.append(f"  – {name} {', '.join(row['precision'] for row in mine if row['reason'] == reason)}: {reason}")
+    return lines
 
 
 def _mark(row: Any) -> str:

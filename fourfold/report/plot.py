@@ -170,13 +170,18 @@ def _symbol(box: Frame, mark: Point) -> str:
     return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{4.5 if mark.kind == "front" else 3}"/>'
 
 
+def _faint(box: Frame, marks: list[Point]) -> str:
+    """The dominated, in as few bytes as they need; what they are is told when they are pointed at."""
+    dots = [_symbol(box, mark).replace('class="dot"', f'class="dot" data-c="{mark.index}"') for mark in marks if mark.kind == "other"]
+    return f'<g class="other" aria-hidden="true">{"".join(dots)}</g>'
+
+
 def _mark(box: Frame, mark: Point) -> str:
     classes = " ".join(["point", mark.kind, *mark.tags, *([] if mark.tested else ["untested"])])
     told = f"{mark.name}: quality {words.interval(mark.y)}, energy {words.interval(mark.x)}"
     cross = _cross(box, mark) if mark.kind in ("front", "simple") and mark.y["value"] >= box.y0 else ""
     reach = f'<circle class="reach" cx="{box.x(mark.x["value"]):.1f}" cy="{box.y(mark.y["value"]):.1f}" r="13"/>'
-    handle = f' tabindex="0" role="button" data-c="{mark.index}"' if mark.index is not None and mark.kind == "front" else ""
-    handle = handle or (f' data-c="{mark.index}"' if mark.index is not None else "")
+    handle = ' role="img"' if mark.index is None else f' tabindex="0" role="button" data-c="{mark.index}"'
     return f'<g class="{classes}"{handle} aria-label="{escape(told)}"><title>{escape(told)}</title>{reach}{cross}{_symbol(box, mark)}</g>'
 
 
@@ -228,7 +233,14 @@ def draw(report: Any, width: int = 880, height: int = 470, log: bool = True, sty
     """The front as an SVG element of `width` × `height` px; `style` is CSS put inside, for a file that stands alone."""
     marks = points(report)
     box = frame(report, marks, width, height, log)
-    parts = [*_axes(box, report["floor"]), _stair(box, marks), *(_mark(box, mark) for mark in marks), *_labels(box, marks, report["floor"])]
+    key = [mark for mark in marks if mark.kind != "other"]
+    parts = [
+        *_axes(box, report["floor"]),
+        _stair(box, marks),
+        _faint(box, marks),
+        *(_mark(box, mark) for mark in key),
+        *_labels(box, marks, report["floor"]),
+    ]
     told = (
         f"Quality against energy, relative to the original: {len(report['front'])} candidates on the front, floor {words.percent(report['floor'])}."
     )

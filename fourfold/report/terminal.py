@@ -173,6 +173,13 @@ class Estimate:
         return rest if self.planned else None
 
 
+def _plain(text: str) -> str:
+    """Text that rich shows as it is."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
 class Progress:
     """What `fourfold.optimize` tells while it works; a context manager.
 
@@ -184,7 +191,8 @@ class Progress:
         self.stream = stream or sys.stderr
         self.mode = ("bars" if self.stream.isatty() else "plain") if mode == "auto" else mode
         self.every, self.start, self.last, self.best_text = every, time.monotonic(), 0.0, ""
-        self.estimate, self.bars, self.task = Estimate(), None, None
+        self.estimate, self.bars = Estimate(), None
+        self.task: Any = None  # rich's id of the stage's bar
 
     def __enter__(self) -> Progress:
         return self
@@ -221,7 +229,7 @@ class Progress:
             return
         self.best_text = text
         if self.bars is not None:
-            self.bars.update(self.task, best=text)
+            self.bars.update(self.task, best=_plain(text))
         else:
             self._line(f"best so far: {text}")
         self._event("best", text=text)
@@ -265,7 +273,7 @@ class Progress:
         elif self.task is not None:
             done = self.bars.tasks[-1]
             self.bars.update(self.task, total=done.completed or 1, completed=done.completed or 1, left="", best="")
-        self.task = self.bars.add_task(name, total=steps or None, left=self._left(), best=self.best_text)
+        self.task = self.bars.add_task(_plain(name), total=steps or None, left=self._left(), best=_plain(self.best_text))
 
     def _line(self, text: str) -> None:
         if self.mode == "plain":

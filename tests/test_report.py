@@ -1,0 +1,369 @@
+"""The readers of a report: schema, sentences, terminal, files, picture, page. The report they read is invented (tests/invented.py)."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invented import report
+from rich.console import Console
+
+from fourfold.errors import ArtefactError, InputError
+from fourfold.report import html, plot, story, terminal, words
+from fourfold.report import json as files
+from fourfold.report.schema import validate
+
+
+def shown(document: Any, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    terminal.show(document, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+# ---- schema ----
+
+
+@pytest.mark.parametrize("feasible", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sound_report_is_sound_and_survives_json(feasible: bool, seed: int) -> None:
+    document = report(feasible, seed)
+    assert validate(document) == []
+    assert validate(json.loads(json.dumps(document))) == []
+
+
+def broken(path: str, value: Any) -> Any:
+    document = report()
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place: Any = document
+    for part in parents:
+        place = place[part]
+    place[last] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    "path, value, said",
+    [
+        ("floor", "97%", "report.floor is text; a number"),
+        ("floor", math.nan, "finite"),
+        ("seed", True, "whole number"),
+        ("candidates.2.parameters", 1.5, "report.candidates[2].parameters"),
+        ("candidates.2.status", "great", "expected one of"),
+        ("candidates.2.cascade.shares", [1.0], "members and shares"),
+        ("objective", "beauty", "energy, latency, memory"),
+        ("best", 99, "there are 40 candidates"),
+        ("best", None, "floor_met"),
+        ("factors.1.before", 0.9, "report.factors[1].before"),
+        ("factors.1.after", 0.0, "positive"),
+        ("total", 3.0, "multiply to"),
+        ("baseline", None, "report.baseline is null"),
+        ("surprise", 1, "not part of the schema"),
+        ("schema", "fourfold.report/99", "this version reads"),
+    ],
+)
+def test_a_fault_is_named_in_words(path: str, value: Any, said: str) -> None:
+    faults = validate(broken(path, value))
+    assert any(said in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize("value", [None, [], 3, "x", {}, {"candidates": {}}])
+def test_validate_never_raises(value: Any) -> None:
+    assert validate(value)
+
+
+def test_a_missing_optional_key_is_fine_and_a_missing_needed_one_is_not() -> None:
+    document = report()
+    for candidate in document["candidates"]:
+        del candidate["vocabulary"], candidate["bytes"]
+    assert validate(document) == []
+    del document["cost"]
+    assert validate(document) == ["report.cost is missing"]
+
+
+# ---- words ----
+
+
+@pytest.mark.parametrize("text", ["97%", "97 %", "97", "0.97", ".97", 0.97, "97,0%"])
+def test_a_floor_in_every_spelling(text: Any) -> None:
+    assert words.fraction(text) == pytest.approx(0.97)
+
+
+@pytest.mark.parametrize("text", ["101%", "150", "1.5", "0", "0%", "-3%", "abc", "", "nan", "97%%", "1e400"])
+def test_a_floor_that_is_none(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        words.fraction(text)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("text, value", [("10min", 600), ("90s", 90), ("1h", 3600), ("1h30min", 5400), ("1.5 hours", 5400), ("45", 45), (30, 30)])
+def test_a_budget_in_every_spelling(text: Any, value: float) -> None:
+    assert words.seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-5s", "ten minutes", "5 bananas", "10min!", "nan"])
+def test_a_budget_that_is_none(text: str) -> None:
+    with pytest.raises(InputError):
+        words.seconds(text)
+
+
+def test_numbers_read_well() -> None:
+    assert [words.percent(v) for v in (0.981, 0.97, 1.0, 0.0043, 12.0, None)] == ["98.1 %", "97 %", "100 %", "0.43 %", "1,200 %", "–"]
+    assert words.interval({"value": 0.981, "low": 0.972, "high": 0.99}) == "98.1 % [97.2, 99.0]"
+    assert words.interval({"value": 0.5, "low": None, "high": None}) == "50.0 %"
+    assert [words.count(v) for v in (22_713_216, 512, 186_000, 1.2e9, None)] == ["22.7 M", "512", "186 k", "1.2 G", "–"]
+    assert [words.span(v) for v in (0.0123, 42, 190, 3600, 7300)] == ["12.3 ms", "42 s", "3 min 10 s", "1 h 0 min", "2 h 1 min"]
+    assert words.energy(None) == "not measured"
+    assert words.energy({"value": 41.2, "grade": "modelled"}) == "41.2 J (modelled)"
+
+
+# ---- sentences and terminal ----
+
+
+def test_the_decision_comes_first() -> None:
+    text = shown(report())
+    assert text.index("6.2 %") < text.index("Quality is 98.1 % [97.2, 99.0]") < text.index("bag of words")
+    assert "floor is 97 %" in text and "modelled" in text and "186 k inferences" in text and "cheap/" in text
+
+
+def test_a_missed_floor_says_why_and_shows_the_nearest() -> None:
+    text = shown(report(False))
+    assert "Nothing cheaper clears the floor of 100 %" in text
+    assert "as soon as block 4" in " ".join(text.split()) and "1.2 points short" in " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    assert max(len(line.rstrip()) for line in shown(report(), width).splitlines()) <= width
+
+
+def test_names_with_markup_are_shown_as_they_are() -> None:
+    document = report()
+    document["model"]["name"] = document["candidates"][3]["name"] = "[red]x[/red]"
+    assert "[red]x[/red]" in shown(document, 160)
+
+
+def test_the_story_tells_what_went_where() -> None:
+    text = "\n".join(story.story(report()))
+    assert (
+        "blocks stay" in text
+        and "of 72 heads" in text
+        and "9,214 of 30,522" in text
+        and "layer_removal" in text
+        and "Refused: torchao int8 eager" in text
+    )
+    assert "Nothing cheaper" in "\n".join(story.story(report(False)))
+
+
+# ---- progress ----
+
+
+def test_plain_progress_is_a_line_a_stage_and_tells_the_best() -> None:
+    stream = io.StringIO()
+    with terminal.Progress("auto", stream, every=1e9) as progress:
+        progress.plan({"baseline": 10.0, "search": 100.0})
+        progress.stage("baseline", 3)
+        progress.advance(3)
+        progress.stage("search", 100)
+        for _ in range(50):
+            progress.advance()
+        progress.best("98 % quality at 8 % energy")
+        progress.best("98 % quality at 8 % energy")
+        progress.note("c003 stopped early")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4 and "left" in lines[0] and "98 % quality" in lines[2]
+
+
+def test_json_progress_is_json_lines() -> None:
+    stream = io.StringIO()
+    with terminal.Progress("json", stream, every=0.0) as progress:
+        progress.stage("search", 2)
+        progress.advance()
+        progress.best("x")
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [event["event"] for event in events] == ["stage", "advance", "best"] and events[1]["done"] == 1
+
+
+def test_bars_and_silence_and_a_closed_stream_do_no_harm() -> None:
+    closed = io.StringIO()
+    closed.close()
+    for mode, stream in (("bars", io.StringIO()), ("silent", io.StringIO()), ("plain", closed)):
+        with terminal.Progress(mode, stream, every=0.0) as progress:  # type: ignore[arg-type]
+            progress.stage("[a] stage", 2)
+            progress.advance()
+            progress.best("[/b] best")
+            progress.note("[/c] note")
+            progress.stage("next")
+            progress.advance()
+
+
+def test_the_forecast_follows_what_was_measured() -> None:
+    estimate = terminal.Estimate()
+    assert estimate.left(0.0) is None
+    estimate.plan({"a": 10.0, "b": 100.0})
+    estimate.stage("a", 10, 0.0)
+    assert estimate.left(0.0) == pytest.approx(110.0)
+    estimate.done = 5
+    assert estimate.left(10.0) == pytest.approx(10.0 + 100.0)
+    estimate.stage("b", 0, 20.0)  # a took twice its plan, so b is expected to
+    assert estimate.left(20.0) == pytest.approx(200.0)
+    estimate.stage("unplanned", 0, 220.0)
+    assert estimate.left(220.0) is None
+
+
+# ---- files ----
+
+
+def test_report_json_is_written_whole_and_read_back(tmp_path: Path) -> None:
+    document = report()
+    assert files.read(files.write(document, tmp_path)) == files.read(tmp_path) == document
+    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_an_unsound_report_is_not_written_and_the_old_one_stays(tmp_path: Path) -> None:
+    files.write(report(), tmp_path)
+    with pytest.raises(ArtefactError, match=r"report\.seed"):
+        files.write({**report(), "seed": "none"}, tmp_path)
+    assert files.read(tmp_path)["seed"] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"{}", b'{"a": NaN}'])
+def test_a_damaged_report_is_named_in_two_lines(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ArtefactError) as caught:
+        files.read(tmp_path)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_no_report_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        files.read(tmp_path / "nowhere")
+
+
+# ---- picture and page ----
+
+
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("feasible", [True, False])
+def test_the_picture_is_a_drawing_within_its_frame(tmp_path: Path, log: bool, feasible: bool) -> None:
+    document = report(feasible)
+    root = ET.parse(html.picture(document, tmp_path / "front.svg", log=log)).getroot()
+    width, height = (float(v) for v in root.attrib["viewBox"].split()[2:])
+    for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
+        assert 0 <= float(circle.attrib["cx"]) <= width and 0 <= float(circle.attrib["cy"]) <= height
+    texts = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert f"floor {words.percent(document['floor'])}" in texts and "original" in texts and "bag of words" in texts
+    assert any(text.startswith("chosen") for text in texts) == feasible
+
+
+def positions(document: Any) -> dict[str, tuple[float, float]]:
+    marks = plot.points(document)
+    box = plot.frame(document, marks, 920, 480, True)
+    return {mark.name: (box.x(mark.x["value"]), box.y(mark.y["value"])) for mark in marks}
+
+
+def test_cheaper_is_left_and_better_is_up() -> None:
+    where = positions(report())
+    assert where["bag of words"][0] < where["c006"][0] < where["c003"][0] < where["original"][0]
+    assert where["original"][1] < where["c003"][1] < where["c006"][1]
+
+
+def extremes() -> list[Any]:
+    """Reports at the edges of what may come: nothing found, one point, no simple baselines, dearer than the original, huge and tiny numbers."""
+    bare = report(False)
+    bare.update(candidates=[], front=[], knee=None, simple=[], race=[], timeline=[], citations=[], notes=[])
+    bare["infeasible"] = {"reason": "no candidate was finished within the budget", "nearest": []}
+    dear = report()
+    for candidate in dear["candidates"]:
+        candidate["relative_energy"] = {"value": 1.7, "low": None, "high": None}
+        candidate["search_quality"] = candidate["test_quality"] = {"value": 1.0, "low": 1.0, "high": 1.0}
+    dear.update(factors=[{**dear["factors"][0], "after": 1.7}], total=1 / 1.7)
+    tiny = report()
+    tiny["candidates"][0]["relative_energy"] = {"value": 1e-7, "low": 0.0, "high": 1e-6}
+    tiny["candidates"][1]["test_quality"] = {"value": -0.4, "low": -0.9, "high": 0.2}
+    unknown = report()
+    for candidate in unknown["candidates"][4:]:
+        candidate.update(relative_energy=None, search_quality=None, test_quality=None, relative_latency=None, relative_memory=None, setting=None)
+    unknown["baseline"].update(joules_per_1000=None, memory_bytes=None)
+    unknown["cost"].update(joules=None, break_even=None)
+    memory, latency = report(), report()
+    memory["objective"], latency["objective"] = "memory", "latency"
+    return [bare, dear, tiny, unknown, memory, latency]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_every_reader_copes_with_the_edges(number: int) -> None:
+    document = extremes()[number]
+    assert validate(document) == []
+    assert shown(document) and story.story(document) and html.page(document)
+    ET.fromstring(plot.draw(document))
+
+
+class _Reader(HTMLParser):
+    """What a page refers to, and whether its tags nest."""
+
+    VOID = {"meta", "link", "input", "br", "img", "line", "rect", "circle", "path"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.loads += [str(found[key]) for key in ("src", "srcset", "data", "poster") if found.get(key)]
+        self.loads += [str(found["href"])] if tag == "link" else []
+        self.ids += [str(found["id"])] if "id" in found else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("feasible", [True, False])
+def test_the_page_is_one_complete_file(tmp_path: Path, feasible: bool) -> None:
+    page = html.write(report(feasible), tmp_path).read_text()
+    reader = _Reader()
+    reader.feed(page)
+    assert reader.open == [] and len(set(reader.ids)) == len(reader.ids)
+    assert all(load.startswith("data:") for load in reader.loads)
+    assert not re.search(r"url\(\s*['\"]?http|@import", page)
+    assert len(page.encode()) < 1_000_000
+
+
+def test_the_page_holds_all_that_was_promised() -> None:
+    page = html.page(report())
+    for text in ("floor 97", "Quality against energy", "layer by layer", "Where the saving comes from", "race of precisions", "All 40 candidates", "How the time went",
+                 "fourfold optimize teacher/", "Modelled", "bag of words", "ShortGPT", "fourfold race cheap/"):  # fmt: skip
+        assert text in page, text
+
+
+def test_what_users_name_things_cannot_break_out_of_the_page() -> None:
+    document = copy.deepcopy(report())
+    evil = "</script><script>alert(1)</script><b>&\"'"
+    document["model"]["name"] = document["data"]["name"] = document["command"] = evil
+    for candidate in document["candidates"]:
+        candidate["how"] = candidate["name"] = evil
+    page = html.page(document)
+    assert "<script>alert" not in page and page.count("</script>") == 2
+    ET.fromstring(plot.draw(document))
+
+
+def test_a_large_report_stays_small() -> None:
+    document = report()
+    document["candidates"] += [{**row, "name": f"d{i}{row['name']}"} for i in range(12) for row in document["candidates"][7:40]]
+    assert len(html.page(document).encode()) < 1_000_000
