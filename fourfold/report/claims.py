@@ -1,0 +1,96 @@
+"""Published figures beside what this project measured for them; one that we miss says so.
+
+`claims/NAME.toml` holds who published what, and the command that reproduces it. The benchmark writes `claims/results/NAME.json`: `relative_quality`
+and `relative_energy`, each {value, low, high} (90 % intervals, fractions of the original), and what else it knows (machine, date). No file: not run.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fourfold.errors import ArtefactError, InputError
+from fourfold.report.words import percent
+
+_WORDS = {"relative_quality": "quality", "relative_energy": "energy"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published figure. `published` and `measured` are keyed by "relative_quality" (more is better) and "relative_energy" (less is better).
+
+    `same_work`: whether `ours` is the very same task, or a smaller stand-in. `verdict` is a sentence; `met` None while nothing was run.
+    """
+
+    name: str
+    who: str
+    what: str
+    where: str
+    ours: str
+    same_work: bool
+    command: str
+    published: Mapping[str, float]
+    measured: Mapping[str, Mapping[str, float]] | None
+    met: bool | None
+    verdict: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def row(self) -> dict[str, str]:
+        """One line for the terminal."""
+        measured = {key: value["value"] for key, value in self.measured.items()} if self.measured else {}
+        return {"claim": self.name, "published": _said(self.published), "ours": _said(measured) if measured else "–", "verdict": self.verdict,
+                "work": "the same" if self.same_work else f"a stand-in: {self.ours}", "command": self.command}
+
+
+def claims(folder: Path | None = None) -> list[Claim]:
+    """Every claim in `folder` (default: the project's own), by name. Raises ArtefactError where a file is damaged, InputError without a folder."""
+    folder = folder or _home()
+    return [_read(file) for file in sorted(folder.glob("*.toml"))]
+
+
+def _home() -> Path:
+    package = Path(__file__).parent.parent
+    for folder in (package / "claims", package.parent / "claims"):     # in an installed wheel; in a checkout
+        if folder.is_dir():
+            return folder
+    raise InputError(f"There is no folder of claims beside {package}.", "Install fourfold again, or run it from a checkout.")
+
+
+def _read(file: Path) -> Claim:
+    result = file.parent / "results" / f"{file.stem}.json"
+    try:
+        facts = tomllib.loads(file.read_text(encoding="utf-8"))
+        published = {key: float(facts["published"][key]) for key in _WORDS if key in facts["published"]}
+        known = {key: facts[key] for key in ("who", "what", "where", "ours", "same_work", "command")}
+        found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
+        measured = {key: {side: float(found[key][side]) for side in ("value", "low", "high")} for key in published} if found else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"The claim {file.stem} cannot be read: {error!r}.", f"Look at {file} and {result}.") from error
+    met, verdict = judge(published, measured)
+    return Claim(file.stem, **known, published=published, measured=measured, met=met, verdict=verdict)
+
+
+def judge(published: Mapping[str, float], measured: Mapping[str, Mapping[str, float]] | None) -> tuple[bool | None, str]:
+    """Whether every measured value is at least as good as the published one, and a sentence saying how surely, or what was missed by how much."""
+    if measured is None:
+        return None, "not run yet"
+    missed, unsure = [], []
+    for key, wanted in published.items():
+        figure, sign = measured[key], 1 if key == "relative_quality" else -1
+        if sign * figure["value"] < sign * wanted:
+            missed.append(f"{_WORDS[key]} {percent(figure['value'])} instead of {percent(wanted)}")
+        elif sign * figure["low" if sign > 0 else "high"] < sign * wanted:
+            unsure.append(_WORDS[key])
+    if missed:
+        return False, f"missed: {', '.join(missed)}"
+    return True, f"met; {' and '.join(unsure)} within the interval" if unsure else "met"
+
+
+def _said(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{_WORDS[key]} {percent(value)}" for key, value in figures.items())
