@@ -98,13 +98,15 @@ def race(
     eliminate: str | None = None,
     hopeless: float = 1.5,
     deadline: float | None = None,
+    at_least: int = 3,
     clock: Clock | None = None,
 ) -> dict[str, RaceResult]:
     """Time `runners` against one another.
 
-    Each is called `warmup` times, then once per round in random order (seeded), repeated inside one timing until that lasts `min_time` seconds.
+    Each is called `warmup` times (at least once), then once per round in random order (seeded), repeated inside one timing until that lasts
+    `min_time` seconds.
     `eliminate` ("cpu" or "wall") drops a runner, from the third round on, whose ratio to the best so far is above `hopeless` with its whole interval.
-    `deadline` is a number of wall seconds: no new round starts after it, but three are always made. The baseline is never dropped.
+    `deadline` is a number of wall seconds: no new round starts after it, but `at_least` are always made. The baseline is never dropped.
     Raises KeyError where `baseline` is not among the runners, and whatever a runner raises.
     """
     clock = clock or SystemClock()
@@ -115,7 +117,7 @@ def race(
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     dropped: dict[str, int] = {}
     for number in range(rounds):
-        if number >= 3 and deadline is not None and clock.wall() - started > deadline:
+        if number >= at_least and deadline is not None and clock.wall() - started > deadline:
             break
         running = [name for name in runners if name not in dropped]
         for name in rng.permutation(np.array(running, dtype=object)):
@@ -127,7 +129,7 @@ def race(
 
 def warm(run: Callable[[], object], warmup: int, min_time: float, clock: Clock) -> int:
     """Call until steady; how many calls make one timing long enough for the clock."""
-    for _ in range(warmup):
+    for _ in range(warmup - 1):
         run()
     before = clock.wall()
     run()

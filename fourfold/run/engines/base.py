@@ -94,7 +94,9 @@ class Signature:
 
 
 class Session(ABC):
-    """A model that is loaded and ready; not for use by two threads at once."""
+    """A model that is loaded and ready; not for use by two threads at once. `bytes` is the size of its weights as they are held."""
+
+    bytes: int = 0
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

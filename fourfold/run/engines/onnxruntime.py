@@ -35,7 +35,7 @@ class OnnxRuntime(Engine):
             made: dict[str, Path] = {}
             reasons: list[str] = []
             for graph in GRAPHS:
-                if graph == "dynamo" and (missing(("onnxscript",)) or precision == "fp32" and made):
+                if graph == "dynamo" and (missing(("onnxscript",)) or precision != "int8" and made):
                     continue
                 path = Path(scratch) / f"{graph}.onnx"
                 try:
@@ -68,6 +68,7 @@ class OnnxSession(Session):
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.wanted = [port.name for port in self.session.get_inputs()]
         self.signature, self.precision, self.threads = signature, precision, threads
+        self.bytes = path.stat().st_size
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         feed = {name: np.ascontiguousarray(inputs[name], dtype=self.signature.dtypes[name]) for name in self.wanted}

@@ -14,7 +14,7 @@ from torch import nn
 
 from fourfold.recipe import Recipe
 from fourfold.rewrites.compress.quantise import Quantise, narrow, plan, to_bf16
-from fourfold.run.engines.base import Batch, Engine, Session, Signature, Unexportable
+from fourfold.run.engines.base import Batch, Engine, Session, Signature, Unexportable, weigh
 
 
 class Torch(Engine):
@@ -54,6 +54,7 @@ class TorchSession(Session):
 
     def __init__(self, module: nn.Module, signature: Signature, precision: str, threads: int) -> None:
         self.module, self.signature, self.precision, self.threads = module, signature, precision, threads
+        self.bytes = weigh(module)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         if pytorch.get_num_threads() != self.threads:
