@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fourfold.errors import InputError
 from fourfold.ingest.data import Examples, Ragged, load_data
-from fourfold.ingest.encode import load_inputs
+from fourfold.ingest.encode import encode_inputs
 from fourfold.ingest.split import group_of, sides, strata
 
 WORDS = "good bad fine poor great awful film plot actor scene slow quick dull bright story end".split()
@@ -369,8 +369,17 @@ def test_missing_things(tmp_path: Path, model: Given) -> None:
         load_data({"train": tmp_path / "here.csv", "test": csv_file(tmp_path / "test.csv", [("good",)], "text")}, None, model)
 
 
-@pytest.mark.parametrize(("ref", "message"), [([1, 2, 3], "item 0 is a int"), ([("a", 1), ("b",)], "item 1 is a tuple of 1"), ([], "no examples"), (7, "type int cannot be read"),
-                                              ([("a", 1), ({"x": 1}, 0)], "different types"), ([(object(), 1)] * 30, "neither texts nor arrays")])  # fmt: skip
+WRONG: list[tuple[Any, str]] = [
+    ([1, 2, 3], "item 0 is a int"),
+    ([("a", 1), ("b",)], "item 1 is a tuple of 1"),
+    ([], "no examples"),
+    (7, "type int cannot be read"),
+    ([("a", 1), ({"x": 1}, 0)], "different types"),
+    ([(object(), 1)] * 30, "neither texts nor arrays"),
+]
+
+
+@pytest.mark.parametrize(("ref", "message"), WRONG)
 def test_iterables_that_yield_the_wrong_thing(model: Given, ref: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_data(ref, None, model)
@@ -464,7 +473,8 @@ def test_new_inputs_without_labels_encode_alike(tmp_path: Path, model: Given) ->
     splits, task = load_data(csv_file(tmp_path / "a.csv", rows()), None, model)
     texts = splits.test.raw
     assert texts is not None
-    again = load_inputs(texts, task, model)
+    again = encode_inputs(texts, task, model)
     assert (again.collate([0])["input_ids"] == splits.test.collate([0])["input_ids"]).all() and again.targets is None
+    assert len(encode_inputs("a good film", task, model)) == 1 and encode_inputs(texts, task, None).raw == texts
     csv_file(tmp_path / "new.csv", [(text,) for text in texts], "text")
-    assert load_inputs(tmp_path / "new.csv", task, model).digest() == again.digest()
+    assert encode_inputs(tmp_path / "new.csv", task, model).digest() == again.digest()

@@ -40,30 +40,44 @@ def encode(table: Table, role: roles.Roles, kind: str, subject: Subject, max_len
     return examples, task, np.arange(len(table)), notes
 
 
-def load_inputs(ref: Any, task: Task, subject: Subject, *, columns: dict[str, str] | None = None, max_length: int | None = None) -> Examples:
-    """New inputs to predict, without targets. ref: a path or anything that `load_data` reads, or a list of texts (pairs of texts).
+def encode_inputs(ref: Any, task: Task, subject: Subject | None, max_length: int | None = None, *, columns: dict[str, str] | None = None) -> Examples:
+    """New inputs to predict, without targets. ref: a path or anything that `load_data` reads, one text, or a list of texts (pairs of texts, arrays).
 
-    Language models get their own inputs as targets, so that records and perplexity can be had. Raises InputError as `load_data` does.
+    Language models get their own inputs as targets, so that records and perplexity can be had. Without a subject (a bag of words) only `raw` matters:
+    texts stay texts.
+    Raises InputError as `load_data` does.
     """
-    if isinstance(ref, list) and ref and isinstance(ref[0], str):
-        table: Any = Table({"text": ref}, "the texts")
-    elif isinstance(ref, list) and ref and isinstance(ref[0], tuple):
-        table = Table({"text_a": [pair[0] for pair in ref], "text_b": [pair[1] for pair in ref]}, "the texts")
-    else:
-        table = read(ref)
-    if isinstance(table, dict):
-        from fourfold.ingest.data import joined
-
-        table, _ = joined(table)
+    table = _given(ref)
     role = roles.roles_of(
         table, columns, subject, "causal_lm" if task.kind in ("causal_lm", "seq2seq") and table.nature in ("table", "text") else task.kind
     )
+    if subject is None:
+        texts = roles.texts_of(table, role.text or "text")
+        raw = list(zip(texts, roles.texts_of(table, role.pair), strict=True)) if role.pair else texts
+        return Examples({"row": np.arange(len(raw))}, raw=list(raw))
     examples = _inputs(table, role, subject, max_length, [])
     if task.kind == "causal_lm":
         examples.targets = examples.columns["input_ids"]
     _decoder(examples, task, subject)
     _check_inputs(examples, subject)
     return examples
+
+
+def _given(ref: Any) -> Table:
+    if isinstance(ref, str) and not Path(ref).exists() and (" " in ref or not Path(ref).suffix):
+        ref = [ref]
+    if isinstance(ref, list | tuple) and ref and isinstance(ref[0], str):
+        return Table({"text": list(ref)}, "the texts")
+    if isinstance(ref, list) and ref and isinstance(ref[0], tuple) and len(ref[0]) == 2 and all(isinstance(part, str) for part in ref[0]):
+        return Table({"text_a": [pair[0] for pair in ref], "text_b": [pair[1] for pair in ref]}, "the texts")
+    if isinstance(ref, np.ndarray) or isinstance(ref, list) and ref and isinstance(ref[0], np.ndarray):
+        return Table({"x": ref}, "the array", "arrays")
+    table = read(ref)
+    if isinstance(table, dict):
+        from fourfold.ingest.data import joined
+
+        return joined(table)[0]
+    return table
 
 
 # ----------------------------------------------------------------------------------------------------------------- inputs
@@ -471,4 +485,4 @@ def _passages(texts: list[str]) -> tuple[list[str], np.ndarray]:
     return found, np.array(rows, dtype=np.int64)
 
 
-__all__ = ["DEFAULTS", "encode", "load_inputs", "longest", "tokenised"]
+__all__ = ["DEFAULTS", "encode", "encode_inputs", "longest", "tokenised"]

@@ -76,10 +76,12 @@ def read(ref: Any) -> Table | dict[str, Table]:
         return ref
     if isinstance(ref, Mapping):
         return _mapping(ref)
-    if isinstance(ref, tuple) and len(ref) in (2, 3):
-        found = _tuple(ref)
-        if found is not None:
-            return found
+    if isinstance(ref, tuple) and len(ref) in (2, 3) and (found := _tuple(ref)) is not None:
+        return found
+    return _object(ref)
+
+
+def _object(ref: Any) -> Table:
     if hasattr(ref, "column_names") and hasattr(ref, "__getitem__"):
         return Table({name: list(ref[name]) for name in ref.column_names}, "the data set")
     if hasattr(ref, "to_dict") and hasattr(ref, "columns"):

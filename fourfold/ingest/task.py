@@ -138,6 +138,8 @@ class Task:
         decoding produces that prefix itself; if one is not, the first such token is where greedy decoding departs.
         """
         logits = np.asarray(logits)
+        if targets is None and self.kind in ("causal_lm", "seq2seq", "ctc"):  # nothing to compare with: the predicted tokens only
+            targets = np.full(logits.shape[:2], IGNORE)
         if self.kind == "classification":
             return logits.reshape(len(logits), -1).astype(np.float64)
         if self.kind == "regression":
