@@ -216,13 +216,11 @@ class Attention(nn.Module):
     `nn.TransformerEncoderLayer`, which would read the original's packed weights.
     """
 
-    _qkv_same_embed_dim = False
-    in_proj_weight = in_proj_bias = None
-
     def __init__(self, width: int, heads: int, kdim: int, vdim: int, bias: bool, dropout: float, batch_first: bool) -> None:
         super().__init__()
         self.embed_dim, self.num_heads, self.head_dim = width, heads, width // heads
         self.dropout, self.batch_first = dropout, batch_first
+        self._qkv_same_embed_dim, self.in_proj_weight, self.in_proj_bias = False, None, None
         self.q_proj, self.k_proj = nn.Linear(width, width, bias=bias), nn.Linear(kdim, width, bias=bias)
         self.v_proj, self.out_proj = nn.Linear(vdim, width, bias=bias), nn.Linear(width, width, bias=bias)
 
@@ -279,7 +277,10 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Argument:
-    """A forward pre-hook that changes one argument: `index` None drops it (the module then makes its own), else keeps those indices along `axis`."""
+    """A forward pre-hook that changes one argument: `index` None drops it (the module then makes its own), else keeps those indices along `axis`.
+
+    A negative axis −h says that the first axis is batch × h heads, and the indices count heads.
+    """
 
     def __init__(self, argument: int | str, axis: int = 1, index: list[int] | None = None) -> None:
         self.argument, self.axis, self.index = argument, axis, index
@@ -295,7 +296,10 @@ class Argument:
     def _change(self, value: Any) -> Any:
         if self.index is None or not isinstance(value, Tensor):
             return None
-        return value.index_select(self.axis, torch.tensor(self.index, device=value.device))
+        index = torch.tensor(self.index, device=value.device)
+        if self.axis < 0:
+            return value.unflatten(0, (-1, -self.axis)).index_select(1, index).flatten(0, 1)
+        return value.index_select(self.axis, index)
 
 
 # --- the edits -------------------------------------------------------------------------------------------------------------------------------------
@@ -329,7 +333,11 @@ def _set(module: nn.Module, edit: dict[str, Any]) -> None:
 
 
 def _absent(module: nn.Module, edit: dict[str, Any]) -> None:
-    put(module, edit["path"], Absent(edit["argument"], edit["returns"], edit.get("width")))
+    old, new = module.get_submodule(edit["path"]), Absent(edit["argument"], edit["returns"], edit.get("width"))
+    for name, value in old.__dict__.items():  # what others read off the module (batch_first, is_causal …) stays readable
+        if name not in new.__dict__ and (value is None or isinstance(value, bool | int | float | str)):
+            new.__dict__[name] = value
+    put(module, edit["path"], new)
 
 
 def _swap(module: nn.Module, edit: dict[str, Any]) -> None:

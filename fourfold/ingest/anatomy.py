@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fourfold.errors import ModelError
-from fourfold.recipe import Recipe, apply, axis_of, channels, is_conv, is_conv1d, is_depthwise, pack
+from fourfold.recipe import Absent, Recipe, apply, axis_of, channels, is_conv, is_conv1d, is_depthwise, pack
 
 TOLERANCE = 1e-4  # relative to the largest output: float32 rounding of re-blocked products stays below, a wrong cut is far above
 COUNTS = re.compile(r"^((num_)?(hidden|encoder|decoder)?_?layers|n_layers?|(n|num)_blocks|depth|(encoder|decoder)_num_hidden_layers|num_(en|de)coder_blocks)$")
@@ -38,12 +38,13 @@ Call = Callable[[nn.Module], Tensor]
 class Site:
     """Where the units of a bundle sit in one module. Unit u holds, for each segment (start, width), entries start + u·width … + width − 1.
 
-    `axis`: "out" | "in" of a parameter module; a number for a bare parameter (`path` then names the parameter).
+    `axis`: "out" | "in" of a parameter module; a number for a bare parameter (`path` then names the parameter). `fixed`: ranges that always stay.
     """
 
     path: str
     axis: str | int
     segments: tuple[tuple[int, int], ...]
+    fixed: tuple[tuple[int, int], ...] = ()
 
     def index(self, units: Sequence[int]) -> np.ndarray:
         """Entries of these units along the axis, int64, segment by segment."""
@@ -51,7 +52,8 @@ class Site:
         return np.concatenate([(start + u * width + np.arange(width)).ravel() for start, width in self.segments]).astype(np.int64)
 
     def edit(self, units: Sequence[int]) -> dict[str, Any]:
-        return {"kind": "slice", "path": self.path, "axis": self.axis, "index": pack(self.index(units))}
+        index = [*self.index(units), *(i for start, stop in self.fixed for i in range(start, stop))]
+        return {"kind": "slice", "path": self.path, "axis": self.axis, "index": pack(index)}
 
 
 @dataclass(frozen=True)
@@ -393,6 +395,8 @@ class _Trace(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "scaled_dot_product_attention" and args[0].ndim == 4:
             self._note(args[0].shape[1])
+        elif name == "multi_head_attention_forward":
+            self._note(0)
         elif name == "softmax" and isinstance(out, Tensor) and out.ndim in (3, 4):
             self._note(out.shape[1] if out.ndim == 4 else 0)
         return out
@@ -593,6 +597,7 @@ class _Reader:
         self.module, self.trace = module, trace
         self.first: dict[str, _Run] = {}
         self.calls: dict[str, int] = {}
+        self.reached: dict[str, set[str]] = {}
         for run in trace.runs:
             self.first.setdefault(run.path, run)
             self.calls[run.path] = self.calls.get(run.path, 0) + 1
@@ -649,26 +654,50 @@ class _Reader:
                 out.append(found)
                 used |= {r.path for r in found.producers} | {found.consumer.path}
         pending: list[_Run] = []
+        residual = next(_tensors(self.first[block].output), torch.empty(0, 0))
         for run in dense:
             if run.path in used:
                 pending = []
                 continue
-            feeds = [p for p in pending if self._feeds(p, run)]
-            if feeds:
-                out.append(self._chain(index, block, feeds, run, dense))
-                squeezed = is_conv(run.module) and self._pooled(feeds[0], run)
-                width = next(_tensors(self.first[block].output), torch.empty(0))
-                pending = [*(feeds if squeezed else []), *([run] if is_conv(run.module) and _size(run.module, "out") != width.shape[1] else [])]
-            else:
-                pending.append(run)
+            feeds = [p for p in pending if self._feeds(block, p, run)]
+            if feeds and not self._pooled(feeds[0], run):
+                out.append(self._chain(index, block, feeds, run))
+                pending = [p for p in pending if p not in feeds] if is_conv(run.module) else []
+                if not is_conv(run.module) or _size(run.module, "out") == residual.shape[1]:
+                    continue  # its outputs are the residual stream's channels, which stay
+            pending.append(run)
         out.sort(key=lambda c: c.producers[0].order)
         return out
 
-    def _feeds(self, producer: _Run, consumer: _Run) -> bool:
+    def _feeds(self, block: str, producer: _Run, consumer: _Run) -> bool:
         wide, narrow = _size(producer.module, "out"), _size(consumer.module, "in")
         if producer.input is None or consumer.input is None or producer.input.data_ptr() == consumer.input.data_ptr():
             return False
-        return wide == narrow or (wide == 2 * narrow and not is_conv(producer.module))
+        if is_conv(producer.module) != is_conv(consumer.module):
+            return False
+        if is_conv(consumer.module):
+            return wide == narrow and consumer.path in self._reached(block, producer)
+        return wide == narrow or wide == 2 * narrow
+
+    def _reached(self, block: str, producer: _Run) -> set[str]:
+        """Dense layers of the block whose input changes when the producer's output is disturbed."""
+        if producer.path not in self.reached:
+            run, found = self.first[block], set()
+            handles = [producer.module.register_forward_hook(lambda m, a, out: out + torch.randn_like(out))]
+            for other in self.dense(block):
+                def look(m: nn.Module, args: Any, other: _Run = other) -> None:
+                    if other.input is not None and (args[0].shape != other.input.shape or not torch.equal(args[0], other.input)):
+                        found.add(other.path)
+
+                handles.append(other.module.register_forward_pre_hook(look))
+            try:
+                with torch.no_grad():
+                    run.module(*run.args, **run.kwargs)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            self.reached[producer.path] = found
+        return self.reached[producer.path]
 
     def _pooled(self, producer: _Run, consumer: _Run) -> bool:
         """Squeeze-and-excitation: the consumer looks at one value per channel."""
@@ -696,6 +725,12 @@ class _Reader:
         found.cuts = self._head_cuts(owner, heads, width, producers, consumer, block)
         return found
 
+    def unread(self, block: str, found: list[_Candidate]) -> str | None:
+        """An attention of the block that no candidate covers."""
+        seen = [c for c in found if c.kind.endswith("attention")]
+        cores = [c for c in self.trace.cores if _within(c.path, block)]
+        return next((c.path for c in cores if not any(_within(s.path, c.path) or _within(c.path, s.path) for s in seen)), None)
+
     def _foreign(self, run: _Run, first: Tensor, block: str) -> bool:
         """Whether a linear reads a tensor that was handed to the block beside its hidden state (the encoder's answer)."""
         mine = self.first[block]
@@ -720,12 +755,13 @@ class _Reader:
         groups = {n // deep for n in sizes.values() if n % deep == 0 and n < width and heads % max(1, n // deep) == 0}
         declared = [v for n, v in self._integers(owner) if HEADS.match(n) and ("kv" in n or "key_value" in n)]
         units = {heads, *groups, *(v for v in declared if v and heads % v == 0)}
-        own, selects = self._per_head(owner, heads)
+        shared = 1 in units and heads > 1  # one key-value head for all queries: it stays, and queries go one by one
+        own, selects = self._per_head(owner, _common([*(r.path for r in producers), consumer.path]), heads, deep)
         cuts: list[Bundle] = []
         for unit in sorted(units):  # the smallest first: all producers must divide by it
             if unit < 2:
                 continue
-            for layout in self._layouts(producers, sizes, unit, heads, deep):
+            for layout in self._layouts(producers, sizes, unit, heads, deep, shared):
                 for followers in [own, ()] if own else [()]:
                     for counts in self._counts(owner, heads, unit, deep):
                         cuts.append(Bundle(
@@ -734,8 +770,15 @@ class _Reader:
                         ))  # fmt: skip
         return cuts
 
-    def _layouts(self, producers: list[_Run], sizes: dict[str, int], unit: int, heads: int, deep: int) -> list[tuple[Site, ...]]:
+    def _layouts(
+        self, producers: list[_Run], sizes: dict[str, int], unit: int, heads: int, deep: int, shared: bool
+    ) -> list[tuple[Site, ...]]:
         """Ways in which the rows of the producers may belong to units: in one run per unit, or as query, key and value parts behind each other."""
+        if shared:
+            extra = {r.path: sizes[r.path] - heads * deep for r in producers}
+            queries = [r.path for r in producers if extra[r.path] in (0, 2 * deep)]
+            return [tuple(Site(p, "out", ((0, deep),), ((heads * deep, heads * deep + extra[p]),) if extra[p] else ()) for p in queries)] if queries else []
+
         def split(parts: Sequence[int]) -> tuple[tuple[int, int], ...]:
             starts = np.cumsum([0, *parts[:-1]])
             return tuple((int(s), p // unit) for s, p in zip(starts, parts, strict=True))
@@ -757,7 +800,9 @@ class _Reader:
         numbers: list[tuple[str, str, int]] = []
         widths: list[tuple[str, str, int]] = []
         for name, value in self._integers(owner):
-            if HEADS.match(name) and not re.search("group|rep|per", name):
+            if re.search("group|rep", name) and value == heads and unit == heads and value > 1:
+                numbers.append((owner, name, 1))
+            elif HEADS.match(name) and not re.search("group|rep|per", name):
                 if ("kv" in name or "key_value" in name) and value == unit:
                     numbers.append((owner, name, 1))
                 elif value == heads:
@@ -767,23 +812,34 @@ class _Reader:
         inner = [w for w in widths if re.search("head|inner|split", w[1])]  # never the residual width, which may be equal by chance
         return list(dict.fromkeys([tuple(numbers + inner), tuple(numbers + widths), tuple(numbers), ()]))
 
-    def _per_head(self, owner: str, heads: int) -> tuple[tuple[Site, ...], tuple[tuple[str, int | str, int], ...]]:
-        """Tables and parameters with one entry per head beside the projections, and arguments with an axis of heads."""
-        part, sites = self.module.get_submodule(owner), []
-        for name, child in part.named_children():
-            if isinstance(child, nn.Embedding) and child.embedding_dim == heads:
-                sites.append(Site(f"{owner}.{name}" if owner else name, "out", ((0, 1),)))
-        for name, value in [*part._parameters.items(), *part._buffers.items()]:
-            if value is not None and list(value.shape).count(heads) == 1:
-                sites.append(Site(f"{owner}.{name}" if owner else name, list(value.shape).index(heads), ((0, 1),)))
+    def _per_head(self, owner: str, path: str, heads: int, deep: int) -> tuple[tuple[Site, ...], tuple[tuple[str, int | str, int], ...]]:
+        """Tables and parameters with one entry (or one width) per head beside the projections, and arguments with an axis of heads."""
+        sites: list[Site] = []
+        roots = {owner, path} if _within(owner, path) else {owner}
+        for place, part in [item for root in sorted(roots) for item in self.module.get_submodule(root).named_modules(prefix=root)]:
+            if is_dense(part) or place in self.first and isinstance(part, nn.LayerNorm):
+                continue
+            if isinstance(part, nn.Embedding):
+                if part.embedding_dim == heads:
+                    sites.append(Site(place, "out", ((0, 1),)))
+                continue
+            for name, value in [*part._parameters.items(), *part._buffers.items()]:
+                shape = list(value.shape) if value is not None else []
+                for size, width in ((heads, 1), (heads * deep, deep)):
+                    if shape.count(size) == 1 and size > 1:
+                        sites.append(Site(f"{place}.{name}" if place else name, shape.index(size), ((0, width),)))
+                        break
         run, selects = self.first.get(owner), []
-        if run is not None and heads > 1:
-            for key, value in [*enumerate(run.args), *run.kwargs.items()]:
-                if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 4 and value.shape[1] == heads:
+        for key, value in [*enumerate(run.args), *run.kwargs.items()] if run is not None and heads > 1 else []:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim in (3, 4):
+                batch = run.input.shape[0] if run is not None and run.input is not None else 0
+                if value.ndim == 4 and value.shape[1] == heads:
                     selects.append((owner, key, 1))
-        return tuple(sites), tuple(selects)
+                elif value.ndim == 3 and value.shape[0] == heads * batch and value is not run.input:
+                    selects.append((owner, key, -heads))  # batch and heads in one axis
+        return tuple(dict.fromkeys(sites)), tuple(selects)
 
-    def _chain(self, index: int, block: str, feeds: list[_Run], consumer: _Run, dense: list[_Run]) -> _Candidate:
+    def _chain(self, index: int, block: str, feeds: list[_Run], consumer: _Run) -> _Candidate:
         n = _size(consumer.module, "in")
         conv = is_conv(consumer.module)
         latest = feeds[-1]
@@ -908,7 +964,7 @@ def _read(module: nn.Module, call: Call, preparation: Recipe) -> Anatomy:
     if not torch.allclose(reference.float(), again, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise ModelError("the model answers the same batch differently each time", "Remove the randomness from its forward (dropout outside eval mode?).")
     reader, refusals = _Reader(module, trace), {}
-    found = reader.stacks(lambda paths: _carrying(module, call, paths, reader))
+    found = reader.stacks(lambda paths: _carrying(module, paths, reader))
     names = _stack_names([box or "blocks" for box, _ in found])
     stacks = tuple(_stack(reader, prover, refusals, name, box, blocks) for name, (box, blocks) in zip(names, found, strict=True))
     if not stacks:
@@ -916,36 +972,25 @@ def _read(module: nn.Module, call: Call, preparation: Recipe) -> Anatomy:
     return Anatomy(stacks, refusals, None, preparation)
 
 
-def _carrying(module: nn.Module, call: Call, paths: list[str], reader: _Reader) -> set[str]:
+def _carrying(module: nn.Module, paths: list[str], reader: _Reader) -> set[str]:
     """Which of these modules carry their input to their output when all their dense layers answer zero: what makes a block residual (He et al. 2015).
 
     The correlation of input and output is taken after removing each channel's mean, so that norms pass and constants do not.
     """
-    seen: dict[str, float] = {}
-
-    def hook(path: str) -> Callable[..., None]:
-        where = reader.first[path].where
-
-        def look(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            x, y = (args[where] if isinstance(where, int) else kwargs[where]), hidden(output)
-            if x.shape != y.shape:
-                return
-            x, y = (_centred(t.detach().float()) for t in (x, y))
-            seen[path] = float((x * y).sum() / (x.norm() * y.norm()).clamp_min(1e-12))
-
-        return look
-
-    handles = [module.get_submodule(p).register_forward_hook(hook(p), with_kwargs=True) for p in paths]
-    try:
-        dense = sorted({r.path for p in paths for r in reader.dense(p)})
-        with torch.no_grad(), _muted(module, dense):
-            call(module)
-    except Exception:  # a forward that cannot bear zeros tells nothing
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {p for p, value in seen.items() if value > 0.3}
+    found: set[str] = set()
+    for path in paths:
+        run = reader.first[path]
+        try:
+            with torch.no_grad(), _muted(module, [r.path for r in reader.dense(path)]):
+                x, y = run.input, hidden(run.module(*run.args, **run.kwargs))
+        except Exception:  # a forward that cannot bear zeros tells nothing
+            continue
+        if x is None or x.shape != y.shape:
+            continue
+        x, y = (_centred(t.detach().float()) for t in (x, y))
+        if float((x * y).sum() / (x.norm() * y.norm()).clamp_min(1e-12)) > 0.3:
+            found.add(path)
+    return found
 
 
 def _centred(x: Tensor) -> Tensor:
@@ -987,6 +1032,9 @@ def _stack(reader: _Reader, prover: _Prover, refusals: dict[str, str], name: str
     blocks = []
     for i, (path, group) in enumerate(zip(paths, groups, strict=True)):
         subs = tuple(SubLayer(c.name, c.kind, c.path, cut.get(c.name), out.get(c.name, ())) for c in group if c.name in cut or c.name in out)
+        lost = reader.unread(path, group)
+        if lost:
+            refusals[lost] = "an attention that could not be read off its layers; it stays as it is and can still be quantised."
         if not group:
             refusals[path] = "no attention, feed-forward or convolution pair was recognised inside; the block can only be removed whole or quantised."
         blocks.append(Block(path, subs, False))
@@ -1017,7 +1065,7 @@ def _prove_cuts(prover: _Prover, several: list[_Candidate], biases: tuple[dict[s
             if said is None:
                 proved[c.name] = cut
                 break
-            reason = said
+            reason = said if cut is c.cuts[0] else reason
         else:
             refusals[c.name] = f"{c.path}: removing single {'heads' if c.kind.endswith('attention') else 'units'} is not safe ({reason}); it can still be quantised."
     return proved
@@ -1061,14 +1109,17 @@ def _prove_removal(reader: _Reader, prover: _Prover, refusals: dict[str, str], s
     if reader.calls[path] > 1:
         refusals[path] = "the block is called several times with shared weights, so it cannot be removed singly; units inside it can go."
         return False
-    passing = {"kind": "absent", "path": path, "argument": run.where, "returns": reader._absent(run, "pass")["returns"]}
+    absent = Absent(run.where, reader._absent(run, "pass")["returns"])
     with _rollback(prover.module):
-        apply(prover.module, Recipe((*stack.biases, passing)))
+        apply(prover.module, Recipe(stack.biases))
+        handle = prover.module.get_submodule(path).register_forward_hook(lambda m, args, kwargs, out: absent(*args, **kwargs), with_kwargs=True)
         try:
             reference = prover.run()
         except Exception as error:
             refusals[path] = f"the model does not run without this block ({type(error).__name__}); units inside it can go."
             return False
+        finally:
+            handle.remove()
     kept = [i for i in range(len(stack.blocks)) if i != index]
     said = prover.same(reference, [*stack.biases, *_shorten(stack, kept, set())])
     if said is not None:

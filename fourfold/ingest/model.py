@@ -149,7 +149,7 @@ def _from_folder(folder: Path) -> Subject:
         missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
         if missing:
             raise ModelError(f"the weights in {folder} lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""), f"config.json says {kind.__name__}: is that right?")
-        tokenizer, processor = _companions(folder)
+        tokenizer, processor = companions(folder)
     module.eval()
     return _subject(module, None, tokenizer, processor, folder)
 
@@ -175,7 +175,7 @@ def _check_safetensors(path: Path) -> None:
         raise ModelError(f"{path} is damaged or no safetensors file: {_line(error)}", "Copy or download it again.") from error
 
 
-def _companions(folder: Path) -> tuple[Any, Any]:
+def companions(folder: Path) -> tuple[Any, Any]:
     """Tokenizer and processor, where their files are there."""
     import transformers
 
@@ -279,7 +279,7 @@ def inputs_of(module: nn.Module) -> tuple[str, ...]:
         drop = {"bbox"} if not hasattr(config, "max_2d_position_embeddings") else set()
         if not int(getattr(config, "type_vocab_size", 0) or 0) > 1:
             drop.add("token_type_ids")
-        if main == "input_features" or (main == "input_values" and getattr(config, "feat_extract_norm", "layer") == "group"):
+        if main in ("input_features", "pixel_values") or (main == "input_values" and getattr(config, "feat_extract_norm", "layer") == "group"):
             drop.add("attention_mask")  # the mask is for training noise there, or the model was trained without one
         return tuple(n for n in names if n not in drop)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
