@@ -38,7 +38,10 @@ class SystemClock:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median over rounds of (runner / baseline), dimensionless; `low`–`high` 90 % bootstrap interval; `verdict` -1 cheaper, 0 no difference, 1 dearer."""
+    """Median over rounds of (runner / baseline), dimensionless; `low`–`high` is its 90 % bootstrap interval.
+
+    `verdict`: -1 cheaper, 0 no difference that can be told, 1 dearer.
+    """
 
     value: float
     low: float
@@ -98,7 +101,7 @@ def race(
     eliminate: str | None = None,
     hopeless: float = 1.5,
     deadline: float | None = None,
-    at_least: int = 3,
+    at_least: int = 5,
     clock: Clock | None = None,
 ) -> dict[str, RaceResult]:
     """Time `runners` against one another.
@@ -158,5 +161,5 @@ def result(name: str, baseline: str, times: dict[str, list[tuple[float, float]]]
     ours = np.array(times[name])
     theirs = np.array(times[baseline])[: len(ours)]
     wall, cpu = (median_ratio(ours[:, column], theirs[:, column], seed=seed) for column in (0, 1))
-    low, mid = ours.min(0), np.median(ours, axis=0)
-    return RaceResult(name, baseline, len(ours), repeats, *(float(x) for x in (low[0], mid[0], low[1], mid[1])), wall, cpu, dropped)
+    (wall_min, cpu_min), (wall_median, cpu_median) = ours.min(0).tolist(), np.median(ours, axis=0).tolist()
+    return RaceResult(name, baseline, len(ours), repeats, wall_min, wall_median, cpu_min, cpu_median, wall, cpu, dropped)

@@ -79,7 +79,8 @@ class Choice:
         return f"{self.engine}/{self.precision}"
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.precision}, {self.threads} thread{'s'[: self.threads > 1]}, batch {self.batch}{', by length' if self.bucket else ''}"
+        plural, sorted_ = "s" if self.threads > 1 else "", ", by length" if self.bucket else ""
+        return f"{self.engine} {self.precision}, {self.threads} thread{plural}, batch {self.batch}{sorted_}"
 
 
 @dataclass
@@ -412,7 +413,9 @@ class Field:
                 chained.append(self.row("heat", label, choice, result, contender, scale, False))
         return rows + chained
 
-    def row(self, stage: str, label: str, choice: Choice, result: RaceResult, contender: Contender, scale: dict[str, float], chosen: bool) -> dict[str, Any]:
+    def row(
+        self, stage: str, label: str, choice: Choice, result: RaceResult, contender: Contender, scale: dict[str, float], chosen: bool
+    ) -> dict[str, Any]:
         """One line of the table. Times are seconds per example, bytes those of the weights, noise as in `parity`."""
         ratios = {by: {key: getattr(getattr(result, by), key) * scale[by] for key in ("value", "low", "high")} for by in ("cpu", "wall")}
         mine = ratios[self.by]
@@ -448,7 +451,7 @@ def middle(values: Sequence[int]) -> int:
 
 
 def sample_batches(data: Data, seed: int, count: int = 6, size: int = 32) -> list[Batch]:
-    """Batches of differing shapes, for calibration, parity and reading the signature: `count` of `size`, and smaller ones down to a single example."""
+    """Batches of differing shapes, for calibration, parity and reading the signature: `count` of `size`, and smaller ones down to one example."""
     picks = data.batches(size, True, seed)[:count]
     if not picks:
         raise InputError("there is no example to race with", "Give at least one row of data.")

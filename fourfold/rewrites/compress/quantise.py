@@ -55,7 +55,8 @@ class Quantise(Rewrite):
                 put(model, edit["path"], linear)
                 if edit.get("tied"):
                     table = model.get_submodule(edit["tied"])
-                    linear.weight, linear.scale = table.weight, table.scale
+                    linear.register_buffer("weight", table.weight)  # type: ignore[arg-type]
+                    linear.register_buffer("scale", table.scale)  # type: ignore[arg-type]
         for module in model.modules():
             if isinstance(module, nn.TransformerEncoderLayer) and isinstance(module.linear1, Int8Linear):
                 module.activation_relu_or_gelu = 0  # its fused path would hand the raw int8 weights to a float kernel
@@ -74,7 +75,7 @@ def plan(module: nn.Module, precision: str, batches: Sequence[tuple[Tensor, ...]
     if mode == "static" and not batches:
         raise ValueError("static quantisation needs calibration batches")
     heads = output_layers(module, batches[0]) if batches else set()
-    owned = {f"{path}.{name}" for path, m in module.named_modules() if isinstance(m, nn.MultiheadAttention) for name, _ in m.named_children()}
+    owned = {f"{path}.{name}" for path, m in module.named_modules() if isinstance(m, nn.MultiheadAttention) for name in m._modules}
     tables = {id(m.weight): path for path, m in module.named_modules() if isinstance(m, nn.Embedding)}
     edits: list[dict[str, Any]] = []
     for path, layer in module.named_modules():
@@ -118,7 +119,8 @@ def quantisable(module: nn.Module) -> bool:
 def output_layers(module: nn.Module, batch: tuple[Tensor, ...]) -> set[str]:
     """Paths of the linear layers whose result is the model's output itself, reshaped or cut but not computed with."""
     made: dict[int, set[str]] = {}
-    hooks = [layer.register_forward_hook(watch(made, path)) for path, layer in module.named_modules() if isinstance(layer, nn.Linear) or is_conv1d(layer)]
+    layers = [(path, layer) for path, layer in module.named_modules() if isinstance(layer, nn.Linear) or is_conv1d(layer)]
+    hooks = [layer.register_forward_hook(watch(made, path)) for path, layer in layers]
     try:
         with torch.inference_mode():
             output = module(*batch)
@@ -186,7 +188,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     """int8 [m, k] × int8 [n, k]ᵀ → fp32 [m, n], exact in integers. CUDA's kernel has size limits; other devices multiply in floating point."""
     m, (n, k) = left.shape[0], right.shape
     if left.device.type == "cpu" or (left.device.type == "cuda" and m > 16 and not (n | k) & 7):
-        return torch._int_mm(left, right.t()).float()
+        return torch.ops.aten._int_mm(left, right.t()).float()
     # fp32 holds the sum exactly while k·127² < 2²⁴.
     wide = torch.float32 if k < 1040 or left.device.type == "mps" else torch.float64
     return (left.to(wide) @ right.to(wide).t()).float()
@@ -243,7 +245,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """Rows of an embedding in int8 with one scale each: ids [...] → fp32 [..., width]. A quarter of the memory; only the rows asked for are widened."""
+    """Rows of an embedding in int8 with one scale each: ids [...] → fp32 [..., width]. A quarter of the memory; only rows asked for are widened."""
 
     weight: Tensor
     scale: Tensor

@@ -34,7 +34,7 @@ PRECISIONS = ("fp32", "bf16", "int8", "int8-static", "int8-weights")
 #: Largest accepted noise-to-signal ratio of the outputs (see `parity`). It catches broken exports; whether the task still works is measured apart.
 TOLERANCE = {"fp32": 2e-3, "bf16": 0.25, "int8": 0.7, "int8-static": 0.7, "int8-weights": 0.25}
 
-EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "openvino": "openvino", "nncf": "openvino", "torchao": "bench"}
+EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "openvino": "openvino", "nncf": "openvino", "torchao": "torchao"}
 
 
 class Unexportable(FourfoldError):
@@ -43,7 +43,7 @@ class Unexportable(FourfoldError):
 
 @dataclass(frozen=True)
 class Signature:
-    """How a wrapped module is called: input names in positional order, numpy dtype names, dynamic axes ({input: {axis: name}}) and one example batch."""
+    """How a wrapped module is called: input names in positional order, numpy dtype names, dynamic axes ({input: {axis: name}}), an example batch."""
 
     names: tuple[str, ...]
     dtypes: dict[str, str]
@@ -106,7 +106,7 @@ class Session(ABC):
     def describe(self) -> dict[str, Any]:
         """What really runs, read back from the engine (JSON-able)."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Give the memory back. Nothing may be run afterwards."""
 
 
@@ -243,13 +243,21 @@ def export_onnx(wrapped: nn.Module, signature: Signature, path: Path, graph: str
         warnings.simplefilter("ignore")
         if graph == "torchscript":
             rank = wrapped(*example).ndim
-            axes = {**{name: dict(axes) for name, axes in signature.dynamic.items()}, "output": {axis: f"out{axis}" for axis in range(max(rank - 1, 1))}}
+            result = {axis: f"out{axis}" for axis in range(max(rank - 1, 1))}
             torch.onnx.export(
-                wrapped, example, str(path), dynamo=False, opset_version=17, input_names=list(signature.names), output_names=["output"], dynamic_axes=axes
+                wrapped,
+                example,
+                str(path),
+                dynamo=False,
+                opset_version=17,
+                input_names=list(signature.names),
+                output_names=["output"],
+                dynamic_axes={**signature.dynamic, "output": result},
             )
         else:
             dims: dict[str, Any] = {}
-            shapes = tuple({axis: dims.setdefault(label, torch.export.Dim(label)) for axis, label in signature.dynamic[n].items()} for n in signature.names)
+            labels = [signature.dynamic[name] for name in signature.names]
+            shapes = tuple({axis: dims.setdefault(label, torch.export.Dim(label)) for axis, label in axes.items()} for axes in labels)
             torch.onnx.export(
                 wrapped,
                 example,

@@ -129,7 +129,7 @@ class _TimeIsUp(BaseException):
 
 @contextlib.contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """Interrupt the body after `seconds`. Only the main thread can be interrupted, and only where the system has SIGALRM; elsewhere there is no limit."""
+    """Interrupt the body after `seconds`. Only the main thread can be, and only where the system has SIGALRM; elsewhere there is no limit."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return

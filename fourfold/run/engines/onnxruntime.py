@@ -104,7 +104,7 @@ def quantise(source: Path, target: Path, precision: str, signature: Signature, c
     q.quantize_static(
         ready,
         target,
-        Reader(signature, calibration),
+        Reader(signature, calibration),  # type: ignore[arg-type]
         quant_format=q.QuantFormat.QDQ,
         per_channel=True,
         reduce_range=False,

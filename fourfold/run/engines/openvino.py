@@ -16,7 +16,18 @@ import numpy as np
 from torch import nn
 
 from fourfold.run.engines.base import (
-    Batch, Engine, Session, Signature, Unexportable, export_onnx, first_line, missing, parity, plain_attention, references, slow_bf16
+    Batch,
+    Engine,
+    Session,
+    Signature,
+    Unexportable,
+    export_onnx,
+    first_line,
+    missing,
+    parity,
+    plain_attention,
+    references,
+    slow_bf16,
 )  # fmt: skip
 
 # Neither converter needs to phone home, and this package does not let them.
@@ -141,7 +152,8 @@ def convert(wrapped: nn.Module, signature: Signature, route: str) -> Any:
             path = Path(scratch) / "model.onnx"
             export_onnx(wrapped, signature, path, "torchscript")
             return openvino.Core().read_model(path.read_bytes())
-    sizes = {n: [-1 if route == "trace" and axis in signature.dynamic[n] else size for axis, size in enumerate(a.shape)] for n, a in signature.example.items()}
+    open_axes = signature.dynamic if route == "trace" else {name: {} for name in signature.names}
+    sizes = {n: [-1 if axis in open_axes[n] else size for axis, size in enumerate(a.shape)] for n, a in signature.example.items()}
     noise = io.StringIO()
     with warnings.catch_warnings(), torch.no_grad(), plain_attention(wrapped), contextlib.redirect_stdout(noise):
         warnings.simplefilter("ignore")
