@@ -7,7 +7,7 @@ it left it, so recipes compose by concatenation. Kinds:
 |--------|-------------------------------------|------|
 | keep   | path, index                         | keeps those children of a container (ModuleList, Sequential), in that order |
 | slice  | path, axis, index                   | keeps those indices of a parameter module along "out" or "in", or of a bare parameter along axis number |
-| set    | path, name, value                   | sets an attribute; dots in `name` descend ("config.num_hidden_layers") |
+| set    | path, name, value, [own]            | sets an attribute; dots in `name` descend ("config.num_hidden_layers"); `own`: in a copy of what is descended into |
 | absent | path, argument, returns, [width]    | replaces a module by one that passes its input on, or zeros, in the recorded output structure |
 | swap   | path, to                            | replaces a module by our own class of the same function ("attention": `nn.MultiheadAttention`) |
 | bias   | path, argument, [table, source]     | an attention ignores the shared position bias handed to it and owns a copy of the table instead |
@@ -328,6 +328,8 @@ def _set(module: nn.Module, edit: dict[str, Any]) -> None:
     target: Any = module.get_submodule(edit["path"])
     *holders, name = edit["name"].split(".")
     for holder in holders:
+        if edit.get("own"):
+            setattr(target, holder, copy.copy(getattr(target, holder)))
         target = getattr(target, holder)
     setattr(target, name, edit["value"])
 

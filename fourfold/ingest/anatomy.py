@@ -86,7 +86,9 @@ class Bundle:
     def edits(self, kept: Sequence[int]) -> list[dict[str, Any]]:
         sites = [*self.producers, *self.followers, *self.consumers]
         out = [site.edit(kept) for site in sites]
-        out += [{"kind": "set", "path": path, "name": name, "value": per * len(kept)} for path, name, per in self.counts]
+        for path, name, per in self.counts:  # a configuration is shared with other layers, so this one gets its own
+            own = {"own": True} if "." in name else {}
+            out.append({"kind": "set", "path": path, "name": name, "value": per * len(kept), **own})
         index = pack(u * self.queries + i for u in kept for i in range(self.queries))
         out += [{"kind": "select", "path": path, "argument": argument, "axis": axis, "index": index} for path, argument, axis in self.selects]
         return out
@@ -345,7 +347,7 @@ class _Run:
 
 @dataclass
 class _Core:
-    """A softmax over scores, or a fused attention: `heads` as its operands show them."""
+    """A softmax over scores, or a fused attention: `heads` as its operands show them (0: unknown; -1: projections included, nothing inside shows)."""
 
     path: str
     order: int
@@ -396,7 +398,7 @@ class _Trace(TorchFunctionMode):
         if name == "scaled_dot_product_attention" and args[0].ndim == 4:
             self._note(args[0].shape[1])
         elif name == "multi_head_attention_forward":
-            self._note(0)
+            self._note(-1)
         elif name == "softmax" and isinstance(out, Tensor) and out.ndim in (3, 4):
             self._note(out.shape[1] if out.ndim == 4 else 0)
         return out
@@ -462,8 +464,15 @@ def _mask_hook(part: nn.Module, index: np.ndarray) -> Callable[..., Any]:
 
 @contextmanager
 def _muted(module: nn.Module, paths: Sequence[str]) -> Iterator[None]:
-    """Inside, these modules answer zeros (their biases too)."""
-    handles = [module.get_submodule(p).register_forward_hook(lambda m, a, out: torch.zeros_like(out)) for p in paths]
+    """Inside, these modules answer zeros (their biases too); where they answer tuples, the first tensor is zero."""
+
+    def mute(part: nn.Module, args: Any, out: Any) -> Any:
+        if isinstance(out, Tensor):
+            return torch.zeros_like(out)
+        place = next(i for i, value in enumerate(out) if isinstance(value, Tensor))
+        return (*out[:place], torch.zeros_like(out[place]), *out[place + 1 :])
+
+    handles = [module.get_submodule(p).register_forward_hook(mute) for p in paths]
     try:
         yield
     finally:
@@ -617,6 +626,12 @@ class _Reader:
         loose = [p for p, m in self.module.named_modules() if p and p not in possible and self._possible(p) and len(self.dense(p)) > 1]
         carrying = residual(possible + loose)
         classes = {type(self.module.get_submodule(c)) for c in possible if c in carrying}
+        # a stage that carries its input through only because its own blocks do is no block: its blocks have twins beside them
+        held = [[type(self.module.get_submodule(c)) for c in cs if c in carrying] for cs in children.values()]
+        twins = {kind for kinds in held for kind in kinds if kinds.count(kind) > 1}
+        inner = [c for c in possible if type(self.module.get_submodule(c)) in twins]
+        stages = {type(self.module.get_submodule(c)) for c in possible if any(i != c and _within(i, c) for i in inner)}
+        classes -= stages
         found: list[tuple[str, list[str]]] = []
         taken: list[str] = []
         for box in sorted(boxes, key=lambda p: (p.count("."), p)):
@@ -705,6 +720,9 @@ class _Reader:
         return x is not None and isinstance(y, Tensor) and x.ndim == 4 and x.shape[2:].numel() == 1 and y.shape[2:].numel() > 1
 
     def _attention(self, index: int, block: str, core: _Core, dense: list[_Run]) -> _Candidate | None:
+        if core.heads < 0:
+            run = self.first.get(core.path)
+            return _Candidate("attention", core.path, index, [run], run) if run is not None and core.path != block else None
         before = [r for r in dense if r.order < core.order]
         consumer = next((r for r in dense if r.order > core.order), None)
         owner = core.path
@@ -810,7 +828,13 @@ class _Reader:
             elif value == heads * deep and WIDTHS.search(name) and value != deep:
                 widths.append((owner, name, value // unit))
         inner = [w for w in widths if re.search("head|inner|split", w[1])]  # never the residual width, which may be equal by chance
-        return list(dict.fromkeys([tuple(numbers + inner), tuple(numbers + widths), tuple(numbers), ()]))
+        config = getattr(self.module.get_submodule(owner), "config", None)
+        shared = []
+        for name, value in (vars(config) if hasattr(config, "__dict__") else {}).items():
+            if type(value) is int and HEADS.match(name) and value in (heads, unit):
+                shared.append((owner, f"config.{name}", 1 if "key_value" in name or "kv" in name else heads // unit))
+        last = [tuple(numbers + inner + shared)] if shared else []
+        return list(dict.fromkeys([tuple(numbers + inner), tuple(numbers + widths), tuple(numbers), (), *last]))
 
     def _per_head(self, owner: str, path: str, heads: int, deep: int) -> tuple[tuple[Site, ...], tuple[tuple[str, int | str, int], ...]]:
         """Tables and parameters with one entry (or one width) per head beside the projections, and arguments with an axis of heads."""
@@ -825,7 +849,7 @@ class _Reader:
                 continue
             for name, value in [*part._parameters.items(), *part._buffers.items()]:
                 shape = list(value.shape) if value is not None else []
-                for size, width in ((heads, 1), (heads * deep, deep)):
+                for size, width in ((heads, 1), *([(heads * deep, deep)] if _within(place, owner) else [])):
                     if shape.count(size) == 1 and size > 1:
                         sites.append(Site(f"{place}.{name}" if place else name, shape.index(size), ((0, width),)))
                         break
@@ -868,6 +892,8 @@ class _Reader:
         """Edits that might take the candidate out, those that save most first."""
         if c.kind == "conv":
             return []
+        if not is_dense(c.consumer.module):
+            return [[self._absent(c.consumer, "zero")]]
         options: list[list[dict[str, Any]]] = []
         for path in self._climb(c.path, block):
             run = self.first.get(path)
@@ -1002,11 +1028,9 @@ def _centred(x: Tensor) -> Tensor:
 def _stack_names(boxes: list[str]) -> list[str]:
     """Readable and unique: "encoder" for bert.encoder.layer, the whole path where that is ambiguous."""
     generic = re.compile(r"^(layers?|blocks?|_blocks|h|\d+)$")
-    short = []
-    for box in boxes:
-        parts = [p for p in box.split(".") if not generic.match(p)]
-        short.append(parts[-1] if parts else box)
-    return [name if short.count(name) == 1 else box for name, box in zip(short, boxes, strict=True)]
+    parts = [[p for p in box.split(".") if not generic.match(p)] or [box] for box in boxes]
+    short, longer = [p[-1] for p in parts], [".".join(p) for p in parts]
+    return [s if short.count(s) == 1 else m if longer.count(m) == 1 else box for s, m, box in zip(short, longer, boxes, strict=True)]
 
 
 def _stack(reader: _Reader, prover: _Prover, refusals: dict[str, str], name: str, box: str, paths: list[str]) -> Stack:
@@ -1059,7 +1083,7 @@ def _prove_cuts(prover: _Prover, several: list[_Candidate], biases: tuple[dict[s
             return {b.name: b for b in trial}
     proved: dict[str, Bundle] = {}
     for c in several:
-        reason = "its heads cannot be told apart (fused or shared projections)" if c.kind.endswith("attention") else "no unit was found"
+        reason = "its heads cannot be told apart" if c.kind.endswith("attention") else "no unit was found"
         for cut in c.cuts:
             said = prover.bundles([cut], biases)
             if said is None:
