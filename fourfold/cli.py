@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,12 +77,9 @@ def optimize(
 
     Exit code 3: no candidate clears the floor; the nearest ones are shown.
     """
-    from fourfold.report.words import fraction, seconds
-
-    share, limit = fraction(floor), seconds(budget)
     columns = _columns(text_column, label_column, split_column)
-    _choice("objective", objective, ("energy", "latency", "memory"))
-    _choice("progress", progress, ("auto", "plain", "json", "none"))
+    if progress not in ("auto", "plain", "json", "none"):
+        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
     import fourfold
     from fourfold.report.terminal import Progress
 
@@ -90,8 +88,8 @@ def optimize(
         front: Any = fourfold.optimize(
             model,
             _sources(data, search_data, test_data),
-            floor=share,
-            budget=limit,
+            floor=floor,
+            budget=budget,
             objective=objective,
             out=out,
             metric=metric,
@@ -103,11 +101,12 @@ def optimize(
             max_length=max_length,
             fresh=fresh,
             progress=shown,
+            command=shlex.join(["fourfold", *sys.argv[1:]]),
         )
     if report:
         front.report(report)
     _show(front.report_data, as_json)
-    if getattr(front, "interrupted", False):
+    if front.job.interrupted:
         _say("Interrupted; this is the best so far. The same command goes on from here.")
         return _INTERRUPTED
     return 0 if front.best is not None else 3
@@ -238,11 +237,6 @@ def demo(
 
 
 # ---- inside --------------------------------------------------------------------------------------------------------------------------------------
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"--{name} {value!r} is not known.", f"Choose from: {', '.join(allowed)}.")
 
 
 def _emit(document: Any) -> None:
@@ -377,12 +371,18 @@ def run(arguments: list[str]) -> int:
     """Run one command line; the exit code. Never raises for what a user can do, and never prints a traceback unless FOURFOLD_DEBUG is set."""
     as_json = "--json" in arguments
     try:
-        outcome = app(args=arguments or ["--help"], prog_name="fourfold", standalone_mode=False)
+        command = typer.main.get_command(app)
+        with command.make_context("fourfold", list(arguments) or ["--help"]) as context:
+            outcome = command.invoke(context)
         return outcome if isinstance(outcome, int) else 0
+    except typer.Exit as done:
+        return done.exit_code
     except FourfoldError as error:
         return _fail(str(error), error.exit_code, as_json)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted. What was measured is kept; the same command goes on from there.", _INTERRUPTED, as_json)
+    except BrokenPipeError:
+        return 0
     except Exception as error:
         if os.environ.get("FOURFOLD_DEBUG"):
             raise
@@ -408,7 +408,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?", not a traceback
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,8 @@
-"""Numbers as a reader writes and reads them: "97%" and "10min" in, "98.1 % [97.2, 99.0]" and "about 3 min" out."""
+"""Numbers as a reader reads them: "98.1 % [97.2, 99.0]", "22.7 M", "about 3 min"."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
-
-from fourfold.errors import InputError
-
-_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hr": 3600.0, "hour": 3600.0}
-
-
-def fraction(text: str | float) -> float:
-    """A floor as a fraction: "97%", "97", "0.97" and 0.97 are all 0.97.
-
-    A bare number above 10 is read as per cent; between 1 and 10 it is refused, since "1.2" is likelier a slip than 1.2 %.
-    Raises InputError if it is not a number, not above 0 %, or above 100 %.
-    """
-    raw = str(text).strip()
-    match = re.fullmatch(r"([+-]?\d+(?:[.,]\d+)?|[+-]?\.\d+)\s*(%?)", raw)
-    if not match:
-        raise InputError(f"floor {raw!r} is not a share of the original's quality.", "Write it as 97%, 97 or 0.97.")
-    value = float(match[1].replace(",", "."))
-    value = value / 100 if match[2] or value > 10 else value
-    if not 0 < value <= 1:
-        raise InputError(f"floor {raw!r} is {percent(value)} of the original's quality; it must be above 0 % and at most 100 %.", "Try 97%.")
-    return value
-
-
-def seconds(text: str | float) -> float:
-    """A budget in seconds: "90s", "10min", "1h", "1h30min"; a bare number is seconds. Raises InputError if it is none of these or not above 0."""
-    raw = str(text).strip().lower()
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*", raw)
-    units = [re.sub(r"(?<=..)s$", "", unit) for _, unit in parts]
-    if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*", "", raw) or any(unit not in _SECONDS for unit in units):
-        raise InputError(f"budget {raw!r} is not a duration.", "Write it as 90s, 10min or 1h.")
-    total = sum(float(number) * _SECONDS[unit] for (number, _), unit in zip(parts, units, strict=True))
-    if total <= 0:
-        raise InputError(f"budget {raw!r} leaves no time.", "Write it as 90s, 10min or 1h.")
-    return total
 
 
 def percent(value: float | None, sign: bool = True, digits: int | None = None) -> str:

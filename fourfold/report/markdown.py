@@ -1,0 +1,42 @@
+"""The report as a card in Markdown: for a README, a model repository or a ticket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fourfold.report import story, words
+from fourfold.report.json import replace
+
+
+def write(report: Any, path: Path | str) -> Path:
+    """Write the card to `path`; the path written."""
+    path = Path(path)
+    replace(path, card(report))
+    return path
+
+
+def card(report: Any) -> str:
+    """Decision, front, how it came about and how to reproduce it."""
+    parts = [f"# {report['model']['name']}, made cheaper", f"**{story.headline(report)}** {story.decision(report)}", table(report)]
+    parts += ["\n".join(f"- {line}" for line in story.story(report)[1:])]
+    parts += [f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {report['valid']}", f"```\n{report['command']}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(report: Any) -> str:
+    """The front as a Markdown table, dearest first, with what needs no network below."""
+    rows = [("original", "100 %", "100 %", words.count(report["model"]["parameters"]), words.setting(report["baseline"]["setting"]))]
+    for candidate in sorted((report["candidates"][i] for i in report["front"]), key=lambda c: -(c["relative_energy"] or {"value": 0})["value"]):
+        name = f"**{candidate['name']}**" if report["best"] is not None and candidate is report["candidates"][report["best"]] else candidate["name"]
+        quality = words.interval(story.quality_of(candidate)) + ("" if candidate["test_quality"] else " (search split)")
+        rows.append((name, quality, words.interval(candidate["relative_energy"]), words.count(candidate["parameters"]), candidate["how"]))
+    for simple in report["simple"]:
+        quality, cost = words.interval(simple["relative_quality"]), words.interval(simple["relative_energy"])
+        rows.append((simple["name"], quality, cost, words.count(simple.get("parameters")), "no network"))
+    head = "| | relative quality | relative energy | parameters | how |\n|---|---|---|---|---|\n"
+    return head + "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
