@@ -121,9 +121,9 @@ class Quantity:
         assert low is not None and high is not None
         return low, high
 
-    def _shared(self, other: Quantity, word: str) -> dict[str, str]:
+    def _shared(self, other: Quantity, word: str) -> dict[str, Any]:
         """Grade, boundary and signal of a result of both; refuses what cannot be in one sum or ratio."""
-        facts = {"grade": max(self.grade, other.grade, key=GRADES.index)}
+        facts: dict[str, Any] = {"grade": max(self.grade, other.grade, key=GRADES.index)}
         for name in ("boundary", "signal"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine and theirs and mine != theirs:
@@ -145,7 +145,7 @@ class Quantity:
         value = self.value + sign * other.value
         absolute = {name: self.value * self.errors.get(name, 0.0) + sign * other.value * other.errors.get(name, 0.0)
                     for name in {*self.errors, *other.errors}}
-        facts = dict(**self._shared(other, word), method=_join(self.method, other.method), source=_join(self.source, other.source))
+        facts: dict[str, Any] = dict(**self._shared(other, word), method=_join(self.method, other.method), source=_join(self.source, other.source))
         spread = math.sqrt(sum(part * part for part in absolute.values()))
         if value > 2 * spread or (sign > 0 and min(self.value, other.value) > 0):   # log space is right: the figure is surely positive
             return Quantity(value, self.unit, errors={name: part / value for name, part in absolute.items()}, **facts)
