@@ -125,11 +125,14 @@ def predict(
         raise InputError("predict takes inputs from --text or from --data, and needs one of them.", 'Add --text "…" or --data new.csv.')
     import fourfold
 
-    answers = [_plain(answer) for answer in fourfold.load(folder).predict(text or data)]
+    model = fourfold.load(folder)
+    answers = [_plain(answer) for answer in model.predict(text or data)]
+    for warning in [] if as_json else model.warnings:
+        _say(f"warning: {warning}")
     if out:
         _write_csv(answers, out)
     if as_json:
-        _emit({"predictions": answers} if not out else {"predictions": len(answers), "file": str(out)})
+        _emit({"predictions": answers, "warnings": model.warnings, **({"file": str(out)} if out else {})})
     elif out:
         print(f"{len(answers):,} predictions in {out}")
     else:

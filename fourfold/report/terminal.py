@@ -143,12 +143,14 @@ class Estimate:
 
     def __init__(self) -> None:
         self.planned: dict[str, float] = {}
+        self.whole = False  # a plan was given, so the forecast is for the whole job
         self.spent = 0.0  # seconds of finished stages, …
         self.foreseen = 0.0  # … and what had been planned for them
         self.name, self.steps, self.done, self.began = "", 0, 0, 0.0
 
     def plan(self, stages: dict[str, float]) -> None:
         self.planned = dict(stages)
+        self.whole = True
 
     def stage(self, name: str, steps: int, now: float) -> None:
         self.finish(now)
@@ -251,7 +253,7 @@ class Progress:
 
     def _left(self) -> str:
         left = self.estimate.left(time.monotonic())
-        return "" if left is None else f" · {words.roughly(left)} left"
+        return "" if left is None else f" · {words.roughly(left)} left{'' if self.estimate.whole else ' of this stage'}"
 
     def _bar(self, name: str, steps: int) -> None:
         from rich.console import Console
