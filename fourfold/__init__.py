@@ -5,7 +5,9 @@ Nothing is imported until it is asked for: `import fourfold` costs a millisecond
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from fourfold.machine import Machine, here
     from fourfold.optimize import Front, optimize
     from fourfold.recipe import Recipe
-    from fourfold.run import load
+    from fourfold.run.artefact import load
     from fourfold.units import Quantity
     from fourfold.workload import Workload
 
@@ -24,7 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ArtefactError": "errors", "FourfoldError": "errors", "Infeasible": "errors", "InputError": "errors", "MetricError": "errors",
     "MissingExtra": "errors", "ModelError": "errors",
-    "Front": "optimize", "optimize": "optimize", "load": "run", "Recipe": "recipe",
+    "Front": "optimize", "optimize": "optimize", "load": "run.artefact", "Recipe": "recipe",
     "Journal": "journal", "Ledger": "ledger", "Machine": "machine", "here": "machine", "Quantity": "units", "Workload": "workload",
 }                                                                      # public name → the module that holds it
 
@@ -37,7 +39,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fourfold' has no attribute {name!r}")
-    # Bound here afterwards: importing the submodule `optimize` would otherwise leave the module under the function's name.
     value = getattr(import_module(f"fourfold.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
@@ -45,3 +46,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """Importing a submodule binds it in its package; where a function has the module's name (`optimize`), the function is what stays bound."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, getattr(value, name, value) if name in _HOMES and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package
