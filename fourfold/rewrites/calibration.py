@@ -163,8 +163,10 @@ def _gradients(
                     if name in moments:
                         one = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
                         moments[name] += (one.T @ one).double()
-                if total is not None:
-                    units = torch.stack([total[:, torch.as_tensor(c)].sum(1) for c in bundle.columns()], 1) if bundle.group > 1 else total
+                if total is not None and bundle.group == 1 and total.shape[1] == bundle.count:
+                    rows[name].append(total[:, torch.from_numpy(bundle.columns(range(bundle.count)))].float().numpy())
+                elif total is not None:
+                    units = torch.stack([total[:, torch.from_numpy(bundle.columns([u]))].sum(1) for u in range(bundle.count)], 1)
                     rows[name].append(units.float().numpy())
             if progress:
                 progress(len(at))

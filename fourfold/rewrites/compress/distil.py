@@ -28,6 +28,7 @@ from fourfold.errors import FourfoldError
 from fourfold.rewrite import Option, Rewrite
 
 if TYPE_CHECKING:
+    from fourfold.ingest.anatomy import Anatomy
     from fourfold.ingest.data import Examples
     from fourfold.ingest.model import Subject
     from fourfold.ingest.task import Task
@@ -134,18 +135,22 @@ class Tap:
         self.close()
 
 
-def layer_map(kept: dict[str, list[int]], counts: dict[str, int], containers: dict[str, str]) -> list[tuple[str, str]]:
+def layer_map(anatomy: Anatomy, kept: dict[str, list[int]]) -> list[tuple[str, str]]:
     """Pairs (student path, teacher path) of blocks to match: the k-th survivor answers for all teacher blocks up to the next survivor.
 
-    `kept` has the surviving block numbers of each stack, `counts` how many there were, `containers` the module path holding them.
-    >>> layer_map({"encoder": [0, 3]}, {"encoder": 6}, {"encoder": "enc.layer"})
-    [('enc.layer.0', 'enc.layer.2'), ('enc.layer.1', 'enc.layer.5')]
+    `anatomy` is the teacher's, `kept` has the surviving block numbers of each stack: of six blocks, [0, 3] gives 0 ↔ 2 and 1 ↔ 5.
     """
     pairs = []
-    for stack, blocks in kept.items():
-        for new, _ in enumerate(blocks):
-            last = (blocks[new + 1] if new + 1 < len(blocks) else counts[stack]) - 1
-            pairs.append((f"{containers[stack]}.{new}", f"{containers[stack]}.{last}"))
+    for stack in anatomy.stacks:
+        numbers = kept.get(stack.name, list(range(len(stack.blocks))))
+        gone = {stack.children[i] for i in range(len(stack.blocks)) if i not in numbers} if stack.container else set()
+        for at, number in enumerate(numbers):
+            last = (numbers[at + 1] if at + 1 < len(numbers) else len(stack.blocks)) - 1
+            path = stack.blocks[number].path
+            if stack.container:
+                child = stack.children[number]
+                path = f"{stack.container}.{child - sum(g < child for g in gone)}"
+            pairs.append((path, stack.blocks[last].path))
     return pairs
 
 
@@ -301,12 +306,12 @@ def _loss(
     with autocast(bf16):
         z = subject.logits(student, inputs)
     z = z.float()
-    labels = pool.collate_targets(index) if pool.targets is not None else None
+    labels = torch.from_numpy(pool.collate_targets(index)) if pool.targets is not None and task.kind != "custom" else None
     loss = z.new_zeros(())
     if target is not None:
         loss = task.distil_loss(z, target, labels, schedule.temperature)
     if labels is not None and schedule.label_weight > 0:
-        loss = loss + schedule.label_weight * task.loss(z, labels)
+        loss = loss + schedule.label_weight * task.loss(z, labels, inputs)
     if pairs:
         mask = inputs.get("attention_mask")
         gaps = [hidden_loss(taps[0].seen[s], taps[1].seen[t], mask) for s, t in pairs if s in taps[0].seen and t in taps[1].seen]

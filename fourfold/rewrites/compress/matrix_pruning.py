@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fourfold.ingest.anatomy import Anatomy, Bundle, consumer_module
+from fourfold.ingest.anatomy import Anatomy, Bundle, consumer_module, consumer_weight
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrite import Option, Rewrite
 
@@ -69,10 +69,10 @@ def repair(module: nn.Module, bundle: Bundle, keep: list[int], gram: np.ndarray 
     Only for linear consumers (Linear, Conv1D of GPT-2, 1×1 convolutions); others are left as they are and 0.0 is returned. `gram` float64 [C+1, C+1].
     """
     layer = consumer_module(module, bundle)
-    weight = matrix(layer)
+    weight = matrix(module, bundle)
     if gram is None or weight is None or not keep or weight.shape[1] != len(gram) - 1:
         return 0.0
-    columns = np.concatenate([np.asarray(bundle.columns()[u]).reshape(-1) for u in keep])
+    columns = bundle.columns(keep)
     bias = getattr(layer, "bias", None)
     constant = [len(gram) - 1] if bias is not None else []
     rows, every = np.concatenate([columns, constant]).astype(np.int64), np.arange(len(gram) if constant else len(gram) - 1)
@@ -96,18 +96,12 @@ def repair(module: nn.Module, bundle: Bundle, keep: list[int], gram: np.ndarray 
     return max(0.0, lost / total) if total > 0 else 0.0
 
 
-def matrix(layer: nn.Module) -> torch.Tensor | None:
-    """A view [out, in] of a linear layer's weight that can be written through, or None where the layer is no plain matrix."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        return None
-    if isinstance(layer, nn.Linear):
-        return weight.data
-    if type(layer).__name__ == "Conv1D":  # GPT-2 keeps its linear layers as [in, out]
-        return weight.data.T
-    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
-        return weight.data[:, :, 0, 0]
-    return None
+def matrix(module: nn.Module, bundle: Bundle) -> torch.Tensor | None:
+    """A view [out, in] of the consumer's weight that can be written through, or None where it is no plain matrix (a convolution wider than 1×1)."""
+    weight = consumer_weight(module, bundle).data
+    if weight.dim() == 2:
+        return weight
+    return weight.flatten(1) if weight.dim() > 2 and weight[0, 0].numel() == 1 and weight.is_contiguous() else None
 
 
 class MatrixPruning(Rewrite):

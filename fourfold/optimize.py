@@ -1,0 +1,157 @@
+"""The main job, told on one page: measure the original, find what can go, search, recover, race, prove, save.
+
+`optimize` hands each room what it needs, so that no room reaches for another; the stages themselves are `fourfold.run.job`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fourfold.errors import FourfoldError, Infeasible, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fourfold.run.finals import Point
+    from fourfold.run.job import Job
+
+
+@dataclass
+class Choice:
+    """A point of the front that can be kept."""
+
+    point: Point
+    job: Job
+    report_data: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.point.name
+
+    @property
+    def quality(self) -> float:
+        """Relative quality on the unseen split (1 = as good as the original)."""
+        return self.point.test.value if self.point.test else float("nan")
+
+    @property
+    def cost(self) -> float:
+        """What the objective minimises, relative to the original."""
+        return self.job.cost(self.point)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artefact; see `fourfold.run.artefact.save`."""
+        from fourfold.run.account import manifest_facts
+        from fourfold.run.artefact import save
+
+        extra = {"report.json": json.dumps(self.report_data, indent=1)}
+        return save(self.point.assembly, self.job.task, Path(folder), manifest_facts(self.job, self.point, self.report_data), extra=extra, max_length=self.job.options.max_length)
+
+
+@dataclass
+class Front:
+    """All that was found. `best` is the cheapest point whose lower 95 % bound of relative quality clears the floor on the unseen split, or None."""
+
+    job: Job
+    report_data: dict[str, Any]
+    best: Choice | None
+    infeasible: Infeasible | None = None
+    points: list[Choice] = field(default_factory=list)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report: .html, .json, .svg or .md by the ending of `path`."""
+        from fourfold.report import write
+
+        return write(self.report_data, Path(path))
+
+    def __iter__(self) -> Any:
+        return iter(self.points)
+
+
+def optimize(
+    model: Any, data: Any, *, floor: float | str = 0.97, budget: float | str = "10min", objective: str = "energy", out: str | Path | None = None, metric: Any = None,
+    task: str | None = None, columns: Mapping[str, str] | None = None, splits: Any = None, seed: int = 0, engines: Sequence[str] | None = None,
+    threads: int | Sequence[int] | None = None, max_length: int | None = None, fresh: bool = False, progress: Any = None, command: str = "",
+) -> Front:
+    """Make `model` cheaper and prove it.
+
+    model: a Hugging Face style directory, "package.module:factory", or an nn.Module. data: see `fourfold.ingest.data.load_data`. floor: relative quality to keep
+    (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective: energy (processor time),
+    latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets) -> float. With `out`, the artefact and
+    report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found so far.
+
+    Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
+    """
+    from fourfold.run import engines as registry
+    from fourfold.run.account import report_data
+    from fourfold.run.job import Job, Options, Silent
+    from fourfold.workload import Workload
+
+    work = Workload(model=_words(model), data=_words(data), floor=floor, objective=objective, budget=budget, seed=seed)  # type: ignore[arg-type]
+    for name in engines or ():
+        registry.engine(name)
+    target = Path(out) if out is not None else None
+    folder = _folder(target)
+    counts = [threads] if isinstance(threads, int) else list(threads) if threads else None
+    if counts and min(counts) < 1:
+        raise InputError(f"{min(counts)} threads were asked for.", "Give a positive number of threads.")
+    options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
+    job = Job(work, options, progress or Silent(), folder)
+    job.read(model, data)
+    try:
+        job.baseline()
+        try:
+            job.measure()
+            job.search()
+        except KeyboardInterrupt:
+            job.interrupted = True
+            job.candidates = job.searcher.candidates if job.searcher else []
+            job.warnings.append("Interrupted: the search ended early, and what it had found was raced and proved.")
+            job.listener.note("interrupted: finishing with the best so far (press Ctrl-C again to stop at once)")
+        job.race()
+        job.prove()
+        found = report_data(job)
+        best = Choice(job.best, job, found) if job.best is not None else None
+        front = Front(job, found, best, points=[Choice(p, job, found) for p in job.points if p.status == "front"])
+        if best is None:
+            front.infeasible = Infeasible(found["infeasible"]["reason"], "Lower the floor, raise the budget, or take one of the nearest candidates.", front)
+        if target is not None:
+            _write(front, target)
+        return front
+    finally:
+        job.close()
+
+
+def _write(front: Front, target: Path) -> None:
+    """Artefact (where the floor is met) and reports."""
+    if front.best is not None:
+        front.best.save(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        front.report(target / "report.json")
+        front.report(target / "report.html")
+    except OSError as error:
+        raise FourfoldError(f"could not write the report into {target}: {error.strerror or error}.", "Free some space; a rerun goes straight to writing.") from error
+
+
+def _folder(out: Path | None) -> Path:
+    """Where the journal lives: beside the artefact, so that replacing the artefact never touches it."""
+    if out is None:
+        return Path(tempfile.mkdtemp(prefix="fourfold-"))
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; --out wants a folder.", "Choose another name.")
+    return out.parent / f".{out.name}.fourfold"
+
+
+def _words(reference: Any) -> str:
+    """A model or data reference as text for the record."""
+    if isinstance(reference, str | Path):
+        return str(reference)
+    if isinstance(reference, dict):
+        return ", ".join(f"{k}={_words(v)}" for k, v in reference.items())
+    return f"{type(reference).__module__}.{type(reference).__qualname__}"
+
+

@@ -1,0 +1,713 @@
+"""The stages of `fourfold.optimize`, one method each; `fourfold/optimize.py` tells their order on one page.
+
+All that is worth keeping goes through the journal, so a killed run resumes at the step it was in. Decisions depend on the seed, the data and
+journalled measurements, never on a clock read in passing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.errors import FourfoldError, InputError, ModelError
+from fourfold.measure.clock import RaceResult, race
+from fourfold.measure.quality import Relative, relative
+from fourfold.run.artefact import Assembly, Part, Setting
+from fourfold.run.finals import Point, prepare, race_points, weight_bytes
+from fourfold.workload import Workload
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fourfold.cost.table import CostTable, Site
+    from fourfold.ingest.data import Examples, Splits
+    from fourfold.ingest.model import Subject
+    from fourfold.ingest.task import Task
+    from fourfold.journal import Journal
+    from fourfold.rewrites.compress.combine import Bench, Candidate, Listener, Node, Plan, Searcher
+
+SEARCH_ROWS, TEST_ROWS = 3_000, 20_000
+"""Rows of the search and test splits that are judged at most; more would cost time and no longer narrow the interval that matters."""
+
+
+class Silent:
+    """A listener that tells nobody."""
+
+    def plan(self, stages: dict[str, float]) -> None: ...
+    def stage(self, name: str, total: int = 0) -> None: ...
+    def advance(self, n: int = 1) -> None: ...
+    def best(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass
+class Options:
+    """What the user asked for beyond model, data and floor."""
+
+    out: Path | None = None
+    metric: Any = None
+    task: str | None = None
+    columns: Mapping[str, str] | None = None
+    splits: Any = None
+    engines: list[str] | None = None
+    threads: list[int] | None = None
+    max_length: int | None = None
+    fresh: bool = False
+    command: str = ""
+
+
+@dataclass
+class Simple:
+    """A model without a network: its records on search and test, and the point it makes if it can answer by itself."""
+
+    name: str
+    search: np.ndarray
+    test: np.ndarray
+    words: Any = None
+
+
+@dataclass
+class Job:
+    """One run. Fields are filled by the stages in order."""
+
+    work: Workload
+    options: Options
+    listener: Listener
+    folder: Path
+    subject: Subject = field(init=False)
+    task: Task = field(init=False)
+    splits: Splits = field(init=False)
+    journal: Journal = field(init=False)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    simple: list[Simple] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    refusals: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+    started: float = field(default_factory=time.time)
+
+    # ---- read ----------------------------------------------------------------------------------------------------------------------
+
+    def read(self, model: Any, data: Any) -> None:
+        """Load model and data, split, open the journal."""
+        from fourfold.ingest.data import load_data
+        from fourfold.ingest.model import load_model, state
+        from fourfold.journal import Journal
+
+        self.listener.stage("reading model and data", 0)
+        self.subject = load_model(model)
+        self.subject.module.eval()
+        splits, task = load_data(
+            data, self.options.task, self.subject, columns=self.options.columns, splits=self.options.splits, seed=self.work.seed, max_length=self.options.max_length, metric=self.options.metric
+        )
+        self.task = task
+        self.subject.inputs = tuple(n for n in self.subject.inputs if n in splits.train.columns)
+        self.splits = replace(splits, search=_capped(splits.search, SEARCH_ROWS, self.work.seed), test=_capped(splits.test, TEST_ROWS, self.work.seed))
+        if splits.note:
+            self.notes.append(splits.note)
+        fingerprint = {
+            "weights": _digest(state(self.subject.module)), "train": self.splits.train.digest(), "search": self.splits.search.digest(), "test": self.splits.test.digest(),
+            "floor": self.work.floor, "objective": self.work.objective, "budget": self.work.budget, "seed": self.work.seed, "metric": self.task.metric.name,
+            "engines": self.options.engines, "threads": self.options.threads, "version": 1,
+        }
+        self.journal = Journal(self.folder, fingerprint)
+        if self.options.fresh and any("key" in e for e in self.journal.events()):
+            path = self.journal.path
+            self.journal.close()
+            os.replace(path, path.with_suffix(f".{int(time.time())}.old"))
+            self.journal = Journal(self.folder, fingerprint)
+
+    # ---- baseline ------------------------------------------------------------------------------------------------------------------
+
+    def baseline(self) -> None:
+        """The original's answers, its own best settings, and the models that need no network."""
+        from fourfold.rewrites.compress.combine import evaluate_with
+
+        self.listener.stage("measuring the original", 3)
+        for name in ("search", "test"):
+            examples: Examples = getattr(self.splits, name)
+            rows = self._array(f"original:{name}", lambda examples=examples: evaluate_with(self.subject, self.task, self.subject.module, examples, exact=True))
+            if not np.isfinite(rows).all():
+                bad = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
+                raise ModelError(f"the original answers NaN or infinity on row {bad} of the {name} split.", "Repair the model or remove such inputs first.")
+            setattr(self, f"base_{name}", rows)
+            if examples.targets is None:  # no labels: the original's own answers are the truth, and agreement with them the quality
+                self.splits = replace(self.splits, **{name: examples.with_targets(self.task.labelled(rows))})
+                self.task = self.task.with_metric("agreement") if self.task.metric.name != "agreement" else self.task
+            self.listener.advance()
+        self.quality = float(self.task.metric.score(self.base_test, self.splits.test.targets))
+        again = float(self.task.metric.score(self.base_test, self.splits.test.targets))
+        if not math.isfinite(self.quality) or again != self.quality:
+            from fourfold.errors import MetricError
+
+            raise MetricError(f"the metric {self.task.metric.name} answered {self.quality} and then {again} for the same predictions.", "A metric must be a finite, deterministic number.")
+        if self.quality <= 0 and self.task.metric.greater_is_better:
+            raise InputError(f"the original scores {self.task.metric.name} = {self.quality:.4g}; a share of that means nothing.", "Check labels and model, or give a metric that is positive.")
+        self._simple()
+        self._tune_original()
+        self.listener.advance()
+
+    base_search: np.ndarray = field(init=False)
+    base_test: np.ndarray = field(init=False)
+    quality: float = field(init=False)
+    base_setting: Setting = field(init=False)
+    pairs: list[tuple[str, str, dict[str, Any]]] = field(init=False)
+    race_rows: list[dict[str, Any]] = field(default_factory=list)
+    race_rejected: list[dict[str, str]] = field(default_factory=list)
+
+    def _simple(self) -> None:
+        """What needs no network: the majority class or the mean, and a linear model on counted words (counted tokens for language models)."""
+        from fourfold.rewrites.compress.bag_of_words import fit, majority, mean, plain
+
+        train, search, test = self.splits.train, self.splits.search, self.splits.test
+        if train.targets is None:
+            return
+        if self.task.kind == "causal_lm":
+            name, rows, _ = plain(train, test, self.task, self.work.seed)
+            self.simple.append(Simple(name, plain(train, search, self.task, self.work.seed)[1], rows))
+        if self.task.kind not in ("classification", "regression"):
+            return
+        outputs = self.base_test.shape[1]
+        constant = majority(train.targets, outputs) if self.task.kind == "classification" else mean(train.targets)
+        self.simple.append(Simple(constant.name, constant.records(range(len(search))), constant.records(range(len(test)))))
+        if train.raw is not None and len(train.raw) and isinstance(train.raw[0], str | tuple):
+            classes = (self.task.classes or [str(i) for i in range(outputs)]) if self.task.kind == "classification" else None
+            words = fit(train.raw[:30_000], train.targets[:30_000], classes, seed=self.work.seed)
+            self.simple.append(Simple("bag of words", words.records(search.raw or []), words.records(test.raw or []), words))
+
+    def _tune_original(self) -> None:
+        from fourfold.run.race import race_model
+
+        folder = self.folder / "race-original"
+
+        def run() -> dict[str, Any]:
+            outcome = race_model(
+                self.subject, self.subject.module, self.splits.search, objective=self.work.objective, engines=self.options.engines, threads=self.options.threads,
+                budget_s=max(12.0, min(90.0, 0.16 * self.work.budget)), folder=folder, seed=self.work.seed, log=self.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
+            )
+            return outcome.to_json()
+
+        found = self.journal.once("race:original", run)
+        self.race_rows, self.race_rejected = found["table"], found["rejected"]
+        base = found["baseline"]
+        self.base_setting = Setting("torch", "fp32", base["threads"], base["batch"], base["bucket"])
+        self.pairs = _best_pairs(found["table"], self.work.objective, self.base_setting)
+        row = next(r for r in found["table"] if r["who"] == "baseline" and r["stage"] == "final")
+        self.base_cpu, self.base_wall = row["cpu_per_example"], row["wall_per_example"]
+        self.listener.best(
+            f"the original: {self.task.metric.name} {self.quality:.4g}; {1e3 * self.base_cpu:.2f} ms CPU per example at its best ({self.base_setting})"
+        )
+
+    base_cpu: float = field(init=False)
+    base_wall: float = field(init=False)
+
+    # ---- measure -------------------------------------------------------------------------------------------------------------------
+
+    root: Node | None = None
+    table: CostTable | None = None
+    sites: list[Site] = field(default_factory=list)
+    plan: Plan | None = None
+    searcher: Searcher | None = None
+
+    def sample(self, module: nn.Module) -> torch.Tensor:
+        """A forward pass over a few short rows: what anatomy probes the model with."""
+        import torch
+
+        from fourfold.rewrites.compress.distil import tensors
+
+        examples = self.splits.train
+        few = np.argsort(examples.lengths, kind="stable")[len(examples) // 4 :][:3]
+        with torch.no_grad():
+            return self.subject.logits(module, tensors(examples.collate(few)))
+
+    def measure(self) -> None:
+        """Anatomy, sensitivities in one calibration pass, the cost table, and the plan that the time allows."""
+        from fourfold.ingest.anatomy import anatomize
+        from fourfold.rewrites.calibration import Sensitivities, calibrate
+        from fourfold.rewrites.compress.combine import cost_sites, original
+
+        self.listener.stage("finding what can be removed", 0)
+        anatomy = anatomize(self.subject.module, self.sample)
+        self.refusals = dict(anatomy.refusals)
+        if not any(stack.blocks for stack in anatomy.stacks):
+            why = next(iter(self.refusals.items()), (type(self.subject.module).__name__, "no stack of residual blocks was found"))
+            self.warnings.append(f"Nothing of {why[0]} can be removed ({why[1]}). It is still quantised, and its back ends are raced.")
+            return
+        self.root = original(self.subject.module, anatomy)
+        root = self.root
+        self.sites = cost_sites(anatomy)
+        count = min(384, len(self.splits.train))
+
+        def read() -> dict[str, torch.Tensor]:
+            import torch
+
+            self.listener.stage("calibrating: what each unit matters", count + sum(len(s.blocks) for s in anatomy.stacks))
+            found = calibrate(self.subject, root.module, self.task, self.splits.train, anatomy, examples=count, seed=self.work.seed, progress=self.listener.advance)
+            flat = {f"gradients|{k}": v for k, v in found.gradients.items()} | {f"gram|{k}": v for k, v in found.gram.items()}
+            facts = json.dumps({"influence": found.influence, "ablation": found.ablation, "examples": found.examples})
+            flat["facts"] = np.frombuffer(facts.encode(), np.uint8).copy()
+            return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in flat.items()}
+
+        stored = self.journal.tensors("calibration", read)
+        facts = json.loads(stored["facts"].numpy().tobytes().decode())
+        root.sensitivities = Sensitivities(
+            facts["influence"], facts["ablation"], {k[10:]: v.numpy() for k, v in stored.items() if k.startswith("gradients|")},
+            {k[5:]: v.numpy() for k, v in stored.items() if k.startswith("gram|")}, facts["examples"],
+        )
+        self.table = self._cost_table(root)
+        self.plan = self._plan(root)
+
+    def _cost_table(self, root: Node) -> CostTable:
+        from fourfold.cost.table import fit, variants
+        from fourfold.rewrites.compress.combine import prune
+
+        shapes = variants(self.sites)
+        if len(shapes) > 14:  # many kinds of sites: time the whole-kind removals only, the ridge shares presence and size
+            shapes = {n: s for n, s in shapes.items() if not n.endswith(":half")}
+
+        def run() -> dict[str, float]:
+            self.listener.stage("timing removable units on this machine", len(shapes))
+            from fourfold.run.finals import runner, sample_for
+
+            runners: dict[str, Callable[[], None]] = {}
+            sample: Examples | None = None
+            for name, shape in shapes.items():
+                module = root.module if name == "full" else prune(root, shape, mend=False)[0]
+                part = self._part(name, module, None, self.base_setting)
+                part.signature = self._signature()
+                if sample is None:
+                    sample = sample_for(part, self.splits.search, min(0.6, self.work.budget / 600), self.work.seed, self.work.objective)
+                runners[name] = runner(Assembly(name, [part]), sample, self.task)
+                self.listener.advance()
+            seconds = max(3.0, min(25.0, 0.06 * self.work.budget))
+            results = race(runners, baseline="full", rounds=9, seed=self.work.seed, deadline=seconds, warmup=1, min_time=0.02)
+            return {n: (r.wall if self.work.objective == "latency" else r.cpu).value for n, r in results.items()}
+
+        if self.work.objective == "memory":
+            measured = {n: self._bytes(root.module if n == "full" else prune(root, s, mend=False)[0]) for n, s in shapes.items()}
+        else:
+            measured = self.journal.once("cost-table", run)
+        return fit(self.sites, shapes, measured)
+
+    @staticmethod
+    def _bytes(module: nn.Module) -> float:
+        return float(sum(p.numel() * p.element_size() for p in module.parameters()))
+
+    def _plan(self, root: Node) -> Plan:
+        """What the budget allows, from the measured time of a training step; journalled, so that a resumed run follows the same plan."""
+        from fourfold.rewrites.compress.combine import Plan
+        from fourfold.rewrites.compress.distil import Schedule, Teacher, recover
+
+        assert self.table is not None
+        table = self.table
+
+        def run() -> dict[str, Any]:
+            module = copy.deepcopy(root.module)
+            teacher = Teacher(self.subject, root.module, self.task)
+            recover(module, self.subject, self.task, self.splits.train, Schedule(2, seed=991), teacher=teacher)
+            began = time.perf_counter()
+            recover(module, self.subject, self.task, self.splits.train, Schedule(6, seed=991), teacher=teacher)
+            step = (time.perf_counter() - began) / 6
+            return plan_for(step, table.fixed, self.work, len(self.splits.train), self.journal.elapsed)
+
+        found = self.journal.once("plan", run)
+        self.augment = float(found.pop("augment"))
+        return Plan(**found)
+
+    augment: float = 0.0
+
+    # ---- search --------------------------------------------------------------------------------------------------------------------
+
+    def search(self) -> None:
+        """The combined search: sketches, short trials, full recoveries, refinement near the floor; and the static students."""
+        from fourfold.rewrites.compress.combine import Searcher
+
+        if self.root is not None and self.plan is not None:
+            bench = self._bench()
+            self.searcher = Searcher(bench, self.root, self.plan)
+            sketches = self.searcher.propose()
+            self.searcher.descend(sketches)
+            self.candidates = self.searcher.candidates
+            self._static(bench)
+            self.searcher.refine()
+        self.candidates = self.searcher.candidates if self.searcher else self.candidates
+
+    def _bench(self) -> Bench:
+        from fourfold.rewrites.augmentation import augment
+        from fourfold.rewrites.compress.combine import Bench
+        from fourfold.rewrites.compress.distil import Teacher
+
+        assert self.root is not None and self.table is not None and self.plan is not None
+        tokenizer = self.subject.tokenizer
+        train = self.splits.train
+        room = max(1_000, 32 * (sum(self.plan.steps) + self.plan.short))
+        train = _capped(train, room, self.work.seed)
+        pool = augment(
+            train, self.augment, self.task, special=getattr(tokenizer, "all_special_ids", ()) or (), mask=getattr(tokenizer, "mask_token_id", None), seed=self.work.seed
+        )
+        teacher = Teacher(self.subject, self.root.module, self.task)
+
+        def answer() -> dict[str, torch.Tensor]:
+            import torch
+
+            self.listener.stage("asking the original", len(pool))
+            found = teacher.answer(pool, self.listener.advance)
+            return {"answers": found if found is not None else torch.zeros(0)}
+
+        answers = self.journal.tensors("answers", answer)["answers"]
+        return Bench(
+            self.subject, self.task, self.splits, pool, teacher, answers if answers.numel() else None, self.sample, self.table, self.sites, self.journal, self.listener,
+            self.folder, self.work.floor, self.work.seed, self.base_search, hidden_weight=self.plan.hidden, label_weight=0.0,
+        )
+
+    def _static(self, bench: Bench) -> None:
+        """Students without attention, for text classification and regression."""
+        import torch
+
+        from fourfold.ingest.model import Subject
+        from fourfold.recipe import Recipe
+        from fourfold.rewrites.compress.combine import Candidate, evaluate_with
+        from fourfold.rewrites.compress.distil import Schedule, recover
+        from fourfold.rewrites.compress.static import Static, StaticStudent, student
+
+        if self.task.kind not in ("classification", "regression") or Static().declines(self.subject.module) or "input_ids" not in bench.pool.columns or bench.answers is None:
+            return
+        outputs = int(bench.answers.shape[1])
+        names = tuple(n for n in ("input_ids", "attention_mask", "token_type_ids") if n in bench.pool.columns)
+        steps = int(np.clip(4 * len(bench.pool) // 128, 100, 2500 if self.work.budget > 400 else 900))
+        for window in (1, 3):
+            made = student(self.subject.module, bench.pool, outputs, width=128 if window == 1 else 192, window=window, seed=self.work.seed)
+            subject = Subject(made, {"kind": "static", "shape": made.shape}, names, self.subject.tokenizer, None, None)
+            name = f"static-{window}"
+
+            def train(made: StaticStudent = made, subject: Subject = subject) -> dict[str, torch.Tensor]:
+                self.listener.stage("distilling a static student", steps)
+                last = 0
+
+                def tick(step: int, _loss: float) -> None:
+                    nonlocal last
+                    self.listener.advance(step - last)
+                    last = step
+
+                recover(made, subject, self.task, bench.pool, Schedule(steps, 128, 2e-3, seed=self.work.seed, hidden_weight=0), teacher=bench.teacher, answers=bench.answers, progress=tick)
+                return {k: v.detach().clone().contiguous() for k, v in made.state_dict().items()}
+
+            made.load_state_dict(self.journal.tensors(f"train:{name}:{steps}", train))
+            made.eval()
+            share = sum(p.numel() for p in made.parameters() if p.dim() < 3) / max(1, sum(p.numel() for p in self.subject.module.parameters()))
+            candidate = Candidate(name, "static", Recipe(()), {}, min(0.01, share), 2, steps, module=made, extra={"subject": subject, "window": window})
+            candidate.records = self._array(f"judge:{name}", lambda s=subject, m=made: evaluate_with(s, self.task, m, self.splits.search))
+            candidate.quality = relative(self.task.metric, self.base_search, candidate.records, self.splits.search.targets, seed=self.work.seed)
+            assert self.searcher is not None
+            self.searcher.candidates.append(candidate)
+
+    # ---- race ----------------------------------------------------------------------------------------------------------------------
+
+    def race(self) -> None:
+        """Every candidate in its likeliest precisions and back ends, and cascades of them, raced against the tuned original."""
+        from fourfold.rewrites.compress.combine import Candidate
+        from fourfold.recipe import Recipe
+
+        root = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=self.subject.module)
+        root.records, root.quality = self.base_search, Relative(1.0, 1.0, 1.0, len(self.base_search))
+        everyone = [root, *[c for c in self.candidates if c.status == "open" and c.module is not None]]
+        ways = {c.name: self._ways(c) for c in everyone}
+        self.listener.stage("building precisions and back ends", sum(len(w) for w in ways.values()))
+        for candidate in everyone:
+            for engine, precision, how in ways[candidate.name]:
+                self._add_point(candidate, Setting(engine, precision, **how))
+                self.listener.advance()
+        self._add_words()
+        open_ = [p for p in self.points if p.status == "open"]
+        self._race("race:points", open_, 0.10)
+        self._add_cascades()
+
+    def _ways(self, candidate: Candidate) -> list[tuple[str, str, dict[str, Any]]]:
+        base = ("torch", "fp32", {"threads": self.base_setting.threads, "batch": self.base_setting.batch, "bucketing": self.base_setting.bucketing})
+        pairs = [w for w in self.pairs if (w[0], w[1]) != ("torch", "fp32")]
+        if candidate.kind == "original":
+            return pairs
+        if candidate.kind == "static":  # a table look-up has nothing to quantise that would pay; only the back end can differ
+            return [base, *[w for w in pairs if w[1] == "fp32"][:1]]
+        return [base, *pairs]
+
+    def _part(self, name: str, module: nn.Module | None, candidate: Candidate | None, setting: Setting) -> Part:
+        subject = candidate.extra.get("subject", self.subject) if candidate is not None else self.subject
+        return Part(name, subject, module, candidate.recipe if candidate is not None else None, setting)
+
+    def _signature(self, subject: Subject | None = None) -> Any:
+        from fourfold.run.engines.base import Signature
+        from fourfold.run.race import sample_batches
+
+        return Signature.of((subject or self.subject).inputs, sample_batches(self.splits.search, self.work.seed))
+
+    def _add_point(self, candidate: Candidate, setting: Setting) -> None:
+        name = f"{candidate.name} · {setting.engine} {setting.precision}"
+        part = self._part(candidate.name, candidate.module, candidate, setting)
+        factor = next((h["ratio"] for e, p, h in self.ratios if (e, p) == (setting.engine, setting.precision)), 1.0)
+        point = Point(name, candidate, Assembly(name, [part]), predicted=candidate.cost * factor)
+        _, reason = prepare(part, self.splits.search, self.folder / "engines" / candidate.name.replace(" ", "-"), self.work.seed)
+        if reason:
+            point.status, point.reason = "rejected", reason
+            self.points.append(point)
+            return
+        try:
+            point.search_records = self._array(f"point:{name}:search", lambda: part.outputs(self.splits.search, self.task))
+        except FourfoldError as error:
+            point.status, point.reason = "rejected", error.message
+        if point.search_records is not None and not np.isfinite(point.search_records).all():
+            point.status, point.reason = "rejected", "answers with NaN or infinity on the search split"
+        if point.status == "open" and point.search_records is not None:
+            point.search = relative(self.task.metric, self.base_search, point.search_records, self.splits.search.targets, seed=self.work.seed)
+        self.points.append(point)
+
+    @property
+    def ratios(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(engine, precision, {"ratio": …}) of the original's own race."""
+        return [(r["engine"], r["precision"], {"ratio": r["cpu"]["value"]}) for r in self.race_rows if r["who"] == "candidate" and r["stage"] == "final"]
+
+    def _add_words(self) -> None:
+        from fourfold.recipe import Recipe
+        from fourfold.rewrites.compress.combine import Candidate
+
+        for simple in self.simple:
+            if simple.words is None or self.splits.search.raw is None:
+                continue
+            candidate = Candidate("bag of words", "bag_of_words", Recipe(()), {}, 0.01, 2)
+            part = Part("bag-of-words", self.subject, None, None, Setting("numpy", "fp32", 1, 256, False), words=simple.words)
+            point = Point("bag of words", candidate, Assembly("bag of words", [part]), simple.search, predicted=0.02)
+            point.search = relative(self.task.metric, self.base_search, simple.search, self.splits.search.targets, seed=self.work.seed)
+            self.points.append(point)
+
+    def _race(self, key: str, points: list[Point], share: float) -> None:
+        if not points:
+            return
+
+        def run() -> dict[str, Any]:
+            self.listener.stage(f"racing {len(points)} ways to answer", 0)
+            base = self._part("original", self.subject.module, None, self.base_setting)
+            base.signature = self._signature()
+            seconds = max(6.0, min(90.0, share * self.work.budget))
+            results = race_points(points, base, self.splits.test, self.task, seconds=seconds, seed=self.work.seed, objective=self.work.objective)
+            return {n: r.to_json() for n, r in results.items()}
+
+        results = self.journal.once(f"{key}:{_names(points)}", run)
+        for point in points:
+            point.timing = RaceResult.from_json(results[point.name])
+
+    def cost(self, point: Point) -> float:
+        """What the objective minimises, relative to the original."""
+        if self.work.objective == "memory":
+            return point.bytes / max(1, weight_bytes(self._part("original", self.subject.module, None, Setting())))
+        if point.timing is None:
+            return point.predicted
+        return point.timing.wall.value if self.work.objective == "latency" else point.timing.cpu.value
+
+    def _add_cascades(self, most: int = 5) -> None:
+        """Cascades that, on the search split, promise the floor for less than any single point; their cost is then raced."""
+        from fourfold.recipe import Recipe
+        from fourfold.rewrites.compress.cascade import gates, joined
+        from fourfold.rewrites.compress.combine import Candidate
+
+        if self.task.kind != "classification" or self.work.objective == "memory":
+            return
+        targets = np.asarray(self.splits.search.targets)
+        usable = [p for p in self.points if p.status == "open" and p.search is not None and p.search_records is not None and len(p.assembly.parts) == 1]
+        found = []
+        for cheap in usable:
+            options = gates(cheap.search_records, targets)  # type: ignore[arg-type]
+            for dear in usable:
+                if cheap is dear or self.cost(dear) < 1.5 * self.cost(cheap) or dear.assembly.parts[0].words is not None:
+                    continue
+                if dear.search.value <= cheap.search.value:  # type: ignore[union-attr]
+                    continue
+                for share, gate in options:
+                    rows = joined(cheap.search_records, dear.search_records, gate)  # type: ignore[arg-type]
+                    score = float(self.task.metric.score(rows, self.splits.search.targets))
+                    found.append((self.cost(cheap) + share * self.cost(dear), score, share, cheap, dear, gate, rows))
+        base = float(self.task.metric.score(self.base_search, self.splits.search.targets))
+        better = [f for f in found if not any(self.cost(p) <= f[0] and p.search.value >= f[1] / base for p in usable if p.search)]  # type: ignore[union-attr]
+        picked: list[Any] = []
+        margin = 0.012  # the search's own optimism: about one standard error of a paired ratio at two thousand rows
+        for wanted in (self.work.floor + 1.5 * margin, self.work.floor + 0.7 * margin, self.work.floor, self.work.floor - 0.02, min(1.0, self.work.floor + 0.02)):
+            fit = [f for f in better if f[1] / base >= wanted and all(f[0] < 0.97 * q[0] or f[0] > 1.03 * q[0] for q in picked)]
+            if fit and len(picked) < most:
+                picked.append(min(fit, key=lambda f: f[0]))
+        made = []
+        for number, (cost, _, share, cheap, dear, gate, rows) in enumerate(picked):
+            name = f"cascade-{number}: {cheap.name} → {dear.name}"
+            candidate = Candidate(f"cascade-{number}", "cascade", Recipe(()), {}, cost, 2, extra={"members": [cheap, dear], "gate": gate, "share": share})
+            first, second = replace(cheap.assembly.parts[0], name="first"), replace(dear.assembly.parts[0], name="second")
+            point = Point(name, candidate, Assembly(name, [first, second], [gate]), rows, predicted=cost, shares=[1 - share, share])
+            point.search = relative(self.task.metric, self.base_search, rows, self.splits.search.targets, seed=self.work.seed)
+            made.append(point)
+        self.points += made
+        self._race("race:cascades", made, 0.05)
+
+    # ---- prove ---------------------------------------------------------------------------------------------------------------------
+
+    best: Point | None = None
+    order: list[str] = field(default_factory=list)
+
+    def prove(self) -> None:
+        """Quality on the unseen split. Which point wins is settled by a fixed-sequence test: points in the order of their chance to pass, as the search split
+        predicts it; the first failure ends the sequence, and the cheapest that passed before it is the answer."""
+        field_ = [p for p in self.points if p.status == "open" and p.search is not None]
+        front = self._undominated(field_)
+        self.listener.stage("proving on the unseen split", len(front))
+        for point in front:
+            self._test(point)
+            self.listener.advance()
+        chance = {p.name: self._chance(p) for p in front}
+        sequence = sorted((p for p in front if chance[p.name] >= 0.05 and self._pays(p)), key=lambda p: (-round(chance[p.name], 3), self.cost(p)))
+        passed: list[Point] = []
+        for point in sequence:
+            self.order.append(point.name)
+            assert point.test is not None
+            if point.test.low < self.work.floor:
+                break
+            passed.append(point)
+        self.best = min(passed, key=self.cost, default=None)
+        self._label(field_)
+
+    def _pays(self, point: Point) -> bool:
+        """Whether the point is cheaper than the original beyond doubt (by bytes for the memory objective)."""
+        if self.work.objective == "memory":
+            return self.cost(point) < 1.0
+        return point.timing is not None and point.timing.faster("wall" if self.work.objective == "latency" else "cpu")
+
+    def _undominated(self, points: list[Point], most: int = 14) -> list[Point]:
+        """Points that no other beats in both cost and search quality, thinned evenly when many; those near the floor are always among them."""
+        from fourfold.solvers.bayes import dominated
+
+        coordinates = [(self.cost(p), -p.search.value) for p in points]  # type: ignore[union-attr]
+        kept = [p for p, gone in zip(points, dominated(coordinates), strict=True) if not gone]
+        near = [p for p in points if p not in kept and p.search and abs(p.search.value - self.work.floor) < 0.02 and self.cost(p) < 1.0]
+        near.sort(key=self.cost)
+        kept = sorted(kept + near[:4], key=self.cost)
+        while len(kept) > most:
+            gaps = [math.log(self.cost(kept[i + 1]) / max(1e-9, self.cost(kept[i - 1]))) for i in range(1, len(kept) - 1)]
+            kept.pop(1 + int(np.argmin(gaps)))
+        return kept
+
+    def _test(self, point: Point) -> None:
+        def run() -> np.ndarray:
+            rows, shares = point.assembly.routed(self.splits.test, self.task)
+            point.shares = shares
+            return rows
+
+        words = point.candidate.kind == "bag_of_words"
+        rows = next(s.test for s in self.simple if s.words is not None) if words else self._array(f"point:{point.name}:test", run)
+        point.test = relative(self.task.metric, self.base_test, rows, self.splits.test.targets, seed=self.work.seed)
+
+    def _chance(self, point: Point) -> float:
+        """Probability that the unseen lower bound clears the floor, from the search split: normal, with both splits' errors."""
+        from scipy.stats import norm
+
+        assert point.search is not None
+        s = max((point.search.high - point.search.low) / (2 * 1.645), 1e-4)
+        t = s * math.sqrt(len(self.splits.search) / max(1, len(self.splits.test)))
+        return float(norm.cdf((point.search.value - self.work.floor - 1.645 * t) / math.hypot(s, t)))
+
+    def _label(self, points: list[Point]) -> None:
+        from fourfold.solvers.bayes import dominated
+
+        def quality(p: Point) -> float:
+            return p.test.value if p.test else p.search.value  # type: ignore[union-attr]
+
+        gone = dominated([(self.cost(p), -quality(p)) for p in points])
+        for point, lost in zip(points, gone, strict=True):
+            point.status = "front" if not lost and point.test is not None else "dominated"
+            if point.status == "front" and point is not self.best and point.test is not None and point.test.low < self.work.floor:
+                point.status, point.reason = "infeasible", f"its lower bound {point.test.low:.1%} is below the floor"
+            if lost:
+                point.reason = point.reason or "another point is cheaper and better"
+        if self.best is not None:
+            self.best.status, self.best.reason = "front", ""
+
+    # ---- odds and ends -------------------------------------------------------------------------------------------------------------
+
+    def _array(self, key: str, fn: Callable[[], np.ndarray]) -> np.ndarray:
+        import torch
+
+        return self.journal.tensors(key, lambda: {"rows": torch.from_numpy(np.ascontiguousarray(fn()))})["rows"].numpy()
+
+    def close(self) -> None:
+        for point in self.points:
+            point.assembly.close()
+        self.journal.close()
+
+
+def plan_for(step: float, fixed: float, work: Workload, rows: int, spent: float, batch: int = 32) -> dict[str, Any]:
+    """The plan for a budget, from the seconds of one full-size training step (the teacher's own pass included).
+
+    Half of what is left goes to full recoveries, a sixth to sketches and short trials; the rest is for back ends, races and the proof.
+    """
+    left = max(10.0, work.budget - spent)
+    share = 0.52 * left
+    levels = [v for v in (0.6, 0.35, 0.2, 0.1, 0.05) if v > 1.15 * fixed] or [min(0.9, 1.5 * fixed)]
+    if work.floor >= 0.985:
+        levels = [0.75, *levels]
+    short_on_time = share / (step * 0.4) < 1500
+    if short_on_time:
+        levels = [v for v in levels if v in (0.35, 0.2, 0.1)] or levels[-2:]
+    per = [step * (0.12 + 0.88 * v) for v in levels]
+    steps = int(share / sum(per))
+    cap = max(150, 6 * rows // batch)
+    steps = max(20, min(steps, cap))
+    teacher = 0.22 * step / batch
+    augment = min(5.0, 0.10 * left / max(1e-9, rows * teacher), max(0.0, steps * batch * 1.2 / rows - 1.0) + 0.5)
+    return {
+        "levels": levels, "steps": [steps] * len(levels), "short": max(10, min(80, steps // 6)), "sketches": int(np.clip(left / 12, 4, 40)),
+        "rivals": 2 if steps >= 120 else 1, "refine": 1 if left > 120 else 0 if left < 40 else 1, "hidden": 1.0 if steps >= 1200 else 0.0, "augment": round(augment, 2),
+    }
+
+
+def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> list[tuple[str, str, dict[str, Any]]]:
+    """(engine, precision, settings) worth building for every candidate: the original's finalists, and the best fp32 back end, cheapest first."""
+    by = "wall" if objective == "latency" else "cpu"
+    found: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
+    for stage in ("final", "heat"):
+        for r in table:
+            key = (r["engine"], r["precision"])
+            if r["who"] == "candidate" and r["stage"] == stage and key not in found:
+                how = {"threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]} if stage == "final" else {"threads": base.threads, "batch": base.batch, "bucketing": base.bucketing}
+                found[key] = (float(r[by]["value"]), how)
+    ranked = sorted(found.items(), key=lambda kv: kv[1][0])
+    low = [(e, p, how) for (e, p), (ratio, how) in ranked if p != "fp32" and (ratio < 0.97 or objective == "memory")][:3]
+    full = [(e, p, how) for (e, p), (ratio, how) in ranked if p == "fp32" and ratio < 0.97][:1]
+    return low + full
+
+
+def _capped(examples: Examples, most: int, seed: int) -> Examples:
+    if len(examples) <= most:
+        return examples
+    return examples.take(np.sort(np.random.default_rng([seed, 5]).permutation(len(examples))[:most]))
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    import hashlib
+
+    total = hashlib.sha256()
+    for name in sorted(values):
+        array = values[name].detach().contiguous()
+        total.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
+        total.update(array.view(-1).view(__import__("torch").uint8).numpy().tobytes() if array.numel() else b"")
+    return total.hexdigest()
+
+
+def _names(points: list[Point]) -> str:
+    import hashlib
+
+    return hashlib.sha256("|".join(p.name for p in points).encode()).hexdigest()[:12]
