@@ -1,0 +1,84 @@
+"""Documents that nobody runs go stale: their Python must compile and name what exists, their commands must be real, their links must lead somewhere."""
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+import fourfold
+from fourfold.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [page for page in (ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def blocks(page: Path, *languages: str) -> Iterator[str]:
+    """The fenced code of `page` in one of `languages` ("" = none named)."""
+    for language, code in re.findall(r"^```([\w-]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        if language in languages:
+            yield code
+
+
+def names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(module, name) of everything that code takes from fourfold."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fourfold":
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fourfold":
+            yield "fourfold", node.attr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_documents_compiles_and_names_what_exists(page: Path) -> None:
+    design = page.name == "design.md"                                  # signatures there are sketches
+    for code in blocks(page, "python", "py"):
+        if design:
+            continue
+        tree = ast.parse(code)
+        for module, name in names(tree):
+            assert hasattr(importlib.import_module(module), name), f"{page.name} takes {name} from {module}, which has none"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_documents_are_real(page: Path) -> None:
+    for code in blocks(page, "", "sh", "bash", "shell", "console"):
+        for line in code.replace("\\\n", " ").splitlines():
+            line = line.strip().removeprefix("$ ")
+            if re.match(r"make [a-z]", line):
+                assert line.split()[1] in TARGETS, f"{page.name}: {line}"
+            if re.match(r"(\.venv/bin/)?fourfold [a-z]+", line) and "|" not in line.split("#")[0].split("--")[0]:
+                words = shlex.split(line, comments=True)
+                assert words[1] in COMMANDS, f"{page.name}: there is no command {words[1]!r}"
+                known = {option for parameter in COMMANDS[words[1]].params for option in parameter.opts} | {"--help"}
+                used = {word.strip("[]").split("=")[0] for word in words if word.strip("[]").startswith("--")}
+                assert used <= known, f"{page.name}: {line}: no option {used - known}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r"<img[^>]*src=\"([^\"]+)\"", text):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "docs").glob("*.py")), ids=lambda script: script.name)
+def test_scripts_in_docs_run(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == fourfold.__version__ and f"## {fourfold.__version__}" in (ROOT / "CHANGELOG.md").read_text()
