@@ -1,4 +1,4 @@
-"""Documents that nobody runs go stale: their Python must compile and name what exists, their commands must be real, their links must lead somewhere."""
+"""Documents that nobody runs go stale: their Python must compile and name what exists, commands must be real, links must lead somewhere."""
 
 import ast
 import importlib
