@@ -74,11 +74,11 @@ def plan(module: nn.Module, precision: str, batches: Sequence[tuple[Tensor, ...]
     mode = MODES[precision]
     if mode == "static" and not batches:
         raise ValueError("static quantisation needs calibration batches")
-    heads = output_layers(module, batches[0]) if batches else set()
-    owned = {f"{path}.{name}" for path, m in module.named_modules() if isinstance(m, nn.MultiheadAttention) for name in m._modules}
-    tables = {id(m.weight): path for path, m in module.named_modules() if isinstance(m, nn.Embedding)}
+    ran, heads = watch(module, batches[0]) if batches else (None, set())
+    owned = {f"{path}.out_proj" for path, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    tables = {id(m.weight): path for path, m in module.named_modules() if isinstance(m, nn.Embedding) and quantisable(m)}
     edits: list[dict[str, Any]] = []
-    for path, layer in module.named_modules():
+    for path, layer in list(module.named_modules()):
         kind = "embedding" if isinstance(layer, nn.Embedding) else "linear" if isinstance(layer, nn.Linear) or is_conv1d(layer) else None
         if kind is None or (kind == "embedding" and mode != "weights"):
             continue
@@ -87,7 +87,9 @@ def plan(module: nn.Module, precision: str, batches: Sequence[tuple[Tensor, ...]
         if path in owned:
             edit |= {"mode": "skip", "reason": "nn.MultiheadAttention reads these weights directly"}
         elif not quantisable(layer):
-            edit |= {"mode": "skip", "reason": f"only {layer.weight.numel()} weights"}
+            edit |= {"mode": "skip", "reason": f"only {layer.weight.numel()} weights, or a {type(layer).__name__} that works in its own way"}
+        elif ran is not None and path not in ran:
+            edit |= {"mode": "skip", "reason": "never called: unused, or its owner reads the weights directly"}
         elif tied and mode == "weights":
             edit |= {"as": kind, "mode": mode, "tied": tied}
         elif path in heads:
@@ -101,10 +103,7 @@ def plan(module: nn.Module, precision: str, batches: Sequence[tuple[Tensor, ...]
         ranges = calibrate(module, [edit["path"] for edit in edits if edit["mode"] == "static"], batches)
         for edit in edits:
             if edit["mode"] == "static":
-                if edit["path"] in ranges:
-                    edit["step"], edit["zero"] = ranges[edit["path"]]
-                else:
-                    edit |= {"mode": "skip", "reason": "never ran on the calibration data"}
+                edit["step"], edit["zero"] = ranges[edit["path"]]
     return Recipe(tuple(edits)) if any(edit["mode"] != "skip" for edit in edits) else Recipe()
 
 
@@ -113,30 +112,45 @@ def quantisable(module: nn.Module) -> bool:
     if not (isinstance(module, nn.Linear | nn.Embedding) or is_conv1d(module)):
         return False
     weight = module.weight
-    return isinstance(weight, Tensor) and weight.is_floating_point() and weight.numel() >= SMALLEST
+    return isinstance(weight, Tensor) and weight.is_floating_point() and weight.numel() >= SMALLEST and plain(module)
 
 
-def output_layers(module: nn.Module, batch: tuple[Tensor, ...]) -> set[str]:
-    """Paths of the linear layers whose result is the model's output itself, reshaped or cut but not computed with."""
-    made: dict[int, set[str]] = {}
-    layers = [(path, layer) for path, layer in module.named_modules() if isinstance(layer, nn.Linear) or is_conv1d(layer)]
-    hooks = [layer.register_forward_hook(watch(made, path)) for path, layer in layers]
+def plain(module: nn.Module) -> bool:
+    """Whether a layer computes no more than its base class does; subclasses may add offsets or scales of their own."""
+    if type(module).forward in (nn.Linear.forward, nn.Embedding.forward) or is_conv1d(module):
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    x = torch.linspace(-1, 1, 2 * module.in_features, dtype=module.weight.dtype, device=module.weight.device).view(2, -1)
+    try:
+        with torch.inference_mode():
+            return torch.allclose(module(x), F.linear(x, module.weight, module.bias), atol=1e-4, rtol=1e-3)
+    except Exception:  # it wants other arguments, so it is no plain layer
+        return False
+
+
+def watch(module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[set[str], set[str]]:
+    """(paths of the layers that are called, paths of the linear layers whose result is the model's output itself, reshaped or cut at most)."""
+    made: dict[int, str] = {}
+    ran: set[str] = set()
+
+    def look(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, result: Tensor) -> None:
+            ran.add(path)
+            # A later layer that is given freed memory again overwrites the note, as it should.
+            made[result.untyped_storage().data_ptr()] = path
+
+        return hook
+
+    hooks = [layer.register_forward_hook(look(path)) for path, layer in module.named_modules() if quantisable(layer)]
     try:
         with torch.inference_mode():
             output = module(*batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return made.get(output.untyped_storage().data_ptr(), set())
-
-
-def watch(made: dict[int, set[str]], path: str) -> Callable[..., None]:
-    """A hook noting whose storage is whose; a later layer that reuses freed memory overwrites the note, as it should."""
-
-    def hook(_: nn.Module, __: Any, result: Tensor) -> None:
-        made[result.untyped_storage().data_ptr()] = {path}
-
-    return hook
+    last = made.get(output.untyped_storage().data_ptr())
+    return ran, {last} if last is not None else set()
 
 
 def calibrate(module: nn.Module, paths: Sequence[str], batches: Sequence[tuple[Tensor, ...]]) -> dict[str, tuple[float, int]]:
@@ -218,7 +232,8 @@ class Int8Linear(nn.Module):
     @classmethod
     def of(cls, layer: nn.Module, mode: str, step: float | None = None, zero: int | None = None) -> Int8Linear:
         """Round a linear layer, or GPT-2's Conv1D, whose weight is stored transposed."""
-        dense: Tensor = layer.weight.t() if is_conv1d(layer) else layer.weight  # type: ignore[assignment, operator]
+        stored: Tensor = layer.weight  # type: ignore[assignment]
+        dense = stored.t() if is_conv1d(layer) else stored
         weight, scale = round_rows(dense)
         bias = layer.bias.detach().float().clone() if isinstance(layer.bias, Tensor) else torch.zeros_like(scale)
         return cls(weight.contiguous(), scale, bias, mode, step, zero)

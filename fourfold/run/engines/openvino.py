@@ -25,9 +25,9 @@ from fourfold.run.engines.base import (
     first_line,
     missing,
     parity,
-    plain_attention,
     references,
     slow_bf16,
+    spelled_out,
 )  # fmt: skip
 
 # Neither converter needs to phone home, and this package does not let them.
@@ -155,7 +155,7 @@ def convert(wrapped: nn.Module, signature: Signature, route: str) -> Any:
     open_axes = signature.dynamic if route == "trace" else {name: {} for name in signature.names}
     sizes = {n: [-1 if axis in open_axes[n] else size for axis, size in enumerate(a.shape)] for n, a in signature.example.items()}
     noise = io.StringIO()
-    with warnings.catch_warnings(), torch.no_grad(), plain_attention(wrapped), contextlib.redirect_stdout(noise):
+    with warnings.catch_warnings(), torch.no_grad(), spelled_out(wrapped), contextlib.redirect_stdout(noise):
         warnings.simplefilter("ignore")
         model = openvino.convert_model(wrapped, example_input=signature.tensors(signature.example))
     if len(model.inputs) != len(signature.names):
