@@ -26,10 +26,9 @@ class Metric:
     """A measure of quality.
 
     `score(records, targets)` gives one float. `weighted(records, targets, weights)` gives the score of each weighted sample, [R], and is what makes
-    the
-    bootstrap fast; without it the bootstrap repeats rows and calls `score`. `ceiling` is what relative quality is taken of: "ratio" (candidate /
-    base, or its
-    inverse where lower is better) or "complement" (word error rate: the share of words that are right).
+    the bootstrap fast; without it the bootstrap repeats rows and calls `score`. `ceiling` is what relative quality is taken of: "ratio" (candidate
+    / base, or its inverse where lower is better) or "complement" (word error rate: the share of words that are right). `right(records, targets)`
+    says which examples are right (bool [N]), where the score is their share.
     """
 
     name: str
@@ -37,6 +36,7 @@ class Metric:
     score: Score
     weighted: Weighted | None = None
     ceiling: str = "ratio"
+    right: Callable[[np.ndarray, Any], np.ndarray] | None = None
 
 
 def _ones(records: np.ndarray) -> np.ndarray:
@@ -44,15 +44,16 @@ def _ones(records: np.ndarray) -> np.ndarray:
 
 
 def _of_sums(
-    name: str, sums: Callable[[np.ndarray, Any], np.ndarray], finish: Callable[[np.ndarray], np.ndarray], up: bool = True, ceiling: str = "ratio"
-) -> Metric:
+    name: str, sums: Callable[[np.ndarray, Any], np.ndarray], finish: Callable[[np.ndarray], np.ndarray], up: bool = True, ceiling: str = "ratio",
+    right: Callable[[np.ndarray, Any], np.ndarray] | None = None,
+) -> Metric:  # fmt: skip
     """A metric that is `finish` of column sums: sums(records, targets) is [N, k], finish maps [R, k] to [R]."""
 
     def weighted(records: np.ndarray, targets: Any, weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return finish(weights @ sums(records, targets))
 
-    return Metric(name, up, lambda records, targets: float(weighted(records, targets, _ones(records))[0]), weighted, ceiling)
+    return Metric(name, up, lambda records, targets: float(weighted(records, targets, _ones(records))[0]), weighted, ceiling, right)
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -135,23 +136,27 @@ def _determination(sums: np.ndarray) -> np.ndarray:
     return 1 - error / (yy - y * y / n)
 
 
+def _hits(records: np.ndarray, targets: Any) -> np.ndarray:
+    return _choices(records) == np.asarray(targets, dtype=np.int64)
+
+
 def _agreement(records: np.ndarray, targets: Any) -> np.ndarray:
-    return _with_one(_choices(records) == np.asarray(targets, dtype=np.int64))
+    return _with_one(_hits(records, targets))
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        _of_sums("accuracy", _agreement, _ratio),
+        _of_sums("accuracy", _agreement, _ratio, right=_hits),
         _of_sums("f1", _confusion, _macro),
         _of_sums("f1_binary", _confusion, _binary),
-        _of_sums("agreement", _agreement, _ratio),
+        _of_sums("agreement", _agreement, _ratio, right=_hits),
         _of_sums("pearson", _moments, _correlation),
         Metric("spearman", True, lambda records, targets: float(_spearman(records, targets, _ones(records))[0]), _spearman),
         _of_sums("r2", _errors, _determination),
         _of_sums("mse", _errors, _ratio, up=False),
         _of_sums("perplexity", lambda records, targets: records[:, :2], lambda sums: np.exp(_ratio(sums)), up=False),
-        _of_sums("exact_match", lambda records, targets: _with_one(records[:, 2]), _ratio),
+        _of_sums("exact_match", lambda records, targets: _with_one(records[:, 2]), _ratio, right=lambda records, targets: records[:, 2] > 0),
         _of_sums("token_accuracy", lambda records, targets: records[:, [3, 1]], _ratio),
         _of_sums("wer", lambda records, targets: records[:, :2], _ratio, up=False, ceiling="complement"),
     )

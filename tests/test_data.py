@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,15 @@ from hypothesis import strategies as st
 from fourfold.errors import InputError
 from fourfold.ingest.data import Examples, Ragged, load_data
 from fourfold.ingest.encode import encode_inputs
+from fourfold.ingest.model import Subject
 from fourfold.ingest.split import group_of, sides, strata
 
 WORDS = "good bad fine poor great awful film plot actor scene slow quick dull bright story end".split()
 NAMES = {0: "NEGATIVE", 1: "POSITIVE"}
 
 
-@dataclass
-class Given:
-    """What loading a model gives, as far as data needs it."""
-
-    module: Any
-    inputs: tuple[str, ...]
-    tokenizer: Any = None
-    processor: Any = None
-    folder: Path | None = None
+def subject(module: Any, inputs: tuple[str, ...], tokenizer: Any = None, processor: Any = None) -> Subject:
+    return Subject(module, {}, inputs, tokenizer, processor)
 
 
 def wordpiece(extra: tuple[str, ...] = ()) -> Any:
@@ -50,16 +43,16 @@ def wordpiece(extra: tuple[str, ...] = ()) -> Any:
     )
 
 
-def bert(**config: Any) -> Given:
+def bert(**config: Any) -> Subject:
     from transformers import BertConfig, BertForSequenceClassification
 
     shape = dict(vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=32)
     module = BertForSequenceClassification(BertConfig(**shape, **config))
-    return Given(module, ("input_ids", "attention_mask", "token_type_ids"), wordpiece())
+    return subject(module, ("input_ids", "attention_mask", "token_type_ids"), wordpiece())
 
 
 @pytest.fixture(scope="module")
-def model() -> Given:
+def model() -> Subject:
     return bert()
 
 
@@ -80,7 +73,7 @@ def csv_file(path: Path, lines: list[tuple[Any, ...]], header: str = "text,label
 # ------------------------------------------------------------------------------------------------------------ formats
 
 
-def test_the_same_rows_give_the_same_examples_in_every_format(tmp_path: Path, model: Given) -> None:
+def test_the_same_rows_give_the_same_examples_in_every_format(tmp_path: Path, model: Subject) -> None:
     import pandas as pd
     import pyarrow
     from pyarrow import parquet
@@ -111,7 +104,7 @@ def test_the_same_rows_give_the_same_examples_in_every_format(tmp_path: Path, mo
     assert sum(map(len, (found[0][0].train, found[0][0].search, found[0][0].test))) == 80
 
 
-def test_columns_are_found_by_name_then_by_content(tmp_path: Path, model: Given) -> None:
+def test_columns_are_found_by_name_then_by_content(tmp_path: Path, model: Subject) -> None:
     lines = [(i, text, "blue" if label else "red", 0.5 * i) for i, (text, label) in enumerate(rows())]
     path = csv_file(tmp_path / "odd.csv", lines, "id,words said,colour,weight")
     splits, task = load_data(path, None, model)
@@ -124,14 +117,14 @@ def test_columns_are_found_by_name_then_by_content(tmp_path: Path, model: Given)
         load_data(path, None, model, columns={"txt": "colour"})
 
 
-def test_no_header_is_noticed(tmp_path: Path, model: Given) -> None:
+def test_no_header_is_noticed(tmp_path: Path, model: Subject) -> None:
     data = rows()
     path = csv_file(tmp_path / "bare.csv", data[1:], f"{data[0][0]},0")
     splits, _ = load_data(path, None, model)
     assert "no header" in splits.note and sum(map(len, (splits.train, splits.search, splits.test))) == 80
 
 
-def test_text_pairs_get_token_types(tmp_path: Path, model: Given) -> None:
+def test_text_pairs_get_token_types(tmp_path: Path, model: Subject) -> None:
     path = csv_file(tmp_path / "pairs.csv", [(text, text[::-1], label) for text, label in rows()], "premise,hypothesis,label")
     splits, task = load_data(path, None, model)
     batch = splits.train.collate([0, 1])
@@ -148,7 +141,7 @@ def test_regression_by_config_and_by_targets(tmp_path: Path) -> None:
     assert max(spread) - min(spread) < 4  # stratified by value
 
 
-def test_string_labels_follow_the_model_or_the_alphabet(tmp_path: Path, model: Given) -> None:
+def test_string_labels_follow_the_model_or_the_alphabet(tmp_path: Path, model: Subject) -> None:
     words = [(text, ("negative", "Positive")[label]) for text, label in rows()]
     path = csv_file(tmp_path / "a.csv", words)
     splits, task = load_data(path, None, bert(id2label=NAMES, label2id={v: k for k, v in NAMES.items()}))
@@ -159,7 +152,7 @@ def test_string_labels_follow_the_model_or_the_alphabet(tmp_path: Path, model: G
     assert task.classes == ["no", "yes"] and "alphabetical" in splits.note
 
 
-def test_parts_given_and_rows_of_test_seen_in_train_are_dropped(tmp_path: Path, model: Given) -> None:
+def test_parts_given_and_rows_of_test_seen_in_train_are_dropped(tmp_path: Path, model: Subject) -> None:
     data = rows(100)
     csv_file(tmp_path / "train.csv", data[:80])
     csv_file(tmp_path / "test.csv", data[75:])
@@ -178,7 +171,7 @@ def test_arrays_in_every_dress(tmp_path: Path) -> None:
 
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 3, 4)).astype(np.float64), np.arange(90) % 3
-    model = Given(nn.Linear(4, 3), ("x",))
+    model = subject(nn.Linear(4, 3), ("x",))
     np.savez(tmp_path / "d.npz", X=x, y=y)
     found = [
         load_data(ref, None, model)
@@ -209,7 +202,7 @@ def test_a_torch_loader_is_taken_apart() -> None:
     from torch.utils.data import DataLoader, TensorDataset
 
     x, y = torch.randn(64, 5), torch.arange(64) % 2
-    model = Given(torch.nn.Linear(5, 2), ("x",))
+    model = subject(torch.nn.Linear(5, 2), ("x",))
     whole, _ = load_data(TensorDataset(x, y), None, model)
     loader, _ = load_data(DataLoader(TensorDataset(x, y), batch_size=10), None, model)
     assert whole.test.digest() == loader.test.digest()
@@ -225,7 +218,7 @@ def test_pictures_by_class(tmp_path: Path) -> None:
         for i in range(20):
             Image.fromarray(rng.integers(0, 255, (12, 10, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.{'png' if i % 2 else 'jpg'}")
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4)
-    model = Given(ViTForImageClassification(config), ("pixel_values",))
+    model = subject(ViTForImageClassification(config), ("pixel_values",))
     splits, task = load_data(tmp_path, None, model)
     assert task.classes == ["cat", "dog"] and splits.train.collate([0, 1])["pixel_values"].shape == (2, 3, 8, 8)
     (tmp_path / "cat" / "1.png").write_bytes(b"not a picture")
@@ -243,7 +236,7 @@ def test_sounds_by_class_and_by_manifest(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for i in range(16):
             wavfile.write(tmp_path / name / f"{i}.wav", 8000, (rng.normal(size=(400 + 10 * i)) * 8000).astype(np.int16))
-    model = Given(torch.nn.Linear(4, 2), ("input_values",), processor=Wav2Vec2FeatureExtractor(sampling_rate=16000))
+    model = subject(torch.nn.Linear(4, 2), ("input_values",), processor=Wav2Vec2FeatureExtractor(sampling_rate=16000))
     splits, task = load_data(tmp_path, None, model)
     assert task.classes == ["high", "low"] and splits.train.lengths.min() >= 800  # resampled to twice the rate
     assert abs(float(splits.train.columns["input_values"][0].mean())) < 1e-3
@@ -265,7 +258,7 @@ def test_text_to_text_gets_shifted_decoder_inputs(tmp_path: Path) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     module = T5ForConditionalGeneration(T5Config(vocab_size=100, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8, decoder_start_token_id=0))
-    model = Given(module, ("input_ids", "attention_mask", "decoder_input_ids"), wordpiece())
+    model = subject(module, ("input_ids", "attention_mask", "decoder_input_ids"), wordpiece())
     path = csv_file(tmp_path / "t.csv", [(text, text.split()[0]) for text, _ in rows()], "source,target")
     splits, task = load_data(path, None, model)
     batch, labels = splits.train.collate([0, 1, 2]), splits.train.collate_targets([0, 1, 2])
@@ -277,7 +270,7 @@ def test_text_to_text_gets_shifted_decoder_inputs(tmp_path: Path) -> None:
 def test_language_modelling_keeps_passages_whole(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = Given(
+    model = subject(
         GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=16, n_layer=1, n_head=2, n_positions=64)), ("input_ids", "attention_mask"), wordpiece()
     )
     (tmp_path / "book.txt").write_text("\n\n".join(" ".join(phrases(12, seed)) for seed in range(60)))
@@ -290,7 +283,7 @@ def test_language_modelling_keeps_passages_whole(tmp_path: Path) -> None:
     assert len(many.train) > 20
 
 
-def test_a_data_set_object_with_column_names(model: Given) -> None:
+def test_a_data_set_object_with_column_names(model: Subject) -> None:
     class Set:
         column_names = ["text", "label"]
 
@@ -300,7 +293,7 @@ def test_a_data_set_object_with_column_names(model: Given) -> None:
     assert load_data(Set(), None, model)[1].kind == "classification"
 
 
-def test_no_labels_means_agreement_with_the_original(tmp_path: Path, model: Given) -> None:
+def test_no_labels_means_agreement_with_the_original(tmp_path: Path, model: Subject) -> None:
     path = csv_file(tmp_path / "t.csv", [(text,) for text, _ in rows()], "text")
     splits, task = load_data(path, None, model)
     assert task.metric.name == "agreement" and splits.test.targets is None and "agreement" in splits.note
@@ -334,7 +327,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_said_in_two_lines(tmp_path: Path, model: Given, name: str) -> None:
+def test_what_is_wrong_is_said_in_two_lines(tmp_path: Path, model: Subject, name: str) -> None:
     content, message = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
@@ -350,7 +343,7 @@ def test_infinite_targets_and_words_in_regression(tmp_path: Path) -> None:
         load_data(csv_file(tmp_path / "a.csv", [("good", 1.5), ("bad", "very")]), None, regressor)
 
 
-def test_missing_things(tmp_path: Path, model: Given) -> None:
+def test_missing_things(tmp_path: Path, model: Subject) -> None:
     csv_file(tmp_path / "here.csv", rows())
     with pytest.raises(InputError, match="no file or folder.*\n.*here.csv"):
         load_data(tmp_path / "there.csv", None, model)
@@ -364,7 +357,7 @@ def test_missing_things(tmp_path: Path, model: Given) -> None:
     with pytest.raises(InputError, match="no task called 'clasification'.*'classification'"):
         load_data(tmp_path / "here.csv", "clasification", model)
     with pytest.raises(InputError, match="without a tokenizer"):
-        load_data(tmp_path / "here.csv", None, Given(model.module, model.inputs))
+        load_data(tmp_path / "here.csv", None, subject(model.module, model.inputs))
     with pytest.raises(InputError, match="test.csv has no column 'label'"):
         load_data({"train": tmp_path / "here.csv", "test": csv_file(tmp_path / "test.csv", [("good",)], "text")}, None, model)
 
@@ -380,19 +373,19 @@ WRONG: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("ref", "message"), WRONG)
-def test_iterables_that_yield_the_wrong_thing(model: Given, ref: Any, message: str) -> None:
+def test_iterables_that_yield_the_wrong_thing(model: Subject, ref: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_data(ref, None, model)
 
 
-def test_long_texts_are_cut_with_a_note(tmp_path: Path, model: Given) -> None:
+def test_long_texts_are_cut_with_a_note(tmp_path: Path, model: Subject) -> None:
     data = [(" ".join(WORDS * 3) + f" {i}" if i < 3 else text, label) for i, (text, label) in enumerate(rows())]
     splits, _ = load_data(csv_file(tmp_path / "a.csv", data), None, model)
     assert "3 of 80 texts are longer than 32 tokens" in splits.note
     assert max(part.lengths.max() for part in (splits.train, splits.search, splits.test)) == 32
 
 
-def test_a_tab_separated_file_with_bare_quotes(tmp_path: Path, model: Given) -> None:
+def test_a_tab_separated_file_with_bare_quotes(tmp_path: Path, model: Subject) -> None:
     data = [(f'"{text}' if i % 9 == 0 else text, label) for i, (text, label) in enumerate(rows())]
     splits, _ = load_data(csv_file(tmp_path / "a.tsv", data, "text\tlabel", "\t"), None, model)
     assert sum(map(len, (splits.train, splits.search, splits.test))) == 80
@@ -469,7 +462,7 @@ def test_equal_rows_share_a_group_and_targets_pad_with_minus_100() -> None:
     assert examples.collate_targets([0, 1]).tolist() == [[1, 2], [3, -100]]
 
 
-def test_new_inputs_without_labels_encode_alike(tmp_path: Path, model: Given) -> None:
+def test_new_inputs_without_labels_encode_alike(tmp_path: Path, model: Subject) -> None:
     splits, task = load_data(csv_file(tmp_path / "a.csv", rows()), None, model)
     texts = splits.test.raw
     assert texts is not None

@@ -68,10 +68,9 @@ class Examples:
     """Columns of inputs, one entry per example, and what is asked of them.
 
     columns: input name → [N, …] array of equal shapes, or ragged 1-D rows (lists of arrays are made `Ragged`). targets: int64 [N] classes, float64
-    [N] values, ragged int64 tokens,
-    any list for custom tasks, or None. lengths: int64 [N], what batches are sorted by. pad: padding value by column. raw: what the user gave (texts,
-    pairs of texts), or None.
-    groups: int64 [N], equal for duplicates and for pieces of one document. `cut` counts texts that were longer than the model reads.
+    [N] values, ragged int64 tokens, any list for custom tasks, or None. lengths: int64 [N], what batches are sorted by. pad: padding value by
+    column. raw: what the user gave (texts, pairs of texts), or None. groups: int64 [N], equal for duplicates and for pieces of one document. `cut`
+    counts texts that were longer than the model reads.
     """
 
     columns: dict[str, Any]
@@ -148,8 +147,7 @@ class Examples:
 
     def batches(self, size: int, bucket: bool = True, seed: int | None = None) -> list[np.ndarray]:
         """Row numbers of each batch. seed None (inference): sorted by length, longest first, so that memory peaks at once, and every row once. Else
-        (training): shuffled, and
-        sorted by length only inside blocks of 16 batches, whose batches are shuffled again. bucket False: no sorting."""
+        (training): shuffled, and sorted by length only inside blocks of 16 batches, whose batches are shuffled again. bucket False: no sorting."""
         count = len(self)
         if seed is None:
             order = np.argsort(-self.lengths, kind="stable") if bucket else np.arange(count)
@@ -207,10 +205,9 @@ def load_data(
     """Read, encode and split the user's data.
 
     ref: see `fourfold.ingest.readers.read`. task_hint: a kind of task, or None to infer it from model and data. columns: {"text": …, "pair": …,
-    "label": …, "split": …} where names do not tell.
-    splits: shares of train, search and test, or the name of a column that says which. max_length: tokens (samples) per example; by default what the
-    model can read, and at most 256 for
-    language modelling. metric: a name, a `Metric` or a function (predictions, targets) -> float; the default suits the task.
+    "label": …, "split": …} where names do not tell. splits: shares of train, search and test, or the name of a column that says which. max_length:
+    tokens (samples) per example; by default what the model can read, and at most 256 for language modelling. metric: a name, a `Metric` or a
+    function (predictions, targets) -> float; the default suits the task.
 
     Raises InputError naming file and line wherever the data cannot be used, MissingExtra where a reader is not installed.
     """

@@ -43,9 +43,8 @@ def encode(table: Table, role: roles.Roles, kind: str, subject: Subject, max_len
 def encode_inputs(ref: Any, task: Task, subject: Subject | None, max_length: int | None = None, *, columns: dict[str, str] | None = None) -> Examples:
     """New inputs to predict, without targets. ref: a path or anything that `load_data` reads, one text, or a list of texts (pairs of texts, arrays).
 
-    Language models get their own inputs as targets, so that records and perplexity can be had. Without a subject (a bag of words) only `raw` matters:
-    texts stay texts.
-    Raises InputError as `load_data` does.
+    Language models get their own inputs as targets, so that records and perplexity can be had. Without a subject (a bag of words) only `raw`
+    matters: texts stay texts. Raises InputError as `load_data` does.
     """
     table = _given(ref)
     role = roles.roles_of(
@@ -57,7 +56,7 @@ def encode_inputs(ref: Any, task: Task, subject: Subject | None, max_length: int
         return Examples({"row": np.arange(len(raw))}, raw=list(raw))
     examples = _inputs(table, role, subject, max_length, [])
     if task.kind == "causal_lm":
-        examples.targets = examples.columns["input_ids"]
+        examples.targets = examples.columns[tokens_in(subject)]
     _decoder(examples, task, subject)
     _check_inputs(examples, subject)
     return examples
@@ -95,7 +94,9 @@ def _inputs(table: Table, role: roles.Roles, subject: Subject, max_length: int |
     pairs = roles.texts_of(table, role.pair) if role.pair else None
     raw: list[Any] = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
     columns, cut = tokenised(texts, pairs, subject, max_length)
-    examples = Examples(columns, None, None, paddings(subject), raw, np.array([split.group_of(one) for one in raw], dtype=np.int64), cut)
+    pads = paddings(subject)
+    pads.setdefault(tokens_in(subject), pads["input_ids"])
+    examples = Examples(columns, None, None, pads, raw, np.array([split.group_of(one) for one in raw], dtype=np.int64), cut)
     if cut:
         notes.append(f"{cut:,} of {len(texts):,} texts are longer than {longest(subject, max_length)} tokens and were cut.")
     return examples
@@ -118,8 +119,9 @@ def tokenised(texts: Sequence[str], pairs: Sequence[str] | None, subject: Subjec
     fast = getattr(given, "encodings", None)
     cut = sum(bool(one.overflowing) for one in fast) if fast else int((ids.sizes() >= limit).sum())
     columns: dict[str, Any] = {}
-    for name in subject.inputs or ("input_ids", "attention_mask"):
-        if name == "input_ids":
+    first = tokens_in(subject)
+    for name in subject.inputs:
+        if name == first:
             columns[name] = ids
         elif name == "attention_mask":
             columns[name] = Ragged(np.ones_like(ids.values), ids.offsets)
@@ -128,6 +130,11 @@ def tokenised(texts: Sequence[str], pairs: Sequence[str] | None, subject: Subjec
         elif name == "position_ids":
             columns[name] = Ragged(np.arange(len(ids.values)) - np.repeat(ids.offsets[:-1], ids.sizes()), ids.offsets)
     return columns, cut
+
+
+def tokens_in(subject: Subject) -> str:
+    """Which input takes the tokens: a plain module calls it as it likes."""
+    return "input_ids" if "input_ids" in subject.inputs or not subject.inputs else subject.inputs[0]
 
 
 def rows_of(lists: Sequence[Sequence[int]]) -> Ragged:
@@ -442,7 +449,7 @@ def _language(table: Table, role: roles.Roles, subject: Subject, max_length: int
     if not blocks:
         raise InputError(f"{table.source} holds {sum(map(len, ids))} tokens: too few for one block.", "Give a longer text.")
     column = rows_of(blocks)
-    columns: dict[str, Any] = {"input_ids": column}
+    columns: dict[str, Any] = {tokens_in(subject): column}
     if "attention_mask" in subject.inputs:
         columns["attention_mask"] = Ragged(np.ones(len(column.values), dtype=np.int64), column.offsets)
     if "position_ids" in subject.inputs:

@@ -69,8 +69,7 @@ def sides(groups: np.ndarray, stratum: np.ndarray, shares: dict[str, float], see
     """Row numbers by side. Rows of one group stay together; within each stratum the sides get their shares; the order of the rows plays no part.
 
     groups, stratum: int64 [N]. In a stratum of at least 400 groups a group's side depends on its own content and the seed only, so that rows added
-    later move nothing;
-    in smaller ones the groups are ranked, which keeps the shares exact.
+    later move nothing; in smaller ones the groups are ranked, which keeps the shares exact.
     """
     order = np.lexsort((stratum, groups))
     first = order[np.flatnonzero(np.r_[True, np.diff(groups[order]) != 0])]  # a group counts in its lowest stratum

@@ -41,9 +41,8 @@ class Task:
     """kind: classification · regression · causal_lm · seq2seq · ctc · custom.
 
     `classes[i]` names output i of a classifier (None: outputs have no names). `named` says that the user's own labels are those names, so that
-    predictions
-    handed to the user's own metric speak the same language. `width` > 0 adds that many predicted tokens to each record (a user's metric on text needs
-    them).
+    predictions handed to the user's own metric speak the same language. `width` > 0 adds that many predicted tokens to each record (a user's metric
+    on text needs them).
     """
 
     kind: str
@@ -59,9 +58,8 @@ class Task:
     def loss(self, logits: Tensor, batch_targets: Tensor, inputs: dict[str, Tensor] | None = None) -> Tensor:
         """Training loss on labels, mean over examples (tokens, for sequences). `batch_targets` as `Examples.collate_targets` gives them.
 
-        logits: [B, C] · [B] or [B, 1] · [B, T, V] (causal: position t predicts token t + 1; CTC: frames). Raises InputError for kind "custom", which
-        has no labels
-        that we understand.
+        logits: [B, C] · [B] or [B, 1] · [B, T, V] (causal: position t predicts token t + 1; CTC: frames). Raises InputError for kind "custom",
+        which has no labels that we understand.
         """
         from torch.nn import functional
 
@@ -95,8 +93,7 @@ class Task:
         2015).
 
         For regression and custom outputs: mean squared error. `targets` as in `loss`: their padding masks positions of LM and seq2seq outputs.
-        Alternatively a boolean mask
-        of positions [B, T].
+        Alternatively a boolean mask of positions [B, T].
         """
         from torch.nn import functional
 
@@ -130,29 +127,28 @@ class Task:
         """All that the metric needs to know of a batch: float64 [B, k], one row per example.
 
         classification: the logits [C] · regression: the value [1] · causal_lm and seq2seq: sum of −ln p of the target tokens, their number, 1 if
-        every token is the most likely
-        one, number of tokens that are · ctc: word edits, words of the reference · custom: the output, flattened. `targets`: what
-        `Examples.collate_targets` gives.
-        Exact match under teacher forcing is the same event as exact match of greedy decoding: if all tokens are the most likely ones given the true
-        prefix, greedy
-        decoding produces that prefix itself; if one is not, the first such token is where greedy decoding departs.
+        every token is the most likely one, number of tokens that are · ctc: word edits, words of the reference · custom: the output, flattened.
+        `targets`: what `Examples.collate_targets` gives. Exact match under teacher forcing is the same event as exact match of greedy decoding: if
+        all tokens are the most likely ones given the true prefix, greedy decoding produces that prefix itself; if one is not, the first such token
+        is where greedy decoding departs.
         """
         logits = np.asarray(logits)
         if targets is None and self.kind in ("causal_lm", "seq2seq", "ctc"):  # nothing to compare with: the predicted tokens only
             targets = np.full(logits.shape[:2], IGNORE)
+        wanted: Any = targets
         if self.kind == "classification":
             return logits.reshape(len(logits), -1).astype(np.float64)
         if self.kind == "regression":
             return logits.reshape(len(logits), -1)[:, :1].astype(np.float64)
         if self.kind in ("causal_lm", "seq2seq"):
-            return np.stack([self._tokens(row, np.asarray(want)) for row, want in zip(logits, targets, strict=True)])
+            return np.stack([self._tokens(row, np.asarray(want)) for row, want in zip(logits, wanted, strict=True)])
         if self.kind == "ctc":
             mask = inputs.get("attention_mask")
             share = np.ones(len(logits)) if mask is None else mask.sum(1) / mask.shape[1]
             return np.stack(
                 [
                     self._words(row[: max(1, int(np.ceil(part * len(row))))], np.asarray(want))
-                    for row, want, part in zip(logits, targets, share, strict=True)
+                    for row, want, part in zip(logits, wanted, share, strict=True)
                 ]
             )
         return logits.reshape(len(logits), -1).astype(np.float64)
@@ -162,6 +158,8 @@ class Task:
         if self.kind == "causal_lm":
             logits, want = logits[:-1], want[1:]
         valid = np.flatnonzero(want != IGNORE)
+        if not len(valid):
+            return self._widened([0.0, 0.0, 0.0, 0.0], logits.argmax(axis=-1))
         z, ids = logits[valid].astype(np.float32), want[valid]
         best = z.argmax(axis=-1)
         top = z.max(axis=-1, keepdims=True)

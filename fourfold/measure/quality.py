@@ -98,10 +98,9 @@ def relative(
     """Relative quality of a candidate by the paired bootstrap (Efron and Tibshirani 1993, chapters 13 and 16), percentile interval of the ratio.
 
     `base_records`, `records`: [N, k] of the same examples in the same order. `groups` [N]: examples with equal numbers (duplicates, blocks of one
-    document)
-    are drawn together. Above 1 is better whatever the metric's direction: candidate / base, its inverse where lower is better, (1 − WER) / (1 − WER
-    of the base).
-    A metric without a vectorised form is called once per resample and may stop at fewer resamples after a minute.
+    document) are drawn together. Above 1 is better whatever the metric's direction: candidate / base, its inverse where lower is better, (1 − WER)
+    / (1 − WER of the base). Where the score is a share of right answers, `low` is the lower of this and `accuracy_bound` with pseudo-examples. A
+    metric without a vectorised form is called once per resample and may stop at fewer resamples after a minute.
 
     Raises InputError where the original's own score is not positive, because a share of it would mean nothing; MetricError as the metric does.
     """
@@ -109,7 +108,8 @@ def relative(
         raise ValueError(f"{len(base_records)} records of the original against {len(records)} of the candidate")
     before, after = metric.score(base_records, targets), metric.score(records, targets)
     reference = 1 - before if metric.ceiling == "complement" else before
-    if not math.isfinite(reference) or reference < 0 or (reference == 0 and metric.greater_is_better):
+    share = metric.greater_is_better or metric.ceiling == "complement"
+    if not math.isfinite(reference) or reference < 0 or (reference == 0 and share):
         raise InputError(
             f"The original model's {metric.name} is {before:.4g}: a share of that means nothing.",
             "Choose another metric, or check that labels and model belong together.",
@@ -121,20 +121,26 @@ def relative(
     ratios = _resampled(metric, base_records, records, targets, unit, units, seed, resamples)
     ratios = np.where(np.isnan(ratios), 0.0, ratios)  # a resample in which the base scores 0 says nothing good about the candidate
     low, high = np.quantile(ratios, [0.05, 0.95])
+    if metric.right:
+        low = min(low, accuracy_bound(metric.right(base_records, targets), metric.right(records, targets), groups=groups, pseudo=1.0))
     return Relative(value, float(min(low, value)), float(max(high, value)), units)
 
 
-def accuracy_bound(base_right: np.ndarray, right: np.ndarray) -> float:
+def accuracy_bound(base_right: np.ndarray, right: np.ndarray, *, groups: np.ndarray | None = None, pseudo: float = 0.0) -> float:
     """One-sided 95 % lower bound of the ratio of two paired accuracies by the delta method: r − 1.645 √Var(r), with
 
-    Var(r) = [p_c(1 − p_c) − 2r(p_11 − p_c p_b) + r² p_b(1 − p_b)] / (n p_b²), where p_11 is the share that both get right. A cross-check of the
-    bootstrap.
+    Var(r) = [p_c(1 − p_c) − 2r(p_11 − p_c p_b) + r² p_b(1 − p_b)] / (n p_b²) = Σ (c − r b)² / (Σ b)², where p_11 is the share that both get right.
+    Units of one group are summed before they are squared. `pseudo`: so many examples are added that only the original gets right, and as many that
+    only the candidate does (Laplace, as Bonett and Price 2012 do for paired differences). Where the two models hardly ever differ, a bootstrap or a
+    plain delta bound is too sure of itself, since losses that did not happen in the sample cannot be drawn from it: in simulations with 1 to 10
+    expected disagreements they cover 75 to 92 %, with one pseudo-example each way 94 % and more.
     """
     b, c = np.asarray(base_right, dtype=np.float64), np.asarray(right, dtype=np.float64)
-    p_b, p_c, both = b.mean(), c.mean(), (b * c).mean()
-    r = p_c / p_b
-    variance = (p_c * (1 - p_c) - 2 * r * (both - p_c * p_b) + r * r * p_b * (1 - p_b)) / (len(b) * p_b * p_b)
-    return float(r - Z95 * math.sqrt(max(variance, 0.0)))
+    unit, units = _units(groups, len(b))
+    total = b.sum() + pseudo
+    r = (c.sum() + pseudo) / total
+    squares = float((np.bincount(unit, c - r * b, units) ** 2).sum()) + pseudo * (1 + r * r)
+    return float(r - Z95 * math.sqrt(squares) / total)
 
 
 def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -150,7 +156,6 @@ def clears(relatives_from_cheapest: Sequence[Relative], floor: float) -> int | N
     """Place of the first candidate, from the cheapest upward, whose lower bound reaches `floor`; None if none does.
 
     The order is fixed by cost before the unseen split is looked at, and the test stops at the first that passes, so one claim is made and not
-    several. Each
-    candidate below the floor that is tested on the way has its own 5 % chance to pass wrongly: hand over a front of few members.
+    several. Each candidate below the floor that is tested on the way has its own 5 % chance to pass wrongly: hand over a front of few members.
     """
     return next((place for place, found in enumerate(relatives_from_cheapest) if found.low >= floor), None)

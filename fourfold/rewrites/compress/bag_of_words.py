@@ -1,10 +1,9 @@
 """Counted words and a linear model: what a transformer must beat to deserve its energy. Where it clears the floor, it may win.
 
-Term frequencies of words and word pairs, weighted by rarity (Salton and Buckley 1988), then multinomial logistic regression (or ridge regression for
-values,
-Hoerl and Kennard 1970): on short texts hard to beat for its price (Wang and Manning 2012). Trained in seconds with L-BFGS over sparse matrices; saved
-as a word
-list and one table of numbers; answers with numpy and scipy alone. Without texts, `Constant` answers with the majority or the mean.
+Term frequencies of words and word pairs, weighted by rarity (Salton and Buckley 1988), then multinomial logistic regression (or ridge regression
+for values, Hoerl and Kennard 1970): on short texts hard to beat for its price (Wang and Manning 2012). Trained in seconds with L-BFGS over sparse
+matrices; saved as a word list and one table of numbers; answers with numpy and scipy alone. Without texts, `Constant` answers with the majority or
+the mean.
 """
 
 from __future__ import annotations
@@ -128,9 +127,8 @@ def fit(
     """A bag of words trained on `texts`.
 
     targets: int64 [N] class numbers, float64 [N, C] class probabilities (a teacher's answers), or float64 [N] values where `classes` is None.
-    strength: inverse regularisation;
-    None: chosen on a fifth of the texts. rarest: a gram must occur in that many texts (None: 2 where there are 1,000 texts or more, which quarters
-    the size and loses nothing). Raises InputError without texts.
+    strength: inverse regularisation; None: chosen on a fifth of the texts. rarest: a gram must occur in that many texts (None: 2 where there are
+    1,000 texts or more, which quarters the size and loses nothing). Raises InputError without texts.
     """
     if not len(texts):
         raise InputError("There are no texts to count words in.", "Give training texts.")
@@ -203,9 +201,14 @@ def _entropy(z: np.ndarray, wanted: np.ndarray) -> float:
     return float((np.log(np.exp(z - top).sum(axis=1)) + top[:, 0] - (z * wanted).sum(axis=1)).mean())
 
 
+def _shape(x: sparse.csr_matrix) -> tuple[int, int]:
+    rows, columns = x.get_shape()
+    return int(rows), int(columns)
+
+
 def _classify(x: sparse.csr_matrix, wanted: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression: least strength · Σ cross-entropy + ½ ‖W‖², the bias free (L-BFGS, Byrd et al. 1995)."""
-    rows, columns, classes = x.shape[0], x.shape[1], wanted.shape[1]
+    (rows, columns), classes = _shape(x), wanted.shape[1]
     flipped = x.T.tocsr()
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
