@@ -83,10 +83,11 @@ def _candidate(report: Any, index: int) -> tuple[str, str, str, int, str, str]:
     quality, run = story.quality_of(candidate), candidate["setting"]
     met = quality is not None and quality["low"] is not None and quality["low"] >= report["floor"]
     mark = "►" if best else "◆" if index == report["knee"] else " "
-    engine = f" · {run['engine']} {run['precision']}" if run else ""
+    engine = f"{run['engine']} {run['precision']}" if run else ""
+    how = candidate["how"] if engine in candidate["how"] else f"{candidate['how']} · {engine}"
     shown = words.interval(quality, False) + ("" if candidate["test_quality"] else "*")
     cells = (f"{mark} {escape(candidate['name'])}", shown, words.interval(candidate["relative_energy"], False), candidate["parameters"])
-    return *cells, escape(candidate["how"] + engine), "bold green" if best else "" if met else "dim"
+    return *cells, escape(how), "bold green" if best else "" if met else "dim"
 
 
 def _facts(report: Any) -> list[Any]:
