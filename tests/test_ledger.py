@@ -32,7 +32,7 @@ def test_the_product_of_factors_is_start_over_end_exactly(start: float, booked: 
     assert low == pytest.approx(high)                                  # the watts are the same on both sides
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(steps)
 def test_json_and_file_give_back_the_same_book(tmp_path_factory, booked: list[tuple[str, float]]) -> None:
     path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"

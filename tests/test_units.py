@@ -84,7 +84,7 @@ def test_a_difference_that_may_be_negative_has_a_linear_interval() -> None:
     assert low < 0 < high
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(positive, grades, st.dictionaries(st.text(max_size=5), st.floats(-1, 1), max_size=3))
 def test_json_gives_back_an_equal_quantity(value: float, grade: str, errors: dict[str, float]) -> None:
     quantity = Quantity(value, "gCO2e", grade, errors=errors, method="m", source="s", boundary="hall", signal="average")
