@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fourfold.errors import InputError
 from fourfold.ingest.data import Examples, Ragged, load_data
-from fourfold.ingest.encode import encode_inputs
+from fourfold.ingest.encode import load_inputs
 from fourfold.ingest.model import Subject
 from fourfold.ingest.split import group_of, sides, strata
 
@@ -466,8 +466,8 @@ def test_new_inputs_without_labels_encode_alike(tmp_path: Path, model: Subject) 
     splits, task = load_data(csv_file(tmp_path / "a.csv", rows()), None, model)
     texts = splits.test.raw
     assert texts is not None
-    again = encode_inputs(texts, task, model)
+    again = load_inputs(texts, task, model)
     assert (again.collate([0])["input_ids"] == splits.test.collate([0])["input_ids"]).all() and again.targets is None
-    assert len(encode_inputs("a good film", task, model)) == 1 and encode_inputs(texts, task, None).raw == texts
+    assert len(load_inputs("a good film", task, model)) == 1 and load_inputs(texts, task, None).raw == texts
     csv_file(tmp_path / "new.csv", [(text,) for text in texts], "text")
-    assert encode_inputs(tmp_path / "new.csv", task, model).digest() == again.digest()
+    assert load_inputs(tmp_path / "new.csv", task, model).digest() == again.digest()

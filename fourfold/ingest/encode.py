@@ -40,7 +40,7 @@ def encode(table: Table, role: roles.Roles, kind: str, subject: Subject, max_len
     return examples, task, np.arange(len(table)), notes
 
 
-def encode_inputs(ref: Any, task: Task, subject: Subject | None, max_length: int | None = None, *, columns: dict[str, str] | None = None) -> Examples:
+def load_inputs(ref: Any, task: Task, subject: Subject | None, *, columns: dict[str, str] | None = None, max_length: int | None = None) -> Examples:
     """New inputs to predict, without targets. ref: a path or anything that `load_data` reads, one text, or a list of texts (pairs of texts, arrays).
 
     Language models get their own inputs as targets, so that records and perplexity can be had. Without a subject (a bag of words) only `raw`
@@ -492,4 +492,4 @@ def _passages(texts: list[str]) -> tuple[list[str], np.ndarray]:
     return found, np.array(rows, dtype=np.int64)
 
 
-__all__ = ["DEFAULTS", "encode", "encode_inputs", "longest", "tokenised"]
+__all__ = ["DEFAULTS", "encode", "load_inputs", "longest", "tokenised"]

@@ -229,6 +229,8 @@ class Task:
         """
         if metric is None:
             return self
+        if metric == "agreement" and self.kind == "regression":
+            metric = DEFAULTS["regression"]  # values agree by rank with the original's
         if isinstance(metric, str):
             return replace(self, metric=metric_named(metric, self.kind))
         if isinstance(metric, Metric):
