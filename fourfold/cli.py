@@ -406,8 +406,21 @@ def _unexpected(error: Exception, as_json: bool) -> int:
     return _fail(f"{type(error).__name__}: {text}\nThis is not foreseen; run with FOURFOLD_DEBUG=1 for the traceback.", 1, as_json)
 
 
+def _quiet() -> None:
+    """Other libraries' warnings and bars are theirs, not the user's; FOURFOLD_DEBUG shows them."""
+    import logging
+    import warnings
+
+    if not os.environ.get("FOURFOLD_DEBUG"):
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+
+
 def main() -> None:
     """Entry point of the `fourfold` command."""
+    _quiet()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?", not a traceback
