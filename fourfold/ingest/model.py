@@ -350,13 +350,15 @@ def _config(kind: Any, data: dict[str, Any]) -> Any:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Inside, random initialisation is skipped: the weights are about to be read from a file."""
+    """Inside, random draws are replaced by their mean, which costs no time: the weights are about to be read from a file."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_", "kaiming_normal_", "xavier_normal_", "orthogonal_"):
-            tensor = args[0] if args else (kwargs or {}).get("tensor")
-            return tensor
+        name, given = getattr(func, "__name__", ""), {"mean": 0.0, "from": 0.0, "to": 1.0} | (kwargs or {})
+        if name == "normal_" and args:
+            return args[0].fill_(args[1] if len(args) > 1 else given["mean"])
+        if name == "uniform_" and args:
+            low, high = (args[1] if len(args) > 1 else given["from"]), (args[2] if len(args) > 2 else given["to"])
+            return args[0].fill_((low + high) / 2)
         return func(*args, **(kwargs or {}))
 
 

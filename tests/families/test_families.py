@@ -1,0 +1,204 @@
+"""Acceptance of every family: prune half → forward → train → save → load in a fresh process → same outputs; and that removal equals silence.
+
+The plans are uneven on purpose: sizes differ from layer to layer, one attention and one feed-forward lose everything, blocks go where they can.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from table import FAMILIES, Family, made
+from torch import Tensor, nn
+
+from fourfold.ingest.anatomy import Anatomy, Keep, anatomize, consumer_weight, path_after, recipe_for
+from fourfold.ingest.model import Subject, load_model, state
+from fourfold.recipe import Recipe, apply
+
+HERE = Path(__file__).parent
+every = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+
+
+@cache
+def read(family: Family) -> tuple[Subject, Anatomy, dict[str, Tensor]]:
+    subject, inputs = load_model(made(family)), family.inputs()
+    assert set(subject.inputs) == set(inputs)
+    return subject, anatomize(subject.module, lambda m: subject.logits(m, inputs)), inputs
+
+
+def answer(family: Family, module: nn.Module) -> Tensor:
+    subject, _, inputs = read(family)
+    with torch.no_grad():
+        return subject.logits(module.eval(), inputs)
+
+
+def halves(anatomy: Anatomy, empty: bool = True) -> dict[str, list[int]]:
+    """About half of the units of each bundle, never the same number twice in a row; the last attention and the first feed-forward get none."""
+    rng, kept = np.random.default_rng(3), {}
+    for k, (name, bundle) in enumerate(anatomy.bundles.items()):
+        n = int(np.clip(bundle.count // 2 + k % 3 - 1, 1, bundle.count - 1))
+        kept[name] = sorted(rng.permutation(bundle.count)[:n].tolist())
+    able = [s for s in anatomy.sublayers.values() if s.absent and s.bundle]
+    ends = [next((s for s in reversed(able) if s.kind == "attention"), None), next((s for s in able if s.kind == "ffn"), None)]
+    return kept | {s.name: [] for s in ends if s and empty and len(anatomy.sublayers) > 2}
+
+
+def shorter(anatomy: Anatomy) -> dict[str, list[int]]:
+    """Every stack without its first removable block, where another block is left."""
+    kept = {}
+    for stack in anatomy.stacks:
+        gone = next((i for i, b in enumerate(stack.blocks) if b.removable), None)
+        if gone is not None and len(stack.blocks) > 1:
+            kept[stack.name] = [i for i in range(len(stack.blocks)) if i != gone]
+    return kept
+
+
+def size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def pruned(family: Family, keep: Keep) -> tuple[nn.Module, Recipe]:
+    subject, anatomy, _ = read(family)
+    recipe = Recipe.from_json(recipe_for(anatomy, keep).to_json())
+    return apply(copy.deepcopy(subject.module), recipe), recipe
+
+
+@every
+def test_finds(family: Family) -> None:
+    _, anatomy, _ = read(family)
+    bundles = anatomy.bundles.values()
+    found = (sum(len(s.blocks) for s in anatomy.stacks), sum(b.kind == "heads" for b in bundles), sum(b.kind != "heads" for b in bundles))
+    assert found == (family.blocks, family.heads, family.units), anatomy.refusals
+
+
+@every
+def test_removal_is_silence(family: Family) -> None:
+    """For each bundle: cutting half of its units equals setting their outgoing weights to zero (|Δ| < 1e-5 of the output's size)."""
+    subject, anatomy, _ = read(family)
+    for name, bundle in anatomy.bundles.items():
+        kept = list(range(1, bundle.count, 2))
+        gone = [u for u in range(bundle.count) if u not in kept]
+        silent = anatomy.prepared(copy.deepcopy(subject.module))
+        for site in bundle.consumers:
+            with torch.no_grad():
+                view = consumer_weight(silent, bundle) if site == bundle.consumer else silent.get_submodule(site.path).weight
+                view[:, torch.from_numpy(site.index(gone))] = 0
+        module, _ = pruned(family, Keep(units={name: kept}))
+        want, have = answer(family, silent), answer(family, module)
+        assert (want - have).abs().max() < 1e-5 * max(1.0, float(want.abs().max())), name
+        assert size(module) < size(silent)
+
+
+@every
+def test_absent_is_silence(family: Family) -> None:
+    """Taking a sub-layer out equals a zero in its place."""
+    subject, anatomy, _ = read(family)
+    for name, sub in anatomy.sublayers.items():
+        if not sub.absent or sub.bundle is None:
+            continue
+        silent = anatomy.prepared(copy.deepcopy(subject.module))
+        last = silent.get_submodule(sub.bundle.consumer.path)
+        last.register_forward_hook(lambda m, a, out: torch.zeros_like(out))
+        module, _ = pruned(family, Keep(absent=[name]))
+        want, have = answer(family, silent), answer(family, module)
+        assert (want - have).abs().max() < 1e-5 * max(1.0, float(want.abs().max())), name
+
+
+@every
+def test_trains(family: Family) -> None:
+    """A pruned model is trainable in its new shape."""
+    _, anatomy, inputs = read(family)
+    subject = read(family)[0]
+    module, _ = pruned(family, Keep(units=halves(anatomy), blocks=shorter(anatomy)))
+    goal = torch.randn(answer(family, module).shape, generator=torch.Generator().manual_seed(4))
+    optimiser = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], 1e-3)
+    losses = []
+    for _ in range(8):
+        loss = (subject.logits(module, inputs) - goal).square().mean()
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert losses[-1] < losses[0]
+
+
+@every
+def test_composes(family: Family) -> None:
+    """A second anatomy on the pruned model, and both recipes one after the other on the bare original."""
+    subject, anatomy, inputs = read(family)
+    first, r1 = pruned(family, Keep(units=halves(anatomy, empty=False), blocks=shorter(anatomy)))
+    again = anatomize(first, lambda m: subject.logits(m, inputs))
+    small = {name: list(range(max(1, b.count // 2))) for name, b in again.bundles.items()}
+    r2 = recipe_for(again, Keep(units=small))
+    twice = apply(copy.deepcopy(first), r2)
+    once = apply(copy.deepcopy(subject.module), Recipe.from_json((r1 + r2).to_json()))
+    assert torch.equal(answer(family, twice), answer(family, once))
+    assert {n: b.count for n, b in again.bundles.items()} != {n: b.count for n, b in anatomy.bundles.items()} or not anatomy.bundles
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All families pruned, stored, and answered by one fresh process that knows nothing but the files."""
+    root = tmp_path_factory.mktemp("families")
+    for family in FAMILIES:
+        subject, anatomy, inputs = read(family)
+        for plan, keep in (("units", Keep(units=halves(anatomy))), ("blocks", Keep(blocks=shorter(anatomy), units=halves(anatomy, empty=False)))):
+            module, recipe = pruned(family, keep)
+            folder = root / family.name / plan
+            folder.mkdir(parents=True)
+            (folder / "origin.json").write_text(json.dumps({"origin": subject.origin, "recipe": recipe.to_json(), "inputs": subject.inputs}))
+            save_file(state(module), folder / "model.safetensors")
+            np.savez(folder / "inputs.npz", **{k: v.numpy() for k, v in inputs.items()})
+            np.save(folder / "want.npy", answer(family, module).numpy())
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+    subprocess.run([sys.executable, "-W", "ignore", str(HERE / "fresh.py"), str(root)], check=True, env=environment, timeout=600)
+    return root
+
+
+@every
+@pytest.mark.parametrize("plan", ["units", "blocks"])
+def test_loads_in_a_fresh_process(family: Family, plan: str, fresh: Path) -> None:
+    folder = fresh / family.name / plan
+    want, have = np.load(folder / "want.npy"), np.load(folder / "have.npy")
+    assert want.shape == have.shape
+    assert np.abs(want - have).max() <= 1e-5 * max(1.0, np.abs(want).max())
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.generates], ids=lambda f: f.name)
+def test_generates(family: Family) -> None:
+    """After removing blocks, an attention and heads, decoding with the cache still equals decoding without."""
+    subject, anatomy, inputs = read(family)
+    gone = [next(s.name for s in anatomy.sublayers.values() if s.kind == "attention" and s.absent)]
+    for keep in (Keep(blocks=shorter(anatomy)), Keep(units=halves(anatomy, empty=False)), Keep(absent=gone)):
+        module: nn.Module = pruned(family, keep)[0]
+        main = {k: v for k, v in inputs.items() if not k.startswith("decoder")}
+        module.generation_config.eos_token_id = None  # type: ignore[union-attr]
+        options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        if "attention_mask" in main:
+            main["attention_mask"] = torch.ones_like(main["attention_mask"])
+        tokens = [module.generate(**main, **options, use_cache=cached) for cached in (True, False)]  # type: ignore[operator]
+        assert torch.equal(*tokens)
+
+
+@every
+def test_paths_after(family: Family) -> None:
+    """`path_after` names the same weights in the shortened model."""
+    subject, anatomy, _ = read(family)
+    keep = Keep(blocks=shorter(anatomy))
+    before, after = anatomy.prepared(copy.deepcopy(subject.module)), pruned(family, keep)[0]
+    for stack in anatomy.stacks:
+        for i, block in enumerate(stack.blocks):
+            path = path_after(anatomy, keep, block.path)
+            assert (path is None) == (i not in keep.blocks.get(stack.name, range(len(stack.blocks))))
+            if path is not None:
+                old, new = before.get_submodule(block.path).state_dict(), after.get_submodule(path).state_dict()
+                assert all(torch.equal(tensor, new[name]) for name, tensor in old.items())
