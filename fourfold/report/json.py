@@ -22,7 +22,7 @@ def write(report: Any, path: Path | str) -> Path:
     path = Path(path)
     path = path / NAME if path.is_dir() else path
     _check(report, path)
-    replace(path, json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    replace(path, json.dumps(report, indent=1, allow_nan=False))  # the very bytes whose sha256 an artefact's manifest holds
     return path
 
 
