@@ -11,6 +11,7 @@ Recipe edits, all of kind "quantise": {path, as: "linear" | "embedding", mode: "
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -83,11 +84,12 @@ def plan(module: nn.Module, precision: str, batches: Sequence[tuple[Tensor, ...]
         if kind is None or (kind == "embedding" and mode != "weights"):
             continue
         edit: dict[str, Any] = {"kind": "quantise", "path": path}
+        count = sum(p.numel() for name, p in layer.named_parameters() if name == "weight")
         tied = tables.get(id(layer.weight)) if kind == "linear" else None
         if path in owned:
             edit |= {"mode": "skip", "reason": "nn.MultiheadAttention reads these weights directly"}
         elif not quantisable(layer):
-            edit |= {"mode": "skip", "reason": f"only {layer.weight.numel()} weights, or a {type(layer).__name__} that works in its own way"}
+            edit |= {"mode": "skip", "reason": f"only {count} weights, or a {type(layer).__name__} that works in its own way"}
         elif ran is not None and path not in ran:
             edit |= {"mode": "skip", "reason": "never called: unused, or its owner reads the weights directly"}
         elif tied and mode == "weights":
@@ -199,13 +201,25 @@ def round_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """int8 [m, k] × int8 [n, k]ᵀ → fp32 [m, n], exact in integers. CUDA's kernel has size limits; other devices multiply in floating point."""
+    """int8 [m, k] × int8 [n, k]ᵀ → fp32 [m, n], exact in integers.
+
+    The integer kernel is passed over where it is wrong (k = 1: it leaves its result unwritten; processors without VNNI may saturate: `trusted`),
+    where CUDA's does not take the sizes, and on other devices; these multiply in floating point.
+    """
     m, (n, k) = left.shape[0], right.shape
-    if left.device.type == "cpu" or (left.device.type == "cuda" and m > 16 and not (n | k) & 7):
+    if k > 1 and (trusted() if left.device.type == "cpu" else left.device.type == "cuda" and m > 16 and not (n | k) & 7):
         return torch.ops.aten._int_mm(left, right.t()).float()
     # fp32 holds the sum exactly while k·127² < 2²⁴.
     wide = torch.float32 if k < 1040 or left.device.type == "mps" else torch.float64
     return (left.to(wide) @ right.to(wide).t()).float()
+
+
+@cache
+def trusted() -> bool:
+    """Whether this processor's integer kernel gives the exact sum of the largest products there are."""
+    ends = torch.tensor([-128, 127, 127, -128], dtype=torch.int8).repeat(8, 48)
+    ends[1::2] = 127
+    return torch.equal(torch.ops.aten._int_mm(ends, ends.t()).double(), ends.double() @ ends.double().t())
 
 
 class Int8Linear(nn.Module):

@@ -156,12 +156,9 @@ def slow_bf16(machine: Any) -> str | None:
 
 def relevant(inputs: Mapping[str, np.ndarray], output: np.ndarray) -> np.ndarray:
     """The output rows that mean something: padded positions of a [batch, length, …] output are left out where a mask of that shape says so."""
-    for name in sorted((n for n in inputs if n.endswith("attention_mask")), key=lambda n: not n.startswith("decoder")):
-        mask = inputs[name]
-        if output.ndim >= 3 and mask.shape == output.shape[:2]:
-            return output[mask.astype(bool)]
-        if name.startswith("decoder") or "decoder_input_ids" in inputs:
-            break
+    mask = inputs.get("decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask")
+    if mask is not None and output.ndim >= 3 and mask.shape == output.shape[:2]:
+        return output[mask.astype(bool)]
     return output.reshape(-1, output.shape[-1]) if output.ndim > 1 else output.reshape(-1, 1)
 
 
@@ -234,13 +231,14 @@ def spelled_out(module: nn.Module) -> Iterator[None]:
 
     configs = {id(c): c for m in module.modules() if (c := getattr(m, "config", None)) is not None and hasattr(c, "_attn_implementation")}
     before = {key: config._attn_implementation for key, config in configs.items()}
-    torch._C._jit_set_onnx_log_enabled(False)  # a graph that cannot be exported would be printed whole
+    printer, torch._C._jit_onnx_log = torch._C._jit_onnx_log, lambda *_: None  # a graph that cannot be exported would be printed whole
     try:
         for config in configs.values():
             config._attn_implementation = "eager"
         with Simple():
             yield
     finally:
+        torch._C._jit_onnx_log = printer
         for key, config in configs.items():
             config._attn_implementation = before[key]
 

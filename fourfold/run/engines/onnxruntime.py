@@ -92,7 +92,25 @@ def quantise(source: Path, target: Path, precision: str, signature: Signature, c
         return source
     from onnxruntime import quantization as q
 
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))
+    quiet = (logging.getLogger(), logging.getLogger("onnxruntime"))
+    before = [log.level for log in quiet]
+    for log in quiet:  # it tells the root logger what it thinks of every model
+        log.setLevel(logging.CRITICAL)
+    try:
+        return rounded(q, source, target, precision, signature, calibration)
+    finally:
+        for log, level in zip(quiet, before, strict=True):
+            log.setLevel(level)
+
+
+def rounded(q: Any, source: Path, target: Path, precision: str, signature: Signature, calibration: Sequence[Batch]) -> Path:
+    """The quantiser proper, `q` being onnxruntime.quantization."""
+    import onnx
+
+    model = onnx.load(source)
+    # The dynamo exporter notes a shape for every value; the quantiser transposes weights and would then trip over them.
+    del model.graph.value_info[:]
+    onnx.save(model, source)
     if precision == "int8":
         q.quantize_dynamic(source, target, weight_type=q.QuantType.QInt8, per_channel=True, reduce_range=False)
         return target
