@@ -291,7 +291,7 @@ def _shorten(stack: Stack, kept: list[int], gone: set[str]) -> list[dict[str, An
         return edits
     counters: dict[str, int] = {}
     for block, owner, path, name in sorted(stack.indices):
-        if block in kept and owner not in gone:
+        if block in kept and not (owner in gone and _silences(stack.blocks[block], owner, path)):
             kind = re.sub(r"^.*\.", "", owner) + path.removeprefix(stack.blocks[block].path)
             counters[kind] = counters.get(kind, -1) + 1
             edits.append({"kind": "set", "path": path, "name": name, "value": counters[kind]})
@@ -304,6 +304,11 @@ def _shorten(stack: Stack, kept: list[int], gone: set[str]) -> list[dict[str, An
     edits += [{"kind": "set", "path": path, "name": name, "value": len(kept)} for path, name in stack.counts]
     edits += [{"kind": "set", "path": path, "name": name, "value": [entries[i] for i in kept]} for path, name, entries in stack.lists]
     return edits
+
+
+def _silences(block: Block, owner: str, path: str) -> bool:
+    """Whether taking out the sub-layer `owner` also takes out the module at `path`, which would write to the cache."""
+    return any(_within(path, e["path"]) for sub in block.sublayers if sub.name == owner for e in sub.absent)
 
 
 # --- watching one forward pass ---------------------------------------------------------------------------------------------------------------------
@@ -899,6 +904,7 @@ class _Reader:
             run = self.first.get(path)
             if run is not None and run.input is not None:
                 options += [[self._absent(run, what)] for what in ("pass", "zero")]
+                options += [[{**self._absent(run, "pass"), "argument": key}] for key in self._alike(run)]  # the residual, handed in beside the input
         width = _size(c.consumer.module, "out")
         mute = {**self._absent(c.consumer, "zero"), "width": width}
         feet = _common([p.path for p in c.producers])
@@ -910,6 +916,12 @@ class _Reader:
             options.append([*(self._absent(p, "pass") for p in c.producers), mute])
         options.append([mute])
         return options
+
+    def _alike(self, run: _Run) -> list[int | str]:
+        """Further arguments of the shape of the first tensor."""
+        x = run.input
+        items = [*enumerate(run.args), *run.kwargs.items()]
+        return [k for k, v in items if isinstance(v, Tensor) and x is not None and v.shape == x.shape and v.is_floating_point() and k != run.where]
 
     def _climb(self, path: str, block: str) -> list[str]:
         """From the block's child down to `path`; empty if `path` is the block."""
