@@ -134,7 +134,7 @@ def test_the_story_tells_what_went_where() -> None:
         and "of 72 heads" in text
         and "9,214 of 30,522" in text
         and "layer_removal" in text
-        and "Refused: torchao int8 eager" in text
+        and "torchao int8 eager (slower than fp32)" in text
     )
     assert "Nothing cheaper" in "\n".join(story.story(report(False)))
 

@@ -7,6 +7,7 @@ from typing import Any
 from fourfold.report.words import count, energy, interval, percent, setting, span, times
 
 _SPENT = {"energy": "energy", "latency": "time", "memory": "memory"}
+_FEW = 4  # refusals told by name
 
 
 def quality_of(candidate: Any) -> Any:
@@ -83,7 +84,7 @@ def story(report: Any) -> list[str]:
         lines += [sentence for stack in best["structure"] for sentence in _stack(stack)]
         lines += _vocabulary(best) + _cascade(best)
         lines += [_factor(row) for row in report["factors"]]
-    lines += [f"Refused: {row['name']} ({row['reason']})." for row in report["race"] if not row["accepted"]]
+    lines += _refused(report)
     cost = report["cost"]
     lines.append(f"Finding it took {span(cost['wall_s'])} and {energy(cost['joules'])}. {break_even(report)}".rstrip())
     return lines
@@ -92,6 +93,15 @@ def story(report: Any) -> list[str]:
 def _simple(report: Any) -> str:
     simple = max(report["simple"], key=lambda row: row["relative_quality"]["value"])
     return f"Without any network, {simple['name']} reaches {interval(simple['relative_quality'])} of that quality."
+
+
+def _refused(report: Any) -> list[str]:
+    """What the race turned down, the chosen candidate's own first; a few by name, the rest by number."""
+    rows = [row for row in report["race"] if not row["accepted"]]
+    rows.sort(key=lambda row: row["candidate"] != report["best"])
+    few = "; ".join(f"{row['name']} ({row['reason']})" for row in rows[:_FEW])
+    more = f"; and {len(rows) - _FEW} more" if len(rows) > _FEW else ""
+    return [f"Refused in the race: {few}{more}."] if rows else []
 
 
 def _factor(row: Any) -> str:

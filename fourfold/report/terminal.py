@@ -86,7 +86,8 @@ def _candidate(report: Any, index: int) -> tuple[str, str, str, int, str, str]:
     engine = f"{run['engine']} {run['precision']}" if run else ""
     how = candidate["how"] if engine in candidate["how"] else f"{candidate['how']} · {engine}"
     shown = words.interval(quality, False) + ("" if candidate["test_quality"] else "*")
-    cells = (f"{mark} {escape(candidate['name'])}", shown, words.interval(candidate["relative_energy"], False), candidate["parameters"])
+    name = candidate["name"].removesuffix(f" · {engine}")  # told under "how"
+    cells = (f"{mark} {escape(name)}", shown, words.interval(candidate["relative_energy"], False), candidate["parameters"])
     return *cells, escape(how), "bold green" if best else "" if met else "dim"
 
 
@@ -97,11 +98,11 @@ def _facts(report: Any) -> list[Any]:
     lines = ["► chosen  ◆ knee  [90 % interval: its lower end is a 95 % bound]  dim: below the floor"]
     lines += [f"Original: {data['metric']} {words.absolute(baseline['quality'])}, {words.energy(baseline['joules_per_1000'])} and "
              f"{words.span(baseline['cpu_s_per_1000'])} CPU per 1,000 examples."]  # fmt: skip
-    if report["total"] is not None and report["factors"]:
+    if report["total"] is not None and len(report["factors"]) > 1:
         steps = " × ".join(f"{row['technique']} {words.times(row['before'] / row['after'])}" for row in report["factors"])
-        lines.append(f"Factors: {steps} = {words.times(report['total'])} less energy.")
+        lines.append(f"Factors: {steps} = {words.times(report['total'])} cheaper in energy.")
     lines.append(f"Optimising took {words.span(cost['wall_s'])} and {words.energy(cost['joules'])}. {story.break_even(report)}".rstrip())
-    lines.append(f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {report['valid']}")
+    lines.append(f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {words.sentence(report['valid'])}")
     if any(not report["candidates"][i]["test_quality"] for i in _ordered(report)):
         lines.append("* on the search split, not confirmed on unseen data.")
     lines += [f"Note: {text}" for text in report["notes"]]

@@ -94,6 +94,12 @@ def setting(row: Any) -> str:
     return f"{row['engine']} {row['precision']}, {threads}, batch {row['batch']}{', bucketed' if row['bucketing'] else ''}"
 
 
+def sentence(text: str) -> str:
+    """With a capital at its beginning and a full stop at its end, unless it ends in one or in a command."""
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?", "/")) or "fourfold " in text else text + "."
+
+
 def clip(text: str, width: int) -> str:
     """At most `width` characters, the end kept (a path's end says most): "…/reviews.csv"."""
     return text if len(text) <= width else "…" + text[-(width - 1) :]
