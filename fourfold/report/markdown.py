@@ -20,7 +20,8 @@ def card(report: Any) -> str:
     """Decision, front, how it came about and how to reproduce it."""
     parts = [f"# {report['model']['name']}, made cheaper", f"**{story.headline(report)}** {story.decision(report)}", table(report)]
     parts += ["\n".join(f"- {line}" for line in story.story(report)[1:])]
-    parts += [f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {words.sentence(report['valid'])}", f"```\n{report['command']}\n```"]
+    parts += [f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {words.sentence(report['valid'])}"]
+    parts += [f"```\n{report['command']}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
