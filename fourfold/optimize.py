@@ -85,6 +85,7 @@ def optimize(
 
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
     """
+    from fourfold.report.schema import SCHEMA
     from fourfold.run import engines as registry
     from fourfold.run.account import report_data
     from fourfold.run.job import Job, Options, Silent
@@ -113,7 +114,8 @@ def optimize(
             job.listener.note("interrupted: finishing with the best so far (press Ctrl-C again to stop at once)")
         job.race()
         job.prove()
-        found = report_data(job)
+        job.account()
+        found: dict[str, Any] = {"schema": SCHEMA, **report_data(job)}
         best = Choice(job.best, job, found) if job.best is not None else None
         front = Front(job, found, best, points=[Choice(p, job, found) for p in job.points if p.status == "front"])
         if best is None:

@@ -61,7 +61,7 @@ class Point:
 def weight_bytes(part: Part) -> int:
     """Bytes of a part's weights in its precision (embeddings stay in floating point under run-time int8)."""
     if part.module is None:
-        return part.words.bytes if part.words is not None else 0
+        return 0 if part.words is None else part.words.weights.nbytes + part.words.rarity.nbytes + sum(map(len, part.words.words))
     from torch import nn
 
     each = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1, 4), "int8-static": (1, 4), "int8-weights": (1, 1)}[part.setting.precision]

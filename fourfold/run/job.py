@@ -104,6 +104,7 @@ class Job:
         from fourfold.ingest.data import load_data
         from fourfold.ingest.model import load_model, state
         from fourfold.journal import Journal
+        from fourfold.machine import here
 
         self.listener.stage("reading model and data", 0)
         self.subject = load_model(model)
@@ -119,7 +120,7 @@ class Job:
         fingerprint = {
             "weights": _digest(state(self.subject.module)), "train": self.splits.train.digest(), "search": self.splits.search.digest(), "test": self.splits.test.digest(),
             "floor": self.work.floor, "objective": self.work.objective, "budget": self.work.budget, "seed": self.work.seed, "metric": self.task.metric.name,
-            "engines": self.options.engines, "threads": self.options.threads, "version": 1,
+            "engines": self.options.engines, "threads": self.options.threads, "machine": here().fingerprint, "version": 1,
         }
         self.journal = Journal(self.folder, fingerprint)
         if self.options.fresh and any("key" in e for e in self.journal.events()):
@@ -635,6 +636,90 @@ class Job:
                 point.reason = point.reason or "another point is cheaper and better"
         if self.best is not None:
             self.best.status, self.best.reason = "front", ""
+
+    # ---- account -------------------------------------------------------------------------------------------------------------------
+
+    energy: dict[str, Any] = field(default_factory=dict)
+    ladder: list[dict[str, Any]] = field(default_factory=list)
+
+    def account(self) -> None:
+        """Joules of the original by the best meter there is, and the ladder of measured whole-run costs from the original to the chosen point."""
+        self.listener.stage("keeping the account", 0)
+        self.energy = self.journal.once("energy", self._energy)
+        if self.best is not None:
+            self.ladder = self.journal.once(f"ladder:{self.best.name}", self._climb)
+
+    def _energy(self) -> dict[str, Any]:
+        from fourfold.measure.power import window
+
+        part = self._part("original", self.subject.module, None, self.base_setting)
+        part.signature = self._signature()
+        examples = self.splits.test
+        session, batches = part.open(), examples.batches(part.setting.batch, bucket=part.setting.bucketing)
+        seen, began = 0, time.perf_counter()
+        with window() as used:
+            for index in [batches[i] for i in np.random.default_rng(self.work.seed).permutation(len(batches))]:
+                session.run(examples.collate(index))
+                seen += len(index)
+                if time.perf_counter() - began > 2.0:
+                    break
+        joules = used.joules
+        assert joules is not None
+        per = {"value": joules.value / seen, "low": (joules.low or joules.value) / seen, "high": (joules.high or joules.value) / seen}
+        return {
+            "per_example": per["value"], "per_cpu_second": joules.value / max(used.cpu, 1e-9), "grade": joules.grade, "method": joules.method, "boundary": joules.boundary, **per,
+            "why": used.why,
+        }
+
+    def _climb(self) -> list[dict[str, Any]]:
+        """Rungs (lever, technique, title, before, after, quality) whose costs are all relative to the original at its best, and end at the chosen point's."""
+        best = self.best
+        assert best is not None
+        first = best.candidate.extra["members"][0] if best.candidate.kind == "cascade" else best
+        rungs: list[tuple[str, str, str, float]] = []
+        fp32 = next((p for p in self.points if p.candidate is first.candidate and (p.setting.engine, p.setting.precision) == ("torch", "fp32") and p.timing), None)
+        if first.candidate.kind == "network" and fp32 is not None:
+            removed = self._only_removal(first.candidate)
+            if removed is not None:
+                rungs.append(("model", "layer_removal", "blocks and sub-layers removed", removed))
+            rungs.append(("model", "matrix_pruning", "heads and neurons removed", self.cost(fp32)))
+        elif first.candidate.kind == "static" and fp32 is not None:
+            rungs.append(("model", "static", "pooled token embeddings in place of the network", self.cost(fp32)))
+        elif first.candidate.kind == "bag_of_words":
+            rungs.append(("model", "bag_of_words", "a linear model on counted words", self.cost(first)))
+        if first is not fp32 and first.candidate.kind != "bag_of_words":
+            title = f"{first.setting.engine} {first.setting.precision}"
+            technique, lever = ("quantise", "model") if first.setting.precision != "fp32" else ("engine", "machine")
+            rungs.append((lever, technique, title, self.cost(first)))
+        if best is not first:
+            rungs.append(("model", "cascade", "unsure answers handed to a dearer member", self.cost(best)))
+        rows, before = [], 1.0
+        for lever, technique, title, after in rungs:
+            rows.append({"lever": lever, "technique": technique, "title": title, "before": before, "after": after})
+            before = after
+        end = best.timing.cpu.value if best.timing else before
+        if rows:
+            rows[-1]["after"] = end  # the ladder speaks of energy whatever the objective was
+        return rows
+
+    def _only_removal(self, candidate: Candidate) -> float | None:
+        """Cost of the original with the candidate's missing blocks and sub-layers gone and everything else at full size; None where none is missing."""
+        from fourfold.rewrites.compress.combine import Candidate as Structure
+        from fourfold.rewrites.compress.combine import prune
+
+        assert self.root is not None
+        shape = {i: 0 for i, n in candidate.shape.items() if n == 0}
+        if not shape:
+            return None
+        module, recipe, kept = prune(self.root, shape, mend=False)
+        variant = Structure("removal", "network", recipe, shape, 1.0, kept=kept, module=module)
+        part = self._part("removal", module, variant, self.base_setting)
+        part.signature = self._signature()
+        base = self._part("original", self.subject.module, None, self.base_setting)
+        base.signature = self._signature()
+        point = Point("removal", variant, Assembly("removal", [part]))
+        found = race_points([point], base, self.splits.test, self.task, seconds=max(3.0, 0.02 * self.work.budget), seed=self.work.seed, objective="energy")
+        return found["removal"].cpu.value
 
     # ---- odds and ends -------------------------------------------------------------------------------------------------------------
 

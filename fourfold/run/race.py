@@ -35,8 +35,8 @@ LIKELY = (
 
 BASELINE = "baseline"
 
-#: About how many passes of the baseline a whole race takes (heats 25, tuning 35, final 25); the subset is sized by it.
-PASSES = 85
+#: About how many passes of the baseline a whole race takes (heats 25, tuning 45, final 25); the subset is sized by it.
+PASSES = 95
 
 #: Seconds of budget below which a pair is not worth starting: exporting, calibrating or compiling takes about this long for a small encoder.
 SLOW = {"inductor/fp32": 90.0, "inductor/bf16": 90.0, "inductor/int8": 150.0, "onnxruntime/int8-static": 45.0}
@@ -193,7 +193,7 @@ def race_model(
     folder = Path(folder or tempfile.mkdtemp(prefix="fourfold-race-"))
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
-    sizes = [1] if objective == "latency" else sorted(set(batch_sizes or (8, 32, 128)))
+    sizes = [1] if objective == "latency" else sorted(set(batch_sizes or (4, 8, 16, 32, 64)))
     counts = sorted(set(threads or powers(machine.cores)))
     first = Choice("torch", "fp32", counts[0], middle(sizes), len(set(map(int, examples.lengths))) > 1)
 

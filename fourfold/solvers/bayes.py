@@ -6,6 +6,7 @@ Deterministic for a seed and a history: a resumed run tells what the journal rem
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,12 @@ class Search:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.optuna = dict(space), optuna
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constraints_func=lambda t: t.user_attrs.get("violation", (0.0,)))
+        # Optuna 5 takes constraints per trial; 4 took a function of the trial.
+        self.modern = hasattr(optuna.trial.Trial, "set_constraint")
+        old = {} if self.modern else {"constraints_func": lambda t: t.user_attrs.get("violation", (0.0,))}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # multivariate sampling is marked experimental
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, **old)
         self.study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
         self.open: dict[int, Any] = {}
 
@@ -54,7 +60,10 @@ class Search:
     def tell(self, ticket: int, objectives: list[float], violation: float = 0.0) -> None:
         """Answer a ticket."""
         trial = self.open.pop(ticket)
-        trial.set_user_attr("violation", (float(violation),))
+        if self.modern:
+            trial.set_constraint("violation", float(violation))
+        else:
+            trial.set_user_attr("violation", (float(violation),))
         self.study.tell(trial, objectives)
 
 

@@ -1,0 +1,341 @@
+"""What a job found, as the one document that every reader is drawn from (`fourfold.report.schema`), and the facts of the artefact's manifest.
+
+The factors are a ladder of whole-run costs, each measured on the real model in the final races: original → blocks and sub-layers removed → matrices
+shrunk → back end changed → precision changed → cascade. Each rung's `before` is the last one's `after`, so their product is the total exactly.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from typing import TYPE_CHECKING, Any
+
+from fourfold.cite import BIBLIOGRAPHY
+from fourfold.measure.quality import Relative, relative
+from fourfold.run.finals import weight_bytes
+
+if TYPE_CHECKING:
+    from fourfold.ingest.anatomy import Anatomy
+    from fourfold.rewrites.compress.combine import Candidate
+    from fourfold.run.finals import Point
+    from fourfold.run.job import Job
+
+TITLES = {"heads": "heads", "neurons": "neurons", "channels": "channels"}
+
+
+def report_data(job: Job) -> dict[str, Any]:
+    """The report of a finished job, in the terms of `fourfold.report.schema` (whose name `optimize` writes over it)."""
+    from fourfold import __version__
+    from fourfold.machine import here
+
+    machine = here()
+    energy = job.energy
+    known = [p for p in job.points if p.search is not None]
+    shown = sorted(known, key=job.cost) + [p for p in job.points if p.search is None]
+    place = {p.name: i for i, p in enumerate(shown)}
+    candidates = [_candidate(job, p) for p in shown] + [_unraced(job, c) for c in job.candidates if c.status == "stopped"]
+    front = [place[p.name] for p in shown if p.status == "front" and p.test is not None]
+    best = None if job.best is None else place[job.best.name]
+    ladder = job.ladder if job.best is not None else []
+    total = None if job.best is None else 1.0 / candidates[best]["relative_energy"]["value"]  # type: ignore[index]
+    features = sorted(f for f in machine.flags if f.startswith(("amx", "avx512_vnni", "avx512_bf16", "avx_vnni")) or f in ("avx2", "avx512f", "asimd", "sve", "bf16"))
+    keys = _cited(job)
+    versions = {"fourfold": __version__, "python": platform.python_version()} | _versions()
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions, "command": job.options.command or _command(job),
+        "model": {
+            "name": job.work.model, "family": _family(job), "parameters": sum(p.numel() for p in job.subject.module.parameters()),
+            "bytes": sum(p.numel() * p.element_size() for p in job.subject.module.parameters()),
+        },
+        "data": {
+            "name": job.work.data, "task": job.task.kind, "metric": job.task.metric.name, "greater_is_better": job.task.metric.greater_is_better,
+            "train": len(job.splits.train), "search": len(job.splits.search), "test": len(job.splits.test), "note": job.splits.note,
+        },
+        "machine": {
+            "name": str(machine), "processor": machine.name, "threads": machine.cores, "features": features, "memory_bytes": machine.memory, "system": machine.os,
+        },
+        "valid": f"measured on {machine.name}; on another processor run: fourfold race {job.options.out or 'DIR'}",
+        "folder": str(job.options.out) if job.options.out and job.best is not None else None, "objective": job.work.objective, "floor": job.work.floor,
+        "budget_s": job.work.budget, "seed": job.work.seed,
+        "energy": {"grade": energy["grade"], "method": energy["method"], "boundary": energy["boundary"] or "process"},
+        "baseline": {
+            "quality": _absolute(job), "setting": _setting(job.base_setting), "cpu_s_per_1000": 1000 * job.base_cpu, "wall_s_per_1000": 1000 * job.base_wall,
+            "joules_per_1000": _joules(energy["per_example"] * 1000, energy), "memory_bytes": sum(p.numel() * p.element_size() for p in job.subject.module.parameters()),
+        },
+        "simple": [_simple(job, s) for s in job.simple], "candidates": candidates, "front": front, "best": best, "knee": _knee(candidates, front), "floor_met": best is not None,
+        "infeasible": None if best is not None else _infeasible(job, shown, place), "factors": ladder, "total": total, "race": _race(job, place), "timeline": _timeline(job),
+        "cost": _cost(job, energy), "citations": [{"key": k, "text": str(BIBLIOGRAPHY[k]), "bibtex": BIBLIOGRAPHY[k].bibtex(k)} for k in keys],
+        "notes": job.notes, "warnings": job.warnings,
+    }
+
+
+def manifest_facts(job: Job, point: Point, report: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest adds to the structure: metrics with intervals, hardware, methods, versions, where the race was run."""
+    from fourfold.machine import here
+
+    index = next(i for i, c in enumerate(report["candidates"]) if c["name"] == point.name)
+    return {
+        "candidate": report["candidates"][index], "floor": job.work.floor, "objective": job.work.objective, "seed": job.work.seed, "baseline": report["baseline"],
+        "model": report["model"], "data": report["data"], "hardware": here().to_json(), "fingerprint": here().fingerprint, "methods": [c["key"] for c in report["citations"]],
+        "versions": report["versions"], "command": report["command"], "energy": report["energy"], "lengths": _lengths(job),
+    }
+
+
+def _lengths(job: Job) -> list[int]:
+    """64 quantiles of the inputs' lengths, for racing again where the data are not at hand."""
+    import numpy as np
+
+    return [int(v) for v in np.quantile(job.splits.test.lengths, np.linspace(0, 1, 64), method="nearest")]
+
+
+def structure(anatomy: Anatomy, candidate: Candidate) -> list[dict[str, Any]]:
+    """Stack by stack, block by block: what is left of each sub-layer, in the numbering of the original."""
+    from fourfold.rewrites.compress.combine import site_ids
+
+    bundles = anatomy.bundles
+    names = site_ids(anatomy)
+    found = []
+    for stack in anatomy.stacks:
+        kept = candidate.kept.get(stack.name, list(range(len(stack.blocks))))
+        blocks = []
+        for number in range(len(stack.blocks)):
+            units = []
+            for ident, (_, bundle) in names.items():
+                head, index, kind = ident.rsplit(".", 2)
+                if head != stack.name or int(index) != number or kind == "block":
+                    continue
+                total = bundles[bundle].count if bundle else 1
+                left = min(total, candidate.shape.get(ident, total)) if number in kept else 0
+                units.append({"name": kind, "what": TITLES.get(bundles[bundle].kind, "units") if bundle else "", "kept": left, "total": total, "absent": left == 0})
+            blocks.append({"name": str(number), "removed": number not in kept, "units": units})
+        found.append({"name": stack.name, "blocks": blocks})
+    return found
+
+
+def words(job: Job, candidate: Candidate) -> str:
+    """One line on what was done to the structure."""
+    if candidate.kind == "original":
+        return "the original's weights"
+    if candidate.kind == "static":
+        return "token embeddings, pooled" + (", after a 3-token window" if candidate.extra.get("window", 1) > 1 else "") + "; distilled"
+    if candidate.kind == "bag_of_words":
+        return "counted words and word pairs, a linear model"
+    if candidate.kind == "cascade":
+        cheap, dear = candidate.extra["members"]
+        return f"{cheap.name} answers when sure, {dear.name} otherwise"
+    assert job.root is not None
+    parts = []
+    for stack in structure(job.root.anatomy, candidate):
+        alive = [b for b in stack["blocks"] if not b["removed"]]
+        text = f"{len(alive)} of {len(stack['blocks'])} {stack['name']} blocks"
+        tally: dict[str, list[int]] = {}
+        for block in stack["blocks"]:
+            for unit in block["units"]:
+                if unit["what"]:
+                    tally.setdefault(unit["what"], [0, 0])
+                    tally[unit["what"]][0] += unit["kept"]
+                    tally[unit["what"]][1] += unit["total"]
+        parts.append(", ".join([text, *[f"{k} of {n} {what}" for what, (k, n) in tally.items()]]))
+    return "; ".join(parts) + "; distilled"
+
+
+def techniques(point: Point) -> list[str]:
+    """The technique files at work in a point."""
+    kind = point.candidate.kind
+    if kind == "cascade":
+        cheap, dear = point.candidate.extra["members"]
+        return list(dict.fromkeys(["cascade", *techniques(cheap), *techniques(dear)]))
+    found = {"network": ["layer_removal", "matrix_pruning", "distil", "combine"], "static": ["static", "distil"], "bag_of_words": ["bag_of_words"], "original": []}[kind]
+    return found + (["quantise"] if point.setting.precision != "fp32" else [])
+
+
+def _interval(r: Relative | None) -> dict[str, Any] | None:
+    return None if r is None else {"value": r.value, "low": r.low, "high": r.high, "n": r.n}
+
+
+def _setting(s: Any) -> dict[str, Any]:
+    return {"engine": s.engine, "precision": s.precision, "threads": s.threads, "batch": s.batch, "bucketing": s.bucketing}
+
+
+def _ratio(r: Any, rounds: int) -> dict[str, Any]:
+    return {"value": r.value, "low": r.low, "high": r.high, "n": rounds}
+
+
+def _parameters(point: Point) -> int:
+    total = 0
+    for part in point.assembly.parts:
+        total += sum(p.numel() for p in part.module.parameters()) if part.module is not None else part.words.weights.size if part.words is not None else 0
+    return int(total)
+
+
+def _candidate(job: Job, p: Point) -> dict[str, Any]:
+    c = p.candidate
+    networks = c.kind == "network" and job.root is not None
+    how = words(job, c)
+    if c.kind not in ("cascade", "bag_of_words"):
+        how += f"; {p.setting.engine} {p.setting.precision}"
+    cascade = None
+    if c.kind == "cascade":
+        cascade = {"members": [m.name for m in c.extra["members"]], "thresholds": [g.threshold for g in p.assembly.gates], "shares": p.shares}
+    status = {"front": "front", "infeasible": "infeasible", "rejected": "stopped"}.get(p.status, "dominated")
+    return {
+        "name": p.name, "how": how, "stage": "test" if p.test else "full", "status": status, "reason": p.reason, "techniques": techniques(p),
+        "levers": ["model"] if p.setting.engine in ("torch", "numpy") else ["model", "machine"], "structure": structure(job.root.anatomy, c) if networks else [],  # type: ignore[union-attr]
+        "parameters": _parameters(p), "bytes": p.bytes, "search_quality": _interval(p.search), "test_quality": _interval(p.test),
+        "relative_energy": _ratio(p.timing.cpu, p.timing.rounds) if p.timing else None, "relative_latency": _ratio(p.timing.wall, p.timing.rounds) if p.timing else None,
+        "relative_memory": p.bytes / max(1, weight_bytes(job._part("original", job.subject.module, None, type(p.setting)()))), "setting": _setting(p.setting), "cascade": cascade,
+    }
+
+
+def _unraced(job: Job, c: Candidate) -> dict[str, Any]:
+    return {
+        "name": c.name, "how": words(job, c), "stage": "full" if c.rung == 2 else "short", "status": "stopped", "reason": c.reason, "techniques": ["layer_removal", "matrix_pruning", "distil"],
+        "levers": ["model"], "structure": structure(job.root.anatomy, c) if job.root else [], "parameters": sum(p.numel() for p in c.module.parameters()) if c.module else 0, "bytes": None,
+        "search_quality": _interval(c.quality), "test_quality": None, "relative_energy": {"value": c.cost, "low": None, "high": None}, "relative_latency": None, "relative_memory": None,
+        "setting": None, "cascade": None,
+    }
+
+
+def _absolute(job: Job) -> dict[str, Any]:
+    """The original's own quality with an interval, by bootstrap over the unseen split."""
+    import numpy as np
+
+    rows, targets, metric = job.base_test, job.splits.test.targets, job.task.metric
+    rng, n = np.random.default_rng(job.work.seed), len(job.base_test)
+    scores = []
+    if metric.weighted is not None:
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=400).astype(float)
+        scores = list(metric.weighted(rows, targets, weights))
+    low, high = (float(np.quantile(scores, q)) for q in (0.05, 0.95)) if len(scores) else (None, None)
+    return {"value": job.quality, "low": low, "high": high, "n": n}
+
+
+def _simple(job: Job, s: Any) -> dict[str, Any]:
+    found = relative(job.task.metric, job.base_test, s.test, job.splits.test.targets, seed=job.work.seed)
+    score = float(job.task.metric.score(s.test, job.splits.test.targets))
+    point = next((p for p in job.points if p.candidate.kind == "bag_of_words" and s.words is not None), None)
+    energy = _ratio(point.timing.cpu, point.timing.rounds) if point and point.timing else None
+    return {"name": s.name, "quality": {"value": score, "low": None, "high": None, "n": len(s.test)}, "relative_quality": _interval(found), "relative_energy": energy}
+
+
+def _knee(candidates: list[dict[str, Any]], front: list[int]) -> int | None:
+    """The front member farthest from the chord between its ends, in (log energy, quality), both scaled to [0, 1]."""
+    import math
+
+    rows = [(math.log(candidates[i]["relative_energy"]["value"]), candidates[i]["test_quality"]["value"], i) for i in front if candidates[i]["relative_energy"] and candidates[i]["test_quality"]]
+    if len(rows) < 3:
+        return None
+    rows.sort()
+    (x0, y0, _), (x1, y1, _) = rows[0], rows[-1]
+    if x1 == x0 or y1 == y0:
+        return None
+    heights = [((y - y0) / (y1 - y0) - (x - x0) / (x1 - x0), i) for x, y, i in rows[1:-1]]
+    top = max(heights)
+    return top[1] if top[0] > 0 else None
+
+
+def _infeasible(job: Job, shown: list[Point], place: dict[str, int]) -> dict[str, Any]:
+    tested = [p for p in shown if p.test is not None]
+    near = sorted(tested, key=lambda p: -p.test.low)[:3]  # type: ignore[union-attr]
+    rows = [
+        {"candidate": place[p.name], "shortfall": max(0.0, job.work.floor - p.test.low),  # type: ignore[union-attr]
+         "reason": f"keeps {p.test.value:.1%} [{p.test.low:.1%}, {p.test.high:.1%}] at {job.cost(p):.1%} of the cost"  # type: ignore[union-attr]
+         + ("" if job._pays(p) else "; not cheaper than the original beyond doubt")}
+        for p in near
+    ]
+    if not near:
+        return {"reason": "no candidate could be built and raced", "nearest": []}
+    n = len(job.splits.test)
+    best = near[0].test
+    assert best is not None
+    reason = f"no cheaper candidate's lower 95 % bound reaches {job.work.floor:.1%} on {n:,} unseen examples; the nearest has {best.low:.1%}"
+    if best.value >= job.work.floor:
+        reason += f" although its estimate is {best.value:.1%}: more test examples would narrow the interval"
+    return {"reason": reason, "nearest": rows}
+
+
+def _race(job: Job, place: dict[str, int]) -> list[dict[str, Any]]:
+    rows = []
+    for r in job.race_rows:
+        setting = {"engine": r["engine"], "precision": r["precision"], "threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]}
+        name = f"{r['stage']}: {r['engine']} {r['precision']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, batch {r['batch']}{', by length' if r['bucket'] else ''}"
+        rows.append({
+            "name": name, "candidate": None, "against": "the original, fp32", "setting": setting, "wall": {k: r["wall"][k] for k in ("value", "low", "high")},
+            "cpu": {k: r["cpu"][k] for k in ("value", "low", "high")}, "accepted": bool(r["chosen"]) or r["verdict"] == "cheaper", "reason": "chosen" if r["chosen"] else r["verdict"],
+        })
+    for r in job.race_rejected:
+        setting = {"engine": r["engine"], "precision": r["precision"], "threads": job.base_setting.threads, "batch": job.base_setting.batch, "bucketing": job.base_setting.bucketing}
+        rows.append({"name": f"{r['engine']} {r['precision']}", "candidate": None, "against": "the original, fp32", "setting": setting, "wall": None, "cpu": None, "accepted": False, "reason": r["reason"]})
+    for p in job.points:
+        if p.timing is None:
+            continue
+        pays = job._pays(p)
+        rows.append({
+            "name": p.name, "candidate": place[p.name], "against": "the original, fp32", "setting": _setting(p.setting), "wall": _ratio(p.timing.wall, p.timing.rounds),
+            "cpu": _ratio(p.timing.cpu, p.timing.rounds), "accepted": pays, "reason": "chosen" if p is job.best else "cheaper" if pays else "not cheaper beyond doubt",
+        })
+    return rows
+
+
+STAGES = {
+    "original": "baseline", "race": "race", "calibration": "sensitivities", "cost-table": "cost table", "plan": "plan", "answers": "teacher", "sketch": "sketch", "train": "distil",
+    "judge": "quality", "harm": "quality", "point": "quality", "energy": "energy", "ladder": "factors",
+}
+
+
+def _timeline(job: Job) -> list[dict[str, Any]]:
+    rows, first = [], None
+    for e in job.journal.events():
+        first = e["at"] if first is None else first
+        if "key" in e:
+            rows.append({"t": max(0.0, e["at"] - first), "stage": STAGES.get(e["key"].split(":")[0], "other"), "text": e["key"].split(":facts")[0][:80], "seconds": float(e.get("seconds", 0.0))})
+        elif e.get("event") == "resumed":
+            rows.append({"t": max(0.0, e["at"] - first), "stage": "resumed", "text": "taken up again after an interruption", "seconds": 0.0})
+    return rows
+
+
+def _joules(value: float, energy: dict[str, Any]) -> dict[str, Any]:
+    spread = energy["high"] / energy["value"], energy["low"] / energy["value"]
+    return {"value": value, "low": value * spread[1], "high": value * spread[0], "grade": energy["grade"], "method": energy["method"]}
+
+
+def _cost(job: Job, energy: dict[str, Any]) -> dict[str, Any]:
+    """Time and energy of the optimisation itself, and after how many inferences it has paid for itself."""
+    cpu = max(job.journal.cpu, time.process_time())
+    joules = cpu * energy["per_cpu_second"]
+    saved = 0.0 if job.best is None or job.best.timing is None else energy["per_example"] * (1 - job.best.timing.cpu.value)
+    return {
+        "wall_s": max(job.journal.elapsed, time.time() - job.started), "cpu_s": cpu, "joules": _joules(joules, energy), "break_even": int(joules / saved) + 1 if saved > 0 else None,
+    }
+
+
+def _cited(job: Job) -> list[str]:
+    from fourfold.techniques import facts
+
+    used: dict[str, None] = {}
+    point = job.best or next((p for p in job.points if p.status != "rejected"), None)
+    for name in techniques(point) if point else []:
+        used |= dict.fromkeys(k for k in facts(name).cites if k in BIBLIOGRAPHY)
+    return [*used, *[k for k in ("efron1979", "patterson2022") if k in BIBLIOGRAPHY]]
+
+
+def _family(job: Job) -> str:
+    config = getattr(job.subject.module, "config", None)
+    return str(getattr(config, "model_type", "") or type(job.subject.module).__name__)
+
+
+def _command(job: Job) -> str:
+    w = job.work
+    return f"fourfold optimize {w.model} --data {w.data} --floor {w.floor:.4g} --budget {w.budget:.0f}s --objective {w.objective} --seed {w.seed}"
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "transformers", "numpy", "onnxruntime", "openvino", "nncf", "torchao", "optuna"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

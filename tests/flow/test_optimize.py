@@ -1,0 +1,63 @@
+"""The main job from end to end on a small real model: found, proved, saved, loaded elsewhere; killed and resumed; asked for too much."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fourfold
+from fourfold.report.schema import validate
+
+
+@pytest.fixture(scope="session")
+def front(model: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> fourfold.Front:
+    out = tmp_path_factory.mktemp("out") / "cheap"
+    return fourfold.optimize(model, reviews, floor=0.9, budget="40s", out=out, engines=["torch"], seed=1)
+
+
+def test_report_is_sound(front: fourfold.Front) -> None:
+    assert validate(front.report_data) == []
+
+
+def test_best_clears_the_floor_and_costs_less(front: fourfold.Front) -> None:
+    assert front.best is not None, front.infeasible
+    point = front.best.point
+    assert point.test is not None and point.test.low >= 0.9
+    assert front.best.cost < 1
+
+
+def test_fresh_process_gives_identical_answers(front: fourfold.Front, reviews: Path) -> None:
+    assert front.best is not None
+    folder = front.job.options.out
+    texts = [line.split(",")[0] for line in reviews.read_text().splitlines()[1:40]]
+    here = fourfold.load(folder).predict(texts)
+    code = "import sys, json, fourfold; print(json.dumps(fourfold.load(sys.argv[1]).predict(json.loads(sys.argv[2]))))"
+    done = subprocess.run([sys.executable, "-c", code, str(folder), json.dumps(texts)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == here
+    assert set(here) <= {"water", "fire"}
+
+
+def test_an_altered_artefact_is_refused(front: fourfold.Front, tmp_path: Path) -> None:
+    import shutil
+
+    assert front.best is not None
+    copy = tmp_path / "copy"
+    shutil.copytree(front.job.options.out or "", copy)
+    weights = next(copy.rglob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(fourfold.ArtefactError, match="altered"):
+        fourfold.load(copy)
+
+
+def test_infeasible_floor_says_why(model: Path, reviews: Path, tmp_path: Path) -> None:
+    found = fourfold.optimize(model, reviews, floor=1.0, budget="12s", out=tmp_path / "cheap", engines=["torch"], seed=1)
+    if found.best is None:
+        assert found.infeasible is not None and "lower 95 % bound" in str(found.infeasible)
+        assert found.report_data["infeasible"]["nearest"]
+    assert validate(found.report_data) == []
