@@ -282,6 +282,6 @@ def test_unknown_words_are_refused(wrong: dict[str, Any]) -> None:
 def test_settings() -> None:
     assert powers(1) == [1] and powers(2) == [1, 2] and powers(6) == [1, 2, 4, 6]
     assert str(Choice("torch", "fp32", 2, 8, True)) == "torch fp32, 2 threads, batch 8, by length"
-    index = representative(1000, 0.01, 85.0, "energy", 0)
+    index = representative(1000, 0.01, 95.0, "energy", 0)
     assert len(index) == 100 and len(set(index)) == 100 and list(index) == sorted(index)
     assert len(representative(10, 0.01, 1000, "energy", 0)) == 10 and len(representative(1000, 10.0, 1, "latency", 0)) == 4
