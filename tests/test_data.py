@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fourfold.ingest.data import Examples, Ragged, load_data
 from fourfold.ingest.encode import load_inputs
 from fourfold.ingest.model import Subject
 from fourfold.ingest.split import group_of, sides, strata
+from fourfold.ingest.task import Writing
 
 WORDS = "good bad fine poor great awful film plot actor scene slow quick dull bright story end".split()
 NAMES = {0: "NEGATIVE", 1: "POSITIVE"}
@@ -254,7 +256,15 @@ def test_sounds_by_class_and_by_manifest(tmp_path: Path) -> None:
         load_data(tmp_path, "ctc", model)
 
 
+def forward(module: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return module(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.numpy()
+
+
 def test_text_to_text_gets_shifted_decoder_inputs(tmp_path: Path) -> None:
+    import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
     module = T5ForConditionalGeneration(T5Config(vocab_size=100, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8, decoder_start_token_id=0))
@@ -265,6 +275,10 @@ def test_text_to_text_gets_shifted_decoder_inputs(tmp_path: Path) -> None:
     assert task.kind == "seq2seq" and (batch["decoder_input_ids"][:, 0] == 0).all()
     assert (batch["decoder_input_ids"][:, 1:][labels[:, 1:] >= 0] == labels[:, :-1][labels[:, 1:] >= 0]).all()
     assert task.answers(splits.train.targets)[0] in WORDS
+    told: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    by_hand = module.eval().generate(**{name: torch.from_numpy(value) for name, value in told.items()}, max_new_tokens=5, do_sample=False)
+    found = replace(task, writing=Writing(0, 1, 5)).write(lambda inputs: forward(module, inputs), told)
+    assert found == [text.strip() for text in model.tokenizer.batch_decode(by_hand, skip_special_tokens=True)]
 
 
 def test_language_modelling_keeps_passages_whole(tmp_path: Path) -> None:
@@ -293,10 +307,16 @@ def test_a_data_set_object_with_column_names(model: Subject) -> None:
     assert load_data(Set(), None, model)[1].kind == "classification"
 
 
-def test_no_labels_means_agreement_with_the_original(tmp_path: Path, model: Subject) -> None:
+def test_without_labels_the_originals_answers_judge_if_told_to(tmp_path: Path, model: Subject) -> None:
     path = csv_file(tmp_path / "t.csv", [(text,) for text, _ in rows()], "text")
-    splits, task = load_data(path, None, model)
-    assert task.metric.name == "agreement" and splits.test.targets is None and "agreement" in splits.note
+    with pytest.raises(InputError, match="no column 'label'.*\n.*metric agreement"):
+        load_data(path, None, model)
+    for ref in (path, csv_file(tmp_path / "u.csv", rows())):
+        splits, task = load_data(ref, None, model, metric="agreement")
+        assert task.metric.name == "agreement" and splits.test.targets is None and "agreement" in splits.note
+    csv_file(tmp_path / "v.csv", [(text, i) for i, (text, _) in enumerate(rows())], "text,lable")
+    with pytest.raises(InputError, match="no column 'label'.*\n.*Nearest: lable"):
+        load_data(tmp_path / "v.csv", None, model)
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

@@ -280,6 +280,18 @@ def _missing(table: Table, what: str, names: Sequence[str]) -> InputError:
     )
 
 
+def unlabelled(table: Table, role: Roles) -> InputError:
+    """There is no column that could be the label."""
+    near = [name for name in table.columns if difflib.get_close_matches(name.lower(), LABEL, 1, 0.5)] or list(table.columns)
+    near = [name for name in near if name not in (role.text, role.pair)]
+    name = "'y'" if table.nature == "arrays" else "'label'"
+    there = f"Nearest: {', '.join(near[:4])}; say" if near else "Add one, or say"
+    return InputError(
+        f"{table.source} has no column {name} (it has {', '.join(table.columns)}).",
+        f"{there} which it is, or judge by the original's own answers: metric agreement.",
+    )
+
+
 def sides_of(table: Table, name: str) -> np.ndarray:
     """The side that each row's split column names. InputError for another word."""
     found = [PARTS.get(str(value).strip().lower()) for value in table.columns[name]]

@@ -221,7 +221,11 @@ def load_data(
         given["split"], splits = splits, None
     part_shares = split.fractions(splits)
     role = roles.roles_of(table, given, subject, task_hint)
+    if metric == "agreement":  # judged by the original's own answers, whatever the labels say
+        role = replace(role, label=None)
     kind = roles.kind_of(task_hint, subject, table, None if role.label is None else table.columns[role.label])
+    if kind in ("classification", "regression") and role.label is None and metric != "agreement":
+        raise roles.unlabelled(table, role)
     if role.side:
         side = roles.sides_of(table, role.side)
     examples, task, origin, notes = encode(table, role, kind, subject, max_length)

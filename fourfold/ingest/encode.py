@@ -14,7 +14,7 @@ from fourfold.ingest import columns as roles
 from fourfold.ingest import split
 from fourfold.ingest.data import Examples, Ragged
 from fourfold.ingest.readers import Table, picture, read, sound
-from fourfold.ingest.task import DEFAULTS, Speech, Task, default_metric
+from fourfold.ingest.task import DEFAULTS, Speech, Task, Writing, default_metric, text_of
 from fourfold.metric import METRICS
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def _targets(examples: Examples, table: Table, role: roles.Roles, kind: str, sub
     """Sets `examples.targets` and says what they mean."""
     config = roles.config_of(subject)
     if kind in ("classification", "regression") and role.label is None:
-        notes.append("No labels: the original's own answers are taken as right (agreement).")
+        notes.append("The original's own answers are taken as right (agreement).")
         known = [str(name) for _, name in sorted(getattr(config, "id2label", {}).items())] if kind == "classification" else []
         return Task(kind, known or None, METRICS["agreement"] if kind == "classification" else default_metric(kind))
     if kind == "classification":
@@ -359,8 +359,20 @@ def _text_targets(examples: Examples, table: Table, role: roles.Roles, kind: str
     if kind == "seq2seq" and examples.targets.sizes().mean() > SHORT + 1:
         metric = METRICS["token_accuracy"]
     width = int(examples.targets.sizes().max(initial=1)) * (2 if kind == "ctc" else 1) if kind in ("seq2seq", "ctc") else 0
-    decoder = (lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)) if tokenizer is not None and kind != "ctc" else None
-    return Task(kind, None, metric, speech=speech, width=width, decoder=decoder)
+    writing = Writing(_start(subject), _stop(subject), 2 * width + 8) if kind == "seq2seq" else None
+    return Task(kind, None, metric, speech=speech, width=width, decoder=text_of(tokenizer) if kind != "ctc" else None, writing=writing)
+
+
+def _start(subject: Subject) -> int:
+    config = roles.config_of(subject)
+    given = (getattr(config, name, None) for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"))
+    return next((value for value in given if isinstance(value, int)), 0)
+
+
+def _stop(subject: Subject) -> int | None:
+    found = getattr(subject.tokenizer, "eos_token_id", None)
+    found = getattr(roles.config_of(subject), "eos_token_id", None) if found is None else found
+    return found[0] if isinstance(found, list | tuple) and found else found
 
 
 def _speech(tokenizer: Any, config: Any) -> Speech | None:
@@ -385,19 +397,7 @@ def _decoder(examples: Examples, task: Task, subject: Subject) -> None:
     """Inputs of the decoder, made of the targets: shifted right behind the start token (teacher forcing)."""
     if task.kind != "seq2seq":
         return
-    config = roles.config_of(subject)
-    start = next(
-        (
-            value
-            for value in (
-                getattr(config, "decoder_start_token_id", None),
-                getattr(config, "bos_token_id", None),
-                getattr(config, "pad_token_id", None),
-            )
-            if isinstance(value, int)
-        ),
-        0,
-    )
+    start = _start(subject)
     targets = (
         examples.targets if isinstance(examples.targets, Ragged) else Ragged(np.zeros(len(examples), dtype=np.int64), np.arange(len(examples) + 1))
     )
@@ -460,7 +460,7 @@ def _language(table: Table, role: roles.Roles, subject: Subject, max_length: int
     note = f"{len(column.values):,} tokens in {len(blocks):,} blocks of at most {limit}, from {len(documents):,} passages that stay whole."
     return (
         examples,
-        Task("causal_lm", None, default_metric("causal_lm"), decoder=lambda some: tokenizer.batch_decode(some, skip_special_tokens=True)),
+        Task("causal_lm", None, default_metric("causal_lm"), decoder=text_of(tokenizer)),
         np.array(origin),
         [note],
     )

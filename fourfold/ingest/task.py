@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,20 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """How an encoder–decoder writes: its first token, the token that ends a text (None: none does), the most tokens."""
+
+    start: int
+    stop: int | None
+    limit: int
+
+
+def text_of(tokenizer: Any) -> Callable[[list[list[int]]], list[str]] | None:
+    """Token ids → texts by this tokenizer (special tokens left out); None without one."""
+    return (lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)) if tokenizer is not None else None
+
+
+@dataclass(frozen=True)
 class Task:
     """kind: classification · regression · causal_lm · seq2seq · ctc · custom.
 
@@ -52,6 +66,7 @@ class Task:
     speech: Speech | None = None
     width: int = 0
     decoder: Callable[[list[list[int]]], list[str]] | None = None  # token ids → text, where there is a tokenizer
+    writing: Writing | None = None
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -200,6 +215,28 @@ class Task:
             return np.exp(records[:, 0] / np.maximum(records[:, 1], 1)).tolist()
         return records
 
+    def write(self, run: Callable[[dict[str, np.ndarray]], np.ndarray], inputs: dict[str, np.ndarray]) -> list[str]:
+        """Texts that an encoder–decoder writes by greedy decoding, one per example of the padded batch `inputs`.
+
+        run: one forward pass, inputs → logits [B, T, V]. The whole prefix is passed each time, so that any engine will do. Raises InputError for
+        other tasks.
+        """
+        if self.writing is None:
+            raise InputError(f"A {self.kind} task does not write texts.", "Use predict.")
+        count = len(next(iter(inputs.values())))
+        ids, done = np.full((count, 1), self.writing.start, dtype=np.int64), np.zeros(count, dtype=bool)
+        for _ in range(self.writing.limit):
+            batch = {**inputs, "decoder_input_ids": ids}
+            if "decoder_attention_mask" in inputs:
+                batch["decoder_attention_mask"] = np.ones_like(ids)
+            token = np.asarray(run(batch))[:, -1].argmax(axis=-1)
+            ids = np.concatenate([ids, token[:, None]], axis=1)
+            done |= token == self.writing.stop
+            if done.all():
+                break
+        ends = [np.flatnonzero(row == self.writing.stop) for row in ids[:, 1:]]
+        return self.texts([row[: end[0]].tolist() if len(end) else row.tolist() for row, end in zip(ids[:, 1:], ends, strict=True)])
+
     def confidence(self, records: np.ndarray) -> np.ndarray:
         """Probability of the predicted class, [N]. Only for classification."""
         z = np.asarray(records, dtype=np.float64)
@@ -229,6 +266,8 @@ class Task:
         """
         if metric is None:
             return self
+        if isinstance(metric, str) and ":" in metric:
+            metric = _imported(metric)
         if metric == "agreement" and self.kind == "regression":
             metric = DEFAULTS["regression"]  # values agree by rank with the original's
         if isinstance(metric, str):
@@ -261,20 +300,40 @@ class Task:
             "metric": self.metric.name,
             "greater_is_better": self.metric.greater_is_better,
             "speech": speech,
+            "width": self.width,
+            "writing": asdict(self.writing) if self.writing else None,
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Task:
-        """The task of an artefact. A user's own metric is code, which artefacts do not hold: the default of the kind stands in for it."""
+    def from_json(cls, data: dict[str, Any], tokenizer: Any = None) -> Task:
+        """The task of an artefact; `tokenizer` turns tokens into text. A user's own metric is code, which artefacts do not hold: the default of
+        the kind stands in for it."""
         metric = METRICS.get(data["metric"]) or default_metric(data["kind"])
-        speech = data.get("speech")
+        speech, writing = data.get("speech"), data.get("writing")
         return cls(
             data["kind"],
             data["classes"],
             metric,
             data.get("named", False),
             Speech(tuple(speech["tokens"]), speech["blank"], speech["delimiter"]) if speech else None,
+            data.get("width", 0),
+            text_of(tokenizer) if not speech else None,
+            Writing(**writing) if writing else None,
         )
+
+
+def _imported(name: str) -> Callable[[Any, Any], float]:
+    """The function that "package.module:function" names. InputError where there is none."""
+    from importlib import import_module
+
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"The metric {name!r} cannot be imported: {error}.", "Give package.module:function, importable from here.") from None
+    if not callable(found):
+        raise InputError(f"The metric {name!r} is a {type(found).__name__}, not a function.", "Give a function (predictions, targets) -> float.")
+    return found
 
 
 def default_metric(kind: str) -> Metric:

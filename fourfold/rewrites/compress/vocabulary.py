@@ -235,11 +235,11 @@ def _rewritten(tokenizer: Any, data: dict[str, Any], new_of: np.ndarray) -> Any:
     backend = Tokenizer.from_str(json.dumps(data))
     names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
     given = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None) is not None}
-    extra = getattr(tokenizer, "chat_template", None)
+    extra = {"chat_template": tokenizer.chat_template} if getattr(tokenizer, "chat_template", None) else {}
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=tokenizer.model_max_length, padding_side=tokenizer.padding_side,
         truncation_side=tokenizer.truncation_side, model_input_names=list(tokenizer.model_input_names),
-        clean_up_tokenization_spaces=getattr(tokenizer, "clean_up_tokenization_spaces", False), **given, **({"chat_template": extra} if extra else {}),
+        clean_up_tokenization_spaces=getattr(tokenizer, "clean_up_tokenization_spaces", False), **given, **extra,
     )  # fmt: skip
     old, new = tokenizer.get_vocab(), made.get_vocab()
     wrong = next((piece for piece, i in new.items() if piece in old and (old[piece] >= len(new_of) or new_of[old[piece]] != i)), None)
