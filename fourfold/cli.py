@@ -139,13 +139,24 @@ def predict(
         print("\n".join(_line(answer) for answer in answers))
 
 
-@app.command(epilog="Example: fourfold race cheap/")
-def race(folder: Folder, as_json: AsJson = False) -> None:
+@app.command(epilog="Example: fourfold race cheap/ --data new.csv")
+def race(
+    folder: Folder,
+    data: Annotated[str | None, typer.Option(help="File of inputs: with it int8 may win too, where it answers as fp32 does.")] = None,
+    budget: Annotated[str, typer.Option(help="Time to spend: 90s, 10min, 1h.")] = "60s",
+    as_json: AsJson = False,
+) -> None:
     """Race precisions and back ends again, on this machine, and keep the winner in the artefact."""
     from fourfold.run.artefact import rerace
+    from fourfold.workload import seconds
 
-    outcome = rerace(folder)
-    _emit(outcome) if as_json else _table(outcome)
+    outcome = rerace(folder, data, budget=seconds(budget), log=None if as_json else _say)
+    if as_json:
+        _emit(outcome)
+    else:
+        from fourfold.report.terminal import show_race
+
+        show_race(outcome)
 
 
 # ---- reading what was found ----------------------------------------------------------------------------------------------------------------------
@@ -289,19 +300,12 @@ def _write_csv(answers: list[Any], path: Path) -> None:
         writer.writerows(rows)
 
 
-def _table(rows: Any) -> None:
-    """Rows of equal dicts as a table; a dict as its lines, its lists of dicts as tables."""
+def _table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
     from fourfold.report.terminal import table
 
-    console = Console(highlight=False)
-    if isinstance(rows, dict):
-        for key, value in rows.items():
-            nested = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
-            console.print(table(value) if nested else f"{key}: {value}", markup=False)
-    else:
-        console.print(table(rows))
+    Console(highlight=False).print(table(rows))
 
 
 def _sources(train: str, search: str | None, test: str | None) -> Any:

@@ -139,6 +139,30 @@ def test_the_story_tells_what_went_where() -> None:
     assert "Nothing cheaper" in "\n".join(story.story(report(False)))
 
 
+def test_a_race_is_told_with_before_after_and_who_could_not_run() -> None:
+    run = {"engine": "torch", "precision": "fp32", "threads": 1, "batch": 8, "bucketing": True}
+    row = {
+        **run,
+        "bucket": True,
+        "stage": "final",
+        "chosen": True,
+        "verdict": "cheaper",
+        "cpu": {"value": 0.5, "low": 0.45, "high": 0.55},
+        "wall": None,
+    }
+    kept = {
+        "table": [row, {**row, "stage": "tuning", "batch": 77}],
+        "rejected": [{"engine": "openvino", "precision": "int8", "reason": "[not] installed"}],
+    }
+    parts = [{"part": "[b]", "before": run, "after": {**run, "engine": "openvino"}, "race": kept}]
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    terminal.show_race({"folder": "cheap", "machine": "an invented one", "parts": parts}, console)
+    terminal.show_race({"folder": "cheap", "machine": "an invented one", "parts": []}, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[b]: torch fp32" in text and "→ openvino" in text and "0.50 [0.45, 0.55]" in text and "[not] installed" in text and "77" not in text
+    assert "Nothing to race" in text
+
+
 # ---- progress ----
 
 

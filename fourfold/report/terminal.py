@@ -112,6 +112,33 @@ def _facts(report: Any) -> list[Any]:
     return shown
 
 
+def show_race(outcome: Any, console: Console | None = None) -> None:
+    """Print what `fourfold.run.artefact.rerace` found: for each part the choice before and after, all times, and who could not run."""
+    from rich.console import Console
+
+    console = console or Console(highlight=False)
+    for part in outcome["parts"]:
+        before, after = words.setting(part["before"]), words.setting(part["after"])
+        console.print(f"{part['part']}: {f'stays on {after}' if before == after else f'{before} → {after}'}", style="bold", markup=False)
+        rows = [row for row in part["race"]["table"] if row["stage"] != "tuning"]
+        console.print(table([_raced(row) for row in rows]))
+        for row in part["race"]["rejected"]:
+            console.print(f"  not raced: {row['engine']} {row['precision']}: {row['reason']}", style="dim", markup=False)
+    if not outcome["parts"]:
+        console.print("Nothing to race: no part of this artefact is a network.")
+    console.print(f"Raced on {outcome['machine']}; ratios to the plain model, below 1 is faster. Saved in {outcome['folder']}.", markup=False)
+
+
+def _raced(row: Any) -> dict[str, Any]:
+    setting = words.setting({**row, "bucketing": row["bucket"]})
+    verdict = "chosen" if row["chosen"] else row["verdict"]
+    return {"stage": row["stage"], "configuration": setting, "CPU time": _ratio(row["cpu"]), "wall time": _ratio(row["wall"]), "": verdict}
+
+
+def _ratio(figure: Any) -> str:
+    return "–" if figure is None else f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+
+
 def table(rows: Any) -> Table:
     """Dicts with the same keys as a table: one row each, keys as heads."""
     from rich import box
