@@ -200,11 +200,24 @@ def test_refusals_are_sentences() -> None:
         engines.engine("torch").open(Path("."), None, build("picture").signature, "fp32", 1)
 
 
+@pytest.mark.parametrize("name", [kind.name for kind in engines.engines() if kind.standalone])
+def test_a_model_seen_at_one_length_only_takes_others(bert: Case, name: str, tmp_path: Path) -> None:
+    kind = engines.engine(name)
+    if reason := kind.declines("fp32", here()):
+        pytest.skip(reason)
+    equal = [masked(4, 16, 0), masked(2, 16, 1)]
+    signature = Signature.of(tuple(equal[0]), equal)
+    kind.export(bert.module, signature, equal, "fp32", tmp_path)
+    assert parity(kind.open(tmp_path, None, signature, "fp32", 1), bert.batches, bert.wanted, "fp32")[1] is None
+
+
 def test_what_is_dynamic_is_read_off_the_batches() -> None:
     signature = build("t5").signature
     assert signature.dynamic["input_ids"] == signature.dynamic["attention_mask"] == {0: "batch", 1: "length"}
     assert signature.dynamic["decoder_input_ids"][1] != "length"
     assert build("picture").signature.dynamic == {"pixel_values": {0: "batch"}}
+    equal = [masked(4, 16, 0), masked(2, 16, 1)]
+    assert Signature.of(tuple(equal[0]), equal).dynamic["input_ids"] == {0: "batch", 1: "length"}
     again = Signature.from_json(signature.to_json())
     assert again.names == signature.names and again.dynamic == signature.dynamic and again.dtypes == signature.dtypes
     with pytest.raises(InputError, match="pixel_values"):

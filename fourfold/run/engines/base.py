@@ -53,7 +53,7 @@ class Signature:
 
     @classmethod
     def of(cls, names: Sequence[str], batches: Sequence[Batch]) -> Signature:
-        """Read it off a few batches. Axis 0 is always dynamic; another axis is where its size differs between batches.
+        """Read it off a few batches. Axis 0 is always dynamic; another axis is where its size differs between batches, and axis 1 of tokens and waves.
 
         Inputs whose sizes always agree along their axes share an axis name. Raises `InputError` where an input is missing from the batches.
         """
@@ -68,7 +68,9 @@ class Signature:
             dynamic[name] = {0: "batch"}
             for axis in range(1, batches[0][name].ndim):
                 size = tuple(batch[name].shape[axis] for batch in batches)
-                if len(set(size)) > 1:
+                # Texts that are all cut to one length now need not be so for ever.
+                line = batches[0][name].ndim == 2 and (batches[0][name].dtype.kind in "iu" or name == "input_values")
+                if len(set(size)) > 1 or line:
                     dynamic[name][axis] = sizes.setdefault(size, f"length{len(sizes) or ''}")
         # Sizes 0 and 1 make tracers specialise, so the example is the batch with the most rows.
         example = max(batches, key=lambda batch: min(len(batch[names[0]]), 4))
