@@ -49,7 +49,9 @@ def _mixed(column: np.ndarray, a: np.ndarray, b: np.ndarray, share: np.ndarray) 
 
 def _joined(old: np.ndarray | Ragged, new: np.ndarray | Ragged) -> np.ndarray | Ragged:
     if isinstance(old, Ragged) and isinstance(new, Ragged):
-        return Ragged(np.concatenate([old.values, new.values.astype(old.values.dtype)]), np.concatenate([old.offsets, old.offsets[-1] + new.offsets[1:]]))
+        return Ragged(
+            np.concatenate([old.values, new.values.astype(old.values.dtype)]), np.concatenate([old.offsets, old.offsets[-1] + new.offsets[1:]])
+        )
     assert isinstance(old, np.ndarray) and isinstance(new, np.ndarray)
     return np.concatenate([old, new])
 

@@ -42,6 +42,7 @@ class Sensitivities:
     gradients: dict[str, np.ndarray] = field(default_factory=dict)
     gram: dict[str, np.ndarray] = field(default_factory=dict)
     examples: int = 0
+    orders: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)  # memory of `matrix_pruning.order_of`
 
 
 def divergence(z: Tensor, reference: Tensor, kind: str) -> Tensor:

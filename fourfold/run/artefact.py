@@ -81,7 +81,9 @@ class Part:
 
             assert self.signature is not None
             wrapped = None if self.module is None else self.subject.wrap(self.module)
-            self.session = engine(self.setting.engine).open(self.folder or Path("."), wrapped, self.signature, self.setting.precision, self.setting.threads)
+            self.session = engine(self.setting.engine).open(
+                self.folder or Path("."), wrapped, self.signature, self.setting.precision, self.setting.threads
+            )
         return self.session
 
     def outputs(self, examples: Examples, task: Task) -> np.ndarray:
@@ -146,7 +148,9 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def save(assembly: Assembly, task: Task, folder: Path, facts: Mapping[str, Any], *, extra: Mapping[str, str] | None = None, max_length: int | None = None) -> Path:
+def save(
+    assembly: Assembly, task: Task, folder: Path, facts: Mapping[str, Any], *, extra: Mapping[str, str] | None = None, max_length: int | None = None
+) -> Path:
     """Write the artefact beside `folder` and move it into place when complete; an older artefact there is replaced only then.
 
     `facts` go into the manifest (metrics, hardware, methods, versions …); `extra` are further text files by name. Raises FourfoldError on a full disk.
@@ -160,14 +164,24 @@ def save(assembly: Assembly, task: Task, folder: Path, facts: Mapping[str, Any],
             (aside / name).write_text(text, encoding="utf-8")
         files = {str(p.relative_to(aside)): digest(p) for p in sorted(aside.rglob("*")) if p.is_file()}
         manifest = {
-            "format": FORMAT, "name": assembly.name, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "task": task.to_json(), "max_length": max_length,
-            "parts": parts, "gates": [{"temperature": g.temperature, "threshold": g.threshold} for g in assembly.gates], **facts, "files": files,
+            "format": FORMAT,
+            "name": assembly.name,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "task": task.to_json(),
+            "max_length": max_length,
+            "parts": parts,
+            "gates": [{"temperature": g.temperature, "threshold": g.threshold} for g in assembly.gates],
+            **facts,
+            "files": files,
         }
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _replace(aside, folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise FourfoldError(f"could not write {folder}: {error.strerror or error}.", "Free some space or choose another --out; the search is kept, so a rerun goes straight to saving.") from error
+        raise FourfoldError(
+            f"could not write {folder}: {error.strerror or error}.",
+            "Free some space or choose another --out; the search is kept, so a rerun goes straight to saving.",
+        ) from error
     return folder
 
 
@@ -202,9 +216,16 @@ def _save_part(part: Part, root: Path) -> dict[str, Any]:
         if encoder is not None and hasattr(encoder, "save_pretrained"):
             encoder.save_pretrained(home / "tokenizer")
     return {
-        "name": part.name, "kind": "network", "origin": part.subject.origin, "recipe": json.loads(part.recipe.to_json()) if part.recipe else {"edits": []},
-        "inputs": list(part.subject.inputs), "setting": part.setting.to_json(), "signature": part.signature.to_json(), "engine_files": part.files,
-        "parameters": sum(p.numel() for p in part.module.parameters()), "sizes": {n: list(p.shape) for n, p in part.module.named_parameters()},
+        "name": part.name,
+        "kind": "network",
+        "origin": part.subject.origin,
+        "recipe": json.loads(part.recipe.to_json()) if part.recipe else {"edits": []},
+        "inputs": list(part.subject.inputs),
+        "setting": part.setting.to_json(),
+        "signature": part.signature.to_json(),
+        "engine_files": part.files,
+        "parameters": sum(p.numel() for p in part.module.parameters()),
+        "sizes": {n: list(p.shape) for n, p in part.module.named_parameters()},
     }
 
 
@@ -249,7 +270,10 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}.", "Copy the artefact again.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtefactError(f"{path} has format {manifest.get('format') if isinstance(manifest, dict) else None!r}; this version reads {FORMAT!r}.", "Use the version that wrote it.")
+        raise ArtefactError(
+            f"{path} has format {manifest.get('format') if isinstance(manifest, dict) else None!r}; this version reads {FORMAT!r}.",
+            "Use the version that wrote it.",
+        )
     return manifest
 
 
@@ -361,10 +385,19 @@ def rerace(folder: Path | str, data: Any = None, *, budget: float = 60.0, log: C
         part.close()
         examples = _subset(model.encode(data), 512) if data is not None else drawn(part, manifest.get("lengths") or [32])
         stored = Setting(**spec["setting"])
-        precisions = None if data is not None else list(dict.fromkeys(["fp32", "bf16", *(["int8-weights"] if stored.precision == "int8-weights" else [])]))
+        precisions = (
+            None if data is not None else list(dict.fromkeys(["fp32", "bf16", *(["int8-weights"] if stored.precision == "int8-weights" else [])]))
+        )
         outcome = race_model(
-            part.subject, part.module, examples, objective=manifest.get("objective", "energy"), precisions=precisions, budget_s=budget / len(model.assembly.parts),
-            accept=_agrees(part, examples, model.task) if data is not None else None, folder=root / spec["name"] / ".race", log=log,
+            part.subject,
+            part.module,
+            examples,
+            objective=manifest.get("objective", "energy"),
+            precisions=precisions,
+            budget_s=budget / len(model.assembly.parts),
+            accept=_agrees(part, examples, model.task) if data is not None else None,
+            folder=root / spec["name"] / ".race",
+            log=log,
         )
         best = outcome.best
         for name in spec["engine_files"]:
@@ -414,11 +447,19 @@ def drawn(part: Part, lengths: list[int], count: int = 256) -> Examples:
     for name in part.signature.names:
         shape, whole = part.signature.example[name].shape[1:], part.signature.dtypes[name].startswith("int")
         if 1 in part.signature.dynamic[name] and len(shape) == 1:
-            make = (lambda n: np.ones(n, np.int64)) if "mask" in name else (lambda n: np.zeros(n, np.int64)) if "type" in name else (lambda n: rng.integers(1, rows, n))
+            make = (
+                (lambda n: np.ones(n, np.int64))
+                if "mask" in name
+                else (lambda n: np.zeros(n, np.int64))
+                if "type" in name
+                else (lambda n: rng.integers(1, rows, n))
+            )
             columns[name] = Ragged.of([make(int(n)) if whole else rng.normal(size=int(n)).astype(np.float32) for n in sizes])
         else:
             full = (count, *shape)
-            columns[name] = (np.ones(full, np.int64) if "mask" in name else rng.integers(0, rows, full)) if whole else rng.normal(size=full).astype(np.float32)
+            columns[name] = (
+                (np.ones(full, np.int64) if "mask" in name else rng.integers(0, rows, full)) if whole else rng.normal(size=full).astype(np.float32)
+            )
     return Examples(columns)
 
 

@@ -130,7 +130,9 @@ def sample_for(baseline: Part, examples: Examples, seconds: float, seed: int, ob
     return examples.take(np.sort(np.random.default_rng(seed).permutation(len(examples))[:count]))
 
 
-def race_points(points: Sequence[Point], baseline: Part, examples: Examples, task: Task, *, seconds: float, seed: int, objective: str, rounds: int = 11) -> dict[str, RaceResult]:
+def race_points(
+    points: Sequence[Point], baseline: Part, examples: Examples, task: Task, *, seconds: float, seed: int, objective: str, rounds: int = 11
+) -> dict[str, RaceResult]:
     """Interleaved race of all points against the tuned original; results by point name."""
     sample = sample_for(baseline, examples, min(1.5, max(0.15, seconds / 60)), seed, objective)
     runners: dict[str, Callable[[], None]] = {"original": runner(Assembly("original", [baseline]), sample, task)}

@@ -417,13 +417,16 @@ class Job:
 
     def race(self) -> None:
         """Every candidate in its likeliest precisions and back ends, and cascades of them, raced against the tuned original."""
-        from fourfold.rewrites.compress.combine import Candidate
         from fourfold.recipe import Recipe
+        from fourfold.rewrites.compress.combine import Candidate
+        from fourfold.solvers.bayes import dominated
 
         root = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=self.subject.module)
         root.records, root.quality = self.base_search, Relative(1.0, 1.0, 1.0, len(self.base_search))
         everyone = [root, *[c for c in self.candidates if c.status == "open" and c.module is not None]]
-        ways = {c.name: self._ways(c) for c in everyone}
+        beaten = dominated([(c.cost, -c.quality.value) for c in everyone if c.quality])
+        worth = {c.name for c, gone in zip([c for c in everyone if c.quality], beaten, strict=True) if not gone}
+        ways = {c.name: self._ways(c, c.name in worth) for c in everyone}
         self.listener.stage("building precisions and back ends", sum(len(w) for w in ways.values()))
         for candidate in everyone:
             for engine, precision, how in ways[candidate.name]:
@@ -434,14 +437,15 @@ class Job:
         self._race("race:points", open_, 0.10)
         self._add_cascades()
 
-    def _ways(self, candidate: Candidate) -> list[tuple[str, str, dict[str, Any]]]:
+    def _ways(self, candidate: Candidate, worth: bool) -> list[tuple[str, str, dict[str, Any]]]:
+        """Settings to build a candidate in; one that another beats in both cost and quality is only kept for the record, as it was trained."""
         base = ("torch", "fp32", {"threads": self.base_setting.threads, "batch": self.base_setting.batch, "bucketing": self.base_setting.bucketing})
         pairs = [w for w in self.pairs if (w[0], w[1]) != ("torch", "fp32")]
         if candidate.kind == "original":
             return pairs
         if candidate.kind == "static":  # a table look-up has nothing to quantise that would pay; only the back end can differ
             return [base, *[w for w in pairs if w[1] == "fp32"][:1]]
-        return [base, *pairs]
+        return [base, *pairs] if worth else [base]
 
     def _part(self, name: str, module: nn.Module | None, candidate: Candidate | None, setting: Setting) -> Part:
         subject = candidate.extra.get("subject", self.subject) if candidate is not None else self.subject
@@ -770,7 +774,8 @@ def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> l
                 how = {"threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]} if stage == "final" else {"threads": base.threads, "batch": base.batch, "bucketing": base.bucketing}
                 found[key] = (float(r[by]["value"]), how)
     ranked = sorted(found.items(), key=lambda kv: kv[1][0])
-    low = [(e, p, how) for (e, p), (ratio, how) in ranked if p != "fp32" and (ratio < 0.97 or objective == "memory")][:3]
+    low = [(e, p, how) for (e, p), (ratio, how) in ranked if p != "fp32" and (ratio < 0.97 or objective == "memory")]
+    low = [w for w in low if found[w[0], w[1]][0] < 1.6 * found[low[0][0], low[0][1]][0]][:2] if objective != "memory" else low[:3]
     full = [(e, p, how) for (e, p), (ratio, how) in ranked if p == "fp32" and ratio < 0.97][:1]
     return low + full
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fourfold
+
 FIRE = ["ember", "flame", "smoke", "burn", "ash", "spark", "torch", "blaze"]
 WATER = ["river", "rain", "wave", "swim", "lake", "drop", "flood", "mist"]
 REST = [f"word{i}" for i in range(60)]
@@ -75,3 +77,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def front(model: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> fourfold.Front:
+    out = tmp_path_factory.mktemp("out") / "cheap"
+    return fourfold.optimize(model, reviews, floor=0.9, budget="40s", out=out, engines=["torch"], seed=1)

@@ -13,12 +13,6 @@ import fourfold
 from fourfold.report.schema import validate
 
 
-@pytest.fixture(scope="session")
-def front(model: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> fourfold.Front:
-    out = tmp_path_factory.mktemp("out") / "cheap"
-    return fourfold.optimize(model, reviews, floor=0.9, budget="40s", out=out, engines=["torch"], seed=1)
-
-
 def test_report_is_sound(front: fourfold.Front) -> None:
     assert validate(front.report_data) == []
 

@@ -61,7 +61,9 @@ def joined(cheap: np.ndarray, dear: np.ndarray, gate: Gate) -> np.ndarray:
     return np.where(keep[:, None], cheap / gate.temperature, dear)
 
 
-def gates(cheap: np.ndarray, targets: np.ndarray, shares: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)) -> list[tuple[float, Gate]]:
+def gates(
+    cheap: np.ndarray, targets: np.ndarray, shares: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
+) -> list[tuple[float, Gate]]:
     """Gates handing on about the given shares of examples, each with the share it really hands on; `cheap` logits [N, C] on the search split."""
     t = temperature(cheap, targets)
     sure = confidence(cheap, t)

@@ -34,7 +34,7 @@ from fourfold.rewrite import Option, Rewrite
 from fourfold.rewrites.calibration import Sensitivities, calibrate, divergence
 from fourfold.rewrites.compress.distil import Schedule, Teacher, autocast, fast_bf16, layer_map, recover, tensors
 from fourfold.rewrites.compress.layer_removal import LayerRemoval, block_order
-from fourfold.rewrites.compress.matrix_pruning import MatrixPruning, kept_units, removal_order, repair
+from fourfold.rewrites.compress.matrix_pruning import MatrixPruning, kept_units, order_of, repair
 from fourfold.solvers import bayes, knapsack
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def prune(node: Node, shape: Shape, *, mend: bool = True) -> tuple[nn.Module, Re
         if want == 0:
             absent.append(name)
         elif want < full and bundle and bundle in node.sensitivities.gradients:
-            units[bundle] = kept_units(removal_order(node.sensitivities.gradients[bundle])[0], want)
+            units[bundle] = kept_units(order_of(node.sensitivities, bundle)[0], want)
     blocks: dict[str, list[int]] = {}
     kept: dict[str, list[int]] = {}
     for stack in node.anatomy.stacks:

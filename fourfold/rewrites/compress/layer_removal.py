@@ -39,7 +39,11 @@ class LayerRemoval(Rewrite):
 
     def declines(self, model: nn.Module) -> str | None:
         stacks = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1]
-        return None if stacks else f"{type(model).__name__} has no stack of blocks (no ModuleList or Sequential); its matrices may still be pruned, quantised and raced"
+        return (
+            None
+            if stacks
+            else f"{type(model).__name__} has no stack of blocks (no ModuleList or Sequential); its matrices may still be pruned, quantised and raced"
+        )
 
     def options(self, anatomy: Anatomy, sensitivities: Sensitivities) -> list[Option]:
         found = []

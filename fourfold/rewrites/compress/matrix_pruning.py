@@ -49,6 +49,13 @@ def removal_order(gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.maximum.accumulate(np.maximum(harm, 0.0))
 
 
+def order_of(sensitivities: Sensitivities, bundle: str) -> tuple[np.ndarray, np.ndarray]:
+    """`removal_order` of a bundle, computed once per calibration."""
+    if bundle not in sensitivities.orders:
+        sensitivities.orders[bundle] = removal_order(sensitivities.gradients[bundle])
+    return sensitivities.orders[bundle]
+
+
 def sizes(full: int, kind: str) -> list[int]:
     """Sizes worth offering, largest first, ending at 0 (the whole sub-layer): every head count, aligned neuron and channel counts."""
     if kind == "heads":
@@ -84,11 +91,12 @@ def repair(module: nn.Module, bundle: Bundle, keep: list[int], gram: np.ndarray 
     prior = dense[:, rows]  # ridge pulls towards the weights that were there, not towards zero
     h[np.diag_indices(len(h))] += strength
     fitted = np.linalg.solve(h, gram[np.ix_(rows, every)] @ dense[:, every].T + strength * prior.T).T
-    total = float(np.einsum("oi,ij,oj->", dense, gram[np.ix_(every, every)], dense))
+    whole = gram[np.ix_(every, every)]
+    total = float(((dense @ whole) * dense).sum())
     gap = dense.copy()
     gap[:, rows] -= fitted
     dropped = np.setdiff1d(every, rows)
-    lost = float(np.einsum("oi,ij,oj->", gap, gram[np.ix_(every, every)], gap)) if len(dropped) else 0.0
+    lost = float(((gap @ whole) * gap).sum()) if len(dropped) else 0.0
     with torch.no_grad():
         weight[:, torch.from_numpy(columns)] = torch.from_numpy(fitted[:, : len(columns)]).to(weight.dtype)
         if bias is not None:
@@ -122,7 +130,7 @@ class MatrixPruning(Rewrite):
                 for sub in block.sublayers:
                     if sub.bundle is None or sub.bundle.name not in sensitivities.gradients:
                         continue
-                    order, harm = removal_order(sensitivities.gradients[sub.bundle.name])
+                    order, harm = order_of(sensitivities, sub.bundle.name)
                     scale = sensitivities.ablation.get(sub.name, harm[-1]) / max(harm[-1], 1e-12)
                     full = sub.bundle.count
                     for size in sizes(full, sub.bundle.kind):

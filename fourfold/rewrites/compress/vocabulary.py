@@ -74,7 +74,7 @@ def plan(model: nn.Module, tokenizer: Any, corpus: Iterable[Any], *, rarest: int
     path = table_of(model)
     if path is None:
         raise ModelError(f"{type(model).__name__} has no table of token embeddings", "Only models that read token ids have a vocabulary to prune.")
-    size = model.get_submodule(path).num_embeddings
+    size = int(model.get_submodule(path).num_embeddings)  # type: ignore[arg-type]
     data = _json(tokenizer)
     counts = np.zeros(size, dtype=np.int64)
     for ids in corpus:
