@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fourfold.errors import InputError
@@ -491,3 +491,40 @@ def test_new_inputs_without_labels_encode_alike(tmp_path: Path, model: Subject) 
     assert len(load_inputs("a good film", task, model)) == 1 and load_inputs(texts, task, None).raw == texts
     csv_file(tmp_path / "new.csv", [(text,) for text in texts], "text")
     assert load_inputs(tmp_path / "new.csv", task, model).digest() == again.digest()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet", "npz", "txt"]),
+    st.binary(max_size=200) | st.text(',"\t\n;{}[]:01ab.-| ', max_size=200).map(str.encode),
+)
+def test_whatever_is_in_the_file_the_answer_is_data_or_two_lines(tmp_path: Path, model: Subject, ending: str, content: bytes) -> None:
+    path = tmp_path / f"x.{ending}"
+    path.write_bytes(content)
+    try:
+        load_data(path, None, model)
+    except InputError as error:
+        assert len(str(error).splitlines()) <= 2, error
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text("ab ", max_size=4)
+KEYS = st.sampled_from(["text", "label", "train", "x", "y"])
+THINGS = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=3) | st.tuples(inner, inner), max_leaves=12
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(THINGS)
+def test_whatever_is_handed_over_the_answer_is_data_or_two_lines(ref: Any) -> None:
+    model = subject(torch_linear(), ("x",))
+    try:
+        load_data(ref, None, model)
+    except InputError as error:
+        assert len(str(error).splitlines()) <= 2, error
+
+
+def torch_linear() -> Any:
+    from torch import nn
+
+    return nn.Linear(2, 2)

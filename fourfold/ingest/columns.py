@@ -264,7 +264,7 @@ def _fractions(values: Sequence[Any]) -> bool:
 
 def _wordy(values: Any) -> bool:
     some = [value for value in _some(values) if not absent(value)]
-    return bool(some) and all(isinstance(value, str) for value in some) and sum(number(value) is None for value in some) > len(some) / 2
+    return sum(isinstance(value, str) and number(value) is None for value in some) > len(some) / 2
 
 
 def _some(values: Any) -> list[Any]:
@@ -421,7 +421,7 @@ def _names(config: Any) -> tuple[list[str], bool]:
 
 def _numbered(table: Table, name: str, numbers: list[float | None], known: list[str], generic: bool) -> Labels:
     values = np.array(numbers, dtype=np.float64)
-    broken = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
+    broken = np.flatnonzero(~(np.abs(values) < 2**53) | (values != np.floor(values)))
     if len(broken):
         raise InputError(
             f"{table.where(broken)}: the label {values[broken[0]]:g} is not a class number, and the task is classification.",

@@ -372,7 +372,8 @@ def _start(subject: Subject) -> int:
 def _stop(subject: Subject) -> int | None:
     found = getattr(subject.tokenizer, "eos_token_id", None)
     found = getattr(roles.config_of(subject), "eos_token_id", None) if found is None else found
-    return found[0] if isinstance(found, list | tuple) and found else found
+    found = found[0] if isinstance(found, list | tuple) and found else found
+    return found if isinstance(found, int) else None
 
 
 def _speech(tokenizer: Any, config: Any) -> Speech | None:

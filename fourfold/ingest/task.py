@@ -328,12 +328,12 @@ def _imported(name: str) -> Callable[[Any, Any], float]:
 
     module, _, function = name.partition(":")
     try:
-        found = getattr(import_module(module), function)
+        found: Any = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(f"The metric {name!r} cannot be imported: {error}.", "Give package.module:function, importable from here.") from None
-    if not callable(found):
-        raise InputError(f"The metric {name!r} is a {type(found).__name__}, not a function.", "Give a function (predictions, targets) -> float.")
-    return found
+    if callable(found):
+        return found
+    raise InputError(f"The metric {name!r} is a {type(found).__name__}, not a function.", "Give a function (predictions, targets) -> float.")
 
 
 def default_metric(kind: str) -> Metric:
