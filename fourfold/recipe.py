@@ -89,7 +89,9 @@ def apply(module: nn.Module, recipe: Recipe) -> nn.Module:
             EDITS[edit["kind"]](module, edit)
         except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
             where = edit.get("path", edit.get("paths", ""))
-            raise ModelError(f"edit {edit.get('kind')!r} does not fit module {where!r}: {error}", "The recipe was made for another architecture.") from error
+            raise ModelError(
+                f"edit {edit.get('kind')!r} does not fit module {where!r}: {error}", "The recipe was made for another architecture."
+            ) from error
     return module
 
 

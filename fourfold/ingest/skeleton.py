@@ -141,7 +141,10 @@ class _Writer:
 
             return {"config": self.name(type(value), path), "data": json.loads(value.to_json_string(use_diff=False))}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {"data": self.name(type(value), path), "fields": {f.name: self.value(getattr(value, f.name), path) for f in dataclasses.fields(value)}}
+            return {
+                "data": self.name(type(value), path),
+                "fields": {f.name: self.value(getattr(value, f.name), path) for f in dataclasses.fields(value)},
+            }
         raise ModelError(f"attribute {path} is a {type(value).__name__}, which is not data", ADVICE)
 
     def name(self, kind: type, path: str) -> str:

@@ -48,7 +48,9 @@ def solve(costs: list[np.ndarray], harms: list[np.ndarray], budgets: list[float]
     return answers
 
 
-def _trace(best: np.ndarray, choice: np.ndarray, flat: np.ndarray, start: np.ndarray, costs: list[np.ndarray], budget: float, top: int) -> list[int] | None:
+def _trace(
+    best: np.ndarray, choice: np.ndarray, flat: np.ndarray, start: np.ndarray, costs: list[np.ndarray], budget: float, top: int
+) -> list[int] | None:
     """Walk back from the best bucket at or below `top` whose true cost respects the budget."""
     reachable = np.flatnonzero(np.isfinite(best[: top + 1]))
     for bucket in reachable[np.argsort(best[reachable], kind="stable")]:
