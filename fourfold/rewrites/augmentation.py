@@ -1,15 +1,16 @@
-"""Unlabelled variants of the user's own inputs, for a teacher to answer and a student to read (Tang et al. 2019, §3.2; mixup of inputs: Zhang et al. 2018).
+"""Unlabelled variants of the user's own inputs, for a teacher to answer and a student to read (Tang et al. 2019, §3.2; mixup of inputs: Zhang et
+al. 2018).
 
-Texts, as token ids between their special tokens: a span of the text (n-gram sampling), two texts joined in the middle, tokens masked or replaced by others of
-the corpus at its own frequencies. Pairs keep their structure: only single tokens change. Dense float inputs (images, audio, arrays): convex mixtures of
-two examples. Other inputs are left as they are. Everything is a function of the seed.
+Texts, as token ids between their special tokens: a span of the text (n-gram sampling), two texts joined in the middle, tokens masked or replaced
+by others of the corpus at its own frequencies. Pairs keep their structure: only single tokens change. Dense float inputs (images, audio, arrays):
+convex mixtures of two examples. Other inputs are left as they are. Everything is a function of the seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def augment(examples: Examples, factor: float, task: Task, *, special: Iterable[int] = (), mask: int | None = None, seed: int = 0) -> Examples:
-    """`examples` (without targets) followed by `factor` times as many variants. `special` token ids stay where they are; `mask` is the mask token's id.
+    """`examples` (without targets) followed by `factor` times as many variants. `special` token ids stay where they are; `mask` is the mask
+    token's id.
 
     Only for classification, regression and custom outputs; sequence tasks come back unchanged, since a variant would need new target tokens.
     """
@@ -30,6 +32,7 @@ def augment(examples: Examples, factor: float, task: Task, *, special: Iterable[
         return examples if count == 0 else bare if task.kind in ("classification", "regression") else examples
     rng = np.random.default_rng([seed, 77])
     ids = examples.columns.get("input_ids")
+    made: dict[str, Any]
     if isinstance(ids, Ragged):
         made = _texts(examples, ids, count, rng, np.asarray(sorted(set(special)), np.int64), mask)
     elif all(isinstance(c, np.ndarray) and c.dtype.kind == "f" for c in examples.columns.values()):

@@ -5,8 +5,8 @@ cheap/
   <part>/           one folder per member (a cascade has several): model.safetensors, tokenizer files, and the winning back end's own files
   report.json …     the evidence
 
-`Model.predict` reads raw inputs (texts, pairs, arrays, files) exactly as the search did. On a processor other than the one it was raced on, the stored
-choice still runs, or falls back to plain PyTorch with a warning; `fourfold race` decides anew.
+`Model.predict` reads raw inputs (texts, pairs, arrays, files) exactly as the search did. On a processor other than the one it was raced on, the
+stored choice still runs, or falls back to plain PyTorch with a warning; `fourfold race` decides anew.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Setting:
         return dict(self.__dict__)
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.precision}, {self.threads} thread{'s' if self.threads > 1 else ''}, batch {self.batch}{', by length' if self.bucketing else ''}"
+        plural, order = "s" if self.threads > 1 else "", ", by length" if self.bucketing else ""
+        return f"{self.engine} {self.precision}, {self.threads} thread{plural}, batch {self.batch}{order}"
 
 
 @dataclass
@@ -153,7 +154,8 @@ def save(
 ) -> Path:
     """Write the artefact beside `folder` and move it into place when complete; an older artefact there is replaced only then.
 
-    `facts` go into the manifest (metrics, hardware, methods, versions …); `extra` are further text files by name. Raises FourfoldError on a full disk.
+    `facts` go into the manifest (metrics, hardware, methods, versions …); `extra` are further text files by name. Raises FourfoldError on a full
+    disk.
     """
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
@@ -370,8 +372,9 @@ def encoders(folder: Path) -> tuple[Any, Any]:
 def rerace(folder: Path | str, data: Any = None, *, budget: float = 60.0, log: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Race the artefact's precisions and back ends on this machine, store the new choice, and return what was found, per part.
 
-    With `data` (inputs; labels are not needed) every precision may win whose answers agree with the part's own fp32 answers on at least 99 % of them. Without,
-    inputs of the recorded lengths are drawn at random: fine for timing, no ground for calibrating, so only fp32, bf16 and the stored precision take part.
+    With `data` (inputs; labels are not needed) every precision may win whose answers agree with the part's own fp32 answers on at least 99 % of
+    them. Without, inputs of the recorded lengths are drawn at random: fine for timing, no ground for calibrating, so only fp32, bf16 and the
+    stored precision take part.
     """
     from fourfold.machine import here
     from fourfold.run.race import race_model
@@ -385,9 +388,8 @@ def rerace(folder: Path | str, data: Any = None, *, budget: float = 60.0, log: C
         part.close()
         examples = _subset(model.encode(data), 512) if data is not None else drawn(part, manifest.get("lengths") or [32])
         stored = Setting(**spec["setting"])
-        precisions = (
-            None if data is not None else list(dict.fromkeys(["fp32", "bf16", *(["int8-weights"] if stored.precision == "int8-weights" else [])]))
-        )
+        sure = ["fp32", "bf16", *(["int8-weights"] if stored.precision == "int8-weights" else [])]
+        precisions = None if data is not None else sure
         outcome = race_model(
             part.subject,
             part.module,
@@ -441,7 +443,7 @@ def drawn(part: Part, lengths: list[int], count: int = 256) -> Examples:
     assert part.signature is not None and part.module is not None
     rng = np.random.default_rng(0)
     sizes = rng.choice(np.maximum(1, np.asarray(lengths)), size=count)
-    tables = [m.num_embeddings for m in part.module.modules() if type(m).__name__ == "Embedding"]
+    tables = [int(getattr(m, "num_embeddings", 0)) for m in part.module.modules() if type(m).__name__ == "Embedding"]
     rows = max(2, max(tables, default=2))
     columns: dict[str, Any] = {}
     for name in part.signature.names:

@@ -1,4 +1,5 @@
-"""From trained candidates to raced, judged points: every candidate in its likeliest precisions and back ends, against the tuned original, in one race.
+"""From trained candidates to raced, judged points: every candidate in its likeliest precisions and back ends, against the tuned original, in one
+race.
 
 A *point* is a structure and a way to run it (or a cascade of two points). Its cost is measured, interleaved with the baseline's; nothing that is not
 faster by its interval is accepted, whatever its FLOPs.

@@ -7,9 +7,9 @@ Deterministic for a seed and a history: a resumed run tells what the journal rem
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Search:
         self.space, self.optuna = dict(space), optuna
         # Optuna 5 takes constraints per trial; 4 took a function of the trial.
         self.modern = hasattr(optuna.trial.Trial, "set_constraint")
-        old = {} if self.modern else {"constraints_func": lambda t: t.user_attrs.get("violation", (0.0,))}
+        old: dict[str, Any] = {} if self.modern else {"constraints_func": lambda t: t.user_attrs.get("violation", (0.0,))}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # multivariate sampling is marked experimental
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, **old)
-        self.study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
+        minimise: Sequence[Literal["minimize"]] = ["minimize"] * objectives
+        self.study = optuna.create_study(directions=minimise, sampler=sampler)
         self.open: dict[int, Any] = {}
 
     def seed(self, parameters: Mapping[str, Any]) -> None:

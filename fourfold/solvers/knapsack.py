@@ -1,7 +1,8 @@
 """The multiple-choice knapsack: one option per item, least total harm for every total cost at once.
 
-Dynamic programme over cost buckets (Martello & Toth 1990, ch. 3; used for structured pruning by ZipLM): O(items · options · buckets). Costs are rounded to
-the nearest bucket, so a plan's true cost differs from its bucket by at most items / (2 · buckets) of the largest total; `solve` re-adds the true costs.
+Dynamic programme over cost buckets (Martello & Toth 1990, ch. 3; used for structured pruning by ZipLM): O(items · options · buckets). Costs are
+rounded to the nearest bucket, so a plan's true cost differs from its bucket by at most items / (2 · buckets) of the largest total; `solve` re-adds
+the true costs.
 """
 
 from __future__ import annotations

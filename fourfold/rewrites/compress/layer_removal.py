@@ -1,9 +1,9 @@
 """Layer removal: whole blocks and whole sub-layers (attention, cross-attention, feed-forward) leave, chosen by measured influence.
 
 Two readings, both from the calibration pass: Block Influence (ShortGPT, Men et al. 2024), 1 − mean cosine between a block's input and output, and
-the ablation itself, the divergence of the model's answers when the block or sub-layer hands on its input. The ablation decides; Block Influence breaks
-ties and is reported. Removal is of the residual branch: the stream passes unchanged, a post-norm keeps its norm, and a block that has lost all of its
-sub-layers is taken out of its stack with its norms.
+the ablation itself, the divergence of the model's answers when the block or sub-layer hands on its input. The ablation decides; Block Influence
+breaks ties and is reported. Removal is of the residual branch: the stream passes unchanged, a post-norm keeps its norm, and a block that has lost
+all of its sub-layers is taken out of its stack with its norms.
 """
 
 from __future__ import annotations

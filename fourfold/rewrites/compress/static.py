@@ -1,9 +1,10 @@
 """The static student: the teacher's own token embeddings, pooled, no attention. The far end of the front.
 
-Every token has one fixed vector, the teacher's input embedding reduced to `width` by principal components (weighted by how often the token occurs), and a learnt
-weight, as in the smooth inverse frequency average of Arora et al. (2017); the sentence is the weighted mean beside the maximum, then one hidden layer.
-With `window` > 1 the vectors first pass a convolution over that many neighbouring tokens (Kim 2014), which sees negations and short phrases. Trained by
-distillation from the teacher's answers (Tang et al. 2019). It costs well under a hundredth of a small transformer; where it clears the floor, it should win.
+Every token has one fixed vector, the teacher's input embedding reduced to `width` by principal components (weighted by how often the token
+occurs), and a learnt weight, as in the smooth inverse frequency average of Arora et al. (2017); the sentence is the weighted mean beside the
+maximum, then one hidden layer. With `window` > 1 the vectors first pass a convolution over that many neighbouring tokens (Kim 2014), which sees
+negations and short phrases. Trained by distillation from the teacher's answers (Tang et al. 2019). It costs well under a hundredth of a small
+transformer; where it clears the floor, it should win.
 
 Shapes: B texts, T tokens, V vocabulary rows, w width, C outputs.
 """

@@ -53,7 +53,8 @@ class Signature:
 
     @classmethod
     def of(cls, names: Sequence[str], batches: Sequence[Batch]) -> Signature:
-        """Read it off a few batches. Axis 0 is always dynamic; another axis is where its size differs between batches, and axis 1 of tokens and waves.
+        """Read it off a few batches. Axis 0 is always dynamic; another axis is where its size differs between batches, and axis 1 of tokens and
+        waves.
 
         Inputs whose sizes always agree along their axes share an axis name. Raises `InputError` where an input is missing from the batches.
         """
