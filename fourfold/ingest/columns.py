@@ -393,7 +393,7 @@ def labels_of(table: Table, name: str, config: Any) -> Labels:
             f"{table.where(odd)}: the label is {type(raw[odd[0]]).__name__}, and classification wants one class per row.",
             "Give one name or whole number per row.",
         )
-    words = [value.strip() if isinstance(value, str) else str(value) for value in raw]
+    words = [" ".join(value.split()) if isinstance(value, str) else str(value) for value in raw]
     if len(set(words)) == 1:
         raise InputError(f"{table.source}: every row has the label {words[0]!r}.", "Give rows of at least two classes.")
     known, generic = _names(config)

@@ -225,22 +225,25 @@ def _arrays(table: Table, role: roles.Roles, subject: Subject) -> Examples:
 
 def _numbers(table: Table, name: str, model_input: str) -> Any:
     value = table.columns[name]
-    value = (
-        Ragged.of(value)
-        if isinstance(value, list) and value and isinstance(value[0], np.ndarray)
-        else value
-        if isinstance(value, np.ndarray)
-        else np.asarray(value)
-    )
+    if isinstance(value, list):
+        value = Ragged.of(value) if value and all(isinstance(row, np.ndarray) and row.dtype.kind in "iufb" for row in value) else _same_shape(value)
     flat = value.values if isinstance(value, Ragged) else value
     if flat.dtype.kind not in "iufb":
-        raise InputError(f"{table.source}: the array {name!r} holds {flat.dtype}, not numbers.", "Give numbers, or a table of texts.")
+        raise InputError(f"{table.source}: the array {name!r} holds {flat.dtype}, not numbers of one shape.", "Give numbers, or a table of texts.")
+    with np.errstate(over="ignore"):  # a number too large for single precision is found to be infinite below
+        flat = flat.astype(np.float32 if flat.dtype.kind == "f" or model_input in FLOATS or flat.ndim > 2 else np.int64, copy=False)
     if flat.dtype.kind == "f" and not np.isfinite(flat).all():
         broken = np.flatnonzero(~np.isfinite(flat.reshape(len(flat), -1)).all(axis=1))
         rows = broken if not isinstance(value, Ragged) else np.unique(np.searchsorted(value.offsets, broken, side="right") - 1)
         raise InputError(f"{table.where(rows)}: NaN or infinite numbers in {name!r} ({len(rows):,} rows).", "Replace or delete them.")
-    dtype = np.float32 if flat.dtype.kind == "f" or model_input in FLOATS or flat.ndim > 2 else np.int64
-    return Ragged(flat.astype(dtype, copy=False), value.offsets) if isinstance(value, Ragged) else value.astype(dtype, copy=False)
+    return Ragged(flat, value.offsets) if isinstance(value, Ragged) else flat
+
+
+def _same_shape(rows: list[Any]) -> np.ndarray:
+    try:
+        return np.asarray(rows)
+    except ValueError:  # rows of different shapes
+        return np.array([None])
 
 
 def _pictures(table: Table, subject: Subject, notes: list[str]) -> Examples:

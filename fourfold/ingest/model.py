@@ -94,7 +94,10 @@ def answer(output: Any) -> Tensor:
         for part in output:
             if isinstance(part, list | tuple | Mapping):
                 return answer(part)
-    raise ModelError(f"the model answers {type(output).__name__}, in which there is no tensor of numbers", "Let forward return a tensor, a tuple or a mapping of tensors.")
+    raise ModelError(
+        f"the model answers {type(output).__name__}, in which there is no tensor of numbers",
+        "Let forward return a tensor, a tuple or a mapping of tensors.",
+    )
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------------------------------------
@@ -132,23 +135,33 @@ def _from_folder(folder: Path) -> Subject:
     if not weights:
         pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES]
         if pickles:
-            raise ModelError(f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when opened", "Convert: model.save_pretrained(folder).")
+            raise ModelError(
+                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when opened", "Convert: model.save_pretrained(folder)."
+            )
         raise ModelError(f"{folder} holds no *.safetensors", "Save the model with model.save_pretrained(folder).")
     for path in weights:
         _check_safetensors(path)
     kind = getattr(transformers, names[0], None) if names else transformers.AutoModel
     if kind is None or not hasattr(kind, "from_pretrained"):
-        raise ModelError(f"{folder}/config.json names the architecture {names[0]!r}, which transformers {transformers.__version__} does not have", "Give it as package.module:factory.")
+        raise ModelError(
+            f"{folder}/config.json names the architecture {names[0]!r}, which transformers {transformers.__version__} does not have",
+            "Give it as package.module:factory.",
+        )
     with _quiet():
         try:
             module, info = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"{folder} cannot be loaded as {kind.__name__}: {_line(error)}", "Check that config.json and the weights belong together.") from error
+            raise ModelError(
+                f"{folder} cannot be loaded as {kind.__name__}: {_line(error)}", "Check that config.json and the weights belong together."
+            ) from error
         missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
         if missing:
-            raise ModelError(f"the weights in {folder} lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""), f"config.json says {kind.__name__}: is that right?")
+            raise ModelError(
+                f"the weights in {folder} lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
+                f"config.json says {kind.__name__}: is that right?",
+            )
         tokenizer, processor = companions(folder)
     return _subject(module, None, tokenizer, processor, folder)
 
@@ -184,7 +197,9 @@ def companions(folder: Path) -> tuple[Any, Any]:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:
-            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_line(error)}", "Save it again with tokenizer.save_pretrained(folder).") from error
+            raise ModelError(
+                f"the tokenizer in {folder} cannot be loaded: {_line(error)}", "Save it again with tokenizer.save_pretrained(folder)."
+            ) from error
     if has & {"preprocessor_config.json", "processor_config.json"}:
         for kind in (transformers.AutoProcessor, transformers.AutoImageProcessor, transformers.AutoFeatureExtractor):
             try:
@@ -204,7 +219,9 @@ def _from_factory(ref: str, module: str, name: str) -> Subject:
         for part in name.split("."):
             entry = getattr(entry, part)
     except ImportError as error:
-        raise ModelError(f"{ref}: module {module!r} cannot be imported: {_line(error)}", "Install it, or run from the folder that holds it.") from error
+        raise ModelError(
+            f"{ref}: module {module!r} cannot be imported: {_line(error)}", "Install it, or run from the folder that holds it."
+        ) from error
     except AttributeError as error:
         raise ModelError(f"{ref}: module {module!r} has no {name!r}", "Name a function of it that returns the model.") from error
     except Exception as error:
@@ -371,7 +388,10 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
-            raise ModelError(f"{name} is not a tensor but {type(tensor).__name__}, so it cannot be stored", "Give the model as package.module:factory without extra state.")
+            raise ModelError(
+                f"{name} is not a tensor but {type(tensor).__name__}, so it cannot be stored",
+                "Give the model as package.module:factory without extra state.",
+            )
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
@@ -392,7 +412,10 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         for name, value in tensors.items():
             target = own[name]
             if target.shape != value.shape:
-                raise ModelError(f"{name} has shape {tuple(value.shape)} in the file and {tuple(target.shape)} in the architecture", "Weights and recipe do not belong together.")
+                raise ModelError(
+                    f"{name} has shape {tuple(value.shape)} in the file and {tuple(target.shape)} in the architecture",
+                    "Weights and recipe do not belong together.",
+                )
             if target.dtype != value.dtype:
                 target.data = target.data.to(value.dtype)
             target.copy_(value)

@@ -150,7 +150,7 @@ def _tuple(ref: tuple[Any, ...]) -> Table | dict[str, Table] | None:
         len(item) == 2 and hasattr(item[0], "__len__") and not isinstance(item[0], str) for item in ref
     ):
         return _parts(dict(zip(("train", "test") if len(ref) == 2 else ("train", "search", "test"), ref, strict=True)))
-    if len(ref) == 2 and hasattr(ref[1], "__len__") and not isinstance(ref[1], str):
+    if len(ref) == 2 and all(hasattr(item, "__len__") and not isinstance(item, str) for item in ref) and not isinstance(ref[1], Mapping):
         return _xy(ref[0], ref[1])
     return None
 
@@ -182,6 +182,8 @@ def _array(value: Any) -> Any:
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
         return value if value.dtype != object else _array(value.tolist())
+    if not hasattr(value, "__len__") or isinstance(value, str | Mapping):
+        raise InputError(f"A column of the data is {type(value).__name__}, not an array or a list.", "Give one entry per row.")
     items = [item.detach().cpu().numpy() if hasattr(item, "detach") else item for item in value]
     if not items or any(isinstance(item, str) or item is None for item in items):
         return items
@@ -282,7 +284,7 @@ def _csv(path: Path) -> Table:
         )
     delimiter = _delimiter(text, path.suffix.lower())
     rows, lines = _records(text, delimiter, path.name)
-    header, notes = [cell.strip() for cell in rows[0]], []
+    header, notes = [" ".join(cell.split()) for cell in rows[0]], []
     if any(_number(cell) is not None for cell in header) or (len(header) > 1 and "" in header[1:]):
         header, notes = [f"column {i + 1}" for i in range(len(header))], [f"{path.name} has no header: its columns are called column 1, column 2 …"]
     else:
@@ -375,7 +377,7 @@ def _objects(rows: list[dict[str, Any]], source: str, lines: list[int] | None) -
     names = list(dict.fromkeys(name for row in rows for name in row))
     if not names:
         raise InputError(f"{source} holds no columns.", 'Give objects such as {"text": "…", "label": 1}.')
-    return Table({name: [row.get(name) for row in rows] for name in names}, source, lines=lines)
+    return Table({" ".join(name.split()): [row.get(name) for row in rows] for name in names}, source, lines=lines)
 
 
 def _json(path: Path) -> Table | dict[str, Table]:
