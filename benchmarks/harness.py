@@ -1,0 +1,376 @@
+"""What all benchmarks share: where things lie, the final race, verdicts on it, tables, and the JSON beside them.
+
+Import this first: it settles how threads wait, before any library that starts them.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import argparse
+import csv
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fourfold.run.finals import Point
+    from fourfold.run.job import Job
+
+HOME = Path(__file__).parent
+CLAIMS = HOME.parent / "claims" / "results"
+PACKAGES = (
+    "fourfold",
+    "torch",
+    "transformers",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "torchao",
+    "torch-pruning",
+    "optuna",
+    "tokenizers",
+    "gguf",
+)
+
+Rows = list[dict[str, Any]]
+
+
+def arguments(name: str, budget: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(prog=f"benchmarks/{name}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--budget", default=budget, help="time of the search")
+    parser.add_argument("--work", type=Path, default=HOME / "work", help="where weights, data and the diary are kept; a second call resumes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="little data and few steps, only to see that it runs; writes no published figure")
+    return parser
+
+
+def results(args: argparse.Namespace) -> Path:
+    """Where the JSON goes: beside the benchmarks, or with --quick into the work folder, because those figures mean nothing."""
+    return args.work / "quick-results" if args.quick else HOME / "results"
+
+
+# ----------------------------------------------------------------------------------------------------------------- facts
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def facts(args: argparse.Namespace, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Machine, versions, seed, options, date, and the sha256 of what was read."""
+    from fourfold.machine import here
+
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "work"}
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": here().to_json(),
+        "versions": found,
+        "seed": args.seed,
+        "options": options,
+        "sha256": {name: sha256(path) for name, path in files.items()},
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def sample_csv(source: Path, target: Path, rows: int, seed: int = 0) -> Path:
+    """A seeded sample of the rows of a CSV file with a header."""
+    with source.open(newline="", encoding="utf-8") as file:
+        head, *body = list(csv.reader(file))
+    picked = np.random.default_rng(seed).permutation(len(body))[:rows]
+    write_csv(target, head, [body[i] for i in picked])
+    return target
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Written aside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        writer.writerows(rows)
+    aside.replace(path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------- points
+
+
+def structural(point: Point) -> bool:
+    """Whether nothing but the structure differs from the original: every network in it is PyTorch fp32, and there is nothing but networks."""
+    return all((p.setting.engine, p.setting.precision) == ("torch", "fp32") and p.words is None for p in point.assembly.parts)
+
+
+def front_of(job: Job, points: Sequence[Point], most: int) -> list[Point]:
+    """The points that no other beats in raced cost and search quality; thinned evenly in log cost where they are more than `most`."""
+    from fourfold.solvers.bayes import dominated
+
+    known = [p for p in points if p.status != "rejected" and p.search is not None]
+    gone = dominated([(job.cost(p), -p.search.value) for p in known])  # type: ignore[union-attr]
+    kept = sorted((p for p, lost in zip(known, gone, strict=True) if not lost), key=job.cost)
+    while len(kept) > most:
+        gaps = [np.log(job.cost(kept[i + 1]) / max(1e-9, job.cost(kept[i - 1]))) for i in range(1, len(kept) - 1)]
+        kept.pop(1 + int(np.argmin(gaps)))
+    return kept
+
+
+def original(job: Job) -> Point:
+    """The original at its own best settings, as a point."""
+    from fourfold.measure.quality import Relative
+    from fourfold.recipe import Recipe
+    from fourfold.rewrites.compress.combine import Candidate
+    from fourfold.run.artefact import Assembly, Part
+    from fourfold.run.finals import Point
+
+    part = Part("original", job.subject, job.subject.module, None, job.base_setting, signature=signature(job))
+    candidate = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=job.subject.module)
+    one = Relative(1.0, 1.0, 1.0, len(job.base_search))
+    return Point("original · torch fp32", candidate, Assembly("original", [part]), job.base_search, search=one)
+
+
+def signature(job: Job) -> Any:
+    """How the original is called, read off the search split."""
+    from fourfold.run.engines.base import Signature
+    from fourfold.run.race import sample_batches
+
+    return Signature.of(job.subject.inputs, sample_batches(job.splits.search, job.work.seed))
+
+
+def cascades(job: Job, members: Sequence[Point], floors: Sequence[float], label: str) -> list[Point]:
+    """For each floor, the cheapest cascades that promise it on the search split, by the rule of the product: at the floor itself and above it by the
+    search's own optimism. Only of classifiers; members have been raced."""
+    from dataclasses import replace
+
+    from fourfold.measure.quality import relative
+    from fourfold.recipe import Recipe
+    from fourfold.rewrites.compress.cascade import gates, joined
+    from fourfold.rewrites.compress.combine import Candidate
+    from fourfold.run.artefact import Assembly
+    from fourfold.run.finals import Point
+
+    if job.task.kind != "classification":
+        return []
+    targets = np.asarray(job.splits.search.targets)
+    score = job.task.metric.score
+    base = float(score(job.base_search, targets))
+    usable = [p for p in members if p.status != "rejected" and p.search_records is not None and len(p.assembly.parts) == 1]
+    found: list[tuple[float, float, float, Point, Point, Any, np.ndarray]] = []
+    for cheap in usable:
+        options = gates(cheap.search_records, targets)  # type: ignore[arg-type]
+        for dear in usable:
+            if (
+                cheap is dear
+                or job.cost(dear) < 1.5 * job.cost(cheap)
+                or dear.assembly.parts[0].words is not None
+                or dear.search.value <= cheap.search.value
+            ):  # type: ignore[union-attr]
+                continue
+            for share, gate in options:
+                rows = joined(cheap.search_records, dear.search_records, gate)  # type: ignore[arg-type]
+                found.append((job.cost(cheap) + share * job.cost(dear), float(score(rows, targets)) / base, share, cheap, dear, gate, rows))
+    picked: list[Any] = []
+    for floor in floors:
+        for wanted in (floor + 0.018, floor + 0.008, floor):
+            fit = [f for f in found if f[1] >= wanted]
+            if fit:
+                least = min(fit, key=lambda f: f[0])
+                if all(abs(least[0] - p[0]) > 0.03 * p[0] for p in picked):
+                    picked.append(least)
+    made = []
+    for number, (cost, _, share, cheap, dear, gate, rows) in enumerate(picked):
+        name = f"cascade {label}-{number}: {cheap.name} → {dear.name}, {share:.0%} handed on"
+        candidate = Candidate(
+            f"cascade-{label}-{number}", "cascade", Recipe(()), {}, cost, 2, extra={"members": [cheap, dear], "gate": gate, "share": share}
+        )
+        first, second = replace(cheap.assembly.parts[0], name="first"), replace(dear.assembly.parts[0], name="second")
+        point = Point(name, candidate, Assembly(name, [first, second], [gate]), rows, predicted=cost, shares=[1 - share, share])
+        point.search = relative(job.task.metric, job.base_search, rows, targets, seed=job.work.seed)
+        made.append(point)
+    return made
+
+
+def final(job: Job, points: Sequence[Point], seconds: float, rounds: int = 15) -> None:
+    """Judge every point on the unseen split and race all of them, interleaved, against the original at its own best settings."""
+    from fourfold.measure.quality import relative
+    from fourfold.run.finals import race_points
+
+    for point in points:
+        rows, point.shares = point.assembly.routed(job.splits.test, job.task)
+        point.test = relative(job.task.metric, job.base_test, rows, job.splits.test.targets, seed=job.work.seed)
+    base = original(job).assembly.parts[0]
+    found = race_points(points, base, job.splits.test, job.task, seconds=seconds, seed=job.work.seed, objective=job.work.objective, rounds=rounds)
+    for point in points:
+        point.timing = found[point.name]
+
+
+def row(point: Point, who: str) -> dict[str, Any]:
+    """A raced, judged point as plain data: relative quality, processor and wall time, each {value, low, high} of a 90 % interval."""
+    assert point.test is not None and point.timing is not None
+    modules = [p.module for p in point.assembly.parts if p.module is not None]
+    return {
+        "name": point.name,
+        "who": who,
+        "kind": point.candidate.kind,
+        "structure_only": structural(point),
+        "quality": {"value": point.test.value, "low": point.test.low, "high": point.test.high, "n": point.test.n},
+        "energy": span(point.timing.cpu),
+        "latency": span(point.timing.wall),
+        "settings": [str(p.setting) for p in point.assembly.parts],
+        "shares": point.shares,
+        "parameters": sum(q.numel() for m in modules for q in m.parameters()),
+        "steps": point.candidate.steps,
+        "rounds": point.timing.rounds,
+        "shape": point.candidate.shape,
+        "kept_blocks": point.candidate.kept,
+        "search_quality": None if point.search is None else point.search.value,
+    }
+
+
+def span(ratio: Any) -> dict[str, float]:
+    return {"value": ratio.value, "low": ratio.low, "high": ratio.high}
+
+
+# -------------------------------------------------------------------------------------------------------------- verdicts
+
+
+def at_floor(rows: Rows, floor: float, target: float | None) -> dict[str, Any]:
+    """The cheapest row whose estimate clears the floor, and the cheapest whose lower 95 % bound does; `target` is the energy aimed for."""
+
+    def cheapest(key: str) -> dict[str, Any] | None:
+        return min((r for r in rows if r["quality"][key] >= floor), key=lambda r: r["energy"]["value"], default=None)
+
+    estimate, bound = cheapest("value"), cheapest("low")
+    met = None if target is None else {k: bool(r and r["energy"]["value"] <= target) for k, r in (("estimate", estimate), ("bound", bound))}
+    return {"floor": floor, "target": target, "by_estimate": estimate, "by_bound": bound, "met": met}
+
+
+def outside(peer: dict[str, Any], ours: Rows) -> dict[str, Any]:
+    """Whether a peer's point lies outside our front: no point of ours (the original included) costs at most as much and keeps at least as much.
+
+    `surely`: even at the corner of the peer's own intervals that is least in its favour (dearest, least quality).
+    """
+
+    def covered(cost: float, quality: float) -> bool:
+        return (cost >= 1 and quality <= 1) or any(r["energy"]["value"] <= cost and r["quality"]["value"] >= quality for r in ours)
+
+    by_value = not covered(peer["energy"]["value"], peer["quality"]["value"])
+    return {"peer": peer["name"], "by_estimate": by_value, "surely": not covered(peer["energy"]["high"], peer["quality"]["low"])}
+
+
+def undominated(rows: Rows) -> Rows:
+    """Rows that no other beats in both, cheapest first."""
+    return sorted(
+        (
+            r
+            for r in rows
+            if not any(o is not r and o["energy"]["value"] <= r["energy"]["value"] and o["quality"]["value"] >= r["quality"]["value"] for o in rows)
+        ),
+        key=lambda r: r["energy"]["value"],
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- printing
+
+
+def percent(x: dict[str, float] | None) -> str:
+    """88.1 % [87.0, 89.2]"""
+    return "–" if x is None else f"{100 * x['value']:.1f} % [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
+
+
+def show(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A plain table on standard output."""
+    lines = [list(head), *[[str(c) for c in r] for r in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    print(f"\n{title}")
+    for number, line in enumerate(lines):
+        print("  " + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+        if number == 0:
+            print("  " + "  ".join("-" * w for w in widths))
+
+
+def show_points(title: str, rows: Rows) -> None:
+    cells = [
+        (r["who"], r["name"][:84], percent(r["quality"]), percent(r["energy"]), percent(r["latency"]), f"{r['parameters'] / 1e6:.2f} M") for r in rows
+    ]
+    show(title, ("who", "point", "relative quality, unseen", "relative CPU time", "relative wall time", "parameters"), cells)
+
+
+def show_floors(title: str, found: Sequence[dict[str, Any]]) -> None:
+    cells = []
+    for f in found:
+        for key, words in (("by_estimate", "estimate clears"), ("by_bound", "lower bound clears")):
+            r = f[key]
+            met = "" if f["target"] is None else "met" if f["met"][key.removeprefix("by_")] else "missed"
+            aim = "–" if f["target"] is None else f"≤ {100 * f['target']:.4g} %"
+            cells.append(
+                (
+                    f"{100 * f['floor']:.4g} %",
+                    words,
+                    *(("–", "–", "–") if r is None else (percent(r["quality"]), percent(r["energy"]), r["name"][:70])),
+                    aim,
+                    met,
+                )
+            )
+    show(title, ("floor", "who counts", "relative quality, unseen", "relative CPU time", "cheapest point", "target", ""), cells)
+
+
+def publish(name: str, data: dict[str, Any], folder: Path) -> Path:
+    """Write `folder`/`name`.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(data, indent=1, ensure_ascii=False, default=float) + "\n", encoding="utf-8")
+    aside.replace(path)
+    print(f"\nwritten: {path}")
+    return path
+
+
+def claim(name: str, found: dict[str, Any] | None, about: dict[str, Any], *, energy_only: bool = False) -> None:
+    """Write claims/results/`name`.json from a row, as `fourfold.report.claims` reads it. Nothing is written where there is no row."""
+    if found is None:
+        return
+    CLAIMS.mkdir(parents=True, exist_ok=True)
+    machine = about["machine"].get("name", "")
+    data = {
+        "relative_energy": found["energy"],
+        "point": found["name"],
+        "date": about["date"],
+        "machine": machine,
+        "versions": about["versions"],
+        "seed": about["seed"],
+    }
+    if not energy_only:
+        data["relative_quality"] = {k: found["quality"][k] for k in ("value", "low", "high")}
+    (CLAIMS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def claimed(rows: Rows, floor: float, most: float) -> dict[str, Any] | None:
+    """The row that a claim (at least `floor` at no more than `most`) stands or falls with: the cheapest above the floor, else the best near it."""
+    fit = [r for r in rows if r["quality"]["value"] >= floor]
+    if fit:
+        return min(fit, key=lambda r: r["energy"]["value"])
+    near = [r for r in rows if r["energy"]["value"] <= most]
+    return max(near or rows, key=lambda r: r["quality"]["value"], default=None)
