@@ -21,12 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.ingest.anatomy import Anatomy, consumer_module, hidden
-from fourfold.rewrites.compress.distil import autocast, fast_bf16, tensors
+from fourfold.ingest.data import Ragged
+from fourfold.rewrites.compress.distil import all_cores, autocast, fast_bf16, tensors
 
 if TYPE_CHECKING:
     from fourfold.ingest.data import Examples
     from fourfold.ingest.model import Subject
     from fourfold.ingest.task import Task
+
+
+def bulky(task: Task, examples: Examples) -> bool:
+    """Whether every row's output is long (positions × vocabulary), so that rows must be read a few at a time and answers cannot be kept."""
+    if task.kind not in ("causal_lm", "seq2seq", "ctc"):
+        return False
+    targets = examples.targets
+    sizes = targets.sizes() if isinstance(targets, Ragged) else examples.lengths
+    return task.kind == "ctc" or float(np.mean(sizes)) > 16
 
 
 @dataclass
@@ -81,16 +91,20 @@ def channels_last(value: Tensor, module: nn.Module) -> Tensor:
 
 
 def calibrate(
-    subject: Subject, module: nn.Module, task: Task, pool: Examples, anatomy: Anatomy, *, examples: int = 512, ablations: bool = True, seed: int = 0,
+    subject: Subject, module: nn.Module, task: Task, pool: Examples, anatomy: Anatomy, *, examples: int = 512, ablated: int = 128, seed: int = 0,
     memory: int = 2 << 30, progress: Callable[[int], None] | None = None,
 ) -> Sensitivities:
-    """Read `examples` rows of `pool` through `module` and return its `Sensitivities`. Gram matrices stop being kept above `memory` bytes."""
+    """Read `examples` rows of `pool` through `module` and return its `Sensitivities`; `ablated` of them measure the ablations (0: none).
+
+    Gram matrices stop being kept above `memory` bytes.
+    """
+    all_cores()
     index = np.random.default_rng(seed).permutation(len(pool))[:examples]
     sample = pool.take(np.sort(index))
     found = Sensitivities(examples=len(sample))
     _gradients(subject, module, task, sample, anatomy, found, seed, memory, progress)
-    if ablations:
-        _ablations(subject, module, task, sample.take(np.arange(min(len(sample), max(64, examples // 3)))), anatomy, found, progress)
+    if ablated:
+        _ablations(subject, module, task, sample.take(np.arange(min(len(sample), ablated))), anatomy, found, progress)
     return found
 
 
@@ -137,7 +151,7 @@ def _gradients(
         p.requires_grad_(False)
     embedding = _first_float_input(module)
     try:
-        for at in sample.batches(16, bucket=True):
+        for at in sample.batches(4 if bulky(task, sample) else 16, bucket=True):
             taken.clear()
             inputs = tensors(sample.collate(at))
             for name in inputs:  # a leaf that requires grad, so that hooks deep inside see a graph although no weight does
@@ -190,7 +204,7 @@ def _first_float_input(module: nn.Module) -> nn.Module | None:
 def _ablations(
     subject: Subject, module: nn.Module, task: Task, sample: Examples, anatomy: Anatomy, found: Sensitivities, progress: Callable[[int], None] | None
 ) -> None:
-    batches = [tensors(sample.collate(at)) for at in sample.batches(32, bucket=True)]
+    batches = [tensors(sample.collate(at)) for at in sample.batches(4 if bulky(task, sample) else 32, bucket=True)]
     bf16 = fast_bf16()
 
     def answers() -> list[Tensor]:

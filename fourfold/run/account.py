@@ -278,19 +278,26 @@ def _race(job: Job, place: dict[str, int]) -> list[dict[str, Any]]:
 
 
 STAGES = {
-    "original": "baseline", "race": "race", "calibration": "sensitivities", "cost-table": "cost table", "plan": "plan", "answers": "teacher", "sketch": "sketch", "train": "distil",
-    "judge": "quality", "harm": "quality", "point": "quality", "energy": "energy", "ladder": "factors",
-}
+    "original": ("baseline", "the original answers the {1} split"), "race": ("race", "back ends and precisions raced: {1}"),
+    "calibration": ("sensitivities", "one calibration pass: influence, Fisher information, Gram matrices"), "cost-table": ("cost table", "removable units timed on this machine"),
+    "plan": ("plan", "a training step timed, and the budget shared out"), "answers": ("teacher", "the original answers the training pool"),
+    "sketch": ("sketch", "a shape pruned, repaired and judged without training"), "train": ("distil", "{1} distilled"), "judge": ("quality", "{1} judged on the search split"),
+    "harm": ("quality", "{1} compared after a short trial"), "point": ("quality", "{1} answers the {2} split"), "energy": ("energy", "joules of the original"),
+    "ladder": ("factors", "the factors of the chosen point, measured one by one"),
+}  # journal key → stage and sentence; {1}, {2} are the key's own words
 
 
 def _timeline(job: Job) -> list[dict[str, Any]]:
     rows, first = [], None
     for e in job.journal.events():
         first = e["at"] if first is None else first
-        if "key" in e:
-            rows.append({"t": max(0.0, e["at"] - first), "stage": STAGES.get(e["key"].split(":")[0], "other"), "text": e["key"].split(":facts")[0][:80], "seconds": float(e.get("seconds", 0.0))})
+        at = max(0.0, e["at"] - first)
+        if "key" in e and not str(e["key"]).endswith(":facts"):
+            words = [*str(e["key"]).split(":"), "", ""]
+            stage, sentence = STAGES.get(words[0], ("other", words[0]))
+            rows.append({"t": at, "stage": stage, "text": sentence.format(*words), "seconds": float(e.get("seconds", 0.0))})
         elif e.get("event") == "resumed":
-            rows.append({"t": max(0.0, e["at"] - first), "stage": "resumed", "text": "taken up again after an interruption", "seconds": 0.0})
+            rows.append({"t": at, "stage": "resumed", "text": "taken up again after an interruption", "seconds": 0.0})
     return rows
 
 

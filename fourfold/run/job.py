@@ -117,6 +117,7 @@ class Job:
         self.splits = replace(splits, search=_capped(splits.search, SEARCH_ROWS, self.work.seed), test=_capped(splits.test, TEST_ROWS, self.work.seed))
         if splits.note:
             self.notes.append(splits.note)
+        self.batch = 32 if not self.sequences else int(np.clip(1024 // max(1, int(np.mean(splits.train.lengths))), 2, 32))
         fingerprint = {
             "weights": _digest(state(self.subject.module)), "train": self.splits.train.digest(), "search": self.splits.search.digest(), "test": self.splits.test.digest(),
             "floor": self.work.floor, "objective": self.work.objective, "budget": self.work.budget, "seed": self.work.seed, "metric": self.task.metric.name,
@@ -128,6 +129,38 @@ class Job:
             self.journal.close()
             os.replace(path, path.with_suffix(f".{int(time.time())}.old"))
             self.journal = Journal(self.folder, fingerprint)
+
+        self._limit()
+
+    batch: int = 32
+    each: float = 0.0
+
+    @property
+    def sequences(self) -> bool:
+        """Whether outputs are tokens × vocabulary per example, far larger than anything else at hand."""
+        from fourfold.rewrites.calibration import bulky
+
+        return bulky(self.task, self.splits.train)
+
+    def _limit(self) -> None:
+        """Time the original on a few rows, and keep only as many search and test rows as the budget can judge a dozen times over."""
+        from fourfold.rewrites.compress.combine import evaluate_with
+
+        few = self.splits.test.take(np.arange(min(16, len(self.splits.test))))
+
+        def run() -> float:
+            evaluate_with(self.subject, self.task, self.subject.module, few, exact=True)
+            began = time.perf_counter()
+            evaluate_with(self.subject, self.task, self.subject.module, few, exact=True)
+            return (time.perf_counter() - began) / len(few)
+
+        self.each = float(self.journal.once("rows", run))
+        for name, share, least in (("search", 0.03, 100), ("test", 0.06, 300)):
+            whole: Examples = getattr(self.splits, name)
+            kept = _capped(whole, max(least, int(share * self.work.budget / max(self.each, 1e-9))), self.work.seed)
+            if len(kept) < len(whole):
+                self.notes.append(f"{len(kept):,} of {len(whole):,} {name} rows are used, which is what the budget of {self.work.budget:.0f} s can judge; a larger one uses more.")
+                self.splits = replace(self.splits, **{name: kept})
 
     # ---- baseline ------------------------------------------------------------------------------------------------------------------
 
@@ -155,6 +188,7 @@ class Job:
             raise MetricError(f"the metric {self.task.metric.name} answered {self.quality} and then {again} for the same predictions.", "A metric must be a finite, deterministic number.")
         if self.quality <= 0 and self.task.metric.greater_is_better:
             raise InputError(f"the original scores {self.task.metric.name} = {self.quality:.4g}; a share of that means nothing.", "Check labels and model, or give a metric that is positive.")
+        self.listener.best(f"the original: {self.task.metric.name} {self.quality:.4g} on {len(self.base_test):,} unseen examples")
         self._simple()
         self._tune_original()
         self.listener.advance()
@@ -194,8 +228,9 @@ class Job:
 
         def run() -> dict[str, Any]:
             outcome = race_model(
-                self.subject, self.subject.module, self.splits.search, objective=self.work.objective, engines=self.options.engines, threads=self.options.threads,
-                budget_s=max(12.0, min(90.0, 0.16 * self.work.budget)), folder=folder, seed=self.work.seed, log=self.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
+                self.subject, self.subject.module, self._raced(self.splits.search), objective=self.work.objective, engines=self.options.engines,
+                threads=self.options.threads, batch_sizes=[1, 2, 4, 8] if self.sequences else None,
+                budget_s=max(12.0, min(90.0, 0.12 * self.work.budget)), folder=folder, seed=self.work.seed, log=self.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
             )
             return outcome.to_json()
 
@@ -220,6 +255,10 @@ class Job:
     sites: list[Site] = field(default_factory=list)
     plan: Plan | None = None
     searcher: Searcher | None = None
+
+    def _raced(self, examples: Examples) -> Examples:
+        """The rows that races, calibration of int8 and parity checks read: few where every row's output is large."""
+        return _capped(examples, 8, self.work.seed) if self.sequences else examples
 
     def sample(self, module: nn.Module) -> torch.Tensor:
         """A forward pass over a few short rows: what anatomy probes the model with."""
@@ -248,13 +287,18 @@ class Job:
         self.root = original(self.subject.module, anatomy)
         root = self.root
         self.sites = cost_sites(anatomy)
-        count = min(384, len(self.splits.train))
+        units = sum(1 + len(b.sublayers) for stack in anatomy.stacks for b in stack.blocks)
+        count = min(len(self.splits.train), int(np.clip(0.08 * self.work.budget / (4 * max(self.each, 1e-9)), 8, 384)))
+        ablated = min(count, int(0.06 * self.work.budget / (units * max(self.each, 1e-9))), 128 if not self.sequences else 16)
 
         def read() -> dict[str, torch.Tensor]:
             import torch
 
-            self.listener.stage("calibrating: what each unit matters", count + sum(len(s.blocks) for s in anatomy.stacks))
-            found = calibrate(self.subject, root.module, self.task, self.splits.train, anatomy, examples=count, seed=self.work.seed, progress=self.listener.advance)
+            self.listener.stage("calibrating: what each unit matters", count + (sum(len(s.blocks) for s in anatomy.stacks) if ablated >= 4 else 0))
+            found = calibrate(
+                self.subject, root.module, self.task, self.splits.train, anatomy, examples=count, ablated=ablated if ablated >= 4 else 0, seed=self.work.seed,
+                progress=self.listener.advance,
+            )
             flat = {f"gradients|{k}": v for k, v in found.gradients.items()} | {f"gram|{k}": v for k, v in found.gram.items()}
             facts = json.dumps({"influence": found.influence, "ablation": found.ablation, "examples": found.examples})
             flat["facts"] = np.frombuffer(facts.encode(), np.uint8).copy()
@@ -268,6 +312,11 @@ class Job:
         )
         self.table = self._cost_table(root)
         self.plan = self._plan(root)
+        share = max(10.0, self.work.budget - self.journal.elapsed)
+        self.listener.plan({
+            "asking the original": 0.08 * share, "sketching shapes": 0.07 * share, "pruning and distilling": 0.45 * share, "distilling a static student": 0.08 * share,
+            "refining near the floor": 0.08 * share, "building precisions and back ends": 0.14 * share, "racing": 0.07 * share, "proving on the unseen split": 0.03 * share,
+        })
 
     def _cost_table(self, root: Node) -> CostTable:
         from fourfold.cost.table import fit, variants
@@ -288,7 +337,7 @@ class Job:
                 part = self._part(name, module, None, self.base_setting)
                 part.signature = self._signature()
                 if sample is None:
-                    sample = sample_for(part, self.splits.search, min(0.6, self.work.budget / 600), self.work.seed, self.work.objective)
+                    sample = sample_for(part, self._raced(self.splits.search), min(0.6, self.work.budget / 600), self.work.seed, self.work.objective)
                 runners[name] = runner(Assembly(name, [part]), sample, self.task)
                 self.listener.advance()
             seconds = max(3.0, min(25.0, 0.06 * self.work.budget))
@@ -316,11 +365,13 @@ class Job:
         def run() -> dict[str, Any]:
             module = copy.deepcopy(root.module)
             teacher = Teacher(self.subject, root.module, self.task)
-            recover(module, self.subject, self.task, self.splits.train, Schedule(2, seed=991), teacher=teacher)
+            quick = Schedule(1 if self.sequences else 2, self.batch, hidden_weight=0, seed=991)
+            recover(module, self.subject, self.task, self.splits.train, quick, teacher=teacher)
+            count = 2 if self.sequences else 6
             began = time.perf_counter()
-            recover(module, self.subject, self.task, self.splits.train, Schedule(6, seed=991), teacher=teacher)
-            step = (time.perf_counter() - began) / 6
-            return plan_for(step, table.fixed, self.work, len(self.splits.train), self.journal.elapsed)
+            recover(module, self.subject, self.task, self.splits.train, replace(quick, steps=count), teacher=teacher)
+            step = (time.perf_counter() - began) / count
+            return plan_for(step, table.fixed, self.work, len(self.splits.train), self.journal.elapsed, self.batch, online=self.sequences)
 
         found = self.journal.once("plan", run)
         self.augment = float(found.pop("augment"))
@@ -352,7 +403,7 @@ class Job:
         assert self.root is not None and self.table is not None and self.plan is not None
         tokenizer = self.subject.tokenizer
         train = self.splits.train
-        room = max(1_000, 32 * (sum(self.plan.steps) + self.plan.short))
+        room = max(1_000, self.batch * (sum(self.plan.steps) + self.plan.short))
         train = _capped(train, room, self.work.seed)
         pool = augment(
             train, self.augment, self.task, special=getattr(tokenizer, "all_special_ids", ()) or (), mask=getattr(tokenizer, "mask_token_id", None), seed=self.work.seed
@@ -369,7 +420,8 @@ class Job:
         answers = self.journal.tensors("answers", answer)["answers"]
         return Bench(
             self.subject, self.task, self.splits, pool, teacher, answers if answers.numel() else None, self.sample, self.table, self.sites, self.journal, self.listener,
-            self.folder, self.work.floor, self.work.seed, self.base_search, hidden_weight=self.plan.hidden, label_weight=0.0,
+            self.folder, self.work.floor, self.work.seed, self.base_search, batch=self.batch, lr=5e-5 if self.task.kind == "causal_lm" else 2e-4, hidden_weight=self.plan.hidden,
+            label_weight=0.0, calibration=min(384, self.root.sensitivities.examples if self.root.sensitivities else 384),
         )
 
     def _static(self, bench: Bench) -> None:
@@ -455,14 +507,14 @@ class Job:
         from fourfold.run.engines.base import Signature
         from fourfold.run.race import sample_batches
 
-        return Signature.of((subject or self.subject).inputs, sample_batches(self.splits.search, self.work.seed))
+        return Signature.of((subject or self.subject).inputs, sample_batches(self._raced(self.splits.search), self.work.seed))
 
     def _add_point(self, candidate: Candidate, setting: Setting) -> None:
         name = f"{candidate.name} · {setting.engine} {setting.precision}"
         part = self._part(candidate.name, candidate.module, candidate, setting)
         factor = next((h["ratio"] for e, p, h in self.ratios if (e, p) == (setting.engine, setting.precision)), 1.0)
         point = Point(name, candidate, Assembly(name, [part]), predicted=candidate.cost * factor)
-        _, reason = prepare(part, self.splits.search, self.folder / "engines" / candidate.name.replace(" ", "-"), self.work.seed)
+        _, reason = prepare(part, self._raced(self.splits.search), self.folder / "engines" / candidate.name.replace(" ", "-"), self.work.seed)
         if reason:
             point.status, point.reason = "rejected", reason
             self.points.append(point)
@@ -500,11 +552,11 @@ class Job:
             return
 
         def run() -> dict[str, Any]:
-            self.listener.stage(f"racing {len(points)} ways to answer", 0)
+            self.listener.stage("racing", 0)
             base = self._part("original", self.subject.module, None, self.base_setting)
             base.signature = self._signature()
             seconds = max(6.0, min(90.0, share * self.work.budget))
-            results = race_points(points, base, self.splits.test, self.task, seconds=seconds, seed=self.work.seed, objective=self.work.objective)
+            results = race_points(points, base, self._raced(self.splits.test), self.task, seconds=seconds, seed=self.work.seed, objective=self.work.objective)
             return {n: r.to_json() for n, r in results.items()}
 
         results = self.journal.once(f"{key}:{_names(points)}", run)
@@ -722,7 +774,7 @@ class Job:
         base = self._part("original", self.subject.module, None, self.base_setting)
         base.signature = self._signature()
         point = Point("removal", variant, Assembly("removal", [part]))
-        found = race_points([point], base, self.splits.test, self.task, seconds=max(3.0, 0.02 * self.work.budget), seed=self.work.seed, objective="energy")
+        found = race_points([point], base, self._raced(self.splits.test), self.task, seconds=max(3.0, 0.02 * self.work.budget), seed=self.work.seed, objective="energy")
         return found["removal"].cpu.value
 
     # ---- odds and ends -------------------------------------------------------------------------------------------------------------
@@ -738,28 +790,32 @@ class Job:
         self.journal.close()
 
 
-def plan_for(step: float, fixed: float, work: Workload, rows: int, spent: float, batch: int = 32) -> dict[str, Any]:
+def plan_for(step: float, fixed: float, work: Workload, rows: int, spent: float, batch: int = 32, online: bool = False) -> dict[str, Any]:
     """The plan for a budget, from the seconds of one full-size training step (the teacher's own pass included).
 
-    Half of what is left goes to full recoveries, a sixth to sketches and short trials; the rest is for back ends, races and the proof.
+    Half of what is left goes to full recoveries, a sixth to sketches and short trials; the rest is for back ends, races and the proof. `online`: the teacher
+    answers in every step (its logits are too large to keep), so a step never costs less than the teacher's pass.
     """
     left = max(10.0, work.budget - spent)
-    share = 0.52 * left
+    share = 0.5 * left
     levels = [v for v in (0.6, 0.35, 0.2, 0.1, 0.05) if v > 1.15 * fixed] or [min(0.9, 1.5 * fixed)]
-    if work.floor >= 0.985:
-        levels = [0.75, *levels]
-    short_on_time = share / (step * 0.4) < 1500
-    if short_on_time:
-        levels = [v for v in levels if v in (0.35, 0.2, 0.1)] or levels[-2:]
-    per = [step * (0.12 + 0.88 * v) for v in levels]
-    steps = int(share / sum(per))
-    cap = max(150, 6 * rows // batch)
-    steps = max(20, min(steps, cap))
-    teacher = 0.22 * step / batch
-    augment = min(5.0, 0.10 * left / max(1e-9, rows * teacher), max(0.0, steps * batch * 1.2 / rows - 1.0) + 0.5)
+    if work.floor >= 0.985 or online:
+        levels = [0.8, *levels]
+    teacher = 0.22 * step
+    low = teacher if online else 0.12 * step
+
+    def steps_for(chosen: list[float]) -> int:
+        return int(share / sum(low + 0.88 * step * v for v in chosen))
+
+    cap = max(150, 8 * rows // batch)
+    if steps_for(levels) < min(500, cap):  # better few levels well recovered than many badly
+        few = [v for v in levels if v in (0.35, 0.2, 0.1)] if not online else [v for v in levels if v in (0.8, 0.6)]
+        levels = few or levels[:2]
+    steps = max(20, min(steps_for(levels), cap))
+    augment = 0.0 if online else min(5.0, 0.10 * left / max(1e-9, rows * teacher / batch), max(0.0, steps * batch * 1.2 / rows - 1.0) + 0.5)
     return {
-        "levels": levels, "steps": [steps] * len(levels), "short": max(10, min(80, steps // 6)), "sketches": int(np.clip(left / 12, 4, 40)),
-        "rivals": 2 if steps >= 120 else 1, "refine": 1 if left > 120 else 0 if left < 40 else 1, "hidden": 1.0 if steps >= 1200 else 0.0, "augment": round(augment, 2),
+        "levels": levels, "steps": [steps] * len(levels), "short": max(8, min(80, steps // 6)), "sketches": int(np.clip(left / 12, 4, 40)) if not online else 6,
+        "rivals": 2 if steps >= 120 else 1, "refine": 0 if left < 40 else 1 if left < 600 else 2, "hidden": 1.0 if steps >= 2500 else 0.0, "augment": round(augment, 2),
     }
 
 

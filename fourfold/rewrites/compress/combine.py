@@ -31,8 +31,8 @@ from fourfold.measure.quality import Relative, relative
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrite import Option, Rewrite
-from fourfold.rewrites.calibration import Sensitivities, calibrate, divergence
-from fourfold.rewrites.compress.distil import Schedule, Teacher, autocast, fast_bf16, layer_map, recover, tensors
+from fourfold.rewrites.calibration import Sensitivities, bulky, calibrate, divergence
+from fourfold.rewrites.compress.distil import Schedule, Teacher, all_cores, autocast, fast_bf16, layer_map, recover, tensors
 from fourfold.rewrites.compress.layer_removal import LayerRemoval, block_order
 from fourfold.rewrites.compress.matrix_pruning import MatrixPruning, kept_units, order_of, repair
 from fourfold.solvers import bayes, knapsack
@@ -53,6 +53,7 @@ class Diary(Protocol):
 class Listener(Protocol):
     """Where progress goes."""
 
+    def plan(self, stages: dict[str, float]) -> None: ...
     def stage(self, name: str, total: int) -> None: ...
     def advance(self, n: int = 1) -> None: ...
     def best(self, text: str) -> None: ...
@@ -225,9 +226,10 @@ def evaluate(bench: Bench, module: nn.Module, examples: Examples) -> np.ndarray:
 @torch.no_grad()
 def evaluate_with(subject: Subject, task: Task, module: nn.Module, examples: Examples, *, exact: bool = False) -> np.ndarray:
     """Records of a torch module; in bf16 where that is fast, in its own precision when `exact`."""
+    all_cores()
     module.eval()
     rows: np.ndarray | None = None
-    for index in examples.batches(64, bucket=True):
+    for index in examples.batches(4 if bulky(task, examples) else 64, bucket=True):
         batch = examples.collate(index)
         with autocast(fast_bf16() and not exact):
             z = subject.logits(module, tensors(batch)).float().numpy()
@@ -253,13 +255,15 @@ class Searcher:
 
     def _probe(self) -> list[tuple[dict[str, Tensor], Tensor]]:
         """A few search batches with the original's answers: the yardstick of sketches."""
-        sample = self.bench.splits.search.take(np.arange(min(192, len(self.bench.splits.search))))
-        batches = [tensors(sample.collate(at)) for at in sample.batches(32, bucket=True)]
+        many = not bulky(self.bench.task, self.bench.splits.search)
+        sample = self.bench.splits.search.take(np.arange(min(192 if many else 12, len(self.bench.splits.search))))
+        batches = [tensors(sample.collate(at)) for at in sample.batches(32 if many else 4, bucket=True)]
         return [(b, self.bench.teacher.logits(b)) for b in batches]
 
     @torch.no_grad()
     def harm(self, module: nn.Module) -> float:
         """Mean divergence from the original on the probe, nats per example."""
+        all_cores()
         module.eval()
         parts = []
         for inputs, answer in self.probe:
@@ -366,7 +370,7 @@ class Searcher:
         def start() -> tuple[nn.Module, Recipe, dict[str, list[int]]]:
             if node.sensitivities is None:
                 node.sensitivities = calibrate(
-                    self.bench.subject, node.module, self.bench.task, self.bench.splits.train, node.anatomy, examples=self.bench.calibration, ablations=False, seed=self.bench.seed
+                    self.bench.subject, node.module, self.bench.task, self.bench.splits.train, node.anatomy, examples=self.bench.calibration, ablated=0, seed=self.bench.seed
                 )
             return prune(node, shape)
 

@@ -68,6 +68,14 @@ def fast_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(here().flags))
 
 
+def all_cores() -> None:
+    """Let torch use every core that this process may have: engine sessions leave behind the thread count they were raced with."""
+    from fourfold.machine import here
+
+    if torch.get_num_threads() != here().cores:
+        torch.set_num_threads(here().cores)
+
+
 def autocast(enabled: bool) -> Any:
     """bfloat16 autocast on the CPU where asked for, a null context otherwise."""
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
@@ -92,6 +100,9 @@ class Teacher:
 
     def answer(self, pool: Examples, progress: Callable[[int], None] | None = None) -> Tensor | None:
         """Logits [N, ...] over the pool, or None where they do not fit (or differ in shape from batch to batch)."""
+        if self.task.kind in ("causal_lm", "seq2seq", "ctc"):
+            return None
+        all_cores()
         store: Tensor | None = None
         for index in pool.batches(64, bucket=True):
             z = self.logits(tensors(pool.collate(index)))
@@ -247,6 +258,7 @@ def recover(
     """
     if teacher is None and schedule.label_weight <= 0:
         schedule = replace(schedule, label_weight=1.0)
+    all_cores()
     bf16 = fast_bf16()
     optimiser = torch.optim.AdamW(parameters(student, schedule.decay), lr=schedule.lr, fused=True)
     saved = Checkpoint(checkpoint, schedule)

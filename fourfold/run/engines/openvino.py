@@ -125,7 +125,7 @@ class OpenVinoSession(Session):
         return {"engine": "openvino", "version": openvino.__version__, "precision": self.precision, "threads": self.threads, **ran}
 
     def close(self) -> None:
-        del self.request, self.compiled
+        self.request = self.compiled = None  # safe to call twice: points of one candidate share a session
 
 
 def save(model: Any, path: Path, half: bool = False) -> None:
