@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fourfold.errors import InputError
+from fourfold.errors import InputError, MetricError
 from fourfold.ingest.data import Examples, Ragged, load_data
 from fourfold.ingest.encode import load_inputs
 from fourfold.ingest.model import Subject
@@ -528,3 +528,33 @@ def torch_linear() -> Any:
     from torch import nn
 
     return nn.Linear(2, 2)
+
+
+def test_the_users_metric_is_rehearsed_before_anything_dear(tmp_path: Path, model: Subject) -> None:
+    path = csv_file(tmp_path / "a.csv", rows())
+    calls: list[int] = []
+
+    def picky(predictions: Any, targets: Any) -> float:
+        calls.append(len(targets))
+        raise ValueError("I want\nnumbers")
+
+    with pytest.raises(MetricError, match="'picky' raised ValueError: I want"):
+        load_data(path, None, model, metric=picky)
+    assert load_data(path, None, model, metric="operator:eq")[1].metric.name == "eq"
+    with pytest.raises(InputError, match="cannot be imported"):
+        load_data(path, None, model, metric="no.such:thing")
+    with pytest.raises(InputError, match="Did you mean 'accuracy'"):
+        load_data(path, None, model, metric="acuracy")
+
+
+def test_pictures_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from fourfold.ingest import encode
+
+    (tmp_path / "a").mkdir()
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / "a" / f"{i}.png")
+    monkeypatch.setattr(encode, "ROOM", 1000)
+    with pytest.raises(InputError, match="3 images of 3 × 8 × 8 need 0.0 GB"):
+        load_data(tmp_path, "custom", subject(torch_linear(), ("x",)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BLOCK = 256  # tokens per block of language modelling, where the model can read as many
 PASSAGES = 200  # a single long text is cut into about this many passages, the units that are split and resampled
 FLOATS = ("pixel_values", "input_values", "input_features")  # inputs that are real numbers whatever the data's type
+ROOM = 8_000_000_000  # bytes of pixels held in memory at most
 SHORT = 8  # mean tokens of a target up to which exact match is the default metric of text-to-text tasks
 
 Encoded = tuple[Examples, Task, np.ndarray, list[str]]  # …, table row of each example, notes
@@ -252,22 +253,41 @@ def _pictures(table: Table, subject: Subject, notes: list[str]) -> Examples:
     channels = int(getattr(config, "num_channels", 3) or 3)
     files = roles.texts_of(table, "file")
     processor = getattr(subject.processor, "image_processor", None) or subject.processor
+    name = subject.inputs[0]
     if processor is not None and (hasattr(processor, "image_mean") or hasattr(processor, "size")):
-        name = (getattr(processor, "model_input_names", None) or ["pixel_values"])[0]
-        rows = [np.asarray(processor(images=picture(file, channels), return_tensors="np")[name][0], dtype=np.float32) for file in files]
+        named = (getattr(processor, "model_input_names", None) or ["pixel_values"])[0]
+        name = named if named in subject.inputs else name
+        pixels = _filled(files, lambda file: np.asarray(processor(images=picture(file, channels), return_tensors="np")[named][0], dtype=np.float32))
     else:
-        name, size = subject.inputs[0], getattr(config, "image_size", None)
+        size = getattr(config, "image_size", None)
         side = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else None
-        rows = [_pixels(file, channels, side) for file in files]
-        if len({row.shape for row in rows}) > 1:
-            side = (224, 224)
-            rows = [_pixels(file, channels, side) for file in files]
-        notes.append(
-            f"Images were brought to {rows[0].shape[1]} × {rows[0].shape[2]} pixels in [−1, 1], since the model has no processor of its own."
-        )
-    name = name if name in subject.inputs else subject.inputs[0]
-    pixels = np.stack(rows)
+        pixels = _filled(files, lambda file: _pixels(file, channels, side))
+        if pixels is None:  # sizes differ, and the model does not say which one it wants
+            pixels = _filled(files, lambda file: _pixels(file, channels, (224, 224)))
+        assert pixels is not None
+        high, wide = pixels.shape[2:]
+        notes.append(f"Images were brought to {high} × {wide} pixels in [−1, 1], since the model has no processor of its own.")
+    if pixels is None:
+        raise InputError(f"{table.source}: the model's processor gives images of different sizes.", "Bring all images to one size first.")
     return Examples({name: pixels}, None, None, {}, None, np.array([split.group_of(Path(file).read_bytes()) for file in files], dtype=np.int64))
+
+
+def _filled(files: list[str], pixels_of: Callable[[str], np.ndarray]) -> np.ndarray | None:
+    """[N, channels, height, width]; None where shapes differ. InputError where they do not fit into memory."""
+    first = pixels_of(files[0])
+    if first.nbytes * len(files) > ROOM:
+        shape = " × ".join(map(str, first.shape))
+        raise InputError(
+            f"{len(files):,} images of {shape} need {first.nbytes * len(files) / 1e9:.1f} GB; at most {ROOM / 1e9:.1f} GB are taken.",
+            f"Give a sample of at most {ROOM // first.nbytes:,} images.",
+        )
+    out = np.empty((len(files), *first.shape), dtype=np.float32)
+    for i, file in enumerate(files):
+        pixels = first if i == 0 else pixels_of(file)
+        if pixels.shape != first.shape:
+            return None
+        out[i] = pixels
+    return out
 
 
 def _pixels(file: str, channels: int, side: tuple[int, ...] | None) -> np.ndarray:

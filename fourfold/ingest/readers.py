@@ -216,32 +216,41 @@ def _pairs(ref: Any) -> Table:
             targets.append(answer)
     if not inputs:
         raise InputError("The data holds no examples.", expected)
-    first = inputs[0]
-    for number, one in enumerate(inputs):
-        if isinstance(one, Mapping) != isinstance(first, Mapping) or isinstance(one, str) != isinstance(first, str):
-            raise InputError(
-                f"The data's inputs are of different types: item 0 is {type(first).__name__}, item {number} {type(one).__name__}.", expected
-            )
-        if isinstance(one, Mapping) and one.keys() != first.keys():
-            raise InputError(f"The data's item {number} has inputs {sorted(one)}, item 0 has {sorted(first)}.", "Give the same names in each.")
-    columns = (
-        {str(key): [one[key] for one in inputs] for key in first}
-        if isinstance(first, Mapping)
-        else {"text" if isinstance(first, str) else "x": inputs}
-    )
-    if isinstance(first, tuple | list) and len(first) == 2 and all(isinstance(part, str) for part in first):
-        columns = {"text_a": [one[0] for one in inputs], "text_b": [one[1] for one in inputs]}
+    columns = _columns(inputs)
     if any(isinstance(value[0], str) for value in columns.values()):
         return Table({**columns, "label": [_scalar(answer) for answer in targets]}, "the data")
     arrays = {name: _array(value) for name, value in columns.items()}
     for name, value in arrays.items():
         if (not isinstance(value, np.ndarray) or value.dtype.kind not in "iufb") and not _is_ragged(value):
             raise InputError(f"The data's inputs {name!r} are neither texts nor arrays of one shape (item 0: {type(inputs[0]).__name__}).", expected)
-    return (
-        Table({**arrays, "y": None if all(answer is None for answer in targets) else _array(targets)}, "the data", "arrays")
-        if any(answer is not None for answer in targets)
-        else Table(arrays, "the data", "arrays")
-    )
+    answered = {} if all(answer is None for answer in targets) else {"y": _array(targets)}
+    return Table({**arrays, **answered}, "the data", "arrays")
+
+
+def _columns(inputs: list[Any]) -> dict[str, list[Any]]:
+    """Inputs by name. InputError where they are not all of one kind."""
+    first, kind = inputs[0], _kind(inputs[0])
+    for number, one in enumerate(inputs):
+        if _kind(one) != kind:
+            raise InputError(
+                f"The data's inputs are of different types: item 0 is {type(first).__name__}, item {number} {type(one).__name__}.",
+                "Give texts, pairs of texts, arrays or dicts of arrays throughout.",
+            )
+        if kind == "mapping" and one.keys() != first.keys():
+            raise InputError(f"The data's item {number} has inputs {list(one)}, item 0 has {list(first)}.", "Give the same names in each.")
+    if kind == "mapping":
+        return {str(key): [one[key] for one in inputs] for key in first}
+    if kind == "pair":
+        return {"text_a": [one[0] for one in inputs], "text_b": [one[1] for one in inputs]}
+    return {"text" if kind == "text" else "x": inputs}
+
+
+def _kind(one: Any) -> str:
+    if isinstance(one, Mapping):
+        return "mapping"
+    if isinstance(one, tuple | list) and len(one) == 2 and all(isinstance(part, str) for part in one):
+        return "pair"
+    return "text" if isinstance(one, str) else "array"
 
 
 def _scalar(value: Any) -> Any:
