@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -332,7 +332,7 @@ def _imported(name: str) -> Callable[[Any, Any], float]:
     except (ImportError, AttributeError) as error:
         raise InputError(f"The metric {name!r} cannot be imported: {error}.", "Give package.module:function, importable from here.") from None
     if callable(found):
-        return found
+        return cast(Callable[[Any, Any], float], found)
     raise InputError(f"The metric {name!r} is a {type(found).__name__}, not a function.", "Give a function (predictions, targets) -> float.")
 
 
