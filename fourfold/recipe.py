@@ -9,7 +9,7 @@ it left it, so recipes compose by concatenation. Kinds:
 | slice  | path, axis, index                   | keeps those indices of a parameter module along "out" or "in", of a parameter along that axis |
 | set    | path, name, value, [own]            | sets an attribute; dots in `name` descend ("config.num_layers"); `own`: in a copy of its holder |
 | absent | path, argument, returns, [width]    | replaces a module by one that passes its input on, or zeros, in the recorded output structure |
-| swap   | path, to                            | replaces a module by our own class of the same function ("attention": `nn.MultiheadAttention`) |
+| swap   | path, to, [how]                     | replaces a module by our own class of the same function: "attention" (`nn.MultiheadAttention`), "heads" (others) |
 | bias   | path, argument, [table, source]     | an attention ignores the shared position bias handed to it and owns a copy of the table instead |
 | select | path, argument, axis, index         | keeps those indices of a tensor argument, whenever the module is called |
 | rows   | paths, index                        | keeps those token rows of embeddings and output heads; shared ones stay shared |
@@ -276,6 +276,73 @@ class Attention(nn.Module):
         return total
 
 
+class Heads(nn.Module):
+    """Multi-head attention made again from another module's projections (see `ingest.remake`, which proves that it computes the same).
+
+    Takes the arguments that the other took: `argument` is the hidden state, `context` what keys and values are read from, `mask` an argument and its
+    meaning ("add", or "keep" | "drop" for marks). Answers in the structure `returns`, where "zero" stands for the hidden state.
+    """
+
+    def __init__(self, edit: dict[str, Any], norm: nn.Module | None, parts: list[nn.Linear], out: nn.Linear) -> None:
+        super().__init__()
+        self.argument, self.context, self.mask, self.returns = edit["argument"], edit["context"], edit["mask"], edit["returns"]
+        self.num_heads, self.is_causal, self.scale, self.batch_first = edit["heads"], edit["causal"], edit["scale"], edit["batch_first"]
+        self.norm = norm
+        self.q_proj, self.k_proj, self.v_proj = parts
+        self.out_proj = out
+
+    @classmethod
+    def of(cls, old: nn.Module, edit: dict[str, Any]) -> Heads:
+        """From the rows that `edit` names in `old`."""
+        parts = [_linear(old.get_submodule(path), unpack(index)) for path, index in (edit[part] for part in "qkv")]
+        out = old.get_submodule(edit["out"])
+        return cls(edit, old.get_submodule(edit["norm"]) if edit["norm"] else None, parts, _linear(out, None))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def given(key: int | str) -> Any:
+            return args[key] if isinstance(key, int) else kwargs[key]
+
+        x = given(self.argument) if self.norm is None else self.norm(given(self.argument))
+        y = x if self.context is None else given(self.context)
+        q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(y)), self._heads(self.v_proj(y))
+        mask = None if self.mask is None else self._spread(given(self.mask[0]), self.mask[1], q)
+        if self.is_causal and mask is not None:
+            mask = mask + torch.full((q.shape[2], k.shape[2]), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.is_causal and mask is None, scale=self.scale)
+        out = out.transpose(1, 2) if self.batch_first else out.permute(2, 0, 1, 3)
+        return self._answer(self.out_proj(out.flatten(2)), self.returns)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        x = x.unflatten(-1, (self.num_heads, x.shape[-1] // self.num_heads))
+        return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
+
+    def _spread(self, mask: Tensor, meaning: str, q: Tensor) -> Tensor:
+        """As what is added to scores, broadcastable to batch × heads × queries × keys."""
+        if meaning != "add":
+            mask = mask.bool() if meaning == "drop" else ~mask.bool()
+        mask = _additive(mask, q.dtype)
+        if mask.ndim == 2 and mask.shape[0] == q.shape[0] and mask.shape != (q.shape[2], q.shape[2]):
+            return mask[:, None, None, :]
+        return mask.unsqueeze(1) if mask.ndim == 3 else mask
+
+    def _answer(self, out: Tensor, what: Any) -> Any:
+        return None if what is None else out if isinstance(what, str) else tuple(self._answer(out, part) for part in what)
+
+
+def _linear(old: nn.Module, rows: list[int] | None) -> nn.Linear:
+    """A Linear with these rows of a Linear or Conv1D (None: all)."""
+    weight: Any = old.weight
+    weight = weight.t() if is_conv1d(old) else weight
+    bias: Any = old.bias
+    index = slice(None) if rows is None else torch.tensor(rows, device=weight.device)
+    new = nn.Linear(1, 1, bias=bias is not None, device="meta")
+    new.weight = nn.Parameter(weight.detach()[index].clone(memory_format=torch.contiguous_format), requires_grad=weight.requires_grad)
+    if bias is not None:
+        new.bias = nn.Parameter(bias.detach()[index].clone(), requires_grad=bias.requires_grad)
+    new.out_features, new.in_features = new.weight.shape
+    return new
+
+
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else mask.to(dtype)
 
@@ -348,7 +415,9 @@ def _absent(module: nn.Module, edit: dict[str, Any]) -> None:
 
 def _swap(module: nn.Module, edit: dict[str, Any]) -> None:
     old = module.get_submodule(edit["path"])
-    if isinstance(old, nn.MultiheadAttention):  # swapped already: nothing to do
+    if edit["to"] == "heads" and not isinstance(old, Heads):
+        put(module, edit["path"], Heads.of(old, edit))
+    elif edit["to"] == "attention" and isinstance(old, nn.MultiheadAttention):  # else swapped already: nothing to do
         put(module, edit["path"], Attention.of(old))
 
 

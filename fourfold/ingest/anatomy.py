@@ -36,6 +36,7 @@ from fourfold.ingest.parts import (
     set_consumer_weight,
 )  # fmt: skip
 from fourfold.ingest.proof import Prover, carrying, prove_cuts, prove_outs, prove_removal, shaken
+from fourfold.ingest.remake import remade
 from fourfold.ingest.trace import Call, Trace
 from fourfold.recipe import Recipe, apply
 
@@ -54,24 +55,28 @@ def anatomize(module: nn.Module, call: Call) -> Anatomy:
     preparation = Recipe(tuple(
         {"kind": "swap", "path": path, "to": "attention"} for path, part in module.named_modules() if type(part) is nn.MultiheadAttention
     ))  # fmt: skip
-    training = module.training
+    found, swaps = _prepared(module, call, preparation)
+    if swaps:  # attentions that could not be cut as they are, but can be made again from their own weights
+        found, _ = _prepared(module, call, preparation + Recipe(tuple(swaps)))
+    return found
+
+
+def _prepared(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anatomy, list[dict[str, Any]]]:
+    """The anatomy after `preparation`, and swaps that would let more of it be cut."""
     work = apply(copy.deepcopy(module), preparation) if preparation.edits else module
-    work.eval()
+    modes = {part: part.training for part in work.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused path hides the layers from hooks
     try:
-        return _anatomize(work, call, preparation)
+        with shaken(work.eval()):
+            return _read(work, call, preparation)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        work.train(training)
+        for part, mode in modes.items():
+            part.training = mode
 
 
-def _anatomize(module: nn.Module, call: Call, preparation: Recipe) -> Anatomy:
-    with shaken(module):
-        return _read(module, call, preparation)
-
-
-def _read(module: nn.Module, call: Call, preparation: Recipe) -> Anatomy:
+def _read(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anatomy, list[dict[str, Any]]]:
     prover = Prover(module, call)
     trace = Trace(module)
     try:
@@ -80,22 +85,19 @@ def _read(module: nn.Module, call: Call, preparation: Recipe) -> Anatomy:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"the model does not run on the sample batch: {type(error).__name__}: {str(error)[:120]}", "Check data and model inputs."
-        ) from error
+        said = f"{type(error).__name__}: {str(error)[:120]}"
+        raise ModelError(f"the model does not run on the sample batch: {said}", "Check data and model inputs.") from error
     if not torch.allclose(reference.float(), again, rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise ModelError(
-            "the model answers the same batch differently each time", "Remove the randomness from its forward (dropout outside eval mode?)."
-        )
+        mend = "Remove the randomness from its forward (dropout outside eval mode?)."
+        raise ModelError("the model answers the same batch differently each time", mend)
     reader, refusals = Reader(module, trace), {}
+    swaps: list[dict[str, Any]] = []
     found = reader.stacks(lambda paths: carrying(module, paths, reader))
     names = stack_names([box or "blocks" for box, _ in found])
-    stacks = tuple(_stack(reader, prover, refusals, name, box, blocks) for name, (box, blocks) in zip(names, found, strict=True))
-    if not stacks:
-        refusals[type(module).__name__] = (
-            "no residual blocks were found, so nothing can be removed; it can still be quantised and raced on every back end."
-        )
-    return Anatomy(stacks, refusals, None, preparation)
+    stacks = tuple(_stack(reader, prover, refusals, swaps, name, box, blocks) for name, (box, blocks) in zip(names, found, strict=True))
+    if not any(block.sublayers for stack in stacks for block in stack.blocks) and not any(b.removable for s in stacks for b in s.blocks):
+        refusals[type(module).__name__] = "nothing in it can be removed safely; it can still be quantised and raced on every back end."
+    return Anatomy(stacks, refusals, None, preparation), swaps
 
 
 def stack_names(boxes: list[str]) -> list[str]:
@@ -106,7 +108,9 @@ def stack_names(boxes: list[str]) -> list[str]:
     return [s if short.count(s) == 1 else m if longer.count(m) == 1 else box for s, m, box in zip(short, longer, boxes, strict=True)]
 
 
-def _stack(reader: Reader, prover: Prover, refusals: dict[str, str], name: str, box: str, paths: list[str]) -> Stack:
+def _stack(
+    reader: Reader, prover: Prover, refusals: dict[str, str], swaps: list[dict[str, Any]], name: str, box: str, paths: list[str]
+) -> Stack:  # fmt: skip
     groups: list[list[Candidate]] = [reader.candidates(i, path) for i, path in enumerate(paths)]
     for i, group in enumerate(groups):
         totals: dict[str, int] = {}
@@ -114,7 +118,7 @@ def _stack(reader: Reader, prover: Prover, refusals: dict[str, str], name: str, 
             totals[c.kind] = totals.get(c.kind, 0) + 1
             c.name = f"{name}.{i}.{c.kind}" + (f"{totals[c.kind]}" if totals[c.kind] > 1 else "")
             c.cuts = [replace(cut, name=c.name) for cut in c.cuts]
-            c.outs = reader.outs(c, paths[i])
+            c.outs, c.surely = reader.outs(c, paths[i]), bool(box) or paths[i] in reader.carrying
     biases = own_biases(reader, groups)
     for c in [c for group in groups for c in group]:
         c.cuts = [with_own_bias(cut, biases, owner_of(reader, c)) for cut in c.cuts]
@@ -126,6 +130,8 @@ def _stack(reader: Reader, prover: Prover, refusals: dict[str, str], name: str, 
     for several in kinds.values():
         cut.update(prove_cuts(prover, several, biases, refusals))
         out.update(prove_outs(prover, several, biases, refusals))
+    stuck = [c for group in groups for c in group if c.kind.endswith("attention") and c.heads > 1 and c.name not in cut]
+    swaps += [edit for c in stuck if (edit := remade(reader, prover, c, paths[c.block])) is not None]
     blocks = []
     for path, group in zip(paths, groups, strict=True):
         subs = tuple(SubLayer(c.name, c.kind, c.path, cut.get(c.name), out.get(c.name, ())) for c in group if c.name in cut or c.name in out)
@@ -134,13 +140,12 @@ def _stack(reader: Reader, prover: Prover, refusals: dict[str, str], name: str, 
             refusals[lost] = "an attention that could not be read off its layers; it stays as it is and can still be quantised."
         if not group:
             refusals[path] = "no attention, feed-forward or convolution pair was recognised inside; the block can only be removed whole or quantised."
-        blocks.append(Block(path, subs, False))
-    children = tuple(_child(p) for p in paths) if box else ()
+        blocks.append(Block(reader.last_called(path), subs, False))
+    held = list(reader.module.get_submodule(box)._modules) if box else []
+    children = tuple(held.index(p.rpartition(".")[2]) for p in paths) if box else ()
+    single = not box and all(p in reader.carrying for p in paths)
+    passes = tuple(reader.absent(reader.first[p], "pass") for p in paths) if single else ()
     counts, lists = configured(reader.module, box, len(paths)) if box else ((), ())
-    stack = Stack(name, box, tuple(blocks), counts, lists, biases, children, positions(reader.module, blocks))
+    where = positions(reader.module, blocks)
+    stack = Stack(name, box, tuple(blocks), counts, lists, biases, children, len(held), passes, where)
     return replace(stack, blocks=tuple(replace(b, removable=prove_removal(reader, prover, refusals, stack, i)) for i, b in enumerate(blocks)))
-
-
-def _child(path: str) -> int:
-    last = path.rpartition(".")[2]
-    return int(last) if last.isdigit() else -1

@@ -38,6 +38,8 @@ class Candidate:
     cuts: list[Bundle] = field(default_factory=list)
     outs: list[list[dict[str, Any]]] = field(default_factory=list)
     name: str = ""
+    heads: int = 0
+    surely: bool = True  # whether what runs on after it is known to carry the input past it
 
 
 class Reader:
@@ -48,6 +50,7 @@ class Reader:
         self.first: dict[str, Run] = {}
         self.calls: dict[str, int] = {}
         self.reached: dict[str, set[str]] = {}
+        self.carrying: set[str] = set()  # modules that carry their input through; known after `stacks`
         for run in trace.runs:
             self.first.setdefault(run.path, run)
             self.calls[run.path] = self.calls.get(run.path, 0) + 1
@@ -65,7 +68,7 @@ class Reader:
         children = {p: [f"{p}.{n}" if p else n for n in m._modules] for p, m in boxes.items()}
         possible = [c for cs in children.values() for c in cs if self._possible(c)]
         loose = [p for p, m in self.module.named_modules() if p and p not in possible and self._possible(p) and len(self.dense(p)) > 1]
-        carrying = residual(possible + loose)
+        carrying = self.carrying = residual(possible + loose)
         classes = {type(self.module.get_submodule(c)) for c in possible if c in carrying}
         # a stage that carries its input through only because its own blocks do is no block: its blocks have twins beside them
         held = [[type(self.module.get_submodule(c)) for c in cs if c in carrying] for cs in children.values()]
@@ -89,7 +92,26 @@ class Reader:
                 taken.append(path)
         singles = [blocks[0] for box, blocks in found if not box]
         found = [f for f in found if f[0]] + ([("", singles)] if singles else [])
-        return sorted(found, key=lambda f: self.first[f[1][0]].order)
+        found += [("", group) for group in self._groups(children, taken)]
+        if not found and len(self.dense("")) > 1:
+            return [("", [""])]  # no blocks: the model as one
+        return sorted(found, key=lambda f: self.first[self.last_called(f[1][0])].order)
+
+    def _groups(self, children: dict[str, list[str]], taken: list[str]) -> list[list[str]]:
+        """Lists of lists whose parts the enclosing forward calls one by one (for attention, feed_forward in layers: …)."""
+        boxes = (nn.ModuleList, nn.ModuleDict)
+        out = []
+        for cs in children.values():
+            group = [c for c in cs if c not in self.first and isinstance(self.module.get_submodule(c), boxes) and self.dense(c)]
+            if group and not any(within(c, t) or within(t, c) for c in group for t in taken):
+                out.append(group)
+        return out
+
+    def last_called(self, path: str) -> str:
+        """The path itself if it is called as a module, else the last of its children that is: something that can be hooked."""
+        if path in self.first:
+            return path
+        return max((r for r in self.first.values() if within(r.path, path)), key=lambda r: (-r.path.count("."), r.order)).path
 
     def _possible(self, path: str) -> bool:
         run = self.first.get(path)
@@ -110,7 +132,8 @@ class Reader:
                 out.append(found)
                 used |= {r.path for r in found.producers} | {found.consumer.path}
         pending: list[Run] = []
-        residual = next(tensors(self.first[block].output), torch.empty(0, 0))
+        mine = self.first.get(block)
+        residual = next(tensors(mine.output), torch.empty(0, 0)) if mine and block else torch.empty(0, 0)
         for run in dense:
             if run.path in used:
                 pending = []
@@ -138,7 +161,7 @@ class Reader:
     def _reached(self, block: str, producer: Run) -> set[str]:
         """Dense layers of the block whose input changes when the producer's output is disturbed."""
         if producer.path not in self.reached:
-            run, found = self.first[block], set()
+            run, found = self.first.get(block) or self.first[""], set()
             handles = [producer.module.register_forward_hook(lambda m, a, out: out + torch.randn_like(out))]
             for other in self.dense(block):
 
@@ -182,6 +205,7 @@ class Reader:
         crossed = any(r.input is not None and first is not None and self._foreign(r, first, block) for r in producers[1:])
         path = common([*(r.path for r in producers), consumer.path])
         found = Candidate("cross_attention" if crossed else "attention", path, index, producers, consumer)
+        found.heads = heads
         found.cuts = self._head_cuts(owner, heads, width, producers, consumer, block)
         return found
 
@@ -193,7 +217,9 @@ class Reader:
 
     def _foreign(self, run: Run, first: Tensor, block: str) -> bool:
         """Whether a linear reads a tensor that was handed to the block beside its hidden state (the encoder's answer)."""
-        mine = self.first[block]
+        mine = self.first.get(block)
+        if mine is None:
+            return False
         handed = [t.data_ptr() for t in tensors([*mine.args, mine.kwargs])]
         entry = mine.input.data_ptr() if mine.input is not None else 0
         pointer = run.input.data_ptr() if run.input is not None else 0

@@ -112,6 +112,8 @@ class Stack:
     lists: tuple[tuple[str, str, tuple[Any, ...]], ...] = ()  # attributes with one entry per block, and these entries
     biases: tuple[dict[str, Any], ...] = ()  # edits that give each attention its own position bias; first of all others
     children: tuple[int, ...] = ()  # index of each block among the container's children
+    size: int = 0  # number of the container's children
+    passes: tuple[dict[str, Any], ...] = ()  # without a container: for each block the edit that lets its input pass instead
     indices: tuple[tuple[int, str, str, str], ...] = ()  # (block, sub-layer name or "", module path, attribute) of positions in the cache
 
 
@@ -199,24 +201,21 @@ def path_after(anatomy: Anatomy, keep: Keep, path: str) -> str | None:
     """What a module path of the original is called after `recipe_for(anatomy, keep)`; None if it went with a removed block."""
     for stack in anatomy.stacks:
         kept = keep.blocks.get(stack.name)
-        prefix = f"{stack.container}." if stack.container else ""
-        if kept is None or not stack.container or not path.startswith(prefix):
+        if kept is None:
             continue
-        child, _, rest = path[len(prefix) :].partition(".")
-        order = _kept_children(stack, kept)
-        if not child.isdigit():
-            continue
-        if int(child) not in order:
+        if any(within(path, block.path) for i, block in enumerate(stack.blocks) if i not in kept):
             return None
-        path = f"{prefix}{order.index(int(child))}" + (f".{rest}" if rest else "")
+        prefix = f"{stack.container}." if stack.container else ""
+        child, _, rest = path.removeprefix(prefix).partition(".")
+        if prefix and path.startswith(prefix) and child.isdigit():
+            path = f"{prefix}{_kept_children(stack, kept).index(int(child))}" + (f".{rest}" if rest else "")
     return path
 
 
 def _kept_children(stack: Stack, kept: Sequence[int]) -> list[int]:
     """Container children that stay: kept blocks, and those that are no blocks."""
     gone = {stack.children[i] for i in range(len(stack.blocks)) if i not in set(kept)}
-    total = max(stack.children) + 1
-    return [i for i in range(total) if i not in gone]
+    return [i for i in range(stack.size) if i not in gone]
 
 
 def recipe_for(anatomy: Anatomy, keep: Keep) -> Recipe:
@@ -260,8 +259,6 @@ def _check(anatomy: Anatomy, keep: Keep) -> None:
         stuck = [b.path for i, b in enumerate(stacks[name].blocks) if i not in kept and not b.removable]
         if stuck:
             raise ModelError(f"block {stuck[0]} cannot be removed", anatomy.refusals.get(stuck[0], "Keep it."))
-        if not kept and not stacks[name].container:
-            raise ModelError(f"stack {name!r} cannot be emptied", "Keep at least one block.")
     for name, units in keep.units.items():
         if any(not 0 <= u < bundles[name].count for u in units):
             raise ModelError(f"bundle {name!r} has units 0 to {bundles[name].count - 1}", "Give indices of existing units.")
@@ -285,8 +282,7 @@ def shorten(stack: Stack, kept: list[int], gone: set[str]) -> list[dict[str, Any
     if len(kept) == len(stack.blocks):
         return edits
     if not stack.container:
-        lost = [block.path for i, block in enumerate(stack.blocks) if i not in kept]
-        return edits + [{"kind": "absent", "path": path, "argument": 0, "returns": "pass"} for path in lost]
+        return edits + [edit for i, edit in enumerate(stack.passes) if i not in kept]
     edits.append({"kind": "keep", "path": stack.container, "index": pack(_kept_children(stack, kept))})
     edits += [{"kind": "set", "path": path, "name": name, "value": len(kept)} for path, name in stack.counts]
     edits += [{"kind": "set", "path": path, "name": name, "value": [entries[i] for i in kept]} for path, name, entries in stack.lists]

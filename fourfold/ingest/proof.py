@@ -240,7 +240,7 @@ def prove_outs(
     def proves(chosen: list[Candidate], k: int) -> bool:
         return prover.same(_mute(prover, chosen), [*biases, *(e for c in chosen for e in c.outs[k])]) is None
 
-    able = [c for c in several if c.outs]
+    able = [c for c in several if c.outs and (c.surely or _alive(prover, c))]
     most = max((len(c.outs) for c in able), default=0)
     for k in range(most):
         if all(len(c.outs) > k for c in able) and proves(able, k) and (len(able) == 1 or proves(able[:1], k)):
@@ -256,6 +256,14 @@ def prove_outs(
     return proved
 
 
+def _alive(prover: Prover, c: Candidate) -> bool:
+    """Whether the answer still tells the examples apart when the candidate is silent: something carries the input past it."""
+    def spread(answer: Tensor) -> float:
+        return float((answer - answer.mean(0)).abs().max())
+
+    return spread(_mute(prover, [c])) > 1e-3 * spread(prover.run())
+
+
 def _mute(prover: Prover, chosen: list[Candidate]) -> Tensor:
     with muted(prover.module, [c.consumer.path for c in chosen]):
         return prover.run()
@@ -264,6 +272,8 @@ def _mute(prover: Prover, chosen: list[Candidate]) -> Tensor:
 def prove_removal(reader: Reader, prover: Prover, refusals: dict[str, str], stack: Stack, index: int) -> bool:
     path = stack.blocks[index].path
     run = reader.first[path]
+    if not stack.container and not stack.passes:
+        return False  # parts that the enclosing forward calls one by one, or the whole model
     x, y = run.input, next(tensors(run.output), None)
     if x is None or y is None or x.shape != y.shape:
         refusals[path] = "the block changes the shape of its input, so what follows needs it; units inside it can go."

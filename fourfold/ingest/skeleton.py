@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fourfold.errors import ModelError
 
-OWN = frozenset(vars(nn.Module()))  # what every module has: rebuilt, not stored
+OWN = frozenset(vars(nn.Module())) | {"_flat_weights", "_flat_weight_refs"}  # rebuilt, not stored: what every module has, and recurrent ones' views
 ADVICE = "Give the model as package.module:factory, so that it can be made again by calling that."
 LIMIT = 1 << 22  # elements of a tensor that is stored inside the JSON (buffers that state_dict leaves out)
 
@@ -193,6 +193,8 @@ class _Builder:
                 module._non_persistent_buffers_set.add(name)
         for name, child in tree.get("children", {}).items():
             module._modules[name] = None if child is None else self.module(child)
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
         return module
 
     def tensor(self, data: dict[str, Any] | None, parameter: bool) -> Any:

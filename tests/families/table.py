@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+import strangers
 import torch
 from torch import Tensor, nn
 
@@ -249,6 +250,12 @@ FAMILIES = [
     Family("encoder-pre-norm", lambda: Encoder(norm_first=True), text),
     Family("translator", Translator, lambda: {"input_ids": _ids(), "decoder_input_ids": _ids(length=8)}, 4, 6, 4),
     Family("residual", Residual, image, 6, 0, 8),
+    Family("nano", strangers.Nano, lambda: {"input_ids": _ids()}, 3, 3, 3),
+    Family("eyes", strangers.Eyes, image),
+    Family("lists", strangers.Lists, lambda: {"input_ids": _ids()}),
+    Family("annotated", strangers.Annotated, text),
+    Family("plain", strangers.Plain, image, 1, 0, 3),
+    Family("memory", strangers.Memory, lambda: {"input_ids": _ids()}, 0, 0, 0),
     Family("efficientnet-lite0", lite0, lambda: {"inputs": _noise(2, 3, 64, 64)}, 16, 0, 15),
 ]  # fmt: skip
 
