@@ -8,11 +8,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -298,3 +301,26 @@ def takes_varargs(module: nn.Module) -> bool:
     import inspect
 
     return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
+
+
+class TimeIsUp(BaseException):
+    """Not an Exception, so that no `except Exception` of a compiler or exporter swallows it."""
+
+
+@contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Interrupt the body after `seconds`. Only the main thread can be, and only where the system has SIGALRM; elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(_: int, __: FrameType | None) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

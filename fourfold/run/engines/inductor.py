@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +17,7 @@ import torch
 from torch import nn
 
 from fourfold.rewrites.compress.quantise import narrow, to_bf16
-from fourfold.run.engines.base import Batch, Engine, Session, Signature, Unexportable, first_line, missing, weigh
+from fourfold.run.engines.base import Batch, Engine, Session, Signature, TimeIsUp, Unexportable, first_line, limit, missing, weigh
 
 #: Seconds that one compilation may take. Overridden by the environment variable FOURFOLD_COMPILE_LIMIT.
 LIMIT = 180.0
@@ -78,7 +74,7 @@ class InductorSession(Session):
             with limit(float(os.environ.get("FOURFOLD_COMPILE_LIMIT", LIMIT))):
                 self.run(signature.example)
                 self.run({name: value[: max(2, len(value) // 2)] for name, value in signature.example.items()})
-        except _TimeIsUp:
+        except TimeIsUp:
             torch._dynamo.reset()
             raise Unexportable(f"compiling took longer than {time.perf_counter() - started:.0f} s and was stopped") from None
         except Exception as error:
@@ -121,26 +117,3 @@ def quiet() -> None:
     """The libraries under us report their own missing CUDA parts and each recompilation."""
     for name in ("torch", "torch._dynamo", "torch._inductor", "torchao"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-class _TimeIsUp(BaseException):
-    """Not an Exception, so that no `except Exception` of the compiler swallows it."""
-
-
-@contextlib.contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    """Interrupt the body after `seconds`. Only the main thread can be, and only where the system has SIGALRM; elsewhere there is no limit."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def ring(_: int, __: FrameType | None) -> None:
-        raise _TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

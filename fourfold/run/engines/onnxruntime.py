@@ -12,9 +12,11 @@ import numpy as np
 from torch import nn
 
 from fourfold.measure.clock import race
-from fourfold.run.engines.base import Batch, Engine, Session, Signature, Unexportable, export_onnx, first_line, missing
+from fourfold.run.engines.base import Batch, Engine, Session, Signature, TimeIsUp, Unexportable, export_onnx, first_line, limit, missing
 
 GRAPHS = ("torchscript", "dynamo")
+#: Seconds that one exporter may take; the second one sometimes takes minutes.
+PATIENCE = 60.0
 
 
 class OnnxRuntime(Engine):
@@ -39,12 +41,13 @@ class OnnxRuntime(Engine):
                     continue
                 path = Path(scratch) / f"{graph}.onnx"
                 try:
-                    export_onnx(wrapped, signature, path, graph)
+                    with limit(PATIENCE):
+                        export_onnx(wrapped, signature, path, graph)
                     made[graph] = quantise(path, Path(scratch) / f"{graph}-{precision}.onnx", precision, signature, calibration)
                     agree(made[graph], wrapped, signature, precision, calibration)
-                except Exception as error:
+                except (Exception, TimeIsUp) as error:
                     made.pop(graph, None)
-                    reasons.append(f"{graph} export: {first_line(error)}")
+                    reasons.append(f"{graph} export: {first_line(error) if isinstance(error, Exception) else f'took longer than {PATIENCE:.0f} s'}")
             if not made:
                 raise Unexportable("; ".join(reasons))
             fastest(made, signature, calibration).replace(folder / file)

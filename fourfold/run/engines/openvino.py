@@ -108,8 +108,8 @@ class OpenVinoSession(Session):
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": "bf16" if halves else "f32",
         }
-        self.compiled = openvino.Core().compile_model(model, "CPU", wish)
-        self.request = self.compiled.create_infer_request()
+        self.compiled: Any = openvino.Core().compile_model(model, "CPU", wish)
+        self.request: Any = self.compiled.create_infer_request()
         self.wanted = [port.get_any_name() for port in self.compiled.inputs]
         self.signature, self.precision, self.threads = signature, precision, threads
 
