@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fourfold.cite import BIBLIOGRAPHY
-from fourfold.measure.quality import Relative, relative
+from fourfold.measure.quality import Relative
 from fourfold.run.finals import weight_bytes
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _absolute(job: Job) -> dict[str, Any]:
 
 
 def _simple(job: Job, s: Any) -> dict[str, Any]:
-    found = relative(job.task.metric, job.base_test, s.test, job.splits.test.targets, seed=job.work.seed)
+    found = job._relative(s.test, "test")
     score = float(job.task.metric.score(s.test, job.splits.test.targets))
     point = next((p for p in job.points if p.candidate.kind == "bag_of_words" and s.words is not None), None)
     energy = _ratio(point.timing.cpu, point.timing.rounds) if point and point.timing else None

@@ -121,7 +121,7 @@ class Job:
         fingerprint = {
             "weights": _digest(state(self.subject.module)), "train": self.splits.train.digest(), "search": self.splits.search.digest(), "test": self.splits.test.digest(),
             "floor": self.work.floor, "objective": self.work.objective, "budget": self.work.budget, "seed": self.work.seed, "metric": self.task.metric.name,
-            "engines": self.options.engines, "threads": self.options.threads, "machine": here().fingerprint, "version": 1,
+            "engines": self.options.engines, "threads": self.options.threads, "machine": here().fingerprint, "version": 2,
         }
         self.journal = Journal(self.folder, fingerprint)
         if self.options.fresh and any("key" in e for e in self.journal.events()):
@@ -155,7 +155,7 @@ class Job:
             return (time.perf_counter() - began) / len(few)
 
         self.each = float(self.journal.once("rows", run))
-        for name, share, least in (("search", 0.03, 100), ("test", 0.06, 300)):
+        for name, share, least in (("search", 0.04, 100), ("test", 0.1, 300)):
             whole: Examples = getattr(self.splits, name)
             kept = _capped(whole, max(least, int(share * self.work.budget / max(self.each, 1e-9))), self.work.seed)
             if len(kept) < len(whole):
@@ -461,7 +461,7 @@ class Job:
             share = sum(p.numel() for p in made.parameters() if p.dim() < 3) / max(1, sum(p.numel() for p in self.subject.module.parameters()))
             candidate = Candidate(name, "static", Recipe(()), {}, min(0.01, share), 2, steps, module=made, extra={"subject": subject, "window": window})
             candidate.records = self._array(f"judge:{name}", lambda s=subject, m=made: evaluate_with(s, self.task, m, self.splits.search))
-            candidate.quality = relative(self.task.metric, self.base_search, candidate.records, self.splits.search.targets, seed=self.work.seed)
+            candidate.quality = self._relative(candidate.records, "search")
             assert self.searcher is not None
             self.searcher.candidates.append(candidate)
 
@@ -478,12 +478,11 @@ class Job:
         everyone = [root, *[c for c in self.candidates if c.status == "open" and c.module is not None]]
         beaten = dominated([(c.cost, -c.quality.value) for c in everyone if c.quality])
         worth = {c.name for c, gone in zip([c for c in everyone if c.quality], beaten, strict=True) if not gone}
-        ways = {c.name: self._ways(c, c.name in worth) for c in everyone}
-        self.listener.stage("building precisions and back ends", sum(len(w) for w in ways.values()))
-        for candidate in everyone:
-            for engine, precision, how in ways[candidate.name]:
-                self._add_point(candidate, Setting(engine, precision, **how))
-                self.listener.advance()
+        ways = self._affordable([(c, w) for c in everyone for w in self._ways(c, c.name in worth)])
+        self.listener.stage("building precisions and back ends", len(ways))
+        for candidate, (engine, precision, how) in ways:
+            self._add_point(candidate, Setting(engine, precision, **how))
+            self.listener.advance()
         self._add_words()
         open_ = [p for p in self.points if p.status == "open"]
         self._race("race:points", open_, 0.10)
@@ -498,6 +497,27 @@ class Job:
         if candidate.kind == "static":  # a table look-up has nothing to quantise that would pay; only the back end can differ
             return [base, *[w for w in pairs if w[1] == "fp32"][:1]]
         return [base, *pairs] if worth else [base]
+
+    def _affordable(self, ways: list[tuple[Candidate, Any]]) -> list[tuple[Candidate, Any]]:
+        """The builds that fit in a sixth of the budget by the original's own building times: plain PyTorch always, then the likeliest first.
+
+        Likely is: the best pair before the second best, and structures near the floor before those far from it; the original's and three structures' best pairs are built in any case.
+        """
+        seconds = {(r["engine"], r["precision"]): float(r["prepared_s"]) for r in self.race_rows}
+        ranks = {(e, p): i for i, (e, p, _) in enumerate(self.pairs)}
+
+        def distance(c: Candidate) -> float:
+            return abs((c.quality.value if c.quality else 0.0) - self.work.floor - 0.01)
+
+        plain = [w for w in ways if (w[1][0], w[1][1]) == ("torch", "fp32")]
+        rest = sorted((w for w in ways if w not in plain), key=lambda w: (ranks[w[1][0], w[1][1]], w[0].kind != "original", distance(w[0])))
+        kept, spent = [], 0.0
+        for number, way in enumerate(rest):
+            cost = seconds.get((way[1][0], way[1][1]), 2.0) * (1.0 if way[0].kind == "original" else 0.7)
+            if number < 4 or spent + cost <= self.work.budget / 6:
+                kept.append(way)
+                spent += cost
+        return plain + kept
 
     def _part(self, name: str, module: nn.Module | None, candidate: Candidate | None, setting: Setting) -> Part:
         subject = candidate.extra.get("subject", self.subject) if candidate is not None else self.subject
@@ -526,7 +546,7 @@ class Job:
         if point.search_records is not None and not np.isfinite(point.search_records).all():
             point.status, point.reason = "rejected", "answers with NaN or infinity on the search split"
         if point.status == "open" and point.search_records is not None:
-            point.search = relative(self.task.metric, self.base_search, point.search_records, self.splits.search.targets, seed=self.work.seed)
+            point.search = self._relative(point.search_records, "search")
         self.points.append(point)
 
     @property
@@ -544,7 +564,7 @@ class Job:
             candidate = Candidate("bag of words", "bag_of_words", Recipe(()), {}, 0.01, 2)
             part = Part("bag-of-words", self.subject, None, None, Setting("numpy", "fp32", 1, 256, False), words=simple.words)
             point = Point("bag of words", candidate, Assembly("bag of words", [part]), simple.search, predicted=0.02)
-            point.search = relative(self.task.metric, self.base_search, simple.search, self.splits.search.targets, seed=self.work.seed)
+            point.search = self._relative(simple.search, "search")
             self.points.append(point)
 
     def _race(self, key: str, points: list[Point], share: float) -> None:
@@ -607,7 +627,7 @@ class Job:
             candidate = Candidate(f"cascade-{number}", "cascade", Recipe(()), {}, cost, 2, extra={"members": [cheap, dear], "gate": gate, "share": share})
             first, second = replace(cheap.assembly.parts[0], name="first"), replace(dear.assembly.parts[0], name="second")
             point = Point(name, candidate, Assembly(name, [first, second], [gate]), rows, predicted=cost, shares=[1 - share, share])
-            point.search = relative(self.task.metric, self.base_search, rows, self.splits.search.targets, seed=self.work.seed)
+            point.search = self._relative(rows, "search")
             made.append(point)
         self.points += made
         self._race("race:cascades", made, 0.05)
@@ -666,7 +686,7 @@ class Job:
 
         words = point.candidate.kind == "bag_of_words"
         rows = next(s.test for s in self.simple if s.words is not None) if words else self._array(f"point:{point.name}:test", run)
-        point.test = relative(self.task.metric, self.base_test, rows, self.splits.test.targets, seed=self.work.seed)
+        point.test = self._relative(rows, "test")
 
     def _chance(self, point: Point) -> float:
         """Probability that the unseen lower bound clears the floor, from the search split: normal, with both splits' errors."""
@@ -779,14 +799,25 @@ class Job:
 
     # ---- odds and ends -------------------------------------------------------------------------------------------------------------
 
+    def _relative(self, records: np.ndarray, split: str) -> Relative:
+        """Quality relative to the original's on "search" or "test"; duplicates, and pieces of one document, are resampled together."""
+        examples: Examples = getattr(self.splits, split)
+        base = self.base_search if split == "search" else self.base_test
+        return relative(self.task.metric, base, records, examples.targets, seed=self.work.seed, groups=examples.groups)
+
     def _array(self, key: str, fn: Callable[[], np.ndarray]) -> np.ndarray:
         import torch
 
         return self.journal.tensors(key, lambda: {"rows": torch.from_numpy(np.ascontiguousarray(fn()))})["rows"].numpy()
 
     def close(self) -> None:
+        """Give sessions and the journal back. Points of one candidate and the cascades over them share sessions, which are closed once."""
+        sessions = {id(part.session): part.session for point in self.points for part in point.assembly.parts if part.session is not None}
+        for session in sessions.values():
+            session.close()
         for point in self.points:
-            point.assembly.close()
+            for part in point.assembly.parts:
+                part.session = None
         self.journal.close()
 
 

@@ -420,7 +420,7 @@ class Searcher:
             return {"records": torch.from_numpy(evaluate(bench, module, bench.splits.search))}
 
         candidate.records = bench.diary.tensors(f"judge:{candidate.name}:{candidate.steps}", run)["records"].numpy()
-        candidate.quality = relative(bench.task.metric, bench.base_records, candidate.records, bench.splits.search.targets, seed=bench.seed)
+        candidate.quality = relative(bench.task.metric, bench.base_records, candidate.records, bench.splits.search.targets, seed=bench.seed, groups=bench.splits.search.groups)
         return candidate
 
     def descend(self, sketches: list[tuple[Shape, float, float]]) -> list[Candidate]:
