@@ -124,6 +124,7 @@ def test_answers_at_any_batch_size_and_length(case: Case, name: str, precision: 
     told = session.describe()
     assert told["engine"] == name and told["precision"] == precision and told["threads"] == 1
     session.close()
+    session.close()
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ class Session(ABC):
         """What really runs, read back from the engine (JSON-able)."""
 
     def close(self) -> None:  # noqa: B027
-        """Give the memory back. Nothing may be run afterwards."""
+        """Give the memory back; twice is once. Nothing may be run afterwards."""
 
 
 class Engine(ABC):

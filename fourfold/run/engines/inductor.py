@@ -68,7 +68,7 @@ class InductorSession(Session):
         self.frozen = precision == "int8"
         self.bytes = weigh(module)
         self.patch = config.patch(freezing=self.frozen, compile_threads=1)
-        self.compiled = torch.compile(module, dynamic=True)
+        self.compiled: Any = torch.compile(module, dynamic=True)
         started = time.perf_counter()
         try:
             with limit(float(os.environ.get("FOURFOLD_COMPILE_LIMIT", LIMIT))):
@@ -99,7 +99,7 @@ class InductorSession(Session):
         }  # fmt: skip
 
     def close(self) -> None:
-        del self.compiled
+        self.compiled = None
         torch._dynamo.reset()
 
 

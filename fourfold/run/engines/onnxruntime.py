@@ -68,7 +68,7 @@ class OnnxSession(Session):
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.wanted = [port.name for port in self.session.get_inputs()]
         self.signature, self.precision, self.threads = signature, precision, threads
         self.bytes = path.stat().st_size
@@ -86,7 +86,7 @@ class OnnxSession(Session):
         }  # fmt: skip
 
     def close(self) -> None:
-        del self.session
+        self.session = None
 
 
 def quantise(source: Path, target: Path, precision: str, signature: Signature, calibration: Sequence[Batch]) -> Path:
