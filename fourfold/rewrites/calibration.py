@@ -3,8 +3,8 @@
 Everything comes from the same batches:
 - Block Influence (ShortGPT, Men et al. 2024): 1 − mean cos(state in, state out) of each block; 0 for a block that does nothing.
 - Fisher information of a mask on every unit (Kwon et al. 2022, eq. 7): with m = 1 on each head's or neuron's input to its consumer,
-  ∂L/∂m_i = Σ over tokens ⟨∂L/∂a_i, a_i⟩ per example, from one backward pass. The predicted loss of removing a set S is ½ 1ᵀ F_S 1 with F = GᵀG/N per bundle.
-  L is the model's own sampled answer (true Fisher: no labels needed).
+  ∂L/∂m_i = Σ over tokens ⟨∂L/∂a_i, a_i⟩ per example, from one backward pass. The predicted loss of removing a set S is ½ 1ᵀ F_S 1 with F = GᵀG/N
+  per bundle. L is the model's own sampled answer (true Fisher: no labels needed).
 - Gram matrices XᵀX and means of each consumer's input: what least-squares repair needs.
 - Ablation: the divergence from the original's answers when a whole sub-layer or block is skipped, by forward passes alone. Fisher is a second-order
   Taylor term and overstates large removals, so `matrix_pruning` rescales its curve to meet the measured ablation at zero.
@@ -56,7 +56,8 @@ class Sensitivities:
 
 
 def divergence(z: Tensor, reference: Tensor, kind: str) -> Tensor:
-    """Per-example harm [B] of answering z instead of `reference`: KL(reference ‖ z) for distributions (summed over positions' mean), scaled squared error otherwise."""
+    """Per-example harm [B] of answering z instead of `reference`: KL(reference ‖ z) for distributions (summed over positions' mean), scaled
+    squared error otherwise."""
     if kind in ("classification", "causal_lm", "seq2seq", "ctc"):
         p, q = torch.log_softmax(reference.float(), -1), torch.log_softmax(z.float(), -1)
         kl = (p.exp() * (p - q)).sum(-1)
@@ -157,7 +158,11 @@ def _gradients(
             for name in inputs:  # a leaf that requires grad, so that hooks deep inside see a graph although no weight does
                 if inputs[name].is_floating_point():
                     inputs[name].requires_grad_(True)
-            handle = embedding.register_forward_hook(lambda _m, _i, out: out.requires_grad_(True) if isinstance(out, Tensor) and out.is_leaf else out) if embedding else None
+            handle = (
+                embedding.register_forward_hook(lambda _m, _i, out: out.requires_grad_(True) if isinstance(out, Tensor) and out.is_leaf else out)
+                if embedding
+                else None
+            )
             with torch.enable_grad():
                 z = subject.logits(module, inputs)
                 sampled_loss(z, task.kind, generator).backward()
@@ -246,9 +251,13 @@ def _skipping(block: nn.Module, harm: Callable[[], float]) -> float:
         handle.remove()
 
 
+def _zeros(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+    return torch.zeros_like(out)
+
+
 def _silencing(consumer: nn.Module, harm: Callable[[], float]) -> float:
     """Harm when the sub-layer's output projection answers zero (bias included): exactly what an absent sub-layer does to the residual stream."""
-    handle = consumer.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out))
+    handle = consumer.register_forward_hook(_zeros)
     try:
         return harm()
     finally:

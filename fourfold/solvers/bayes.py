@@ -7,7 +7,7 @@ Deterministic for a seed and a history: a resumed run tells what the journal rem
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # multivariate sampling is marked experimental
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, **old)
-        minimise: Sequence[Literal["minimize"]] = ["minimize"] * objectives
+        minimise: list[Literal["minimize"]] = ["minimize" for _ in range(objectives)]
         self.study = optuna.create_study(directions=minimise, sampler=sampler)
         self.open: dict[int, Any] = {}
 

@@ -1,4 +1,5 @@
-"""A small real model, trained here in seconds: a three-layer BERT that tells texts about fire from texts about water by their words and word order."""
+"""A small real model, trained here in seconds: a three-layer BERT that tells texts about fire from texts about water by their words and word
+order."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "not", *FIRE, *WATER, *REST])}
     core = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", model_max_length=64
     )

@@ -34,7 +34,9 @@ def lines(folder: Path) -> list[dict[str, object]]:
 
 
 def start(model: Path, reviews: Path, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(model), str(reviews), str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(model), str(reviews), str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def seeded(front: fourfold.Front, out: Path) -> Path:
@@ -94,7 +96,11 @@ def test_ctrl_c_returns_the_best_so_far(model: Path, reviews: Path, front: fourf
     journal = seeded(front, out)
     process = start(model, reviews, out)
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not any(str(x.get("key", "")).startswith("train:level-0") for x in lines_or_fewer(journal)):
+    while (
+        process.poll() is None
+        and time.monotonic() < deadline
+        and not any(str(x.get("key", "")).startswith("train:level-0") for x in lines_or_fewer(journal))
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=300)

@@ -1,8 +1,8 @@
 """Matrix pruning: rows and columns of the weight matrices (heads with their KV group, feed-forward neurons, conv channels) leave for good.
 
-Which: the mask-Fisher criterion of Kwon et al. (2022). With per-example mask gradients G [N, n] of one bundle, removing the set S is predicted to cost
-½ · 1ᵀ F_S 1, F = GᵀG / N (their eq. 7 with the full block of one layer, eq. 9). Units leave greedily, cheapest next, so one pass orders all sizes.
-F has at most N independent rows, so its off-diagonal is shrunk by N/(N+n); without it the greedy search finds sets that only seem to cancel.
+Which: the mask-Fisher criterion of Kwon et al. (2022). With per-example mask gradients G [N, n] of one bundle, removing the set S is predicted to
+cost ½ · 1ᵀ F_S 1, F = GᵀG / N (their eq. 7 with the full block of one layer, eq. 9). Units leave greedily, cheapest next, so one pass orders all
+sizes. F has at most N independent rows, so its off-diagonal is shrunk by N/(N+n); without it the greedy search finds sets that only seem to cancel.
 
 What stays is repaired: the consumer's weights are re-fitted by least squares so that its output on the calibration inputs matches the dense one
 (the closed form of the Optimal Brain Surgeon update, Hassibi & Stork 1993; ZipLM, Kurtic et al. 2023):
@@ -13,7 +13,7 @@ Sizes are aligned (multiples of 8 and 16 neurons) because matrix units are; tens
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -135,7 +135,9 @@ class MatrixPruning(Rewrite):
                     full = sub.bundle.count
                     for size in sizes(full, sub.bundle.kind):
                         if size:
-                            found.append(Option(sub.name, size, full, float(harm[full - size] * scale), {"order": order.tolist()} if size == full else {}))
+                            found.append(
+                                Option(sub.name, size, full, float(harm[full - size] * scale), {"order": order.tolist()} if size == full else {})
+                            )
         return found
 
     def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
