@@ -38,34 +38,71 @@ def report_data(job: Job) -> dict[str, Any]:
     best = None if job.best is None else place[job.best.name]
     ladder = job.ladder if job.best is not None else []
     total = None if job.best is None else 1.0 / candidates[best]["relative_energy"]["value"]  # type: ignore[index]
-    features = sorted(f for f in machine.flags if f.startswith(("amx", "avx512_vnni", "avx512_bf16", "avx_vnni")) or f in ("avx2", "avx512f", "asimd", "sve", "bf16"))
+    features = sorted(
+        f
+        for f in machine.flags
+        if f.startswith(("amx", "avx512_vnni", "avx512_bf16", "avx_vnni")) or f in ("avx2", "avx512f", "asimd", "sve", "bf16")
+    )
     keys = _cited(job)
     versions = {"fourfold": __version__, "python": platform.python_version()} | _versions()
     return {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions, "command": job.options.command or _command(job),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": versions,
+        "command": job.options.command or _command(job),
         "model": {
-            "name": job.work.model, "family": _family(job), "parameters": sum(p.numel() for p in job.subject.module.parameters()),
+            "name": job.work.model,
+            "family": _family(job),
+            "parameters": sum(p.numel() for p in job.subject.module.parameters()),
             "bytes": sum(p.numel() * p.element_size() for p in job.subject.module.parameters()),
         },
         "data": {
-            "name": job.work.data, "task": job.task.kind, "metric": job.task.metric.name, "greater_is_better": job.task.metric.greater_is_better,
-            "train": len(job.splits.train), "search": len(job.splits.search), "test": len(job.splits.test), "note": job.splits.note,
+            "name": job.work.data,
+            "task": job.task.kind,
+            "metric": job.task.metric.name,
+            "greater_is_better": job.task.metric.greater_is_better,
+            "train": len(job.splits.train),
+            "search": len(job.splits.search),
+            "test": len(job.splits.test),
+            "note": job.splits.note,
         },
         "machine": {
-            "name": str(machine), "processor": machine.name, "threads": machine.cores, "features": features, "memory_bytes": machine.memory, "system": machine.os,
+            "name": str(machine),
+            "processor": machine.name,
+            "threads": machine.cores,
+            "features": features,
+            "memory_bytes": machine.memory,
+            "system": machine.os,
         },
         "valid": f"measured on {machine.name}; on another processor run: fourfold race {job.options.out or 'DIR'}",
-        "folder": str(job.options.out) if job.options.out and job.best is not None else None, "objective": job.work.objective, "floor": job.work.floor,
-        "budget_s": job.work.budget, "seed": job.work.seed,
+        "folder": str(job.options.out) if job.options.out and job.best is not None else None,
+        "objective": job.work.objective,
+        "floor": job.work.floor,
+        "budget_s": job.work.budget,
+        "seed": job.work.seed,
         "energy": {"grade": energy["grade"], "method": energy["method"], "boundary": energy["boundary"] or "process"},
         "baseline": {
-            "quality": _absolute(job), "setting": _setting(job.base_setting), "cpu_s_per_1000": 1000 * job.base_cpu, "wall_s_per_1000": 1000 * job.base_wall,
-            "joules_per_1000": _joules(energy["per_example"] * 1000, energy), "memory_bytes": sum(p.numel() * p.element_size() for p in job.subject.module.parameters()),
+            "quality": _absolute(job),
+            "setting": _setting(job.base_setting),
+            "cpu_s_per_1000": 1000 * job.base_cpu,
+            "wall_s_per_1000": 1000 * job.base_wall,
+            "joules_per_1000": _joules(energy["per_example"] * 1000, energy),
+            "memory_bytes": sum(p.numel() * p.element_size() for p in job.subject.module.parameters()),
         },
-        "simple": [_simple(job, s) for s in job.simple], "candidates": candidates, "front": front, "best": best, "knee": _knee(candidates, front), "floor_met": best is not None,
-        "infeasible": None if best is not None else _infeasible(job, shown, place), "factors": ladder, "total": total, "race": _race(job, place), "timeline": _timeline(job),
-        "cost": _cost(job, energy), "citations": [{"key": k, "text": str(BIBLIOGRAPHY[k]), "bibtex": BIBLIOGRAPHY[k].bibtex(k)} for k in keys],
-        "notes": job.notes, "warnings": job.warnings,
+        "simple": [_simple(job, s) for s in job.simple],
+        "candidates": candidates,
+        "front": front,
+        "best": best,
+        "knee": _knee(candidates, front),
+        "floor_met": best is not None,
+        "infeasible": None if best is not None else _infeasible(job, shown, place),
+        "factors": ladder,
+        "total": total,
+        "race": _race(job, place),
+        "timeline": _timeline(job),
+        "cost": _cost(job, energy),
+        "citations": [{"key": k, "text": str(BIBLIOGRAPHY[k]), "bibtex": BIBLIOGRAPHY[k].bibtex(k)} for k in keys],
+        "notes": job.notes,
+        "warnings": job.warnings,
     }
 
 
@@ -75,9 +112,20 @@ def manifest_facts(job: Job, point: Point, report: dict[str, Any]) -> dict[str, 
 
     index = next(i for i, c in enumerate(report["candidates"]) if c["name"] == point.name)
     return {
-        "candidate": report["candidates"][index], "floor": job.work.floor, "objective": job.work.objective, "seed": job.work.seed, "baseline": report["baseline"],
-        "model": report["model"], "data": report["data"], "hardware": here().to_json(), "fingerprint": here().fingerprint, "methods": [c["key"] for c in report["citations"]],
-        "versions": report["versions"], "command": report["command"], "energy": report["energy"], "lengths": _lengths(job),
+        "candidate": report["candidates"][index],
+        "floor": job.work.floor,
+        "objective": job.work.objective,
+        "seed": job.work.seed,
+        "baseline": report["baseline"],
+        "model": report["model"],
+        "data": report["data"],
+        "hardware": here().to_json(),
+        "fingerprint": here().fingerprint,
+        "methods": [c["key"] for c in report["citations"]],
+        "versions": report["versions"],
+        "command": report["command"],
+        "energy": report["energy"],
+        "lengths": _lengths(job),
     }
 
 
@@ -106,7 +154,15 @@ def structure(anatomy: Anatomy, candidate: Candidate) -> list[dict[str, Any]]:
                     continue
                 total = bundles[bundle].count if bundle else 1
                 left = min(total, candidate.shape.get(ident, total)) if number in kept else 0
-                units.append({"name": kind, "what": TITLES.get(bundles[bundle].kind, "units") if bundle else "", "kept": left, "total": total, "absent": left == 0})
+                units.append(
+                    {
+                        "name": kind,
+                        "what": TITLES.get(bundles[bundle].kind, "units") if bundle else "",
+                        "kept": left,
+                        "total": total,
+                        "absent": left == 0,
+                    }
+                )
             blocks.append({"name": str(number), "removed": number not in kept, "units": units})
         found.append({"name": stack.name, "blocks": blocks})
     return found
@@ -145,7 +201,12 @@ def techniques(point: Point) -> list[str]:
     if kind == "cascade":
         cheap, dear = point.candidate.extra["members"]
         return list(dict.fromkeys(["cascade", *techniques(cheap), *techniques(dear)]))
-    found = {"network": ["layer_removal", "matrix_pruning", "distil", "combine"], "static": ["static", "distil"], "bag_of_words": ["bag_of_words"], "original": []}[kind]
+    found = {
+        "network": ["layer_removal", "matrix_pruning", "distil", "combine"],
+        "static": ["static", "distil"],
+        "bag_of_words": ["bag_of_words"],
+        "original": [],
+    }[kind]
     return found + (["quantise"] if point.setting.precision != "fp32" else [])
 
 
@@ -164,7 +225,9 @@ def _ratio(r: Any, rounds: int) -> dict[str, Any]:
 def _parameters(point: Point) -> int:
     total = 0
     for part in point.assembly.parts:
-        total += sum(p.numel() for p in part.module.parameters()) if part.module is not None else part.words.weights.size if part.words is not None else 0
+        total += (
+            sum(p.numel() for p in part.module.parameters()) if part.module is not None else part.words.weights.size if part.words is not None else 0
+        )
     return int(total)
 
 
@@ -179,20 +242,45 @@ def _candidate(job: Job, p: Point) -> dict[str, Any]:
         cascade = {"members": [m.name for m in c.extra["members"]], "thresholds": [g.threshold for g in p.assembly.gates], "shares": p.shares}
     status = {"front": "front", "infeasible": "infeasible", "rejected": "stopped"}.get(p.status, "dominated")
     return {
-        "name": p.name, "how": how, "stage": "test" if p.test else "full", "status": status, "reason": p.reason, "techniques": techniques(p),
-        "levers": ["model"] if p.setting.engine in ("torch", "numpy") else ["model", "machine"], "structure": structure(job.root.anatomy, c) if networks else [],  # type: ignore[union-attr]
-        "parameters": _parameters(p), "bytes": p.bytes, "search_quality": _interval(p.search), "test_quality": _interval(p.test),
-        "relative_energy": _ratio(p.timing.cpu, p.timing.rounds) if p.timing else None, "relative_latency": _ratio(p.timing.wall, p.timing.rounds) if p.timing else None,
-        "relative_memory": p.bytes / max(1, weight_bytes(job._part("original", job.subject.module, None, type(p.setting)()))), "setting": _setting(p.setting), "cascade": cascade,
+        "name": p.name,
+        "how": how,
+        "stage": "test" if p.test else "full",
+        "status": status,
+        "reason": p.reason,
+        "techniques": techniques(p),
+        "levers": ["model"] if p.setting.engine in ("torch", "numpy") else ["model", "machine"],
+        "structure": structure(job.root.anatomy, c) if networks else [],  # type: ignore[union-attr]
+        "parameters": _parameters(p),
+        "bytes": p.bytes,
+        "search_quality": _interval(p.search),
+        "test_quality": _interval(p.test),
+        "relative_energy": _ratio(p.timing.cpu, p.timing.rounds) if p.timing else None,
+        "relative_latency": _ratio(p.timing.wall, p.timing.rounds) if p.timing else None,
+        "relative_memory": p.bytes / max(1, weight_bytes(job._part("original", job.subject.module, None, type(p.setting)()))),
+        "setting": _setting(p.setting),
+        "cascade": cascade,
     }
 
 
 def _unraced(job: Job, c: Candidate) -> dict[str, Any]:
     return {
-        "name": c.name, "how": words(job, c), "stage": "full" if c.rung == 2 else "short", "status": "stopped", "reason": c.reason, "techniques": ["layer_removal", "matrix_pruning", "distil"],
-        "levers": ["model"], "structure": structure(job.root.anatomy, c) if job.root else [], "parameters": sum(p.numel() for p in c.module.parameters()) if c.module else 0, "bytes": None,
-        "search_quality": _interval(c.quality), "test_quality": None, "relative_energy": {"value": c.cost, "low": None, "high": None}, "relative_latency": None, "relative_memory": None,
-        "setting": None, "cascade": None,
+        "name": c.name,
+        "how": words(job, c),
+        "stage": "full" if c.rung == 2 else "short",
+        "status": "stopped",
+        "reason": c.reason,
+        "techniques": ["layer_removal", "matrix_pruning", "distil"],
+        "levers": ["model"],
+        "structure": structure(job.root.anatomy, c) if job.root else [],
+        "parameters": sum(p.numel() for p in c.module.parameters()) if c.module else 0,
+        "bytes": None,
+        "search_quality": _interval(c.quality),
+        "test_quality": None,
+        "relative_energy": {"value": c.cost, "low": None, "high": None},
+        "relative_latency": None,
+        "relative_memory": None,
+        "setting": None,
+        "cascade": None,
     }
 
 
@@ -215,14 +303,23 @@ def _simple(job: Job, s: Any) -> dict[str, Any]:
     score = float(job.task.metric.score(s.test, job.splits.test.targets))
     point = next((p for p in job.points if p.candidate.kind == "bag_of_words" and s.words is not None), None)
     energy = _ratio(point.timing.cpu, point.timing.rounds) if point and point.timing else None
-    return {"name": s.name, "quality": {"value": score, "low": None, "high": None, "n": len(s.test)}, "relative_quality": _interval(found), "relative_energy": energy}
+    return {
+        "name": s.name,
+        "quality": {"value": score, "low": None, "high": None, "n": len(s.test)},
+        "relative_quality": _interval(found),
+        "relative_energy": energy,
+    }
 
 
 def _knee(candidates: list[dict[str, Any]], front: list[int]) -> int | None:
     """The front member farthest from the chord between its ends, in (log energy, quality), both scaled to [0, 1]."""
     import math
 
-    rows = [(math.log(candidates[i]["relative_energy"]["value"]), candidates[i]["test_quality"]["value"], i) for i in front if candidates[i]["relative_energy"] and candidates[i]["test_quality"]]
+    rows = [
+        (math.log(candidates[i]["relative_energy"]["value"]), candidates[i]["test_quality"]["value"], i)
+        for i in front
+        if candidates[i]["relative_energy"] and candidates[i]["test_quality"]
+    ]
     if len(rows) < 3:
         return None
     rows.sort()
@@ -259,30 +356,70 @@ def _race(job: Job, place: dict[str, int]) -> list[dict[str, Any]]:
     for r in job.race_rows:
         setting = {"engine": r["engine"], "precision": r["precision"], "threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]}
         name = f"{r['stage']}: {r['engine']} {r['precision']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, batch {r['batch']}{', by length' if r['bucket'] else ''}"
-        rows.append({
-            "name": name, "candidate": None, "against": "the original, fp32", "setting": setting, "wall": {k: r["wall"][k] for k in ("value", "low", "high")},
-            "cpu": {k: r["cpu"][k] for k in ("value", "low", "high")}, "accepted": bool(r["chosen"]) or r["verdict"] == "cheaper", "reason": "chosen" if r["chosen"] else r["verdict"],
-        })
+        rows.append(
+            {
+                "name": name,
+                "candidate": None,
+                "against": "the original, fp32",
+                "setting": setting,
+                "wall": {k: r["wall"][k] for k in ("value", "low", "high")},
+                "cpu": {k: r["cpu"][k] for k in ("value", "low", "high")},
+                "accepted": bool(r["chosen"]) or r["verdict"] == "cheaper",
+                "reason": "chosen" if r["chosen"] else r["verdict"],
+            }
+        )
     for r in job.race_rejected:
-        setting = {"engine": r["engine"], "precision": r["precision"], "threads": job.base_setting.threads, "batch": job.base_setting.batch, "bucketing": job.base_setting.bucketing}
-        rows.append({"name": f"{r['engine']} {r['precision']}", "candidate": None, "against": "the original, fp32", "setting": setting, "wall": None, "cpu": None, "accepted": False, "reason": r["reason"]})
+        setting = {
+            "engine": r["engine"],
+            "precision": r["precision"],
+            "threads": job.base_setting.threads,
+            "batch": job.base_setting.batch,
+            "bucketing": job.base_setting.bucketing,
+        }
+        rows.append(
+            {
+                "name": f"{r['engine']} {r['precision']}",
+                "candidate": None,
+                "against": "the original, fp32",
+                "setting": setting,
+                "wall": None,
+                "cpu": None,
+                "accepted": False,
+                "reason": r["reason"],
+            }
+        )
     for p in job.points:
         if p.timing is None:
             continue
         pays = job._pays(p)
-        rows.append({
-            "name": p.name, "candidate": place[p.name], "against": "the original, fp32", "setting": _setting(p.setting), "wall": _ratio(p.timing.wall, p.timing.rounds),
-            "cpu": _ratio(p.timing.cpu, p.timing.rounds), "accepted": pays, "reason": "chosen" if p is job.best else "cheaper" if pays else "not cheaper beyond doubt",
-        })
+        rows.append(
+            {
+                "name": p.name,
+                "candidate": place[p.name],
+                "against": "the original, fp32",
+                "setting": _setting(p.setting),
+                "wall": _ratio(p.timing.wall, p.timing.rounds),
+                "cpu": _ratio(p.timing.cpu, p.timing.rounds),
+                "accepted": pays,
+                "reason": "chosen" if p is job.best else "cheaper" if pays else "not cheaper beyond doubt",
+            }
+        )
     return rows
 
 
 STAGES = {
-    "original": ("baseline", "the original answers the {1} split"), "race": ("race", "back ends and precisions raced: {1}"),
-    "calibration": ("sensitivities", "one calibration pass: influence, Fisher information, Gram matrices"), "cost-table": ("cost table", "removable units timed on this machine"),
-    "plan": ("plan", "a training step timed, and the budget shared out"), "answers": ("teacher", "the original answers the training pool"),
-    "sketch": ("sketch", "a shape pruned, repaired and judged without training"), "train": ("distil", "{1} distilled"), "judge": ("quality", "{1} judged on the search split"),
-    "harm": ("quality", "{1} compared after a short trial"), "point": ("quality", "{1} answers the {2} split"), "energy": ("energy", "joules of the original"),
+    "original": ("baseline", "the original answers the {1} split"),
+    "race": ("race", "back ends and precisions raced: {1}"),
+    "calibration": ("sensitivities", "one calibration pass: influence, Fisher information, Gram matrices"),
+    "cost-table": ("cost table", "removable units timed on this machine"),
+    "plan": ("plan", "a training step timed, and the budget shared out"),
+    "answers": ("teacher", "the original answers the training pool"),
+    "sketch": ("sketch", "a shape pruned, repaired and judged without training"),
+    "train": ("distil", "{1} distilled"),
+    "judge": ("quality", "{1} judged on the search split"),
+    "harm": ("quality", "{1} compared after a short trial"),
+    "point": ("quality", "{1} answers the {2} split"),
+    "energy": ("energy", "joules of the original"),
     "ladder": ("factors", "the factors of the chosen point, measured one by one"),
 }  # journal key → stage and sentence; {1}, {2} are the key's own words
 
@@ -312,7 +449,10 @@ def _cost(job: Job, energy: dict[str, Any]) -> dict[str, Any]:
     joules = cpu * energy["per_cpu_second"]
     saved = 0.0 if job.best is None or job.best.timing is None else energy["per_example"] * (1 - job.best.timing.cpu.value)
     return {
-        "wall_s": max(job.journal.elapsed, time.time() - job.started), "cpu_s": cpu, "joules": _joules(joules, energy), "break_even": int(joules / saved) + 1 if saved > 0 else None,
+        "wall_s": max(job.journal.elapsed, time.time() - job.started),
+        "cpu_s": cpu,
+        "joules": _joules(joules, energy),
+        "break_even": int(joules / saved) + 1 if saved > 0 else None,
     }
 
 

@@ -3,8 +3,8 @@
 L = T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)) + λ_h · mean over mapped blocks and real tokens of ‖h_s − h_t‖² / ‖h_t‖² + λ_y · L(labels)
 
 The first term is Hinton et al. (2015); the second the hidden-state term of TinyBERT (Jiao et al., 2020) and ZipLM (Kurtic et al., 2023), without a
-projection because the residual width never changes: a surviving block is matched to *the last teacher block before the next survivor*, so that the student
-block learns to do the work of those removed after it (the automatic layer map). Labels are optional everywhere.
+projection because the residual width never changes: a surviving block is matched to *the last teacher block before the next survivor*, so that the
+student block learns to do the work of those removed after it (the automatic layer map). Labels are optional everywhere.
 
 `augment` is the data side (Tang et al., 2019): unlabelled variants of the user's own inputs, answered by the teacher, because a small student
 can read far more teacher answers than there are labelled rows.
@@ -90,7 +90,8 @@ class Teacher:
     """The original model, asked once: its logits over a pool of examples are computed in one pass and shared by every student.
 
     Logits are kept when they fit in `limit` bytes (a classifier's always do); otherwise (language models, whose logits are tokens × vocabulary)
-    each training batch asks again. Hidden states are always asked again: they are too many to keep, and one bf16 forward is cheap beside the student's step.
+    each training batch asks again. Hidden states are always asked again: they are too many to keep, and one bf16 forward is cheap beside the
+    student's step.
     """
 
     def __init__(self, subject: Subject, module: nn.Module, task: Task, limit: int = 256 << 20) -> None:
@@ -166,7 +167,8 @@ def layer_map(anatomy: Anatomy, kept: dict[str, list[int]]) -> list[tuple[str, s
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    """Relative squared error of hidden states, over real tokens only where a mask [B, T] fits; 1.0 means nothing of the teacher's state is explained."""
+    """Relative squared error of hidden states, over real tokens only where a mask [B, T] fits; 1.0 means nothing of the teacher's state is
+    explained."""
     if student.shape != teacher.shape:
         return student.new_zeros(())
     gap, size = (student.float() - teacher.float()).pow(2).mean(-1), teacher.float().pow(2).mean(-1)
@@ -247,8 +249,17 @@ class Checkpoint:
 
 
 def recover(
-    student: nn.Module, subject: Subject, task: Task, pool: Examples, schedule: Schedule, *, teacher: Teacher | None = None, answers: Tensor | None = None,
-    pairs: list[tuple[str, str]] | None = None, hidden: Callable[[Any], Tensor | None] | None = None, checkpoint: Path | None = None,
+    student: nn.Module,
+    subject: Subject,
+    task: Task,
+    pool: Examples,
+    schedule: Schedule,
+    *,
+    teacher: Teacher | None = None,
+    answers: Tensor | None = None,
+    pairs: list[tuple[str, str]] | None = None,
+    hidden: Callable[[Any], Tensor | None] | None = None,
+    checkpoint: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Recovery:
     """Train `student` in place and return what was done.
@@ -283,7 +294,10 @@ def recover(
             loss = _loss(student, subject, task, pool, index, inputs, schedule, teacher, answers, pairs if match else None, taps, bf16)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise FourfoldError(f"the training loss became {value} at step {step} (learning rate {schedule.lr:g}).", "Lower the learning rate or look for extreme inputs.")
+                raise FourfoldError(
+                    f"the training loss became {value} at step {step} (learning rate {schedule.lr:g}).",
+                    "Lower the learning rate or look for extreme inputs.",
+                )
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), schedule.clip)
             optimiser.step()
@@ -309,8 +323,18 @@ def rate(step: int, schedule: Schedule) -> float:
 
 
 def _loss(
-    student: nn.Module, subject: Subject, task: Task, pool: Examples, index: np.ndarray, inputs: dict[str, Tensor], schedule: Schedule, teacher: Teacher | None,
-    answers: Tensor | None, pairs: list[tuple[str, str]] | None, taps: list[Tap], bf16: bool,
+    student: nn.Module,
+    subject: Subject,
+    task: Task,
+    pool: Examples,
+    index: np.ndarray,
+    inputs: dict[str, Tensor],
+    schedule: Schedule,
+    teacher: Teacher | None,
+    answers: Tensor | None,
+    pairs: list[tuple[str, str]] | None,
+    taps: list[Tap],
+    bf16: bool,
 ) -> Tensor:
     target: Tensor | None = None
     if teacher is not None:
@@ -340,7 +364,11 @@ class Distil(Rewrite):
     needs = ("torch",)
 
     def declines(self, model: nn.Module) -> str | None:
-        return None if any(p.is_floating_point() for p in model.parameters()) else f"{type(model).__name__} has no trainable weights; quantise or race back ends instead"
+        return (
+            None
+            if any(p.is_floating_point() for p in model.parameters())
+            else f"{type(model).__name__} has no trainable weights; quantise or race back ends instead"
+        )
 
     def options(self, anatomy: Any, sensitivities: Any) -> list[Option]:
         return []  # it removes nothing itself; it repairs what the others removed
