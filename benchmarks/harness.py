@@ -156,7 +156,12 @@ def signature(job: Job) -> Any:
     from fourfold.run.engines.base import Signature
     from fourfold.run.race import sample_batches
 
-    return Signature.of(job.subject.inputs, sample_batches(job.splits.search, job.work.seed))
+    return Signature.of(job.subject.inputs, sample_batches(few(job, job.splits.search), job.work.seed))
+
+
+def few(job: Job, examples: Any) -> Any:
+    """All rows, or a few where each answer is tokens × vocabulary."""
+    return examples.take(np.arange(min(16, len(examples)))) if job.task.kind == "causal_lm" else examples
 
 
 def cascades(job: Job, members: Sequence[Point], floors: Sequence[float], label: str) -> list[Point]:
@@ -221,7 +226,8 @@ def final(job: Job, points: Sequence[Point], seconds: float, rounds: int = 15) -
         rows, point.shares = point.assembly.routed(job.splits.test, job.task)
         point.test = relative(job.task.metric, job.base_test, rows, job.splits.test.targets, seed=job.work.seed)
     base = original(job).assembly.parts[0]
-    found = race_points(points, base, job.splits.test, job.task, seconds=seconds, seed=job.work.seed, objective=job.work.objective, rounds=rounds)
+    rows = few(job, job.splits.test)
+    found = race_points(points, base, rows, job.task, seconds=seconds, seed=job.work.seed, objective=job.work.objective, rounds=rounds)
     for point in points:
         point.timing = found[point.name]
 

