@@ -110,18 +110,37 @@ class Job:
         self.subject = load_model(model)
         self.subject.module.eval()
         splits, task = load_data(
-            data, self.options.task, self.subject, columns=self.options.columns, splits=self.options.splits, seed=self.work.seed, max_length=self.options.max_length, metric=self.options.metric
+            data,
+            self.options.task,
+            self.subject,
+            columns=self.options.columns,
+            splits=self.options.splits,
+            seed=self.work.seed,
+            max_length=self.options.max_length,
+            metric=self.options.metric,
         )
         self.task = task
         self.subject.inputs = tuple(n for n in self.subject.inputs if n in splits.train.columns)
-        self.splits = replace(splits, search=_capped(splits.search, SEARCH_ROWS, self.work.seed), test=_capped(splits.test, TEST_ROWS, self.work.seed))
+        self.splits = replace(
+            splits, search=_capped(splits.search, SEARCH_ROWS, self.work.seed), test=_capped(splits.test, TEST_ROWS, self.work.seed)
+        )
         if splits.note:
             self.notes.append(splits.note)
         self.batch = 32 if not self.sequences else int(np.clip(1024 // max(1, int(np.mean(splits.train.lengths))), 2, 32))
         fingerprint = {
-            "weights": _digest(state(self.subject.module)), "train": self.splits.train.digest(), "search": self.splits.search.digest(), "test": self.splits.test.digest(),
-            "floor": self.work.floor, "objective": self.work.objective, "budget": self.work.budget, "seed": self.work.seed, "metric": self.task.metric.name,
-            "engines": self.options.engines, "threads": self.options.threads, "machine": here().fingerprint, "version": 2,
+            "weights": _digest(state(self.subject.module)),
+            "train": self.splits.train.digest(),
+            "search": self.splits.search.digest(),
+            "test": self.splits.test.digest(),
+            "floor": self.work.floor,
+            "objective": self.work.objective,
+            "budget": self.work.budget,
+            "seed": self.work.seed,
+            "metric": self.task.metric.name,
+            "engines": self.options.engines,
+            "threads": self.options.threads,
+            "machine": here().fingerprint,
+            "version": 2,
         }
         self.journal = Journal(self.folder, fingerprint)
         if self.options.fresh and any("key" in e for e in self.journal.events()):
@@ -159,7 +178,9 @@ class Job:
             whole: Examples = getattr(self.splits, name)
             kept = _capped(whole, max(least, int(share * self.work.budget / max(self.each, 1e-9))), self.work.seed)
             if len(kept) < len(whole):
-                self.notes.append(f"{len(kept):,} of {len(whole):,} {name} rows are used, which is what the budget of {self.work.budget:.0f} s can judge; a larger one uses more.")
+                self.notes.append(
+                    f"{len(kept):,} of {len(whole):,} {name} rows are used, which is what the budget of {self.work.budget:.0f} s can judge; a larger one uses more."
+                )
                 self.splits = replace(self.splits, **{name: kept})
 
     # ---- baseline ------------------------------------------------------------------------------------------------------------------
@@ -171,10 +192,14 @@ class Job:
         self.listener.stage("measuring the original", 3)
         for name in ("search", "test"):
             examples: Examples = getattr(self.splits, name)
-            rows = self._array(f"original:{name}", lambda examples=examples: evaluate_with(self.subject, self.task, self.subject.module, examples, exact=True))
+            rows = self._array(
+                f"original:{name}", lambda examples=examples: evaluate_with(self.subject, self.task, self.subject.module, examples, exact=True)
+            )
             if not np.isfinite(rows).all():
                 bad = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-                raise ModelError(f"the original answers NaN or infinity on row {bad} of the {name} split.", "Repair the model or remove such inputs first.")
+                raise ModelError(
+                    f"the original answers NaN or infinity on row {bad} of the {name} split.", "Repair the model or remove such inputs first."
+                )
             setattr(self, f"base_{name}", rows)
             if examples.targets is None:  # no labels: the original's own answers are the truth, and agreement with them the quality
                 self.splits = replace(self.splits, **{name: examples.with_targets(self.task.labelled(rows))})
@@ -185,9 +210,15 @@ class Job:
         if not math.isfinite(self.quality) or again != self.quality:
             from fourfold.errors import MetricError
 
-            raise MetricError(f"the metric {self.task.metric.name} answered {self.quality} and then {again} for the same predictions.", "A metric must be a finite, deterministic number.")
+            raise MetricError(
+                f"the metric {self.task.metric.name} answered {self.quality} and then {again} for the same predictions.",
+                "A metric must be a finite, deterministic number.",
+            )
         if self.quality <= 0 and self.task.metric.greater_is_better:
-            raise InputError(f"the original scores {self.task.metric.name} = {self.quality:.4g}; a share of that means nothing.", "Check labels and model, or give a metric that is positive.")
+            raise InputError(
+                f"the original scores {self.task.metric.name} = {self.quality:.4g}; a share of that means nothing.",
+                "Check labels and model, or give a metric that is positive.",
+            )
         self.listener.best(f"the original: {self.task.metric.name} {self.quality:.4g} on {len(self.base_test):,} unseen examples")
         self._simple()
         self._tune_original()
@@ -228,9 +259,17 @@ class Job:
 
         def run() -> dict[str, Any]:
             outcome = race_model(
-                self.subject, self.subject.module, self._raced(self.splits.search), objective=self.work.objective, engines=self.options.engines,
-                threads=self.options.threads, batch_sizes=[1, 2, 4, 8] if self.sequences else None,
-                budget_s=max(12.0, min(90.0, 0.12 * self.work.budget)), folder=folder, seed=self.work.seed, log=self.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
+                self.subject,
+                self.subject.module,
+                self._raced(self.splits.search),
+                objective=self.work.objective,
+                engines=self.options.engines,
+                threads=self.options.threads,
+                batch_sizes=[1, 2, 4, 8] if self.sequences else None,
+                budget_s=max(12.0, min(90.0, 0.12 * self.work.budget)),
+                folder=folder,
+                seed=self.work.seed,
+                log=self.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
             )
             return outcome.to_json()
 
@@ -296,7 +335,14 @@ class Job:
 
             self.listener.stage("calibrating: what each unit matters", count + (sum(len(s.blocks) for s in anatomy.stacks) if ablated >= 4 else 0))
             found = calibrate(
-                self.subject, root.module, self.task, self.splits.train, anatomy, examples=count, ablated=ablated if ablated >= 4 else 0, seed=self.work.seed,
+                self.subject,
+                root.module,
+                self.task,
+                self.splits.train,
+                anatomy,
+                examples=count,
+                ablated=ablated if ablated >= 4 else 0,
+                seed=self.work.seed,
                 progress=self.listener.advance,
             )
             flat = {f"gradients|{k}": v for k, v in found.gradients.items()} | {f"gram|{k}": v for k, v in found.gram.items()}
@@ -313,10 +359,18 @@ class Job:
         self.table = self._cost_table(root)
         self.plan = self._plan(root)
         share = max(10.0, self.work.budget - self.journal.elapsed)
-        self.listener.plan({
-            "asking the original": 0.08 * share, "sketching shapes": 0.07 * share, "pruning and distilling": 0.45 * share, "distilling a static student": 0.08 * share,
-            "refining near the floor": 0.08 * share, "building precisions and back ends": 0.14 * share, "racing": 0.07 * share, "proving on the unseen split": 0.03 * share,
-        })
+        self.listener.plan(
+            {
+                "asking the original": 0.08 * share,
+                "sketching shapes": 0.07 * share,
+                "pruning and distilling": 0.45 * share,
+                "distilling a static student": 0.08 * share,
+                "refining near the floor": 0.08 * share,
+                "building precisions and back ends": 0.14 * share,
+                "racing": 0.07 * share,
+                "proving on the unseen split": 0.03 * share,
+            }
+        )
 
     def _cost_table(self, root: Node) -> CostTable:
         from fourfold.cost.table import fit, variants
@@ -406,7 +460,12 @@ class Job:
         room = max(1_000, self.batch * (sum(self.plan.steps) + self.plan.short))
         train = _capped(train, room, self.work.seed)
         pool = augment(
-            train, self.augment, self.task, special=getattr(tokenizer, "all_special_ids", ()) or (), mask=getattr(tokenizer, "mask_token_id", None), seed=self.work.seed
+            train,
+            self.augment,
+            self.task,
+            special=getattr(tokenizer, "all_special_ids", ()) or (),
+            mask=getattr(tokenizer, "mask_token_id", None),
+            seed=self.work.seed,
         )
         teacher = Teacher(self.subject, self.root.module, self.task)
 
@@ -419,14 +478,30 @@ class Job:
 
         answers = self.journal.tensors("answers", answer)["answers"]
         return Bench(
-            self.subject, self.task, self.splits, pool, teacher, answers if answers.numel() else None, self.sample, self.table, self.sites, self.journal, self.listener,
-            self.folder, self.work.floor, self.work.seed, self.base_search, batch=self.batch, lr=5e-5 if self.task.kind == "causal_lm" else 2e-4, hidden_weight=self.plan.hidden,
-            label_weight=0.0, calibration=min(384, self.root.sensitivities.examples if self.root.sensitivities else 384),
+            self.subject,
+            self.task,
+            self.splits,
+            pool,
+            teacher,
+            answers if answers.numel() else None,
+            self.sample,
+            self.table,
+            self.sites,
+            self.journal,
+            self.listener,
+            self.folder,
+            self.work.floor,
+            self.work.seed,
+            self.base_search,
+            batch=self.batch,
+            lr=5e-5 if self.task.kind == "causal_lm" else 2e-4,
+            hidden_weight=self.plan.hidden,
+            label_weight=0.0,
+            calibration=min(384, self.root.sensitivities.examples if self.root.sensitivities else 384),
         )
 
     def _static(self, bench: Bench) -> None:
         """Students without attention, for text classification and regression."""
-        import torch
 
         from fourfold.ingest.model import Subject
         from fourfold.recipe import Recipe
@@ -434,7 +509,12 @@ class Job:
         from fourfold.rewrites.compress.distil import Schedule, recover
         from fourfold.rewrites.compress.static import Static, StaticStudent, student
 
-        if self.task.kind not in ("classification", "regression") or Static().declines(self.subject.module) or "input_ids" not in bench.pool.columns or bench.answers is None:
+        if (
+            self.task.kind not in ("classification", "regression")
+            or Static().declines(self.subject.module)
+            or "input_ids" not in bench.pool.columns
+            or bench.answers is None
+        ):
             return
         outputs = int(bench.answers.shape[1])
         names = tuple(n for n in ("input_ids", "attention_mask", "token_type_ids") if n in bench.pool.columns)
@@ -453,13 +533,24 @@ class Job:
                     self.listener.advance(step - last)
                     last = step
 
-                recover(made, subject, self.task, bench.pool, Schedule(steps, 128, 2e-3, seed=self.work.seed, hidden_weight=0), teacher=bench.teacher, answers=bench.answers, progress=tick)
+                recover(
+                    made,
+                    subject,
+                    self.task,
+                    bench.pool,
+                    Schedule(steps, 128, 2e-3, seed=self.work.seed, hidden_weight=0),
+                    teacher=bench.teacher,
+                    answers=bench.answers,
+                    progress=tick,
+                )
                 return {k: v.detach().clone().contiguous() for k, v in made.state_dict().items()}
 
             made.load_state_dict(self.journal.tensors(f"train:{name}:{steps}", train))
             made.eval()
             share = sum(p.numel() for p in made.parameters() if p.dim() < 3) / max(1, sum(p.numel() for p in self.subject.module.parameters()))
-            candidate = Candidate(name, "static", Recipe(()), {}, min(0.01, share), 2, steps, module=made, extra={"subject": subject, "window": window})
+            candidate = Candidate(
+                name, "static", Recipe(()), {}, min(0.01, share), 2, steps, module=made, extra={"subject": subject, "window": window}
+            )
             candidate.records = self._array(f"judge:{name}", lambda s=subject, m=made: evaluate_with(s, self.task, m, self.splits.search))
             candidate.quality = self._relative(candidate.records, "search")
             assert self.searcher is not None
@@ -501,7 +592,8 @@ class Job:
     def _affordable(self, ways: list[tuple[Candidate, Any]]) -> list[tuple[Candidate, Any]]:
         """The builds that fit in a sixth of the budget by the original's own building times: plain PyTorch always, then the likeliest first.
 
-        Likely is: the best pair before the second best, and structures near the floor before those far from it; the original's and three structures' best pairs are built in any case.
+        Likely is: the best pair before the second best, and structures near the floor before those far from it; the original's and three
+        structures' best pairs are built in any case.
         """
         seconds = {(r["engine"], r["precision"]): float(r["prepared_s"]) for r in self.race_rows}
         ranks = {(e, p): i for i, (e, p, _) in enumerate(self.pairs)}
@@ -552,7 +644,9 @@ class Job:
     @property
     def ratios(self) -> list[tuple[str, str, dict[str, Any]]]:
         """(engine, precision, {"ratio": …}) of the original's own race."""
-        return [(r["engine"], r["precision"], {"ratio": r["cpu"]["value"]}) for r in self.race_rows if r["who"] == "candidate" and r["stage"] == "final"]
+        return [
+            (r["engine"], r["precision"], {"ratio": r["cpu"]["value"]}) for r in self.race_rows if r["who"] == "candidate" and r["stage"] == "final"
+        ]
 
     def _add_words(self) -> None:
         from fourfold.recipe import Recipe
@@ -576,7 +670,9 @@ class Job:
             base = self._part("original", self.subject.module, None, self.base_setting)
             base.signature = self._signature()
             seconds = max(6.0, min(90.0, share * self.work.budget))
-            results = race_points(points, base, self._raced(self.splits.test), self.task, seconds=seconds, seed=self.work.seed, objective=self.work.objective)
+            results = race_points(
+                points, base, self._raced(self.splits.test), self.task, seconds=seconds, seed=self.work.seed, objective=self.work.objective
+            )
             return {n: r.to_json() for n, r in results.items()}
 
         results = self.journal.once(f"{key}:{_names(points)}", run)
@@ -600,7 +696,9 @@ class Job:
         if self.task.kind != "classification" or self.work.objective == "memory":
             return
         targets = np.asarray(self.splits.search.targets)
-        usable = [p for p in self.points if p.status == "open" and p.search is not None and p.search_records is not None and len(p.assembly.parts) == 1]
+        usable = [
+            p for p in self.points if p.status == "open" and p.search is not None and p.search_records is not None and len(p.assembly.parts) == 1
+        ]
         found = []
         for cheap in usable:
             options = gates(cheap.search_records, targets)  # type: ignore[arg-type]
@@ -617,14 +715,22 @@ class Job:
         better = [f for f in found if not any(self.cost(p) <= f[0] and p.search.value >= f[1] / base for p in usable if p.search)]  # type: ignore[union-attr]
         picked: list[Any] = []
         margin = 0.012  # the search's own optimism: about one standard error of a paired ratio at two thousand rows
-        for wanted in (self.work.floor + 1.5 * margin, self.work.floor + 0.7 * margin, self.work.floor, self.work.floor - 0.02, min(1.0, self.work.floor + 0.02)):
+        for wanted in (
+            self.work.floor + 1.5 * margin,
+            self.work.floor + 0.7 * margin,
+            self.work.floor,
+            self.work.floor - 0.02,
+            min(1.0, self.work.floor + 0.02),
+        ):
             fit = [f for f in better if f[1] / base >= wanted and all(f[0] < 0.97 * q[0] or f[0] > 1.03 * q[0] for q in picked)]
             if fit and len(picked) < most:
                 picked.append(min(fit, key=lambda f: f[0]))
         made = []
         for number, (cost, _, share, cheap, dear, gate, rows) in enumerate(picked):
             name = f"cascade-{number}: {cheap.name} → {dear.name}"
-            candidate = Candidate(f"cascade-{number}", "cascade", Recipe(()), {}, cost, 2, extra={"members": [cheap, dear], "gate": gate, "share": share})
+            candidate = Candidate(
+                f"cascade-{number}", "cascade", Recipe(()), {}, cost, 2, extra={"members": [cheap, dear], "gate": gate, "share": share}
+            )
             first, second = replace(cheap.assembly.parts[0], name="first"), replace(dear.assembly.parts[0], name="second")
             point = Point(name, candidate, Assembly(name, [first, second], [gate]), rows, predicted=cost, shares=[1 - share, share])
             point.search = self._relative(rows, "search")
@@ -638,8 +744,8 @@ class Job:
     order: list[str] = field(default_factory=list)
 
     def prove(self) -> None:
-        """Quality on the unseen split. Which point wins is settled by a fixed-sequence test: points in the order of their chance to pass, as the search split
-        predicts it; the first failure ends the sequence, and the cheapest that passed before it is the answer."""
+        """Quality on the unseen split. Which point wins is settled by a fixed-sequence test: points in the order of their chance to pass, as the
+        search split predicts it; the first failure ends the sequence, and the cheapest that passed before it is the answer."""
         field_ = [p for p in self.points if p.status == "open" and p.search is not None]
         front = self._undominated(field_)
         self.listener.stage("proving on the unseen split", len(front))
@@ -743,17 +849,26 @@ class Job:
         assert joules is not None
         per = {"value": joules.value / seen, "low": (joules.low or joules.value) / seen, "high": (joules.high or joules.value) / seen}
         return {
-            "per_example": per["value"], "per_cpu_second": joules.value / max(used.cpu, 1e-9), "grade": joules.grade, "method": joules.method, "boundary": joules.boundary, **per,
+            "per_example": per["value"],
+            "per_cpu_second": joules.value / max(used.cpu, 1e-9),
+            "grade": joules.grade,
+            "method": joules.method,
+            "boundary": joules.boundary,
+            **per,
             "why": used.why,
         }
 
     def _climb(self) -> list[dict[str, Any]]:
-        """Rungs (lever, technique, title, before, after, quality) whose costs are all relative to the original at its best, and end at the chosen point's."""
+        """Rungs (lever, technique, title, before, after, quality) whose costs are all relative to the original at its best, and end at the chosen
+        point's."""
         best = self.best
         assert best is not None
         first = best.candidate.extra["members"][0] if best.candidate.kind == "cascade" else best
         rungs: list[tuple[str, str, str, float]] = []
-        fp32 = next((p for p in self.points if p.candidate is first.candidate and (p.setting.engine, p.setting.precision) == ("torch", "fp32") and p.timing), None)
+        fp32 = next(
+            (p for p in self.points if p.candidate is first.candidate and (p.setting.engine, p.setting.precision) == ("torch", "fp32") and p.timing),
+            None,
+        )
         if first.candidate.kind == "network" and fp32 is not None:
             removed = self._only_removal(first.candidate)
             if removed is not None:
@@ -779,7 +894,8 @@ class Job:
         return rows
 
     def _only_removal(self, candidate: Candidate) -> float | None:
-        """Cost of the original with the candidate's missing blocks and sub-layers gone and everything else at full size; None where none is missing."""
+        """Cost of the original with the candidate's missing blocks and sub-layers gone and everything else at full size; None where none is
+        missing."""
         from fourfold.rewrites.compress.combine import Candidate as Structure
         from fourfold.rewrites.compress.combine import prune
 
@@ -794,7 +910,15 @@ class Job:
         base = self._part("original", self.subject.module, None, self.base_setting)
         base.signature = self._signature()
         point = Point("removal", variant, Assembly("removal", [part]))
-        found = race_points([point], base, self._raced(self.splits.test), self.task, seconds=max(3.0, 0.02 * self.work.budget), seed=self.work.seed, objective="energy")
+        found = race_points(
+            [point],
+            base,
+            self._raced(self.splits.test),
+            self.task,
+            seconds=max(3.0, 0.02 * self.work.budget),
+            seed=self.work.seed,
+            objective="energy",
+        )
         return found["removal"].cpu.value
 
     # ---- odds and ends -------------------------------------------------------------------------------------------------------------
@@ -824,8 +948,8 @@ class Job:
 def plan_for(step: float, fixed: float, work: Workload, rows: int, spent: float, batch: int = 32, online: bool = False) -> dict[str, Any]:
     """The plan for a budget, from the seconds of one full-size training step (the teacher's own pass included).
 
-    Half of what is left goes to full recoveries, a sixth to sketches and short trials; the rest is for back ends, races and the proof. `online`: the teacher
-    answers in every step (its logits are too large to keep), so a step never costs less than the teacher's pass.
+    Half of what is left goes to full recoveries, a sixth to sketches and short trials; the rest is for back ends, races and the proof. `online`:
+    the teacher answers in every step (its logits are too large to keep), so a step never costs less than the teacher's pass.
     """
     left = max(10.0, work.budget - spent)
     share = 0.5 * left
@@ -845,8 +969,14 @@ def plan_for(step: float, fixed: float, work: Workload, rows: int, spent: float,
     steps = max(20, min(steps_for(levels), cap))
     augment = 0.0 if online else min(5.0, 0.10 * left / max(1e-9, rows * teacher / batch), max(0.0, steps * batch * 1.2 / rows - 1.0) + 0.5)
     return {
-        "levels": levels, "steps": [steps] * len(levels), "short": max(8, min(80, steps // 6)), "sketches": int(np.clip(left / 12, 4, 40)) if not online else 6,
-        "rivals": 2 if steps >= 120 else 1, "refine": 0 if left < 40 else 1 if left < 600 else 2, "hidden": 1.0 if steps >= 2500 else 0.0, "augment": round(augment, 2),
+        "levels": levels,
+        "steps": [steps] * len(levels),
+        "short": max(8, min(80, steps // 6)),
+        "sketches": int(np.clip(left / 12, 4, 40)) if not online else 6,
+        "rivals": 2 if steps >= 120 else 1,
+        "refine": 0 if left < 40 else 1 if left < 600 else 2,
+        "hidden": 1.0 if steps >= 2500 else 0.0,
+        "augment": round(augment, 2),
     }
 
 
@@ -858,7 +988,11 @@ def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> l
         for r in table:
             key = (r["engine"], r["precision"])
             if r["who"] == "candidate" and r["stage"] == stage and key not in found:
-                how = {"threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]} if stage == "final" else {"threads": base.threads, "batch": base.batch, "bucketing": base.bucketing}
+                how = (
+                    {"threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]}
+                    if stage == "final"
+                    else {"threads": base.threads, "batch": base.batch, "bucketing": base.bucketing}
+                )
                 found[key] = (float(r[by]["value"]), how)
     ranked = sorted(found.items(), key=lambda kv: kv[1][0])
     low = [(e, p, how) for (e, p), (ratio, how) in ranked if p != "fp32" and (ratio < 0.97 or objective == "memory")]

@@ -5,9 +5,10 @@ Jamieson & Talwalkar 2016):
   0 sketch   prune + least-squares repair, no training; the divergence from the original's answers
   1 short    a few dozen steps of distillation
   2 full     all steps, continued from rung 1
-Shapes come from a knapsack over (measured harm, measured cost) — a whole front at once (ZipLM) — and from a multi-objective TPE that moves depth, the share of
-attention against feed-forward and the cost target; both are judged by the same rungs. Full recoveries run from the largest shape to the smallest, each child
-starting from its recovered parent and re-calibrated on it (prune → distil → prune), because weights that were never trained small are far from small.
+Shapes come from a knapsack over (measured harm, measured cost) — a whole front at once (ZipLM) — and from a multi-objective TPE that moves depth,
+the share of attention against feed-forward and the cost target; both are judged by the same rungs. Full recoveries run from the largest shape to
+the smallest, each child starting from its recovered parent and re-calibrated on it (prune → distil → prune), because weights that were never
+trained small are far from small.
 
 Everything that decides is a pure function of (seed, data, what the journal recorded), so a killed run resumes into the same answer.
 """
@@ -79,7 +80,8 @@ class Node:
 
 @dataclass
 class Candidate:
-    """One structure, trained as far as `rung` says. `records` are its answers on the search split, `cost` its predicted cost relative to the original."""
+    """One structure, trained as far as `rung` says. `records` are its answers on the search split, `cost` its predicted cost relative to the
+    original."""
 
     name: str
     kind: str
@@ -102,7 +104,8 @@ class Candidate:
 class Plan:
     """What the time allows, decided once from measured step times and then journalled: no later decision looks at a clock.
 
-    `levels` cost targets from large to small · `steps` of full recovery per level · `short` steps of rung 1 · `sketches` shapes tried at rung 0 · `rivals` at rung 1 per level.
+    `levels` cost targets from large to small · `steps` of full recovery per level · `short` steps of rung 1 · `sketches` shapes tried at rung 0 ·
+    `rivals` at rung 1 per level.
     """
 
     levels: list[float]
@@ -173,7 +176,8 @@ def original(module: nn.Module, anatomy: Anatomy) -> Node:
 
 
 def prune(node: Node, shape: Shape, *, mend: bool = True) -> tuple[nn.Module, Recipe, dict[str, list[int]]]:
-    """A smaller copy of `node` with at most the units `shape` allows, repaired; the recipe from the original to it; the original numbers of its blocks."""
+    """A smaller copy of `node` with at most the units `shape` allows, repaired; the recipe from the original to it; the original numbers of its
+    blocks."""
     assert node.sensitivities is not None
     names = site_ids(node.anatomy, node.kept)
     module = copy.deepcopy(node.module)
@@ -289,7 +293,10 @@ class Searcher:
     def shapes(self, targets: list[float], depth: dict[str, int], tilt: float, options: dict[str, list[Option]]) -> list[Shape | None]:
         """The knapsack's shapes for cost targets, with `depth` blocks left per stack and attention harm weighed by e^tilt against feed-forward."""
         assert self.root.sensitivities is not None
-        dead = {s: set(order[: max(0, self.counts[s] - depth.get(s, self.counts[s]))]) for s, order in block_order(self.root.anatomy, self.root.sensitivities).items()}
+        dead = {
+            s: set(order[: max(0, self.counts[s] - depth.get(s, self.counts[s]))])
+            for s, order in block_order(self.root.anatomy, self.root.sensitivities).items()
+        }
         by_name = {s.name: s for s in self.bench.sites}
         idents, costs, harms, sizes = [], [], [], []
         for ident, those in options.items():
@@ -370,7 +377,14 @@ class Searcher:
         def start() -> tuple[nn.Module, Recipe, dict[str, list[int]]]:
             if node.sensitivities is None:
                 node.sensitivities = calibrate(
-                    self.bench.subject, node.module, self.bench.task, self.bench.splits.train, node.anatomy, examples=self.bench.calibration, ablated=0, seed=self.bench.seed
+                    self.bench.subject,
+                    node.module,
+                    self.bench.task,
+                    self.bench.splits.train,
+                    node.anatomy,
+                    examples=self.bench.calibration,
+                    ablated=0,
+                    seed=self.bench.seed,
                 )
             return prune(node, shape)
 
@@ -381,8 +395,14 @@ class Searcher:
             return {k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}
 
         state = self.bench.diary.tensors(key, run)
-        facts = self.bench.diary.once(f"{key}:facts", lambda: {"recipe": made["recipe"].to_json(), "kept": made["kept"], **{k: made[k] for k in ("wall", "cpu", "curve")}}
-                                      if made else self._facts(start))
+        facts = self.bench.diary.once(
+            f"{key}:facts",
+            lambda: (
+                {"recipe": made["recipe"].to_json(), "kept": made["kept"], **{k: made[k] for k in ("wall", "cpu", "curve")}}
+                if made
+                else self._facts(start)
+            ),
+        )
         recipe, kept = Recipe.from_json(facts["recipe"]), facts["kept"]
         if "module" in made:
             return made["module"], recipe, kept, facts
@@ -408,7 +428,19 @@ class Searcher:
             bench.listener.advance(step - last)
             last = step
 
-        return recover(module, bench.subject, bench.task, bench.pool, schedule, teacher=bench.teacher, answers=bench.answers, pairs=pairs, hidden=hidden, checkpoint=checkpoint, progress=tick)
+        return recover(
+            module,
+            bench.subject,
+            bench.task,
+            bench.pool,
+            schedule,
+            teacher=bench.teacher,
+            answers=bench.answers,
+            pairs=pairs,
+            hidden=hidden,
+            checkpoint=checkpoint,
+            progress=tick,
+        )
 
     def judge(self, candidate: Candidate) -> Candidate:
         """Search-split quality of a trained candidate, remembered; refuses to go on with one whose upper bound misses the floor by far."""
@@ -420,7 +452,9 @@ class Searcher:
             return {"records": torch.from_numpy(evaluate(bench, module, bench.splits.search))}
 
         candidate.records = bench.diary.tensors(f"judge:{candidate.name}:{candidate.steps}", run)["records"].numpy()
-        candidate.quality = relative(bench.task.metric, bench.base_records, candidate.records, bench.splits.search.targets, seed=bench.seed, groups=bench.splits.search.groups)
+        candidate.quality = relative(
+            bench.task.metric, bench.base_records, candidate.records, bench.splits.search.targets, seed=bench.seed, groups=bench.splits.search.groups
+        )
         return candidate
 
     def descend(self, sketches: list[tuple[Shape, float, float]]) -> list[Candidate]:
@@ -455,10 +489,24 @@ class Searcher:
     def finish(self, name: str, node: Node, shape: Shape, steps: int, seed: int) -> Candidate:
         """Rung 2 of one shape: the trained candidate with its search-split quality."""
         module, recipe, kept, facts = self.train(name, node, shape, steps, seed=seed)
-        candidate = Candidate(name, "network", recipe, shape, self.cost(shape), 2, steps, node.name, kept, module=module, extra={"curve": facts["curve"], "seconds": facts["wall"]})
+        candidate = Candidate(
+            name,
+            "network",
+            recipe,
+            shape,
+            self.cost(shape),
+            2,
+            steps,
+            node.name,
+            kept,
+            module=module,
+            extra={"curve": facts["curve"], "seconds": facts["wall"]},
+        )
         self.judge(candidate)
         assert candidate.quality is not None
-        self.bench.listener.best(f"{name}: cost {candidate.cost:.0%} of the original, quality {candidate.quality.value:.1%} [{candidate.quality.low:.1%}, {candidate.quality.high:.1%}]")
+        self.bench.listener.best(
+            f"{name}: cost {candidate.cost:.0%} of the original, quality {candidate.quality.value:.1%} [{candidate.quality.low:.1%}, {candidate.quality.high:.1%}]"
+        )
         if candidate.quality.high < self.bench.floor - 0.15:
             candidate.status, candidate.reason = "stopped", "its upper bound misses the floor by more than 15 points"
         self.candidates.append(candidate)
@@ -509,7 +557,8 @@ def signature(shape: Shape) -> str:
 
 
 class Combine(Rewrite):
-    """Layer removal, matrix pruning and distillation in one constrained, multi-fidelity, multi-objective search (Kurtic et al. 2023; Ozaki et al. 2022; Jamieson & Talwalkar 2016)."""
+    """Layer removal, matrix pruning and distillation in one constrained, multi-fidelity, multi-objective search (Kurtic et al. 2023; Ozaki et al.
+    2022; Jamieson & Talwalkar 2016)."""
 
     title = "all of these in one constrained, multi-fidelity, multi-objective search"
     cites = ("kurtic2023ziplm", "ozaki2022motpe", "jamieson2016", "akiba2019optuna")
