@@ -355,7 +355,8 @@ def _race(job: Job, place: dict[str, int]) -> list[dict[str, Any]]:
     rows = []
     for r in job.race_rows:
         setting = {"engine": r["engine"], "precision": r["precision"], "threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]}
-        name = f"{r['stage']}: {r['engine']} {r['precision']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, batch {r['batch']}{', by length' if r['bucket'] else ''}"
+        plural, order = "s" if r["threads"] > 1 else "", ", by length" if r["bucket"] else ""
+        name = f"{r['stage']}: {r['engine']} {r['precision']}, {r['threads']} thread{plural}, batch {r['batch']}{order}"
         rows.append(
             {
                 "name": name,

@@ -179,7 +179,8 @@ class Job:
             kept = _capped(whole, max(least, int(share * self.work.budget / max(self.each, 1e-9))), self.work.seed)
             if len(kept) < len(whole):
                 self.notes.append(
-                    f"{len(kept):,} of {len(whole):,} {name} rows are used, which is what the budget of {self.work.budget:.0f} s can judge; a larger one uses more."
+                    f"{len(kept):,} of {len(whole):,} {name} rows are used, which is what the budget of {self.work.budget:.0f} s can judge; "
+                    "a larger one uses more."
                 )
                 self.splits = replace(self.splits, **{name: kept})
 
@@ -281,7 +282,8 @@ class Job:
         row = next(r for r in found["table"] if r["who"] == "baseline" and r["stage"] == "final")
         self.base_cpu, self.base_wall = row["cpu_per_example"], row["wall_per_example"]
         self.listener.best(
-            f"the original: {self.task.metric.name} {self.quality:.4g}; {1e3 * self.base_cpu:.2f} ms CPU per example at its best ({self.base_setting})"
+            f"the original: {self.task.metric.name} {self.quality:.4g}; "
+            f"{1e3 * self.base_cpu:.2f} ms CPU per example at its best ({self.base_setting})"
         )
 
     base_cpu: float = field(init=False)

@@ -504,9 +504,8 @@ class Searcher:
         )
         self.judge(candidate)
         assert candidate.quality is not None
-        self.bench.listener.best(
-            f"{name}: cost {candidate.cost:.0%} of the original, quality {candidate.quality.value:.1%} [{candidate.quality.low:.1%}, {candidate.quality.high:.1%}]"
-        )
+        found = candidate.quality
+        self.bench.listener.best(f"{name}: cost {candidate.cost:.0%} of the original, quality {found.value:.1%} [{found.low:.1%}, {found.high:.1%}]")
         if candidate.quality.high < self.bench.floor - 0.15:
             candidate.status, candidate.reason = "stopped", "its upper bound misses the floor by more than 15 points"
         self.candidates.append(candidate)
