@@ -6,10 +6,10 @@ it left it, so recipes compose by concatenation. Kinds:
 | kind   | fields                              | does |
 |--------|-------------------------------------|------|
 | keep   | path, index                         | keeps those children of a container (ModuleList, Sequential), in that order |
-| slice  | path, axis, index                   | keeps those indices of a parameter module along "out" or "in", of a parameter along that axis |
-| set    | path, name, value, [own]            | sets an attribute; dots in `name` descend ("config.num_layers"); `own`: in a copy of its holder |
+| slice  | path, axis, index                   | keeps those indices of a module along "out" or "in", or of a bare parameter along axis number |
+| set    | path, name, value, [own]            | sets an attribute; dots in `name` descend ("config.num_layers"), with `own` into copies |
 | absent | path, argument, returns, [width]    | replaces a module by one that passes its input on, or zeros, in the recorded output structure |
-| swap   | path, to, [how]                     | replaces a module by our own class of the same function: "attention" (`nn.MultiheadAttention`), "heads" (others) |
+| swap   | path, to, [how]                     | replaces a module by our own class of the same function: "attention", "heads" (made again) |
 | bias   | path, argument, [table, source]     | an attention ignores the shared position bias handed to it and owns a copy of the table instead |
 | select | path, argument, axis, index         | keeps those indices of a tensor argument, whenever the module is called |
 | rows   | paths, index                        | keeps those token rows of embeddings and output heads; shared ones stay shared |

@@ -1,9 +1,10 @@
 """A module as stacks of residual blocks with removable units, found by watching it run and proved by removing them.
 
-No table of model families: one forward pass on a sample shows which layers run in which order on which tensors (`Trace`); from that, candidates are
-read off (`_propose`): an attention is the linears before a softmax and the one after it, a feed-forward is a linear whose outputs are another's inputs.
-Every candidate is then *carried out* on the module (and rolled back) and compared with the module in which the consumer's columns are masked to zero:
-what differs by more than rounding is refused, in words, never silently mispruned. So an unseen architecture costs nothing but the sample pass.
+No table of model families: one forward pass on a sample shows which layers run in which order on which tensors (`ingest.trace`); from that,
+candidates are read off (`ingest.candidates`): an attention is the linears before a softmax and the one after it, a feed-forward is a linear whose
+outputs are another's inputs. Every candidate is then *carried out* on the module, compared with the module in which the consumer's columns are masked
+to zero, and rolled back (`ingest.proof`): what differs by more than rounding is refused, in words, never silently mispruned. An attention that cannot
+lose heads as it is written may be made again (`ingest.remake`). So an unseen architecture costs no more than a few passes over the sample.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from fourfold.ingest.trace import Call, Trace
 from fourfold.recipe import Recipe, apply
 
 __all__ = [
-    "Anatomy", "Block", "Bundle", "Keep", "Site", "Stack", "SubLayer", "Vocabulary", "anatomize", "channel_last", "consumer_module", "consumer_weight",
-    "hidden", "path_after", "recipe_for", "set_consumer_weight",
+    "Anatomy", "Block", "Bundle", "Keep", "Site", "Stack", "SubLayer", "Vocabulary", "anatomize", "channel_last", "consumer_module",
+    "consumer_weight", "hidden", "path_after", "recipe_for", "set_consumer_weight",
 ]  # fmt: skip
 
 

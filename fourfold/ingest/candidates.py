@@ -6,7 +6,7 @@ Nothing here is believed: each way is a guess, most likely first, for `ingest.pr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -162,7 +162,7 @@ class Reader:
         """Dense layers of the block whose input changes when the producer's output is disturbed."""
         if producer.path not in self.reached:
             run, found = self.first.get(block) or self.first[""], set()
-            handles = [producer.module.register_forward_hook(lambda m, a, out: out + torch.randn_like(out))]
+            handles = [producer.module.register_forward_hook(_disturb)]
             for other in self.dense(block):
 
                 def look(m: nn.Module, args: Any, other: Run = other) -> None:
@@ -323,15 +323,19 @@ class Reader:
                     if shape.count(n) == 1 and n > 1:
                         sites.append(Site(f"{place}.{name}" if place else name, shape.index(n), ((0, width),)))
                         break
-        run, selects = self.first.get(owner), []
-        for key, value in [*enumerate(run.args), *run.kwargs.items()] if run is not None and heads > 1 else []:
-            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim in (3, 4):
-                batch = run.input.shape[0] if run is not None and run.input is not None else 0
+        return tuple(dict.fromkeys(sites)), tuple(self._headed(owner, heads))
+
+    def _headed(self, owner: str, heads: int) -> Iterator[tuple[str, int | str, int]]:
+        """Arguments of the attention with an axis of heads (position biases handed in), or with batch and heads in one axis (−heads)."""
+        run = self.first.get(owner)
+        if run is None or run.input is None or heads < 2:
+            return
+        for key, value in [*enumerate(run.args), *run.kwargs.items()]:
+            if isinstance(value, Tensor) and value.is_floating_point() and value is not run.input:
                 if value.ndim == 4 and value.shape[1] == heads:
-                    selects.append((owner, key, 1))
-                elif value.ndim == 3 and value.shape[0] == heads * batch and value is not run.input:
-                    selects.append((owner, key, -heads))  # batch and heads in one axis
-        return tuple(dict.fromkeys(sites)), tuple(selects)
+                    yield owner, key, 1
+                elif value.ndim == 3 and value.shape[0] == heads * run.input.shape[0]:
+                    yield owner, key, -heads
 
     def _chain(self, index: int, block: str, feeds: list[Run], consumer: Run) -> Candidate:
         n = size(consumer.module, "in")
@@ -405,6 +409,10 @@ class Reader:
             )
             returns = [what if i == place else None for i in range(len(run.output))]
         return {"kind": "absent", "path": run.path, "argument": run.where, "returns": returns}
+
+
+def _disturb(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    return 1.5 * out + 0.5
 
 
 def replace_units(site: Site, per: int) -> Site:

@@ -313,8 +313,9 @@ def origin_of(module: nn.Module, entry: str | None = None) -> dict[str, Any]:
     from fourfold.ingest import skeleton
 
     kind = type(module)
-    if kind.__module__.startswith("transformers.") and hasattr(module, "config"):
-        origin = {"kind": "transformers", "class": kind.__name__, "config": json.loads(module.config.to_json_string(use_diff=False))}
+    config: Any = getattr(module, "config", None)
+    if kind.__module__.startswith("transformers.") and config is not None:
+        origin = {"kind": "transformers", "class": kind.__name__, "config": json.loads(config.to_json_string(use_diff=False))}
         if _same_shape(module, origin):
             return origin
     try:
@@ -338,7 +339,7 @@ def _same_shape(module: nn.Module, origin: dict[str, Any]) -> bool:
 
 
 def rebuild(origin: dict[str, Any]) -> nn.Module:
-    """The bare architecture in eval mode, weights arbitrary; needs no training code. Raises `ModelError` if `origin` is unknown or its class is gone."""
+    """The bare architecture in eval mode, weights arbitrary; needs no training code. Raises `ModelError` where `origin` or its class is unknown."""
     kind = origin.get("kind")
     if kind == "tree":
         from fourfold.ingest import skeleton

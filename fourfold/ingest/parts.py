@@ -25,7 +25,7 @@ from fourfold.recipe import Recipe, apply, axis_of, is_conv, pack
 class Site:
     """Where the units of a bundle sit in one module. Unit u holds, for each segment (start, width), entries start + u·width … + width − 1.
 
-    `axis`: "out" | "in" of a parameter module; a number for a bare parameter (`path` then names the parameter). `fixed`: ranges that always stay.
+    `axis`: "out" | "in" of a parameter module; a number for a bare parameter (`path` then names the parameter). `fixed`: ranges that stay.
     """
 
     path: str
@@ -45,7 +45,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Bundle:
-    """`count` removable units that share producers (their "out" side), followers (both sides) and consumers ("in"; the last one writes to the residual).
+    """`count` removable units that share producers ("out" side), followers (both sides) and consumers ("in"; the last writes to the residual).
 
     kind: "heads" (a unit is one key-value head with all its queries) | "neurons" | "channels". `group`: the last consumer's columns per unit.
     `counts`: attributes (path, name, amount per unit) to be set with the sizes. `selects`: (path, argument, axis) of arguments with an axis of heads.
@@ -83,7 +83,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class SubLayer:
-    """A residual branch. kind: "attention" | "cross_attention" | "ffn" | "conv". `absent`: the edits that take it out; empty if that was not verified."""
+    """A residual branch. kind: "attention" | "cross_attention" | "ffn" | "conv". `absent`: the edits that take it out; empty if unproved."""
 
     name: str
     kind: str

@@ -167,7 +167,7 @@ class Prover:
 
 @contextmanager
 def shaken(module: nn.Module) -> Iterator[None]:
-    """Inside, biases, norm scales and all-zero weights carry noise: with fresh weights a norm after a norm does nothing, and a zero weight hides any cut."""
+    """Inside, biases, norm scales and all-zero weights carry noise: a fresh norm after a norm does nothing, and a zero weight hides any cut."""
     generator, saved = torch.Generator().manual_seed(0), []
     for parameter in module.parameters():
         if parameter.is_floating_point() and parameter.device.type == "cpu" and (parameter.ndim <= 1 or not parameter.any()):
@@ -258,6 +258,7 @@ def prove_outs(
 
 def _alive(prover: Prover, c: Candidate) -> bool:
     """Whether the answer still tells the examples apart when the candidate is silent: something carries the input past it."""
+
     def spread(answer: Tensor) -> float:
         return float((answer - answer.mean(0)).abs().max())
 
