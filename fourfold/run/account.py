@@ -177,8 +177,8 @@ def words(job: Job, candidate: Candidate) -> str:
     if candidate.kind == "bag_of_words":
         return "counted words and word pairs, a linear model"
     if candidate.kind == "cascade":
-        cheap, dear = candidate.extra["members"]
-        return f"{cheap.name} answers when sure, {dear.name} otherwise"
+        first, *others = candidate.extra["members"]
+        return f"{first.name} answers when sure, else {', else '.join(m.name for m in others)}"
     assert job.root is not None
     parts = []
     for stack in structure(job.root.anatomy, candidate):
@@ -199,8 +199,7 @@ def techniques(point: Point) -> list[str]:
     """The technique files at work in a point."""
     kind = point.candidate.kind
     if kind == "cascade":
-        cheap, dear = point.candidate.extra["members"]
-        return list(dict.fromkeys(["cascade", *techniques(cheap), *techniques(dear)]))
+        return list(dict.fromkeys(["cascade", *[t for member in point.candidate.extra["members"] for t in techniques(member)]]))
     found = {
         "network": ["layer_removal", "matrix_pruning", "distil", "combine"],
         "static": ["static", "distil"],

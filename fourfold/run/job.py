@@ -689,53 +689,37 @@ class Job:
             return point.predicted
         return point.timing.wall.value if self.work.objective == "latency" else point.timing.cpu.value
 
-    def _add_cascades(self, most: int = 5) -> None:
+    def _add_cascades(self, most: int = 6) -> None:
         """Cascades that, on the search split, promise the floor for less than any single point; their cost is then raced."""
         from fourfold.recipe import Recipe
-        from fourfold.rewrites.compress.cascade import gates, joined
+        from fourfold.rewrites.compress.cascade import chains
         from fourfold.rewrites.compress.combine import Candidate
 
         if self.task.kind != "classification" or self.work.objective == "memory":
             return
         targets = np.asarray(self.splits.search.targets)
-        usable = [
-            p for p in self.points if p.status == "open" and p.search is not None and p.search_records is not None and len(p.assembly.parts) == 1
-        ]
-        found = []
-        for cheap in usable:
-            options = gates(cheap.search_records, targets)  # type: ignore[arg-type]
-            for dear in usable:
-                if cheap is dear or self.cost(dear) < 1.5 * self.cost(cheap) or dear.assembly.parts[0].words is not None:
-                    continue
-                if dear.search.value <= cheap.search.value:  # type: ignore[union-attr]
-                    continue
-                for share, gate in options:
-                    rows = joined(cheap.search_records, dear.search_records, gate)  # type: ignore[arg-type]
-                    score = float(self.task.metric.score(rows, self.splits.search.targets))
-                    found.append((self.cost(cheap) + share * self.cost(dear), score, share, cheap, dear, gate, rows))
-        base = float(self.task.metric.score(self.base_search, self.splits.search.targets))
-        better = [f for f in found if not any(self.cost(p) <= f[0] and p.search.value >= f[1] / base for p in usable if p.search)]  # type: ignore[union-attr]
+        usable = [p for p in self.points if p.status == "open" and p.search_records is not None and len(p.assembly.parts) == 1]
+        rows = [p.search_records for p in usable if p.search_records is not None]
+        base = float(self.task.metric.score(self.base_search, targets))
+        sign = 1.0 if self.task.metric.greater_is_better else -1.0
+        found = chains(
+            [self.cost(p) for p in usable], rows, targets, lambda z: sign * float(self.task.metric.score(z, targets)) / base,
+            fallback=[p.assembly.parts[0].words is None for p in usable],
+        )
         picked: list[Any] = []
         margin = 0.012  # the search's own optimism: about one standard error of a paired ratio at two thousand rows
-        for wanted in (
-            self.work.floor + 1.5 * margin,
-            self.work.floor + 0.7 * margin,
-            self.work.floor,
-            self.work.floor - 0.02,
-            min(1.0, self.work.floor + 0.02),
-        ):
-            fit = [f for f in better if f[1] / base >= wanted and all(f[0] < 0.97 * q[0] or f[0] > 1.03 * q[0] for q in picked)]
+        for wanted in (self.work.floor + 1.5 * margin, self.work.floor + 0.7 * margin, self.work.floor, self.work.floor - 0.02, self.work.floor - 0.04, min(0.995, self.work.floor + 0.02)):
+            fit = [f for f in found if f.score >= wanted and all(f.cost < 0.97 * q.cost or f.cost > 1.03 * q.cost for q in picked)]
             if fit and len(picked) < most:
-                picked.append(min(fit, key=lambda f: f[0]))
+                picked.append(min(fit, key=lambda f: f.cost))
         made = []
-        for number, (cost, _, share, cheap, dear, gate, rows) in enumerate(picked):
-            name = f"cascade-{number}: {cheap.name} → {dear.name}"
-            candidate = Candidate(
-                f"cascade-{number}", "cascade", Recipe(()), {}, cost, 2, extra={"members": [cheap, dear], "gate": gate, "share": share}
-            )
-            first, second = replace(cheap.assembly.parts[0], name="first"), replace(dear.assembly.parts[0], name="second")
-            point = Point(name, candidate, Assembly(name, [first, second], [gate]), rows, predicted=cost, shares=[1 - share, share])
-            point.search = self._relative(rows, "search")
+        for number, chain in enumerate(picked):
+            members = [usable[i] for i in chain.members]
+            name = f"cascade-{number}: {' → '.join(m.name for m in members)}"
+            candidate = Candidate(f"cascade-{number}", "cascade", Recipe(()), {}, chain.cost, 2, extra={"members": members, "gates": list(chain.gates)})
+            parts = [replace(m.assembly.parts[0], name=f"member-{k}") for k, m in enumerate(members)]
+            point = Point(name, candidate, Assembly(name, parts, list(chain.gates)), chain.logits, predicted=chain.cost)
+            point.search = self._relative(chain.logits, "search")
             made.append(point)
         self.points += made
         self._race("race:cascades", made, 0.05)

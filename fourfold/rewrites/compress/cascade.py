@@ -7,6 +7,7 @@ Cascades of this kind: Viola & Jones 2001 for detectors, Chen et al. 2023 (Fruga
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,76 @@ def gates(
         threshold = float(np.quantile(sure, share))
         found.append((float((sure < threshold).mean()), Gate(t, threshold)))
     return found
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A cascade as found on the search split: `members` (indices, cheapest first), a gate between each and the next, expected cost, score, joint logits [N, C]."""
+
+    members: tuple[int, ...]
+    gates: tuple[Gate, ...]
+    cost: float
+    score: float
+    logits: np.ndarray
+
+
+def chains(
+    costs: Sequence[float], logits: Sequence[np.ndarray], targets: np.ndarray, score: Callable[[np.ndarray], float], *, fallback: Sequence[bool] | None = None, keep: int = 40
+) -> list[Chain]:
+    """All worthwhile cascades of two members, and the best of them with a third between or behind; none that another beats in both cost and score.
+
+    `costs` per example, any unit; `logits` [N, C] per member on the search split; `score` of joint logits, higher is better; `fallback[i]`: may member i stand last?
+    """
+    solo = [score(z) for z in logits]
+    last = list(fallback) if fallback is not None else [True] * len(costs)
+    pairs: list[Chain] = []
+    for i, z in enumerate(logits):
+        for _, gate in gates(z, targets):
+            kept = gate.keeps(z)
+            for j in range(len(costs)):
+                if j == i or costs[j] < 1.5 * costs[i] or solo[j] <= solo[i] or not last[j]:
+                    continue
+                rows = np.where(kept[:, None], z / gate.temperature, logits[j])
+                pairs.append(Chain((i, j), (gate,), costs[i] + float((~kept).mean()) * costs[j], score(rows), rows))
+    best = _front(pairs, keep)
+    triples = [t for pair in best for t in _deeper(pair, costs, logits, targets, solo, last, score)]
+    singles = [(c, s) for c, s in zip(costs, solo, strict=True)]
+    found = _front(best + triples, keep)
+    return [f for f in found if not any(c <= f.cost and s >= f.score for c, s in singles)]
+
+
+def _deeper(
+    pair: Chain, costs: Sequence[float], logits: Sequence[np.ndarray], targets: np.ndarray, solo: list[float], last: list[bool], score: Callable[[np.ndarray], float]
+) -> list[Chain]:
+    """The pair with a dearer third member behind, gated on the second's confidence where the first was unsure."""
+    i, j = pair.members
+    first = pair.gates[0]
+    open_ = ~first.keeps(logits[i])
+    if open_.sum() < 30:
+        return []
+    found = []
+    for _, gate in gates(logits[j][open_], targets[open_], (0.1, 0.2, 0.3, 0.5, 0.7)):
+        handed = open_ & ~gate.keeps(logits[j])
+        for k in range(len(costs)):
+            if k in (i, j) or costs[k] < 1.5 * costs[j] or solo[k] <= solo[j] or not last[k]:
+                continue
+            middle = np.where(handed[:, None], logits[k], logits[j] / gate.temperature)
+            rows = np.where(open_[:, None], middle, logits[i] / first.temperature)
+            cost = costs[i] + float(open_.mean()) * costs[j] + float(handed.mean()) * costs[k]
+            found.append(Chain((i, j, k), (first, gate), cost, score(rows), rows))
+    return found
+
+
+def _front(found: list[Chain], most: int) -> list[Chain]:
+    """Those that no other beats in cost and score, by falling cost; thinned to `most`."""
+    kept: list[Chain] = []
+    top = -np.inf
+    for chain in sorted(found, key=lambda c: (c.cost, -c.score)):
+        if chain.score > top:
+            kept.append(chain)
+            top = chain.score
+    step = max(1, -(-len(kept) // most))
+    return kept[::step]
 
 
 class Cascade(Rewrite):

@@ -186,11 +186,44 @@ def order(pool: Examples, schedule: Schedule) -> Iterator[np.ndarray]:
         epoch += 1
 
 
-def parameters(student: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups: matrices are decayed, biases and norms are not."""
-    matrices = [p for p in student.parameters() if p.requires_grad and p.dim() > 1]
-    vectors = [p for p in student.parameters() if p.requires_grad and p.dim() <= 1]
-    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+class Optimiser:
+    """AdamW for everything (matrices decayed, biases and norms not), except large token tables of their own: those take sparse gradients and Adam touches
+    only the rows that a batch has read, because a dense step over a vocabulary costs more than a small student's whole pass.
+    """
+
+    def __init__(self, student: nn.Module, lr: float, decay: float, large: int = 4096) -> None:
+        uses: dict[int, int] = {}
+        for module in student.modules():
+            for p in module._parameters.values():
+                if p is not None:
+                    uses[id(p)] = uses.get(id(p), 0) + 1
+        tables = [m for m in student.modules() if isinstance(m, nn.Embedding) and m.num_embeddings >= large and m.max_norm is None and uses[id(m.weight)] == 1]
+        self.tables = [m for m in tables if m.weight.requires_grad and not m.sparse]
+        apart = {id(m.weight) for m in self.tables}
+        self.dense = [p for p in student.parameters() if p.requires_grad and id(p) not in apart]
+        groups = [{"params": [p for p in self.dense if p.dim() > 1], "weight_decay": decay}, {"params": [p for p in self.dense if p.dim() <= 1], "weight_decay": 0.0}]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)]
+        if self.tables:
+            self.parts.append(torch.optim.SparseAdam([m.weight for m in self.tables], lr=lr))
+        for table in self.tables:
+            table.sparse = True
+
+    def step(self, lr: float, clip: float) -> None:
+        nn.utils.clip_grad_norm_(self.dense, clip)
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def slots(self) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
+        """(who steps it, parameter), in a fixed order."""
+        return [(part, p) for part in self.parts for group in part.param_groups for p in group["params"]]
+
+    def close(self) -> None:
+        """Give the tables their dense gradients back."""
+        for table in self.tables:
+            table.sparse = False
 
 
 class Checkpoint:
@@ -203,14 +236,14 @@ class Checkpoint:
     def due(self) -> bool:
         return self.path is not None and time.monotonic() - self.last > self.every
 
-    def save(self, student: nn.Module, optimiser: torch.optim.Optimizer, step: int, losses: list[float]) -> None:
+    def save(self, student: nn.Module, optimiser: Optimiser, step: int, losses: list[float]) -> None:
         from safetensors.torch import save_file
 
         assert self.path is not None
         flat = {f"p.{i}": p.detach().clone() for i, p in enumerate(student.parameters())}
         flat |= {f"b.{i}": b.detach().clone() for i, b in enumerate(student.buffers())}
-        for i, p in enumerate(q for g in optimiser.param_groups for q in g["params"]):
-            for key, value in optimiser.state.get(p, {}).items():
+        for i, (part, p) in enumerate(optimiser.slots()):
+            for key, value in part.state.get(p, {}).items():
                 flat[f"o.{i}.{key}"] = torch.as_tensor(value).detach().clone()
         meta = {"schedule": self.stamp, "step": str(step), "losses": json.dumps(losses)}
         aside = self.path.with_suffix(".part")
@@ -218,7 +251,7 @@ class Checkpoint:
         aside.replace(self.path)
         self.last = time.monotonic()
 
-    def load(self, student: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list[float]]:
+    def load(self, student: nn.Module, optimiser: Optimiser) -> tuple[int, list[float]]:
         from safetensors import SafetensorError, safe_open
 
         if self.path is None or not self.path.exists():
@@ -237,10 +270,10 @@ class Checkpoint:
                     if f"{kind}.{i}" not in flat or flat[f"{kind}.{i}"].shape != old.shape:
                         return 0, []
                     old.copy_(flat[f"{kind}.{i}"])
-        for i, p in enumerate(q for g in optimiser.param_groups for q in g["params"]):
+        for i, (part, p) in enumerate(optimiser.slots()):
             state = {key.split(".", 2)[2]: value for key, value in flat.items() if key.startswith(f"o.{i}.")}
             if state:
-                optimiser.state[p] = state
+                part.state[p] = {k: int(v) if k == "step" and part is not optimiser.parts[0] else v for k, v in state.items()}
         return int(meta["step"]), json.loads(meta["losses"])
 
     def clear(self) -> None:
@@ -271,7 +304,7 @@ def recover(
         schedule = replace(schedule, label_weight=1.0)
     all_cores()
     bf16 = fast_bf16()
-    optimiser = torch.optim.AdamW(parameters(student, schedule.decay), lr=schedule.lr, fused=True)
+    optimiser = Optimiser(student, schedule.lr, schedule.decay)
     saved = Checkpoint(checkpoint, schedule)
     start, losses = saved.load(student, optimiser)
     match = bool(pairs) and teacher is not None and schedule.hidden_weight > 0
@@ -288,8 +321,6 @@ def recover(
         for step in range(start, schedule.steps):
             index = next(batches)
             torch.manual_seed(schedule.seed * 1_000_003 + step)  # dropout is then a function of the step, not of what ran before a kill
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.lr * rate(step, schedule)
             inputs = tensors(pool.collate(index))
             loss = _loss(student, subject, task, pool, index, inputs, schedule, teacher, answers, pairs if match else None, taps, bf16)
             value = float(loss.detach())
@@ -299,15 +330,14 @@ def recover(
                     "Lower the learning rate or look for extreme inputs.",
                 )
             loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), schedule.clip)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.step(schedule.lr * rate(step, schedule), schedule.clip)
             losses.append(value)
             if progress:
                 progress(step + 1, value)
             if saved.due():
                 saved.save(student, optimiser, step + 1, losses)
     finally:
+        optimiser.close()
         for tap in taps:
             tap.close()
     student.eval()
