@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ def main() -> int:
     parser = harness.arguments("decoder", "10min")
     parser.add_argument("--floor", default="0.7", help="of relative perplexity; the search refines around it")
     parser.add_argument("--tokens", type=int, default=64, help="per passage")
-    parser.add_argument("--passages", type=int, nargs=3, default=[240, 48, 96], metavar=("TRAIN", "SEARCH", "TEST"))
-    parser.add_argument("--prompts", type=int, default=300, help="snippets in the task by prompt")
+    parser.add_argument("--passages", type=int, nargs=3, default=[600, 64, 160], metavar=("TRAIN", "SEARCH", "TEST"))
+    parser.add_argument("--prompts", type=int, default=200, help="snippets in the task by prompt")
     parser.add_argument("--seconds", type=float, default=90.0, help="most that the final race may take")
     args = parser.parse_args()
     if args.quick:
-        args.budget, args.tokens, args.passages, args.prompts, args.seconds = "30s", 16, [40, 16, 16], 16, 10.0
+        args.budget, args.tokens, args.passages, args.prompts, args.seconds = "30s", 24, [60, 24, 24], 16, 10.0
     import sources
 
     from fourfold import demo
@@ -59,8 +60,8 @@ def main() -> int:
             progress=progress,
         )
         job = front.job
-        ours = harness.front_of(job, job.points, 10)
-        ours += [p for p in harness.front_of(job, [p for p in job.points if harness.structural(p)], 6) if p not in ours]
+        ours = harness.front_of(job, job.points, 7)
+        ours += [p for p in harness.front_of(job, [p for p in job.points if harness.structural(p)], 4) if p not in ours]
         progress.stage(f"final race of {len(ours)} points", 0)
         harness.final(job, ours, args.seconds)
         _, snippets = demo.snippets(work)
@@ -129,6 +130,7 @@ def passages(folder: Path, work: Path, args: Any) -> tuple[dict[str, Path], str]
             "search": texts["mansfieldpark"][400_000 : 400_000 + size[1]],
             "test": texts["emma"][40_000 : 40_000 + size[2]],
         }
+        parts = {name: "\n".join(textwrap.wrap(text, round(args.tokens * 4.1))) for name, text in parts.items()}  # a passage a line
         said = "Jane Austen: three novels to distil and search on, Emma to judge by"
     except FourfoldError as error:
         print(f"{error.message}; the standard library's source takes their place", file=sys.stderr)

@@ -113,7 +113,7 @@ def original(folder: Path, judge: Path, files: dict[str, Path], args: Any, progr
         "variants": args.variants,
         "seed": args.seed,
         "judge": harness.sha256(judge / "model.safetensors"),
-        "version": 1,
+        "version": 2,
     }
     if stamp.exists() and json.loads(stamp.read_text())["key"] == key:
         return data, target, json.loads(stamp.read_text())["facts"]
