@@ -171,7 +171,7 @@ def cascades(job: Job, members: Sequence[Point], floors: Sequence[float], label:
 
     from fourfold.measure.quality import relative
     from fourfold.recipe import Recipe
-    from fourfold.rewrites.compress.cascade import gates, joined
+    from fourfold.rewrites.compress.cascade import chains
     from fourfold.rewrites.compress.combine import Candidate
     from fourfold.run.artefact import Assembly
     from fourfold.run.finals import Point
@@ -179,40 +179,28 @@ def cascades(job: Job, members: Sequence[Point], floors: Sequence[float], label:
     if job.task.kind != "classification":
         return []
     targets = np.asarray(job.splits.search.targets)
-    score = job.task.metric.score
-    base = float(score(job.base_search, targets))
+    base = float(job.task.metric.score(job.base_search, targets))
     usable = [p for p in members if p.status != "rejected" and p.search_records is not None and len(p.assembly.parts) == 1]
-    found: list[tuple[float, float, float, Point, Point, Any, np.ndarray]] = []
-    for cheap in usable:
-        options = gates(cheap.search_records, targets)  # type: ignore[arg-type]
-        for dear in usable:
-            if (
-                cheap is dear
-                or job.cost(dear) < 1.5 * job.cost(cheap)
-                or dear.assembly.parts[0].words is not None
-                or dear.search.value <= cheap.search.value
-            ):  # type: ignore[union-attr]
-                continue
-            for share, gate in options:
-                rows = joined(cheap.search_records, dear.search_records, gate)  # type: ignore[arg-type]
-                found.append((job.cost(cheap) + share * job.cost(dear), float(score(rows, targets)) / base, share, cheap, dear, gate, rows))
+    rows = [p.search_records for p in usable if p.search_records is not None]
+    last = [p.assembly.parts[0].words is None for p in usable]
+    found = chains([job.cost(p) for p in usable], rows, targets, lambda z: float(job.task.metric.score(z, targets)) / base, fallback=last)
     picked: list[Any] = []
     for floor in floors:
         for wanted in (floor + 0.018, floor + 0.008, floor):
-            fit = [f for f in found if f[1] >= wanted]
+            fit = [f for f in found if f.score >= wanted]
             if fit:
-                least = min(fit, key=lambda f: f[0])
-                if all(abs(least[0] - p[0]) > 0.03 * p[0] for p in picked):
+                least = min(fit, key=lambda f: f.cost)
+                if all(abs(least.cost - p.cost) > 0.03 * p.cost for p in picked):
                     picked.append(least)
     made = []
-    for number, (cost, _, share, cheap, dear, gate, rows) in enumerate(picked):
-        name = f"cascade {label}-{number}: {cheap.name} → {dear.name}, {share:.0%} handed on"
-        candidate = Candidate(
-            f"cascade-{label}-{number}", "cascade", Recipe(()), {}, cost, 2, extra={"members": [cheap, dear], "gate": gate, "share": share}
-        )
-        first, second = replace(cheap.assembly.parts[0], name="first"), replace(dear.assembly.parts[0], name="second")
-        point = Point(name, candidate, Assembly(name, [first, second], [gate]), rows, predicted=cost, shares=[1 - share, share])
-        point.search = relative(job.task.metric, job.base_search, rows, targets, seed=job.work.seed)
+    for number, chain in enumerate(picked):
+        those = [usable[i] for i in chain.members]
+        name = f"cascade {label}-{number}: {' → '.join(p.name for p in those)}"
+        extra = {"members": those, "gates": list(chain.gates)}
+        candidate = Candidate(f"cascade-{label}-{number}", "cascade", Recipe(()), {}, chain.cost, 2, extra=extra)
+        parts = [replace(p.assembly.parts[0], name=f"member-{k}") for k, p in enumerate(those)]
+        point = Point(name, candidate, Assembly(name, parts, list(chain.gates)), chain.logits, predicted=chain.cost)
+        point.search = relative(job.task.metric, job.base_search, chain.logits, targets, seed=job.work.seed)
         made.append(point)
     return made
 
