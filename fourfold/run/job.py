@@ -708,7 +708,14 @@ class Job:
         )
         picked: list[Any] = []
         margin = 0.012  # the search's own optimism: about one standard error of a paired ratio at two thousand rows
-        for wanted in (self.work.floor + 1.5 * margin, self.work.floor + 0.7 * margin, self.work.floor, self.work.floor - 0.02, self.work.floor - 0.04, min(0.995, self.work.floor + 0.02)):
+        for wanted in (
+            self.work.floor + 1.5 * margin,
+            self.work.floor + 0.7 * margin,
+            self.work.floor,
+            self.work.floor - 0.02,
+            self.work.floor - 0.04,
+            min(0.995, self.work.floor + 0.02),
+        ):
             fit = [f for f in found if f.score >= wanted and all(f.cost < 0.97 * q.cost or f.cost > 1.03 * q.cost for q in picked)]
             if fit and len(picked) < most:
                 picked.append(min(fit, key=lambda f: f.cost))
@@ -716,7 +723,9 @@ class Job:
         for number, chain in enumerate(picked):
             members = [usable[i] for i in chain.members]
             name = f"cascade-{number}: {' → '.join(m.name for m in members)}"
-            candidate = Candidate(f"cascade-{number}", "cascade", Recipe(()), {}, chain.cost, 2, extra={"members": members, "gates": list(chain.gates)})
+            candidate = Candidate(
+                f"cascade-{number}", "cascade", Recipe(()), {}, chain.cost, 2, extra={"members": members, "gates": list(chain.gates)}
+            )
             parts = [replace(m.assembly.parts[0], name=f"member-{k}") for k, m in enumerate(members)]
             point = Point(name, candidate, Assembly(name, parts, list(chain.gates)), chain.logits, predicted=chain.cost)
             point.search = self._relative(chain.logits, "search")

@@ -77,7 +77,8 @@ def gates(
 
 @dataclass(frozen=True)
 class Chain:
-    """A cascade as found on the search split: `members` (indices, cheapest first), a gate between each and the next, expected cost, score, joint logits [N, C]."""
+    """A cascade as found on the search split: `members` (indices, cheapest first), a gate between each and the next, expected cost, score, joint
+    logits [N, C]."""
 
     members: tuple[int, ...]
     gates: tuple[Gate, ...]
@@ -87,11 +88,18 @@ class Chain:
 
 
 def chains(
-    costs: Sequence[float], logits: Sequence[np.ndarray], targets: np.ndarray, score: Callable[[np.ndarray], float], *, fallback: Sequence[bool] | None = None, keep: int = 40
+    costs: Sequence[float],
+    logits: Sequence[np.ndarray],
+    targets: np.ndarray,
+    score: Callable[[np.ndarray], float],
+    *,
+    fallback: Sequence[bool] | None = None,
+    keep: int = 40,
 ) -> list[Chain]:
     """All worthwhile cascades of two members, and the best of them with a third between or behind; none that another beats in both cost and score.
 
-    `costs` per example, any unit; `logits` [N, C] per member on the search split; `score` of joint logits, higher is better; `fallback[i]`: may member i stand last?
+    `costs` per example, any unit; `logits` [N, C] per member on the search split; `score` of joint logits, higher is better; `fallback[i]`: may
+    member i stand last?
     """
     solo = [score(z) for z in logits]
     last = list(fallback) if fallback is not None else [True] * len(costs)
@@ -112,7 +120,13 @@ def chains(
 
 
 def _deeper(
-    pair: Chain, costs: Sequence[float], logits: Sequence[np.ndarray], targets: np.ndarray, solo: list[float], last: list[bool], score: Callable[[np.ndarray], float]
+    pair: Chain,
+    costs: Sequence[float],
+    logits: Sequence[np.ndarray],
+    targets: np.ndarray,
+    solo: list[float],
+    last: list[bool],
+    score: Callable[[np.ndarray], float],
 ) -> list[Chain]:
     """The pair with a dearer third member behind, gated on the second's confidence where the first was unsure."""
     i, j = pair.members
