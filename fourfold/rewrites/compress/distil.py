@@ -187,8 +187,8 @@ def order(pool: Examples, schedule: Schedule) -> Iterator[np.ndarray]:
 
 
 class Optimiser:
-    """AdamW for everything (matrices decayed, biases and norms not), except large token tables of their own: those take sparse gradients and Adam touches
-    only the rows that a batch has read, because a dense step over a vocabulary costs more than a small student's whole pass.
+    """AdamW for everything (matrices decayed, biases and norms not), except large token tables of their own: those take sparse gradients and Adam
+    touches only the rows that a batch has read, because a dense step over a vocabulary costs more than a small student's whole pass.
     """
 
     def __init__(self, student: nn.Module, lr: float, decay: float, large: int = 4096) -> None:
@@ -197,11 +197,18 @@ class Optimiser:
             for p in module._parameters.values():
                 if p is not None:
                     uses[id(p)] = uses.get(id(p), 0) + 1
-        tables = [m for m in student.modules() if isinstance(m, nn.Embedding) and m.num_embeddings >= large and m.max_norm is None and uses[id(m.weight)] == 1]
+        tables = [
+            m
+            for m in student.modules()
+            if isinstance(m, nn.Embedding) and m.num_embeddings >= large and m.max_norm is None and uses[id(m.weight)] == 1
+        ]
         self.tables = [m for m in tables if m.weight.requires_grad and not m.sparse]
         apart = {id(m.weight) for m in self.tables}
         self.dense = [p for p in student.parameters() if p.requires_grad and id(p) not in apart]
-        groups = [{"params": [p for p in self.dense if p.dim() > 1], "weight_decay": decay}, {"params": [p for p in self.dense if p.dim() <= 1], "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in self.dense if p.dim() > 1], "weight_decay": decay},
+            {"params": [p for p in self.dense if p.dim() <= 1], "weight_decay": 0.0},
+        ]
         self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)]
         if self.tables:
             self.parts.append(torch.optim.SparseAdam([m.weight for m in self.tables], lr=lr))
