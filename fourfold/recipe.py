@@ -307,7 +307,7 @@ class Heads(nn.Module):
         q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(y)), self._heads(self.v_proj(y))
         mask = None if self.mask is None else self._spread(given(self.mask[0]), self.mask[1], q)
         if self.is_causal and mask is not None:
-            mask = mask + torch.full((q.shape[2], k.shape[2]), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+            mask = mask + _additive(torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1), q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.is_causal and mask is None, scale=self.scale)
         out = out.transpose(1, 2) if self.batch_first else out.permute(2, 0, 1, 3)
         return self._answer(self.out_proj(out.flatten(2)), self.returns)
@@ -344,7 +344,8 @@ def _linear(old: nn.Module, rows: list[int] | None) -> nn.Linear:
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else mask.to(dtype)
+    """A boolean mask (True: do not look) as what is added to scores; finite, so that a query that may look nowhere gets numbers and not NaN."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, torch.finfo(dtype).min / 4) if mask.dtype == torch.bool else mask.to(dtype)
 
 
 class Argument:

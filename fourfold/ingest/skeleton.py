@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import enum
+import json
 from importlib import import_module
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
@@ -64,6 +65,7 @@ class _Writer:
     def __init__(self) -> None:
         self.modules: dict[int, int] = {}
         self.tensors: dict[int, int] = {}
+        self.configs: dict[int, int] = {}
         self.keep: list[Any] = []  # ids stay unique while their owners live
 
     def module(self, module: nn.Module, path: str) -> dict[str, Any]:
@@ -136,17 +138,22 @@ class _Writer:
             ref = _named(value)
             if ref is not None:
                 return {"name": ref}
-        as_json = getattr(value, "to_json_string", None)
-        if as_json is not None and hasattr(type(value), "from_dict"):  # a transformers configuration
-            import json
-
-            return {"config": self.name(type(value), path), "data": json.loads(as_json(use_diff=False))}
+        if hasattr(value, "to_json_string") and hasattr(type(value), "from_dict"):
+            return self.configuration(value, path)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {
                 "data": self.name(type(value), path),
                 "fields": {f.name: self.value(getattr(value, f.name), path) for f in dataclasses.fields(value)},
             }
         raise ModelError(f"attribute {path} is a {type(value).__name__}, which is not data", ADVICE)
+
+    def configuration(self, config: Any, path: str) -> dict[str, Any]:
+        """A transformers configuration: many modules share one, and it says how attention is computed."""
+        if id(config) in self.configs:
+            return {"config": self.configs[id(config)]}
+        self.configs[id(config)] = len(self.configs)
+        attention = getattr(config, "_attn_implementation", None)
+        return {"config": self.name(type(config), path), "data": json.loads(config.to_json_string(use_diff=False)), "attention": attention}
 
     def name(self, kind: type, path: str) -> str:
         ref = _named(kind)
@@ -172,6 +179,7 @@ class _Builder:
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
         self.tensors: list[Tensor] = []
+        self.configs: list[Any] = []
 
     def module(self, tree: dict[str, Any]) -> nn.Module:
         if "again" in tree:
@@ -233,7 +241,7 @@ class _Builder:
         if "name" in value:
             return _import(value["name"])
         if "config" in value:
-            return _import(value["config"]).from_dict(value["data"])
+            return self.configuration(value)
         if "fields" in value:
             kind = _import(value["data"])
             made = kind.__new__(kind)
@@ -241,3 +249,12 @@ class _Builder:
                 object.__setattr__(made, name, self.value(field))
             return made
         raise ModelError(f"the artefact holds an unknown value: {str(value)[:80]}", "The artefact is damaged.")
+
+    def configuration(self, value: dict[str, Any]) -> Any:
+        if isinstance(value["config"], int):
+            return self.configs[value["config"]]
+        config = _import(value["config"]).from_dict(value["data"])
+        if value["attention"] is not None:
+            config._attn_implementation = value["attention"]
+        self.configs.append(config)
+        return config
