@@ -464,6 +464,8 @@ class Searcher:
         bench.listener.stage("pruning and distilling", total)
         for number, (level, steps) in enumerate(zip(self.plan.levels, self.plan.steps, strict=True)):
             shapes = self.rivals(sketches, level)
+            if not shapes:  # what cannot be removed already costs more than any level asks for
+                continue
             best, start = shapes[0], node
             if len(shapes) > 1:
                 trials = []
