@@ -81,9 +81,8 @@ class Reader:
         for box in sorted(boxes, key=lambda p: (p.count("."), p)):
             if any(within(box, t) for t in taken):
                 continue
-            blocks = [c for c in children[box] if c in possible and type(self.module.get_submodule(c)) in classes]
-            # different residual branches in one list (attention, feed-forward) are the inside of a block, unless nothing encloses them
-            if blocks and not any(c in blocks for c in children[box] if c not in possible):
+            blocks = [c for c in children[box] if c in self.first and type(self.module.get_submodule(c)) in classes]  # emptied ones too
+            if blocks:
                 found.append((box, blocks))
                 taken += blocks
         for path in sorted(loose, key=lambda p: (p.count("."), p)):
@@ -245,7 +244,7 @@ class Reader:
         own, selects = self._per_head(owner, common([*(r.path for r in producers), consumer.path]), heads, deep)
         cuts: list[Bundle] = []
         for unit in sorted(units):  # the smallest first: all producers must divide by it
-            if unit < 2:
+            if unit < 2 and heads > 1:
                 continue
             for layout in self._layouts(producers, sizes, unit, heads, deep, shared):
                 for followers in [own, ()] if own else [()]:

@@ -170,6 +170,12 @@ def structure(anatomy: Anatomy, candidate: Candidate) -> list[dict[str, Any]]:
 
 def words(job: Job, candidate: Candidate) -> str:
     """One line on what was done to the structure."""
+    pruned = candidate.extra.get("pruned")
+    rows = f"; {len(pruned.kept):,} of {len(pruned.new_of):,} token rows" if pruned is not None else ""
+    return _structure_words(job, candidate) + rows
+
+
+def _structure_words(job: Job, candidate: Candidate) -> str:
     if candidate.kind == "original":
         return "the original's weights"
     if candidate.kind == "static":
@@ -206,6 +212,7 @@ def techniques(point: Point) -> list[str]:
         "bag_of_words": ["bag_of_words"],
         "original": [],
     }[kind]
+    found = found + (["vocabulary"] if "pruned" in point.candidate.extra else [])
     return found + (["quantise"] if point.setting.precision != "fp32" else [])
 
 

@@ -74,6 +74,17 @@ class Part:
     files: list[str] = field(default_factory=list)
     words: BagOfWords | None = None
     session: Session | None = None
+    reencode: Callable[[Examples], Examples] | None = None
+
+    def sees(self, examples: Examples) -> Examples:
+        """The examples as this part reads them: re-encoded once where it has a smaller vocabulary than the original."""
+        if self.reencode is None:
+            return examples
+        if self._seen is None or self._seen[0] is not examples:
+            self._seen = (examples, self.reencode(examples))
+        return self._seen[1]
+
+    _seen: tuple[Examples, Examples] | None = field(default=None, repr=False)
 
     def open(self) -> Session:
         """The engine session, opened once."""
@@ -91,7 +102,7 @@ class Part:
         """Records float64 [N, k] of this part over encoded examples, in their order, at its own batch size and bucketing."""
         if self.words is not None:
             return self.words.records(examples.raw or [])
-        session, rows = self.open(), None
+        session, rows, examples = self.open(), None, self.sees(examples)
         for index in examples.batches(self.setting.batch, bucket=self.setting.bucketing):
             batch = examples.collate(index)
             targets = examples.collate_targets(index) if examples.targets is not None else None

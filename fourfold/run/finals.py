@@ -8,10 +8,10 @@ faster by its interval is accepted, whatever its FLOPs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def prepare(part: Part, examples: Examples, folder: Path, seed: int = 0) -> tupl
     if reason:
         return float("inf"), reason
     assert part.module is not None
-    few = sample_batches(examples, seed)
+    few = sample_batches(part.sees(examples), seed)
     part.signature = Signature.of(part.subject.inputs, few)
     part.folder = folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +104,7 @@ def runner(assembly: Assembly, examples: Examples, task: Task) -> Callable[[], N
     if assembly.gates or assembly.parts[0].words is not None:
         return lambda: _pass(assembly, examples, task)
     part = assembly.parts[0]
+    examples = part.sees(examples)
     session, batches = part.open(), examples.batches(part.setting.batch, bucket=part.setting.bucketing)
 
     def run() -> None:
@@ -139,8 +140,3 @@ def race_points(
     runners: dict[str, Callable[[], None]] = {"original": runner(Assembly("original", [baseline]), sample, task)}
     runners |= {p.name: runner(p.assembly, sample, task) for p in points}
     return race(runners, baseline="original", rounds=rounds, seed=seed, deadline=seconds, warmup=1, min_time=0.02)
-
-
-def variants(part: Part, pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Part]:
-    """The part in each (engine, precision) with its tuned threads, batch and bucketing."""
-    return [replace(part, name=part.name, setting=Setting(e, p, **dict(how)), session=None, files=[]) for e, p, how in pairs]

@@ -569,6 +569,7 @@ class Job:
         root = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=self.subject.module)
         root.records, root.quality = self.base_search, Relative(1.0, 1.0, 1.0, len(self.base_search))
         everyone = [root, *[c for c in self.candidates if c.status == "open" and c.module is not None]]
+        everyone += self._smaller_vocabularies(everyone)
         beaten = dominated([(c.cost, -c.quality.value) for c in everyone if c.quality])
         worth = {c.name for c, gone in zip([c for c in everyone if c.quality], beaten, strict=True) if not gone}
         ways = self._affordable([(c, w) for c in everyone for w in self._ways(c, c.name in worth)])
@@ -581,12 +582,44 @@ class Job:
         self._race("race:points", open_, 0.10)
         self._add_cascades()
 
+    def _smaller_vocabularies(self, everyone: list[Candidate]) -> list[Candidate]:
+        """Where memory is what counts, every structure once more without the token rows that no training text uses: as fast, but far smaller."""
+        from fourfold.recipe import apply
+        from fourfold.rewrites.compress.combine import Candidate, evaluate_with
+        from fourfold.rewrites.compress.vocabulary import VocabularyPruning, plan, reencoded
+
+        train = self.splits.train
+        if self.work.objective != "memory" or self.subject.tokenizer is None or "input_ids" not in train.columns or train.raw is None:
+            return []
+        if self.task.kind not in ("classification", "regression") or VocabularyPruning().declines(self.subject.module):
+            return []
+        made = []
+        for c in everyone:
+            if c.module is None or c.kind == "static":
+                continue
+            try:
+                pruned = plan(c.module, self.subject.tokenizer, list(train.columns["input_ids"]))
+                module = apply(copy.deepcopy(c.module), pruned.recipe)
+            except ModelError as error:
+                self.refusals["vocabulary"] = error.message
+                return []
+            subject = replace(self.subject, module=module, tokenizer=pruned.tokenizer)
+            smaller = Candidate(
+                f"{c.name}, fewer rows", c.kind, c.recipe + pruned.recipe, c.shape, c.cost, c.rung, c.steps, c.parent, c.kept, module=module,
+                extra={**c.extra, "subject": subject, "pruned": pruned},
+            )
+            seen = reencoded(self.splits.search, self.subject, pruned, self.options.max_length)
+            smaller.records = self._array(f"judge:{smaller.name}", lambda s=subject, m=module, e=seen: evaluate_with(s, self.task, m, e))
+            smaller.quality = self._relative(smaller.records, "search")
+            made.append(smaller)
+        return made
+
     def _ways(self, candidate: Candidate, worth: bool) -> list[tuple[str, str, dict[str, Any]]]:
         """Settings to build a candidate in; one that another beats in both cost and quality is only kept for the record, as it was trained."""
         base = ("torch", "fp32", {"threads": self.base_setting.threads, "batch": self.base_setting.batch, "bucketing": self.base_setting.bucketing})
         pairs = [w for w in self.pairs if (w[0], w[1]) != ("torch", "fp32")]
         if candidate.kind == "original":
-            return pairs
+            return [base, *pairs]
         if candidate.kind == "static":  # a table look-up has nothing to quantise that would pay; only the back end can differ
             return [base, *[w for w in pairs if w[1] == "fp32"][:1]]
         return [base, *pairs] if worth else [base]
@@ -615,7 +648,13 @@ class Job:
 
     def _part(self, name: str, module: nn.Module | None, candidate: Candidate | None, setting: Setting) -> Part:
         subject = candidate.extra.get("subject", self.subject) if candidate is not None else self.subject
-        return Part(name, subject, module, candidate.recipe if candidate is not None else None, setting)
+        part = Part(name, subject, module, candidate.recipe if candidate is not None else None, setting)
+        if candidate is not None and "pruned" in candidate.extra:
+            from fourfold.rewrites.compress.vocabulary import reencoded
+
+            pruned = candidate.extra["pruned"]
+            part.reencode = lambda examples: reencoded(examples, self.subject, pruned, self.options.max_length)
+        return part
 
     def _signature(self, subject: Subject | None = None) -> Any:
         from fourfold.run.engines.base import Signature

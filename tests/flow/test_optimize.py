@@ -55,3 +55,14 @@ def test_infeasible_floor_says_why(model: Path, reviews: Path, tmp_path: Path) -
         assert found.infeasible is not None and "lower 95 % bound" in str(found.infeasible)
         assert found.report_data["infeasible"]["nearest"]
     assert validate(found.report_data) == []
+
+
+def test_memory_objective_shrinks_the_weights(model: Path, reviews: Path, tmp_path: Path) -> None:
+    """Fewer token rows are among the candidates, and what is saved answers as it was judged."""
+    out = tmp_path / "small"
+    found = fourfold.optimize(model, reviews, floor=0.9, budget="20s", objective="memory", out=out, engines=["torch"], seed=1)
+    assert found.best is not None, found.infeasible
+    assert found.best.cost < 0.7
+    assert any("fewer rows" in p.name for p in found.job.points)
+    loaded = fourfold.load(out)
+    assert set(loaded.predict(["flame word1 word2", "word3 river lake wave"])) <= {"water", "fire"}
