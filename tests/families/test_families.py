@@ -145,6 +145,20 @@ def test_composes(family: Family) -> None:
     assert {n: b.count for n, b in again.bundles.items()} != {n: b.count for n, b in anatomy.bundles.items()} or not anatomy.bundles
 
 
+def test_emptied_blocks_are_still_blocks() -> None:
+    """A block that lost all its sub-layers keeps its place, and a single head is still a bundle: names stay those of the first anatomy."""
+    family = next(f for f in FAMILIES if f.name == "minilm")
+    subject, anatomy, inputs = read(family)
+    keep = Keep(absent=["encoder.1.attention", "encoder.1.ffn"], units={"encoder.0.attention": [2], "encoder.2.ffn": [5]})
+    again = anatomize(pruned(family, keep)[0], lambda m: subject.logits(m, inputs))
+    assert [b.path for b in again.stacks[0].blocks] == [b.path for b in anatomy.stacks[0].blocks]
+    assert {n: b.count for n, b in again.bundles.items()} == {
+        "encoder.0.attention": 1, "encoder.0.ffn": 128, "encoder.2.attention": 4, "encoder.2.ffn": 1,
+    }  # fmt: skip
+    assert not again.refusals.keys() & again.bundles.keys()
+    assert again.stacks[0].blocks[1].removable
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All families pruned, stored, and answered by one fresh process that knows nothing but the files."""
