@@ -70,11 +70,18 @@ def chosen(job: Any, structure_only: bool) -> tuple[list[Any], bool]:
     start = harness.original(job)
     singles = [p for p in job.points if p.candidate.kind != "cascade" and p.status != "rejected"]
     bare = [p for p in singles if harness.structural(p)]
-    found = harness.front_of(job, [*bare, *harness.cascades(job, [start, *bare], FLOORS, "structure")], 16)
+    found = harness.front_of(job, [*bare, *harness.cascades(job, [start, *bare], FLOORS, "structure")], 20)
     if not structure_only:
         every = [p for p in job.points if p.status != "rejected"]
-        found += [p for p in harness.front_of(job, [*every, *harness.cascades(job, [start, *singles], FLOORS, "any")], 20) if p not in found]
-    return list({p.name: p for p in found}.values()), not structure_only
+        found += [p for p in harness.front_of(job, [*every, *harness.cascades(job, [start, *singles], FLOORS, "any")], 24) if p not in found]
+    return list({what(p): p for p in reversed(found)}.values())[::-1], not structure_only
+
+
+def what(point: Any) -> tuple[Any, ...]:
+    """What a point consists of, whatever it is called: one cascade may have been found twice."""
+    gates = [(g.temperature, g.threshold) for g in point.assembly.gates]
+    members = point.candidate.extra["members"] if gates else [point]
+    return (*(m.name for m in members), *gates)
 
 
 def peers(job: Any, work: Path, args: Any, progress: Any) -> tuple[list[Any], dict[str, str]]:

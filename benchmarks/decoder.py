@@ -98,7 +98,7 @@ def report(job: Any, rows: harness.Rows, task: dict[str, Any], text: str, about:
     floors = [harness.at_floor(rows, f, None) for f in FLOORS]
     harness.show_floors("At the floors (no target: nobody has published such a front)", floors)
     print(
-        f"\nReduced to fit: {args.passages[0]} passages of {args.tokens} tokens to distil on, {sum(job.plan.steps) if job.plan else 0} steps in all."
+        f"\nReduced to fit: {args.passages[0]} passages of {args.tokens} tokens to distil on, {sum(c.steps for c in job.candidates)} steps in all."
     )
     data = {
         "about": about,
