@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,7 @@ def quantised(job: Job, folder: Path) -> tuple[list[Point], dict[str, str]]:
     """The original under each quantising peer, at the settings that the race of the original found for that pair; and who could not run, and why."""
     points, refused = [], {}
     base = job.base_setting
+    os.environ.setdefault("FOURFOLD_COMPILE_LIMIT", "600")  # a peer may take its time to compile: only its answers are timed
     for name, (engine, precision) in QUANTISERS.items():
         how = next(
             (h for e, p, h in job.pairs if (e, p) == (engine, precision)), {"threads": base.threads, "batch": base.batch, "bucketing": base.bucketing}
