@@ -257,7 +257,7 @@ def test_latency_takes_examples_one_by_one() -> None:
     torch.manual_seed(0)
     large, small = Reader(layers=6).eval(), Reader(layers=1).eval()
     found = race_model(
-        Plain(), small, rows(32), reference=large, objective="latency", engines=["torch"], precisions=["fp32"], threads=[1], budget_s=2
+        Plain(), small, rows(32), reference=large, objective="latency", engines=["torch"], precisions=["fp32"], threads=[1], budget_s=8
     )
     assert found.best.batch == found.baseline.batch == 1
     assert found.result is not None and found.result.faster("wall")
