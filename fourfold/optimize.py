@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourfold.errors import FourfoldError, Infeasible, InputError
+from fourfold.errors import FourfoldError, Infeasible, InputError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -153,9 +153,13 @@ def optimize(
 
 
 def _write(front: Front, target: Path) -> None:
-    """Artefact (where the floor is met) and reports."""
+    """Artefact (where the floor is met) and reports. A model that cannot be made again elsewhere is a warning here: the front in memory is still good."""
     if front.best is not None:
-        front.best.save(target)
+        try:
+            front.best.save(target)
+        except ModelError as error:
+            front.report_data["folder"] = None
+            front.report_data["warnings"].append(f"not saved: {error.message} {error.mend}")
     try:
         target.mkdir(parents=True, exist_ok=True)
         front.report(target / "report.json")

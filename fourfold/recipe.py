@@ -12,7 +12,7 @@ it left it, so recipes compose by concatenation. Kinds:
 | swap   | path, to, [how]                     | replaces a module by our own class of the same function: "attention", "heads" (made again) |
 | bias   | path, argument, [table, source]     | an attention ignores the shared position bias handed to it and owns a copy of the table instead |
 | select | path, argument, axis, index         | keeps those indices of a tensor argument, whenever the module is called |
-| rows   | paths, index                        | keeps those token rows of embeddings and output heads; shared ones stay shared |
+| rows   | paths, index, [tensors]             | keeps those token rows of embeddings and output heads; shared ones stay shared |
 """
 
 from __future__ import annotations
@@ -456,6 +456,13 @@ def _rows(module: nn.Module, edit: dict[str, Any]) -> None:
         for name in ("num_embeddings", "out_features", "nf"):
             if isinstance(getattr(part, name, None), int) and not (name == "nf" and not is_conv1d(part)):
                 setattr(part, name, len(index))
+    for path, axis in edit.get("tensors", []):
+        holder, name = parent(module, path)
+        old = holder._parameters.get(name, holder._buffers.get(name))
+        if old is not None and id(old) in done:
+            holder._parameters[name] = done[id(old)]  # type: ignore[assignment]
+        else:
+            _cut_named(holder, name, axis, index)
 
 
 EDITS: dict[str, Callable[[nn.Module, dict[str, Any]], None]] = {

@@ -14,11 +14,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Site:
-    """A removable place: `kind` names the coefficient pair it shares, `full` is its number of units."""
+    """A removable place: `kind` names the coefficient pair it shares, `full` is its number of units, `least` how many must stay (0: it may go whole)."""
 
     name: str
     kind: str
     full: int
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class CostTable:
 
 
 def variants(sites: list[Site]) -> dict[str, dict[str, int]]:
-    """The shapes to time: the full model, and for each kind its sub-layers absent and (where it has units) at half and at a quarter."""
+    """The shapes to time: the full model, and for each kind its sub-layers at their least (absent, where they may go whole) and, where they have units, at half."""
     shapes: dict[str, dict[str, int]] = {"full": {}}
     for kind in dict.fromkeys(s.kind for s in sites):
         those = [s for s in sites if s.kind == kind]
-        shapes[f"{kind}:absent"] = {s.name: 0 for s in those}
+        shapes[f"{kind}:least"] = {s.name: s.least for s in those}
         if those[0].full > 1:
             shapes[f"{kind}:half"] = {s.name: max(1, s.full // 2) for s in those}
     return shapes

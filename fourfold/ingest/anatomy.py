@@ -34,16 +34,18 @@ from fourfold.ingest.parts import (
     hidden,
     path_after,
     recipe_for,
+    rows_for,
     set_consumer_weight,
 )  # fmt: skip
 from fourfold.ingest.proof import Prover, carrying, prove_cuts, prove_outs, prove_removal, shaken
 from fourfold.ingest.remake import remade
+from fourfold.ingest.rows import find_vocabulary
 from fourfold.ingest.trace import Call, Trace
 from fourfold.recipe import Recipe, apply
 
 __all__ = [
     "Anatomy", "Block", "Bundle", "Keep", "Site", "Stack", "SubLayer", "Vocabulary", "anatomize", "channel_last", "consumer_module",
-    "consumer_weight", "hidden", "path_after", "recipe_for", "set_consumer_weight",
+    "consumer_weight", "hidden", "path_after", "recipe_for", "rows_for", "set_consumer_weight",
 ]  # fmt: skip
 
 
@@ -98,7 +100,8 @@ def _read(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anatomy, 
     stacks = tuple(_stack(reader, prover, refusals, swaps, name, box, blocks) for name, (box, blocks) in zip(names, found, strict=True))
     if not any(block.sublayers for stack in stacks for block in stack.blocks) and not any(b.removable for s in stacks for b in s.blocks):
         refusals[type(module).__name__] = "nothing in it can be removed safely; it can still be quantised and raced on every back end."
-    return Anatomy(stacks, refusals, None, preparation), swaps
+    vocabulary = find_vocabulary(trace, prover, reference, refusals)
+    return Anatomy(stacks, refusals, vocabulary, preparation), swaps
 
 
 def stack_names(boxes: list[str]) -> list[str]:

@@ -252,7 +252,11 @@ def _subject(module: nn.Module, entry: str | None, tokenizer: Any = None, proces
     if lazy:
         raise ModelError(f"parameter {lazy} has no shape yet", "Run the model once before giving it.")
     module.eval()
-    return Subject(module, origin_of(module, entry), inputs_of(module), tokenizer, processor, folder)
+    try:
+        origin = origin_of(module, entry)
+    except ModelError as error:  # it can be worked on all the same; saving it needs an engine whose files stand alone
+        origin = {"kind": "opaque", "class": f"{type(module).__module__}.{type(module).__qualname__}", "why": error.message}
+    return Subject(module, origin, inputs_of(module), tokenizer, processor, folder)
 
 
 def _line(error: BaseException) -> str:

@@ -119,11 +119,15 @@ class Stack:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Where token rows are: `paths` of embeddings and output heads that are cut together; `size` rows."""
+    """Where token rows are: `paths` of embeddings and output heads that are cut together, `size` rows; bare `tensors` (path, axis) beside them.
+
+    `sets`: (module path, attribute, value) of all that counts tokens or names one, to be renumbered.
+    """
 
     paths: tuple[str, ...]
     size: int
-    sets: tuple[tuple[str, str, str], ...] = ()  # (module path, attribute, "size" | "id" | "ids")
+    tensors: tuple[tuple[str, int], ...] = ()
+    sets: tuple[tuple[str, str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,22 @@ def recipe_for(anatomy: Anatomy, keep: Keep) -> Recipe:
         edits += own
         last += tail
     return Recipe(tuple(edits + last))
+
+
+def rows_for(vocabulary: Vocabulary, kept: Sequence[int]) -> Recipe:
+    """The edits that keep these token rows, in this order; ids in configurations are renumbered, those of removed tokens become None."""
+    new = {old: i for i, old in enumerate(kept)}
+    if len(new) != len(kept) or any(not 0 <= i < vocabulary.size for i in kept):
+        raise ModelError(f"rows to keep must be different numbers from 0 to {vocabulary.size - 1}", "Give each token id once.")
+    tensors = [list(t) for t in vocabulary.tensors]
+    edits: list[dict[str, Any]] = [{"kind": "rows", "paths": list(vocabulary.paths), "index": pack(kept), "tensors": tensors}]
+    for path, name, value in vocabulary.sets:
+        if name.endswith("vocab_size"):
+            fresh: Any = len(kept)
+        else:
+            fresh = new.get(value) if isinstance(value, int) else [new[i] for i in value if i in new]
+        edits.append({"kind": "set", "path": path, "name": name, "value": fresh})
+    return Recipe(tuple(edits))
 
 
 def _check(anatomy: Anatomy, keep: Keep) -> None:

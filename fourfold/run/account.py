@@ -338,22 +338,29 @@ def _knee(candidates: list[dict[str, Any]], front: list[int]) -> int | None:
 
 
 def _infeasible(job: Job, shown: list[Point], place: dict[str, int]) -> dict[str, Any]:
-    tested = [p for p in shown if p.test is not None]
-    near = sorted(tested, key=lambda p: -p.test.low)[:3]  # type: ignore[union-attr]
+    """Why nothing was chosen, and the three nearest: cheaper ones by their lower bound first, then those that keep the quality but do not pay."""
+    tested = [(p, p.test) for p in shown if p.test is not None]
+    near = sorted(tested, key=lambda pt: (not job._pays(pt[0]), -pt[1].low))[:3]
     rows = [
-        {"candidate": place[p.name], "shortfall": max(0.0, job.work.floor - p.test.low),  # type: ignore[union-attr]
-         "reason": f"keeps {p.test.value:.1%} [{p.test.low:.1%}, {p.test.high:.1%}] at {job.cost(p):.1%} of the cost"  # type: ignore[union-attr]
-         + ("" if job._pays(p) else "; not cheaper than the original beyond doubt")}
-        for p in near
+        {
+            "candidate": place[p.name],
+            "shortfall": max(0.0, job.work.floor - test.low),
+            "reason": f"keeps {test.value:.1%} [{test.low:.1%}, {test.high:.1%}] at {job.cost(p):.1%} of the cost"
+            + ("" if job._pays(p) else "; not cheaper than the original beyond doubt"),
+        }
+        for p, test in near
     ]
     if not near:
         return {"reason": "no candidate could be built and raced", "nearest": []}
+    best, test = near[0]
     n = len(job.splits.test)
-    best = near[0].test
-    assert best is not None
-    reason = f"no cheaper candidate's lower 95 % bound reaches {job.work.floor:.1%} on {n:,} unseen examples; the nearest has {best.low:.1%}"
-    if best.value >= job.work.floor:
-        reason += f" although its estimate is {best.value:.1%}: more test examples would narrow the interval"
+    if not job._pays(best):
+        return {"reason": f"nothing that was tried is cheaper than the original beyond doubt (the nearest costs {job.cost(best):.1%} of it)", "nearest": rows}
+    reason = f"no cheaper candidate's lower 95 % bound reaches {job.work.floor:.1%} on {n:,} unseen examples; the nearest has {test.low:.1%}"
+    if test.low >= job.work.floor:
+        reason = f"{best.name} reaches the floor, but a likelier one before it in the test sequence did not, so it may be luck; a longer budget settles it"
+    elif test.value >= job.work.floor:
+        reason += f" although its estimate is {test.value:.1%}: more test examples would narrow the interval"
     return {"reason": reason, "nearest": rows}
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.errors import ArtefactError, FourfoldError
+from fourfold.errors import ArtefactError, FourfoldError, ModelError
 from fourfold.ingest.task import Task
 
 if TYPE_CHECKING:
@@ -219,8 +219,14 @@ def _save_part(part: Part, root: Path) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from fourfold.ingest.model import state
+    from fourfold.run.engines import engine
 
     assert part.module is not None and part.signature is not None
+    if part.subject.origin.get("kind") == "opaque" and not engine(part.setting.engine).standalone:
+        raise ModelError(
+            f"{part.subject.origin['class']} cannot be made again in another process: {part.subject.origin['why']}.",
+            "Give the model as package.module:factory, or let ONNX Runtime or OpenVINO run it (their files stand alone).",
+        )
     save_file(state(part.module), str(home / "model.safetensors"), metadata={"format": "pt"})
     for name in part.files:
         assert part.folder is not None
@@ -331,7 +337,7 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part
     from fourfold.run.engines.base import Signature
 
     recipe = Recipe.from_json(spec["recipe"])
-    module = restore(spec["origin"], recipe, home / "model.safetensors")
+    module = None if spec["origin"]["kind"] == "opaque" else restore(spec["origin"], recipe, home / "model.safetensors")
     tokenizer, processor = encoders(home / "tokenizer")
     subject = Subject(module, spec["origin"], tuple(spec["inputs"]), tokenizer, processor, home)
     part = Part(spec["name"], subject, module, recipe, setting, Signature.from_json(spec["signature"]), home, list(spec["engine_files"]))
@@ -343,6 +349,8 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part
             part.open()
         except FourfoldError as error:
             reason = error.message
+    if reason and module is None:
+        raise ArtefactError(f"{home} only runs on {setting.engine}, which cannot run here: {reason}.", "Install that back end.")
     if reason:
         warnings.append(f"{setting.engine} {setting.precision} cannot run here ({reason}); PyTorch fp32 stands in. Run: fourfold race {home.parent}")
         part.setting = Setting("torch", "fp32", setting.threads, setting.batch, setting.bucketing)

@@ -109,6 +109,8 @@ class Job:
         self.listener.stage("reading model and data", 0)
         self.subject = load_model(model)
         self.subject.module.eval()
+        if self.subject.origin.get("kind") == "opaque":
+            self.warnings.append(f"{self.subject.origin['why']}: the result can be used here, and saved only where a back end's own files carry it.")
         splits, task = load_data(
             data,
             self.options.task,
@@ -208,6 +210,7 @@ class Job:
             self.listener.advance()
         self.quality = float(self.task.metric.score(self.base_test, self.splits.test.targets))
         again = float(self.task.metric.score(self.base_test, self.splits.test.targets))
+        self._relative(self.base_test, "test")  # raises where a share of the original's own score means nothing
         if not math.isfinite(self.quality) or again != self.quality:
             from fourfold.errors import MetricError
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.cost.table import CostTable, Site
-from fourfold.ingest.anatomy import Anatomy, Keep, anatomize, hidden, recipe_for
+from fourfold.ingest.anatomy import Anatomy, Block, Bundle, Keep, anatomize, hidden, recipe_for
 from fourfold.measure.quality import Relative, relative
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
@@ -35,7 +35,7 @@ from fourfold.rewrite import Option, Rewrite
 from fourfold.rewrites.calibration import Sensitivities, bulky, calibrate, divergence
 from fourfold.rewrites.compress.distil import Schedule, Teacher, all_cores, autocast, fast_bf16, layer_map, recover, tensors
 from fourfold.rewrites.compress.layer_removal import LayerRemoval, block_order
-from fourfold.rewrites.compress.matrix_pruning import MatrixPruning, kept_units, order_of, repair
+from fourfold.rewrites.compress.matrix_pruning import MatrixPruning, kept_units, order_of, repair, sizes
 from fourfold.solvers import bayes, knapsack
 
 if TYPE_CHECKING:
@@ -162,12 +162,19 @@ def site_ids(anatomy: Anatomy, kept: dict[str, list[int]] | None = None) -> dict
 def cost_sites(anatomy: Anatomy) -> list[Site]:
     """The sites of the original model as the cost table wants them: kind = stack, sub-layer kind and full size."""
     found = []
-    bundles = {b.name: b for s in anatomy.stacks for block in s.blocks for sub in block.sublayers if (b := sub.bundle) is not None}
-    for ident, (_, bundle) in site_ids(anatomy).items():
+    bundles, subs = anatomy.bundles, anatomy.sublayers
+    varied = len({b.count for b in bundles.values()}) > 12
+    for ident, (name, bundle) in site_ids(anatomy).items():
         full = bundles[bundle].count if bundle else 1
         stack, _, kind = ident.rsplit(".", 2)
-        found.append(Site(ident, f"{stack}:{kind}:{full}" if len({b.count for b in bundles.values()}) <= 12 else f"{stack}:{kind}", full))
+        least = 0 if name not in subs or subs[name].absent else _least(bundles[bundle]) if bundle else 1
+        found.append(Site(ident, f"{stack}:{kind}" if varied else f"{stack}:{kind}:{full}", full, least))
     return found
+
+
+def _least(bundle: Bundle) -> int:
+    """The smallest size of a bundle that may not go whole."""
+    return [n for n in sizes(bundle.count, bundle.kind) if n][-1]
 
 
 def original(module: nn.Module, anatomy: Anatomy) -> Node:
@@ -179,35 +186,27 @@ def prune(node: Node, shape: Shape, *, mend: bool = True) -> tuple[nn.Module, Re
     """A smaller copy of `node` with at most the units `shape` allows, repaired; the recipe from the original to it; the original numbers of its
     blocks."""
     assert node.sensitivities is not None
-    names = site_ids(node.anatomy, node.kept)
     module = copy.deepcopy(node.module)
-    bundles = {b.name: b for s in node.anatomy.stacks for block in s.blocks for sub in block.sublayers if (b := sub.bundle) is not None}
+    bundles = node.anatomy.bundles
     units: dict[str, list[int]] = {}
     absent: list[str] = []
-    for ident, (name, bundle) in names.items():
-        if ident.endswith(".block"):
-            continue
-        full = bundles[bundle].count if bundle else 1
-        want = min(full, shape.get(ident, full))
-        if want == 0:
-            absent.append(name)
-        elif want < full and bundle and bundle in node.sensitivities.gradients:
-            units[bundle] = kept_units(order_of(node.sensitivities, bundle)[0], want)
     blocks: dict[str, list[int]] = {}
     kept: dict[str, list[int]] = {}
+    idents = {name: ident for ident, (name, _) in site_ids(node.anatomy, node.kept).items()}
     for stack in node.anatomy.stacks:
-        numbers = node.kept[stack.name]
-        gone = [i for i, b in enumerate(stack.blocks) if b.removable and _empty(b, numbers[i], stack.name, shape, absent)]
+        gone = [i for i, b in enumerate(stack.blocks) if b.removable and _empty(b, idents, shape)]
         if len(gone) == len(stack.blocks):
             gone = gone[1:]  # a stack keeps one block, so that its norms and hooks stay meaningful
         blocks[stack.name] = [i for i in range(len(stack.blocks)) if i not in gone]
-        kept[stack.name] = [numbers[i] for i in blocks[stack.name]]
-        inside = {sub.name for i in gone for sub in stack.blocks[i].sublayers}
-        absent = [a for a in absent if a not in inside]
-        for i in gone:
+        kept[stack.name] = [node.kept[stack.name][i] for i in blocks[stack.name]]
+        for i in blocks[stack.name]:
             for sub in stack.blocks[i].sublayers:
-                if sub.bundle:
-                    units.pop(sub.bundle.name, None)
+                full = sub.bundle.count if sub.bundle else 1
+                want = min(full, shape.get(idents[sub.name], full))
+                if want == 0 and sub.absent:
+                    absent.append(sub.name)
+                elif sub.bundle and want < full and sub.bundle.name in node.sensitivities.gradients:
+                    units[sub.bundle.name] = kept_units(order_of(node.sensitivities, sub.bundle.name)[0], want or min(full, _least(sub.bundle)))
     if mend:
         for name, keep in units.items():
             repair(module, bundles[name], keep, node.sensitivities.gram.get(name))
@@ -216,10 +215,11 @@ def prune(node: Node, shape: Shape, *, mend: bool = True) -> tuple[nn.Module, Re
     return apply_recipe(module, step), node.recipe + step, kept
 
 
-def _empty(block: Any, number: int, stack: str, shape: Shape, absent: list[str]) -> bool:
+def _empty(block: Block, idents: dict[str, str], shape: Shape) -> bool:
+    """Whether a shape leaves nothing of a block."""
     if not block.sublayers:
-        return shape.get(f"{stack}.{number}.block", 1) == 0
-    return all(sub.name in absent for sub in block.sublayers)
+        return shape.get(idents.get(block.path, ""), 1) == 0
+    return all(shape.get(idents[sub.name], 1) == 0 for sub in block.sublayers)
 
 
 def evaluate(bench: Bench, module: nn.Module, examples: Examples) -> np.ndarray:
@@ -298,18 +298,18 @@ class Searcher:
             for s, order in block_order(self.root.anatomy, self.root.sensitivities).items()
         }
         by_name = {s.name: s for s in self.bench.sites}
-        idents, costs, harms, sizes = [], [], [], []
+        idents, costs, harms, offered = [], [], [], []
         for ident, those in options.items():
             stack, number, kind = ident.rsplit(".", 2)
             if int(number) in dead.get(stack, ()):
-                those = [o for o in those if o.size == 0] or those[-1:]
+                those = [o for o in those if o.size == 0] or [Option(those[0].site, 0, those[0].full, 0.0)]
             weight = math.exp(tilt if "attention" in kind else -tilt)
             idents.append(ident)
-            sizes.append([o.size for o in those])
+            offered.append([o.size for o in those])
             costs.append(np.array([self.bench.table.price(by_name[ident], o.size) for o in those]))
             harms.append(np.array([o.harm * weight if o.size else max(o.harm * weight, 1e-9) for o in those]))
         picks = knapsack.solve(costs, harms, [max(0.0, t - self.bench.table.fixed) for t in targets])
-        return [None if p is None else {i: s[k] for i, s, k in zip(idents, sizes, p, strict=True)} for p in picks]
+        return [None if p is None else {i: s[k] for i, s, k in zip(idents, offered, p, strict=True)} for p in picks]
 
     def cost(self, shape: Shape) -> float:
         """Predicted cost relative to the original."""

@@ -51,7 +51,7 @@ class LayerRemoval(Rewrite):
             for block in stack.blocks:
                 for sub in block.sublayers:
                     full = sub.bundle.count if sub.bundle else 1
-                    if sub.name in sensitivities.ablation:
+                    if sub.absent and sub.name in sensitivities.ablation:
                         found.append(Option(sub.name, 0, full, sensitivities.ablation[sub.name], {"block": block.path}))
                 if not block.sublayers and block.removable and block.path in sensitivities.ablation:
                     found.append(Option(block.path, 0, 1, sensitivities.ablation[block.path], {"block": block.path}))
