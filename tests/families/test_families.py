@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from table import FAMILIES, Family, made
 from torch import Tensor, nn
 
-from fourfold.ingest.anatomy import Anatomy, Keep, anatomize, consumer_weight, path_after, recipe_for
-from fourfold.ingest.model import Subject, load_model, state
+from fourfold.ingest.anatomy import Anatomy, Keep, anatomize, consumer_weight, path_after, recipe_for, rows_for
+from fourfold.ingest.model import Subject, load_model, load_state, rebuild, state
 from fourfold.recipe import Recipe, apply
 
 HERE = Path(__file__).parent
@@ -143,6 +143,33 @@ def test_composes(family: Family) -> None:
     once = apply(copy.deepcopy(subject.module), Recipe.from_json((r1 + r2).to_json()))
     assert torch.equal(answer(family, twice), answer(family, once))
     assert {n: b.count for n, b in again.bundles.items()} != {n: b.count for n, b in anatomy.bundles.items()} or not anatomy.bundles
+
+
+@every
+def test_rows(family: Family) -> None:
+    """Half of the token rows removed, ids renumbered: the same answers, also after rebuilding, and every setting follows."""
+    subject, anatomy, inputs = read(family)
+    assert (anatomy.vocabulary is not None) == ("input_ids" in inputs or "decoder_input_ids" in inputs), anatomy.refusals
+    if anatomy.vocabulary is None:
+        return
+    names = [n for n in inputs if n.endswith("input_ids")]
+    used = {int(i) for n in names for i in inputs[n].flatten()}
+    kept = sorted(used | set(range(12)) | set(range(50, 60)))
+    recipe = Recipe.from_json(rows_for(anatomy.vocabulary, kept).to_json())
+    module = apply(copy.deepcopy(subject.module), recipe)
+    again = load_state(apply(rebuild(subject.origin), recipe), state(module))
+    new = {old: i for i, old in enumerate(kept)}
+    fresh = {n: torch.tensor([[new[int(i)] for i in row] for row in x]) if n in names else x for n, x in inputs.items()}
+    want = answer(family, subject.module)
+    want = want[..., kept] if want.shape[-1] == anatomy.vocabulary.size else want
+    with torch.no_grad():
+        for one in (module, again):
+            have = subject.logits(one.eval(), fresh)
+            assert have.shape == want.shape and (have - want).abs().max() < 1e-5 * max(1.0, float(want.abs().max()))
+    tied = [{id(m.get_submodule(p).weight) for p in anatomy.vocabulary.paths} for m in (subject.module, module)]
+    assert len(tied[0]) == len(tied[1])
+    if hasattr(module, "config") and "input_ids" in inputs and "pixel_values" not in inputs:
+        assert module.config.vocab_size == len(kept)  # type: ignore[union-attr]
 
 
 def test_emptied_blocks_are_still_blocks() -> None:
