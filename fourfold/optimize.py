@@ -153,7 +153,8 @@ def optimize(
 
 
 def _write(front: Front, target: Path) -> None:
-    """Artefact (where the floor is met) and reports. A model that cannot be made again elsewhere is a warning here: the front in memory is still good."""
+    """Artefact (where the floor is met) and reports. A model that cannot be made again elsewhere is a warning here: the front in memory is still
+    good."""
     if front.best is not None:
         try:
             front.best.save(target)

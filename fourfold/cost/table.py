@@ -14,7 +14,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Site:
-    """A removable place: `kind` names the coefficient pair it shares, `full` is its number of units, `least` how many must stay (0: it may go whole)."""
+    """A removable place: `kind` names the coefficient pair it shares, `full` is its number of units, `least` how many must stay (0: it may go
+    whole)."""
 
     name: str
     kind: str
@@ -42,7 +43,8 @@ class CostTable:
 
 
 def variants(sites: list[Site]) -> dict[str, dict[str, int]]:
-    """The shapes to time: the full model, and for each kind its sub-layers at their least (absent, where they may go whole) and, where they have units, at half."""
+    """The shapes to time: the full model, and for each kind its sub-layers at their least (absent, where they may go whole) and, where they have
+    units, at half."""
     shapes: dict[str, dict[str, int]] = {"full": {}}
     for kind in dict.fromkeys(s.kind for s in sites):
         those = [s for s in sites if s.kind == kind]

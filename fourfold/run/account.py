@@ -355,10 +355,15 @@ def _infeasible(job: Job, shown: list[Point], place: dict[str, int]) -> dict[str
     best, test = near[0]
     n = len(job.splits.test)
     if not job._pays(best):
-        return {"reason": f"nothing that was tried is cheaper than the original beyond doubt (the nearest costs {job.cost(best):.1%} of it)", "nearest": rows}
+        return {
+            "reason": f"nothing that was tried is cheaper than the original beyond doubt (the nearest costs {job.cost(best):.1%} of it)",
+            "nearest": rows,
+        }
     reason = f"no cheaper candidate's lower 95 % bound reaches {job.work.floor:.1%} on {n:,} unseen examples; the nearest has {test.low:.1%}"
     if test.low >= job.work.floor:
-        reason = f"{best.name} reaches the floor, but a likelier one before it in the test sequence did not, so it may be luck; a longer budget settles it"
+        reason = (
+            f"{best.name} reaches the floor, but a likelier one before it in the test sequence did not, so it may be luck; a longer budget settles it"
+        )
     elif test.value >= job.work.floor:
         reason += f" although its estimate is {test.value:.1%}: more test examples would narrow the interval"
     return {"reason": reason, "nearest": rows}
@@ -434,6 +439,7 @@ STAGES = {
     "harm": ("quality", "{1} compared after a short trial"),
     "point": ("quality", "{1} answers the {2} split"),
     "energy": ("energy", "joules of the original"),
+    "rows": ("plan", "the original timed on a few rows"), "shares": ("quality", "who answered what"),
     "ladder": ("factors", "the factors of the chosen point, measured one by one"),
 }  # journal key → stage and sentence; {1}, {2} are the key's own words
 

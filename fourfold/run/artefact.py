@@ -339,7 +339,7 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part
     recipe = Recipe.from_json(spec["recipe"])
     module = None if spec["origin"]["kind"] == "opaque" else restore(spec["origin"], recipe, home / "model.safetensors")
     tokenizer, processor = encoders(home / "tokenizer")
-    subject = Subject(module, spec["origin"], tuple(spec["inputs"]), tokenizer, processor, home)
+    subject = Subject(module, spec["origin"], tuple(spec["inputs"]), tokenizer, processor, home)  # type: ignore[arg-type]
     part = Part(spec["name"], subject, module, recipe, setting, Signature.from_json(spec["signature"]), home, list(spec["engine_files"]))
     from fourfold.machine import here
 

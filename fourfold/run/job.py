@@ -415,7 +415,7 @@ class Job:
 
     def _plan(self, root: Node) -> Plan:
         """What the budget allows, from the measured time of a training step; journalled, so that a resumed run follows the same plan."""
-        from fourfold.rewrites.compress.combine import Plan
+        from fourfold.rewrites.compress.combine import Plan, cheapest
         from fourfold.rewrites.compress.distil import Schedule, Teacher, recover
 
         assert self.table is not None
@@ -430,7 +430,15 @@ class Job:
             began = time.perf_counter()
             recover(module, self.subject, self.task, self.splits.train, replace(quick, steps=count), teacher=teacher)
             step = (time.perf_counter() - began) / count
-            return plan_for(step, table.fixed, self.work, len(self.splits.train), self.journal.elapsed, self.batch, online=self.sequences)
+            return plan_for(
+                step,
+                cheapest(root.anatomy, table, self.sites),
+                self.work,
+                len(self.splits.train),
+                self.journal.elapsed,
+                self.batch,
+                online=self.sequences,
+            )
 
         found = self.journal.once("plan", run)
         self.augment = float(found.pop("augment"))
@@ -734,7 +742,7 @@ class Job:
     def _add_cascades(self, most: int = 6) -> None:
         """Cascades that, on the search split, promise the floor for less than any single point; their cost is then raced."""
         from fourfold.recipe import Recipe
-        from fourfold.rewrites.compress.cascade import chains
+        from fourfold.rewrites.compress.cascade import chains, expected
         from fourfold.rewrites.compress.combine import Candidate
 
         if self.task.kind != "classification" or self.work.objective == "memory":
@@ -771,6 +779,7 @@ class Job:
             parts = [replace(m.assembly.parts[0], name=f"member-{k}") for k, m in enumerate(members)]
             point = Point(name, candidate, Assembly(name, parts, list(chain.gates)), chain.logits, predicted=chain.cost)
             point.search = self._relative(chain.logits, "search")
+            point.shares = expected(chain.gates, [m.search_records for m in members if m.search_records is not None])
             made.append(point)
         self.points += made
         self._race("race:cascades", made, 0.05)
@@ -822,13 +831,17 @@ class Job:
         return kept
 
     def _test(self, point: Point) -> None:
+        found: list[float] = []
+
         def run() -> np.ndarray:
             rows, shares = point.assembly.routed(self.splits.test, self.task)
-            point.shares = shares
+            found.extend(shares)
             return rows
 
         words = point.candidate.kind == "bag_of_words"
         rows = next(s.test for s in self.simple if s.words is not None) if words else self._array(f"point:{point.name}:test", run)
+        if point.shares:
+            point.shares = self.journal.once(f"shares:{point.name}", lambda: found or point.shares)
         point.test = self._relative(rows, "test")
 
     def _chance(self, point: Point) -> float:
@@ -982,15 +995,18 @@ class Job:
         self.journal.close()
 
 
-def plan_for(step: float, fixed: float, work: Workload, rows: int, spent: float, batch: int = 32, online: bool = False) -> dict[str, Any]:
-    """The plan for a budget, from the seconds of one full-size training step (the teacher's own pass included).
+def plan_for(step: float, reach: float, work: Workload, rows: int, spent: float, batch: int = 32, online: bool = False) -> dict[str, Any]:
+    """The plan for a budget, from the seconds of one full-size training step (the teacher's own pass included) and the cost of the smallest shape,
+    `reach`.
 
     Half of what is left goes to full recoveries, a sixth to sketches and short trials; the rest is for back ends, races and the proof. `online`:
     the teacher answers in every step (its logits are too large to keep), so a step never costs less than the teacher's pass.
     """
     left = max(10.0, work.budget - spent)
     share = 0.5 * left
-    levels = [v for v in (0.6, 0.35, 0.2, 0.1, 0.05) if v > 1.15 * fixed] or [min(0.9, 1.5 * fixed)]
+    levels = [v for v in (0.6, 0.35, 0.2, 0.1, 0.05) if v > 1.1 * reach] or [0.5 + 0.5 * reach]
+    if reach > 0.93:  # nothing worth having can be removed: precision and back ends are all there is
+        return {"levels": [], "steps": [], "short": 0, "sketches": 0, "rivals": 0, "refine": 0, "hidden": 0.0, "augment": 0.0 if online else 1.0}
     if work.floor >= 0.985 or online:
         levels = [0.8, *levels]
     teacher = 0.22 * step

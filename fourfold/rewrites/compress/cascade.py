@@ -119,6 +119,17 @@ def chains(
     return [f for f in found if not any(c <= f.cost and s >= f.score for c, s in singles)]
 
 
+def expected(gates: Sequence[Gate], logits: Sequence[np.ndarray]) -> list[float]:
+    """The share of examples that each member answers, from the logits of all members on the same examples."""
+    open_ = np.ones(len(logits[0]), bool)
+    shares = []
+    for gate, z in zip(gates, logits, strict=False):
+        kept = open_ & gate.keeps(z)
+        shares.append(float(kept.mean()))
+        open_ &= ~kept
+    return [*shares, float(open_.mean())]
+
+
 def _deeper(
     pair: Chain,
     costs: Sequence[float],

@@ -177,6 +177,19 @@ def _least(bundle: Bundle) -> int:
     return [n for n in sizes(bundle.count, bundle.kind) if n][-1]
 
 
+def cheapest(anatomy: Anatomy, table: CostTable, sites: list[Site]) -> float:
+    """Predicted cost of the smallest shape: every block gone that may go (one stays in a stack), elsewhere the least of each sub-layer."""
+    total = table.fixed
+    for stack in anatomy.stacks:
+        prices = []
+        for number in range(len(stack.blocks)):
+            own = [s for s in sites if s.name.rsplit(".", 2)[0] == stack.name and s.name.rsplit(".", 2)[1] == str(number)]
+            prices.append(sum(table.price(s, s.least) for s in own))
+        gone = [p for p, b in zip(prices, stack.blocks, strict=True) if b.removable]
+        total += sum(prices) - sum(gone) + (min(gone) if len(gone) == len(prices) and gone else 0.0)
+    return total
+
+
 def original(module: nn.Module, anatomy: Anatomy) -> Node:
     """The root node."""
     return Node("original", anatomy.prepared(module), anatomy, {s.name: list(range(len(s.blocks))) for s in anatomy.stacks}, anatomy.preparation, {})
@@ -308,8 +321,13 @@ class Searcher:
             offered.append([o.size for o in those])
             costs.append(np.array([self.bench.table.price(by_name[ident], o.size) for o in those]))
             harms.append(np.array([o.harm * weight if o.size else max(o.harm * weight, 1e-9) for o in those]))
-        picks = knapsack.solve(costs, harms, [max(0.0, t - self.bench.table.fixed) for t in targets])
+        picks = knapsack.solve(costs, harms, [max(0.0, max(t, 1.02 * self.reach) - self.bench.table.fixed) for t in targets])
         return [None if p is None else {i: s[k] for i, s, k in zip(idents, offered, p, strict=True)} for p in picks]
+
+    @property
+    def reach(self) -> float:
+        """Predicted cost of the smallest shape there is."""
+        return cheapest(self.root.anatomy, self.bench.table, self.bench.sites)
 
     def cost(self, shape: Shape) -> float:
         """Predicted cost relative to the original."""
@@ -328,6 +346,8 @@ class Searcher:
     def propose(self) -> list[tuple[Shape, float, float]]:
         """Rung 0: (shape, harm, cost) of knapsack seeds at several depths, then of TPE's variations around them."""
         options, levels = self.options(), self.plan.levels
+        if not levels:
+            return []
         deep = {s: n for s, n in self.counts.items()}
         space: dict[str, Any] = {"cost": bayes.Span(min(levels) * 0.8, max(0.9, max(levels)), log=True), "tilt": bayes.Span(-1.5, 1.5)}
         space |= {f"depth:{s}": bayes.Span(1, n, whole=True) for s, n in deep.items() if n > 1}
@@ -351,6 +371,8 @@ class Searcher:
 
     def rivals(self, sketches: list[tuple[Shape, float, float]], level: float) -> list[Shape]:
         """The shapes worth a rung-1 trial at a level: within reach of its cost, least harm first, no two of the same depth."""
+        if not sketches:
+            return []
         near = [s for s in sketches if s[2] <= level * 1.08] or sorted(sketches, key=lambda s: s[2])[:1]
         near = [s for s in near if s[2] >= 0.6 * max(n[2] for n in near)]
         picked: list[Shape] = []
