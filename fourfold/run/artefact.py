@@ -265,8 +265,18 @@ class Model:
         return self.assembly.outputs(self.encode(data), self.task)
 
     def predict(self, data: Any) -> list[Any]:
-        """Predictions that a person reads: class names, floats, texts; one per input."""
+        """Predictions that a person reads: class names, floats, texts; one per input. Encoder–decoders write their texts greedily."""
+        if self.task.kind == "seq2seq" and self.task.writing is not None:
+            return self._write(self.encode(data))
         return list(self.task.predict(self.records(data)))
+
+    def _write(self, examples: Examples) -> list[str]:
+        part = self.assembly.parts[-1]
+        session, texts = part.open(), [""] * len(examples)
+        for index in examples.batches(part.setting.batch, bucket=part.setting.bucketing):
+            for i, text in zip(index, self.task.write(session.run, examples.collate(index)), strict=True):
+                texts[i] = text
+        return texts
 
     __call__ = predict
 
@@ -321,7 +331,12 @@ def load(folder: Path | str) -> Model:
         from fourfold.rewrites.compress.cascade import Gate
 
         gates = [Gate(**g) for g in manifest["gates"]]
-    return Model(root, manifest, Assembly(manifest["name"], parts, gates), Task.from_json(manifest["task"]), warnings)
+    return Model(root, manifest, Assembly(manifest["name"], parts, gates), Task.from_json(manifest["task"], _tokenizer(parts)), warnings)
+
+
+def _tokenizer(parts: list[Part]) -> Any:
+    """The tokenizer that turns answers into text: that of the last part which has one."""
+    return next((p.subject.tokenizer for p in reversed(parts) if p.subject is not None and p.subject.tokenizer is not None), None)
 
 
 def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part:
