@@ -195,8 +195,8 @@ class Reader:
         producers = [r for r in before if within(r.path, owner)]
         if consumer is None or not producers or consumer.input is None:
             return None
-        batch = consumer.input.shape[0]
-        heads = core.heads or self._declared(owner, HEADS) or max(1, batch)
+        batch, declared = consumer.input.shape[0], self._declared(owner, HEADS)
+        heads = core.heads or (declared if declared > 1 and core.flat % declared == 0 else core.flat // batch if core.flat % batch == 0 else 0)
         width = size(consumer.module, "in")
         if heads < 1 or width % heads:
             return None

@@ -352,6 +352,8 @@ def rebuild(origin: dict[str, Any]) -> nn.Module:
     if kind == "factory":
         entry = str(origin["entry"])
         return _from_factory(entry, *entry.split(":", 1)).module.eval()
+    if kind == "opaque":
+        raise ModelError(f"{origin['class']} cannot be made again from data: {origin['why']}", "Give the model as package.module:factory.")
     if kind != "transformers":
         raise ModelError(f"the artefact's origin is of unknown kind {kind!r}", "Known kinds: transformers, tree, factory.")
     import transformers

@@ -173,9 +173,9 @@ def shaken(module: nn.Module) -> Iterator[None]:
     """Inside, biases, norm scales and all-zero weights carry noise: a fresh norm after a norm does nothing, and a zero weight hides any cut."""
     generator, saved = torch.Generator().manual_seed(0), []
     for parameter in module.parameters():
-        if parameter.is_floating_point() and parameter.device.type == "cpu" and (parameter.ndim <= 1 or not parameter.any()):
+        if parameter.is_floating_point() and (parameter.ndim <= 1 or not parameter.any()):
             saved.append((parameter, parameter.data))
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device, parameter.dtype)
             parameter.data = parameter.data + 0.1 * noise * parameter.data.abs().mean().clamp_min(0.1)
     try:
         yield

@@ -42,11 +42,15 @@ class Run:
 
 @dataclass
 class Core:
-    """A softmax over scores, or a fused attention: `heads` as its operands show them (0: unknown; -1: projections included, nothing inside shows)."""
+    """A softmax over scores, or a fused attention: `heads` as its operands show them (-1: projections included, nothing inside shows).
+
+    `flat`: scores are (batch × heads) × queries × keys, and that is the length of their first axis.
+    """
 
     path: str
     order: int
     heads: int
+    flat: int = 0
 
 
 class Trace(TorchFunctionMode):
@@ -95,14 +99,14 @@ class Trace(TorchFunctionMode):
         elif name == "multi_head_attention_forward":
             self._note(-1)
         elif name == "softmax" and isinstance(out, Tensor) and out.ndim in (3, 4):
-            self._note(out.shape[1] if out.ndim == 4 else 0)
+            self._note(out.shape[1] if out.ndim == 4 else 0, out.shape[0])
         return out
 
-    def _note(self, heads: int) -> None:
+    def _note(self, heads: int, flat: int = 0) -> None:
         path = self._open[-1].path if self._open else ""
         last = self.cores[-1] if self.cores else None
         if last is None or last.path != path or any(r.order > last.order for r in self.runs[-1:]):
-            self.cores.append(Core(path, self._tick(), heads))
+            self.cores.append(Core(path, self._tick(), heads, flat))
 
 
 def is_dense(module: nn.Module) -> bool:

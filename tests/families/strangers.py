@@ -168,6 +168,49 @@ class Annotated(nn.Module):
         return self.head(x[:, 0])
 
 
+class Old(nn.Module):
+    """Attention of older code: batch and heads share an axis, sequence first; the mask that is handed in is added to the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = 4, 16
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        t, b, d = x.shape
+        q, k, v = (w(x).contiguous().view(t, b * self.num_heads, self.head_dim).transpose(0, 1) for w in (self.q_proj, self.k_proj, self.v_proj))
+        score = torch.bmm(q * self.head_dim**-0.5, k.transpose(1, 2)) + bias
+        out = torch.bmm(torch.softmax(score, dim=-1), v).transpose(0, 1).contiguous().view(t, b, d)
+        return self.out_proj(out)
+
+
+class Fairly(nn.Module):
+    """Pre-norm layers around it, with a causal bias and a gated feed-forward, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layers, self.head = nn.Embedding(100, 64), nn.ModuleList([Aged(), Aged()]), nn.Linear(64, 100)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedding(input_ids).transpose(0, 1)
+        bias = torch.full((x.shape[0], x.shape[0]), -1e4).triu(1)
+        for layer in self.layers:
+            x = layer(x, bias)
+        return self.head(x.transpose(0, 1))
+
+
+class Aged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.attention = nn.LayerNorm(64), nn.LayerNorm(64), Old()
+        self.gate, self.value, self.down = nn.Linear(64, 96), nn.Linear(64, 96), nn.Linear(96, 64)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), bias)
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.value(y))
+
+
 class Plain(nn.Module):
     """No residual connection anywhere: convolutions in a row, then a head of two layers."""
 

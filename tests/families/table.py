@@ -392,6 +392,7 @@ FAMILIES = [
     Family("eyes", strangers.Eyes, image),
     Family("lists", strangers.Lists, lambda: {"input_ids": _ids()}),
     Family("annotated", strangers.Annotated, text),
+    Family("fairly", strangers.Fairly, lambda: {"input_ids": _ids()}),
     Family("plain", strangers.Plain, image, 1, 0, 3),
     Family("memory", strangers.Memory, lambda: {"input_ids": _ids()}, 0, 0, 0),
     Family("efficientnet-lite0", lite0, lambda: {"inputs": _noise(2, 3, 64, 64)}, 16, 0, 15),
