@@ -157,13 +157,17 @@ class Ledger:
                                 "The file was altered; make it again.")
         self.book(entry["lever"], entry["step"], Quantity.from_json(entry["after"]), entry.get("note", ""))
 
+    def lines(self) -> list[str]:
+        """The entries as JSON lines, in the order booked."""
+        return [json.dumps(entry, sort_keys=True) for entry in self._entries]
+
     def save(self, path: str | Path) -> None:
         """Append what `path` does not hold yet, a JSON line an entry in the order booked; earlier lines are never rewritten.
 
         Raises ArtefactError where the file holds another book.
         """
         path = Path(path)
-        lines = [json.dumps(entry, sort_keys=True) for entry in self._entries]
+        lines = self.lines()
         stored = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if stored != lines[: len(stored)]:
             raise ArtefactError(f"{path} holds another ledger than the one to be saved.", "Give another file name.")

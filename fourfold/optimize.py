@@ -44,10 +44,11 @@ class Choice:
 
     def save(self, folder: str | Path) -> Path:
         """Write the artefact; see `fourfold.run.artefact.save`."""
-        from fourfold.run.account import manifest_facts
+        from fourfold.run.account import ledger_of, manifest_facts
         from fourfold.run.artefact import save
 
-        extra = {"report.json": json.dumps(self.report_data, indent=1)}
+        book = "".join(f"{line}\n" for line in ledger_of(self.job).lines())
+        extra = {"report.json": json.dumps(self.report_data, indent=1), "ledger.jsonl": book}
         return save(
             self.point.assembly,
             self.job.task,

@@ -11,8 +11,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fourfold.cite import BIBLIOGRAPHY
+from fourfold.ledger import Ledger
 from fourfold.measure.quality import Relative
 from fourfold.run.finals import weight_bytes
+from fourfold.units import Quantity
 
 if TYPE_CHECKING:
     from fourfold.ingest.anatomy import Anatomy
@@ -101,7 +103,7 @@ def report_data(job: Job) -> dict[str, Any]:
         "timeline": _timeline(job),
         "cost": _cost(job, energy),
         "citations": [{"key": k, "text": str(BIBLIOGRAPHY[k]), "bibtex": BIBLIOGRAPHY[k].bibtex(k)} for k in keys],
-        "notes": job.notes,
+        "notes": [*job.notes, *_tokenising(job)],
         "warnings": job.warnings,
     }
 
@@ -134,6 +136,30 @@ def _lengths(job: Job) -> list[int]:
     import numpy as np
 
     return [int(v) for v in np.quantile(job.splits.test.lengths, np.linspace(0, 1, 64), method="nearest")]
+
+
+def ledger_of(job: Job) -> Ledger:
+    """The account book of a finished job: joules of 1,000 examples before and after every measured step, and what the optimisation itself used."""
+    energy = job.energy
+    start = energy["per_example"] * 1000
+
+    def joules(value: float) -> Quantity:
+        share = value / energy["value"]
+        return Quantity(
+            value,
+            "J",
+            energy["grade"],
+            low=energy["low"] * share,
+            high=energy["high"] * share,
+            method=energy["method"],
+            boundary=energy["boundary"] or "process",
+        )
+
+    book = Ledger(joules(start), "1,000 examples")
+    for rung in job.ladder:
+        book.book(rung["lever"], rung["title"], joules(start * rung["after"]), rung["technique"])
+    book.spend(joules(max(job.journal.cpu, time.process_time()) * energy["per_cpu_second"]))
+    return book
 
 
 def structure(anatomy: Anatomy, candidate: Candidate) -> list[dict[str, Any]]:
@@ -439,7 +465,7 @@ STAGES = {
     "harm": ("quality", "{1} compared after a short trial"),
     "point": ("quality", "{1} answers the {2} split"),
     "energy": ("energy", "joules of the original"),
-    "rows": ("plan", "the original timed on a few rows"), "shares": ("quality", "who answered what"),
+    "tokenising": ("race", "tokenising timed"), "rows": ("plan", "the original timed on a few rows"), "shares": ("quality", "who answered what"),
     "ladder": ("factors", "the factors of the chosen point, measured one by one"),
 }  # journal key → stage and sentence; {1}, {2} are the key's own words
 
@@ -484,6 +510,27 @@ def _cited(job: Job) -> list[str]:
     for name in techniques(point) if point else []:
         used |= dict.fromkeys(k for k in facts(name).cites if k in BIBLIOGRAPHY)
     return [*used, *[k for k in ("efron1979", "patterson2022") if k in BIBLIOGRAPHY]]
+
+
+def _tokenising(job: Job) -> list[str]:
+    """What turning texts into token ids costs on top, the same for the original and for what replaces it."""
+    raw, tokenizer = job.splits.test.raw, job.subject.tokenizer
+    if tokenizer is None or not raw or not isinstance(raw[0], str) or job.best is None or job.best.timing is None:
+        return []
+    texts = raw[:512]
+
+    def run() -> float:
+        tokenizer(texts)
+        began = time.process_time()
+        tokenizer(texts)
+        return (time.process_time() - began) / len(texts)
+
+    each = float(job.journal.once("tokenising", run))
+    with_it = (job.best.timing.cpu.value * job.base_cpu + each) / (job.base_cpu + each)
+    return [
+        f"Figures are of the models themselves. Turning a text into tokens costs {1e6 * each:.0f} µs of CPU time more, before and after alike; "
+        f"counted in, the chosen point uses {with_it:.1%} of the original's CPU time."
+    ]
 
 
 def _family(job: Job) -> str:

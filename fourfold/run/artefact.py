@@ -168,6 +168,8 @@ def save(
     `facts` go into the manifest (metrics, hardware, methods, versions …); `extra` are further text files by name. Raises FourfoldError on a full
     disk.
     """
+    from safetensors import SafetensorError
+
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -189,10 +191,10 @@ def save(
         }
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _replace(aside, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise FourfoldError(
-            f"could not write {folder}: {error.strerror or error}.",
+            f"could not write {folder}: {getattr(error, 'strerror', None) or error}.",
             "Free some space or choose another --out; the search is kept, so a rerun goes straight to saving.",
         ) from error
     return folder

@@ -24,6 +24,15 @@ def test_best_clears_the_floor_and_costs_less(front: fourfold.Front) -> None:
     assert front.best.cost < 1
 
 
+def test_ledger_says_what_the_report_says(front: fourfold.Front) -> None:
+    """The book saved with the artefact is sound by its own rules, and its factor is the report's total."""
+    out = front.job.options.out
+    assert out is not None and front.best is not None
+    book = fourfold.Ledger.load(out / "ledger.jsonl")
+    assert book.factor().value == pytest.approx(front.report_data["total"])
+    assert book.spent is not None and book.spent.value > 0
+
+
 def test_fresh_process_gives_identical_answers(front: fourfold.Front, reviews: Path) -> None:
     assert front.best is not None
     folder = front.job.options.out
@@ -66,3 +75,26 @@ def test_memory_objective_shrinks_the_weights(model: Path, reviews: Path, tmp_pa
     assert any("fewer rows" in p.name for p in found.job.points)
     loaded = fourfold.load(out)
     assert set(loaded.predict(["flame word1 word2", "word3 river lake wave"])) <= {"water", "fire"}
+
+
+def test_full_disk_loses_nothing(front: fourfold.Front, tmp_path: Path) -> None:
+    """The kernel refuses to write beyond a limit (a stand-in for a full disk): two lines, the artefact that was there stays, no half of a new one."""
+    import resource
+
+    assert front.best is not None
+    out = tmp_path / "cheap"
+    front.best.save(out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(fourfold.FourfoldError, match="could not write") as caught:
+            front.best.save(out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert len(str(caught.value).splitlines()) <= 2
+    assert fourfold.load(out).predict(["flame word1"])
+    assert not list(tmp_path.glob(".cheap.part"))

@@ -244,6 +244,7 @@ class Checkpoint:
         return self.path is not None and time.monotonic() - self.last > self.every
 
     def save(self, student: nn.Module, optimiser: Optimiser, step: int, losses: list[float]) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         assert self.path is not None
@@ -254,8 +255,12 @@ class Checkpoint:
                 flat[f"o.{i}.{key}"] = torch.as_tensor(value).detach().clone()
         meta = {"schedule": self.stamp, "step": str(step), "losses": json.dumps(losses)}
         aside = self.path.with_suffix(".part")
-        save_file(flat, str(aside), metadata=meta)
-        aside.replace(self.path)
+        try:
+            save_file(flat, str(aside), metadata=meta)
+            aside.replace(self.path)
+        except (OSError, SafetensorError):  # a full disk: the training goes on, only its middle cannot be resumed
+            aside.unlink(missing_ok=True)
+            self.path = None
         self.last = time.monotonic()
 
     def load(self, student: nn.Module, optimiser: Optimiser) -> tuple[int, list[float]]:
