@@ -134,8 +134,12 @@ def _stack(
     for several in kinds.values():
         cut.update(prove_cuts(prover, several, biases, refusals))
         out.update(prove_outs(prover, several, biases, refusals))
-    stuck = [c for group in groups for c in group if c.kind.endswith("attention") and c.heads > 1 and c.name not in cut]
-    swaps += [edit for c in stuck if (edit := remade(reader, prover, c, paths[c.block])) is not None]
+    hopeless: set[type] = set()
+    for c in [c for group in groups for c in group if c.kind.endswith("attention") and c.heads > 1 and c.name not in cut]:
+        kind = type(reader.module.get_submodule(c.path))
+        edit = None if kind in hopeless else remade(reader, prover, c, paths[c.block])
+        swaps += [edit] if edit else []
+        hopeless |= set() if edit else {kind}
     blocks = []
     for path, group in zip(paths, groups, strict=True):
         subs = tuple(SubLayer(c.name, c.kind, c.path, cut.get(c.name), out.get(c.name, ())) for c in group if c.name in cut or c.name in out)

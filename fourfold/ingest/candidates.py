@@ -74,7 +74,7 @@ class Reader:
         held = [[type(self.module.get_submodule(c)) for c in cs if c in carrying] for cs in children.values()]
         twins = {kind for kinds in held for kind in kinds if kinds.count(kind) > 1}
         inner = [c for c in possible if type(self.module.get_submodule(c)) in twins]
-        stages = {type(self.module.get_submodule(c)) for c in possible if any(i != c and within(i, c) for i in inner)}
+        stages = {type(self.module.get_submodule(c)) for c in possible if self._mostly(c, [i for i in inner if i != c and within(i, c)])}
         classes -= stages
         found: list[tuple[str, list[str]]] = []
         taken: list[str] = []
@@ -95,6 +95,11 @@ class Reader:
         if not found and len(self.dense("")) > 1:
             return [("", [""])]  # no blocks: the model as one
         return sorted(found, key=lambda f: self.first[self.last_called(f[1][0])].order)
+
+    def _mostly(self, path: str, inner: list[str]) -> bool:
+        """Whether most dense layers of a module are inside these."""
+        dense = self.dense(path)
+        return 2 * sum(any(within(r.path, i) for i in inner) for r in dense) > len(dense)
 
     def _groups(self, children: dict[str, list[str]], taken: list[str]) -> list[list[str]]:
         """Lists of lists whose parts the enclosing forward calls one by one (for attention, feed_forward in layers: …)."""
@@ -335,6 +340,8 @@ class Reader:
                     yield owner, key, 1
                 elif value.ndim == 3 and value.shape[0] == heads * run.input.shape[0]:
                     yield owner, key, -heads
+                elif value.ndim == 3 and value.shape[0] == heads:
+                    yield owner, key, 0
 
     def _chain(self, index: int, block: str, feeds: list[Run], consumer: Run) -> Candidate:
         n = size(consumer.module, "in")

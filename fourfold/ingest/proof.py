@@ -220,19 +220,31 @@ def prove_cuts(prover: Prover, several: list[Candidate], biases: tuple[dict[str,
         if len(trial) == len(whole) and prover.bundles(trial, biases) is None:
             return {b.name: b for b in trial}
     proved: dict[str, Bundle] = {}
+    failed: dict[tuple[int, ...], list[str]] = {}
     for c in several:
-        reason = "its heads cannot be told apart" if c.kind.endswith("attention") else "no unit was found"
-        for cut in c.cuts:
-            said = prover.bundles([cut], biases)
-            if said is None:
-                proved[c.name] = cut
-                break
-            reason = said if cut is c.cuts[0] else reason
-        else:
-            refusals[c.name] = (
-                f"{c.path}: removing single {'heads' if c.kind.endswith('attention') else 'units'} is not safe ({reason}); it can still be quantised."
-            )
+        alike = failed.setdefault(_likeness(c), [])
+        said = alike[-1] if len(alike) > 1 else _prove_one(prover, c, biases, proved)  # two twins failed: the others would too
+        if said is not None:
+            alike.append(said)
+            units = "heads" if c.kind.endswith("attention") else "units"
+            refusals[c.name] = f"{c.path}: removing single {units} is not safe ({said}); it can still be quantised."
     return proved
+
+
+def _likeness(c: Candidate) -> tuple[int, ...]:
+    return (c.heads, len(c.cuts), *(b.count for b in c.cuts), *(b.group for b in c.cuts))
+
+
+def _prove_one(prover: Prover, c: Candidate, biases: tuple[dict[str, Any], ...], proved: dict[str, Bundle]) -> str | None:
+    """Adds the first way of cutting that holds; else says why the likeliest did not."""
+    reason = "its heads cannot be told apart" if c.kind.endswith("attention") else "no unit was found"
+    for cut in c.cuts:
+        said = prover.bundles([cut], biases)
+        if said is None:
+            proved[c.name] = cut
+            return None
+        reason = said if cut is c.cuts[0] else reason
+    return reason
 
 
 def prove_outs(
@@ -248,13 +260,15 @@ def prove_outs(
     for k in range(most):
         if all(len(c.outs) > k for c in able) and proves(able, k) and (len(able) == 1 or proves(able[:1], k)):
             return {c.name: tuple(c.outs[k]) for c in able}
-    proved = {}
+    proved: dict[str, tuple[dict[str, Any], ...]] = {}
+    failures = 0
     for c in able:
-        for k in range(len(c.outs)):
-            if proves([c], k):
-                proved[c.name] = tuple(c.outs[k])
-                break
+        options = range(len(c.outs)) if failures < 2 or proved else ()
+        found = next((k for k in options if proves([c], k)), None)
+        if found is not None:
+            proved[c.name] = tuple(c.outs[found])
         else:
+            failures += 1
             refusals.setdefault(c.name, f"{c.path}: taking it out whole changes more than its own contribution; it can still be quantised.")
     return proved
 

@@ -7,7 +7,7 @@ it scales and masks is tried out until the answer agrees with the recorded one; 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import permutations, product
+from itertools import islice, permutations, product
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from fourfold.ingest.proof import TOLERANCE, Prover
 from fourfold.ingest.trace import Run, size
 from fourfold.recipe import Heads, pack
 
+TRIES = 160  # likeliest first: batch before positions, scaled by the head's width
+
 
 def remade(reader: Reader, prover: Prover, c: Candidate, block: str) -> dict[str, Any] | None:
     """The edit that replaces the attention, or None. Tried on the recorded call first, then on the whole model."""
@@ -31,7 +33,8 @@ def remade(reader: Reader, prover: Prover, c: Candidate, block: str) -> dict[str
     returns = reader.absent(run, "zero")["returns"]
     relative = {p.path: p.path.removeprefix(f"{c.path}.") for p in [*c.producers, c.consumer]}
     norm = _norm(reader, c, run)
-    for rows, (masked, causal), scale, first in product(_rows(c, heads), _masks(run), _scales(c, heads, want), _orders(want)):
+    ways = product(_orders(want), _scales(c, heads, want), _masks(run), list(_rows(c, heads)))
+    for first, scale, (masked, causal), rows in islice(ways, TRIES):
         edit: dict[str, Any] = {
             "kind": "swap", "path": c.path, "to": "heads", "heads": heads, "out": relative[c.consumer.path], "norm": norm, "argument": run.where,
             "context": _context(c, run), "mask": masked, "causal": causal, "scale": scale, "batch_first": first, "returns": returns,

