@@ -176,7 +176,7 @@ class Job:
             return (time.perf_counter() - began) / len(few)
 
         self.each = float(self.journal.once("rows", run))
-        for name, share, least in (("search", 0.04, 100), ("test", 0.1, 300)):
+        for name, share, least in (("search", 0.04, 100), ("test", 0.15, 300)):
             whole: Examples = getattr(self.splits, name)
             kept = _capped(whole, max(least, int(share * self.work.budget / max(self.each, 1e-9))), self.work.seed)
             if len(kept) < len(whole):
