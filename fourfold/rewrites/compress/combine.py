@@ -322,7 +322,20 @@ class Searcher:
             costs.append(np.array([self.bench.table.price(by_name[ident], o.size) for o in those]))
             harms.append(np.array([o.harm * weight if o.size else max(o.harm * weight, 1e-9) for o in those]))
         picks = knapsack.solve(costs, harms, [max(0.0, max(t, 1.02 * self.reach) - self.bench.table.fixed) for t in targets])
-        return [None if p is None else {i: s[k] for i, s, k in zip(idents, offered, p, strict=True)} for p in picks]
+        return [None if p is None else self.hearing({i: s[k] for i, s, k in zip(idents, offered, p, strict=True)}) for p in picks]
+
+    def hearing(self, shape: Shape) -> Shape:
+        """A decoder keeps at least one cross-attention, the one it would miss most: without any, its answer no longer depends on the input, which
+        harms added up one by one do not show."""
+        assert self.root.sensitivities is not None
+        harm = self.root.sensitivities.ablation
+        full = {s.name: s.full for s in self.bench.sites}
+        for stack in self.counts:
+            crossing = [i for i in self.ids if i.startswith(f"{stack}.") and "cross_attention" in i]
+            if crossing and all(shape.get(i, 1) == 0 for i in crossing):
+                kept = max(crossing, key=lambda i: harm.get(self.ids[i][0], 0.0))
+                shape = {**shape, kept: max(1, full[kept] // 4)}
+        return shape
 
     @property
     def reach(self) -> float:
