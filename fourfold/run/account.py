@@ -388,7 +388,7 @@ def _infeasible(job: Job, shown: list[Point], place: dict[str, int]) -> dict[str
     reason = f"no cheaper candidate's lower 95 % bound reaches {job.work.floor:.1%} on {n:,} unseen examples; the nearest has {test.low:.1%}"
     if test.low >= job.work.floor:
         reason = (
-            f"{best.name} reaches the floor, but a likelier one before it in the test sequence did not, so it may be luck; a longer budget settles it"
+            f"{best.name} reaches the floor taken alone, but not after correction for the number of points that were tested; more test rows settle it"
         )
     elif test.value >= job.work.floor:
         reason += f" although its estimate is {test.value:.1%}: more test examples would narrow the interval"

@@ -790,8 +790,10 @@ class Job:
     order: list[str] = field(default_factory=list)
 
     def prove(self) -> None:
-        """Quality on the unseen split. Which point wins is settled by a fixed-sequence test: points in the order of their chance to pass, as the
-        search split predicts it; the first failure ends the sequence, and the cheapest that passed before it is the answer."""
+        """Quality on the unseen split. Which point wins is settled by the fallback procedure (Wiens 2003): points in the order of their chance to
+        pass, as the search split predicts it; each has an equal share of the 5 % error, and a point that passes hands its level on to the next.
+        The chance that any point passes wrongly stays below 5 %, and one failure does not end the sequence. The answer is the cheapest that passed.
+        """
         field_ = [p for p in self.points if p.status == "open" and p.search is not None]
         front = self._undominated(field_)
         self.listener.stage("proving on the unseen split", len(front))
@@ -801,14 +803,25 @@ class Job:
         chance = {p.name: self._chance(p) for p in front}
         sequence = sorted((p for p in front if chance[p.name] >= 0.05 and self._pays(p)), key=lambda p: (-round(chance[p.name], 3), self.cost(p)))
         passed: list[Point] = []
+        share, carried = 0.05 / max(1, len(sequence)), 0.0
         for point in sequence:
             self.order.append(point.name)
-            assert point.test is not None
-            if point.test.low < self.work.floor:
-                break
-            passed.append(point)
+            level = share + carried
+            carried = level if self._error(point) <= level else 0.0
+            if carried:
+                passed.append(point)
         self.best = min(passed, key=self.cost, default=None)
         self._label(field_)
+
+    def _error(self, point: Point) -> float:
+        """One-sided p-value of "its relative quality is below the floor": normal, with the standard error that the bootstrap's lower bound
+        implies."""
+        from scipy.stats import norm
+
+        test = point.test
+        assert test is not None
+        spread = (test.value - test.low) / 1.6449
+        return float(norm.sf((test.value - self.work.floor) / spread)) if spread > 0 else float(test.value < self.work.floor)
 
     def _pays(self, point: Point) -> bool:
         """Whether the point is cheaper than the original beyond doubt (by bytes for the memory objective)."""
@@ -824,7 +837,8 @@ class Job:
         kept = [p for p, gone in zip(points, dominated(coordinates), strict=True) if not gone]
         near = [p for p in points if p not in kept and p.search and abs(p.search.value - self.work.floor) < 0.02 and self.cost(p) < 1.0]
         near.sort(key=self.cost)
-        kept = sorted(kept + near[:4], key=self.cost)
+        safe = [p for p in points if p not in kept and p not in near[:4] and p.candidate.kind == "original" and self._pays(p)]
+        kept = sorted(kept + near[:4] + safe[:2], key=self.cost)  # the original itself, run better, is what is surest to pass
         while len(kept) > most:
             gaps = [math.log(self.cost(kept[i + 1]) / max(1e-9, self.cost(kept[i - 1]))) for i in range(1, len(kept) - 1)]
             kept.pop(1 + int(np.argmin(gaps)))
