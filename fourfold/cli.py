@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shlex
 import sys
@@ -12,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fourfold import commands
+from fourfold.commands._print import AsJson, emit, say, table
 from fourfold.errors import FourfoldError, InputError
 
 _INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
@@ -26,7 +27,6 @@ app = typer.Typer(
     context_settings={"max_content_width": 110},
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Subject = Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="Artefact folder or report.json, or a technique of `fourfold list`.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `fourfold optimize --out` wrote.")]
 
@@ -107,7 +107,7 @@ def optimize(
         front.report(report)
     _show(front.report_data, as_json)
     if front.job.interrupted:
-        _say("Interrupted; this is the best so far. The same command goes on from here.")
+        say("Interrupted; this is the best so far. The same command goes on from here.")
         return _INTERRUPTED
     return 0 if front.best is not None else 3
 
@@ -128,11 +128,11 @@ def predict(
     model = fourfold.load(folder)
     answers = [_plain(answer) for answer in model.predict(text or data)]
     for warning in [] if as_json else model.warnings:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     if out:
         _write_csv(answers, out)
     if as_json:
-        _emit({"predictions": answers, "warnings": model.warnings, **({"file": str(out)} if out else {})})
+        emit({"predictions": answers, "warnings": model.warnings, **({"file": str(out)} if out else {})})
     elif out:
         print(f"{len(answers):,} predictions in {out}")
     else:
@@ -150,9 +150,9 @@ def race(
     from fourfold.run.artefact import rerace
     from fourfold.workload import seconds
 
-    outcome = rerace(folder, data, budget=seconds(budget), log=None if as_json else _say)
+    outcome = rerace(folder, data, budget=seconds(budget), log=None if as_json else say)
     if as_json:
-        _emit(outcome)
+        emit(outcome)
     else:
         from fourfold.report.terminal import show_race
 
@@ -194,24 +194,24 @@ def list_techniques(as_json: AsJson = False) -> None:
 
     rows = [_technique_row(name) for name in techniques()]
     if as_json:
-        _emit({"techniques": rows})
+        emit({"techniques": rows})
     else:
         keys = ("name", "lever", "title", "needs", "installed")
-        _table([{key: row[key] for key in keys} for row in rows])
+        table([{key: row[key] for key in keys} for row in rows])
 
 
 @app.command(epilog="Example: fourfold explain cheap/")
 def explain(subject: Subject, as_json: AsJson = False) -> None:
     """Say in sentences what was done to a model where and why, or what a technique does."""
     lines = _story(subject)
-    _emit({"subject": subject, "text": lines}) if as_json else print("\n".join(lines))
+    emit({"subject": subject, "text": lines}) if as_json else print("\n".join(lines))
 
 
 @app.command(epilog="Example: fourfold cite cheap/ > references.bib")
 def cite(subject: Subject, as_json: AsJson = False) -> None:
     """Print the papers that a result or a technique rests on, as BibTeX."""
     entries = _papers(subject)
-    _emit({"subject": subject, "bibtex": entries}) if as_json else print("\n\n".join(entry.strip() for entry in entries))
+    emit({"subject": subject, "bibtex": entries}) if as_json else print("\n\n".join(entry.strip() for entry in entries))
 
 
 @app.command(epilog="Example: fourfold doctor")
@@ -220,7 +220,7 @@ def doctor(as_json: AsJson = False) -> None:
     from fourfold.report.doctor import examine, tell
 
     facts = examine()
-    _emit(facts) if as_json else print("\n".join(tell(facts)))
+    emit(facts) if as_json else print("\n".join(tell(facts)))
 
 
 @app.command(epilog="Example: fourfold claims")
@@ -229,7 +229,7 @@ def claims(as_json: AsJson = False) -> None:
     from fourfold.report.claims import claims as gather
 
     found = gather()
-    _emit({"claims": [claim.to_json() for claim in found]}) if as_json else _table([claim.row() for claim in found])
+    emit({"claims": [claim.to_json() for claim in found]}) if as_json else table([claim.row() for claim in found])
 
 
 @app.command(epilog="Example: fourfold demo --out fourfold-demo/")
@@ -250,20 +250,15 @@ def demo(
         print(f"Report: {page}")
 
 
+commands.register(app)
+
+
 # ---- inside --------------------------------------------------------------------------------------------------------------------------------------
-
-
-def _emit(document: Any) -> None:
-    print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _show(document: Any, as_json: bool) -> None:
     if as_json:
-        _emit(document)
+        emit(document)
     else:
         from fourfold.report.terminal import show
 
@@ -298,14 +293,6 @@ def _write_csv(answers: list[Any], path: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)) or ["prediction"])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-
-    from fourfold.report.terminal import table
-
-    Console(highlight=False).print(table(rows))
 
 
 def _sources(train: str, search: str | None, test: str | None) -> Any:
@@ -368,9 +355,9 @@ def _papers(subject: str) -> list[str]:
 def _fail(message: str, code: int, as_json: bool) -> int:
     """Report an error: one JSON document on stdout, or at most two lines on stderr."""
     if as_json:
-        _emit({"error": {"message": message, "exit_code": code}})
+        emit({"error": {"message": message, "exit_code": code}})
     else:
-        _say("\n".join(line for line in ("error: " + message).splitlines()[:2]))
+        say("\n".join(line for line in ("error: " + message).splitlines()[:2]))
     return code
 
 
