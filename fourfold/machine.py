@@ -1,20 +1,23 @@
-"""What the work runs on: the processor, what it can do, and how much of it this process may use. Frozen data; files beside it hold stated power.
+"""What the work runs on: the processor, what it can do, and how much of it this process may use. Frozen data; files beside it hold stated figures.
 
-`machines/*.toml`: one file a processor family, each figure with its source and grade.
+`machines/*.toml`: one file a family, each figure with its source and grade: stated power of a core (`powers`), and chips with their peaks, memory and
+watts (`chips`). `published` means that the source was looked up, `assumed` that the figure is remembered.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
 import subprocess
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -180,11 +183,10 @@ class Power:
 
 @functools.cache
 def powers() -> tuple[Power, ...]:
-    """Every row of `machines/*.toml`, in name order; the generic row last."""
+    """Every family in `machines/*.toml` with stated power of a core, in name order; the generic row last."""
     rows = []
-    for file in sorted(resources.files("fourfold").joinpath("machines").iterdir(), key=lambda file: (file.name == "generic.toml", file.name)):
-        if file.name.endswith(".toml"):
-            data = tomllib.loads(file.read_text(encoding="utf-8"))
+    for data in _families():
+        if "busy" in data:
             busy, idle = (Quantity(**data[name], unit="W", source=data["source"], method=f"stated power of {data['title']}")
                           for name in ("busy", "idle"))
             rows.append(Power(data["title"], tuple(data["match"]), busy, idle))
@@ -195,3 +197,127 @@ def power(machine: Machine) -> Power:
     """The row whose pattern fits `machine`, or else the generic one."""
     text = f"{machine.model} | {machine.name}"
     return next(row for row in powers() if any(re.search(pattern, text) for pattern in row.match))
+
+
+@functools.cache
+def _families() -> tuple[dict[str, Any], ...]:
+    """The files of `machines/`, in name order; the generic one last."""
+    folder = resources.files("fourfold").joinpath("machines")
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: (file.name == "generic.toml", file.name))
+    return tuple(tomllib.loads(file.read_text(encoding="utf-8")) for file in files)
+
+
+# ---- chips ---------------------------------------------------------------------------------------------------------------------------------------
+
+_UNITS = {                                                             # figure → unit in the files → (factor, unit of the Quantity)
+    "tdp": {"W": (1.0, "W")}, "system": {"W": (1.0, "W")}, "chip": {"W": (1.0, "W")},
+    "memory": {"GB": (1.0, "GB"), "GiB": (1.0, "GiB")}, "bandwidth": {"GB/s": (1e9, "B/s")}, "peak": {"TFLOP/s": (1e12, "FLOP/s")},
+}
+_TDP_LOW, _TDP_HIGH = 0.6, 1.15                                        # measured system mean / TDP: TPU v3 0.63, A100 0.7, P100 0.9, V100 1.08
+_MAKERS = ("nvidia", "geforce", "tesla", "google", "amd", "instinct", "intel", "habana", "aws", "cloud", "r", "tm")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One processor or accelerator. `peak` and `sparse` are FLOP/s by precision (integers count as FLOP), dense and with 2:4 sparsity apart.
+
+    `bandwidth` B/s of its memory, `memory` its size, `tdp` W, `system` the measured mean W of a system per chip (chip, memory, network, fans, share
+    of the host), `chip` the measured mean W of the chip alone. None: no figure; `why` says why not. `cores` of a processor.
+    """
+
+    name: str
+    title: str
+    vendor: str
+    kind: str
+    year: int
+    aliases: tuple[str, ...]
+    peak: Mapping[str, Quantity]
+    sparse: Mapping[str, Quantity]
+    memory: Quantity | None = None
+    bandwidth: Quantity | None = None
+    tdp: Quantity | None = None
+    system: Quantity | None = None
+    chip: Quantity | None = None
+    cores: int | None = None
+    note: str = ""
+    why: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def power(self) -> Quantity:
+        """Mean W per chip to reckon with: measured system power where published, else the TDP with the interval in which measured means have lain.
+
+        Raises InputError where neither is known.
+        """
+        if self.system is not None:
+            return self.system
+        if self.tdp is None:
+            raise InputError(f"No power of {self.title} is published: {self.why.get('tdp', 'no figure was found')}.",
+                             "Give the mean watts per chip that you measured.")
+        return self.stand_in
+
+    @property
+    def stand_in(self) -> Quantity:
+        """The TDP in place of a measured mean, graded assumed. Raises InputError where it is not known."""
+        if self.tdp is None:
+            raise InputError(f"{self.title} has no TDP here: {self.why.get('tdp', 'no figure was found')}.", "Give watts instead.")
+        watts = self.tdp.value
+        return Quantity(watts, "W", "assumed", low=_TDP_LOW * watts, high=_TDP_HIGH * watts, source=f"TDP of {self.title}: {self.tdp.source}",
+                        method="TDP in place of a measured mean")
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {name: getattr(self, name) for name in ("name", "title", "vendor", "kind", "year", "cores", "note")}
+        data |= {"aliases": list(self.aliases), "why": dict(self.why)}
+        for name in ("memory", "bandwidth", "tdp", "system", "chip"):
+            figure = getattr(self, name)
+            data[name] = figure.to_json() if figure is not None else None
+        return data | {name: {kind: figure.to_json() for kind, figure in getattr(self, name).items()} for name in ("peak", "sparse")}
+
+
+@functools.cache
+def chips() -> tuple[Chip, ...]:
+    """Every chip of `machines/*.toml`, by kind, vendor, year and name."""
+    found = [_chip(name, data) for family in _families() for name, data in family.get("chips", {}).items()]
+    return tuple(sorted(found, key=lambda chip: (chip.kind, chip.vendor, chip.year, chip.name)))
+
+
+def chip(name: str) -> Chip:
+    """The chip of that name, title or alias: "V100", "TPUv4", "NVIDIA A100-SXM4-80GB" …; case, spaces, dashes and the maker's name do not matter.
+
+    Raises InputError for an unknown one, with the nearest names.
+    """
+    known = _names()
+    wanted = _plain(name)
+    if wanted in known:
+        return known[wanted]
+    near = {known[key].name for key in difflib.get_close_matches(wanted, known, n=4, cutoff=0.5)}
+    near |= {chip.name for key, chip in known.items() if len(wanted) >= 2 and wanted in key}
+    offered = ", ".join(sorted(near)[:6])
+    raise InputError(f"There is no chip {name!r} in the table.", (f"Did you mean: {offered}? " if offered else "") + "See: fourfold machines")
+
+
+@functools.cache
+def _names() -> dict[str, Chip]:
+    return {_plain(alias): chip for chip in chips() for alias in (chip.name, chip.title, *chip.aliases)}
+
+
+def _plain(name: str) -> str:
+    """Letters and digits of a name, without the maker's: "NVIDIA Tesla V100-SXM2-32GB" → "v100sxm232gb"."""
+    words = re.findall(r"[a-z]+|[0-9]+", name.lower())
+    return "".join(word for word in words if word not in _MAKERS)
+
+
+def _chip(name: str, data: Mapping[str, Any]) -> Chip:
+    facts: dict[str, Any] = {key: data[key] for key in ("title", "vendor", "kind", "year")}
+    facts |= {key: _figure(key, data[key], f"{name}: {key}") for key in ("memory", "bandwidth", "tdp", "system", "chip") if key in data}
+    for key in ("peak", "sparse"):
+        facts[key] = {kind: _figure("peak", figure, f"{name}: {key} {kind}") for kind, figure in data.get(key, {}).items()}
+    return Chip(name=name, **facts, aliases=tuple(data["aliases"]), cores=data.get("cores"), note=data.get("note", ""), why=data.get("why", {}))
+
+
+def _figure(kind: str, data: Mapping[str, Any], name: str) -> Quantity:
+    """A figure of a file. Its error is its own (`name`), not one that all figures of a source share. A KeyError here is a fault of the file."""
+    scale, unit = _UNITS[kind][data["unit"]]
+    low, high = (data.get(end, data["value"]) * scale for end in ("low", "high"))
+    errors = {name: math.log(high / low) / (2 * 1.6448536269514722)} if low < high else {}
+    boundary = {"system": "host", "chip": "device"}.get(kind, "")
+    return Quantity(data["value"] * scale, unit, data["grade"], low, high, source=data["source"], boundary=boundary, errors=errors)
