@@ -1,29 +1,37 @@
-"""A value that says what it is: unit, grade, 90 % interval, method, source, boundary and signal.
+"""A value that says what it is: unit, grade, 90 % interval, method, source, boundary, signal, and what it was computed from.
 
 Intervals are carried as log-standard deviations by source, so that an error shared by two figures (the same power model, the same meter) cancels in
-their ratio and adds up in their sum (first-order propagation in log space; GUM, JCGM 100:2008, section 5).
+their ratio and adds up in their sum (first-order propagation in log space; GUM, JCGM 100:2008, section 5). Where a figure known to no better than a
+factor of two (log-sd > 0.5) enters a sum or a difference, first order is too coarse and draws replace it (JCGM 101:2008): 4,096 of them, one stream a
+source, seeded by the source's name, so that the same figures give the same interval on every machine.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from fourfold.errors import InputError
 
-GRADES = ("measured", "counted", "modelled", "published", "assumed")   # strongest first; a result is as good as its weakest part
+GRADES = ("measured", "counted", "modelled", "published", "assumed")   # strongest first; a result is as good as its weakest part that matters
 BOUNDARIES = ("", "process", "host", "device", "hall")                  # "" = a property of nothing in particular (a constant, a ratio)
-SIGNALS = ("", "average", "marginal")                                   # only carbon has one
+SIGNALS = ("", "average", "marginal", "market")                         # only carbon has one; market = contracts, not the wires
 
 _NAMES = ("J", "s", "B", "gCO2e", "USD", "FLOP")
 _SCALES: dict[str, tuple[float, dict[str, int]]] = {
     "1": (1.0, {}), "%": (0.01, {}),
     "J": (1.0, {"J": 1}), "kJ": (1e3, {"J": 1}), "Wh": (3600.0, {"J": 1}), "kWh": (3.6e6, {"J": 1}), "MWh": (3.6e9, {"J": 1}),
     "s": (1.0, {"s": 1}), "ms": (1e-3, {"s": 1}), "us": (1e-6, {"s": 1}), "min": (60.0, {"s": 1}), "h": (3600.0, {"s": 1}),
+    "d": (86400.0, {"s": 1}), "yr": (31536000.0, {"s": 1}),             # a year of 365 days, as the SCI specification's own example counts
     "W": (1.0, {"J": 1, "s": -1}), "mW": (1e-3, {"J": 1, "s": -1}), "kW": (1e3, {"J": 1, "s": -1}), "MW": (1e6, {"J": 1, "s": -1}),
-    "B": (1.0, {"B": 1}), "kB": (1e3, {"B": 1}), "MB": (1e6, {"B": 1}), "GB": (1e9, {"B": 1}),
+    "B": (1.0, {"B": 1}), "kB": (1e3, {"B": 1}), "MB": (1e6, {"B": 1}), "GB": (1e9, {"B": 1}), "TB": (1e12, {"B": 1}),
     "KiB": (2.0**10, {"B": 1}), "MiB": (2.0**20, {"B": 1}), "GiB": (2.0**30, {"B": 1}), "B/s": (1.0, {"B": 1, "s": -1}),
     "gCO2e": (1.0, {"gCO2e": 1}), "kgCO2e": (1e3, {"gCO2e": 1}), "tCO2e": (1e6, {"gCO2e": 1}),
     "gCO2e/J": (1.0, {"gCO2e": 1, "J": -1}), "gCO2e/kWh": (1 / 3.6e6, {"gCO2e": 1, "J": -1}),
@@ -34,20 +42,53 @@ UNITS: dict[str, tuple[float, tuple[int, ...]]] = {
     unit: (scale, tuple(powers.get(name, 0) for name in _NAMES)) for unit, (scale, powers) in _SCALES.items()
 }                                                                      # unit → (size in base units, exponents of J s B gCO2e USD FLOP)
 _Z90 = 1.6448536269514722                                              # half-width of a 90 % interval in standard deviations
+_WIDE = 0.5                                                            # log-sd from which a sum is drawn, not linearised
+_DRAWS = 4096
+_HOLDS = 0.05                                                          # a grade counts where its sources hold more than this share of the variance
+_EXACT = ("measured", "counted")                                       # without an interval these are exact; the others only left it out
 
 
+@functools.lru_cache(maxsize=512)
 def _unit(name: str) -> tuple[float, tuple[int, ...]]:
-    if name not in UNITS:
-        raise InputError(f"{name!r} is not a unit that fourfold knows.", f"Use one of: {', '.join(UNITS)}.")
-    return UNITS[name]
+    """Size in base units and exponents; ratios of known units ("W/GB", "USD/h") are units too."""
+    if name in UNITS:
+        return UNITS[name]
+    parts = name.split("/") if isinstance(name, str) else []
+    if len(parts) < 2 or any(part not in UNITS for part in parts):
+        raise InputError(f"{name!r} is not a unit that fourfold knows.", f"Use one of: {', '.join(UNITS)}; or a ratio of them, such as W/GB.")
+    scale, powers = UNITS[parts[0]]
+    for part in parts[1:]:
+        scale, powers = scale / UNITS[part][0], tuple(a - b for a, b in zip(powers, UNITS[part][1], strict=True))
+    return scale, powers
 
 
 def _base_unit(dimension: tuple[int, ...]) -> str:
     for name, (scale, powers) in UNITS.items():
         if powers == dimension and scale == 1.0:
             return name
+    above = [name for name, power in zip(_NAMES, dimension, strict=True) if power == 1]
+    below = [name for name, power in zip(_NAMES, dimension, strict=True) if power == -1]
+    if len(above) <= 1 and len(above) + len(below) == sum(map(abs, dimension)):
+        return "/".join([*(above or ["1"]), *below])
     parts = " ".join(f"{name}^{power}" for name, power in zip(_NAMES, dimension, strict=True) if power)
     raise InputError(f"The result would have the unit {parts}, which has no name here.", "Convert or divide the parts first.")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one source holds of a figure: `variance` of its log variance, `value` of its sum (None: the source is not a term of it)."""
+
+    source: str
+    grade: str
+    variance: float
+    value: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"source": self.source, "grade": self.grade, "variance": self.variance, "value": self.value}
+
+    def __str__(self) -> str:
+        parts = [f"{held:.0%} of the {word}" for held, word in ((self.value, "value"), (self.variance, "variance")) if held]
+        return f"{' and '.join(parts) or 'nothing'} from {self.source} ({self.grade})"
 
 
 @dataclass(frozen=True)
@@ -56,7 +97,11 @@ class Quantity:
 
     `low`, `high` bound a 90 % interval in `unit`; both absent means exact (a count) unless `errors` is given. `errors` maps a source of error to its
     log-standard deviation in this figure (signed: equal ids cancel in ratios); it is derived from the interval where not given.
-    `boundary` says whose cost it is, `signal` which carbon signal, `method` how it was got, `source` where from.
+    `boundary` says whose cost it is, `signal` which carbon signal, `method` how it was got, `source` where from. `inputs` and `op` ("+", "-", "*",
+    "/") say what it was computed from; arithmetic fills them, and two figures are equal whatever they were computed from.
+    The grade of a result is the weakest whose sources, with those of still weaker grades, hold more than 5 % of its log variance. A measured or
+    counted part without an interval is exact and weakens nothing; any other part without one has only left its error out, and weakens the whole where
+    it holds more than 5 % of the value.
     Raises InputError on unknown units, grades, boundaries, non-finite values, and intervals that do not hold the value.
     """
 
@@ -69,16 +114,21 @@ class Quantity:
     source: str = ""
     boundary: str = ""
     signal: str = ""
-    errors: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict, hash=False)
+    inputs: tuple[Quantity, ...] = field(default=(), compare=False, repr=False)
+    op: str = field(default="", compare=False, repr=False)
+
+    __array_ufunc__ = None                                             # numpy's numbers scale a quantity; numpy never takes one apart
 
     def __post_init__(self) -> None:
         _unit(self.unit)
         for name, given, known in (("grade", self.grade, GRADES), ("boundary", self.boundary, BOUNDARIES), ("signal", self.signal, SIGNALS)):
             if given not in known:
                 raise InputError(f"{given!r} is not a {name}.", f"Use one of: {', '.join(repr(word) for word in known)}.")
-        if not math.isfinite(self.value):
-            raise InputError(f"A quantity must be a finite number, got {self.value!r} {self.unit}.",
-                             "Report an unknown figure as None with a reason.")
+        for number in (self.value, *(end for end in (self.low, self.high) if end is not None), *self.errors.values()):
+            if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+                raise InputError(f"A quantity must be a finite number, got {number!r} {self.unit}.",
+                                 "Report an unknown figure as None with a reason.")
         sigma = math.sqrt(sum(part * part for part in self.errors.values()))
         low = self.low if self.low is not None else _spread(self.value, -sigma)
         high = self.high if self.high is not None else _spread(self.value, sigma)
@@ -86,33 +136,92 @@ class Quantity:
             raise InputError(f"The interval [{low:g}, {high:g}] does not hold the value {self.value:g} {self.unit}.", "Give low <= value <= high.")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
-        if not self.errors and 0 < low < high:
-            name = self.source or self.method or f"{self.value!r} {self.unit} [{low!r}, {high!r}]"
-            object.__setattr__(self, "errors", {name: math.log(high / low) / (2 * _Z90)})
+        if not self.errors and low < high and self.value:
+            straddles = not (0 < low or high < 0)
+            part = (high - low) / abs(self.value) if straddles else abs(math.log(high / low))
+            object.__setattr__(self, "errors", {self._name(): part / (2 * _Z90)})
         object.__setattr__(self, "errors", {name: float(part) for name, part in sorted(self.errors.items()) if part})
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        self._keep(dict.fromkeys(self.errors, self.grade), {self.grade: 1.0} if not self.errors else {}, False)
 
-    # Arithmetic. Bare numbers may scale a quantity, never be added to it.
+    def _keep(self, origin: dict[str, str], plain: dict[str, float], wide: bool) -> None:
+        """What results need to know of this one: the grade of each source of error, the share of the value that parts without a stated error hold by
+        grade, and whether its interval was drawn. Not fields, so that nothing of it is compared, printed or stored."""
+        self.__dict__.update(_origin=origin, _plain=plain, _wide=wide)
+
+    def _name(self) -> str:
+        return self.source or self.method or f"{self.value!r} {self.unit} [{self.low!r}, {self.high!r}]"
+
+    # Arithmetic. Bare numbers may scale a quantity, never be added to it or compared with it.
     def __add__(self, other: Quantity) -> Quantity:
-        return self._sum(other, 1.0)
+        return _sum((self, other), 1.0)
 
     def __sub__(self, other: Quantity) -> Quantity:
-        return self._sum(other, -1.0)
+        return _sum((self, other), -1.0)
+
+    def __radd__(self, other: Any) -> Quantity:
+        raise InputError(f"Cannot add {self.unit} to the bare number {other!r}.", "Wrap it in a Quantity; for a list of them use units.total.")
+
+    __rsub__ = __radd__
 
     def __mul__(self, other: Quantity | float) -> Quantity:
-        return self._product(other, 1)
+        return _product(self, _quantity(other), 1)
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Quantity | float) -> Quantity:
-        return self._product(other, -1)
+        return _product(self, _quantity(other), -1)
+
+    def __rtruediv__(self, other: float) -> Quantity:
+        return _product(_quantity(other), self, -1)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Real):
+            raise InputError(f"Cannot compare {self.unit} with the bare number {other!r}.", "Compare `.value`, or wrap the number in a Quantity.")
+        if not isinstance(other, Quantity):
+            return NotImplemented
+        return _key(self) == _key(other)
+
+    def __lt__(self, other: Quantity) -> bool:
+        return self.value < self._like(other).value
+
+    def __le__(self, other: Quantity) -> bool:
+        return self.value <= self._like(other).value
+
+    def __gt__(self, other: Quantity) -> bool:
+        return self.value > self._like(other).value
+
+    def __ge__(self, other: Quantity) -> bool:
+        return self.value >= self._like(other).value
+
+    def __float__(self) -> float:
+        raise InputError(f"A quantity in {self.unit} is not a bare number.", "Ask for `.value`, or `.to(unit).value`.")
+
+    def _like(self, other: Quantity) -> Quantity:
+        """`other` in this unit. Raises InputError unless both are of one kind, boundary and signal."""
+        if not isinstance(other, Quantity):
+            raise InputError(f"Cannot compare {self.unit} with the bare number {other!r}.", "Wrap it in a Quantity that says what it is.")
+        _alike((self, other), "compare")
+        return other.to(self.unit)
 
     def to(self, unit: str) -> Quantity:
         """The same quantity in another unit of its kind. Raises InputError for another kind."""
+        if unit == self.unit:
+            return self
         (scale, dimension), (new_scale, new_dimension) = _unit(self.unit), _unit(unit)
         if dimension != new_dimension:
             raise InputError(f"{self.unit} cannot be turned into {unit}: they measure different things.", "Ask for a unit of the same kind.")
         factor = scale / new_scale
-        return replace(self, value=self.value * factor, unit=unit, low=self.bounds[0] * factor, high=self.bounds[1] * factor)
+        low, high = self.bounds
+        return self._same(replace(self, value=self.value * factor, unit=unit, low=low * factor, high=high * factor))
+
+    def at(self, boundary: str, method: str = "") -> Quantity:
+        """The same figure, declared to hold for another boundary: the one way from a host's joules to a hall's. `method` says by what right."""
+        return self._same(replace(self, boundary=boundary, method=_join([self.method, method])))
+
+    def _same(self, other: Quantity) -> Quantity:
+        other._keep(self.__dict__["_origin"], self.__dict__["_plain"], self.__dict__["_wide"])
+        return other
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -121,76 +230,371 @@ class Quantity:
         assert low is not None and high is not None
         return low, high
 
-    def _shared(self, other: Quantity, word: str) -> dict[str, Any]:
-        """Grade, boundary and signal of a result of both; refuses what cannot be in one sum or ratio."""
-        facts: dict[str, Any] = {"grade": max(self.grade, other.grade, key=GRADES.index)}
-        for name in ("boundary", "signal"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine and theirs and mine != theirs:
-                raise InputError(f"Cannot {word} a {mine} figure and a {theirs} figure ({name}).", f"Bring both to one {name} first.")
-            facts[name] = mine or theirs
-        return facts
+    # Provenance
+    def shares(self) -> list[Share]:
+        """Which source holds what share of the variance, and of the value where this is a sum (times factors): largest first."""
+        origin, whole = self.__dict__["_origin"], sum(part * part for part in self.errors.values())
+        terms = _terms(self)
+        names = [*self.errors, *(name for name in terms if name not in self.errors)]
+        found = [Share(name, origin[name] if name in origin else terms[name][1], self.errors.get(name, 0.0) ** 2 / whole if whole else 0.0,
+                       terms[name][0] if name in terms else None) for name in names]
+        return sorted(found, key=lambda share: (-(share.value or 0.0), -share.variance, share.source))
 
-    def _sum(self, other: Quantity, sign: float) -> Quantity:
-        if not isinstance(other, Quantity):
-            raise InputError(f"Cannot add the bare number {other!r} to {self.unit}.", "Wrap it in a Quantity that says what it is.")
-        word = "add" if sign > 0 else "subtract"
-        if _unit(self.unit)[1] != _unit(other.unit)[1]:
-            raise InputError(f"Cannot {word} {self.unit} and {other.unit}: they measure different things.", "Convert one of them first.")
-        other = other.to(self.unit)
-        for name in ("boundary", "signal"):
-            if getattr(self, name) != getattr(other, name):
-                mine, theirs = getattr(self, name) or "none", getattr(other, name) or "none"
-                raise InputError(f"Cannot {word} figures of different {name}: {mine} and {theirs}.", f"Bring both to one {name} first.")
-        value = self.value + sign * other.value
-        absolute = {name: self.value * self.errors.get(name, 0.0) + sign * other.value * other.errors.get(name, 0.0)
-                    for name in {*self.errors, *other.errors}}
-        facts: dict[str, Any] = dict(**self._shared(other, word), method=_join(self.method, other.method), source=_join(self.source, other.source))
-        spread = math.sqrt(sum(part * part for part in absolute.values()))
-        if value > 2 * spread or (sign > 0 and min(self.value, other.value) > 0):   # log space is right: the figure is surely positive
-            return Quantity(value, self.unit, errors={name: part / value for name, part in absolute.items()}, **facts)
-        return Quantity(value, self.unit, low=value - _Z90 * spread, high=value + _Z90 * spread, **facts)
+    def tree(self) -> str:
+        """What this was computed from, a line a figure, indented by depth; a figure used twice is drawn out once."""
+        lines: list[str] = []
+        seen: set[int] = set()
+        stack: list[tuple[Quantity, str, int]] = [(self, "", 0)]
+        while stack:
+            node, sign, depth = stack.pop()
+            facts = "; ".join(part for part in (node.method, node.source if node.source != node.method else "",
+                                                " ".join(word for word in (node.boundary, node.signal) if word)) if part and not node.inputs)
+            again = " (drawn out above)" if id(node) in seen and node.inputs else ""
+            lines.append(f"{'  ' * depth}{sign}{_words(node)}{': ' + facts if facts else ''}{again}")
+            if id(node) not in seen:
+                seen.add(id(node))
+                below = list(node.inputs)
+                while below and node.op == "+" and below[0].op == "+":      # a sum made step by step reads as one sum
+                    below[:1] = below[0].inputs
+                signs = ["= ", *[f"{node.op} "] * (len(below) - 1)]
+                stack += reversed([(child, word, depth + 1) for child, word in zip(below, signs, strict=False)])
+        return "\n".join(lines)
 
-    def _product(self, other: Quantity | float, power: int) -> Quantity:
-        if not isinstance(other, Quantity):
-            other = Quantity(float(other), "1", "measured")
-        if power < 0 and other.value == 0:
-            raise InputError(f"Cannot divide {self.value:g} {self.unit} by zero {other.unit}.", "Report the ratio as None with a reason.")
-        (scale, mine), (other_scale, theirs) = _unit(self.unit), _unit(other.unit)
-        facts = self._shared(other, "multiply" if power > 0 else "divide")
-        plain = not any(theirs) and other_scale == 1.0                  # scaling by a pure number keeps the unit as it was written
-        unit = self.unit if plain else _base_unit(tuple(a + power * b for a, b in zip(mine, theirs, strict=True)))
-        value = self.value * other.value**power if plain else (self.value * scale) * (other.value * other_scale) ** power
-        errors = {name: self.errors.get(name, 0.0) + power * other.errors.get(name, 0.0) for name in {*self.errors, *other.errors}}
-        return Quantity(value, unit, errors=errors, method=_join(self.method, other.method), source=_join(self.source, other.source), **facts)
+    def explain(self) -> str:
+        """The tree, then who holds the value and the uncertainty."""
+        return "\n".join([self.tree(), *(str(share) for share in self.shares() if share.variance or share.value is not None)])
 
     def __str__(self) -> str:
         low, high = self.bounds
         interval = f" [{low:.4g}, {high:.4g}]" if low < high else ""
         return f"{self.value:.4g}{'' if self.unit == '1' else ' ' + self.unit}{interval} ({self.grade})"
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` gives back an equal Quantity."""
-        low, high = self.bounds
-        return {"value": self.value, "unit": self.unit, "grade": self.grade, "low": low, "high": high, "method": self.method, "source": self.source,
-                "boundary": self.boundary, "signal": self.signal, "errors": dict(self.errors)}
+    def to_json(self, deep: bool = False) -> dict[str, Any]:
+        """Plain data; `from_json` gives back an equal Quantity. `deep` adds `op`, `inputs` and the `nodes` that they name: every figure this one was
+        computed from, written once under the first 16 digits of its sha256."""
+        if not deep:
+            low, high = self.bounds
+            return {"value": self.value, "unit": self.unit, "grade": self.grade, "low": low, "high": high, "method": self.method,
+                    "source": self.source, "boundary": self.boundary, "signal": self.signal, "errors": dict(self.errors)}
+        keys: dict[int, str] = {}
+        nodes: dict[str, dict[str, Any]] = {}
+        for node in _walk(self):
+            data = {**node.to_json(), "op": node.op, "inputs": [keys[id(child)] for child in node.inputs]}
+            key = hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+            keys[id(node)] = key
+            nodes[key] = data
+        root = nodes.pop(keys[id(self)])
+        return {**root, "nodes": nodes}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Quantity:
-        """Raises InputError where a field is missing or unknown."""
+        """Raises InputError where a field is missing or unknown, or an input is not among the nodes."""
         try:
-            return cls(**data)
-        except TypeError as error:
+            if "nodes" not in data:
+                return cls(**{**data, "inputs": ()}) if not data.get("inputs") else cls._dangling(data["inputs"])
+            made: dict[str, Quantity] = {}
+            for key, node in [*data["nodes"].items(), ("", {name: item for name, item in data.items() if name != "nodes"})]:
+                if any(child not in made for child in node["inputs"]):
+                    return cls._dangling(node["inputs"])
+                made[key] = _restored(cls(**{**node, "inputs": tuple(made[child] for child in node["inputs"])}))
+            return made[""]
+        except (TypeError, KeyError, AttributeError) as error:
             raise InputError(f"This is not a stored quantity: {error}.",
                              "Expected value, unit, grade, low, high, method, source, boundary.") from None
+
+    @classmethod
+    def _dangling(cls, names: Any) -> Quantity:
+        raise InputError(f"A stored quantity names inputs that are not stored before it: {names}.", "Store it with to_json(deep=True).")
+
+
+def total(parts: Iterable[Quantity]) -> Quantity:
+    """The sum of one or more quantities, in the first one's unit, as one step. Raises InputError for none, and for unlike ones."""
+    terms = tuple(parts)
+    if not terms:
+        raise InputError("There is nothing to add.", "Report a figure without parts as None with a reason.")
+    return terms[0] if len(terms) == 1 else _sum(terms, 1.0)
+
+
+def weakest(grades: Iterable[str]) -> str:
+    """The weakest of one or more grades."""
+    return max(grades, key=GRADES.index)
+
+
+def _key(node: Quantity) -> tuple[Any, ...]:
+    return (node.value, node.unit, node.grade, node.low, node.high, node.method, node.source, node.boundary, node.signal, node.errors)
+
+
+def _quantity(other: Any) -> Quantity:
+    if isinstance(other, Quantity):
+        return other
+    if isinstance(other, bool) or not isinstance(other, Real):
+        raise InputError(f"A quantity can be scaled by a number or a quantity, not by {type(other).__name__}.", "Give a number.")
+    return Quantity(float(other), "1", "measured", op="number")
+
+
+def _alike(parts: Sequence[Quantity], word: str) -> None:
+    """Raises InputError unless all can be in one sum."""
+    first = parts[0]
+    for other in parts:
+        if not isinstance(other, Quantity):
+            raise InputError(f"Cannot {word} the bare number {other!r} to {first.unit}.", "Wrap it in a Quantity that says what it is.")
+        if _unit(first.unit)[1] != _unit(other.unit)[1]:
+            raise InputError(f"Cannot {word} {first.unit} and {other.unit}: they measure different things.", "Convert one of them first.")
+        for name in ("boundary", "signal"):
+            mine, theirs = getattr(first, name), getattr(other, name)
+            if mine != theirs:
+                raise InputError(f"Cannot {word} figures of different {name}: {mine or 'none'} and {theirs or 'none'}.",
+                                 f"Bring both to one {name} first.")
+
+
+def _sum(terms: Sequence[Quantity], sign: float) -> Quantity:
+    """terms[0] + sign × each of the others."""
+    _alike(terms, "add" if sign > 0 else "subtract")
+    first = terms[0]
+    parts = [first, *(part.to(first.unit) for part in terms[1:])]
+    signs = [1.0] + [sign] * (len(parts) - 1)
+    value = math.fsum(s * part.value for s, part in zip(signs, parts, strict=True))
+    absolute: dict[str, float] = {}
+    for s, part in zip(signs, parts, strict=True):
+        for name, size in _absolute(part).items():
+            absolute[name] = absolute.get(name, 0.0) + s * size
+    spread = math.sqrt(sum(size * size for size in absolute.values()))
+    size = math.fsum(abs(part.value) for part in parts)
+    plain: dict[str, float] = {}
+    for part in parts:
+        for grade, held in part.__dict__["_plain"].items():
+            plain[grade] = plain.get(grade, 0.0) + (held * abs(part.value) / size if size else held / len(parts))
+    errors = {name: amount / value for name, amount in absolute.items()} if value else {}
+    ends: tuple[float, float] | None = None
+    if not (value > 2 * spread or (sign > 0 and min(part.value for part in parts) > 0)):   # else log space is right: the figure is surely positive
+        ends = value - _Z90 * spread, value + _Z90 * spread
+    wide = any(part.__dict__["_wide"] or _sigma(part) > _WIDE for part in parts)
+    return _made(value, first.unit, errors, ends, tuple(parts), "+" if sign > 0 else "-", plain, wide,
+                 boundary=first.boundary, signal=first.signal)
+
+
+def _product(first: Quantity, other: Quantity, power: int) -> Quantity:
+    if power < 0 and other.value == 0:
+        raise InputError(f"Cannot divide {first.value:g} {first.unit} by zero {other.unit}.", "Report the ratio as None with a reason.")
+    facts: dict[str, str] = {}
+    for name in ("boundary", "signal"):
+        mine, theirs = getattr(first, name), getattr(other, name)
+        if mine and theirs and mine != theirs:
+            raise InputError(f"Cannot {'multiply' if power > 0 else 'divide'} a {mine} figure and a {theirs} figure ({name}).",
+                             f"Bring both to one {name} first.")
+        facts[name] = mine or theirs
+    (scale, mine), (other_scale, theirs) = _unit(first.unit), _unit(other.unit)
+    plain_number = not any(theirs) and other_scale == 1.0               # scaling by a pure number keeps the unit as it was written
+    unit = first.unit if plain_number else _base_unit(tuple(a + power * b for a, b in zip(mine, theirs, strict=True)))
+    if plain_number:
+        value = first.value * other.value if power > 0 else first.value / other.value
+    else:
+        value = (first.value * scale) * (other.value * other_scale) ** power
+    if not math.isfinite(value):
+        raise InputError(f"{first.value:g} {first.unit} and {other.value:g} {other.unit} have no finite {'product' if power > 0 else 'ratio'}.",
+                         "Check the figures and their units.")
+    errors = {name: _cancelled(first.errors.get(name, 0.0), power * other.errors.get(name, 0.0)) for name in {*first.errors, *other.errors}}
+    plain = {grade: 1 - (1 - first.__dict__["_plain"].get(grade, 0.0)) * (1 - other.__dict__["_plain"].get(grade, 0.0))
+             for grade in {*first.__dict__["_plain"], *other.__dict__["_plain"]}}
+    ends: tuple[float, float] | None = None
+    if _is_exact(other) and first.value:                                # the interval scales as it is, lopsided or not
+        low, high = sorted(end * (value / first.value) for end in first.bounds)
+        ends = low, high
+    elif _is_exact(first) and other.value and power > 0:
+        low, high = sorted(end * (value / other.value) for end in other.bounds)
+        ends = low, high
+    elif first.value == 0 or other.value == 0:
+        divisors = [end for end in other.bounds if end] if power < 0 else list(other.bounds)
+        corners = [a * scale * (b * other_scale) ** power if not plain_number else a * b**power for a in first.bounds for b in divisors]
+        ends = min(corners), max(corners)
+    elif _straddles(first) or _straddles(other):
+        spread = abs(value) * math.sqrt(sum(part * part for part in errors.values()))
+        ends = value - _Z90 * spread, value + _Z90 * spread
+    wide = first.__dict__["_wide"] or other.__dict__["_wide"]
+    return _made(value, unit, errors, ends, (first, other), "*" if power > 0 else "/", plain, wide, **facts)
+
+
+def _made(value: float, unit: str, errors: dict[str, float], ends: tuple[float, float] | None, inputs: tuple[Quantity, ...], op: str,
+          plain: dict[str, float], wide: bool, **facts: str) -> Quantity:
+    """A result with its grade, interval and provenance."""
+    origin = _origins(inputs)
+    errors = {name: part for name, part in errors.items() if part}
+    real = [part for part in inputs if part.op != "number"] or list(inputs)
+    grade = _grade(errors, origin, plain) or weakest(part.grade for part in real)
+    low, high = (min(ends[0], value), max(ends[1], value)) if ends else (None, None)
+    text: dict[str, Any] = {name: _join([getattr(part, name) for part in inputs]) for name in ("method", "source")}
+    result = Quantity(value, unit, grade, low, high, errors=errors, inputs=inputs, op=op, **text, **facts)
+    plain = plain if errors else {grade: 1.0}
+    result._keep({name: origin[name] if name in origin else grade for name in result.errors}, plain, wide)
+    if wide and not (op in "*/" and (_is_exact(inputs[0]) or _is_exact(inputs[1]))):
+        drawn = sorted(_draws(result))
+        object.__setattr__(result, "low", min(_quantile(drawn, 0.05), value))
+        object.__setattr__(result, "high", max(_quantile(drawn, 0.95), value))
+    return result
+
+
+def _origins(inputs: Iterable[Quantity]) -> dict[str, str]:
+    origin: dict[str, str] = {}
+    for part in inputs:
+        known: dict[str, str] = part.__dict__["_origin"]
+        for name, grade in known.items():
+            origin[name] = weakest((grade, origin.get(name, grade)))
+    return origin
+
+
+def _grade(errors: Mapping[str, float], origin: Mapping[str, str], plain: Mapping[str, float]) -> str | None:
+    """The weakest grade that matters; None where nothing has a variance and nothing a share."""
+    whole, found = sum(part * part for part in errors.values()), []
+    for grade in reversed(GRADES):                                      # weaker ones count with it: 4 % assumed and 4 % published are 8 % published
+        weaker = GRADES[GRADES.index(grade):]
+        if whole and sum(part * part for name, part in errors.items() if origin.get(name) in weaker) > _HOLDS * whole:
+            found.append(grade)
+            break
+    found += [grade for grade, held in plain.items() if held > _HOLDS and not (found and grade in _EXACT)]
+    return weakest(found) if found else None
+
+
+def _cancelled(mine: float, theirs: float) -> float:
+    """Their sum; exactly 0 where only rounding is left of it."""
+    left = mine + theirs
+    return left if abs(left) > 1e-12 * max(abs(mine), abs(theirs)) else 0.0
+
+
+def _is_exact(part: Quantity) -> bool:
+    return not part.errors and part.low == part.high
+
+
+def _straddles(part: Quantity) -> bool:
+    low, high = part.bounds
+    return low < high and not (0 < low or high < 0)
+
+
+def _sigma(part: Quantity) -> float:
+    return 0.0 if _straddles(part) else math.sqrt(sum(size * size for size in part.errors.values()))
+
+
+def _absolute(part: Quantity) -> dict[str, float]:
+    """Standard deviations by source, in the part's unit."""
+    low, high = part.bounds
+    if part.value == 0:
+        return {part._name(): (high - low) / (2 * _Z90)} if high > low else {}
+    return {name: part.value * size for name, size in part.errors.items()}
+
+
+# Draws
+@functools.lru_cache(maxsize=128)
+def _stream(source: str) -> array[float]:
+    """4,096 standard normal draws of one source: the middles of equal slices of the normal distribution, in an order that its name decides."""
+    import random
+    from statistics import NormalDist
+
+    order = random.Random(int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big"))
+    keys = [order.random() for _ in range(_DRAWS)]
+    ranks = sorted(range(_DRAWS), key=keys.__getitem__)
+    normal = NormalDist().inv_cdf
+    return array("d", (normal((rank + 0.5) / _DRAWS) for rank in ranks))
+
+
+_OPS: dict[str, Callable[[float, float], float]] = {
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b if b else 0.0,
+}
+
+
+def _draws(part: Quantity) -> array[float]:
+    """4,096 draws of a figure, in its unit: from its errors where they say all, through its inputs where a wide sum is among them."""
+    for node in _walk(part, lambda node: node.__dict__["_wide"] and "_drawn" not in node.__dict__):
+        if node.__dict__["_wide"] and "_drawn" not in node.__dict__:
+            op = _OPS[node.op]
+            values, centre = [_draws(child) if not child.__dict__["_wide"] else child.__dict__["_drawn"] for child in node.inputs], 0.0
+            made, centre = values[0], node.inputs[0].value
+            for child, more in zip(node.inputs[1:], values[1:], strict=True):
+                made, centre = array("d", map(op, made, more)), op(centre, child.value)
+            scale = node.value / centre if centre else 1.0               # the unit of the result, whatever those of the inputs
+            node.__dict__["_drawn"] = array("d", (item * scale for item in made))
+    if "_drawn" in part.__dict__:
+        return part.__dict__["_drawn"]
+    absolute = _absolute(part)
+    sums = [0.0] * _DRAWS
+    for name, size in absolute.items():
+        relative = size / part.value if part.value and not _straddles(part) else size
+        sums = [old + relative * draw for old, draw in zip(sums, _stream(name), strict=True)]
+    if part.value and not _straddles(part):
+        return array("d", (part.value * math.exp(min(item, 700.0)) for item in sums))
+    return array("d", (part.value + item for item in sums))
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    return ordered[below] + (place - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
+
+
+# The graph of inputs
+def _walk(root: Quantity, into: Callable[[Quantity], bool] = lambda node: True) -> list[Quantity]:
+    """Every figure below `root` once, inputs before results; without recursion, for sums may be thousands deep. `into` says whose inputs to visit."""
+    done: dict[int, Quantity] = {}
+    stack: list[tuple[Quantity, bool]] = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if id(node) in done:
+            continue
+        if ready or not into(node):
+            done[id(node)] = node
+        else:
+            stack.append((node, True))
+            stack += [(child, False) for child in reversed(node.inputs)]
+    return list(done.values())
+
+
+def _restored(node: Quantity) -> Quantity:
+    """A result read from a file, with what arithmetic had known of it."""
+    if node.inputs and node.op in _OPS:
+        origin = _origins(node.inputs)
+        wide = any(part.__dict__["_wide"] or (node.op in "+-" and _sigma(part) > _WIDE) for part in node.inputs)
+        node._keep({name: origin.get(name, node.grade) for name in node.errors}, {} if node.errors else {node.grade: 1.0}, wide)
+    return node
+
+
+def _terms(root: Quantity) -> dict[str, tuple[float, str]]:
+    """Share of the value and grade of each term of a sum, by the term's name; the terms of a product are those of the factor that is a sum."""
+    found: dict[int, dict[str, tuple[float, str]]] = {}
+    for node in _walk(root):
+        mine: dict[str, tuple[float, str]] = {node._name(): (1.0, node.grade)}
+        below = [found[id(child)] for child in node.inputs]
+        size = math.fsum(abs(child.value) for child in node.inputs)
+        if node.op in ("+", "-") and size:
+            mine = {}
+            for position, (child, terms) in enumerate(zip(node.inputs, below, strict=True)):
+                sign = -1.0 if node.op == "-" and position else 1.0
+                for name, (held, grade) in terms.items():
+                    before = mine.get(name, (0.0, grade))
+                    mine[name] = before[0] + sign * held * child.value / (node.value or size) * _rescale(node), weakest((grade, before[1]))
+        elif node.op in ("*", "/"):
+            sums = [terms for terms in (below if node.op == "*" else below[:1]) if len(terms) > 1]
+            mine = sums[0] if sums else mine
+        found[id(node)] = mine
+    return found[id(root)]
+
+
+def _rescale(node: Quantity) -> float:
+    """Size of the inputs' unit in the node's: inputs of a sum share a unit, which `to` may since have changed."""
+    return _unit(node.inputs[0].unit)[0] / _unit(node.unit)[0]
+
+
+def _words(node: Quantity) -> str:
+    return f"the number {node.value:g}" if node.op == "number" else str(node)
 
 
 def _spread(value: float, sigma: float) -> float:
     """One end of the 90 % interval of a log-normal figure; signed sigma picks the end, for negative values too."""
-    return value * math.exp(_Z90 * (sigma if value >= 0 else -sigma))
+    try:
+        return value * math.exp(_Z90 * (sigma if value >= 0 else -sigma)) if sigma else value
+    except OverflowError:
+        raise InputError(f"An error of {abs(sigma):g} (log-standard deviation) has no finite interval.",
+                         "Errors are relative: 0.1 is about 10 %.") from None
 
 
-def _join(first: str, second: str) -> str:
-    """Both provenances, each named once, in order."""
-    parts = [part for text in (first, second) for part in text.split(" + ") if part]
+def _join(texts: Iterable[str]) -> str:
+    """All provenances, each named once, in order."""
+    parts = [part for text in texts for part in text.split(" + ") if part]
     return " + ".join(dict.fromkeys(parts))
