@@ -142,7 +142,7 @@ class Job:
             "engines": self.options.engines,
             "threads": self.options.threads,
             "machine": here().fingerprint,
-            "version": 2,
+            "version": 4,
         }
         self.journal = Journal(self.folder, fingerprint)
         if self.options.fresh and any("key" in e for e in self.journal.events()):
@@ -270,7 +270,7 @@ class Job:
                 engines=self.options.engines,
                 threads=self.options.threads,
                 batch_sizes=[1, 2, 4, 8] if self.sequences else None,
-                budget_s=max(12.0, min(90.0, 0.12 * self.work.budget)),
+                budget_s=max(12.0, min(90.0, 0.08 * self.work.budget)),
                 folder=folder,
                 seed=self.work.seed,
                 log=self.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
@@ -415,23 +415,26 @@ class Job:
 
     def _plan(self, root: Node) -> Plan:
         """What the budget allows, from the measured time of a training step; journalled, so that a resumed run follows the same plan."""
-        from fourfold.rewrites.compress.combine import Plan, cheapest
+        from fourfold.rewrites.compress.combine import Plan, cheapest, prune
         from fourfold.rewrites.compress.distil import Schedule, Teacher, recover
 
         assert self.table is not None
         table = self.table
 
         def run() -> dict[str, Any]:
-            module = copy.deepcopy(root.module)
             teacher = Teacher(self.subject, root.module, self.task)
-            quick = Schedule(1 if self.sequences else 2, self.batch, hidden_weight=0, seed=991)
-            recover(module, self.subject, self.task, self.splits.train, quick, teacher=teacher)
-            count = 2 if self.sequences else 6
-            began = time.perf_counter()
-            recover(module, self.subject, self.task, self.splits.train, replace(quick, steps=count), teacher=teacher)
-            step = (time.perf_counter() - began) / count
+            warm, count = (1, 2) if self.sequences else (2, 6)
+            quick = Schedule(warm, self.batch, hidden_weight=0, seed=991, dropout=False)
+            thin = {s.name: max(s.least, s.full // 4) for s in self.sites}  # as deep as the original: a step costs by depth more than by width
+            pace: dict[float, float] = {}
+            for shape in ({}, thin, {s.name: s.least for s in self.sites}):
+                module = prune(root, shape, mend=False)[0] if shape else copy.deepcopy(root.module)
+                recover(module, self.subject, self.task, self.splits.train, quick, teacher=teacher)
+                began = time.perf_counter()
+                recover(module, self.subject, self.task, self.splits.train, replace(quick, steps=count), teacher=teacher)
+                pace[table.total(self.sites, shape)] = (time.perf_counter() - began) / count
             return plan_for(
-                step,
+                pace,
                 cheapest(root.anatomy, table, self.sites),
                 self.work,
                 len(self.splits.train),
@@ -684,7 +687,7 @@ class Job:
             self.points.append(point)
             return
         try:
-            point.search_records = self._array(f"point:{name}:search", lambda: part.outputs(self.splits.search, self.task))
+            point.search_records = self._array(f"point:{name}:search", lambda: self._answers(part, candidate))
         except FourfoldError as error:
             point.status, point.reason = "rejected", error.message
         if point.search_records is not None and not np.isfinite(point.search_records).all():
@@ -692,6 +695,16 @@ class Job:
         if point.status == "open" and point.search_records is not None:
             point.search = self._relative(point.search_records, "search")
         self.points.append(point)
+
+    def _answers(self, part: Part, candidate: Candidate) -> np.ndarray:
+        """Records of a part over the search split. Plain PyTorch answers the same whatever its batch and threads, so all cores answer for it."""
+        from fourfold.rewrites.compress.combine import evaluate_with
+
+        if (part.setting.engine, part.setting.precision) != ("torch", "fp32") or part.module is None or part.reencode is not None:
+            return part.outputs(self.splits.search, self.task)
+        if candidate.kind == "original":
+            return self.base_search
+        return evaluate_with(part.subject, self.task, part.module, self.splits.search, exact=True)
 
     @property
     def ratios(self) -> list[tuple[str, str, dict[str, Any]]]:
@@ -1011,39 +1024,51 @@ class Job:
         self.journal.close()
 
 
-def plan_for(step: float, reach: float, work: Workload, rows: int, spent: float, batch: int = 32, online: bool = False) -> dict[str, Any]:
-    """The plan for a budget, from the seconds of one full-size training step (the teacher's own pass included) and the cost of the smallest shape,
-    `reach`.
+def plan_for(
+    pace: Mapping[float, float], reach: float, work: Workload, rows: int, spent: float, batch: int = 32, online: bool = False
+) -> dict[str, Any]:
+    """The plan for a budget, from `pace`: seconds of a training step (the teacher's own pass included) by the predicted cost of the shape trained,
+    1.0 the original; and from the cost of the smallest shape, `reach`.
 
-    Half of what is left goes to full recoveries, a sixth to sketches and short trials; the rest is for back ends, races and the proof. `online`:
-    the teacher answers in every step (its logits are too large to keep), so a step never costs less than the teacher's pass.
+    Three fifths of what is left goes to short trials, full recoveries and refinement; the rest is for the teacher's answers, back ends, races and
+    the proof. `online`: the teacher answers in every step (its logits are too large to keep).
     """
+    costs, seconds = zip(*sorted(pace.items()), strict=True)
+    whole = pace[max(pace)]
+    teacher = 0.0 if online else 0.22 * whole  # answered once for all steps, not in each of them
+
+    def each(cost: float) -> float:
+        return max(0.02 * whole, float(np.interp(cost, costs, seconds)) - teacher)
+
     left = max(10.0, work.budget - spent)
-    share = 0.5 * left
+    share = 0.6 * left
     levels = [v for v in (0.6, 0.35, 0.2, 0.1, 0.05) if v > 1.1 * reach] or [0.5 + 0.5 * reach]
     if reach > 0.93:  # nothing worth having can be removed: precision and back ends are all there is
         return {"levels": [], "steps": [], "short": 0, "sketches": 0, "rivals": 0, "refine": 0, "hidden": 0.0, "augment": 0.0 if online else 1.0}
     if work.floor >= 0.985 or online:
         levels = [0.8, *levels]
-    teacher = 0.22 * step
-    low = teacher if online else 0.12 * step
+    rivals = 2
+    refine = 0 if left < 40 else 1 if left < 600 else 2
 
     def steps_for(chosen: list[float]) -> int:
-        return int(share / sum(low + 0.88 * step * v for v in chosen))
+        """As many per level, with rivals' trials of a sixth as many, and refinements that tend to lie above the middle level."""
+        full = sum(each(v) for v in chosen)
+        return int(share / (full * (1 + rivals / 6) + refine * each(chosen[len(chosen) // 2] * 1.5)))
 
     cap = max(150, 8 * rows // batch)
     if steps_for(levels) < min(500, cap):  # better few levels well recovered than many badly
         few = [v for v in levels if v in (0.35, 0.2, 0.1)] if not online else [v for v in levels if v in (0.8, 0.6)]
         levels = few or levels[:2]
     steps = max(20, min(steps_for(levels), cap))
-    augment = 0.0 if online else min(5.0, 0.10 * left / max(1e-9, rows * teacher / batch), max(0.0, steps * batch * 1.2 / rows - 1.0) + 0.5)
+    price = teacher or 0.22 * whole
+    augment = 0.0 if online else min(5.0, 0.10 * left / max(1e-9, rows * price / batch), max(0.0, steps * batch * 1.2 / rows - 1.0) + 0.5)
     return {
         "levels": levels,
         "steps": [steps] * len(levels),
         "short": max(8, min(80, steps // 6)),
         "sketches": int(np.clip(left / 12, 4, 40)) if not online else 6,
-        "rivals": 2 if steps >= 120 else 1,
-        "refine": 0 if left < 40 else 1 if left < 600 else 2,
+        "rivals": rivals if steps >= 120 else 1,
+        "refine": refine,
         "hidden": 1.0 if steps >= 2500 else 0.0,
         "augment": round(augment, 2),
     }

@@ -454,7 +454,8 @@ class Searcher:
     def distil(self, module: nn.Module, kept: dict[str, list[int]], steps: int, seed: int, checkpoint: Path | None) -> Any:
         """Recovery of a pruned module from the shared teacher."""
         bench = self.bench
-        schedule = Schedule(steps, bench.batch, bench.lr, seed=seed, hidden_weight=bench.hidden_weight, label_weight=bench.label_weight)
+        schedule = Schedule(steps, bench.batch, bench.lr, seed=seed, hidden_weight=bench.hidden_weight, label_weight=bench.label_weight,
+                            dropout=False)
         pairs = layer_map(self.root.anatomy, kept) if bench.hidden_weight > 0 else None
         last = 0
 

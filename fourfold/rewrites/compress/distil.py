@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how hard to train. `steps` optimiser steps of `batch` examples; `lr` peak of AdamW, warm-up then linear to zero."""
+    """How long and how hard to train. `steps` optimiser steps of `batch` examples; `lr` peak of AdamW, warm-up then linear to zero.
+
+    `dropout`: whether the student's own dropout acts. A pruned student that copies a teacher's logits gains nothing from it and trains slower.
+    """
 
     steps: int
     batch: int = 32
@@ -49,6 +52,7 @@ class Schedule:
     decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
+    dropout: bool = True
 
 
 @dataclass(frozen=True)
@@ -322,6 +326,9 @@ def recover(
     match = bool(pairs) and teacher is not None and schedule.hidden_weight > 0
     wall, cpu = time.perf_counter(), time.process_time()
     student.train()
+    for module in student.modules() if not schedule.dropout else ():
+        if isinstance(module, nn.Dropout):
+            module.eval()
     batches = order(pool, schedule)
     for _ in range(start):
         next(batches)
