@@ -307,6 +307,26 @@ BIBLIOGRAPHY: dict[str, Paper] = {
         2022,
         "2204.05149",
     ),
+    # the hall
+    "lei2020": _paper(
+        _PRINT, "Nuoa Lei, Eric Masanet", "Statistical Analysis for Predicting Location-Specific Data Center PUE and Its Improvement Potential",
+        "Energy 201", 2020
+    ),
+    "rasmussen2007": _paper("misc", "Neil Rasmussen", "Electrical Efficiency Modeling for Data Centers", "APC White Paper 113", 2007),
+    "khankari2011": _paper(
+        _PRINT, "Kishor Khankari", "Rate of Heating Analysis of Data Centers during Power Shutdown", "ASHRAE Transactions 117(1)", 2011
+    ),
+    "barroso2007": _paper(_PRINT, "Luiz André Barroso, Urs Hölzle", "The Case for Energy-Proportional Computing", "Computer 40(12)", 2007),
+    "fan2007": _paper(
+        _TALK, "Xiaobo Fan, Wolf-Dietrich Weber, Luiz André Barroso", "Power Provisioning for a Warehouse-sized Computer", "ISCA", 2007
+    ),
+    "crankshaw2017": _paper(
+        _TALK, "Daniel Crankshaw, Xin Wang, Giulio Zhou, Michael J. Franklin, Joseph E. Gonzalez, Ion Stoica",
+        "Clipper: A Low-Latency Online Prediction Serving System", "NSDI", 2017, "1612.03079"
+    ),
+    "evans2016": _paper("misc", "Richard Evans, Jim Gao", "DeepMind AI Reduces Google Data Centre Cooling Bill by 40%", "DeepMind", 2016),
+    "kddi2026": _paper("misc", "STech Times", "KDDI's Osaka AI Data Center Turns Liquid Cooling Into a Power Test", "stechtimes.com", 2026),
+    "bellman1957": _paper("book", "Richard Bellman", "Dynamic Programming", "Princeton University Press", 1957),
 }
 
 

@@ -1,0 +1,42 @@
+"""The fewest joules of servers for an hourly load: what consolidation and batching share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fourfold.decisions.host.problem import Serve
+
+
+def needed(problem: Serve, work: np.ndarray) -> np.ndarray:
+    """The fewest servers [T] that hold `work` [T] at the headroom, with the spare ones on top, never more than there are."""
+    room = np.cumsum(problem.fleet.capacity) * problem.headroom
+    fewest = np.where(work > 0, np.searchsorted(room * (1 + 1e-9), work) + 1, 0)
+    return np.minimum(fewest + problem.spare, len(problem.fleet))
+
+
+def cheapest(problem: Serve, work: np.ndarray) -> tuple[np.ndarray, float]:
+    """Numbers of servers [T] of least energy for `work` [T], and that energy in kWh. Time T × N, by running minima over the number before."""
+    counts, start = np.arange(len(problem.fleet) + 1), problem.fleet.start_kwh
+    fewest = needed(problem, work)
+    came = np.zeros((len(work), len(counts)), np.int32)
+    best = np.zeros(len(counts))
+    for t in range(len(work)):
+        price = np.where(counts >= fewest[t], problem.power(counts, np.full(len(counts), work[t])) / 1000.0, np.inf)
+        if t:
+            below = np.minimum.accumulate(best - start * counts)        # start more: best[m] + start × (n - m), m <= n
+            above = np.minimum.accumulate(best[::-1])[::-1]             # switch off: best[m], m >= n
+            rise = below + start * counts
+            came[t] = np.where(above <= rise, len(counts) - 1 - _at(best[::-1])[::-1], _at(best - start * counts))
+            best = np.minimum(above, rise) + price
+        else:
+            best = price
+    on = np.zeros(len(work), int)
+    on[-1] = int(np.argmin(best))
+    for t in range(len(work) - 1, 0, -1):
+        on[t - 1] = came[t, on[t]]
+    return on, float(best.min())
+
+
+def _at(values: np.ndarray) -> np.ndarray:
+    """Where the smallest value up to each position [n] stands."""
+    return np.maximum.accumulate(np.where(values <= np.minimum.accumulate(values), np.arange(len(values)), 0))
