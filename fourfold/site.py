@@ -139,13 +139,18 @@ def fold(name: str) -> str:
 
 
 def sigma(value: float) -> float:
-    """Log-standard deviation of an annual intensity in g/kWh: 12 % from 200 up, 25 % below 100, linear between. Our choice: so far do tables differ."""
+    """Log-standard deviation of an annual intensity in g/kWh: 12 % from 200 up, 25 % below 100, linear between. Our choice, as tables differ."""
     return 0.12 + 0.13 * min(1.0, max(0.0, (200.0 - value) / 100.0))
 
 
 def sources() -> dict[str, dict[str, Any]]:
     """What stands in `sites/sources.toml` under `sources`: id → title, licence, basis, order."""
     return _registry()["sources"]
+
+
+def files() -> dict[str, dict[str, str]]:
+    """What stands in `sites/sources.toml` under `files`: name → sha256, source."""
+    return _registry()["files"]
 
 
 def pue(provider: str = "unknown") -> Quantity:
