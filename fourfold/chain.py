@@ -158,8 +158,8 @@ def check(path: str | Path, head: str = "") -> Check:
         why = _fault(row, raw) if row is not None else ""
         if cut and row is None and not _begins_with_row(raw):
             place = f"Line {line}, after row {expected - 1}," if expected else f"Line {line}"
-            faults.append(f"{place} is cut off after {len(raw)} bytes: a write was interrupted, or the file was cut. It is no row, and the next row goes "
-                          "on without it.")
+            faults.append(f"{place} is cut off after {len(raw)} bytes: a write was interrupted, or the file was cut. It is no row, and the next row "
+                          "goes on without it.")
         elif row is None or why:
             altered.add(expected)
             faults.append(f"Row {expected} (line {line}{_title(row)}) was altered: {why or 'it is not JSON any more'}.")

@@ -1,40 +1,49 @@
 """The account book: what one whole run costs before and after each step. A row's `before` is the last row's `after`, so factors telescope: their
-product is exactly start / end, whatever the steps were. Only whole-run costs enter; grades, units, boundaries and signals are never mixed.
+product is exactly start / end, whatever the steps were and in whatever order they were booked. Only whole-run costs enter; units, boundaries and
+signals are never mixed, and grades only where a step is booked by a factor that says its own (a tabled site, a modelled hall).
+
+Its file is a hash chain (`chain.py`), so that `fourfold ledger verify` finds what was altered.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from fourfold import chain
 from fourfold.errors import ArtefactError, InputError
-from fourfold.units import UNITS, Quantity
+from fourfold.units import GRADES, UNITS, Quantity
 
 LEVERS = ("model", "machine", "mechanization", "map")                  # the four of Patterson et al. 2022
 
 
 @dataclass(frozen=True)
 class Row:
-    """One step: `lever` pulled, `step` in words, the whole-run cost before and after."""
+    """One step: `lever` pulled, `step` in words, the whole-run cost before and after; `given` where the factor was booked, not the cost after."""
 
     lever: str
     step: str
     before: Quantity
     after: Quantity
     note: str = ""
+    given: Quantity | None = None
 
     @property
     def factor(self) -> Quantity:
         """before / after, unit "1": 4.0 = four times cheaper."""
-        return self.before / self.after
+        return self.given or self.before / self.after
+
+    @property
+    def exact(self) -> Fraction:
+        """The factor without rounding; a booked one is the decimal it was written as: 1.4 is 7/5."""
+        return Fraction(str(self.given.value)) if self.given else Fraction(self.before.value) / Fraction(self.after.value)
 
     def to_json(self) -> dict[str, Any]:
-        return {"lever": self.lever, "step": self.step, "before": self.before.to_json(), "after": self.after.to_json(), "note": self.note}
+        booked = {"factor": self.given.to_json()} if self.given else {}
+        return {"lever": self.lever, "step": self.step, "before": self.before.to_json(), "after": self.after.to_json(), "note": self.note, **booked}
 
 
 class Ledger:
@@ -50,31 +59,51 @@ class Ledger:
         self.run = run
         self.rows: list[Row] = []
         self.spent: Quantity | None = None                             # what the optimisation itself cost
-        self._entries: list[dict[str, Any]] = [{"start": start.to_json(), "run": run}]
+        self._entries: list[dict[str, Any]] = [{"kind": "start", "start": start.to_json(), "run": run}]
 
     @property
     def end(self) -> Quantity:
         """The cost of one run after the last step."""
         return self.rows[-1].after if self.rows else self.start
 
-    def book(self, lever: str, step: str, after: Quantity, note: str = "") -> Row:
-        """Append a step that leaves one run at the cost `after`, and return its row."""
+    def book(self, lever: str, step: str, after: Quantity | None = None, note: str = "", *, factor: Quantity | float | None = None) -> Row:
+        """Append a step that leaves one run at the cost `after`, and return its row.
+
+        Or give the `factor` before / after where it is known and the cost is not: a number (of the book's grade) or a Quantity with its own grade and
+        interval. Booked factors multiply as the decimals they are, so their order changes nothing.
+        """
         if lever not in LEVERS:
             raise InputError(f"{lever!r} is not a lever.", f"Use one of: {', '.join(LEVERS)}.")
-        self._check(after, step)
+        if (after is None) == (factor is None):
+            raise InputError(f"{step}: book either the cost after the step or its factor.", "Give one of `after` and `factor`.")
+        given = None
+        if after is None:
+            given = factor if isinstance(factor, Quantity) else Quantity(float(factor or 0.0), "1", self.start.grade)
+            if given.unit != "1" or given.value <= 0:
+                raise InputError(f"{step}: {given} is not a factor.", "A factor is a positive number without a unit: 4 = four times cheaper.")
+            after = self._after(given)
+        else:
+            self._check(after, step)
         if after.value <= 0:
             raise InputError(f"{step}: a run cannot cost {after.value:g} {after.unit}.", "Measure the cost after this step; unknown is not zero.")
-        row = Row(lever, step, self.end, after.to(self.start.unit), note)
+        row = Row(lever, step, self.end, after.to(self.start.unit), note, given)
         self.rows.append(row)
-        self._entries.append(row.to_json())
+        self._entries.append({"kind": "step", **row.to_json()})
         return row
+
+    def _after(self, given: Quantity) -> Quantity:
+        """The cost that is left, from the exact product of all factors, so that it does not drift with their order."""
+        left = self.end / given
+        value = float(Fraction(self.start.value) / self.exact() / Fraction(str(given.value)))
+        low, high = (min(left.bounds[0], value), max(left.bounds[1], value)) if left.errors else (value, value)
+        return replace(left, value=value, low=low, high=high)
 
     def spend(self, cost: Quantity) -> None:
         """Add `cost` to what the optimisation itself has used, in the ledger's unit and boundary."""
         self._check(cost, "the optimisation's own cost")
         cost = cost.to(self.start.unit)
         self.spent = cost if self.spent is None else self.spent + cost
-        self._entries.append({"spent": cost.to_json()})
+        self._entries.append({"kind": "spent", "spent": cost.to_json()})
 
     def _check(self, cost: Quantity, step: str) -> None:
         if UNITS[cost.unit][1] != UNITS[self.start.unit][1]:
@@ -92,18 +121,22 @@ class Ledger:
         product = Fraction(1)
         for row in self.rows:
             if lever in (None, row.lever):
-                product *= Fraction(row.before.value) / Fraction(row.after.value)
+                product *= row.exact
         return product
 
     def factor(self, lever: str | None = None) -> Quantity:
-        """How many times cheaper `lever` (None: everything) made one run: unit "1", with the interval that is left once shared errors cancel."""
-        errors: dict[str, float] = {}
-        grade = self.start.grade
+        """How many times cheaper `lever` (None: everything) made one run: unit "1", with the interval that is left once shared errors cancel.
+
+        Its grade is the weakest that matters among the steps'.
+        """
+        product = Quantity(1.0, "1", GRADES[0])
+        grades = []
         for row in self.rows:
             if lever in (None, row.lever):
-                for name, part in row.factor.errors.items():
-                    errors[name] = errors.get(name, 0.0) + part
-        return Quantity(float(self.exact(lever)), "1", grade, errors=errors, method="before / after", boundary=self.start.boundary,
+                product = product * row.factor
+                grades.append(row.factor.grade)
+        grade = product.grade if product.errors else max(grades, key=GRADES.index, default=self.start.grade)
+        return Quantity(float(self.exact(lever)), "1", grade, errors=product.errors, method="before / after", boundary=self.start.boundary,
                         signal=self.start.signal)
 
     def factors(self) -> dict[str, Quantity]:
@@ -155,39 +188,48 @@ class Ledger:
         if Quantity.from_json(entry["before"]) != self.end:
             raise ArtefactError(f"The ledger's step {entry['step']!r} does not start where the one above it ends.",
                                 "The file was altered; make it again.")
-        self.book(entry["lever"], entry["step"], Quantity.from_json(entry["after"]), entry.get("note", ""))
+        after, factor = Quantity.from_json(entry["after"]), entry.get("factor")
+        if factor is None:
+            self.book(entry["lever"], entry["step"], after, entry.get("note", ""))
+        elif self.book(entry["lever"], entry["step"], None, entry.get("note", ""), factor=Quantity.from_json(factor)).after.value != after.value:
+            raise ArtefactError(f"The ledger's step {entry['step']!r} does not end where its factor leads.", "The file was altered; make it again.")
+        else:
+            self._settle(after)
+
+    def _settle(self, after: Quantity) -> None:
+        """Let the last row end at the very quantity that was stored."""
+        self.rows[-1] = replace(self.rows[-1], after=after)
+        self._entries[-1] = {"kind": "step", **self.rows[-1].to_json()}
 
     def lines(self) -> list[str]:
-        """The entries as JSON lines, in the order booked."""
-        return [json.dumps(entry, sort_keys=True) for entry in self._entries]
+        """The lines of the book's file: a hash chain of the entries in the order booked (`chain.lines`)."""
+        return chain.lines(self._entries)
 
     def save(self, path: str | Path) -> None:
         """Append what `path` does not hold yet, a JSON line an entry in the order booked; earlier lines are never rewritten.
 
-        Raises ArtefactError where the file holds another book.
+        The file is a hash chain. Raises ArtefactError where it holds another book.
         """
         path = Path(path)
-        lines = self.lines()
         stored = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if stored != lines[: len(stored)]:
+        if stored != self.lines()[: len(stored)]:
             raise ArtefactError(f"{path} holds another ledger than the one to be saved.", "Give another file name.")
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines[len(stored):])
-            file.flush()
-            os.fsync(file.fileno())
+        for entry in self._entries[len(stored):]:
+            chain.append(path, entry)
 
     @classmethod
     def load(cls, path: str | Path) -> Ledger:
-        """The book in `path`. Raises ArtefactError where the file is damaged."""
+        """The book in `path`. Raises ArtefactError where the file is damaged or was altered."""
+        faults = chain.verify(path)
         try:
-            entries = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+            entries = [chain.plain(row) for row in chain.rows(path)]
             book = cls(Quantity.from_json(entries[0]["start"]), entries[0]["run"])
             for entry in entries[1:]:
                 book._enter(entry)
-            return book
-        except OSError as error:
-            raise InputError(f"Cannot read {path}: {error.strerror}.", "Name a ledger file.") from None
         except (ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, ArtefactError):
                 raise
             raise ArtefactError(f"{path} is not a whole ledger: {error}.", "Make it again.") from error
+        if faults:
+            raise ArtefactError(f"{path} is not a whole ledger: {faults[0]}", "Make it again, or look at it with `fourfold ledger verify`.")
+        return book

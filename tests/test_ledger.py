@@ -2,11 +2,13 @@
 
 import json
 from fractions import Fraction
+from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fourfold import chain
 from fourfold.errors import ArtefactError, InputError
 from fourfold.ledger import LEVERS, Ledger
 from fourfold.units import Quantity
@@ -54,6 +56,64 @@ def test_the_four_published_factors_multiply() -> None:
         book.book(lever, "Patterson et al. 2022, with 1.4 for the hall", Quantity(after, "J", "published"))
     assert [round(factor.value, 6) for factor in book.factors().values()] == [4, 15, 1.4, 9]
     assert book.factor().value == 756 and "4 (model) × 15 (machine) × 1.4 (mechanization) × 9 (map) = 756" in book.explain()
+
+
+PUBLISHED = {"model": 4, "machine": 15, "mechanization": 1.4, "map": 9}
+
+
+@pytest.mark.parametrize("order", permutations(PUBLISHED), ids="-".join)
+def test_the_order_of_entries_changes_nothing(order: tuple[str, ...]) -> None:
+    book = Ledger(Quantity(300.1, "MWh", "published"), "one training")
+    for lever in order:
+        book.book(lever, "Patterson et al. 2022", factor=PUBLISHED[lever])
+    assert {lever: factor.value for lever, factor in book.factors().items()} == PUBLISHED and list(book.factors()) == list(LEVERS)
+    assert book.factor().value == 756 and book.exact() == 756 and book.end.value == 300.1 / 756
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from(LEVERS), st.floats(0.01, 100), st.sampled_from("abc"), st.floats(0.01, 0.4)), min_size=1, max_size=6),
+       st.randoms(use_true_random=False))
+def test_shuffled_factors_give_the_same_attribution_and_interval(entries: list[tuple[str, float, str, float]], random) -> None:
+    def made(rows: list[tuple[str, float, str, float]]) -> Ledger:
+        book = Ledger(cost(1000.0))
+        for lever, factor, source, sigma in rows:
+            book.book(lever, "step", factor=Quantity(factor, "1", "modelled", errors={source: sigma}))
+        return book
+
+    shuffled = list(entries)
+    random.shuffle(shuffled)
+    first, second = made(entries), made(shuffled)
+    assert first.end.value == second.end.value and first.exact() == second.exact()
+    for lever in (None, *LEVERS):
+        assert first.exact(lever) == second.exact(lever) and first.factor(lever).bounds == pytest.approx(second.factor(lever).bounds)
+
+
+def test_a_factor_brings_its_own_grade_and_interval() -> None:
+    book = Ledger(cost(100, grade="measured"))
+    book.book("model", "pruned", cost(50, grade="measured"))
+    assert book.factor().grade == "measured"
+    book.book("map", "another grid", factor=Quantity(2, "1", "published", 1.5, 2.7, source="tables"))
+    assert book.factor().grade == "published" == book.factor("map").grade and book.factor("model").grade == "measured"
+    assert book.factor().bounds == pytest.approx((4 * 1.5 / 2, 4 * 2.7 / 2), rel=0.02) and book.end.value == 25
+    for wrong in (0, -1, Quantity(2, "J", "published")):
+        with pytest.raises(InputError, match="not a factor"):
+            book.book("map", "nonsense", factor=wrong)
+    with pytest.raises(InputError, match="either"):
+        book.book("map", "nonsense")
+
+
+def test_booked_factors_are_saved_loaded_and_audited(tmp_path) -> None:
+    path, book = tmp_path / "ledger.jsonl", Ledger(Quantity(756, "MWh", "published"))
+    for lever, factor in PUBLISHED.items():
+        book.book(lever, "published", factor=factor)
+    book.save(path)
+    assert chain.verify(path) == [] and Ledger.load(path).to_json() == book.to_json() and Ledger.load(path).lines() == book.lines()
+    assert Ledger.from_json(book.to_json()).exact() == 756
+    altered = path.read_text().replace('"value":1.4', '"value":1.5')
+    path.write_text(altered)
+    with pytest.raises(ArtefactError):
+        Ledger.load(path)
+    assert "Row 3" in chain.verify(path)[0]
 
 
 @pytest.mark.parametrize("after, word", [
