@@ -18,244 +18,30 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourfold.cost.table import CostTable, Site
-from fourfold.ingest.anatomy import Anatomy, Block, Bundle, Keep, anatomize, hidden, recipe_for
-from fourfold.measure.quality import Relative, relative
+from fourfold.ingest.anatomy import Anatomy, anatomize
+from fourfold.measure.quality import relative
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrite import Option, Rewrite
 from fourfold.rewrites.calibration import Sensitivities, bulky, calibrate, divergence
-from fourfold.rewrites.compress.distil import Schedule, Teacher, all_cores, autocast, fast_bf16, layer_map, recover, tensors
+from fourfold.rewrites.compress._bench import Bench, Candidate, Diary, Listener, Plan, evaluate_with
+from fourfold.rewrites.compress._shape import Node, Shape, cheapest, cost_sites, original, prune, signature, site_ids
+from fourfold.rewrites.compress.distil import Recovery, Schedule, all_cores, autocast, fast_bf16, layer_map, snapshot, tensors
 from fourfold.rewrites.compress.layer_removal import LayerRemoval, block_order
-from fourfold.rewrites.compress.matrix_pruning import MatrixPruning, kept_units, order_of, repair, sizes
+from fourfold.rewrites.compress.matrix_pruning import MatrixPruning
 from fourfold.solvers import bayes, knapsack
 
-if TYPE_CHECKING:
-    from fourfold.ingest.data import Examples, Splits
-    from fourfold.ingest.model import Subject
-    from fourfold.ingest.task import Task
-
-
-class Diary(Protocol):
-    """What the search needs of a journal: remembered steps."""
-
-    def once(self, key: str, fn: Callable[[], Any]) -> Any: ...
-    def tensors(self, key: str, fn: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]: ...
-
-
-class Listener(Protocol):
-    """Where progress goes."""
-
-    def plan(self, stages: dict[str, float]) -> None: ...
-    def stage(self, name: str, total: int) -> None: ...
-    def advance(self, n: int = 1) -> None: ...
-    def best(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-Shape = dict[str, int]
-"""Units kept by site id ("encoder.3.ffn"); a missing id keeps everything, 0 removes the sub-layer."""
-
-
-@dataclass
-class Node:
-    """A model on the way down: its module, its anatomy, the original numbers of its blocks, and the recipe that led to it from the original."""
-
-    name: str
-    module: nn.Module
-    anatomy: Anatomy
-    kept: dict[str, list[int]]
-    recipe: Recipe
-    shape: Shape
-    sensitivities: Sensitivities | None = None
-
-
-@dataclass
-class Candidate:
-    """One structure, trained as far as `rung` says. `records` are its answers on the search split, `cost` its predicted cost relative to the
-    original."""
-
-    name: str
-    kind: str
-    recipe: Recipe
-    shape: Shape
-    cost: float
-    rung: int = 0
-    steps: int = 0
-    parent: str = "original"
-    kept: dict[str, list[int]] = field(default_factory=dict)
-    records: np.ndarray | None = None
-    quality: Relative | None = None
-    status: str = "open"
-    reason: str = ""
-    module: nn.Module | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Plan:
-    """What the time allows, decided once from measured step times and then journalled: no later decision looks at a clock.
-
-    `levels` cost targets from large to small · `steps` of full recovery per level · `short` steps of rung 1 · `sketches` shapes tried at rung 0 ·
-    `rivals` at rung 1 per level.
-    """
-
-    levels: list[float]
-    steps: list[int]
-    short: int
-    sketches: int
-    rivals: int
-    refine: int
-    hidden: float = 0.0
-
-
-@dataclass
-class Bench:
-    """Everything the search works on, handed over by `fourfold.optimize` so that no room reaches for another."""
-
-    subject: Subject
-    task: Task
-    splits: Splits
-    pool: Examples
-    teacher: Teacher
-    answers: Tensor | None
-    sample: Callable[[nn.Module], Tensor]
-    table: CostTable
-    sites: list[Site]
-    diary: Diary
-    listener: Listener
-    folder: Path
-    floor: float
-    seed: int
-    base_records: np.ndarray
-    batch: int = 32
-    lr: float = 2e-4
-    hidden_weight: float = 1.0
-    label_weight: float = 0.0
-    calibration: int = 384
-
-
-def site_ids(anatomy: Anatomy, kept: dict[str, list[int]] | None = None) -> dict[str, tuple[str, str | None]]:
-    """Site id → (sub-layer or block name, bundle name or None) of `anatomy`, numbered as in the original model."""
-    found: dict[str, tuple[str, str | None]] = {}
-    for stack in anatomy.stacks:
-        numbers = (kept or {}).get(stack.name, list(range(len(stack.blocks))))
-        for number, block in zip(numbers, stack.blocks, strict=True):
-            seen: dict[str, int] = {}
-            for sub in block.sublayers:
-                seen[sub.kind] = seen.get(sub.kind, 0) + 1
-                tail = sub.kind if seen[sub.kind] == 1 else f"{sub.kind}{seen[sub.kind]}"
-                found[f"{stack.name}.{number}.{tail}"] = (sub.name, sub.bundle.name if sub.bundle else None)
-            if not block.sublayers and block.removable:
-                found[f"{stack.name}.{number}.block"] = (block.path, None)
-    return found
-
-
-def cost_sites(anatomy: Anatomy) -> list[Site]:
-    """The sites of the original model as the cost table wants them: kind = stack, sub-layer kind and full size."""
-    found = []
-    bundles, subs = anatomy.bundles, anatomy.sublayers
-    varied = len({b.count for b in bundles.values()}) > 12
-    for ident, (name, bundle) in site_ids(anatomy).items():
-        full = bundles[bundle].count if bundle else 1
-        stack, _, kind = ident.rsplit(".", 2)
-        least = 0 if name not in subs or subs[name].absent else _least(bundles[bundle]) if bundle else 1
-        found.append(Site(ident, f"{stack}:{kind}" if varied else f"{stack}:{kind}:{full}", full, least))
-    return found
-
-
-def _least(bundle: Bundle) -> int:
-    """The smallest size of a bundle that may not go whole."""
-    return [n for n in sizes(bundle.count, bundle.kind) if n][-1]
-
-
-def cheapest(anatomy: Anatomy, table: CostTable, sites: list[Site]) -> float:
-    """Predicted cost of the smallest shape: every block gone that may go (one stays in a stack), elsewhere the least of each sub-layer."""
-    total = table.fixed
-    for stack in anatomy.stacks:
-        prices = []
-        for number in range(len(stack.blocks)):
-            own = [s for s in sites if s.name.rsplit(".", 2)[0] == stack.name and s.name.rsplit(".", 2)[1] == str(number)]
-            prices.append(sum(table.price(s, s.least) for s in own))
-        gone = [p for p, b in zip(prices, stack.blocks, strict=True) if b.removable]
-        total += sum(prices) - sum(gone) + (min(gone) if len(gone) == len(prices) and gone else 0.0)
-    return total
-
-
-def original(module: nn.Module, anatomy: Anatomy) -> Node:
-    """The root node."""
-    return Node("original", anatomy.prepared(module), anatomy, {s.name: list(range(len(s.blocks))) for s in anatomy.stacks}, anatomy.preparation, {})
-
-
-def prune(node: Node, shape: Shape, *, mend: bool = True) -> tuple[nn.Module, Recipe, dict[str, list[int]]]:
-    """A smaller copy of `node` with at most the units `shape` allows, repaired; the recipe from the original to it; the original numbers of its
-    blocks."""
-    assert node.sensitivities is not None
-    module = copy.deepcopy(node.module)
-    bundles = node.anatomy.bundles
-    units: dict[str, list[int]] = {}
-    absent: list[str] = []
-    blocks: dict[str, list[int]] = {}
-    kept: dict[str, list[int]] = {}
-    idents = {name: ident for ident, (name, _) in site_ids(node.anatomy, node.kept).items()}
-    for stack in node.anatomy.stacks:
-        gone = [i for i, b in enumerate(stack.blocks) if b.removable and _empty(b, idents, shape)]
-        if len(gone) == len(stack.blocks):
-            gone = gone[1:]  # a stack keeps one block, so that its norms and hooks stay meaningful
-        blocks[stack.name] = [i for i in range(len(stack.blocks)) if i not in gone]
-        kept[stack.name] = [node.kept[stack.name][i] for i in blocks[stack.name]]
-        for i in blocks[stack.name]:
-            for sub in stack.blocks[i].sublayers:
-                full = sub.bundle.count if sub.bundle else 1
-                want = min(full, shape.get(idents[sub.name], full))
-                if want == 0 and sub.absent:
-                    absent.append(sub.name)
-                elif sub.bundle and want < full and sub.bundle.name in node.sensitivities.gradients:
-                    units[sub.bundle.name] = kept_units(order_of(node.sensitivities, sub.bundle.name)[0], want or min(full, _least(sub.bundle)))
-    if mend:
-        for name, keep in units.items():
-            repair(module, bundles[name], keep, node.sensitivities.gram.get(name))
-    edits = recipe_for(node.anatomy, Keep(blocks=blocks, absent=absent, units=units)).edits
-    step = Recipe(edits[len(node.anatomy.preparation.edits):])  # the node's module is prepared already
-    return apply_recipe(module, step), node.recipe + step, kept
-
-
-def _empty(block: Block, idents: dict[str, str], shape: Shape) -> bool:
-    """Whether a shape leaves nothing of a block."""
-    if not block.sublayers:
-        return shape.get(idents.get(block.path, ""), 1) == 0
-    return all(shape.get(idents[sub.name], 1) == 0 for sub in block.sublayers)
-
-
-def evaluate(bench: Bench, module: nn.Module, examples: Examples) -> np.ndarray:
-    """Records [N, k] of `module` over `examples`, in their order."""
-    return evaluate_with(bench.subject, bench.task, module, examples)
-
-
-@torch.no_grad()
-def evaluate_with(subject: Subject, task: Task, module: nn.Module, examples: Examples, *, exact: bool = False) -> np.ndarray:
-    """Records of a torch module; in bf16 where that is fast, in its own precision when `exact`."""
-    all_cores()
-    module.eval()
-    rows: np.ndarray | None = None
-    for index in examples.batches(4 if bulky(task, examples) else 64, bucket=True):
-        batch = examples.collate(index)
-        with autocast(fast_bf16() and not exact):
-            z = subject.logits(module, tensors(batch)).float().numpy()
-        part = task.records(z, batch, examples.collate_targets(index) if examples.targets is not None else None)
-        if rows is None:
-            rows = np.zeros((len(examples), part.shape[1]))
-        rows[index] = part
-    assert rows is not None
-    return rows
+__all__ = [
+    "Bench", "Candidate", "Combine", "Diary", "Listener", "Node", "Plan", "Searcher", "Shape", "cheapest", "cost_sites", "evaluate_with", "original",
+    "prune", "signature", "site_ids",
+]  # fmt: skip
 
 
 class Searcher:
@@ -427,7 +213,7 @@ class Searcher:
             module, recipe, kept = start()
             done = self.distil(module, kept, steps, seed, self.bench.folder / f"{name}.ckpt.safetensors")
             made.update(module=module, recipe=recipe, kept=kept, wall=done.wall, cpu=done.cpu, curve=list(done.curve))
-            return {k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}
+            return snapshot(module)
 
         state = self.bench.diary.tensors(key, run)
         facts = self.bench.diary.once(
@@ -451,32 +237,14 @@ class Searcher:
         _, recipe, kept = start()
         return {"recipe": recipe.to_json(), "kept": kept, "wall": 0.0, "cpu": 0.0, "curve": []}
 
-    def distil(self, module: nn.Module, kept: dict[str, list[int]], steps: int, seed: int, checkpoint: Path | None) -> Any:
+    def distil(self, module: nn.Module, kept: dict[str, list[int]], steps: int, seed: int, checkpoint: Path | None) -> Recovery:
         """Recovery of a pruned module from the shared teacher."""
         bench = self.bench
-        schedule = Schedule(steps, bench.batch, bench.lr, seed=seed, hidden_weight=bench.hidden_weight, label_weight=bench.label_weight,
-                            dropout=False)
-        pairs = layer_map(self.root.anatomy, kept) if bench.hidden_weight > 0 else None
-        last = 0
-
-        def tick(step: int, _loss: float) -> None:
-            nonlocal last
-            bench.listener.advance(step - last)
-            last = step
-
-        return recover(
-            module,
-            bench.subject,
-            bench.task,
-            bench.pool,
-            schedule,
-            teacher=bench.teacher,
-            answers=bench.answers,
-            pairs=pairs,
-            hidden=hidden,
-            checkpoint=checkpoint,
-            progress=tick,
+        schedule = Schedule(
+            steps, bench.batch, bench.lr, seed=seed, hidden_weight=bench.hidden_weight, label_weight=bench.label_weight, dropout=False
         )
+        pairs = layer_map(self.root.anatomy, kept) if bench.hidden_weight > 0 else None
+        return bench.recover(module, schedule, pairs=pairs, checkpoint=checkpoint)
 
     def judge(self, candidate: Candidate) -> Candidate:
         """Search-split quality of a trained candidate, remembered; refuses to go on with one whose upper bound misses the floor by far."""
@@ -485,7 +253,7 @@ class Searcher:
         module = candidate.module
 
         def run() -> dict[str, Tensor]:
-            return {"records": torch.from_numpy(evaluate(bench, module, bench.splits.search))}
+            return {"records": torch.from_numpy(evaluate_with(bench.subject, bench.task, module, bench.splits.search))}
 
         candidate.records = bench.diary.tensors(f"judge:{candidate.name}:{candidate.steps}", run)["records"].numpy()
         candidate.quality = relative(
@@ -584,13 +352,6 @@ class Searcher:
             bench.listener.stage("refining near the floor", steps)
             self.finish(f"refine-{number}", node, shape, steps, bench.seed + 50 + number)
         return self.candidates
-
-
-def signature(shape: Shape) -> str:
-    """A short name of a shape, equal exactly when the shapes are."""
-    import hashlib
-
-    return hashlib.sha256(repr(sorted(shape.items())).encode()).hexdigest()[:16]
 
 
 class Combine(Rewrite):

@@ -90,6 +90,23 @@ def tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in batch.items()}
 
 
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's parameters and persistent buffers by name (tied ones under each of theirs): what a journal keeps of a training."""
+    return {k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}
+
+
+def counted(advance: Callable[[int], None]) -> Callable[[int, float], None]:
+    """A `progress` for `recover` that hands on how many steps were made since it was last called; a resumed training starts with many."""
+    last = 0
+
+    def tick(step: int, _loss: float) -> None:
+        nonlocal last
+        advance(step - last)
+        last = step
+
+    return tick
+
+
 class Teacher:
     """The original model, asked once: its logits over a pool of examples are computed in one pass and shared by every student.
 
