@@ -289,9 +289,9 @@ def chip(name: str) -> Chip:
     wanted = _plain(name)
     if wanted in known:
         return known[wanted]
-    near = {known[key].name for key in difflib.get_close_matches(wanted, known, n=4, cutoff=0.5)}
-    near |= {chip.name for key, chip in known.items() if len(wanted) >= 2 and wanted in key}
-    offered = ", ".join(sorted(near)[:6])
+    near = [known[key].name for key in difflib.get_close_matches(wanted, known, n=4, cutoff=0.5)]
+    near += [chip.name for key, chip in known.items() if len(wanted) >= 2 and wanted in key]
+    offered = ", ".join(list(dict.fromkeys(near))[:6])
     raise InputError(f"There is no chip {name!r} in the table.", (f"Did you mean: {offered}? " if offered else "") + "See: fourfold machines")
 
 
