@@ -1,6 +1,7 @@
 """The main job, told on one page: measure the original, find what can go, search, recover, race, prove, save.
 
-`optimize` hands each room what it needs, so that no room reaches for another; the stages themselves are `fourfold.run.job`.
+`optimize` hands each room what it needs, so that no room reaches for another; the stages themselves are `fourfold.run.stages`, on a
+`fourfold.run.job`.
 """
 
 from __future__ import annotations
@@ -113,6 +114,13 @@ def optimize(
     from fourfold.run import engines as registry
     from fourfold.run.account import report_data
     from fourfold.run.job import Job, Options, Silent
+    from fourfold.run.stages.baseline import baseline
+    from fourfold.run.stages.contest import contest
+    from fourfold.run.stages.ladder import ladder
+    from fourfold.run.stages.measure import measure
+    from fourfold.run.stages.prove import prove
+    from fourfold.run.stages.read import read
+    from fourfold.run.stages.search import search
     from fourfold.workload import Workload
 
     work = Workload(model=_words(model), data=_words(data), floor=floor, objective=objective, budget=budget, seed=seed)  # type: ignore[arg-type]
@@ -125,20 +133,20 @@ def optimize(
         raise InputError(f"{min(counts)} threads were asked for.", "Give a positive number of threads.")
     options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
     job = Job(work, options, progress or Silent(), folder)
-    job.read(model, data)
+    read(job, model, data)
     try:
-        job.baseline()
+        baseline(job)
         try:
-            job.measure()
-            job.search()
+            measure(job)
+            search(job)
         except KeyboardInterrupt:
             job.interrupted = True
             job.candidates = job.searcher.candidates if job.searcher else []
             job.warnings.append("Interrupted: the search ended early, and what it had found was raced and proved.")
             job.listener.note("interrupted: finishing with the best so far (press Ctrl-C again to stop at once)")
-        job.race()
-        job.prove()
-        job.account()
+        contest(job)
+        prove(job)
+        ladder(job)
         found: dict[str, Any] = {"schema": SCHEMA, **report_data(job)}
         best = Choice(job.best, job, found) if job.best is not None else None
         front = Front(job, found, best, points=[Choice(p, job, found) for p in job.points if p.status == "front"])

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.run.job import plan_for
+from fourfold.run.stages.plan import plan_for
 from fourfold.workload import Workload
 
 

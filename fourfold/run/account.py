@@ -288,7 +288,7 @@ def _candidate(job: Job, p: Point) -> dict[str, Any]:
         "test_quality": _interval(p.test),
         "relative_energy": _ratio(p.timing.cpu, p.timing.rounds) if p.timing else None,
         "relative_latency": _ratio(p.timing.wall, p.timing.rounds) if p.timing else None,
-        "relative_memory": p.bytes / max(1, weight_bytes(job._part("original", job.subject.module, None, type(p.setting)()))),
+        "relative_memory": p.bytes / max(1, weight_bytes(job.part("original", job.subject.module, None, type(p.setting)()))),
         "setting": _setting(p.setting),
         "cascade": cascade,
     }
@@ -331,7 +331,7 @@ def _absolute(job: Job) -> dict[str, Any]:
 
 
 def _simple(job: Job, s: Any) -> dict[str, Any]:
-    found = job._relative(s.test, "test")
+    found = job.relative(s.test, "test")
     score = float(job.task.metric.score(s.test, job.splits.test.targets))
     point = next((p for p in job.points if p.candidate.kind == "bag_of_words" and s.words is not None), None)
     energy = _ratio(point.timing.cpu, point.timing.rounds) if point and point.timing else None
@@ -366,13 +366,13 @@ def _knee(candidates: list[dict[str, Any]], front: list[int]) -> int | None:
 def _infeasible(job: Job, shown: list[Point], place: dict[str, int]) -> dict[str, Any]:
     """Why nothing was chosen, and the three nearest: cheaper ones by their lower bound first, then those that keep the quality but do not pay."""
     tested = [(p, p.test) for p in shown if p.test is not None]
-    near = sorted(tested, key=lambda pt: (not job._pays(pt[0]), -pt[1].low))[:3]
+    near = sorted(tested, key=lambda pt: (not job.pays(pt[0]), -pt[1].low))[:3]
     rows = [
         {
             "candidate": place[p.name],
             "shortfall": max(0.0, job.work.floor - test.low),
             "reason": f"keeps {test.value:.1%} [{test.low:.1%}, {test.high:.1%}] at {job.cost(p):.1%} of the cost"
-            + ("" if job._pays(p) else "; not cheaper than the original beyond doubt"),
+            + ("" if job.pays(p) else "; not cheaper than the original beyond doubt"),
         }
         for p, test in near
     ]
@@ -380,7 +380,7 @@ def _infeasible(job: Job, shown: list[Point], place: dict[str, int]) -> dict[str
         return {"reason": "no candidate could be built and raced", "nearest": []}
     best, test = near[0]
     n = len(job.splits.test)
-    if not job._pays(best):
+    if not job.pays(best):
         return {
             "reason": f"nothing that was tried is cheaper than the original beyond doubt (the nearest costs {job.cost(best):.1%} of it)",
             "nearest": rows,
@@ -436,7 +436,7 @@ def _race(job: Job, place: dict[str, int]) -> list[dict[str, Any]]:
     for p in job.points:
         if p.timing is None:
             continue
-        pays = job._pays(p)
+        pays = job.pays(p)
         rows.append(
             {
                 "name": p.name,

@@ -1,0 +1,202 @@
+"""The contest: every candidate in its likeliest precisions and back ends, words alone, and cascades, raced against the tuned original."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.errors import FourfoldError, ModelError
+from fourfold.measure.clock import RaceResult
+from fourfold.measure.quality import Relative
+from fourfold.run.artefact import Assembly, Part, Setting
+from fourfold.run.finals import Point, prepare, race_points
+from fourfold.run.stages.cascades import cascades
+
+if TYPE_CHECKING:
+    from fourfold.rewrites.compress.combine import Candidate
+    from fourfold.run.job import Job
+
+Way = tuple[str, str, dict[str, Any]]
+"""Engine, precision, and settings ("threads", "batch", "bucketing")."""
+
+
+def contest(job: Job) -> None:
+    """Every candidate in its likeliest precisions and back ends, and cascades of them, raced against the tuned original."""
+    from fourfold.solvers.bayes import dominated
+
+    everyone = [_original(job), *[c for c in job.candidates if c.status == "open" and c.module is not None]]
+    everyone += _smaller_vocabularies(job, everyone)
+    judged = [c for c in everyone if c.quality]
+    beaten = dominated([(c.cost, -c.quality.value) for c in judged if c.quality])
+    worth = {c.name for c, gone in zip(judged, beaten, strict=True) if not gone}
+    ways = _affordable(job, [(c, w) for c in everyone for w in _ways(job, c, c.name in worth)])
+    job.listener.stage("building precisions and back ends", len(ways))
+    for candidate, (engine, precision, how) in ways:
+        job.points.append(_point(job, candidate, Setting(engine, precision, **how)))
+        job.listener.advance()
+    job.points += _words(job)
+    _race(job, "race:points", [p for p in job.points if p.status == "open"], 0.10)
+    made = cascades(job)
+    job.points += made
+    _race(job, "race:cascades", made, 0.05)
+
+
+def _original(job: Job) -> Candidate:
+    """The original as a candidate: run better, it may be all that passes."""
+    from fourfold.recipe import Recipe
+    from fourfold.rewrites.compress.combine import Candidate
+
+    root = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=job.subject.module)
+    root.records, root.quality = job.base_search, Relative(1.0, 1.0, 1.0, len(job.base_search))
+    return root
+
+
+def _smaller_vocabularies(job: Job, everyone: list[Candidate]) -> list[Candidate]:
+    """Where memory is what counts, every structure once more without the token rows that no training text uses: as fast, but far smaller."""
+    from fourfold.recipe import apply
+    from fourfold.rewrites.compress.combine import Candidate, evaluate_with
+    from fourfold.rewrites.compress.vocabulary import VocabularyPruning, plan, reencoded
+
+    train = job.splits.train
+    if job.work.objective != "memory" or job.subject.tokenizer is None or "input_ids" not in train.columns or train.raw is None:
+        return []
+    if job.task.kind not in ("classification", "regression") or VocabularyPruning().declines(job.subject.module):
+        return []
+    made = []
+    for c in everyone:
+        if c.module is None or c.kind == "static":
+            continue
+        try:
+            pruned = plan(c.module, job.subject.tokenizer, list(train.columns["input_ids"]))
+            module = apply(copy.deepcopy(c.module), pruned.recipe)
+        except ModelError as error:
+            job.refusals["vocabulary"] = error.message
+            return []
+        subject = replace(job.subject, module=module, tokenizer=pruned.tokenizer)
+        smaller = Candidate(
+            f"{c.name}, fewer rows", c.kind, c.recipe + pruned.recipe, c.shape, c.cost, c.rung, c.steps, c.parent, c.kept, module=module,
+            extra={**c.extra, "subject": subject, "pruned": pruned},
+        )
+        seen = reencoded(job.splits.search, job.subject, pruned, job.options.max_length)
+        smaller.records = job.array(f"judge:{smaller.name}", lambda s=subject, m=module, e=seen: evaluate_with(s, job.task, m, e))
+        smaller.quality = job.relative(smaller.records, "search")
+        made.append(smaller)
+    return made
+
+
+def _ways(job: Job, candidate: Candidate, worth: bool) -> list[Way]:
+    """Settings to build a candidate in; one that another beats in both cost and quality is only kept for the record, as it was trained."""
+    base = ("torch", "fp32", {"threads": job.base_setting.threads, "batch": job.base_setting.batch, "bucketing": job.base_setting.bucketing})
+    pairs = [w for w in job.pairs if (w[0], w[1]) != ("torch", "fp32")]
+    if candidate.kind == "original":
+        return [base, *pairs]
+    if candidate.kind == "static":  # a table look-up has nothing to quantise that would pay; only the back end can differ
+        return [base, *[w for w in pairs if w[1] == "fp32"][:1]]
+    return [base, *pairs] if worth else [base]
+
+
+def _affordable(job: Job, ways: list[tuple[Candidate, Way]]) -> list[tuple[Candidate, Way]]:
+    """The builds that fit in a sixth of the budget by the original's own building times: plain PyTorch always, then the likeliest first.
+
+    Likely is: the best pair before the second best, and structures near the floor before those far from it; the original's and three
+    structures' best pairs are built in any case.
+    """
+    seconds = {(r["engine"], r["precision"]): float(r["prepared_s"]) for r in job.race_rows}
+    ranks = {(e, p): i for i, (e, p, _) in enumerate(job.pairs)}
+
+    def distance(c: Candidate) -> float:
+        return abs((c.quality.value if c.quality else 0.0) - job.work.floor - 0.01)
+
+    plain = [w for w in ways if (w[1][0], w[1][1]) == ("torch", "fp32")]
+    rest = sorted((w for w in ways if w not in plain), key=lambda w: (ranks[w[1][0], w[1][1]], w[0].kind != "original", distance(w[0])))
+    kept, spent = [], 0.0
+    for number, way in enumerate(rest):
+        cost = seconds.get((way[1][0], way[1][1]), 2.0) * (1.0 if way[0].kind == "original" else 0.7)
+        if number < 4 or spent + cost <= job.work.budget / 6:
+            kept.append(way)
+            spent += cost
+    return plain + kept
+
+
+def _point(job: Job, candidate: Candidate, setting: Setting) -> Point:
+    """A candidate built for a setting, with its answers on the search split; rejected, with the reason, where that fails."""
+    name = f"{candidate.name} · {setting.engine} {setting.precision}"
+    part = job.part(candidate.name, candidate.module, candidate, setting)
+    point = Point(name, candidate, Assembly(name, [part]), predicted=candidate.cost * _ratio(job, setting))
+    _, reason = prepare(part, job.raced(job.splits.search), job.folder / "engines" / candidate.name.replace(" ", "-"), job.work.seed)
+    if reason:
+        point.status, point.reason = "rejected", reason
+        return point
+    try:
+        point.search_records = job.array(f"point:{name}:search", lambda: _answers(job, part, candidate))
+    except FourfoldError as error:
+        point.status, point.reason = "rejected", error.message
+    if point.search_records is not None and not np.isfinite(point.search_records).all():
+        point.status, point.reason = "rejected", "answers with NaN or infinity on the search split"
+    if point.status == "open" and point.search_records is not None:
+        point.search = job.relative(point.search_records, "search")
+    return point
+
+
+def _answers(job: Job, part: Part, candidate: Candidate) -> np.ndarray:
+    """Records of a part over the search split. Plain PyTorch answers the same whatever its batch and threads, so all cores answer for it."""
+    from fourfold.rewrites.compress.combine import evaluate_with
+
+    if (part.setting.engine, part.setting.precision) != ("torch", "fp32") or part.module is None or part.reencode is not None:
+        return part.outputs(job.splits.search, job.task)
+    if candidate.kind == "original":
+        return job.base_search
+    return evaluate_with(part.subject, job.task, part.module, job.splits.search, exact=True)
+
+
+def _ratio(job: Job, setting: Setting) -> float:
+    """Cost of the original at an engine and precision, relative to its own best, as its race found it; 1 where that pair did not run."""
+    for r in job.race_rows:
+        if r["who"] == "candidate" and r["stage"] == "final" and (r["engine"], r["precision"]) == (setting.engine, setting.precision):
+            return r["cpu"]["value"]
+    return 1.0
+
+
+def _words(job: Job) -> list[Point]:
+    """The linear model on counted words, where there is one, as a point."""
+    from fourfold.recipe import Recipe
+    from fourfold.rewrites.compress.combine import Candidate
+
+    made = []
+    for simple in job.simple:
+        if simple.words is None or job.splits.search.raw is None:
+            continue
+        candidate = Candidate("bag of words", "bag_of_words", Recipe(()), {}, 0.01, 2)
+        part = Part("bag-of-words", job.subject, None, None, Setting("numpy", "fp32", 1, 256, False), words=simple.words)
+        point = Point("bag of words", candidate, Assembly("bag of words", [part]), simple.search, predicted=0.02)
+        point.search = job.relative(simple.search, "search")
+        made.append(point)
+    return made
+
+
+def _race(job: Job, key: str, points: list[Point], share: float) -> None:
+    """Race open points against the tuned original in `share` of the budget; journalled under `key` and the points' names."""
+    if not points:
+        return
+
+    def run() -> dict[str, Any]:
+        job.listener.stage("racing", 0)
+        base = job.signed("original", job.subject.module)
+        seconds = max(6.0, min(90.0, share * job.work.budget))
+        rows = job.raced(job.splits.test)
+        results = race_points(points, base, rows, job.task, seconds=seconds, seed=job.work.seed, objective=job.work.objective)
+        return {n: r.to_json() for n, r in results.items()}
+
+    results = job.journal.once(f"{key}:{_names(points)}", run)
+    for point in points:
+        point.timing = RaceResult.from_json(results[point.name])
+
+
+def _names(points: list[Point]) -> str:
+    """A digest of who raced."""
+    import hashlib
+
+    return hashlib.sha256("|".join(p.name for p in points).encode()).hexdigest()[:12]

@@ -1,0 +1,125 @@
+"""What the original is made of: its anatomy, what each unit matters, and what each unit costs on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fourfold.measure.clock import race
+from fourfold.run.artefact import Assembly
+from fourfold.run.finals import runner, sample_for
+from fourfold.run.stages.plan import plan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fourfold.cost.table import CostTable
+    from fourfold.ingest.data import Examples
+    from fourfold.rewrites.calibration import Sensitivities
+    from fourfold.rewrites.compress.combine import Node
+    from fourfold.run.job import Job
+
+
+def measure(job: Job) -> None:
+    """Anatomy, sensitivities in one calibration pass, the cost table, and the plan that the time allows."""
+    from fourfold.ingest.anatomy import anatomize
+    from fourfold.rewrites.compress.combine import cost_sites, original
+
+    job.listener.stage("finding what can be removed", 0)
+    anatomy = anatomize(job.subject.module, job.sample)
+    job.refusals = dict(anatomy.refusals)
+    if not any(stack.blocks for stack in anatomy.stacks):
+        why = next(iter(job.refusals.items()), (type(job.subject.module).__name__, "no stack of residual blocks was found"))
+        job.warnings.append(f"Nothing of {why[0]} can be removed ({why[1]}). It is still quantised, and its back ends are raced.")
+        return
+    root = job.root = original(job.subject.module, anatomy)
+    job.sites = cost_sites(anatomy)
+    root.sensitivities = _sensitivities(job, root)
+    job.table = _cost_table(job, root)
+    job.plan = plan(job, root)
+    share = max(10.0, job.work.budget - job.journal.elapsed)
+    job.listener.plan(
+        {
+            "asking the original": 0.08 * share,
+            "sketching shapes": 0.07 * share,
+            "pruning and distilling": 0.45 * share,
+            "distilling a static student": 0.08 * share,
+            "refining near the floor": 0.08 * share,
+            "building precisions and back ends": 0.14 * share,
+            "racing": 0.07 * share,
+            "proving on the unseen split": 0.03 * share,
+        }
+    )
+
+
+def _sensitivities(job: Job, root: Node) -> Sensitivities:
+    """What each unit matters, from one pass over as many training rows as the budget allows; journalled."""
+    from fourfold.rewrites.calibration import Sensitivities, calibrate
+
+    stacks = root.anatomy.stacks
+    units = sum(1 + len(b.sublayers) for stack in stacks for b in stack.blocks)
+    count = min(len(job.splits.train), int(np.clip(0.08 * job.work.budget / (4 * max(job.each, 1e-9)), 8, 384)))
+    ablated = min(count, int(0.06 * job.work.budget / (units * max(job.each, 1e-9))), 128 if not job.sequences else 16)
+
+    def run() -> dict[str, torch.Tensor]:
+        import torch
+
+        job.listener.stage("calibrating: what each unit matters", count + (sum(len(s.blocks) for s in stacks) if ablated >= 4 else 0))
+        found = calibrate(
+            job.subject,
+            root.module,
+            job.task,
+            job.splits.train,
+            root.anatomy,
+            examples=count,
+            ablated=ablated if ablated >= 4 else 0,
+            seed=job.work.seed,
+            progress=job.listener.advance,
+        )
+        flat = {f"gradients|{k}": v for k, v in found.gradients.items()} | {f"gram|{k}": v for k, v in found.gram.items()}
+        facts = json.dumps({"influence": found.influence, "ablation": found.ablation, "examples": found.examples})
+        flat["facts"] = np.frombuffer(facts.encode(), np.uint8).copy()
+        return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in flat.items()}
+
+    stored = job.journal.tensors("calibration", run)
+    facts = json.loads(stored["facts"].numpy().tobytes().decode())
+    gradients = {k.removeprefix("gradients|"): v.numpy() for k, v in stored.items() if k.startswith("gradients|")}
+    gram = {k.removeprefix("gram|"): v.numpy() for k, v in stored.items() if k.startswith("gram|")}
+    return Sensitivities(facts["influence"], facts["ablation"], gradients, gram, facts["examples"])
+
+
+def _cost_table(job: Job, root: Node) -> CostTable:
+    """What each removable unit costs: raced on this machine with units gone, or counted in bytes for the memory objective."""
+    from fourfold.cost.table import fit, variants
+    from fourfold.rewrites.compress.combine import prune
+
+    shapes = variants(job.sites)
+    if len(shapes) > 14:  # many kinds of sites: time the whole-kind removals only, the ridge shares presence and size
+        shapes = {n: s for n, s in shapes.items() if not n.endswith(":half")}
+
+    def module(name: str) -> nn.Module:
+        return root.module if name == "full" else prune(root, shapes[name], mend=False)[0]
+
+    def run() -> dict[str, float]:
+        job.listener.stage("timing removable units on this machine", len(shapes))
+        runners: dict[str, Callable[[], None]] = {}
+        sample: Examples | None = None
+        for name in shapes:
+            part = job.signed(name, module(name))
+            if sample is None:
+                sample = sample_for(part, job.raced(job.splits.search), min(0.6, job.work.budget / 600), job.work.seed, job.work.objective)
+            runners[name] = runner(Assembly(name, [part]), sample, job.task)
+            job.listener.advance()
+        seconds = max(3.0, min(25.0, 0.06 * job.work.budget))
+        results = race(runners, baseline="full", rounds=9, seed=job.work.seed, deadline=seconds, warmup=1, min_time=0.02)
+        return {n: (r.wall if job.work.objective == "latency" else r.cpu).value for n, r in results.items()}
+
+    if job.work.objective == "memory":
+        measured = {n: float(sum(p.numel() * p.element_size() for p in module(n).parameters())) for n in shapes}
+    else:
+        measured = job.journal.once("cost-table", run)
+    return fit(job.sites, shapes, measured)

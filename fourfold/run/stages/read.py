@@ -1,0 +1,119 @@
+"""Read model and data, split, open the journal, and keep as many rows as the budget can judge."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.run.job import capped
+
+if TYPE_CHECKING:
+    from fourfold.ingest.data import Examples
+    from fourfold.journal import Journal
+    from fourfold.run.job import Job
+
+SEARCH_ROWS, TEST_ROWS = 3_000, 20_000
+"""Rows of the search and test splits that are judged at most; more would cost time and no longer narrow the interval that matters."""
+
+
+def read(job: Job, model: Any, data: Any) -> None:
+    """Load model and data, split, open the journal."""
+    from fourfold.ingest.data import load_data
+    from fourfold.ingest.model import load_model
+
+    work, options = job.work, job.options
+    job.listener.stage("reading model and data", 0)
+    job.subject = load_model(model)
+    job.subject.module.eval()
+    if job.subject.origin.get("kind") == "opaque":
+        job.warnings.append(f"{job.subject.origin['why']}: the result can be used here, and saved only where a back end's own files carry it.")
+    splits, job.task = load_data(
+        data,
+        options.task,
+        job.subject,
+        columns=options.columns,
+        splits=options.splits,
+        seed=work.seed,
+        max_length=options.max_length,
+        metric=options.metric,
+    )
+    job.subject.inputs = tuple(n for n in job.subject.inputs if n in splits.train.columns)
+    job.splits = replace(splits, search=capped(splits.search, SEARCH_ROWS, work.seed), test=capped(splits.test, TEST_ROWS, work.seed))
+    if splits.note:
+        job.notes.append(splits.note)
+    job.batch = 32 if not job.sequences else int(np.clip(1024 // max(1, int(np.mean(splits.train.lengths))), 2, 32))
+    job.journal = _journal(job)
+    _limit(job)
+
+
+def _journal(job: Job) -> Journal:
+    """The journal of exactly this question; the old one is put aside where a fresh start is asked for."""
+    from fourfold.ingest.model import state
+    from fourfold.journal import Journal
+    from fourfold.machine import here
+
+    fingerprint = {
+        "weights": _digest(state(job.subject.module)),
+        "train": job.splits.train.digest(),
+        "search": job.splits.search.digest(),
+        "test": job.splits.test.digest(),
+        "floor": job.work.floor,
+        "objective": job.work.objective,
+        "budget": job.work.budget,
+        "seed": job.work.seed,
+        "metric": job.task.metric.name,
+        "engines": job.options.engines,
+        "threads": job.options.threads,
+        "machine": here().fingerprint,
+        "version": 4,
+    }
+    journal = Journal(job.folder, fingerprint)
+    if job.options.fresh and any("key" in e for e in journal.events()):
+        path = journal.path
+        journal.close()
+        os.replace(path, path.with_suffix(f".{int(time.time())}.old"))
+        journal = Journal(job.folder, fingerprint)
+    return journal
+
+
+def _limit(job: Job) -> None:
+    """Time the original on a few rows, and keep only as many search and test rows as the budget can judge a dozen times over."""
+    from fourfold.rewrites.compress.combine import evaluate_with
+
+    few = job.splits.test.take(np.arange(min(16, len(job.splits.test))))
+
+    def run() -> float:
+        evaluate_with(job.subject, job.task, job.subject.module, few, exact=True)
+        began = time.perf_counter()
+        evaluate_with(job.subject, job.task, job.subject.module, few, exact=True)
+        return (time.perf_counter() - began) / len(few)
+
+    job.each = float(job.journal.once("rows", run))
+    for name, share, least in (("search", 0.04, 100), ("test", 0.15, 300)):
+        whole: Examples = getattr(job.splits, name)
+        kept = capped(whole, max(least, int(share * job.work.budget / max(job.each, 1e-9))), job.work.seed)
+        if len(kept) < len(whole):
+            job.notes.append(
+                f"{len(kept):,} of {len(whole):,} {name} rows are used, which is what the budget of {job.work.budget:.0f} s can judge; "
+                "a larger one uses more."
+            )
+            job.splits = replace(job.splits, **{name: kept})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of named tensors: names, shapes, types and bytes."""
+    import hashlib
+
+    import torch
+
+    total = hashlib.sha256()
+    for name in sorted(values):
+        array = values[name].detach().contiguous()
+        total.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
+        total.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+    return total.hexdigest()
