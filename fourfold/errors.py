@@ -45,3 +45,9 @@ class Infeasible(FourfoldError):
     def __init__(self, message: str, mend: str = "", front: object | None = None) -> None:
         super().__init__(message, mend)
         self.front = front
+
+
+class Missing(FourfoldError):
+    """A figure that was asked for and cannot be had now, such as from a service that does not answer. Says why."""
+
+    exit_code = 3

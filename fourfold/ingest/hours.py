@@ -24,9 +24,10 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from fourfold.errors import InputError
+from fourfold.site import files, sigma, sources
 from fourfold.units import SIGNALS, Quantity
 
-READ, FILLED, MISSING, SUSPECT, PARTIAL, FORECAST, STALE = 0, 1, 2, 4, 8, 16, 32   # marks, added up
+READ, FILLED, MISSING, SUSPECT, PARTIAL, FORECAST, STALE, ANNUAL, ESTIMATED = 0, 1, 2, 4, 8, 16, 32, 64, 128   # marks, added up
 ABSURD = 5000.0                                                        # g/kWh: above any grid there is (oil in an old plant gives about 1,200)
 KILOGRAMS = 2.0                                                        # g/kWh: a series that never rises above is rather in kg/kWh
 MOST = 24 * 366 * 30                                                   # hours a file may span; more is a mistyped year
@@ -40,6 +41,8 @@ _MASS = {"g": 1.0, "kg": 1e3, "lb": 453.59237, "lbs": 453.59237, "t": 1e6}
 _ENERGY = {"kwh": 1.0, "mwh": 1e3, "gwh": 1e6, "mj": 1 / 3.6}
 _COMMENT = re.compile(r"^#\s*(unit|signal|source|zone|site|time)\s*[:=]\s*(.+?)\s*$", re.IGNORECASE)
 _HOUR = 3600
+_WORDS = {FILLED: "filled", SUSPECT: "unlikely", PARTIAL: "from part of the hour", FORECAST: "forecast", STALE: "stale",
+          ANNUAL: "annual average stands in", ESTIMATED: "estimated by the provider"}
 _Z90 = 1.6448536269514722
 
 
@@ -48,8 +51,9 @@ class Hours:
     """Carbon intensity of R sites in T consecutive hours.
 
     `names` [R]; `start` the first hour's beginning, aware UTC, on the hour; `values` [R, T] float64 in gCO2e/kWh, NaN where missing; `signal` average
-    or marginal; `source` where from; `marks` [R, T] uint8, a sum of FILLED, MISSING, SUSPECT, PARTIAL, FORECAST and STALE, 0 where read as it is;
-    `notes` what was done, in sentences; `sha256` of the file as it lay on disk. Raises InputError where the parts do not fit each other.
+    or marginal; `source` where from; `marks` [R, T] uint8, a sum of FILLED, MISSING, SUSPECT, PARTIAL, FORECAST, STALE, ANNUAL (a year's average
+    stands in) and ESTIMATED (by the provider), 0 where read as it is; `notes` what was done, in sentences; `sha256` of the file as it lay on disk.
+    Raises InputError where the parts do not fit each other.
     """
 
     names: tuple[str, ...]
@@ -137,16 +141,19 @@ class Hours:
         return made
 
     def at(self, name: str, when: datetime | str) -> Quantity | None:
-        """The intensity of a site in the hour that holds `when`, 90 % interval of 10 % (our choice); None where missing."""
+        """The intensity of a site in the hour that holds `when`; None where missing.
+
+        The 90 % interval is 10 % (our choice), or an annual figure's where one stands in. Filled, forecast, estimated and stale hours are modelled.
+        """
         row, hour = self.only([name]), self.index(when)
         value, mark = float(row.values[0, hour]), int(row.marks[0, hour])
-        return None if math.isnan(value) else self._quantity(name, value, "modelled" if mark & (FILLED | FORECAST | STALE) else "published")
+        return None if math.isnan(value) else self._quantity(name, value, mark)
 
     def mean(self, name: str) -> Quantity | None:
         """The mean over all known hours of a site; None without one. 90 % interval of 10 %: the errors of hours are shared, so none average out."""
         known = self.only([name]).values[0]
         known = known[~np.isnan(known)]
-        return self._quantity(name, float(known.mean()), "published") if known.size else None
+        return self._quantity(name, float(known.mean()), int(np.bitwise_or.reduce(self.only([name]).marks[0]))) if known.size else None
 
     def describe(self) -> list[dict[str, Any]]:
         """One row of statistics a site: hours, missing, filled, suspect; mean, min, p10, median, p90, max in g/kWh; swing.
@@ -182,9 +189,14 @@ class Hours:
         file.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
         return file
 
-    def _quantity(self, name: str, value: float, grade: str) -> Quantity:
-        source = f"{self.source or 'hours'}:{name}"
-        return Quantity(value, "gCO2e/kWh", grade, value * 0.9, value * 1.1, method=f"hourly {self.signal}", source=source, signal=self.signal)
+    def _quantity(self, name: str, value: float, mark: int) -> Quantity:
+        annual = bool(mark & ANNUAL)
+        grade = "assumed" if annual else "modelled" if mark & (FILLED | FORECAST | STALE | ESTIMATED) else "published"
+        spread = math.exp(_Z90 * sigma(value)) if annual else 1.1
+        low, high = (value / spread, value * spread) if annual else (value * 0.9, value * spread)
+        words = [word for flag, word in _WORDS.items() if mark & flag]
+        method = f"hourly {self.signal}" + (f" ({', '.join(words)})" if words else "")
+        return Quantity(value, "gCO2e/kWh", grade, low, high, method=method, source=f"{self.source or 'hours'}:{name}", signal=self.signal)
 
 
 def read_hours(ref: str | Path, fill: int = 3, *, zone: str | None = None, unit: str | None = None, signal: str | None = None,
@@ -225,6 +237,30 @@ def bundled(name: str, fill: int = 3, *, suspects: str = "keep") -> Hours:
     return replace(_parsed(data, file, fill, None, "g/kWh", "average", suspects), source=f"{source['title']} ({source['licence']})")
 
 
+def from_readings(name: str, seconds: Sequence[float], values: Sequence[float], *, signal: str, source: str, marks: Sequence[int] | None = None,
+                  start: datetime | None = None, end: datetime | None = None, step: int | None = None, notes: Sequence[str] = (),
+                  fill: int = 3) -> Hours:
+    """Hours of one site from readings: `seconds` since 1970, `values` in g/kWh, `marks` of each; cut and padded to [start, end) where given.
+
+    `step` is the readings' distance in seconds, found from them if left out. Raises InputError as `read_hours` does, and where nothing is left.
+    """
+    first, last = (edge and int(_moment(edge).timestamp() // _HOUR * _HOUR) for edge in (start, end))
+    kept = [index for index, second in enumerate(seconds) if (first is None or second >= first) and (last is None or second < last)]
+    if not kept:
+        raise InputError(f"{source} has no hours of {name} in that time.", "Ask for another time.")
+    at, flags = [int(seconds[index]) for index in kept], [int(marks[index]) if marks else READ for index in kept]
+    cells = _Cells([name], at, [0] * len(kept), [float(values[index]) for index in kept], [index + 1 for index in kept], True, signal, list(notes))
+    begin, grid, grades = _gridded(cells, source, step)
+    for second, flag in zip(at, flags, strict=True):
+        grades[0, (second - int(begin.timestamp())) // _HOUR] |= flag
+    before = int(begin.timestamp() - first) // _HOUR if first is not None else 0
+    after = int(last - begin.timestamp()) // _HOUR - grid.shape[1] if last is not None else 0
+    room = ((0, 0), (before, max(0, after)))
+    padded = np.pad(grid, room, constant_values=np.nan)
+    made = Hours((name,), begin - timedelta(hours=before), padded, signal, source, np.pad(grades, room), tuple(cells.notes))
+    return made.filled(fill)
+
+
 # ---- from text to cells --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -243,8 +279,6 @@ class _Cells:
 
 
 def _bundles() -> dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    from fourfold.site import files, sources
-
     return {file.partition(".")[0]: (file, record, sources()[record["source"]]) for file, record in files().items() if file.endswith(".csv.gz")}
 
 
@@ -474,12 +508,12 @@ def _step(cells: _Cells) -> int:
     return int(sizes[np.argmax(counts)])
 
 
-def _gridded(cells: _Cells, name: str) -> tuple[datetime, np.ndarray, np.ndarray]:
+def _gridded(cells: _Cells, name: str, step: int | None = None) -> tuple[datetime, np.ndarray, np.ndarray]:
     """First hour, values [R, T] and marks [R, T]: means over the readings within each hour."""
     seconds, sites = np.array(cells.seconds, np.int64), np.array(cells.sites)
     values, lines = np.array(cells.values), np.array(cells.lines)
     _check_values(cells, values, name)
-    step = _step(cells)
+    step = step or _step(cells)
     if step > _HOUR or _HOUR % step:
         every = f"{step / _HOUR:g} h" if step > _HOUR else f"{step / 60:g} min"
         raise InputError(f"{name} has one value each {every}.", "Expected hourly values, or a step that divides the hour: 5, 10, 15, 20 or 30 min.")
