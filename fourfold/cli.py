@@ -28,6 +28,10 @@ app = typer.Typer(
 )
 
 Subject = Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="Artefact folder or report.json, or a technique of `fourfold list`.")]
+At = Annotated[str | None, typer.Option("--site", help="Where it runs now: tokyo, FR, gcp:us-central1 … Puts CO2e and the Map lever in the report.")]
+ToSite = Annotated[str | None, typer.Option("--to-site", help="Where it will run.")]
+InHall = Annotated[str | None, typer.Option("--hall", help="PUE before and after, 1.58:1.10; or means, 1.58:immersion; or a file of `fourfold hall --json`.")]
+OnePue = Annotated[str | None, typer.Option("--pue", help="The hall's PUE, before and after alike.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `fourfold optimize --out` wrote.")]
 
 
@@ -71,6 +75,10 @@ def optimize(
     fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Start anew, or go on from the journal in --out.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write the HTML report here too.")] = None,
     progress: Annotated[str, typer.Option(help="auto, plain, json (lines on stderr) or none.")] = "auto",
+    site: At = None,
+    to_site: ToSite = None,
+    hall: InHall = None,
+    pue: OnePue = None,
     as_json: AsJson = False,
 ) -> int:
     """Search for a model that does the same work for less, prove its quality on unseen data, and save it.
@@ -102,6 +110,10 @@ def optimize(
             fresh=fresh,
             progress=shown,
             command=shlex.join(["fourfold", *sys.argv[1:]]),
+            site=site,
+            to_site=to_site,
+            hall=hall,
+            pue=pue,
         )
     if report:
         front.report(report)
@@ -167,12 +179,20 @@ def report(
     path: Annotated[Path, typer.Argument(metavar="FOLDER|REPORT.JSON", help="Artefact folder, or a report.json.")],
     html: Annotated[Path | None, typer.Option(help="Write the self-contained HTML report here.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the picture of the front here.")] = None,
+    site: At = None,
+    to_site: ToSite = None,
+    hall: InHall = None,
+    pue: OnePue = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what was found, and how sure it is."""
+    """Show what was found, and how sure it is; with a site or a hall, all four levers. Nothing is run again."""
     from fourfold.report.json import read
 
     document = read(path)
+    if (site, to_site, hall, pue) != (None, None, None, None):
+        from fourfold.report import with_levers
+
+        document = with_levers(document, site=site, to_site=to_site, hall=hall, pue=pue)
     if html:
         from fourfold.report.html import write
 

@@ -99,6 +99,10 @@ def optimize(
     fresh: bool = False,
     progress: Any = None,
     command: str = "",
+    site: Any = None,
+    to_site: Any = None,
+    hall: str | None = None,
+    pue: float | str | None = None,
 ) -> Front:
     """Make `model` cheaper and prove it.
 
@@ -106,7 +110,7 @@ def optimize(
     quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
     energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
     -> float. With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
-    so far.
+    so far. `site`, `to_site`, `hall` and `pue` put the other two levers into the report (`fourfold.run.levers`).
 
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
     """
@@ -114,6 +118,7 @@ def optimize(
     from fourfold.run import engines as registry
     from fourfold.run.account import report_data
     from fourfold.run.job import Job, Options, Silent
+    from fourfold.run.levers import examine, levers
     from fourfold.run.stages.baseline import baseline
     from fourfold.run.stages.contest import contest
     from fourfold.run.stages.ladder import ladder
@@ -126,6 +131,7 @@ def optimize(
     work = Workload(model=_words(model), data=_words(data), floor=floor, objective=objective, budget=budget, seed=seed)  # type: ignore[arg-type]
     for name in engines or ():
         registry.engine(name)
+    place = examine(site=site, to_site=to_site, hall=hall, pue=pue)   # before hours of work, not after
     target = Path(out) if out is not None else None
     folder = _folder(target)
     counts = [threads] if isinstance(threads, int) else list(threads) if threads else None
@@ -148,6 +154,7 @@ def optimize(
         prove(job)
         ladder(job)
         found: dict[str, Any] = {"schema": SCHEMA, **report_data(job)}
+        found["levers"] = levers(found, **place)
         best = Choice(job.best, job, found) if job.best is not None else None
         front = Front(job, found, best, points=[Choice(p, job, found) for p in job.points if p.status == "front"])
         if best is None:

@@ -19,3 +19,14 @@ def write(report: Any, path: Path | str) -> Path:
     if path.suffix.lower() not in ways:
         raise InputError(f"a report cannot be written as {path.suffix or 'a file without an ending'!r}.", f"Choose an ending of: {', '.join(ways)}.")
     return ways[path.suffix.lower()](report, path)
+
+
+def with_levers(report: Any, **place: Any) -> dict[str, Any]:
+    """A finished report with its four levers put in, or put in anew; what was measured is not touched.
+
+    `site`, `to_site`, `hall`, `pue` and the errors raised as in `fourfold.run.levers.levers`.
+    """
+    from fourfold.report.schema import SCHEMA
+    from fourfold.run.levers import levers
+
+    return {**report, "schema": SCHEMA, "levers": levers(report, **place)}

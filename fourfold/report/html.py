@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fourfold.report import plot, story, words
+from fourfold.report import plot, story, waterfall, words
 from fourfold.report.json import replace
 
 _WIDE, _NARROW = (920, 480), (374, 400)  # px: what a desktop column and a phone show
@@ -58,6 +58,8 @@ def page(report: Any) -> str:
         "any_untested": any(not point.tested for point in plot.points(report) if point.kind == "front"),
         "shapes": _shapes(report, subject),
         "falls": _falls(report),
+        "levers": report.get("levers"),
+        "water": waterfall.bars(report["levers"]) if report.get("levers") else None,
         "timeline": _timeline(report),
         "first": told.get(next((i for i, row in enumerate(report["candidates"]) if row is subject), -1)),
         "told": Markup(_script_safe(json.dumps(told, ensure_ascii=False))),
@@ -75,6 +77,7 @@ def page(report: Any) -> str:
         "noun": _noun,
         "sublayer": _sublayer,
         "kept_blocks": _kept_blocks,
+        "lever_unit": story.unit_of,
     }
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_asset("page.html")).render(**facts, **ways)

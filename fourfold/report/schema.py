@@ -12,7 +12,12 @@ The TypedDicts below *are* the schema: `validate` walks them, so there is no sec
   modelled (CPU time × stated power), assumed.
 * **Factors** are how many times cheaper: `before / after` in relative energy of the whole run. The first `before` is 1, each `before` is the last
   row's `after`, and the last `after` is the chosen candidate's relative energy, so the factors' product is exactly `total`.
+* **Levers** (since version 2; absent from older reports) carry the saving on to the hall and the grid: four rows, Model, Machine, Mechanization, Map, in
+  that order, whose factors multiply to `levers.total`. A row that was not given is 1 with the grade null. Every row keeps its own grade; the total has
+  the weakest of those given. `levers.carbon` is gCO2e of 1,000 examples before and after (null without a site), and a row's `amount` its part of it.
 * Numbers are finite (JSON has no NaN).
+
+Versions: "fourfold.report/1" has no `levers`; "fourfold.report/2" may have them. Both are read; 2 is written.
 
 A key marked NotRequired may be left out. `validate(report)` returns sentences; an empty list means the document is sound. Source of the picture's
 axes: NTT DATA's green-AI model-compression study (relative accuracy against relative emission).
@@ -24,7 +29,11 @@ import math
 import types
 from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-SCHEMA = "fourfold.report/1"
+from fourfold.ledger import LEVERS
+from fourfold.units import GRADES
+
+SCHEMA = "fourfold.report/2"
+READS = ("fourfold.report/1", SCHEMA)
 
 Grade = Literal["measured", "counted", "modelled", "assumed", "published"]
 Status = Literal["front", "dominated", "infeasible", "stopped"]
@@ -228,6 +237,44 @@ class Citation(TypedDict):
     url: NotRequired[str]
 
 
+class Figure(TypedDict):
+    """A graded value in its unit. `grade` is null, and the value 1, where nothing was given; an end that is not known is null."""
+
+    value: float
+    low: float | None
+    high: float | None
+    unit: str  # "1", "gCO2e"
+    grade: Grade | None
+    method: str
+    source: str
+
+
+class Lever(TypedDict):
+    lever: Literal["model", "machine", "mechanization", "map"]
+    title: str  # what was done, in words; "not given"
+    given: bool
+    factor: Figure  # times less: 4.0 = a quarter
+    share: float | None  # ln factor / ln total
+    amount: Figure | None  # gCO2e of 1,000 examples that this lever takes off (Shapley value)
+
+
+class Carbon(TypedDict):
+    run: str  # "1,000 examples"
+    before: Figure
+    after: Figure
+
+
+class Levers(TypedDict):
+    rows: list[Lever]  # all four, in order
+    total: Figure
+    energy: Figure  # the product without Map
+    carbon: Carbon | None
+    signal: str  # "average", or "" without a site
+    site: str | None  # id of the place it runs at
+    to_site: str | None  # and of the one it moves to
+    notes: list[str]
+
+
 class Report(TypedDict):
     schema: str
     created: str  # ISO 8601, UTC
@@ -259,6 +306,7 @@ class Report(TypedDict):
     citations: list[Citation]
     notes: list[str]
     warnings: list[str]
+    levers: NotRequired[Levers | None]
 
 
 def _kind(value: Any) -> str:
@@ -325,8 +373,8 @@ def _indices(report: Any) -> list[str]:
 def _sense(report: Any) -> list[str]:
     """What types cannot say: indices exist, the verdict agrees with itself, factors telescope."""
     lines = _indices(report)
-    if report["schema"] != SCHEMA:
-        lines.append(f"report.schema is {report['schema']!r}; this version reads {SCHEMA!r}")
+    if report["schema"] not in READS:
+        lines.append(f"report.schema is {report['schema']!r}; this version reads {' and '.join(map(repr, READS))}")
     if report["floor_met"] == (report["best"] is None):
         lines.append(f"report.floor_met is {report['floor_met']}, yet best is {report['best']}")
     if not report["floor_met"] and report["infeasible"] is None:
@@ -335,7 +383,7 @@ def _sense(report: Any) -> list[str]:
         cascade = candidate["cascade"]
         if cascade and not len(cascade["members"]) == len(cascade["shares"]) == len(cascade["thresholds"]) + 1:
             lines.append(f"report.candidates[{i}].cascade: members and shares must be equally many, thresholds one fewer")
-    return lines or _telescope(report)
+    return lines or _telescope(report) + _product(report.get("levers"))
 
 
 def _telescope(report: Any) -> list[str]:
@@ -353,6 +401,27 @@ def _telescope(report: Any) -> list[str]:
         best = None if report["best"] is None else report["candidates"][report["best"]]["relative_energy"]
         if best and not math.isclose(best["value"], last, rel_tol=1e-6):
             lines.append(f"report.factors end at {last:.6g}; the best candidate's relative energy is {best['value']:.6g}")
+    return lines
+
+
+def _product(levers: Any) -> list[str]:
+    """The levers' factors: all four, positive, multiplying to the total, none better graded in it than by itself."""
+    if levers is None:
+        return []
+    rows = levers["rows"]
+    if [row["lever"] for row in rows] != list(LEVERS):
+        return [f"report.levers.rows are {', '.join(row['lever'] for row in rows) or 'none'}; expected {', '.join(LEVERS)}"]
+    lines = [f"report.levers.rows[{i}] is{'' if row['given'] else ' not'} given, yet its grade is {row['factor']['grade']}"
+             for i, row in enumerate(rows) if row["given"] == (row["factor"]["grade"] is None)]
+    if any(row["factor"]["value"] <= 0 for row in rows):
+        return [*lines, "report.levers: a factor must be positive"]
+    total = math.prod(row["factor"]["value"] for row in rows)
+    if not math.isclose(total, levers["total"]["value"], rel_tol=1e-6):
+        lines.append(f"report.levers.total is {levers['total']['value']:.6g}; the factors multiply to {total:.6g}")
+    grades = [row["factor"]["grade"] for row in rows if row["factor"]["grade"]]
+    weakest = max(grades, key=GRADES.index, default=None)
+    if levers["total"]["grade"] != weakest:
+        lines.append(f"report.levers.total is graded {levers['total']['grade']}; its weakest factor is {weakest}")
     return lines
 
 

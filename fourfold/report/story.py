@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fourfold.report.words import count, energy, interval, percent, setting, span, times
+from fourfold.report.waterfall import NAMES
+from fourfold.report.words import count, energy, factor, grams, interval, percent, setting, span, times
 
 _SPENT = {"energy": "energy", "latency": "time", "memory": "memory"}
 _FEW = 4  # refusals told by name
@@ -84,10 +85,30 @@ def story(report: Any) -> list[str]:
         lines += [sentence for stack in best["structure"] for sentence in _stack(stack)]
         lines += _vocabulary(best) + _cascade(best)
         lines += [_factor(row) for row in report["factors"]]
+    lines += levers(report)
     lines += _refused(report)
     cost = report["cost"]
     lines.append(f"Finding it took {span(cost['wall_s'])} and {energy(cost['joules'])}. {break_even(report)}".rstrip())
     return lines
+
+
+def levers(report: Any) -> list[str]:
+    """The four levers multiplied, in a sentence or two; nothing where the report has none, or none was pulled."""
+    found = report.get("levers")
+    if not found or not any(row["given"] for row in found["rows"]):
+        return []
+    parts = [f"{NAMES[row['lever']]} {times(row['factor']['value'])} ({row['factor']['grade'] or row['title']})" for row in found["rows"]]
+    lines = [f"{' × '.join(parts)} = {factor(found['total'])} less {unit_of(found)} ({found['total']['grade']})."]
+    carbon = found["carbon"]
+    if carbon:
+        lines.append(f"{carbon['run']}: {grams(carbon['before'])} before, {grams(carbon['after'])} after ({carbon['after']['grade']}, "
+                     f"{found['signal']} intensity).")
+    return lines
+
+
+def unit_of(levers: Any) -> str:
+    """What the product of the levers counts: CO2e where the grid is known or the hall, else energy."""
+    return "CO2e" if levers["site"] is not None else "energy"
 
 
 def _simple(report: Any) -> str:

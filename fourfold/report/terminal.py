@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from fourfold.report import story, words
+from fourfold.report.waterfall import NAMES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,8 @@ def show(report: Any, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     console.print(_verdict(report))
     console.print(_front(report, console.width))
+    if report.get("levers"):
+        console.print(levers(report["levers"], console.width))
     for line in _facts(report):
         console.print(line, soft_wrap=False)
 
@@ -89,6 +92,31 @@ def _candidate(report: Any, index: int) -> tuple[str, str, str, int, str, str]:
     name = candidate["name"].removesuffix(f" · {engine}")  # told under "how"
     cells = (f"{mark} {escape(name)}", shown, words.interval(candidate["relative_energy"], False), candidate["parameters"])
     return *cells, escape(how), "bold green" if best else "" if met else "dim"
+
+
+def levers(found: Any, width: int = 100) -> Any:
+    """The four levers (`fourfold.report.schema.Levers`) as a table: factor, interval, grade and what was done, then the total and the grams."""
+    from rich import box
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, footer_style="bold")
+    total = found["total"]
+    shown.add_column("lever", footer="together", no_wrap=True)
+    shown.add_column("times less", footer=words.factor(total), justify="right", no_wrap=True)
+    shown.add_column("grade", footer=total["grade"] or "", no_wrap=True)
+    if width >= 70:
+        shown.add_column("what", footer=f"less {story.unit_of(found)}", overflow="fold", ratio=1)
+    for row in found["rows"]:
+        cells = [NAMES[row["lever"]], words.factor(row["factor"]), row["factor"]["grade"] or "–", *([escape(row["title"])] if width >= 70 else [])]
+        shown.add_row(*cells, style="" if row["given"] else "dim")
+    carbon, lines = found["carbon"], []
+    if carbon:
+        lines = [f"{carbon['run']}: {words.grams(carbon['before'])} before, {words.grams(carbon['after'])} after ({carbon['after']['grade']}, "
+                 f"{found['signal']} intensity)."]
+    return Group(shown, *(Text(line, style="dim") for line in [*lines, *found["notes"]]))
 
 
 def _facts(report: Any) -> list[Any]:

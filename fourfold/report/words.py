@@ -45,6 +45,33 @@ def times(factor: float | None) -> str:
     return "–" if factor is None else f"{factor:,.0f}×" if factor >= 19.95 else f"{factor:.1f}×" if factor >= 1.995 else f"{factor:.2f}×"
 
 
+def factor(figure: Any) -> str:
+    """How many times less, with its interval: "15× [13, 17]"."""
+    if figure is None:
+        return "–"
+    ends = "" if figure["low"] is None or figure["high"] is None or figure["low"] == figure["high"] else f" {span_of(figure)}"
+    return times(figure["value"]) + ends
+
+
+def span_of(figure: Any) -> str:
+    """The interval of a factor alone: "[13, 17]"; three figures where both ends would read alike."""
+    low, high = (times(figure[end]).removesuffix("×") for end in ("low", "high"))
+    if low == high:
+        low, high = (f"{figure[end]:.4g}" for end in ("low", "high"))
+    return f"[{low}, {high}]"
+
+
+def grams(figure: Any) -> str:
+    """CO2e in the unit it deserves: "8.52 mg CO2e", "1.2 kg CO2e"."""
+    if figure is None:
+        return "–"
+    value = figure["value"]
+    for size, unit in ((1e6, "t"), (1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit} CO2e"
+    return f"{value / 1e-6:.3g} µg CO2e"
+
+
 def count(value: float | None) -> str:
     """A count in a few digits: 22_713_216 → "22.7 M"."""
     if value is None:

@@ -26,3 +26,14 @@ def study(*, it_kw: float = 1000.0, rated_kw: float | None = None, pue: Any = No
     shares = read_load(load) if isinstance(load, str | Path) else load
     known = None if pue is None else stated_pue(pue)
     return made(Hall(it_kw, rated_kw, known, set_point, cooling), weather, limit=limit, load=shares, **more)
+
+
+def pue_after(pue: Any, means: list[str]) -> Any:
+    """The PUE (a Quantity) that a hall of PUE `pue` would have with `means`: set_point, overcooling, immersion; one or several that go together.
+
+    Modelled, or published where a published reduction is used. Outside air needs hourly temperatures: `study`. Raises InputError for other names.
+    """
+    from fourfold.decisions.host._hall import stated_pue
+    from fourfold.decisions.host._study import pue_with
+
+    return pue_with(stated_pue(pue), means)

@@ -11,7 +11,7 @@ from fourfold.cite import BIBLIOGRAPHY
 from fourfold.decide import Solution, Solver, solve
 from fourfold.decisions.host import _hall
 from fourfold.decisions.host._hall import Hall, Weather, figure
-from fourfold.decisions.host.problem import CHILLER, MIXED, OUTSIDE, Cool, Fleet, Serve
+from fourfold.decisions.host.problem import MIXED, OUTSIDE, Cool, Fleet, Serve
 from fourfold.errors import InputError
 from fourfold.units import GRADES, Quantity
 
@@ -122,10 +122,9 @@ class _Bench:
         factor = self._factor(price or paid, grade, source)
         it = [float(problem.hourly(_spread(answer))["IT"].sum()) for problem in self.problems]
         after = figure([(price or paid)(problem) / used for problem, used in zip(self.problems, it, strict=True)], grade=grade, method=_METHOD)
-        modes = np.asarray(answer["modes"], int)
-        hours = {"free": int((modes == OUTSIDE).sum()), "partial": int((modes == MIXED).sum()), "chiller": int((modes == CHILLER).sum())}
+        hours = self.problems[0].hours(answer)
         told = {"factor": factor.to_json(), "pue_after": after.to_json(), "set_point": answer["set_point"]}
-        return {**told, **({"hours": hours} if answer["cooling"] == "air" and self.weather.hourly else {})}
+        return {**told, **({"hours": hours} if any(answer["modes"]) else {})}
 
     def serving(self, name: str) -> dict[str, Any]:
         """What technique `name` would make of the servers: factor on the whole hall, servers off, batches; or why it cannot be told."""
@@ -212,6 +211,31 @@ class _Bench:
         modes = solve(warm, technique("economiser")()).answer["modes"]
         joined = {**problem.baseline(), "set_point": point, "modes": modes}
         return [answer for answer in (joined, {**joined, "cut": "overcooling"}) if not problem.violations(answer)]
+
+
+def pue_with(pue: Quantity, means: Sequence[str], seed: int = 0) -> Quantity:
+    """The PUE of a chiller-cooled hall of PUE `pue` with `means` together. Raises InputError for means that need hours, are unknown, or do not go
+    together."""
+    known = ("set_point", "overcooling", "immersion")
+    odd = [name for name in means if name not in known]
+    if "economiser" in odd:
+        raise InputError("What outside air saves depends on hourly temperatures, which are not at hand here.",
+                         "Find the PUE with `fourfold hall --temperatures hourly.csv`, and give it: --hall 1.58:1.32.")
+    if odd or not means:
+        raise InputError(f"{odd[0] if odd else 'Nothing'!r} is not a means of the hall.", f"Give a PUE, or of: {', '.join(known)}.")
+    if "immersion" in means and len(means) > 1:
+        raise InputError("An immersed hall has no air to warm or to control.", "Give immersion alone.")
+    hall = Hall(pue=pue)
+    problems = [Cool(hall, _hall.ANYWHERE, drawn=drawn, pue=_hall.known_pue(hall, drawn["pue"])) for drawn in _hall.draws(seed)]
+    answer = problems[0].baseline()
+    if "set_point" in means:
+        from fourfold.techniques import technique
+
+        answer["set_point"] = solve(problems[0], technique("set_point")()).answer["set_point"]
+    answer = {**answer, "cut": "overcooling" if "overcooling" in means else "", "cooling": "immersion" if "immersion" in means else "air"}
+    ratios = [problem.cost(answer) / problem.cost(problem.baseline()) for problem in problems]
+    cut = figure(ratios, grade=_grade(answer), method=_METHOD, source="fourfold's hall model: " + " + ".join(means))
+    return pue * cut
 
 
 def _spread(answer: dict[str, Any]) -> dict[str, Any]:

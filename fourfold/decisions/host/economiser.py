@@ -41,13 +41,7 @@ class Economiser(Solver):
         budget.spend(len(modes))
         answer["modes"] = [int(mode) for mode in modes]
         alone = problem.allowed <= {"outside air"}
-        return Proposal(answer, bound=float(price[np.arange(len(modes)), modes].sum()) if alone else None, evidence={"free_hours": free_hours(answer)})
-
-
-def free_hours(answer: dict[str, Any]) -> dict[str, int]:
-    """Hours on outside air alone, with the chiller's help, and on the chiller alone."""
-    modes = np.asarray(answer["modes"], int)
-    return {"free": int((modes == OUTSIDE).sum()), "partial": int((modes == MIXED).sum()), "chiller": int((modes == CHILLER).sum())}
+        return Proposal(answer, bound=float(price[np.arange(len(modes)), modes].sum()) if alone else None, evidence={"hours": problem.hours(answer)})
 
 
 def _prices(problem: Cool, answer: dict[str, Any], mode: int) -> np.ndarray:
@@ -62,7 +56,7 @@ def _path(price: np.ndarray, hold: int) -> np.ndarray:
     """The cheapest row of modes [T] for prices [T, M] with every mode held `hold` hours (a run cut by either end may be shorter)."""
     hours, count = price.shape
     if hold == 1:
-        return np.argmin(price, axis=1)
+        return count - 1 - np.argmin(price[:, ::-1], axis=1)            # of equals, outside air alone
     best = np.full((count, hold), np.inf)                               # cost of arriving with mode m held k + 1 hours, the last one meaning "or more"
     best[:, hold - 1] = price[0]                                        # the run that was under way before the first hour
     step = np.zeros((hours, count, hold, 2), np.int32)

@@ -111,6 +111,13 @@ class Cool(Problem[dict[str, Any]]):
         keep = self._kept(answer)
         return {"IT": it, **{name: self.scale * part * (keep if name == "cooling" else 1.0) for name, part in parts.items()}}
 
+    def hours(self, answer: dict[str, Any]) -> dict[str, int]:
+        """Hours whose heat leaves with outside air alone ("free"), with the chiller's help ("partial"), and by the chiller alone."""
+        modes, left = np.asarray(answer["modes"], int), _hall.share_by_chiller(self.outside, float(answer["set_point"]), self.drawn)
+        free = int(((modes != CHILLER) & (left <= 0)).sum())
+        chiller = int((modes == CHILLER).sum())
+        return {"free": free, "partial": len(modes) - free - chiller, "chiller": chiller}
+
     def _kept(self, answer: dict[str, Any]) -> float:
         """Part of the air-cooled hall's cooling energy that stays. A hall that is immersed already has no further cut coming by it."""
         already = self.hall.cooling == "immersion"
