@@ -36,9 +36,9 @@ def hall(
     as_json: AsJson = False,
 ) -> None:
     """Take a hall's PUE apart, and tell what outside air, a warmer set point, immersion, control and fewer servers would save."""
-    from fourfold.decisions import host
+    from fourfold.run.hall import study
 
-    document = host.study(
+    document = study(
         it_kw=it_kw, rated_kw=rated_kw, pue=pue, temperatures=temperatures, set_point=set_point, limit=to_set_point, cooling=cooling, hold=hold,
         load=load or utilisation, servers=servers, idle=idle, headroom=headroom, spare=spare, start_kwh=start_kwh, call_s=call_ms / 1e3,
         item_s=item_ms / 1e3, latency_s=latency_ms / 1e3,

@@ -136,7 +136,7 @@ def _changed(hall: str) -> tuple[Quantity, Quantity, str]:
         after = _stated(then, "PUE after, as given")
         same = after.value == before.value
         return before, before if same else after, f"PUE {before.value:.4g} to {after.value:.4g}, as given"
-    from fourfold.decisions.host import pue_after
+    from fourfold.run.hall import pue_after
 
     names = [name.strip().replace("-", "_") for name in then.split("+")]
     after = pue_after(before, names)

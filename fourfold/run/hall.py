@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from fourfold.decide import Solution, Solver, solve
 from fourfold.decisions.host import _hall
 from fourfold.decisions.host._hall import Hall, Weather, figure
 from fourfold.decisions.host.problem import MIXED, OUTSIDE, Cool, Fleet, Serve
+from fourfold.decisions.host._weather import read, read_load
 from fourfold.errors import InputError
+from fourfold.techniques import technique, techniques
 from fourfold.units import GRADES, Quantity
 
 COOL = ("economiser", "set_point", "overcooling", "immersion")         # in the order told; a technique beside them is told after
@@ -21,10 +24,23 @@ _METHOD = "hall model: losses by load, chiller and outside air by temperature"
 _CUTS = ("immersion", "overcooling")
 
 
-def study(hall: Hall, weather: Weather = _hall.ANYWHERE, *, limit: float = _hall.RECOMMENDED[1], hold: int = 1, load: Sequence[float] | float = 0.3,
+def study(*, it_kw: float = 1000.0, rated_kw: float | None = None, pue: float | Quantity | None = None, temperatures: str | Path | None = None,
+          set_point: float = _hall.REFERENCE, cooling: str = "chiller", load: str | Path | Sequence[float] | float = 0.3, **more: Any) -> dict[str, Any]:
+    """A hall studied: PUE by part, each technique's factor with its interval, hours of free cooling, servers off; plain data.
+
+    `pue` a number (known to ±3 %), a Quantity, or None for the model's; `temperatures` a CSV path or None; `load` a number, numbers by hour, or a CSV
+    path. The rest as in `examine`. Raises InputError for figures that cannot be: PUE below 1, a utilisation above 1, missing hours.
+    """
+    weather = _hall.ANYWHERE if temperatures is None else read(temperatures)
+    shares = read_load(load) if isinstance(load, str | Path) else load
+    known = None if pue is None else _hall.stated_pue(pue)
+    return examine(Hall(it_kw, rated_kw, known, set_point, cooling), weather, load=shares, **more)
+
+
+def examine(hall: Hall, weather: Weather = _hall.ANYWHERE, *, limit: float = _hall.RECOMMENDED[1], hold: int = 1, load: Sequence[float] | float = 0.3,
           servers: int = 100, idle: float | None = None, headroom: float = 0.8, spare: int = 0, start_kwh: float = 0.0,
           call_s: float = 0.0, item_s: float = 0.0, latency_s: float = 0.0, seed: int = 0) -> dict[str, Any]:
-    """The PUE of `hall` by part, what each technique of this folder would save, and the best of them together.
+    """The PUE of `hall` by part, what each technique of decisions/host would save, and the best of them together.
 
     `weather` outside; `limit` the warmest set point allowed (°C); `hold` hours a cooling mode is kept; `load` the servers' utilisation, 0 to 1, one
     figure or one an hour; `servers` alike, all on now, an idle one drawing `idle` of a busy one's power, filled to `headroom`, with `spare` in
@@ -103,8 +119,6 @@ class _Bench:
 
     def cooling(self, name: str) -> dict[str, Any]:
         """What technique `name` would make of the cooling: factor, PUE after, free hours, set point; or why it cannot be told."""
-        from fourfold.techniques import technique
-
         solver: Solver = technique(name)()
         problem = self.problems[0]
         row: dict[str, Any] = {"name": name, "title": solver.title, "question": "cool", "factor": None, "why": "", "cites": list(solver.cites)}
@@ -128,8 +142,6 @@ class _Bench:
 
     def serving(self, name: str) -> dict[str, Any]:
         """What technique `name` would make of the servers: factor on the whole hall, servers off, batches; or why it cannot be told."""
-        from fourfold.techniques import technique
-
         solver: Solver = technique(name)()
         row: dict[str, Any] = {"name": name, "title": solver.title, "question": "serve", "factor": None, "why": "", "cites": list(solver.cites)}
         if why := solver.declines(self.serve):
@@ -203,8 +215,6 @@ class _Bench:
         if "set_point" not in self.answers or not self.weather.hourly:
             return []
         point = self.answers["set_point"]["set_point"]
-        from fourfold.techniques import technique
-
         warm = Cool(_hall.changed(self.hall, set_point=point), self.weather, self.it_kw, limit=self.limit, hold=self.hold, drawn=self.draws[0])
         if technique("economiser")().declines(warm):
             return []
@@ -213,9 +223,12 @@ class _Bench:
         return [answer for answer in (joined, {**joined, "cut": "overcooling"}) if not problem.violations(answer)]
 
 
-def pue_with(pue: Quantity, means: Sequence[str], seed: int = 0) -> Quantity:
-    """The PUE of a chiller-cooled hall of PUE `pue` with `means` together. Raises InputError for means that need hours, are unknown, or do not go
-    together."""
+def pue_after(pue: float | Quantity, means: Sequence[str], seed: int = 0) -> Quantity:
+    """The PUE that a chiller-cooled hall of PUE `pue` would have with `means` together: set_point, overcooling, immersion.
+
+    Modelled, or published where a published reduction is used. Raises InputError for means that need hours, are unknown, or do not go together.
+    """
+    pue = _hall.stated_pue(pue)
     known = ("set_point", "overcooling", "immersion")
     odd = [name for name in means if name not in known]
     if "economiser" in odd:
@@ -229,8 +242,6 @@ def pue_with(pue: Quantity, means: Sequence[str], seed: int = 0) -> Quantity:
     problems = [Cool(hall, _hall.ANYWHERE, drawn=drawn, pue=_hall.known_pue(hall, drawn["pue"])) for drawn in _hall.draws(seed)]
     answer = problems[0].baseline()
     if "set_point" in means:
-        from fourfold.techniques import technique
-
         answer["set_point"] = solve(problems[0], technique("set_point")()).answer["set_point"]
     answer = {**answer, "cut": "overcooling" if "overcooling" in means else "", "cooling": "immersion" if "immersion" in means else "air"}
     ratios = [problem.cost(answer) / problem.cost(problem.baseline()) for problem in problems]
@@ -249,9 +260,7 @@ def _grade(answer: dict[str, Any]) -> str:
 
 
 def _named(question: str, first: tuple[str, ...]) -> list[str]:
-    """Techniques of this folder that answer `question`: those of `first`, then any other file."""
-    from fourfold.techniques import technique, techniques
-
+    """Techniques of decisions/host that answer `question`: those of `first`, then any other file."""
     here = [name for name, module in techniques().items() if module.startswith("fourfold.decisions.host.")]
     found = [name for name in here if getattr(technique(name), "answers", "") == question]
     return [name for name in first if name in found] + [name for name in found if name not in first]
