@@ -185,7 +185,7 @@ def regions(code: zipfile.ZipFile, eco: zipfile.ZipFile) -> Iterator[tuple]:
     egrid = json.loads(text(code, "codecarbon/data/private_infra/2023/usa_emissions.json"))
     for name, row in egrid.items():
         if not name.startswith("_"):
-            place = row["regionCode"] if row["regionCode"] == "PR" else f"US-{row['regionCode']}"
+            place = {"PR": "PR", "usa": "US"}.get(row["regionCode"], f"US-{row['regionCode']}")
             yield place, round(row["emissions"] * POUND, 3), egrid["_source"]["year"], "egrid-2023", "average", ""
     for place, row in json.loads(text(code, "codecarbon/data/private_infra/2023/china_provincial_emissions.json"))["data"].items():
         yield place, row["emission_factor"], row["year"], "mee-2023", "average", ""
@@ -245,7 +245,8 @@ def main(folder: Path) -> None:
     china = json.loads(text(code, "codecarbon/data/private_infra/2023/china_provincial_emissions.json"))["data"]
     whole = {"id": "world", "kind": "world", "title": "World average", "aliases": "earth|global"}
     places = [whole, *countries(zones, code, eco, owid), *parts(china)]
-    rows = [*world(code, eco), *nations(trace, code, owid), *regions(code, eco), *clouds(trace), *areas()]
+    lands = [row for row in nations(trace, code, owid) if row[1] > 0]     # a life-cycle intensity of 0 is a gap in the source, not a clean grid
+    rows = [*world(code, eco), *lands, *regions(code, eco), *clouds(trace), *areas()]
     with (SITES / "places.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, PLACE, restval="", lineterminator="\n")
         writer.writeheader()

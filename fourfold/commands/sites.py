@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fourfold.ingest.hours import Hours
     from fourfold.site import Site
 
-_USES = {"value": "the figure", "interval": "widens the interval", "history": "older", "market": "kept apart"}
+_USES = {"value": "the figure", "interval": "in interval", "history": "older", "market": "kept apart"}
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def sites(
     query: Annotated[str | None, typer.Argument(metavar="[SITE]", help="A place: FR, US-CA, CISO, gcp:us-west1, tokyo … or part of a name.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only one kind: country, state, area, city, cloud.")] = None,
-    online: Annotated[bool, typer.Option("--online", help="Also ask a live service for this hour. Needs its token, but not in Great Britain.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Also ask a live service for this hour; needs its token outside Britain.")] = False,
     service: Annotated[str | None, typer.Option(help="Which one: carbonintensity, electricitymaps or watttime.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -66,14 +66,14 @@ def _one(place: Site) -> None:
     print(f"time zone  {place.zone or place.why.get('zone', 'not known')}")
     if "intensity" in place.why:
         print(f"note       {place.why['intensity']}")
-    table([{"value": f"{row.value:g}", "unit": row.unit, "year": row.year or "?", "use": _USES[row.use], "of": row.site, "basis": row.basis,
-            "source": row.source} for row in place.rows])
-    for source, words in dict.fromkeys((row.source, f"{row.title} ({row.licence})") for row in place.rows):
+    table([{"value": f"{row.value:g}", "unit": row.unit, "year": row.year or "?", "use": _USES[row.use], "source": row.source} for row in place.rows])
+    for source, words in dict.fromkeys((row.source, f"{row.title}. Of {row.site}; {row.basis}; {row.licence}.") for row in place.rows):
         print(f"{source}: {words}")
 
 
 def _line(place: Site) -> dict[str, Any]:
     low, high = place.intensity.bounds
     row = place.value_row
-    return {"id": place.id, "name": place.title.removesuffix(", United States"), "g/kWh": f"{place.intensity.value:.4g}", "90 %": f"{low:.3g}–{high:.3g}",
+    name = place.title.removesuffix(", United States")
+    return {"id": place.id, "name": name, "g/kWh": f"{place.intensity.value:.4g}", "90 %": f"{low:.3g}–{high:.3g}",
             "year": (row.year if row else None) or "?", "grade": place.intensity.grade, "PUE": f"{place.pue.value:g}"}
