@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fourfold.journal import Journal
     from fourfold.ledger import Ledger
     from fourfold.machine import Machine, here
+    from fourfold.measure.meter import Meter
     from fourfold.optimize import Front, optimize
     from fourfold.recipe import Recipe
     from fourfold.run.artefact import load
@@ -27,11 +28,12 @@ _HOMES = {
     "ArtefactError": "errors", "FourfoldError": "errors", "Infeasible": "errors", "InputError": "errors", "MetricError": "errors",
     "MissingExtra": "errors", "ModelError": "errors",
     "Front": "optimize", "optimize": "optimize", "load": "run.artefact", "Recipe": "recipe",
-    "Journal": "journal", "Ledger": "ledger", "Machine": "machine", "here": "machine", "Quantity": "units", "Workload": "workload",
+    "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger", "Machine": "machine", "here": "machine",
+    "Quantity": "units", "Workload": "workload",
 }                                                                      # public name → the module that holds it
 
 __all__ = [
-    "ArtefactError", "FourfoldError", "Front", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "MetricError", "MissingExtra",
+    "ArtefactError", "FourfoldError", "Front", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter", "MetricError", "MissingExtra",
     "ModelError", "Quantity", "Recipe", "Workload", "here", "load", "optimize",
 ]
 

@@ -12,9 +12,10 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np  # imported where it is used: meters need the clocks and nothing else
 
 
 class Clock(Protocol):
@@ -26,10 +27,18 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """Wall time from perf_counter; processor time of all threads of this process and of its finished children."""
+    """Wall time from the monotonic clock; processor time of all threads of this process and of its finished children."""
 
     def wall(self) -> float:
         return time.perf_counter()
+
+    def boot(self) -> float:
+        """Seconds that passed, those in which the computer slept included."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.perf_counter()
+
+    def utc(self) -> float:
+        """Seconds since 1970, as the calendar's clock has it: it may be set while work runs."""
+        return time.time()
 
     def cpu(self) -> float:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -81,6 +90,8 @@ class RaceResult:
 
 def median_ratio(ours: np.ndarray, theirs: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> Ratio:
     """Interval of the median per-round ratio by bootstrap over rounds (Efron, 1979). Inputs: seconds per round, equally long, 1-D."""
+    import numpy as np
+
     ratios = ours / np.maximum(theirs, 1e-12)
     picks = np.random.default_rng(seed).integers(0, len(ratios), (resamples, len(ratios)))
     medians = np.median(ratios[picks], axis=1)
@@ -112,6 +123,8 @@ def race(
     `deadline` is a number of wall seconds: no new round starts after it, but `at_least` are always made. The baseline is never dropped.
     Raises KeyError where `baseline` is not among the runners, and whatever a runner raises.
     """
+    import numpy as np
+
     clock = clock or SystemClock()
     runners[baseline]
     started = clock.wall()
@@ -150,6 +163,8 @@ def timing(run: Callable[[], object], repeats: int, clock: Clock) -> tuple[float
 
 def losers(times: dict[str, list[tuple[float, float]]], running: list[str], baseline: str, by: str, hopeless: float) -> list[str]:
     """Runners whose every interval endpoint against the best one lies above `hopeless`."""
+    import numpy as np
+
     column = {"wall": 0, "cpu": 1}[by]
     taken = {name: np.array(times[name])[:, column] for name in running}
     best = min(running, key=lambda name: float(np.median(taken[name])))
@@ -158,6 +173,8 @@ def losers(times: dict[str, list[tuple[float, float]]], running: list[str], base
 
 def result(name: str, baseline: str, times: dict[str, list[tuple[float, float]]], repeats: int, dropped: int | None, seed: int) -> RaceResult:
     """Sum up one runner; a dropped one is compared over the rounds that it ran."""
+    import numpy as np
+
     ours = np.array(times[name])
     theirs = np.array(times[baseline])[: len(ours)]
     wall, cpu = (median_ratio(ours[:, column], theirs[:, column], seed=seed) for column in (0, 1))

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fourfold.measure.rapl import MeterError
+from fourfold.measure.counter import Count, MeterError
+from fourfold.measure.process import Used
 
 
 class FakeClock:
-    """Wall and CPU seconds, moved by `advance` alone."""
+    """All clocks of a computer, moved by `advance`, `sleep` and `set` alone; it tells too what work was done meanwhile, by whom.
 
-    def __init__(self, wall: float = 0.0, cpu: float = 0.0) -> None:
-        self._wall, self._cpu = wall, cpu
+    `held` is the memory the work holds and `taken` what the whole host has in use, in bytes, `moved` what it read and wrote: set them as you like.
+    """
+
+    tick = 0.0
+
+    def __init__(self, wall: float = 0.0, cpu: float = 0.0, *, utc: float = 1.7e9) -> None:
+        self._wall, self._cpu, self._others = wall, cpu, 0.0
+        self._boot, self._utc = wall, utc
+        self.held, self.taken, self.moved = 0, 0, (0, 0)
+        self.pids = {1}
 
     def wall(self) -> float:
         return self._wall
@@ -20,10 +29,42 @@ class FakeClock:
     def cpu(self) -> float:
         return self._cpu
 
-    def advance(self, wall: float, cpu: float | None = None) -> None:
-        """Let `wall` seconds pass, in which `cpu` seconds of work were done (default: one busy core)."""
-        self._wall += wall
+    def boot(self) -> float:
+        return self._boot
+
+    def utc(self) -> float:
+        return self._utc
+
+    def host(self) -> float | None:
+        """CPU seconds of everybody."""
+        return self._cpu + self._others
+
+    def in_use(self) -> int | None:
+        return self.taken or None
+
+    def advance(self, wall: float, cpu: float | None = None, others: float = 0.0) -> None:
+        """Let `wall` seconds pass, in which `cpu` seconds of work were done (default: one busy core) and `others` by neighbours."""
+        self._wall, self._boot, self._utc = self._wall + wall, self._boot + wall, self._utc + wall
         self._cpu += wall if cpu is None else cpu
+        self._others += others
+
+    def sleep(self, seconds: float) -> None:
+        """The computer is suspended: the monotonic clock stands still."""
+        self._boot, self._utc = self._boot + seconds, self._utc + seconds
+
+    def set(self, seconds: float) -> None:
+        """The calendar's clock is set forwards or back; nothing else moves."""
+        self._utc += seconds
+
+    # What a station asks: the clock is the work's own book.
+    def body(self) -> FakeClock:
+        return self
+
+    def take(self, walk: bool | None = None) -> Used:
+        return Used(own=self._cpu, read=self.moved[0], written=self.moved[1], held=self.held)
+
+    def members(self) -> set[int]:
+        return self.pids
 
 
 class FakeMeter:
@@ -32,14 +73,14 @@ class FakeMeter:
     `resolution` is the smallest step in joules that the counter shows; it dies at wall time `dies`, where given.
     """
 
-    name = "fake"
     grade = "measured"
     error = 0.0
+    every = None
     method = "a known power curve"
 
     def __init__(self, curve: Callable[[float], float], clock: FakeClock, *, boundary: str = "host", resolution: float = 0.0,
-                 dies: float | None = None, step: float = 0.01) -> None:
-        self.boundary = boundary
+                 dies: float | None = None, step: float = 0.01, covers: str = "cpu", name: str = "fake") -> None:
+        self.boundary, self.covers, self.name = boundary, covers, name
         self._curve, self._clock, self._resolution, self._dies, self._step = curve, clock, resolution, dies, step
 
     def available(self) -> str | None:
@@ -55,7 +96,18 @@ class FakeMeter:
             total += (self._curve(start) + 4 * self._curve(start + width / 2) + self._curve(start + width)) * width / 6
         return total
 
+    def counts(self) -> list[Count]:
+        """The whole reading as one counter."""
+        return [Count(self.name, "gpu" if self.boundary == "device" else self.covers, self.read())]
+
+    def watts(self) -> float:
+        """Power now. Raises MeterError once it is dead."""
+        if self._dies is not None and self._clock.wall() >= self._dies:
+            raise MeterError(f"the fake meter died at {self._dies:g} s")
+        return self._curve(self._clock.wall())
+
     def read(self) -> float:
+        """Joules so far. Raises MeterError once it is dead."""
         now = self._clock.wall()
         if self._dies is not None and now >= self._dies:
             raise MeterError(f"the fake meter died at {self._dies:g} s")
@@ -91,8 +143,11 @@ class FakeNvml:
     class NVMLError(Exception):
         """What NVML raises."""
 
-    def __init__(self, devices: list[FakeMeter], broken: str = "") -> None:
-        self._devices, self._broken = devices, broken
+    def __init__(self, devices: list[FakeMeter], broken: str = "", pids: list[set[int]] | None = None, counter: bool = True) -> None:
+        self._devices, self._broken, self._counter = devices, broken, counter
+        if pids is not None:
+            users = dict(zip(map(id, devices), pids, strict=True))
+            self.nvmlDeviceGetComputeRunningProcesses = lambda device: [FakeProcess(pid) for pid in users[id(device)]]
 
     def nvmlInit(self) -> None:
         if self._broken:
@@ -106,7 +161,53 @@ class FakeNvml:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, device: FakeMeter) -> int:
         """mJ since the driver was loaded."""
+        if not self._counter:
+            raise self.NVMLError("Not Supported")
         try:
             return round(device.read() * 1e3)
         except MeterError as error:
             raise self.NVMLError(str(error)) from error
+
+    def nvmlDeviceGetPowerUsage(self, device: FakeMeter) -> int:
+        """mW now."""
+        try:
+            return round(device.watts() * 1e3)
+        except MeterError as error:
+            raise self.NVMLError(str(error)) from error
+
+
+class FakeProcess:
+    """A row of NVML's list of processes."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+
+class FakeSensor:
+    """A folder that looks like one of hwmon's: a driver's name and a sensor of power (µW) or energy (µJ) driven by a fake meter. `refresh` after the
+    clock moved."""
+
+    def __init__(self, root: Path, driver: str, meter: FakeMeter, file: str = "power1_input") -> None:
+        self._file, self._meter = root / "hwmon0" / file, meter
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        (self._file.parent / "name").write_text(driver + "\n")
+        self.refresh()
+
+    def refresh(self) -> None:
+        value = self._meter.read() if self._file.name.startswith("energy") else self._meter.watts()
+        self._file.write_text(f"{round(value * 1e6)}\n")
+
+
+class FakeBattery:
+    """A folder that looks like a laptop's battery, driven by a fake meter. `refresh` after the clock moved; set `status` when the charger comes."""
+
+    def __init__(self, root: Path, meter: FakeMeter) -> None:
+        self._folder, self._meter, self.status = root / "BAT0", meter, "Discharging"
+        self._folder.mkdir(parents=True)
+        (self._folder / "type").write_text("Battery\n")
+        (self._folder / "voltage_now").write_text("12000000\n")
+        self.refresh()
+
+    def refresh(self) -> None:
+        (self._folder / "status").write_text(self.status + "\n")
+        (self._folder / "current_now").write_text(f"{round(self._meter.watts() / 12 * 1e6)}\n")
