@@ -34,11 +34,7 @@ def main() -> int:
     from fourfold.report.terminal import Progress
 
     work: Path = args.work
-    work.mkdir(parents=True, exist_ok=True)
-    base = demo.encoder(work)
-    train, test = demo.snippets(work)
-    if args.quick:
-        train, test = harness.sample_csv(train, work / "quick" / "train.csv", 1200), harness.sample_csv(test, work / "quick" / "test.csv", 300)
+    base, train, test = harness.reviews(args)
     with Progress() as progress:
         model = demo.teacher(train.parent, base, train, test, epochs=args.epochs, seed=args.seed, progress=progress)
         out = work / ("quick-cheap" if args.quick else "cheap-structure" if args.structure_only else "cheap")

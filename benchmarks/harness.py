@@ -116,6 +116,19 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
     return path
 
 
+def reviews(args: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """Folder of MiniLM's weights, and the CSV files of the rated snippets to train and to test on; small samples of these with --quick."""
+    from fourfold import demo
+
+    work: Path = args.work
+    work.mkdir(parents=True, exist_ok=True)
+    base = demo.encoder(work)
+    train, test = demo.snippets(work)
+    if args.quick:
+        train, test = sample_csv(train, work / "quick" / "train.csv", 1200), sample_csv(test, work / "quick" / "test.csv", 300)
+    return base, train, test
+
+
 # ---------------------------------------------------------------------------------------------------------------- points
 
 

@@ -22,11 +22,11 @@ import harness
 import torch
 from torch import nn
 
-from fourfold.ingest.anatomy import Keep, anatomize, hidden, recipe_for
+from fourfold.ingest.anatomy import Keep, anatomize, recipe_for
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrites.compress.combine import Candidate, site_ids
-from fourfold.rewrites.compress.distil import Schedule, layer_map, recover, tensors
+from fourfold.rewrites.compress.distil import Schedule, layer_map, snapshot, tensors
 from fourfold.run.artefact import Assembly, Part, Setting
 from fourfold.run.finals import Point, prepare
 
@@ -110,28 +110,8 @@ def descend(name: str, cutter: Cutter, job: Job, journal: Journal, folder: Path,
         progress.stage(f"{name}, {made.size}", count)
 
         def train(made: Cut = made, pairs: Any = pairs, schedule: Schedule = schedule, number: int = number) -> dict[str, torch.Tensor]:
-            last = 0
-
-            def tick(step: int, _loss: float) -> None:
-                nonlocal last
-                progress.advance(step - last)
-                last = step
-
-            saved = folder / f"{name.replace(' ', '-')}-{number}.ckpt.safetensors"
-            recover(
-                made.module,
-                bench.subject,
-                bench.task,
-                bench.pool,
-                schedule,
-                teacher=bench.teacher,
-                answers=bench.answers,
-                pairs=pairs,
-                hidden=hidden,
-                checkpoint=saved,
-                progress=tick,
-            )
-            return {k: v.detach().clone().contiguous() for k, v in made.module.state_dict().items()}
+            bench.recover(made.module, schedule, pairs=pairs, checkpoint=folder / f"{name.replace(' ', '-')}-{number}.ckpt.safetensors")
+            return snapshot(made.module)
 
         made.module.load_state_dict(journal.tensors(f"{name}:{number}:{level}:{count}:{made.size}", train))
         made.module.eval()

@@ -3,9 +3,9 @@
     python benchmarks/t5.py [--budget 10min] [--train 9min] [--quick]
 
 No T5 weights come in any package, so one is made, as deep as T5-small and as wide as MiniLM: an 8,000-piece Unigram vocabulary learnt from the
-snippets (and the novels, where Debian's package can be had), token embeddings started from MiniLM's (means of pieces), then text → "positive" / "negative" on
-the training snippets and on unlabelled variants of them (spans, halves joined) that the fine-tuned MiniLM is sure of. The search and test splits are
-unseen by both.
+snippets (and the novels, where Debian's package can be had), token embeddings started from MiniLM's (means of pieces), then text → "positive" /
+"negative" on the training snippets and on unlabelled variants of them (spans, halves joined) that the fine-tuned MiniLM is sure of. The search and
+test splits are unseen by both.
 """
 
 from __future__ import annotations
@@ -40,11 +40,7 @@ def main() -> int:
     from fourfold.report.terminal import Progress
 
     work: Path = args.work
-    work.mkdir(parents=True, exist_ok=True)
-    base = demo.encoder(work)
-    train, test = demo.snippets(work)
-    if args.quick:
-        train, test = harness.sample_csv(train, work / "quick" / "train.csv", 1200), harness.sample_csv(test, work / "quick" / "test.csv", 300)
+    base, train, test = harness.reviews(args)
     with Progress() as progress:
         judge = demo.teacher(train.parent, base, train, test, epochs=args.epochs, seed=args.seed, progress=progress)
         data, model, made = original(work / ("quick-t5" if args.quick else "t5"), judge, {"train": train, "test": test}, args, progress)

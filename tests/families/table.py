@@ -206,6 +206,22 @@ WHISPER = {k: v for k, v in BART.items() if k not in ("max_position_embeddings",
     "decoder_start_token_id": 1, "suppress_tokens": None, "begin_suppress_tokens": None,
 }  # fmt: skip
 NEOX = SMALL | {"max_position_embeddings": 64}
+WIDE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+OPT = WIDE | {"ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64}
+DEBERTA = SMALL | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+GROUPED = SMALL | {"num_key_value_heads": 2}
+
+
+def _translating(name: str, kind: str, config: str, **options: Any) -> Family:
+    """An encoder–decoder of two layers each: four blocks, six attentions (two of them across), four feed-forwards."""
+    return Family(name, _hf(kind, config, **options), pairs, 4, 6, 4, True)
+
+
+def _language(name: str, kind: str, config: str, **options: Any) -> Family:
+    """A causal language model of two layers."""
+    return Family(name, _hf(kind, config, **options), text, generates=True)
+
+
 FAMILIES = [
     Family("bert", _hf("BertForSequenceClassification", "BertConfig", **SMALL), typed),
     Family("bert-lm", _hf("BertForMaskedLM", "BertConfig", **SMALL), typed),
@@ -219,25 +235,10 @@ FAMILIES = [
     Family("electra", _hf("ElectraForSequenceClassification", "ElectraConfig", **SMALL | {"embedding_size": 32}), typed),
     Family("albert", _hf("AlbertForSequenceClassification", "AlbertConfig", **SMALL | {"embedding_size": 32}), typed, 1, 1, 1),
     Family("mpnet", _hf("MPNetForSequenceClassification", "MPNetConfig", **SMALL), text),
-    Family(
-        "deberta",
-        _hf("DebertaForSequenceClassification", "DebertaConfig", **SMALL | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-        text,
-    ),
+    Family("deberta", _hf("DebertaForSequenceClassification", "DebertaConfig", **DEBERTA), text),
     Family(
         "deberta-v2",
-        _hf(
-            "DebertaV2ForSequenceClassification",
-            "DebertaV2Config",
-            **SMALL
-            | {
-                "relative_attention": True,
-                "pos_att_type": ["c2p", "p2c"],
-                "share_att_key": True,
-                "position_buckets": 8,
-                "norm_rel_ebd": "layer_norm",
-            },
-        ),
+        _hf("DebertaV2ForSequenceClassification", "DebertaV2Config", share_att_key=True, position_buckets=8, norm_rel_ebd="layer_norm", **DEBERTA),
         text,
     ),
     Family(
@@ -249,107 +250,25 @@ FAMILIES = [
         ),
         text,
     ),
-    Family("t5", _hf("T5ForConditionalGeneration", "T5Config", **T5), pairs, 4, 6, 4, True),
-    Family(
-        "t5-v1.1",
-        _hf("T5ForConditionalGeneration", "T5Config", **T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-        pairs,
-        4,
-        6,
-        4,
-        True,
-    ),
-    Family("mt5", _hf("MT5ForConditionalGeneration", "MT5Config", **T5), pairs, 4, 6, 4, True),
-    Family("bart", _hf("BartForConditionalGeneration", "BartConfig", **BART), pairs, 4, 6, 4, True),
-    Family(
-        "marian",
-        _hf("MarianMTModel", "MarianConfig", **BART | {"pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 1}),
-        pairs,
-        4,
-        6,
-        4,
-        True,
-    ),
-    Family(
-        "opt",
-        _hf(
-            "OPTForCausalLM",
-            "OPTConfig",
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            ffn_dim=128,
-            vocab_size=100,
-            word_embed_proj_dim=64,
-            max_position_embeddings=64,
-        ),
-        text,
-        generates=True,
-    ),
-    Family(
-        "opt-post",
-        _hf(
-            "OPTForCausalLM",
-            "OPTConfig",
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            ffn_dim=128,
-            vocab_size=100,
-            word_embed_proj_dim=32,
-            max_position_embeddings=64,
-            do_layer_norm_before=False,
-        ),
-        text,
-        generates=True,
-    ),
-    Family("gpt2", _hf("GPT2LMHeadModel", "GPT2Config", n_embd=64, n_layer=2, n_head=4, vocab_size=100, n_positions=64), text, generates=True),
-    Family("neox", _hf("GPTNeoXForCausalLM", "GPTNeoXConfig", **NEOX), text, generates=True),
-    Family(
-        "falcon",
-        _hf(
-            "FalconForCausalLM",
-            "FalconConfig",
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            vocab_size=100,
-            multi_query=True,
-            alibi=False,
-            new_decoder_architecture=False,
-        ),
-        text,
-        generates=True,
-    ),
-    Family(
-        "falcon-new",
-        _hf(
-            "FalconForCausalLM",
-            "FalconConfig",
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_kv_heads=2,
-            vocab_size=100,
-            alibi=False,
-            new_decoder_architecture=True,
-        ),
-        text,
-        generates=True,
-    ),
-    Family("bloom", _hf("BloomForCausalLM", "BloomConfig", hidden_size=64, n_layer=2, n_head=4, vocab_size=100), text, generates=True),
-    Family("llama", _hf("LlamaForCausalLM", "LlamaConfig", **SMALL | {"num_key_value_heads": 4}), text, generates=True),
-    Family(
-        "llama-grouped",
-        _hf("LlamaForCausalLM", "LlamaConfig", **SMALL | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
-        text,
-        generates=True,
-    ),
-    Family("mistral", _hf("MistralForCausalLM", "MistralConfig", **SMALL | {"num_key_value_heads": 2, "sliding_window": 8}), text, generates=True),
-    Family("qwen2", _hf("Qwen2ForCausalLM", "Qwen2Config", **SMALL | {"num_key_value_heads": 2}), text, generates=True),
-    Family("qwen3", _hf("Qwen3ForCausalLM", "Qwen3Config", **SMALL | {"num_key_value_heads": 2, "head_dim": 16}), text, generates=True),
-    Family("gemma2", _hf("Gemma2ForCausalLM", "Gemma2Config", **SMALL | {"num_key_value_heads": 2, "head_dim": 16}), text, generates=True),
-    Family("phi3", _hf("Phi3ForCausalLM", "Phi3Config", **SMALL | {"num_key_value_heads": 2, "pad_token_id": 0}), text, generates=True),
+    _translating("t5", "T5ForConditionalGeneration", "T5Config", **T5),
+    _translating("t5-v1.1", "T5ForConditionalGeneration", "T5Config", feed_forward_proj="gated-gelu", tie_word_embeddings=False, **T5),
+    _translating("mt5", "MT5ForConditionalGeneration", "MT5Config", **T5),
+    _translating("bart", "BartForConditionalGeneration", "BartConfig", **BART),
+    _translating("marian", "MarianMTModel", "MarianConfig", pad_token_id=0, decoder_start_token_id=0, eos_token_id=1, **BART),
+    _language("opt", "OPTForCausalLM", "OPTConfig", **OPT),
+    _language("opt-post", "OPTForCausalLM", "OPTConfig", **OPT | {"word_embed_proj_dim": 32, "do_layer_norm_before": False}),
+    _language("gpt2", "GPT2LMHeadModel", "GPT2Config", n_embd=64, n_layer=2, n_head=4, vocab_size=100, n_positions=64),
+    _language("neox", "GPTNeoXForCausalLM", "GPTNeoXConfig", **NEOX),
+    _language("falcon", "FalconForCausalLM", "FalconConfig", multi_query=True, alibi=False, new_decoder_architecture=False, **WIDE),
+    _language("falcon-new", "FalconForCausalLM", "FalconConfig", num_kv_heads=2, alibi=False, new_decoder_architecture=True, **WIDE),
+    _language("bloom", "BloomForCausalLM", "BloomConfig", hidden_size=64, n_layer=2, n_head=4, vocab_size=100),
+    _language("llama", "LlamaForCausalLM", "LlamaConfig", num_key_value_heads=4, **SMALL),
+    _language("llama-grouped", "LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=True, **GROUPED),
+    _language("mistral", "MistralForCausalLM", "MistralConfig", sliding_window=8, **GROUPED),
+    _language("qwen2", "Qwen2ForCausalLM", "Qwen2Config", **GROUPED),
+    _language("qwen3", "Qwen3ForCausalLM", "Qwen3Config", head_dim=16, **GROUPED),
+    _language("gemma2", "Gemma2ForCausalLM", "Gemma2Config", head_dim=16, **GROUPED),
+    _language("phi3", "Phi3ForCausalLM", "Phi3Config", pad_token_id=0, **GROUPED),
     Family("vit", _hf("ViTForImageClassification", "ViTConfig", **VISION), image),
     Family("deit", _hf("DeiTForImageClassification", "DeiTConfig", **VISION), image),
     Family("beit", _hf("BeitForImageClassification", "BeitConfig", **VISION | {"use_relative_position_bias": True}), image),
