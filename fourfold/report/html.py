@@ -27,7 +27,7 @@ def write(report: Any, path: Path | str) -> Path:
 def picture(report: Any, path: Path | str, width: int = _WIDE[0], height: int = _WIDE[1], log: bool = True) -> Path:
     """Write the front alone as an SVG file of `width` × `height` px, light or dark as its viewer is. Returns the file's path."""
     path = Path(path)
-    replace(path, plot.draw(report, width, height, log, style=_asset("plot.css")) + "\n")
+    replace(path, plot.draw(report, width, height, log, style=asset("plot.css")) + "\n")
     return path
 
 
@@ -62,9 +62,9 @@ def page(report: Any) -> str:
         "water": waterfall.bars(report["levers"]) if report.get("levers") else None,
         "timeline": _timeline(report),
         "first": told.get(next((i for i, row in enumerate(report["candidates"]) if row is subject), -1)),
-        "told": Markup(_script_safe(json.dumps(told, ensure_ascii=False))),
-        "css": Markup(_asset("page.css") + _asset("plot.css")),
-        "script": Markup(_asset("page.js")),
+        "told": Markup(script_safe(json.dumps(told, ensure_ascii=False))),
+        "css": Markup(asset("page.css") + asset("plot.css")),
+        "script": Markup(asset("page.js")),
     }
     ways = {
         "w": words,
@@ -80,15 +80,15 @@ def page(report: Any) -> str:
         "lever_unit": story.unit_of,
     }
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("page.html")).render(**facts, **ways)
+    return environment.from_string(asset("page.html")).render(**facts, **ways)
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     return (resources.files("fourfold.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _script_safe(text: str) -> str:
+def script_safe(text: str) -> str:
     """JSON that cannot end the script element it stands in."""
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
