@@ -1,0 +1,51 @@
+"""The threshold policy: at home, run in an hour whose intensity is at most the 30th percentile of the next 24 h; run anyway when the slack is used up.
+
+It needs no knowledge of how long the job will be (Ecovisor: Souza et al. 2023; a variant in GAIA: Hanafy et al. 2024). A job that may not pause starts at the
+first such hour and runs on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fourfold.decide import Budget, Proposal, Solver
+from fourfold.decisions.place._pricing import assemble, at_home
+from fourfold.decisions.place.problem import Place, Schedule
+
+
+class Threshold(Solver):
+    title = "Threshold: at home, below the 30th percentile of the next day"
+    lever = "map"
+    answers = "place"
+    cites = ("souza2023", "hanafy2024")
+    ignores = ("capacity",)
+
+    def __init__(self, percentile: float = 30.0, view: int = 24) -> None:
+        self.percentile, self.view = percentile, view
+
+    def declines(self, problem: Place) -> str | None:
+        home = at_home(problem)[1]
+        if home is None and np.isnan(problem.intensity[np.unique(problem.home)]).any():
+            return "some hours of a home have no known intensity, and the policy looks at every hour."
+        return home
+
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+        total = problem.intensity.shape[1]
+        homes, which = np.unique(problem.home, return_inverse=True)
+        rate = problem.rate[homes]
+        calm = np.array([[row[t] <= np.percentile(row[t: t + self.view], self.percentile) for t in range(total)] for row in rate])
+        found = []
+        for j in range(len(problem.names)):
+            hour = np.array(self._hours(calm[which[j]], problem, j), np.int64)
+            found.append((0.0, np.full(len(hour), problem.home[j]), hour))
+        return Proposal(assemble(found))
+
+    @staticmethod
+    def _hours(calm: np.ndarray, problem: Place, j: int) -> list[int]:
+        picked: list[int] = []
+        for t in range(problem.release[j], problem.deadline[j]):
+            missing = int(problem.hours[j]) - len(picked)
+            running = bool(picked) and not problem.interruptible[j]
+            if missing and (calm[t] or running or problem.deadline[j] - t <= missing):
+                picked.append(t)
+        return picked
