@@ -120,11 +120,15 @@ def together(parts: Iterable[Quantity]) -> Quantity:
     return total(parts)
 
 
-def of_server(seconds: float, threads: int) -> Quantity:
-    """gCO2e that a run of `seconds` on `threads` logical processors of some server owes, where nothing better is known: "luccioni-server", of whose
-    96 [32, 256] threads it holds that many (assumed)."""
+def of_threads(threads: float) -> Quantity:
+    """The share of an unknown server that `threads` logical processors are: of 96 [32, 256] (assumed)."""
+    if not threads > 0:
+        raise InputError(f"A run reserves at least a part of a processor, not {threads:g}.", "Give the logical processors that were reserved.")
+    share, low, high = (min(1.0, threads / whole) for whole in (96, 256, 32))
+    return Quantity(share, "1", "assumed", low, high, source="a server has 96 [32, 256] threads", method=f"{threads:g} threads of a server's 96")
+
+
+def of_server(seconds: float, threads: float) -> Quantity:
+    """gCO2e that a run of `seconds` on `threads` logical processors owes, where nothing better is known: their share of "luccioni-server"."""
     row = made("luccioni-server")
-    low, high = min(1.0, threads / 256), min(1.0, threads / 32)
-    share = Quantity(min(1.0, threads / 96), "1", "assumed", low, high, source="a server has 96 [32, 256] threads",
-                     method=f"{threads} threads of a server's 96")
-    return owed(row.total, Quantity(seconds, "s", "measured"), row.life, share)
+    return owed(row.total, Quantity(seconds, "s", "measured"), row.life, of_threads(threads))
