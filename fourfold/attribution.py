@@ -25,7 +25,8 @@ Figure = TypeVar("Figure", float, Quantity)
 def logs(before: Mapping[str, Figure], after: Mapping[str, Figure]) -> dict[str, Figure]:
     """The factor before / after of each lever of a cost that is a product: work × (W / rate) × PUE × intensity, say. 4.0 = four times cheaper.
 
-    The factors multiply to product(before) / product(after). Quantities give Quantities of unit "1": shared errors cancel, others set the interval.
+    The factors multiply to product(before) / product(after). Quantities give Quantities of unit "1": shared errors cancel, others set the interval;
+    the same Quantity on both sides is exactly 1.
     Raises InputError where the levers of the two differ, units do not match, or a figure is not positive.
     """
     if set(before) != set(after):
@@ -36,7 +37,7 @@ def logs(before: Mapping[str, Figure], after: Mapping[str, Figure]) -> dict[str,
         new = after[lever]
         for figure in (old, new):
             _positive(figure.value if isinstance(figure, Quantity) else figure, lever)
-        factor: Any = old / new
+        factor: Any = Quantity(1.0, "1", "counted") if old is new and isinstance(old, Quantity) else old / new
         if isinstance(factor, Quantity) and factor.unit != "1":
             raise InputError(f"{lever}: the figures before and after have different units.", "Give both in units of one kind.")
         factors[lever] = factor
@@ -93,7 +94,8 @@ def split(cost: Callable[[frozenset[str]], Quantity], levers: Iterable[str]) -> 
     """Shapley values of a cost in Quantities, of its logarithm (factors) and of itself (amounts), with the intervals that the sources of error leave.
 
     First order in log space: a source that moves every cost alike cancels out of a factor, and not out of an amount. A part's grade is the weakest
-    among all the costs compared. Raises InputError as `shapley` does, and where costs are not of one kind, boundary and signal.
+    that, with those still weaker, holds more than 5 % of its variance; a lever that changes nothing is counted. Raises InputError as `shapley` does,
+    and where costs are not of one kind, boundary and signal.
     """
     names = _names(levers)
     asked = {pulled: cost(pulled) for pulled in _subsets(names)}
@@ -103,7 +105,8 @@ def split(cost: Callable[[frozenset[str]], Quantity], levers: Iterable[str]) -> 
         _positive(figure.value, _said(pulled))
         if (figure.boundary, figure.signal) != (start.boundary, start.signal):
             raise InputError(f"The cost of {_said(pulled)} has another boundary or signal than that of nothing pulled.", "Bring all to one first.")
-    grade = max((figure.grade for figure in costs.values()), key=GRADES.index)
+    weakest = max((figure.grade for figure in costs.values()), key=GRADES.index)
+    origin = {share.source: share.grade for figure in costs.values() for share in figure.shares()}
     sources = sorted({name for figure in costs.values() for name in figure.errors})
     logs_, plain = ({pulled: math.log(figure.value / start.value) for pulled, figure in costs.items()},
                     {pulled: figure.value for pulled, figure in costs.items()})
@@ -115,10 +118,16 @@ def split(cost: Callable[[frozenset[str]], Quantity], levers: Iterable[str]) -> 
             relative[lever][name] = part
         for lever, part in _parts({pulled: figure.value * figure.errors.get(name, 0.0) for pulled, figure in costs.items()}, names).items():
             absolute[lever][name] = part
-    facts: dict[str, Any] = {"grade": grade, "boundary": start.boundary, "signal": start.signal}
-    factors = {lever: Quantity(math.exp(parts[lever]), "1", errors=_clean(relative[lever]), method="Shapley value of the logarithm", **facts)
-               for lever in names}
-    kept = {lever: _amount(amounts[lever], absolute[lever], start.unit, facts) for lever in names}
+    factors, kept = {}, {}
+    for lever in names:
+        still = all(costs[pulled].value == costs[pulled | {lever}].value for pulled in costs)
+        facts: dict[str, Any] = {"boundary": start.boundary, "signal": start.signal}
+        left = _clean(relative[lever])
+        facts["grade"] = "counted" if still and not left else _grade(left, origin, weakest)
+        factors[lever] = Quantity(math.exp(parts[lever]), "1", errors=left, method="Shapley value of the logarithm", **facts)
+        if not still:
+            facts["grade"] = _grade(absolute[lever], origin, weakest)
+        kept[lever] = _amount(amounts[lever], absolute[lever], start.unit, facts)
     return Split(start, costs[frozenset(names)], factors, kept)
 
 
@@ -135,6 +144,17 @@ def shares(factors: Mapping[str, float | Quantity]) -> dict[str, float | None]:
     values = {lever: math.log(factor.value if isinstance(factor, Quantity) else factor) for lever, factor in factors.items()}
     total = math.fsum(values.values())
     return {lever: value / total if abs(total) > 1e-12 else None for lever, value in values.items()}
+
+
+def _grade(errors: Mapping[str, float], origin: Mapping[str, str], weakest: str) -> str:
+    """The weakest grade that, with those still weaker, holds more than 5 % of the variance; `weakest` where no error is left to tell by."""
+    whole = math.fsum(part * part for part in errors.values())
+    held = 0.0
+    for grade in reversed(GRADES) if whole else ():
+        held += math.fsum(part * part for name, part in errors.items() if origin.get(name, weakest) == grade)
+        if held > 0.05 * whole:
+            return grade
+    return weakest
 
 
 def _amount(value: float, absolute: Mapping[str, float], unit: str, facts: Mapping[str, Any]) -> Quantity:

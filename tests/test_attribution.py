@@ -105,11 +105,23 @@ def test_shapley_of_a_product_has_the_intervals_of_the_ratios(before: dict[str, 
     found = split(cost, LEVERS)
     for lever, factor in logs(old, new).items():
         assert found.factors[lever].value == pytest.approx(factor.value, rel=1e-9)
-        assert found.factors[lever].bounds == pytest.approx(factor.bounds, rel=1e-9) and found.factors[lever].grade == factor.grade
+        assert found.factors[lever].bounds == pytest.approx(factor.bounds, rel=1e-9)
     assert product(found.factors).value == pytest.approx(found.total.value, rel=1e-12)
     assert product(found.factors).bounds == pytest.approx(found.total.bounds, rel=1e-9)
     assert sum(amount.value for amount in found.amounts.values()) == pytest.approx(found.saved.value, abs=1e-9 * max(
         found.before.value, found.after.value, *(amount.bounds[1] for amount in found.amounts.values())))
+
+
+def test_a_part_has_the_grade_of_what_makes_it_uncertain() -> None:
+    """The grid is assumed and holds the map's error; the machine's error is the meter's; the model did not change."""
+    def cost(pulled: frozenset[str]) -> Quantity:
+        use = figure(0.1 if "machine" in pulled else 0.3, "meter after" if "machine" in pulled else "meter", 0.1, grade="measured")
+        grid = figure(1.0 if "map" in pulled else 4.0, "grid after" if "map" in pulled else "grid", 0.1, grade="assumed")
+        return use * grid + figure(0.01, "", 0, grade="counted")
+
+    found = split(cost, LEVERS)
+    assert found.factors["machine"].grade == "measured" and found.factors["map"].grade == "assumed" and found.factors["model"].grade == "counted"
+    assert found.factors["model"].value == 1 and found.amounts["model"].value == 0
 
 
 def test_intervals_agree_with_drawing_the_errors() -> None:

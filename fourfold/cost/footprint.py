@@ -6,7 +6,7 @@ section 2.5), with a grade and a 90 % interval on every figure.
 
 W is the power of the system per chip (chip, memory, network, fans, its share of the host), not of the chip alone, and not the TDP. *Gross* uses what
 the grid emitted (location-based), *net* what contracts say was bought (market-based): they are never added, never compared. Embodied carbon is what
-making the hardware emitted, shared out by chip-hours; it depends on a boundary (module, or module and server) and is known to a factor of three.
+making the hardware emitted, shared out by chip-hours (`cost/embodied.py`); its parts are known to a factor of three.
 """
 
 from __future__ import annotations
@@ -17,40 +17,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from fourfold.cost.embodied import per_hour, together
 from fourfold.cost.given import DAYS, EMBODIED, ENERGY, INTENSITY, POWER, PRICE, PUE, TIME, Kind, count, given
 from fourfold.errors import InputError
 from fourfold.machine import Chip
 from fourfold.machine import chip as known_chip
 from fourfold.units import GRADES, Quantity
-
-_Z90 = 1.6448536269514722
-_THREE = math.log(3) / _Z90                                            # embodied carbon is known to × or ÷ 3
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A published way to share out embodied carbon: kg of a module and of a server without modules, years of life, share of them in use."""
-
-    title: str
-    module: float
-    server: float
-    years: float
-    used: float
-    grade: str
-    source: str
-
-    def rate(self, chips_per_server: int = 8) -> Quantity:
-        """gCO2e per chip-hour (unit gCO2e/s × h is avoided: the figure is for one hour), known to × or ÷ 3."""
-        kilograms = (self.module + self.server / chips_per_server) / (self.years * 8760 * self.used)
-        return Quantity(1000 * kilograms, "gCO2e", self.grade, errors={f"embodied: {self.title}": _THREE}, source=self.source,
-                        method=f"({self.module:g} kg a module + {self.server:g} kg a server / {chips_per_server}) over {self.years:g} years, "
-                               f"{self.used:.0%} of them in use")
-
-
-SCHEMES = {
-    "luccioni": Scheme("module and server", 150, 2500, 6, 0.85, "assumed", "Luccioni et al. 2022, arXiv:2211.02001, inputs as remembered"),
-    "ecologits": Scheme("H100 module and server", 164, 5700, 3, 1.0, "published", "EcoLogits 0.11: H100 80 GB and server, three years"),
-}
 
 
 @dataclass(frozen=True)
@@ -346,10 +318,7 @@ def _embodied(name: str, value: Any, per_server: Any, taken: Quantity | None, gr
 
 
 def embodied_rate(name: str, value: Any, per_server: Any = 8) -> Quantity:
-    """gCO2e per chip-hour: of a scheme by name, or as given in kg per chip-hour."""
-    scheme = SCHEMES.get(str(value).strip().lower())
-    if scheme is not None:
-        return scheme.rate(count("chips per server", per_server))
-    if isinstance(value, str) and value.strip().isalpha():
-        raise InputError(f"{value!r} is no way to count embodied carbon that is known.", f"Use one of: {', '.join(SCHEMES)}; or kg per chip-hour.")
+    """gCO2e per chip-hour: of a scheme of `cost/embodied.py` by name, or as given in kg per chip-hour, known to × or ÷ 3."""
+    if isinstance(value, str) and value.strip()[:1].isalpha():
+        return together(per_hour(value.strip().lower(), count("chips per server", per_server)).values())
     return given(EMBODIED, value, source=f"embodied carbon of {name}", spread=2.0)

@@ -16,7 +16,8 @@ from fourfold.units import Quantity
 
 _Z90 = 1.6448536269514722
 _NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_WORDS = re.compile(rf"(?P<value>{_NUMBER})(?![\d,])\s*(?P<unit>[^\d\s±+\[][^±\[]*?)?\s*(?:(?:±|\+/?-)\s*(?P<half>{_NUMBER})\s*(?P<share>%?)[^\[\]%]*?"
+_WORDS = re.compile(rf"(?P<value>{_NUMBER})(?![\d,])\s*(?P<unit>[^\d\s±+\[][^±\[]*?)?\s*"
+                    rf"(?:(?:±|\+/?-)\s*(?P<half>{_NUMBER})\s*(?P<share>%?)[^\[\]%]*?"
                     rf"|\[\s*(?P<low>{_NUMBER})\s*(?:,|;|\.\.|–|to)\s*(?P<high>{_NUMBER})\s*\])?\s*")
 _LB = 453.59237                                                        # grams in a pound
 
