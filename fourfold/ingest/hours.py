@@ -25,8 +25,9 @@ import numpy as np
 
 from fourfold.errors import InputError
 from fourfold.site import files, sigma, sources
-from fourfold.units import SIGNALS, Quantity
+from fourfold.units import Quantity
 
+SIGNALS = ("average", "marginal")                                     # market-based figures are no intensity of a grid
 READ, FILLED, MISSING, SUSPECT, PARTIAL, FORECAST, STALE, ANNUAL, ESTIMATED = 0, 1, 2, 4, 8, 16, 32, 64, 128   # marks, added up
 ABSURD = 5000.0                                                        # g/kWh: above any grid there is (oil in an old plant gives about 1,200)
 KILOGRAMS = 2.0                                                        # g/kWh: a series that never rises above is rather in kg/kWh
@@ -74,7 +75,7 @@ class Hours:
             raise InputError(f"A site is named twice: {', '.join(names)}.", "Give each site once.")
         if self.start.tzinfo is None or self.start.timestamp() % _HOUR:
             raise InputError(f"Hours start at a whole hour with a time zone, got {self.start.isoformat()}.", "Example: 2022-05-01T00:00+00:00")
-        if self.signal not in SIGNALS[1:]:
+        if self.signal not in SIGNALS:
             raise InputError(f"{self.signal!r} is not a carbon signal.", "Use average or marginal.")
         marks = np.array(self.marks, np.uint8) if np.size(self.marks) else np.zeros(values.shape, np.uint8)
         if marks.shape != values.shape:
@@ -364,7 +365,7 @@ def _rows(lines: Sequence[str], name: str) -> Iterator[tuple[int, list[str]]]:
     width = 0
     for number, line in kept:
         try:
-            row = next(csv.reader([line], delimiter=mark))
+            row = next(csv.reader([line], delimiter=mark, strict=True))
         except (csv.Error, StopIteration):
             raise InputError(f"{name}, line {number}: not a line of CSV.", "Quote cells that hold quotes or line breaks.") from None
         width = width or len(row)
@@ -490,7 +491,7 @@ def _one_signal(seen: Mapping[str, int], facts: Mapping[str, str], name: str) ->
     if len(said) > 1:
         raise InputError(f"{name} mixes the signals {' and '.join(sorted(said))}.",
                          "Average and marginal intensity answer different questions: give each a file.")
-    if not said <= set(SIGNALS[1:]):
+    if not said <= set(SIGNALS):
         raise InputError(f"{name}: {said.pop()!r} is not a carbon signal.", "Use average or marginal.")
     return said.pop()
 
@@ -513,6 +514,7 @@ def _gridded(cells: _Cells, name: str, step: int | None = None) -> tuple[datetim
     seconds, sites = np.array(cells.seconds, np.int64), np.array(cells.sites)
     values, lines = np.array(cells.values), np.array(cells.lines)
     _check_values(cells, values, name)
+    _check_span(int(seconds.min()), int(seconds.max()), name)
     step = step or _step(cells)
     if step > _HOUR or _HOUR % step:
         every = f"{step / _HOUR:g} h" if step > _HOUR else f"{step / 60:g} min"
@@ -520,10 +522,6 @@ def _gridded(cells: _Cells, name: str, step: int | None = None) -> tuple[datetim
     seconds, sites, values = _once(seconds, sites, values, lines, cells, name)
     hours = seconds // _HOUR
     first, count = int(hours.min()), int(hours.max() - hours.min()) + 1
-    if count > MOST:
-        ends = [datetime.fromtimestamp(int(edge) * _HOUR, UTC) for edge in (hours.min(), hours.max())]
-        raise InputError(f"{name} spans {count / 8766:.0f} years, from {ends[0]:%Y-%m-%d} to {ends[1]:%Y-%m-%d}.",
-                         "Look for a mistyped year, or split the file.")
     shape = (len(cells.names), count)
     known = ~np.isnan(values)
     place = (sites[known], hours[known] - first)
@@ -541,6 +539,14 @@ def _gridded(cells: _Cells, name: str, step: int | None = None) -> tuple[datetim
     if absent:
         cells.notes.append(f"{absent} of {grid.size} hours are missing in the file.")
     return datetime.fromtimestamp(first * _HOUR, UTC), grid, marks
+
+
+def _check_span(first: int, last: int, name: str) -> None:
+    if last - first > MOST * _HOUR:
+        years = (last - first) / _HOUR / 8766
+        ends = [datetime.fromtimestamp(edge, UTC) for edge in (first, last)]
+        raise InputError(f"{name} spans {years:.0f} years, from {ends[0]:%Y-%m-%d} to {ends[1]:%Y-%m-%d}.",
+                         "Look for a mistyped year, or split the file.")
 
 
 def _check_values(cells: _Cells, values: np.ndarray, name: str) -> None:
