@@ -123,7 +123,8 @@ def _tune(job: Job) -> None:
 
 
 def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> list[tuple[str, str, dict[str, Any]]]:
-    """(engine, precision, settings) worth building for every candidate: the original's finalists, and the best fp32 back end, cheapest first."""
+    """(engine, precision, settings) worth building, cheapest first: up to two of eight bits (those near the best), the best of bf16, and the best fp32 back
+    end. Eight bits may cost more quality than the floor allows, bf16 hardly ever does, so neither stands in for the other."""
     by = "wall" if objective == "latency" else "cpu"
     found: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
     for stage in ("final", "heat"):
@@ -137,7 +138,8 @@ def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> l
                 )
                 found[key] = (float(r[by]["value"]), how)
     ranked = sorted(found.items(), key=lambda kv: kv[1][0])
-    low = [(e, p, how) for (e, p), (ratio, how) in ranked if p != "fp32" and (ratio < 0.97 or objective == "memory")]
-    low = [w for w in low if found[w[0], w[1]][0] < 1.6 * found[low[0][0], low[0][1]][0]][:2] if objective != "memory" else low[:3]
-    full = [(e, p, how) for (e, p), (ratio, how) in ranked if p == "fp32" and ratio < 0.97][:1]
-    return low + full
+    pays = [(e, p, how) for (e, p), (ratio, how) in ranked if ratio < 0.97 or (objective == "memory" and p != "fp32")]
+    narrow = [w for w in pays if w[1] not in ("fp32", "bf16")]
+    narrow = [w for w in narrow if objective == "memory" or found[w[0], w[1]][0] < 1.6 * found[narrow[0][0], narrow[0][1]][0]]
+    kept = narrow[:2] + [w for w in pays if w[1] == "bf16"][:1] + [w for w in pays if w[1] == "fp32"][:1]
+    return [w for w in pays if w in kept]

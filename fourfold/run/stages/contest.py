@@ -101,24 +101,32 @@ def _ways(job: Job, candidate: Candidate, worth: bool) -> list[Way]:
 def _affordable(job: Job, ways: list[tuple[Candidate, Way]]) -> list[tuple[Candidate, Way]]:
     """The builds that fit in a sixth of the budget by the original's own building times: plain PyTorch always, then the likeliest first.
 
-    Likely is: the best pair before the second best, and structures near the floor before those far from it; the original's and three
-    structures' best pairs are built in any case.
+    Built in any case: the original at its best in each number of bits (what is surest to hold a floor that no structure holds), and three
+    structures' best pair. Then the best pair before the second best, and structures near the floor before those far from it.
     """
     seconds = {(r["engine"], r["precision"]): float(r["prepared_s"]) for r in job.race_rows}
     ranks = {(e, p): i for i, (e, p, _) in enumerate(job.pairs)}
+    firsts = {bits(p): (e, p) for e, p, _ in reversed(job.pairs)}
 
     def distance(c: Candidate) -> float:
         return abs((c.quality.value if c.quality else 0.0) - job.work.floor - 0.01)
 
     plain = [w for w in ways if (w[1][0], w[1][1]) == ("torch", "fp32")]
     rest = sorted((w for w in ways if w not in plain), key=lambda w: (ranks[w[1][0], w[1][1]], w[0].kind != "original", distance(w[0])))
+    must = [w for w in rest if w[0].kind == "original" and (w[1][0], w[1][1]) in firsts.values()]
+    must += [w for w in rest if w[0].kind != "original"][:3]
     kept, spent = [], 0.0
-    for number, way in enumerate(rest):
+    for way in [*must, *[w for w in rest if w not in must]]:
         cost = seconds.get((way[1][0], way[1][1]), 2.0) * (1.0 if way[0].kind == "original" else 0.7)
-        if number < 4 or spent + cost <= job.work.budget / 6:
+        if way in must or spent + cost <= job.work.budget / 6:
             kept.append(way)
             spent += cost
     return plain + kept
+
+
+def bits(precision: str) -> int:
+    """Bits of a weight."""
+    return {"fp32": 32, "bf16": 16}.get(precision, 8)
 
 
 def _point(job: Job, candidate: Candidate, setting: Setting) -> Point:
@@ -153,11 +161,13 @@ def _answers(job: Job, part: Part, candidate: Candidate) -> np.ndarray:
 
 
 def _ratio(job: Job, setting: Setting) -> float:
-    """Cost of the original at an engine and precision, relative to its own best, as its race found it; 1 where that pair did not run."""
-    for r in job.race_rows:
-        if r["who"] == "candidate" and r["stage"] == "final" and (r["engine"], r["precision"]) == (setting.engine, setting.precision):
-            return r["cpu"]["value"]
-    return 1.0
+    """Cost of the original at an engine and precision, relative to its own best, as the last stage of its race found it; 1 where it did not run."""
+    found = {
+        r["stage"]: float(r["cpu"]["value"])
+        for r in job.race_rows
+        if r["who"] == "candidate" and (r["engine"], r["precision"]) == (setting.engine, setting.precision)
+    }
+    return found.get("final", found.get("heat", 1.0))
 
 
 def _words(job: Job) -> list[Point]:

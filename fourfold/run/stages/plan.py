@@ -51,6 +51,10 @@ def plan(job: Job, root: Node) -> Plan:
     return Plan(**found)
 
 
+LEAST_STEPS = 20
+"""Fewer do not recover anything; a level is dropped sooner."""
+
+
 def plan_for(
     pace: Mapping[float, float], reach: float, work: Workload, rows: int, spent: float, batch: int = 32, online: bool = False
 ) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def plan_for(
     rivals = 2
     refine = 0 if left < 40 else 1 if left < 600 else 2
 
-    def steps_for(chosen: list[float]) -> int:
+    def steps_for(chosen: list[float], refine: int = refine) -> int:
         """As many per level, with rivals' trials of a sixth as many, and refinements that tend to lie above the middle level."""
         full = sum(each(v) for v in chosen)
         return int(share / (full * (1 + rivals / 6) + refine * each(chosen[len(chosen) // 2] * 1.5)))
@@ -86,7 +90,11 @@ def plan_for(
     if steps_for(levels) < min(500, cap):  # better few levels well recovered than many badly
         few = [v for v in levels if v in (0.35, 0.2, 0.1)] if not online else [v for v in levels if v in (0.8, 0.6)]
         levels = few or levels[:2]
-    steps = max(20, min(steps_for(levels), cap))
+    if steps_for(levels) < LEAST_STEPS:
+        refine = 0
+    while len(levels) > 1 and steps_for(levels, refine) < LEAST_STEPS:
+        levels = levels[:-1]
+    steps = max(LEAST_STEPS, min(steps_for(levels, refine), cap))
     price = teacher or 0.22 * whole
     augment = 0.0 if online else min(5.0, 0.10 * left / max(1e-9, rows * price / batch), max(0.0, steps * batch * 1.2 / rows - 1.0) + 0.5)
     return {

@@ -70,7 +70,7 @@ def _journal(job: Job) -> Journal:
         "engines": job.options.engines,
         "threads": job.options.threads,
         "machine": here().fingerprint,
-        "version": 4,
+        "version": 5,
     }
     journal = Journal(job.folder, fingerprint)
     if job.options.fresh and any("key" in e for e in journal.events()):
