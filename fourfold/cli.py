@@ -30,7 +30,7 @@ app = typer.Typer(
 Subject = Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="Artefact folder or report.json, or a technique of `fourfold list`.")]
 At = Annotated[str | None, typer.Option("--site", help="Where it runs now: tokyo, FR, gcp:us-central1 … Puts CO2e and the Map lever in the report.")]
 ToSite = Annotated[str | None, typer.Option("--to-site", help="Where it will run.")]
-InHall = Annotated[str | None, typer.Option("--hall", help="PUE before and after, 1.58:1.10; or means, 1.58:immersion; or a file of `fourfold hall --json`.")]
+InHall = Annotated[str | None, typer.Option("--hall", help="PUE before and after, 1.58:1.10; or means, 1.58:immersion; or a file of hall --json.")]
 OnePue = Annotated[str | None, typer.Option("--pue", help="The hall's PUE, before and after alike.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `fourfold optimize --out` wrote.")]
 
@@ -383,7 +383,7 @@ def _fail(message: str, code: int, as_json: bool) -> int:
 
 def run(arguments: list[str]) -> int:
     """Run one command line; the exit code. Never raises for what a user can do, and never prints a traceback unless FOURFOLD_DEBUG is set."""
-    as_json = "--json" in arguments
+    as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)   # what follows is another command's
     try:
         command = typer.main.get_command(app)
         with command.make_context("fourfold", list(arguments) or ["--help"]) as context:
@@ -431,7 +431,8 @@ def _quiet() -> None:
 
 def main() -> None:
     """Entry point of the `fourfold` command."""
-    _quiet()
+    if sys.argv[1:2] != ["meter"]:                                     # the metered command gets the environment that the user has
+        _quiet()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?", not a traceback

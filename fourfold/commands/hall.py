@@ -74,8 +74,8 @@ def _row(option: dict[str, Any]) -> dict[str, Any]:
         parts += [f"{option['batch']['mean']:.0f} items a call"] if option["name"] == "batching" else []
         told = "; ".join(parts)
     return {"option": option["title"], "factor": _figure(option["factor"]) if option["factor"] else "–",
-            "grade": option["factor"]["grade"] if option["factor"] else "", "PUE after": _figure(option["pue_after"]) if option.get("pue_after") else "",
-            "": told}
+            "grade": option["factor"]["grade"] if option["factor"] else "",
+            "PUE after": _figure(option["pue_after"]) if option.get("pue_after") else "", "": told}
 
 
 def _figure(figure: dict[str, Any], digits: int = 2) -> str:

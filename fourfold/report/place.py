@@ -1,4 +1,5 @@
-"""The page of `fourfold map`: intensity over time by site with the chosen hours painted in, savings against each comparator, prices of capacity, jobs.
+"""The page of `fourfold map`: intensity over time by site with the chosen hours painted in, savings against each comparator, prices of capacity,
+jobs.
 
 One file that loads nothing from elsewhere. It is drawn from the plan document of `fourfold.decisions.place`; a year of hours travels as quantised
 numbers (0.1 g/kWh) that the page draws at any zoom, thousands of jobs as a table that shows a page at a time.
@@ -19,11 +20,13 @@ from fourfold.report import words
 from fourfold.report.html import asset, script_safe
 from fourfold.report.json import replace
 
-_CELLS = 600_000                                                       # site-hours that a page carries one by one; more are averaged over blocks of hours
+_CELLS = 600_000                                                       # site-hours that a page carries one by one; more are averaged in blocks
 _MISSING = 65_535
 _DEAREST = 10
-AVERAGE = ("Average intensity says what share of a grid's emissions is this work's (attributional). Moving load does not cut what the grids emit one for "
-           "one: whether it does is a question for a marginal signal.")
+_COLUMNS = ("name", "kw", "hours", "where", "first", "last", "wait", "kwh", "kg", "base")
+_KINDS = {"naive": "naive", "run_now": "naive", "run now": "naive", "baseline": "naive", "oracle": "oracle", "plan": "plan", "this plan": "plan"}
+AVERAGE = ("Average intensity says what share of a grid's emissions is this work's (attributional). Moving load does not cut what the grids emit one "
+           "for one: whether it does is a question for a marginal signal.")
 MARGINAL = ("Marginal intensity says what one more kilowatt-hour makes a grid emit (consequential). It is a model's estimate, cannot be metered, and "
             "must not be added to average figures.")
 
@@ -58,7 +61,9 @@ def page(document: Any) -> str:
 
 
 class _Plan:
-    """A plan document in arrays. `names` of R sites, `intensity` [R, T] g/kWh (NaN = no figure), `kw` [R, T] and `count` [R, T] of what runs there."""
+    """A plan document in arrays. `names` of R sites, `intensity` [R, T] g/kWh (NaN = no figure), `kw` [R, T] and `count` [R, T] of what runs
+    there.
+    """
 
     def __init__(self, document: Any) -> None:
         try:
@@ -74,7 +79,8 @@ class _Plan:
                 raise ValueError(f"{len(self.names)} sites and {sites} rows of intensity")
             self._place(document["schedule"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise InputError(f"This is not a plan of `fourfold map` ({type(error).__name__}: {error}).", "Give what `fourfold map --json` printed.") from None
+            raise InputError(f"This is not a plan of `fourfold map` ({type(error).__name__}: {error}).", "Give what `fourfold map --json` printed."
+                             ) from None
 
     def _place(self, schedule: Any) -> None:
         """Lay the schedule's rows on the grid of hours, and give each job its own figures."""
@@ -136,7 +142,7 @@ class _Plan:
             value = _number(_of(row, "value", "cost", default=None))
             name = str(_of(row, "name", "policy", default="?"))
             kind = str(_of(row, "kind", default=""))
-            kind = kind or ("naive" if name in ("naive", "run_now", "baseline") else "oracle" if name == "oracle" else "plan" if name in ("plan", "this plan") else "other")
+            kind = kind or _KINDS.get(name, "other")
             rows.append({"name": name, "title": str(_of(row, "title", "name", "policy", default="?")), "value": value, "kind": kind,
                          "why": str(_of(row, "why", "reason", default="") or ""), "broken": _broken(row),
                          "saving": _number(_of(row, "saving", default=None))})
@@ -177,7 +183,8 @@ class _Plan:
         for name, grams, kw in zip(self.names, self.intensity, self.kw, strict=True):
             known = np.isfinite(grams)
             used = float(kw[known].sum())
-            rows.append({"name": name, "mean": float(grams[known].mean()) if known.any() else None, "chosen": float((kw[known] * grams[known]).sum() / used) if used else None,
+            rows.append({"name": name, "mean": float(grams[known].mean()) if known.any() else None,
+                         "chosen": float((kw[known] * grams[known]).sum() / used) if used else None,
                          "share": float(kw.sum()) / whole if whole else 0.0, "busy": int((kw > 0).sum()), "peak": float(kw.max()),
                          "missing": int((~known).sum())})
         return rows
@@ -201,7 +208,7 @@ class _Plan:
         return {
             "sites": self.names, "start": self.start.isoformat().replace("+00:00", "Z"), "step": step, "hours": blocks,
             "intensity": _packed(grams), "kw": _packed(blocked(self.kw, 0.0).mean(axis=2)), "count": _packed(blocked(self.count, 0.0).max(axis=2)),
-            "jobs": {name: [getattr(job, name) for job in self.jobs] for name in ("name", "kw", "hours", "where", "first", "last", "wait", "kwh", "kg", "base")},
+            "jobs": {name: [getattr(job, name) for job in self.jobs] for name in _COLUMNS},
             "names": [[site, self.names[site]] for site in range(sites)],
         }
 
@@ -255,7 +262,9 @@ def _rounded(value: float | None) -> float | None:
 
 def _broken(row: Any) -> str:
     broken = _of(row, "broken", "violations", default="") if isinstance(row, dict) else ""
-    return "; ".join(map(str, broken[:1])) + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else "") if isinstance(broken, list | tuple) else str(broken)
+    if not isinstance(broken, list | tuple):
+        return str(broken)
+    return "; ".join(map(str, broken[:1])) + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else "")
 
 
 def _moment(text: Any) -> datetime:

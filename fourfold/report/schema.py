@@ -12,9 +12,11 @@ The TypedDicts below *are* the schema: `validate` walks them, so there is no sec
   modelled (CPU time × stated power), assumed.
 * **Factors** are how many times cheaper: `before / after` in relative energy of the whole run. The first `before` is 1, each `before` is the last
   row's `after`, and the last `after` is the chosen candidate's relative energy, so the factors' product is exactly `total`.
-* **Levers** (since version 2; absent from older reports) carry the saving on to the hall and the grid: four rows, Model, Machine, Mechanization, Map, in
-  that order, whose factors multiply to `levers.total`. A row that was not given is 1 with the grade null. Every row keeps its own grade; the total has
-  the weakest of those given. `levers.carbon` is gCO2e of 1,000 examples before and after (null without a site), and a row's `amount` its part of it.
+* **Levers** (since version 2; absent from older reports) carry the saving on to the hall and the grid: four rows, Model, Machine, Mechanization,
+  Map, in
+  that order, whose factors multiply to `levers.total`. A row that was not given is 1 with the grade null. Every row keeps its own grade; the total
+  has the weakest of those given. `levers.carbon` is gCO2e of 1,000 examples before and after (null without a site), and a row's `amount` its part
+  of it.
 * Numbers are finite (JSON has no NaN).
 
 Versions: "fourfold.report/1" has no `levers`; "fourfold.report/2" may have them. Both are read; 2 is written.

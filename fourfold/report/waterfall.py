@@ -29,8 +29,8 @@ def bars(levers: Any) -> dict[str, Any]:
 
     rows = [_bar(at, row["factor"], start, end) | {"row": row, "name": NAMES[row["lever"]]}
             for row, start, end in zip(levers["rows"], ends, ends[1:], strict=False)]
-    return {"rows": rows, "total": _bar(at, total, 1.0, total["value"]), "ticks": [{"at": f"{at(tick):.2f}", "text": f"{tick:,}"} for tick in _axis(low, high)],
-            "one": f"{at(1.0):.2f}"}
+    ticks = [{"at": f"{at(tick):.2f}", "text": f"{tick:,}"} for tick in _axis(low, high)]
+    return {"rows": rows, "total": _bar(at, total, 1.0, total["value"]), "ticks": ticks, "one": f"{at(1.0):.2f}"}
 
 
 def _bar(at: Any, figure: Any, start: float, end: float) -> dict[str, Any]:

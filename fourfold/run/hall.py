@@ -12,8 +12,8 @@ from fourfold.cite import BIBLIOGRAPHY
 from fourfold.decide import Solution, Solver, solve
 from fourfold.decisions.host import _hall
 from fourfold.decisions.host._hall import Hall, Weather, figure
-from fourfold.decisions.host.problem import MIXED, OUTSIDE, Cool, Fleet, Serve
 from fourfold.decisions.host._weather import read, read_load
+from fourfold.decisions.host.problem import MIXED, OUTSIDE, Cool, Fleet, Serve
 from fourfold.errors import InputError
 from fourfold.techniques import technique, techniques
 from fourfold.units import GRADES, Quantity
@@ -25,14 +25,15 @@ _CUTS = ("immersion", "overcooling")
 
 
 def study(*, it_kw: float = 1000.0, rated_kw: float | None = None, pue: float | Quantity | None = None, temperatures: str | Path | None = None,
-          set_point: float = _hall.REFERENCE, cooling: str = "chiller", load: str | Path | Sequence[float] | float = 0.3, **more: Any) -> dict[str, Any]:
+          set_point: float = _hall.REFERENCE, cooling: str = "chiller", load: str | Path | Sequence[float] | float = 0.3,
+          **more: Any) -> dict[str, Any]:
     """A hall studied: PUE by part, each technique's factor with its interval, hours of free cooling, servers off; plain data.
 
     `pue` a number (known to ±3 %), a Quantity, or None for the model's; `temperatures` a CSV path or None; `load` a number, numbers by hour, or a CSV
     path. The rest as in `examine`. Raises InputError for figures that cannot be: PUE below 1, a utilisation above 1, missing hours.
     """
     weather = _hall.ANYWHERE if temperatures is None else read(temperatures)
-    shares = read_load(load) if isinstance(load, str | Path) else load
+    shares: Any = read_load(load) if isinstance(load, str | Path) else load
     known = None if pue is None else _hall.stated_pue(pue)
     return examine(Hall(it_kw, rated_kw, known, set_point, cooling), weather, load=shares, **more)
 
@@ -112,10 +113,12 @@ class _Bench:
         celsius = np.arange(-10.0, 41.0, 5.0)
         it = np.full(len(celsius), self.hall.it_kw)
         parts = _hall.overhead(self.hall, it, celsius, self.draws[0])
-        return [{"celsius": float(c), "pue": float(1 + self.problems[0].scale * extra)} for c, extra in zip(celsius, sum(parts.values()) / it, strict=True)]
+        extra = self.problems[0].scale * np.sum(list(parts.values()), axis=0) / it
+        return [{"celsius": float(c), "pue": float(1 + more)} for c, more in zip(celsius, extra, strict=True)]
 
     def _factor(self, price: Callable[[Cool], float], grade: str, source: str) -> Quantity:
-        return figure([before / price(problem) for before, problem in zip(self.before, self.problems, strict=True)], grade=grade, method=_METHOD, source=source)
+        values = [before / price(problem) for before, problem in zip(self.before, self.problems, strict=True)]
+        return figure(values, grade=grade, method=_METHOD, source=source)
 
     def cooling(self, name: str) -> dict[str, Any]:
         """What technique `name` would make of the cooling: factor, PUE after, free hours, set point; or why it cannot be told."""
@@ -169,8 +172,8 @@ class _Bench:
         return other.power(counts, other.demand(batch)) / now
 
     def _it(self, answer: dict[str, Any]) -> Quantity:
-        return figure([float(self.it_kw.sum() / (self.it_kw * self._ratio(answer, drawn)).sum()) for drawn in self.draws], method="server power over load",
-                      source=_hall.SERVER["exponent"].source)
+        values = [float(self.it_kw.sum() / (self.it_kw * self._ratio(answer, drawn)).sum()) for drawn in self.draws]
+        return figure(values, method="server power over load", source=_hall.SERVER["exponent"].source)
 
     def _after(self, problem: Cool, drawn: dict[str, float], servers: dict[str, Any], cooling: dict[str, Any]) -> float:
         """kWh of the whole hall with the servers of `servers` and the cooling of `cooling`."""
@@ -307,12 +310,13 @@ def _rated(hall: Hall, peak: float) -> Hall:
     if peak <= rated * (1 + 1e-9):
         return hall
     if rated > hall.it_kw:
-        raise InputError(f"The hall is rated {rated:g} kW and its busiest hour takes {peak:g} kW: a utilisation above 1.", "Give a rating of at least that.")
+        raise InputError(f"The hall is rated {rated:g} kW and its busiest hour takes {peak:g} kW: a utilisation above 1.",
+                         "Give a rating of at least that.")
     return _hall.changed(hall, rated_kw=peak)
 
 
 def _notes(hall: Hall, weather: Weather) -> list[str]:
-    notes = ["Modelled, not measured; published reductions are operators' own statements. Every coefficient, its range and its source stand in --json.",
+    notes = ["Modelled, not measured; published reductions are operators' own statements. Coefficients, ranges and sources stand in --json.",
              "Outside air is judged by its dry bulb alone: humidity, dust and smoke allow fewer free hours."]
     if not weather.hourly:
         notes.append("No hourly temperatures were given, so free cooling cannot be told: --temperatures hourly.csv.")

@@ -1,9 +1,9 @@
-"""The four levers of a result: how many times less Model and Machine take (measured in its race), and the hall and the place (as given, modelled or tabled).
+"""The four levers of a result: how many times less Model and Machine take (measured in its race), and the hall and the place (as given, modelled or
+tabled).
 
-Patterson et al. 2022: CO2e = energy of the work on the machine × PUE × gCO2e/kWh, so the factors Model, Machine, Mechanization and Map multiply to the
-whole. Every factor keeps its own grade and interval; the total carries the weakest grade among them and the interval that all of them leave. A lever
-that was not given stands at 1 and lends no grade.
-"""
+Patterson et al. 2022: CO2e = energy of the work on the machine × PUE × gCO2e/kWh, so the factors Model, Machine, Mechanization and Map multiply to
+the whole. Every factor keeps its own grade and interval; the total carries the weakest grade among them and the interval that all of them leave. A
+lever that was not given stands at 1 and lends no grade. """
 
 from __future__ import annotations
 
@@ -150,7 +150,8 @@ def _studied(path: Path) -> tuple[Quantity, Quantity, str]:
         before, best = _quantity(document["pue"]), document["together"]
         factor, means = _quantity(best["factor"]), best["means"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not what `fourfold hall --json` prints ({type(error).__name__}: {error}).", "Make it: fourfold hall … --json > hall.json") from None
+        raise InputError(f"{path} is not what `fourfold hall --json` prints ({type(error).__name__}: {error}).",
+                         "Make it: fourfold hall … --json > hall.json") from None
     return before, before / factor, f"{', '.join(means)}, as {path.name} has it"
 
 
@@ -169,7 +170,9 @@ def _stated(text: str, source: str) -> Quantity:
 
 def _carbon(report: Mapping[str, Any], factors: Mapping[str, Quantity], home: Site | None,
             before: Quantity | None) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
-    """CO2e of 1,000 examples before and after, and what each lever took off it in grams (Shapley values); nothing without a site or without joules."""
+    """CO2e of 1,000 examples before and after, and what each lever took off it in grams (Shapley values); nothing without a site or without
+    joules.
+    """
     joules = report["baseline"]["joules_per_1000"]
     if home is None or joules is None:
         return None, {}
@@ -197,7 +200,7 @@ def _figure(quantity: Quantity | None) -> dict[str, Any]:
     """A quantity as the report holds it; a lever that was not given is a plain 1 without a grade."""
     if quantity is None:
         return {"value": 1.0, "low": 1.0, "high": 1.0, "unit": "1", "grade": None, "method": "", "source": ""}
-    low, high = quantity.bounds if quantity.errors or quantity.unit != "1" else (None, None)   # a ratio without a stated error: its interval is not known
+    low, high = quantity.bounds if quantity.errors or quantity.unit != "1" else (None, None)   # a ratio without a stated error: nobody knows it
     return {"value": quantity.value, "low": low, "high": high, "unit": quantity.unit, "grade": quantity.grade, "method": quantity.method,
             "source": quantity.source}
 

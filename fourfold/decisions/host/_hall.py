@@ -1,9 +1,9 @@
 """The hall around the servers: the kilowatts that cooling, power delivery and lighting take on top of an IT load, by load and outside temperature.
 
-Structure: power delivery loses a fixed, a proportional and a square-law part of the IT load (Rasmussen 2007); heat leaves as chilled air, through fans,
-pumps, a chiller and a cooling tower whose performance follows the outside temperature (Lei & Masanet 2020, equations and ranges of their supplement's
-program). A hall whose PUE is known scales the model's overhead to it. Every coefficient is a row of `COEFFICIENTS` with its range, grade and source;
-results carry the 90 % interval that drawing all of them from their ranges leaves.
+Structure: power delivery loses a fixed, a proportional and a square-law part of the IT load (Rasmussen 2007); heat leaves as chilled air, through
+fans, pumps, a chiller and a cooling tower whose performance follows the outside temperature (Lei & Masanet 2020, equations and ranges of their
+supplement's program). A hall whose PUE is known scales the model's overhead to it. Every coefficient is a row of `COEFFICIENTS` with its range,
+grade and source; results carry the 90 % interval that drawing all of them from their ranges leaves.
 
 Left out, in words: humidity (outside air counts by its dry bulb alone, so free-cooling hours are an upper bound in humid places, and the chiller is
 priced by the dry bulb, an upper bound too), warm-up of the building, and water.
@@ -61,7 +61,8 @@ COEFFICIENTS: dict[str, Coefficient] = {
                               "pumps and tower fans"),
     "lift": Coefficient(0.75, 0.5, 1.0, "exponent", "assumed", "Carnot: performance falls with temperature lift; real chillers follow it in part",
                         "how far the chiller follows Carnot's limit when the set point moves"),
-    "margin": Coefficient(1.5, 0.0, 3.0, "K", "assumed", "fan heat and sensor tolerance", "outside air must be this much below the set point to cool alone"),
+    "margin": Coefficient(1.5, 0.0, 3.0, "K", "assumed", "fan heat and sensor tolerance",
+                          "outside air must be this much below the set point to cool alone"),
     "filter": Coefficient(1.15, 1.0, 1.3, "of fan pressure", "assumed", "filters and dampers of an outside-air path", "fan pressure on outside air"),
     "server_fans": Coefficient(0.005, 0.0, 0.010, "of IT power per K above 25 °C", "assumed", "server fans speed up in warm air; no common curve",
                                "IT power that a warmer set point adds"),
@@ -92,11 +93,12 @@ class Hall:
             raise InputError(f"An IT load of {self.it_kw:g} kW is not a load.", "Give kilowatts above zero.")
         rated = self.it_kw if self.rated_kw is None else self.rated_kw
         if not (np.isfinite(rated) and rated >= self.it_kw * (1 - 1e-9)):
-            raise InputError(f"The hall is rated {rated:g} kW and carries {self.it_kw:g} kW: a utilisation above 1.", "Give a rating of at least the load.")
+            raise InputError(f"The hall is rated {rated:g} kW and carries {self.it_kw:g} kW: a utilisation above 1.",
+                             "Give a rating of at least the load.")
         object.__setattr__(self, "rated_kw", float(rated))
         if self.pue is not None and (self.pue.value < 1 or self.pue.unit != "1"):
-            raise InputError(f"A PUE of {self.pue.value:g} {self.pue.unit if self.pue.unit != '1' else ''}".rstrip() + " cannot be: the hall uses what "
-                             "its servers use, and more.", "PUE = energy of the hall / energy of its IT, 1.0 or more.")
+            raise InputError(f"A PUE of {self.pue.value:g} cannot be: the hall uses what its servers use, and more.",
+                             "PUE = energy of the hall / energy of its IT, a plain number of 1.0 or more.")
         if not 5 <= self.set_point <= 45:
             raise InputError(f"A set point of {self.set_point:g} °C is not supply air for servers.", "Give 5 to 45 °C; ASHRAE recommends 18 to 27.")
         if self.cooling not in COOLINGS:
@@ -138,9 +140,9 @@ def cop(outside: np.ndarray, load: float, set_point: float, drawn: Drawn) -> np.
 
 
 def _carnot(set_point: float, water: np.ndarray) -> np.ndarray:
-    """Ideal performance between chilled water and condenser; the lift never falls below 6 K, a compressor's least."""
+    """Ideal performance between chilled water and condenser water, the latter of 25 °C at least, with a lift of 6 K at least: compressors need some."""
     chilled = set_point - SHIFT
-    return (chilled + 273.15) / np.maximum(water - chilled, 6.0)
+    return (chilled + 273.15) / np.maximum(np.maximum(water, 25.0) - chilled, 6.0)
 
 
 def share_by_chiller(outside: np.ndarray, set_point: float, drawn: Drawn) -> np.ndarray:
@@ -180,7 +182,9 @@ def overhead(hall: Hall, it_kw: np.ndarray, outside: np.ndarray, drawn: Drawn, c
 
 @dataclass(frozen=True)
 class Weather:
-    """Outside dry-bulb temperatures by hour in °C [T], and where from. Without hourly ones there is a single mean, and no free-cooling hours are told."""
+    """Outside dry-bulb temperatures by hour in °C [T], and where from. Without hourly ones there is a single mean, and no free-cooling hours are
+    told.
+    """
 
     celsius: np.ndarray
     hourly: bool
@@ -221,7 +225,7 @@ def figure(values: list[float], unit: str = "1", grade: str = "modelled", method
 
 REDUCTIONS: dict[str, Coefficient] = {
     "immersion": Coefficient(0.97, 0.94, 0.97, "of cooling energy", "published",
-                             "operators: up to 97 % (NTT DATA, two-phase; as quoted, primary text not seen), 94 % (KDDI, MHI and NEC NetS-I 2023, PUE 1.05), "
+                             "operators: up to 97 % (NTT DATA, two-phase; as quoted, primary text not seen), 94 % (KDDI and others 2023, PUE 1.05), "
                              "over 95 % (LiquidStack, Hong Kong, PUE 1.02)", "cut of cooling energy by immersing servers in liquid"),
     "overcooling": Coefficient(0.35, 0.15, 0.40, "of cooling energy", "published",
                                "operators: 35 % (over-cooling control; as quoted, primary text not seen), up to 40 % (DeepMind and Google 2016); "
@@ -241,7 +245,9 @@ SERVER: dict[str, Coefficient] = {
 
 
 def dynamic_share(utilisation: np.ndarray, exponent: float) -> np.ndarray:
-    """Part of the idle-to-busy range that a server draws at `utilisation` 0 to 1: 2u - u^r (Fan, Weber & Barroso 2007, r = 1.4); r = 1 is u itself."""
+    """Part of the idle-to-busy range that a server draws at `utilisation` 0 to 1: 2u - u^r (Fan, Weber & Barroso 2007, r = 1.4); r = 1 is u
+    itself.
+    """
     return 2 * utilisation - np.power(utilisation, exponent)
 
 
@@ -252,4 +258,5 @@ def stated_pue(value: float | Quantity) -> Quantity:
     if not (np.isfinite(value) and value >= 1):
         raise InputError(f"A PUE of {value:g} cannot be: a hall uses what its servers use, and more.",
                          "PUE = energy of the hall / energy of its IT, 1.0 or more.")
-    return Quantity(float(value), "1", "assumed", low=max(1.0, value * 0.97), high=value * 1.03, method="PUE as given, ±3 %", source=f"PUE {value:g} as given")
+    return Quantity(float(value), "1", "assumed", low=max(1.0, value * 0.97), high=value * 1.03, method="PUE as given, ±3 %",
+                    source=f"PUE {value:g} as given")

@@ -1,10 +1,8 @@
 """Gather items into calls: a call costs a fixed time whatever it holds, so fuller calls need fewer busy servers, as far as the latency allows.
 
-Time of a call of b items: fixed + b × item. The first item waits until the call is full, (b - 1) / rate, and then for the call; the largest b that keeps
-within the latency is best, because work per item falls with b (Crankshaw et al. 2017: batches under a latency
-objective). The servers that
-this frees are switched off as consolidation would.
-"""
+Time of a call of b items: fixed + b × item. The first item waits until the call is full, (b - 1) / rate, and then for the call; the largest b that
+keeps within the latency is best, because work per item falls with b (Crankshaw et al. 2017: batches under a latency objective). The servers that
+this frees are switched off as consolidation would. """
 
 from __future__ import annotations
 

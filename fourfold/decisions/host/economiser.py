@@ -1,9 +1,8 @@
 """Cool with outside air whenever it is cold enough: chiller, both, or outside air alone, chosen for each hour with a shortest path over modes.
 
-Hours of free cooling are those whose outside dry bulb lies below the set point less a margin; up to the return air's temperature outside air takes part
-of the heat (integrated economiser). A mode once entered is held for the hours that the problem asks. Model and ranges: Lei & Masanet 2020;
-exact by Bellman's principle (Bellman 1957). Humidity is not looked at.
-"""
+Hours of free cooling are those whose outside dry bulb lies below the set point less a margin; up to the return air's temperature outside air takes
+part of the heat (integrated economiser). A mode once entered is held for the hours that the problem asks. Model and ranges: Lei & Masanet 2020;
+exact by Bellman's principle (Bellman 1957). Humidity is not looked at. """
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def _path(price: np.ndarray, hold: int) -> np.ndarray:
     hours, count = price.shape
     if hold == 1:
         return count - 1 - np.argmin(price[:, ::-1], axis=1)            # of equals, outside air alone
-    best = np.full((count, hold), np.inf)                               # cost of arriving with mode m held k + 1 hours, the last one meaning "or more"
+    best = np.full((count, hold), np.inf)                               # cost of arriving with mode m held k + 1 hours; the last k: "or more"
     best[:, hold - 1] = price[0]                                        # the run that was under way before the first hour
     step = np.zeros((hours, count, hold, 2), np.int32)
     for t in range(1, hours):

@@ -1,8 +1,7 @@
 """Immerse the servers in liquid: operators report 94 to 97 % less cooling energy (a published reduction, never measured here).
 
-The reduction is applied to the cooling of the air-cooled hall; power delivery and lighting stay, and so does the servers' own power, although immersed
-servers need no fans. Sources and interval: `_hall.REDUCTIONS["immersion"]` (KDDI and others 2023; operators' own statements).
-"""
+The reduction is applied to the cooling of the air-cooled hall; power delivery and lighting stay, and so does the servers' own power, although
+immersed servers need no fans. Sources and interval: `_hall.REDUCTIONS["immersion"]` (KDDI and others 2023; operators' own statements). """
 
 from __future__ import annotations
 

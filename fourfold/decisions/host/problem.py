@@ -21,7 +21,8 @@ _HEAVY = 1e-9
 
 
 class Cool(Problem[dict[str, Any]]):
-    """How the heat of `it_kw` [T] kW leaves a hall through hours of outside temperature [T], in kWh of the whole hall (IT, its fans and its overhead).
+    """How the heat of `it_kw` [T] kW leaves a hall through hours of outside temperature [T], in kWh of the whole hall (IT, its fans and its
+    overhead).
 
     An answer is plain data: `cooling` (air or immersion), `set_point` in °C, `cut` (name of a published reduction, or ""), `modes` [T] of 0 chiller,
     1 outside air with the chiller for the rest, 2 outside air alone. Wrong would be: air warmer than the set point at a server's inlet, a set point
@@ -37,7 +38,8 @@ class Cool(Problem[dict[str, Any]]):
         self.outside = np.asarray(weather.celsius, float)
         self.it_kw = np.full(len(self.outside), hall.it_kw) if it_kw is None else np.asarray(it_kw, float)
         if self.it_kw.shape != self.outside.shape:
-            raise InputError(f"There are {len(self.it_kw):,} hours of load and {len(self.outside):,} of temperature.", "Give both for the same hours.")
+            raise InputError(f"There are {len(self.it_kw):,} hours of load and {len(self.outside):,} of temperature.",
+                             "Give both for the same hours.")
         if hold < 1:
             raise InputError(f"A mode cannot be held for {hold} hours.", "Give 1 or more.")
         self.drawn = _hall.central() if drawn is None else drawn
@@ -156,8 +158,10 @@ class Fleet:
     def __init__(self, capacity: Any, idle_w: Any, busy_w: Any, *, start_kwh: float = 0.0, exponent: float = _hall.SERVER["exponent"].value) -> None:
         rows = [np.atleast_1d(np.asarray(column, float)) for column in (capacity, idle_w, busy_w)]
         if len({len(row) for row in rows}) != 1 or not len(rows[0]):
-            raise InputError("A fleet needs the same number of capacities, idle and busy powers, and at least one server.", "Give one of each a server.")
-        if not all(np.isfinite(row).all() for row in rows) or (rows[0] <= 0).any() or (rows[1] < 0).any() or (rows[2] < rows[1]).any() or start_kwh < 0:
+            raise InputError("A fleet needs the same number of capacities, idle and busy powers, and at least one server.",
+                             "Give one of each a server.")
+        finite = all(np.isfinite(row).all() for row in rows)
+        if not finite or (rows[0] <= 0).any() or (rows[1] < 0).any() or (rows[2] < rows[1]).any() or start_kwh < 0:
             raise InputError("A server's capacity must be above zero and its power 0 <= idle <= busy.", "Check capacity, idle_w and busy_w.")
         self.order = np.argsort(rows[2] / rows[0], kind="stable")
         self.capacity, self.idle_w, self.busy_w = (row[self.order] for row in rows)
@@ -233,6 +237,9 @@ class Serve(Problem[dict[str, Any]]):
                 broken.append(f"hour {t}: a batch of {size} where items cannot be batched")
                 continue
             work = self.load[t] * (self.call_s / size + self.item_s) if self.batched else self.load[t]
+            if count < min(self.spare, len(self.fleet)):
+                broken.append(f"hour {t}: {count} servers are on, and {self.spare} are to be spare")
+                continue
             held = room[max(count - self.spare, 0)] if count < len(self.fleet) else room[count]
             if work > self.headroom * held * (1 + 1e-9) + 1e-12:
                 broken.append(f"hour {t}: a load of {work:g} does not fit into {count} servers at {self.headroom:.0%}, {self.spare} of them spare")
@@ -254,7 +261,7 @@ class Serve(Problem[dict[str, Any]]):
     def bound(self) -> float:
         """kWh that no choice of servers goes below: parts of servers, each filled to the headroom, cheapest first, no starts, the largest batches."""
         fleet, full = self.fleet, self.headroom
-        busy = _hall.dynamic_share(np.float64(full), fleet.exponent)   # watts per unit of load fall as a server fills (concave power): best when full
+        busy = _hall.dynamic_share(np.array([full]), fleet.exponent)   # watts per unit of load fall as a server fills (concave power): best when full
         per_unit = (fleet.idle_w + (fleet.busy_w - fleet.idle_w) * busy) / (fleet.capacity * full)
         cheapest = np.argsort(per_unit, kind="stable")
         room = np.concatenate(([0.0], np.cumsum(fleet.capacity[cheapest] * full)))

@@ -1,8 +1,8 @@
-"""Warm the supply air as far as allowed: the chiller lifts heat less far, and outside air serves more hours; servers' own fans work harder above 25 °C.
+"""Warm the supply air as far as allowed: the chiller lifts heat less far, and outside air serves more hours; servers' own fans work harder above 25
+°C.
 
-The chiller's gain is Carnot's, followed in part (an assumed exponent of 0.5 to 1). The limit is the recommended envelope of ASHRAE, 18 to 27 °C, unless
-the problem allows more (Khankari 2011 quotes the envelope). Found by trying every half degree.
-"""
+The chiller's gain is Carnot's, followed in part (an assumed exponent of 0.5 to 1). The limit is the recommended envelope of ASHRAE, 18 to 27 °C,
+unless the problem allows more (Khankari 2011 quotes the envelope). Found by trying every half degree. """
 
 from __future__ import annotations
 
