@@ -247,9 +247,15 @@ def doctor(as_json: AsJson = False) -> None:
 def claims(as_json: AsJson = False) -> None:
     """Print published figures beside what this project measured for them, missed ones included."""
     from fourfold.report.claims import claims as gather
+    from fourfold.report.claims import tables
 
     found = gather()
-    emit({"claims": [claim.to_json() for claim in found]}) if as_json else table([claim.row() for claim in found])
+    if as_json:
+        emit({"claims": [claim.to_json() for claim in found]})
+        return
+    for heading, rows in tables(found):
+        print(heading)
+        table(rows)
 
 
 @app.command(epilog="Example: fourfold demo --out fourfold-demo/")

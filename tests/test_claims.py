@@ -1,11 +1,20 @@
 """Published beside ours: every claim readable, nothing claimed that was not run, a miss said so."""
 
+import csv
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 
+from fourfold.cost.footprint import footprint
+from fourfold.cost.whatif import whatif
 from fourfold.errors import ArtefactError
 from fourfold.report.claims import claims, judge
+
+FOLDER = Path(__file__).parent.parent / "claims"
+RUNS = sorted(file.stem for file in FOLDER.glob("*.toml") if "[run]" in file.read_text(encoding="utf-8"))
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "energy" / "reference_rows.csv"
 
 
 def span(value: float, half: float = 0.01) -> dict[str, float]:
@@ -48,3 +57,40 @@ def test_results_are_read_from_what_the_benchmark_wrote(tmp_path) -> None:
     (tmp_path / "results/x.json").write_text('{"relative_energy": 3}')
     with pytest.raises(ArtefactError, match="x cannot be read"):
         claims(tmp_path)
+
+
+def test_absolute_figures_are_met_within_a_tolerance_either_way() -> None:
+    assert judge({"energy_mwh": 100}, {"energy_mwh": span(101.5)}) == (True, "met within 1.5 %")
+    for value in (97.0, 103.0):
+        met, verdict = judge({"energy_mwh": 100, "carbon_gross_t": 50}, {"energy_mwh": span(value), "carbon_gross_t": span(50)})
+        assert met is False and verdict == f"missed: energy {value:g} MWh instead of 100, 3.0 % apart".replace("3.0", "3")
+    assert judge({"factor_net": 57}, {"factor_net": span(56)}, tolerance=0.01)[0] is False
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_published_run_is_recomputed_within_two_per_cent(name: str) -> None:
+    """The claim's own figures, the result on disk, and a fresh computation agree; nobody typed the result."""
+    facts = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    if "after" in facts or "changes" in facts:
+        found = {f"factor_{account}": one.total.value
+                 for account, one in whatif(facts["run"], facts.get("after"), **facts.get("changes", {})).splits.items()}
+    else:
+        one = footprint(**facts["run"])
+        found = {"energy_mwh": one.energy.to("MWh").value, "carbon_gross_t": one.gross.to("tCO2e").value if one.gross else None,
+                 "carbon_net_t": one.net.to("tCO2e").value if one.net else None}
+    claim = next(claim for claim in claims() if claim.name == name)
+    assert claim.published and claim.met is True, claim.verdict
+    for key, value in claim.published.items():
+        assert claim.measured and claim.measured[key]["value"] == pytest.approx(found[key], rel=1e-12)
+        assert found[key] == pytest.approx(value, rel=0.02)
+    assert bool(claim.remembered) == ("as remembered" in claim.verdict) and (facts["run"].get("grade") == "published") <= (not claim.remembered)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the project's data folder is not here")
+def test_every_reference_row_has_its_claim_and_its_evidence_is_kept() -> None:
+    by_name = {claim.name: claim for claim in claims()}
+    for row in csv.DictReader(SHARED.open()):
+        claim = by_name[f"footprint-{row['id'].replace('_', '-')}"]
+        assert ("remembered" in row["evidence"]) == bool(claim.remembered), row["id"]
+        for key, column in (("energy_mwh", "reported_mwh"), ("carbon_gross_t", "reported_t_gross"), ("carbon_net_t", "reported_t_net")):
+            assert key not in claim.published or claim.published[key] == float(row[column])

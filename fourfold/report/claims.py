@@ -2,6 +2,9 @@
 
 `claims/NAME.toml` holds who published what, and the command that reproduces it. The benchmark writes `claims/results/NAME.json`: `relative_quality`
 and `relative_energy`, each {value, low, high} (90 % intervals, fractions of the original), and what else it knows (machine, date). No file: not run.
+
+A claim may also be of absolute figures to be met within `tolerance` (relative, both ways): `energy_mwh`, `carbon_gross_t`, `carbon_net_t` of a
+training run, `factor_gross`, `factor_net` of a what-if. `remembered` names the published figures that nobody looked up again; the verdict repeats it.
 """
 
 from __future__ import annotations
@@ -16,12 +19,16 @@ from typing import Any
 from fourfold.errors import ArtefactError, InputError
 from fourfold.report.words import percent
 
-_WORDS = {"relative_quality": "quality", "relative_energy": "energy"}
+_WORDS = {"relative_quality": "quality", "relative_energy": "energy", "energy_mwh": "energy", "carbon_gross_t": "gross", "carbon_net_t": "net",
+          "factor_gross": "gross", "factor_net": "net"}
+_UNITS = {"energy_mwh": "MWh", "carbon_gross_t": "t", "carbon_net_t": "t", "factor_gross": "times", "factor_net": "times"}
+_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One published figure. `published` and `measured` are keyed by "relative_quality" (more is better) and "relative_energy" (less is better).
+    """One published figure. `published` and `measured` are keyed by "relative_quality" (more is better) and "relative_energy" (less is better), or by
+    absolute figures ("energy_mwh" …), which must agree.
 
     `same_work`: whether `ours` is the very same task, or a smaller stand-in. `verdict` is a sentence; `met` None while nothing was run.
     """
@@ -37,6 +44,7 @@ class Claim:
     measured: Mapping[str, Mapping[str, float]] | None
     met: bool | None
     verdict: str
+    remembered: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,6 +60,15 @@ def claims(folder: Path | None = None) -> list[Claim]:
     """Every claim in `folder` (default: the project's own), by name. Raises ArtefactError where a file is damaged, InputError without a folder."""
     folder = folder or _home()
     return [_read(file) for file in sorted(folder.glob("*.toml"))]
+
+
+def tables(found: list[Claim]) -> list[tuple[str, list[dict[str, str]]]]:
+    """(heading, rows) by the command that reproduces the claims of a table, and whether it does the same work."""
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for claim in found:
+        row = claim.row()
+        groups.setdefault((claim.command, row["work"]), []).append({key: row[key] for key in ("claim", "published", "ours", "verdict")})
+    return [(f"{command}   ({'the same work' if work == 'the same' else work})", rows) for (command, work), rows in groups.items()]
 
 
 def _home() -> Path:
@@ -70,18 +87,32 @@ def _read(file: Path) -> Claim:
         known = {key: facts[key] for key in ("who", "what", "where", "ours", "same_work", "command")}
         found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
         measured = {key: {side: float(found[key][side]) for side in ("value", "low", "high")} for key in published} if found else None
+        if not published:
+            raise KeyError("published")
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"The claim {file.stem} cannot be read: {error!r}.", f"Look at {file} and {result}.") from error
-    met, verdict = judge(published, measured)
-    return Claim(file.stem, **known, published=published, measured=measured, met=met, verdict=verdict)
+    met, verdict = judge(published, measured, float(facts.get("tolerance", _TOLERANCE)))
+    remembered = facts.get("remembered", "")
+    verdict += f"; as remembered, not looked up: {remembered}" if remembered and met is not None else ""
+    return Claim(file.stem, **known, published=published, measured=measured, met=met, verdict=verdict, remembered=remembered)
 
 
-def judge(published: Mapping[str, float], measured: Mapping[str, Mapping[str, float]] | None) -> tuple[bool | None, str]:
-    """Whether every measured value is at least as good as the published one, and a sentence saying how surely, or what was missed by how much."""
+def judge(published: Mapping[str, float], measured: Mapping[str, Mapping[str, float]] | None,
+          tolerance: float = _TOLERANCE) -> tuple[bool | None, str]:
+    """Whether every measured value is at least as good as the published one, and a sentence saying how surely, or what was missed by how much.
+
+    Absolute figures are met where they differ by at most `tolerance` of the published one, either way.
+    """
     if measured is None:
         return None, "not run yet"
-    missed, unsure = [], []
+    missed, unsure, apart = [], [], 0.0
     for key, wanted in published.items():
+        if key in _UNITS:
+            off = abs(measured[key]["value"] / wanted - 1)
+            apart = max(apart, off)
+            if off > tolerance:
+                missed.append(f"{_WORDS[key]} {measured[key]['value']:.4g} {_UNITS[key]} instead of {wanted:.4g}, {percent(off)} apart")
+            continue
         figure, sign = measured[key], 1 if key == "relative_quality" else -1
         if sign * figure["value"] < sign * wanted:
             missed.append(f"{_WORDS[key]} {percent(figure['value'])} instead of {percent(wanted)}")
@@ -89,8 +120,11 @@ def judge(published: Mapping[str, float], measured: Mapping[str, Mapping[str, fl
             unsure.append(_WORDS[key])
     if missed:
         return False, f"missed: {', '.join(missed)}"
+    if any(key in _UNITS for key in published):
+        return True, f"met within {percent(apart)}"
     return True, f"met; {' and '.join(unsure)} within the interval" if unsure else "met"
 
 
 def _said(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{_WORDS[key]} {percent(value)}" for key, value in figures.items())
+    return ", ".join(f"{_WORDS[key]} {f'{value:,.4g}' if value < 1000 else f'{value:,.0f}'} {_UNITS[key]}" if key in _UNITS else
+                     f"{_WORDS[key]} {percent(value)}" for key, value in figures.items())
