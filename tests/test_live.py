@@ -343,7 +343,8 @@ def test_great_britain_without_outturn(grid: Grid, ask) -> None:
 
 @pytest.mark.parametrize("service, place, asked", [
     ("electricitymaps", "DE", "zone=DE"), ("electricitymaps", "CISO", "zone=US-CAL-CISO"), ("electricitymaps", "gcp:us-west1", "lat=45.6&lon=-121.2"),
-    ("carbonintensity", "uk", "/intensity"), ("carbonintensity", "london", "/regional/regionid/13"), ("watttime", "aws:us-west-1", "region=CAISO_NORTH"),
+    ("carbonintensity", "uk", "/intensity"), ("carbonintensity", "london", "/regional/regionid/13"),
+    ("watttime", "aws:us-west-1", "region=CAISO_NORTH"),
 ])
 def test_places_become_zones(grid: Grid, ask, service: str, place: str, asked: str) -> None:
     hours = live.hours(place, service=ask(service))

@@ -57,14 +57,14 @@ class ElectricityMaps(Provider):
     def day(self, zone: str) -> Hours:
         """The last 24 hours (carbon-intensity/history), which free tokens may ask for."""
         reply = self.client.get("carbon-intensity/history", _place(zone), ttl=SOON)
-        rows = entries(reply.document, "history")
+        rows = _rows(reply.document, "history")
         return self._hours(zone, [reply], [_reading(row) for row in rows], "average", step=3600, old=True, notes=_basis(rows))
 
     def forecast(self, zone: str, horizon: int) -> Hours:
         asked = next((hours for hours in _HORIZONS if hours >= horizon), _HORIZONS[-1])
         reply = self.client.get("carbon-intensity/forecast", {**_place(zone), "horizonHours": str(asked)}, ttl=SOON)
         now = self._now()
-        readings = [_reading(row, FORECAST) for row in entries(reply.document, "forecast")]
+        readings = [_reading(row, FORECAST) for row in _rows(reply.document, "forecast")]
         return self._hours(zone, [reply], readings, "average", start=now, end=now + timedelta(hours=horizon), step=3600)
 
 
@@ -76,6 +76,11 @@ def _place(zone: str) -> dict[str, str]:
 def _reading(row: Any, mark: int = 0) -> Reading:
     value = number(field(row, "carbonIntensity"))
     return Reading(moment(field(row, "datetime")), value, mark | (ESTIMATED if row.get("isEstimated") else 0))
+
+
+def _rows(document: Any, key: str) -> list[Mapping[str, Any]]:
+    """The list at `key`, which later versions of the service call `data`."""
+    return entries(document, "data" if isinstance(document, Mapping) and key not in document and "data" in document else key)
 
 
 def _basis(rows: list[Mapping[str, Any]]) -> list[str]:
