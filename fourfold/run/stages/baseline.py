@@ -123,8 +123,8 @@ def _tune(job: Job) -> None:
 
 
 def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> list[tuple[str, str, dict[str, Any]]]:
-    """(engine, precision, settings) worth building, cheapest first: up to two of eight bits (those near the best), the best of bf16, and the best fp32 back
-    end. Eight bits may cost more quality than the floor allows, bf16 hardly ever does, so neither stands in for the other."""
+    """(engine, precision, settings) worth building, cheapest first: up to two of eight bits (those near the best), the best of bf16, and the best
+    fp32 back end. Eight bits may cost more quality than the floor allows, bf16 hardly ever does, so neither stands in for the other."""
     by = "wall" if objective == "latency" else "cpu"
     found: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
     for stage in ("final", "heat"):
