@@ -285,6 +285,8 @@ def chip(name: str) -> Chip:
 
     Raises InputError for an unknown one, with the nearest names.
     """
+    if not isinstance(name, str):
+        raise InputError(f"A chip is a name, got {name!r}.", "Write it as V100 or TPUv4; see: fourfold machines")
     known = _names()
     wanted = _plain(name)
     if wanted in known:

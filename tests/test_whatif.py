@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fourfold.attribution import Split
 from fourfold.cli import run as command
+from fourfold.cost.footprint import KEYS
 from fourfold.cost.whatif import WhatIf, read, whatif
 from fourfold.errors import InputError
 
@@ -159,6 +160,36 @@ def test_names_with_colons_are_cut_where_both_halves_are_sites(site: str) -> Non
 def test_energy_metered_at_the_hall_can_be_compared_too() -> None:
     found = whatif({"energy": "456 MWh", "pue": 1.11, "net_intensity": 0.088}, {"pue": 1.5, "net_intensity": 0.4})
     assert factors(found, "net") == pytest.approx([1, 1, 1.11 / 1.5, 0.22]) and "gross" not in found.splits
+
+
+def test_energy_after_is_the_hall_s_and_leaves_embodied_carbon_out() -> None:
+    found = whatif({**RUN, "embodied": "luccioni"}, {"energy": "100 kWh"})
+    assert found.splits["energy"].after.to("kWh").value == pytest.approx(100) and "gross + embodied" not in found.splits
+    assert any("left out" in note for note in found.notes)
+    moved = whatif(RUN, {"energy": "100 kWh", "pue": 1.1}).splits["energy"]
+    assert moved.after.to("kWh").value == pytest.approx(100) and moved.factors["mechanization"].value == pytest.approx(1.58 / 1.1)
+
+
+ODD = ([1], {}, True, None, "", "nan", "1e999", "9" * 400, 10**400, "[1,2]", "5 ±", "5 ± 200%", ":", "1:", "->", "gcp:", b"5", "½", "a\nb")
+
+
+@pytest.mark.parametrize("key", [*KEYS, "work", "sites"])
+def test_odd_values_in_a_file_are_input_errors_or_fine(key: str) -> None:
+    for value in ODD:
+        for run, after in (({**RUN, key: value}, {}), ({**RUN, "work": 3}, {key: value})):
+            try:
+                whatif(run, after)
+            except InputError as error:
+                assert len(str(error).splitlines()) <= 2, (key, value)
+
+
+@pytest.mark.parametrize("option", ["model", "machine", "hall", "site", "embodied"])
+def test_odd_options_are_input_errors_or_fine(option: str) -> None:
+    for value in ODD:
+        try:
+            whatif(RUN, **{option: value})  # type: ignore[arg-type]
+        except InputError as error:
+            assert len(str(error).splitlines()) <= 2, (option, value)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

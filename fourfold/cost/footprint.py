@@ -204,7 +204,7 @@ class _Teller:
 def _runs(value: float | str) -> float:
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number) or number < 1:
         raise InputError(f"The number of runs paid for must be at least 1, got {value!r}.", "Count the run itself, its search and its repeats.")

@@ -162,8 +162,10 @@ def whatif(
     for account in ("gross", "net"):
         if all(getattr(place, account) is not None for side in (before, then) for place in side.places):
             splits[account] = _split(before, then, account, False)
-            if before.rate is not None and then.rate is not None:
+            if all(side.rate is not None and side.chip_hours is not None for side in (before, then)):
                 splits[f"{account} + embodied"] = _split(before, then, account, True)
+    if {side.rate is not None and side.chip_hours is not None for side in (before, then)} == {True, False}:
+        notes.append("embodied carbon or its chip-hours are known on one side only, so it is left out of both")
     if "gross" not in splits and "net" not in splits:
         notes.append("no carbon intensity on both sides, so energy alone is compared; give --site or intensity in the file")
     derived = model is not None and "work" not in after and not any(key in after for key in _MACHINE)
@@ -292,6 +294,8 @@ def _location_of(facts: Mapping[str, Any], places: Any, notes: list[str]) -> tup
     """The sites of a `sites` list: shares must sum to 1."""
     made = []
     for entry in places if isinstance(places, list) else []:
+        if not isinstance(entry, Mapping):
+            raise InputError(f"A site of a run is a table with share and intensity, got {entry!r}.", "Write [[run.sites]], then share = 0.5 …")
         check_keys(entry, ("share", "name", *_PLACE), "[[sites]]")
         name = str(entry.get("name") or entry.get("site") or f"site {len(made) + 1}")
         share = entry.get("share")
@@ -355,8 +359,7 @@ def _measured(side: Side, before: Side, run: Mapping[str, Any], facts: dict[str,
     said = _machine_facts(run, facts)
     if "watts" not in said and "chip" not in facts and before.watts is not None and "energy" not in said:
         said["watts"] = before.watts
-    pue = facts.get("pue", run.get("pue", 1.0))
-    found = footprint(**said, name=facts["name"], grade=facts["grade"], source=facts["source"], pue=pue)
+    found = footprint(**said, name=facts["name"], grade=facts["grade"], source=facts["source"], pue=facts.get("pue", _pue(before.places, "")))
     assert found.energy_it is not None
     notes += found.warnings
     return replace(side, chip=found.chip or before.chip, energy_it=found.energy_it, chip_hours=found.chip_hours, watts=found.watts)
