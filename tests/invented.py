@@ -206,3 +206,29 @@ def report(feasible: bool = True, seed: int = 0) -> dict[str, Any]:
         "notes": ["Every number here is invented."],
         "warnings": [],
     }
+
+
+def plan(jobs: int = 40, sites: int = 4, hours: int = 240, seed: int = 0) -> dict[str, Any]:
+    """An invented plan of where and when, in the form that `fourfold map --json` prints: shapes are plausible, numbers are nobody's."""
+    rng = random.Random(seed)
+    names = ["Hydro", "Wind", "Gas", "Coal", *(f"Site {i}" for i in range(5, sites + 1))][:sites]
+    intensity = [[round(40 + 150 * r + 30 * math.sin((t + 5 * r) * math.pi / 12) + rng.random(), 1) for t in range(hours)] for r in range(sites)]
+    intensity[-1][3] = intensity[-1][4] = None  # hours that nobody knows
+    rows, schedule = [], []
+    for j in range(jobs):
+        length, release = rng.randint(2, 12), rng.randint(0, hours - 40)
+        start, site = release + rng.randint(0, 12), min(int(rng.expovariate(1.2)), sites - 1)
+        rows.append({"name": f"job-{j:04d}", "kw": rng.choice([2.6, 5.2, 10.4]), "hours": length, "release": release, "deadline": release + 36,
+                     "home": names[rng.randrange(sites)], "width": 1})
+        schedule.append({"job": j, "site": site, "hours": list(range(start, start + length))})
+    value, prices = 812.0, {"site": [0, 0, 1], "hour": [10, 11, 60], "price": [0.4, 0.7, 0.05]}
+    policies = [("now", "run now, at home", 4100.0, []), ("home", "at home, the best hour", 3900.0, []), ("threshold", "threshold", 3950.0, []),
+                ("greenest", "greenest site, naively", 790.0, ["hour 12 at Hydro holds 14 units, its capacity is 10", "hour 13 at Hydro too"]),
+                ("forecast", "on a forecast", 860.0, []), ("oracle", "oracle", 800.0, [])]
+    return {
+        "sites": [{"id": name.lower(), "name": name, "pue": 1.1} for name in names], "start_utc": "2022-05-01T00:00:00Z", "intensity": intensity,
+        "jobs": rows, "schedule": schedule, "value": value, "unit": "kgCO2e", "bound": 804.0, "gap": (value - 804.0) / 804.0, "signal": "average",
+        "comparators": [{"name": name, "title": title, "value": cost, "broken": broken} for name, title, cost, broken in policies]
+        + [{"name": "contiguous", "title": "in one block", "value": None, "why": "impossible, because job 3 does not fit"}],
+        "certificate": {"value": value, "bound": 804.0, "gap": (value - 804.0) / 804.0, "mu": prices}, "notes": ["Every number here is invented."],
+    }  # fmt: skip

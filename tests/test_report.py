@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import io
 import json
@@ -12,12 +13,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from invented import report
+from invented import plan, report
 from rich.console import Console
 
 from fourfold.errors import ArtefactError, InputError
-from fourfold.report import html, markdown, plot, story, terminal, words, write
+from fourfold.report import html, markdown, place, plot, story, terminal, words, write
 from fourfold.report import json as files
 from fourfold.report.schema import validate
 
@@ -388,3 +390,76 @@ def test_a_large_report_stays_small() -> None:
     document = report()
     document["candidates"] += [{**row, "name": f"d{i}{row['name']}"} for i in range(12) for row in document["candidates"][7:40]]
     assert len(html.page(document).encode()) < 1_000_000
+
+
+# ---- the page of a plan ----
+
+
+def unpacked(packed: Any, sites: int) -> Any:
+    numbers = np.frombuffer(base64.b64decode(packed["base64"]), "<u2").reshape(sites, -1).astype(float)
+    return np.where(numbers == 65_535, np.nan, packed["low"] + numbers * packed["scale"])
+
+
+def held(text: str) -> Any:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
+
+
+def test_the_plans_page_is_one_complete_file(tmp_path: Path) -> None:
+    text = place.write(plan(), tmp_path).read_text()
+    reader = _Reader()
+    reader.feed(text)
+    assert reader.open == [] and len(set(reader.ids)) == len(reader.ids)
+    assert not re.search(r"url\(\s*['\"]?http|@import", text)
+    for part in ("Hydro", "lower bound", "the oracle, which knows", "What capacity is worth", "one for one", "breaks a rule",
+                 "impossible, because job 3", "at most 1.0 %", "2022-05-01 11:00"):
+        assert part in text, part
+
+
+def test_what_is_drawn_is_what_was_planned() -> None:
+    document = plan()
+    data = held(place.page(document))
+    grams, kw = unpacked(data["intensity"], 4), unpacked(data["kw"], 4)
+    known = np.array([[np.nan if value is None else value for value in row] for row in document["intensity"]])
+    np.testing.assert_allclose(grams, known, atol=0.02)
+    planned = np.zeros_like(known)
+    for row in document["schedule"]:
+        planned[row["site"], row["hours"]] += document["jobs"][row["job"]]["kw"]
+    np.testing.assert_allclose(kw, planned, atol=0.01)
+    first, job = document["schedule"][0], document["jobs"][0]
+    jobs = data["jobs"]
+    assert jobs["first"][0] == first["hours"][0] and jobs["wait"][0] == first["hours"][0] - job["release"] and jobs["hours"][0] == len(first["hours"])
+    assert jobs["kg"][0] == pytest.approx(job["kw"] * 1.1 * known[first["site"], first["hours"]].sum() / 1000, rel=1e-4)
+
+
+def test_a_year_of_many_sites_and_jobs_is_kept_small() -> None:
+    data = held(text := place.page(plan(jobs=3000, sites=90, hours=8760)))
+    assert data["step"] == 2 and data["hours"] == 4380 and len(text.encode()) < 4_000_000
+    means = unpacked(data["intensity"], 90)
+    row = plan(jobs=1, sites=90, hours=8760)["intensity"][0]
+    assert means[0, 5] == pytest.approx((row[10] + row[11]) / 2, abs=0.3)
+
+
+def test_a_marginal_plan_says_so_and_a_bare_one_still_reads() -> None:
+    document = plan()
+    document["signal"] = "marginal"
+    assert "consequential" in place.page(document)
+    bare = {key: document[key] for key in ("sites", "start_utc", "intensity", "jobs", "schedule")}
+    bare["sites"] = ["Hydro", "Wind", "Gas", "Coal"]
+    assert "is not proven" in place.page(bare)
+    assert held(place.page({**bare, "jobs": [], "schedule": []}))["jobs"]["name"] == []
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"sites": []}, {**plan(), "schedule": [{"job": 0, "site": 0, "hours": [999_999]}]},
+                                   {**plan(), "sites": ["one"]}, {**plan(), "start_utc": "soon"}])
+def test_what_is_no_plan_is_refused_in_two_lines(value: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        place.page(value)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_names_in_a_plan_cannot_break_out_of_its_page() -> None:
+    document = plan()
+    evil = "</script><script>alert(1)</script><b>&\"'"
+    document["sites"][0]["name"] = document["jobs"][0]["name"] = document["comparators"][0]["title"] = evil
+    text = place.page(document)
+    assert "<script>alert" not in text and text.count("</script>") == 2

@@ -117,12 +117,20 @@ class _Plan:
     def value(self) -> float | None:
         return _number(self.document.get("value", (self.document.get("certificate") or {}).get("value")))
 
+    @property
+    def bound(self) -> float | None:
+        return _number(self.document.get("bound"))
+
+    @property
+    def gap(self) -> float | None:
+        return _number(self.document.get("gap"))
+
     def _naive(self) -> float | None:
         return next((row["value"] for row in self.comparators() if row["kind"] == "naive" and row["value"]), None)
 
     def proof(self) -> str:
         """How near to the best the plan is proven to be, in words."""
-        bound, gap = _number(self.document.get("bound")), _number(self.document.get("gap"))
+        bound, gap = self.bound, self.gap
         if bound is None or gap is None:
             return "How far from the best it may be is not proven."
         if gap <= 1e-9:

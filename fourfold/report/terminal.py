@@ -104,13 +104,17 @@ def levers(found: Any, width: int = 100) -> Any:
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, footer_style="bold")
     total = found["total"]
+
+    def said(figure: Any) -> str:
+        return words.factor(figure) if width >= 50 else words.times(figure["value"])
+
     shown.add_column("lever", footer="together", no_wrap=True)
-    shown.add_column("times less", footer=words.factor(total), justify="right", no_wrap=True)
+    shown.add_column("times less" if width >= 50 else "less", footer=said(total), justify="right", no_wrap=True)
     shown.add_column("grade", footer=total["grade"] or "", no_wrap=True)
     if width >= 70:
         shown.add_column("what", footer=f"less {story.unit_of(found)}", overflow="fold", ratio=1)
     for row in found["rows"]:
-        cells = [NAMES[row["lever"]], words.factor(row["factor"]), row["factor"]["grade"] or "–", *([escape(row["title"])] if width >= 70 else [])]
+        cells = [NAMES[row["lever"]], said(row["factor"]), row["factor"]["grade"] or "–", *([escape(row["title"])] if width >= 70 else [])]
         shown.add_row(*cells, style="" if row["given"] else "dim")
     carbon, lines = found["carbon"], []
     if carbon:
