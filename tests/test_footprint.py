@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given as drawn
@@ -157,3 +160,20 @@ def test_the_command_line_of_the_readme(capsys: pytest.CaptureFixture[str]) -> N
     document = json.loads(capsys.readouterr().out)
     assert document["runs"][0]["energy"]["value"] == pytest.approx(1289376) and document["runs"][0]["why"]["net"]
     assert run(["footprint", "--chips", "8", "--toml", "x.toml"]) == 2 and run(["footprint"]) == 2
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "footprint.md"
+
+
+@pytest.mark.parametrize("code", re.findall(r"^<!-- runs -->\n```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S))
+def test_python_of_the_page_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, PAGE.name, "exec"), {"__name__": "page"})
+    out = capsys.readouterr().out
+    assert ("1289 MWh" in out and "553.1 tCO2e" in out) or ("15.0" in out and "machine" in out)
+
+
+@pytest.mark.parametrize("line", [line for block in re.findall(r"^<!-- runs -->\n```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+                                  for line in block.splitlines()])
+def test_commands_of_the_page_run(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PAGE.parent.parent)
+    assert run(shlex.split(line)[1:]) == 0, capsys.readouterr().err
