@@ -6,7 +6,6 @@ watts (`chips`). `published` means that the source was looked up, `assumed` that
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -287,6 +286,8 @@ def chip(name: str) -> Chip:
     """
     if not isinstance(name, str):
         raise InputError(f"A chip is a name, got {name!r}.", "Write it as V100 or TPUv4; see: fourfold machines")
+    import difflib
+
     known = _names()
     wanted = _plain(name)
     if wanted in known:
