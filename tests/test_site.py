@@ -115,7 +115,8 @@ def test_figures_taken_over_exactly() -> None:
     ("us-east-1", "aws:us-east-1"), ("us-east1", "gcp:us-east1"), ("us-east4", "gcp:us-east4"), ("eastus", "azure:eastus"),
     ("GCP:us-central1", "gcp:us-central1"), ("gcp us-central1", "gcp:us-central1"), ("aws/eu-west-1", "aws:eu-west-1"), ("New York", "US-NY"),
     ("new york city", "new-york-city"), ("Hong Kong", "HK"), ("Singapore", "SG"), ("world", "world"), ("Quebec", "CA-QC"), ("Québec", "CA-QC"),
-    ("CA", "CA"), ("US-GA", "US-GA"), ("GE", "GE"), ("NA", "NA"), ("NO", "NO"),
+    ("CA", "CA"), ("US-GA", "US-GA"), ("GE", "GE"), ("NA", "NA"), ("NO", "NO"), ("NAM", "NA"), ("namibia", "NA"), ("East US", "azure:eastus"),
+    ("West Europe", "azure:westeurope"), ("nsw", "AU-NSW"), ("Deutschland", "DE"), ("日本", "JP"), ("Österreich", "AT"), ("D.C.", "washington-dc"),
 ])
 def test_names(name: str, id: str) -> None:
     assert site(name).id == id
