@@ -436,11 +436,11 @@ def _entries(book: Book) -> list[dict[str, Any]]:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Add rows to a ledger; how many. Raises ArtefactError where it is not sound."""
+    """Add imported rows to a ledger, those of runs that it has already left out; how many. Raises ArtefactError where it is not sound."""
     if path.exists() and (faults := chain.verify(path)):
         raise ArtefactError(f"{path} is not sound: {faults[0]}", "Look at it with `fourfold ledger verify`.")
-    count = 0
-    for row in rows:
+    known = {(row.get("kind"), row.get("run")) for row in chain.rows(path)} if path.exists() else set()
+    new = [row for row in rows if (row["kind"], row["run"]) not in known]
+    for row in new:
         chain.append(path, row)
-        count += 1
-    return count
+    return len(new)
