@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fourfold.cost.footprint import footprint
+    from fourfold.cost.whatif import whatif
     from fourfold.errors import ArtefactError, FourfoldError, Infeasible, InputError, MetricError, MissingExtra, ModelError
     from fourfold.journal import Journal
     from fourfold.ledger import Ledger
@@ -29,12 +31,12 @@ _HOMES = {
     "MissingExtra": "errors", "ModelError": "errors",
     "Front": "optimize", "optimize": "optimize", "load": "run.artefact", "Recipe": "recipe",
     "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger", "Machine": "machine", "here": "machine",
-    "Quantity": "units", "Workload": "workload",
+    "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
 }                                                                      # public name → the module that holds it
 
 __all__ = [
     "ArtefactError", "FourfoldError", "Front", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter", "MetricError", "MissingExtra",
-    "ModelError", "Quantity", "Recipe", "Workload", "here", "load", "optimize",
+    "ModelError", "Quantity", "Recipe", "Workload", "footprint", "here", "load", "optimize", "whatif",
 ]
 
 
