@@ -28,7 +28,7 @@ def find_vocabulary(trace: Trace, prover: Prover, reference: Tensor, refusals: d
     size = table.num_embeddings
     read = {id(r.module) for r in runs if r.module.num_embeddings == size and _given(r, given)}
     paths, tensors = _places(module, table, read, size, reference.shape[-1] == size)
-    found = Vocabulary(tuple(paths), size, tuple(tensors), tuple(_settings(module, paths, size)))
+    found = Vocabulary(tuple(paths), size, tuple(tensors), tuple(settings(module, paths, size)))
     read_ids = [r.args[0] for r in runs if id(r.module) in read or r.module.weight is table.weight]
     ids = [*read_ids, *(t for t in given if any(torch.equal(t.flatten().sort().values, i.flatten().sort().values) for i in read_ids))]
     said = _proved(module, prover, reference, found, ids)
@@ -38,15 +38,19 @@ def find_vocabulary(trace: Trace, prover: Prover, reference: Tensor, refusals: d
     return found
 
 
+def own_table(module: nn.Module) -> nn.Embedding | None:
+    """The embedding of token ids that the model itself names; None where it names none."""
+    try:
+        named = module.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return named if isinstance(named, nn.Embedding) else None
+
+
 def _table(module: nn.Module, runs: list[Run], given: list[Tensor]) -> nn.Embedding | None:
     """What the model itself names, else the largest embedding that reads ids which the model was given (positions are made inside)."""
-    named = None
-    if hasattr(module, "get_input_embeddings"):
-        try:
-            named = module.get_input_embeddings()  # type: ignore[operator]
-        except (AttributeError, NotImplementedError):
-            named = None
-    if isinstance(named, nn.Embedding) and any(r.module.weight is named.weight for r in runs):
+    named = own_table(module)
+    if named is not None and any(r.module.weight is named.weight for r in runs):
         return named
     free = [r.module for r in runs if _given(r, given)]
     return max(free, key=lambda m: m.num_embeddings, default=None)  # type: ignore[arg-type, return-value]
@@ -73,8 +77,9 @@ def _places(module: nn.Module, table: nn.Embedding, read: set[int], size: int, a
     return paths, tensors
 
 
-def _settings(module: nn.Module, paths: list[str], size: int) -> Iterator[tuple[str, str, Any]]:
-    """(module path, attribute, old value) of all that counts tokens or names one."""
+def settings(module: nn.Module, paths: list[str], size: int) -> Iterator[tuple[str, str, Any]]:
+    """(module path, attribute, old value) of all that counts tokens or names one (an id that the table never had, too: a configuration's default);
+    `paths` are the tables of `size` rows."""
     seen: set[int] = set()
     for path, part in module.named_modules():
         if type(part.__dict__.get("vocab_size")) is int and part.__dict__["vocab_size"] == size:
@@ -94,8 +99,7 @@ def _configured(path: str, name: str, config: Any, size: int, seen: set[int]) ->
         if key == "vocab_size" and value == size:
             yield path, f"{name}.{key}", size
         elif key.endswith(("_token_id", "_token_ids", "suppress_tokens")) and value is not None:
-            one = type(value) is int and 0 <= value < size
-            if one or (isinstance(value, list | tuple) and all(type(v) is int for v in value)):
+            if type(value) is int or (isinstance(value, list | tuple) and all(type(v) is int for v in value)):
                 yield path, f"{name}.{key}", value
         elif key.endswith("_config") or key in ("encoder", "decoder"):
             yield from _configured(path, f"{name}.{key}", value, size, seen)

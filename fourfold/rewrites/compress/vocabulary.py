@@ -22,7 +22,9 @@ import numpy as np
 from torch import nn
 
 from fourfold.errors import ModelError
-from fourfold.recipe import Recipe, pack
+from fourfold.ingest.parts import Vocabulary, rows_for
+from fourfold.ingest.rows import own_table, settings
+from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrite import Option, Rewrite
 
@@ -32,10 +34,6 @@ if TYPE_CHECKING:
 
 MODELS = ("WordPiece", "BPE", "Unigram", "WordLevel")
 ALIGN = 8  # rows are kept in multiples of this: matrix products like round sizes
-TOKEN_IDS = (
-    "pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id", "decoder_start_token_id",
-    "forced_bos_token_id", "forced_eos_token_id",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,23 +69,22 @@ def plan(model: nn.Module, tokenizer: Any, corpus: Iterable[Any], *, rarest: int
     corpus: arrays of token ids (inputs and label tokens of the texts to serve; negative ones are padding). rarest: a piece must occur that many
     times. Raises ModelError where the model has no token table, the tokenizer is not of the fast kind, or the two do not fit.
     """
-    path = table_of(model)
-    if path is None:
-        raise ModelError(f"{type(model).__name__} has no table of token embeddings", "Only models that read token ids have a vocabulary to prune.")
-    size = int(model.get_submodule(path).num_embeddings)  # type: ignore[arg-type]
+    found = tables_of(model)
+    size, where = found.size, found.paths[0]
     data = _json(tokenizer)
     counts = np.zeros(size, dtype=np.int64)
     for ids in corpus:
         ids = np.asarray(ids).ravel()
         if len(ids) and ids.max() >= size:
             raise ModelError(
-                f"the tokenizer gives id {ids.max()}, the table {path} has {size} rows", "Check that tokenizer and model belong together."
+                f"the tokenizer gives id {ids.max()}, the table {where} has {size} rows", "Check that tokenizer and model belong together."
             )
         counts += np.bincount(ids[ids >= 0], minlength=size)
-    kept = _kept(data, np.flatnonzero(counts >= max(rarest, 1)), _special_ids(model, tokenizer), size, align)
+    kept = _kept(data, np.flatnonzero(counts >= max(rarest, 1)), _special_ids(found, tokenizer), size, align)
     new_of = np.full(size, -1, dtype=np.int64)
     new_of[kept] = np.arange(len(kept))
-    return Pruned(Recipe(tuple(_edits(model, path, kept, new_of, size))), _rewritten(tokenizer, data, new_of), kept, new_of)
+    edits = tuple(edit | {"of": "vocabulary"} for edit in rows_for(found, kept.tolist()).edits)
+    return Pruned(Recipe(edits), _rewritten(tokenizer, data, new_of), kept, new_of)
 
 
 # ------------------------------------------------------------------------------------------------------------- the pieces
@@ -118,14 +115,10 @@ def _pieces(data: dict[str, Any]) -> dict[str, int]:
     return {piece: i for i, (piece, _) in enumerate(vocabulary)} if isinstance(vocabulary, list) else dict(vocabulary)
 
 
-def _special_ids(model: nn.Module, tokenizer: Any) -> set[int]:
+def _special_ids(found: Vocabulary, tokenizer: Any) -> set[int]:
     """Tokens that stay whether they occur or not: the tokenizer's own and those that the configuration names."""
-    found = {int(i) for i in tokenizer.all_special_ids}
-    for _, holder in _configs(model):
-        for name in TOKEN_IDS:
-            value = getattr(holder, name, None)
-            found.update(value if isinstance(value, list | tuple) else [value] if isinstance(value, int) else [])
-    return found
+    named = [value for _, name, value in found.sets if name.endswith(("_token_id", "_token_ids"))]
+    return {int(i) for i in tokenizer.all_special_ids} | {i for value in named for i in (value if isinstance(value, list | tuple) else [value])}
 
 
 def _kept(data: dict[str, Any], seen: np.ndarray, special: set[int], size: int, align: int) -> np.ndarray:
@@ -268,86 +261,27 @@ def _renumber(processor: Any, new_of: np.ndarray) -> None:
 
 def table_of(model: nn.Module) -> str | None:
     """Path of the token embedding: what the model itself names, else its largest embedding."""
-    found = None
-    get = getattr(model, "get_input_embeddings", None)
-    if callable(get):
-        try:
-            found = get()
-        except (NotImplementedError, AttributeError):
-            found = None
-    if not isinstance(found, nn.Embedding):
-        tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-        found = max(tables, key=lambda table: table.num_embeddings, default=None) if not hasattr(model, "config") else None
+    found = own_table(model)
+    if found is None and not hasattr(model, "config"):
+        found = max((m for m in model.modules() if isinstance(m, nn.Embedding)), key=lambda table: table.num_embeddings, default=None)
     return next((path for path, module in model.named_modules() if module is found), None) if found is not None else None
 
 
-def _configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(path, attribute chain) of every configuration object in the tree, each object once: ("", "config"), ("", "config.text_config"), ("decoder",
-    "config")."""
-    seen: set[int] = set()
-
-    def below(holder: Any, path: str, name: str) -> Iterator[tuple[str, Any]]:
-        if holder is None or id(holder) in seen or not hasattr(holder, "to_dict"):
-            return
-        seen.add(id(holder))
-        yield f"{path}:{name}", holder
-        for key, value in vars(holder).items():
-            if key.endswith("_config") or key in ("encoder", "decoder"):
-                yield from below(value, path, f"{name}.{key}")
-
-    for path, module in model.named_modules():
-        for name in ("config", "generation_config"):
-            yield from below(vars(module).get(name), path, name)
-
-
-def _edits(model: nn.Module, path: str, kept: np.ndarray, new_of: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
-    """The recipe: rows of all tables and heads, biases of the heads, numbers of special tokens in configurations and modules."""
+def tables_of(model: nn.Module) -> Vocabulary:
+    """Where the rows of tokens are, the token table first, by the names that models give: nothing is run, so nothing but a name says which bias is
+    the head's. `Anatomy.vocabulary` finds the same by watching a batch, and proves it. Raises ModelError where there is no table."""
+    path = table_of(model)
+    if path is None:
+        raise ModelError(f"{type(model).__name__} has no table of token embeddings", "Only models that read token ids have a vocabulary to prune.")
+    size = int(model.get_submodule(path).num_embeddings)  # type: ignore[arg-type]
     paths = _tables(model, path, size)
-    index = pack(kept.tolist())
-    yield {"kind": "rows", "of": "vocabulary", "paths": paths, "index": index}
-    for owner, module in model.named_modules():
-        if owner not in paths:
-            for name, value in [*module._parameters.items(), *module._buffers.items()]:
-                if value is not None and _beside_head(name, owner) and 1 <= value.ndim <= 2 and value.shape[-1] == size:
-                    joined = f"{owner}.{name}" if owner else name
-                    yield {"kind": "slice", "of": "vocabulary", "path": joined, "axis": value.ndim - 1, "index": index}
-        padding = getattr(module, "padding_idx", None)
-        if (
-            isinstance(padding, int)
-            and (owner in paths or not isinstance(module, nn.Embedding))
-            and 0 <= padding < size
-            and new_of[padding] != padding
-        ):
-            yield {"kind": "set", "of": "vocabulary", "path": owner, "name": "padding_idx", "value": _new(padding, new_of)}
-        if isinstance(getattr(module, "vocab_size", None), int) and module.vocab_size == size:
-            yield {"kind": "set", "of": "vocabulary", "path": owner, "name": "vocab_size", "value": len(kept)}
-    for where, holder in _configs(model):
-        owner, name = where.split(":")
-        yield from _settings(owner, name, holder, kept, new_of, size)
-
-
-def _new(old: int, new_of: np.ndarray) -> int | None:
-    return int(new_of[old]) if 0 <= old < len(new_of) and new_of[old] >= 0 else None
-
-
-def _settings(owner: str, name: str, holder: Any, kept: np.ndarray, new_of: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
-    if getattr(holder, "vocab_size", None) == size:
-        yield {"kind": "set", "of": "vocabulary", "path": owner, "name": f"{name}.vocab_size", "value": len(kept)}
-    for key in TOKEN_IDS:
-        value = getattr(holder, key, None)
-        if isinstance(value, list | tuple):
-            new: Any = [_new(i, new_of) for i in value if _new(i, new_of) is not None]
-        elif isinstance(value, int):
-            new = _new(value, new_of)
-        else:
-            continue
-        if new != value:
-            yield {"kind": "set", "of": "vocabulary", "path": owner, "name": f"{name}.{key}", "value": new}
-    for key in ("suppress_tokens", "begin_suppress_tokens"):
-        value = getattr(holder, key, None)
-        if isinstance(value, list | tuple) and value:
-            new = [_new(i, new_of) for i in value if _new(i, new_of) is not None]
-            yield {"kind": "set", "of": "vocabulary", "path": owner, "name": f"{name}.{key}", "value": new}
+    tensors = [
+        (f"{owner}.{name}" if owner else name, value.ndim - 1)
+        for owner, module in model.named_modules()
+        for name, value in [*module._parameters.items(), *module._buffers.items()]
+        if owner not in paths and value is not None and _beside_head(name, owner) and 1 <= value.ndim <= 2 and value.shape[-1] == size
+    ]
+    return Vocabulary(tuple(paths), size, tuple(tensors), tuple(settings(model, paths, size)))
 
 
 def _tables(model: nn.Module, path: str, size: int) -> list[str]:
@@ -360,7 +294,7 @@ def _tables(model: nn.Module, path: str, size: int) -> list[str]:
             head = get()
         except (NotImplementedError, AttributeError):
             head = None
-    found = []
+    found = [path]
     for name, module in model.named_modules(remove_duplicate=False):
         weight = getattr(module, "weight", None)
         shares = weight is not None and weight is table.weight
