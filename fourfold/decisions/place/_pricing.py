@@ -55,10 +55,10 @@ def tables(problem: Place) -> Tables:
 def _cells(p: Tables, j: int, mu: np.ndarray) -> np.ndarray:
     """Priced cost of running job j for an hour, [R, window]; inf where it cannot."""
     window = slice(p.release[j], p.deadline[j])
-    rate, price = p.rate[:, window], mu[:, window]
-    usable = p.allowed[j][:, None] & np.isfinite(rate) & np.isfinite(price)
+    rate = p.rate[:, window]
+    usable = p.allowed[j][:, None] & np.isfinite(rate) & np.isfinite(mu)
     with np.errstate(invalid="ignore"):
-        return np.where(usable, p.kw[j] * rate + p.width[j] * price, np.inf)
+        return np.where(usable, p.kw[j] * rate + p.width[j] * mu, np.inf)
 
 
 def _moves(p: Tables, j: int, origin: Any, hour: Any) -> np.ndarray:
@@ -133,14 +133,14 @@ def _general(p: Tables, j: int, price: np.ndarray) -> tuple[float, np.ndarray, n
 
 
 def cheapest(p: Tables, j: int, mu: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """(priced cost, sites, hours) of job j's cheapest schedule at prices mu [R, T]; inf blocks an hour. The cost is inf where it has none."""
+    """(priced cost, sites, hours) of job j's cheapest schedule at prices mu [R, its window]; inf blocks an hour. Cost inf where it has none."""
     return (_free, _block, _general)[p.kind[j]](p, j, _cells(p, j, mu))
 
 
 def separate(problem: Place, mu: np.ndarray | None = None) -> tuple[np.ndarray, Schedule]:
     """Every job's cheapest schedule at prices mu [R, T] (0 if not given), and its priced cost [J]. Raises Infeasible for a job that has none."""
     p, price = tables(problem), np.zeros(problem.intensity.shape) if mu is None else mu
-    found = [cheapest(p, j, price) for j in range(len(problem.names))]
+    found = [cheapest(p, j, price[:, p.release[j]: p.deadline[j]]) for j in range(len(problem.names))]
     cost = np.array([each[0] for each in found])
     for j in np.flatnonzero(~np.isfinite(cost))[:1]:
         piece = "in one piece " if p.kind[j] == BLOCK else ""

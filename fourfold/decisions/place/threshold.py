@@ -1,7 +1,7 @@
-"""The threshold policy: at home, run in an hour whose intensity is at most the 30th percentile of the next 24 h; run anyway when the slack is used up.
+"""The threshold policy: at home, run in an hour whose intensity is at most the 30th percentile of the next 24 h.
 
-It needs no knowledge of how long the job will be (Ecovisor: Souza et al. 2023; a variant in GAIA: Hanafy et al. 2024). A job that may not pause starts at the
-first such hour and runs on.
+When the slack is used up it runs anyway. It needs no knowledge of how long the job will be (Ecovisor: Souza et al. 2023; a variant in GAIA: Hanafy et
+al. 2024). A job that may not pause starts at the first such hour and runs on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Threshold(Solver):
         total = problem.intensity.shape[1]
         homes, which = np.unique(problem.home, return_inverse=True)
         rate = problem.rate[homes]
-        calm = np.array([[row[t] <= np.percentile(row[t: t + self.view], self.percentile) for t in range(total)] for row in rate])
+        ahead = np.pad(rate, ((0, 0), (0, self.view - 1)), constant_values=np.nan)      # near the end of the trace the view is shorter
+        views = np.lib.stride_tricks.sliding_window_view(ahead, self.view, axis=1)
+        calm = rate <= np.concatenate([np.nanpercentile(views[:, t: t + 1000], self.percentile, axis=2) for t in range(0, total, 1000)], axis=1)
         found = []
         for j in range(len(problem.names)):
             hour = np.array(self._hours(calm[which[j]], problem, j), np.int64)
@@ -45,7 +47,9 @@ class Threshold(Solver):
         picked: list[int] = []
         for t in range(problem.release[j], problem.deadline[j]):
             missing = int(problem.hours[j]) - len(picked)
+            if not missing:
+                break
             running = bool(picked) and not problem.interruptible[j]
-            if missing and (calm[t] or running or problem.deadline[j] - t <= missing):
+            if calm[t] or running or problem.deadline[j] - t <= missing:
                 picked.append(t)
         return picked

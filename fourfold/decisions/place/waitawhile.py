@@ -1,8 +1,8 @@
 """Let's Wait Awhile (Wiesner et al. 2021): shift in time at home, on a forecast of the intensity.
 
-A job in one piece starts where the rolling mean of the forecast over its window is least; one that may pause takes the d cheapest hours of the forecast.
-The paper's error model: truth plus Gaussian noise, independent from hour to hour, with sigma = `error` × the mean of the trace (0, 0.05 or 0.10 there,
-ten draws). It pays the truth.
+A job in one piece starts where the rolling mean of the forecast over its window is least; one that may pause takes the d cheapest hours of the
+forecast. The paper's error model: truth plus Gaussian noise, independent from hour to hour, with sigma = `error` × the mean of the trace (0, 0.05 or
+0.10 there, ten draws). It pays the truth.
 """
 
 from __future__ import annotations

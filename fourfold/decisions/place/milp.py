@@ -1,0 +1,271 @@
+"""Jobs in one piece, of several widths, or that pay for starts, checkpoints and moves: an integer programme, with its bound and gap.
+
+Prices of capacity come from the linear relaxation (HiGHS) where it fits, else from the flow relaxation and a subgradient ascent (Held & Karp 1971);
+at any prices the jobs' separate optima are a Lagrangean bound (Geoffrion 1974), which `certificate.py` can check. The schedule comes from guided
+insertion, ruin and recreate (Schrimpf et al. 2000), and HiGHS' branch and bound where the instance is small enough; the better is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fourfold.decide import Budget, Proposal, Solver
+from fourfold.decisions.place._local import Search
+from fourfold.decisions.place._pricing import BLOCK, FREE, bound, kinds, separate, tables
+from fourfold.decisions.place.problem import Place, Schedule
+from fourfold.errors import Infeasible
+
+_RELAXED, _INTEGER = 300_000, 120_000                                   # variables that HiGHS gets for the relaxation, for branch and bound
+_ENOUGH = 1e-9
+
+
+class Milp(Solver):
+    title = "Integer programme: pieces, widths, starts and moves, with bound and gap"
+    lever = "map"
+    answers = "place"
+    cites = ("geoffrion1974", "held1971", "schrimpf2000", "huangfu2018")
+    needs = ("scipy", "numba")
+    gives = ("bound",)
+    counts = "ruins, nodes and price steps"
+
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+        mu = np.zeros(problem.intensity.shape)
+        cost, alone = separate(problem)
+        if not (alone.load(problem.width, problem.intensity.shape) > problem.room).any():
+            return Proposal(alone, float(cost.sum()), {"mu": mu}, "no capacity binds")
+        size = variables(problem)
+        model = Model(problem) if size <= _RELAXED else None
+        if model is not None:
+            mu = model.prices(max(1.0, budget.left / 3))
+        search = Search(problem, seed, mu)
+        best, low = None, bound(problem, mu)
+        search.build()
+        search.settle(Budget(budget.left / 2, 20 * len(problem.names) + 200))
+        if not search.homeless:
+            search.improve(Budget(budget.left / 4, min(budget.evaluations, 30 * len(problem.names) + 300)))
+            best = search.schedule()
+        if model is None:
+            mu, low = ascend(problem, mu, problem.cost(best) if best else None, Budget(budget.left / 2, 200))
+        note = ""
+        gap = np.inf if best is None else problem.cost(best) - low
+        if model is not None and size <= _INTEGER and gap > _ENOUGH * abs(low) and budget.left > 0:
+            found, note = model.integer(budget.left)
+            if found is not None and (best is None or problem.cost(found) < problem.cost(best)):
+                best = found
+        if best is None:
+            said = "There is no schedule that" if note == "infeasible" else "No schedule was found in time that"
+            raise Infeasible(f"{said} meets every deadline within the capacities.",
+                             "Raise the capacity, the slack, the number of sites, or the budget.")
+        if not note.startswith("optimal") and problem.cost(best) - low > _ENOUGH * abs(low):
+            again = Search(problem, seed + 1, mu)
+            again.adopt(best)
+            again.improve(Budget(budget.left, max(0, budget.evaluations - budget.spent)))
+            best = again.schedule()
+        return Proposal(best, low, {"mu": mu, "highs": note}, note)
+
+
+def ascend(problem: Place, mu: np.ndarray, above: float | None, budget: Budget) -> tuple[np.ndarray, float]:
+    """Prices of capacity by projected subgradient steps (Polyak's length towards `above`), and the best bound seen."""
+    room, limited = problem.room, np.isfinite(problem.room)
+    mu, scale = _flow_prices(problem, mu), 1.0
+    best, low, stale = mu, -np.inf, 0
+    while budget.spend():
+        cost, schedule = separate(problem, mu)
+        value = float(cost.sum() - (mu[limited] * room[limited]).sum())
+        stale = 0 if value > low else stale + 1
+        if value > low:
+            best, low = mu, value
+        over = np.where(limited, schedule.load(problem.width, room.shape) - np.where(limited, room, 0), 0.0)
+        over[(mu <= 0) & (over < 0)] = 0.0
+        norm = float((over * over).sum())
+        if norm == 0:
+            break
+        if stale >= 5:
+            scale, stale, mu = scale / 2, 0, best
+        top = above if above is not None else low + 0.05 * abs(low)
+        if top - low <= _ENOUGH * abs(top) or scale < 1e-3:
+            break
+        mu = np.maximum(0.0, mu + scale * max(top - value, 0.0) / norm * over)
+    return best, low
+
+
+def _flow_prices(problem: Place, mu: np.ndarray) -> np.ndarray:
+    """Prices of the flow that lets every job pause for nothing, where widths are alike and it can be routed: a good place to start from."""
+    from fourfold.decisions.place.successive_shortest_paths import SuccessiveShortestPaths
+
+    easy = problem.replace(interruptible=True, startup_kwh=0.0, checkpoint_kwh=0.0, data_gb=0.0)
+    if SuccessiveShortestPaths().declines(easy):
+        return mu
+    try:
+        return SuccessiveShortestPaths().solve(easy, Budget(evaluations=2**62)).evidence["mu"]
+    except Infeasible as error:                                         # not even with pauses: then not without
+        raise error from None
+
+
+def variables(problem: Place) -> int:
+    """Columns of `Model`, before any are left out."""
+    kind, window = kinds(problem), problem.deadline - problem.release
+    sites = problem.allowed.sum(axis=1)
+    each = np.where(kind == BLOCK, sites * (window - problem.hours + 1), sites * window)
+    each = each * np.where((kind == BLOCK) | (kind == FREE), 1, 3) + (problem.data_gb > 0) * (kind > BLOCK) * window * len(problem.sites) ** 2
+    return int(each.sum())
+
+
+class Model:
+    """The integer programme: y[j, r, s] a piece from hour s, x[j, r, t] an hour; starts z and ends e of runs; l where the data are, f their moves."""
+
+    def __init__(self, problem: Place) -> None:
+        self.problem, self.p = problem, tables(problem)
+        self.cost: list[np.ndarray] = []
+        self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.low: list[np.ndarray] = []
+        self.high: list[np.ndarray] = []
+        self.count, self.height = 0, 0
+        self.runs: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, int]] = []   # job, column, site, hour, length
+        kind = kinds(problem)
+        for j in range(len(problem.names)):
+            (self._piece if kind[j] == BLOCK else self._hours)(j, bool(kind[j] > BLOCK))
+        self._capacity()
+
+    def _columns(self, cost: np.ndarray) -> np.ndarray:
+        self.cost.append(np.asarray(cost, float))
+        self.count += len(cost)
+        return np.arange(self.count - len(cost), self.count)
+
+    def _rows(self, row: Any, column: Any, value: Any, low: Any, high: Any) -> None:
+        """Rows numbered from 0 within this call; low and high one value a row."""
+        row, column, value = np.broadcast_arrays(row, column, value)
+        low, high = np.broadcast_arrays(np.atleast_1d(np.asarray(low, float)), np.asarray(high, float))
+        self.rows.append((row.ravel() + self.height, column.ravel(), value.ravel().astype(float)))
+        self.low.append(low)
+        self.high.append(high)
+        self.height += len(low)
+
+    def _piece(self, j: int, _: bool) -> None:
+        p, need = self.p, int(self.p.hours[j])
+        starts = np.arange(p.release[j], p.deadline[j] - need + 1)
+        rate = p.rate[:, p.release[j]: p.deadline[j]]
+        known = np.isfinite(rate) & p.allowed[j][:, None]
+        view = np.lib.stride_tricks.sliding_window_view
+        site, k = np.nonzero(view(known, need, axis=1).all(axis=2))
+        whole = view(np.where(known, rate, 0.0), need, axis=1).sum(axis=2)[site, k]
+        start = starts[k]
+        cost = p.kw[j] * whole + p.startup[j] * p.rate[site, start] + p.checkpoint[j] * p.rate[site, start + need - 1]
+        home = int(p.home[j])
+        if p.data[j]:
+            far = np.where(np.isfinite(p.net[home, start]), p.net[home, start], p.net[site, start])
+            cost = cost + np.where(site == home, 0.0, p.data[j] * (far + p.net[site, start] + p.out[home]))
+        columns = self._columns(cost)
+        self._rows(np.zeros(len(columns), int), columns, 1.0, [1.0], [1.0])
+        self.runs.append((j, columns, site, start, need))
+
+    def _hours(self, j: int, costly: bool) -> None:
+        p, first = self.p, int(self.p.release[j])
+        rate = p.rate[:, first: p.deadline[j]]
+        site, i = np.nonzero(np.isfinite(rate) & p.allowed[j][:, None])
+        x = self._columns(p.kw[j] * rate[site, i])
+        self._rows(np.zeros(len(x), int), x, 1.0, [p.hours[j]], [p.hours[j]])
+        used, place = np.unique(i, return_inverse=True)
+        self._rows(place, x, 1.0, np.full(len(used), -np.inf), np.ones(len(used)))
+        self.runs.append((j, x, site, i + first, 1))
+        if not costly:
+            return
+        grid = np.full((rate.shape[0], rate.shape[1] + 2), -1)          # column of x by site and hour, with an empty hour at both ends
+        grid[site, i + 1] = x
+        rows = np.arange(len(x))
+        for energy, neighbour in ((p.startup[j], grid[site, i]), (p.checkpoint[j], grid[site, i + 2])):
+            if energy:                                                  # z ≥ x[t] - x[t - 1], e ≥ x[t] - x[t + 1]
+                z = self._columns(energy * rate[site, i])
+                near = neighbour >= 0
+                self._rows(np.concatenate([rows, rows, rows[near]]), np.concatenate([x, z, neighbour[near]]),
+                           np.concatenate([np.ones(len(x)), -np.ones(len(x)), -np.ones(near.sum())]), np.full(len(x), -np.inf), np.zeros(len(x)))
+        if p.data[j]:
+            self._moves(j, grid[:, 1:-1], first)
+
+    def _moves(self, j: int, grid: np.ndarray, first: int) -> None:
+        """l[r, t]: the data are at r in hour t; f[a, b, t]: they come from a to b for a run that begins there in hour t."""
+        p, (sites, window) = self.p, grid.shape
+        at = self._columns(np.zeros(sites * window)).reshape(window, sites)
+        for i in range(window):
+            targets = np.flatnonzero(grid[:, i] >= 0)
+            a, b = (part.ravel() for part in np.meshgrid(np.arange(sites), targets, indexing="ij"))
+            a, b = a[a != b], b[a != b]
+            t = first + i
+            far = np.where(np.isfinite(p.net[a, t]), p.net[a, t], p.net[b, t])
+            f = self._columns(p.data[j] * (far + p.net[b, t] + p.out[a]))
+            stays = np.arange(sites)
+            if i:                                                       # l[r, t] = l[r, t - 1] + in - out
+                self._rows(np.concatenate([stays, stays, b, a]), np.concatenate([at[i], at[i - 1], f, f]),
+                           np.concatenate([np.ones(sites), -np.ones(sites), -np.ones(len(f)), np.ones(len(f))]), np.zeros(sites), np.zeros(sites))
+            else:
+                start = (stays == p.home[j]).astype(float)
+                self._rows(np.concatenate([stays, b, a]), np.concatenate([at[0], f, f]),
+                           np.concatenate([np.ones(sites), -np.ones(len(f)), np.ones(len(f))]), start, start)
+            row = np.searchsorted(targets, b)                           # it runs only where the data are, and they come only to a run
+            self._rows(np.arange(len(targets)).repeat(2), np.stack([grid[targets, i], at[i, targets]], 1).ravel(), np.tile([1.0, -1.0], len(targets)),
+                       np.full(len(targets), -np.inf), np.zeros(len(targets)))
+            self._rows(np.concatenate([row, np.arange(len(targets))]), np.concatenate([f, grid[targets, i]]),
+                       np.concatenate([np.ones(len(f)), -np.ones(len(targets))]), np.full(len(targets), -np.inf), np.zeros(len(targets)))
+
+    def _capacity(self) -> None:
+        total = self.problem.intensity.shape[1]
+        spot = np.concatenate([((site * total + start)[:, None] + np.arange(length)).ravel() for _, _, site, start, length in self.runs])
+        column = np.concatenate([columns.repeat(length) for _, columns, _, _, length in self.runs])
+        width = np.concatenate([np.full(len(columns) * length, self.p.width[j]) for j, columns, _, _, length in self.runs])
+        room = self.problem.room.ravel()
+        tight = np.bincount(spot, width, len(room)) > room
+        keep = tight[spot]
+        self.spots, row = np.unique(spot[keep], return_inverse=True)
+        self.first_spot = self.height
+        self._rows(row, column[keep], width[keep], np.full(len(self.spots), -np.inf), room[self.spots])
+
+    def _matrix(self) -> tuple[Any, np.ndarray, np.ndarray]:
+        from scipy.sparse import csr_matrix
+
+        row, column, value = (np.concatenate(part) for part in zip(*self.rows, strict=True))
+        return csr_matrix((value, (row, column)), (self.height, self.count)), np.concatenate(self.low), np.concatenate(self.high)
+
+    def prices(self, seconds: float) -> np.ndarray:
+        """Prices of capacity [R, T] from the linear relaxation; zeros where it is not solved in time. Raises Infeasible where it has no solution."""
+        from scipy.optimize import linprog
+        from scipy.sparse import vstack
+
+        matrix, low, high = self._matrix()
+        equal = low == high
+        above, below = ~equal & np.isfinite(high), ~equal & np.isfinite(low)
+        upper = vstack([matrix[above], -matrix[below]])
+        solved = linprog(np.concatenate(self.cost), upper, np.concatenate([high[above], -low[below]]), matrix[equal], high[equal], (0, 1),
+                         method="highs", options={"time_limit": seconds})
+        if solved.status == 2:
+            raise Infeasible("No schedule meets every deadline within the capacities: not even one that splits hours and pauses at will.",
+                             "Raise the capacity, the slack, or the number of sites.")
+        mu = np.zeros(self.problem.intensity.size)
+        if solved.status == 0:
+            where = np.searchsorted(np.flatnonzero(above), np.arange(self.first_spot, self.height))
+            mu[self.spots] = np.maximum(0.0, -solved.ineqlin.marginals[where])
+        return mu.reshape(self.problem.intensity.shape)
+
+    def integer(self, seconds: float) -> tuple[Schedule | None, str]:
+        """HiGHS' best whole schedule within `seconds` (None if it found none), and what it says of it."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        matrix, low, high = self._matrix()
+        rules: Any = LinearConstraint(matrix, low, high)                # type: ignore[arg-type]  # arrays, whatever the stubs say
+        whole = np.zeros(self.count)
+        for _, columns, _, _, _ in self.runs:
+            whole[columns] = 1
+        solved = milp(np.concatenate(self.cost), constraints=rules, bounds=Bounds(0, 1), integrality=whole,
+                      options={"time_limit": max(0.1, seconds), "mip_rel_gap": 0.0})
+        if solved.status == 2:
+            return None, "infeasible"
+        if solved.x is None:
+            return None, "HiGHS found no whole schedule in time"
+        entries = []
+        for j, columns, site, start, length in self.runs:
+            for k in np.flatnonzero(solved.x[columns] > 0.5):
+                entries.append((np.full(length, j), np.full(length, site[k]), start[k] + np.arange(length)))
+        found = Schedule(*(np.concatenate(part) for part in zip(*entries, strict=True)))
+        said = "optimal" if solved.status == 0 else "not finished"
+        return found, f"{said}: HiGHS' own bound {solved.mip_dual_bound:.9g}, gap {solved.mip_gap:.2g}, {solved.mip_node_count} nodes"
