@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,30 +42,31 @@ def run(command: Sequence[str], *, site: Any = None, ledger: Path | str | bool |
     station = Station(known() if meters is None else meters, body=body, threaded=False)
     began = time.process_time()
     window = station.enter(name, id, None, hz)
-    code = _through(command, {**(os.environ if environment is None else environment), OUTER: id}, station, hz)
-    readings = [*station.leave(window), _stated(reserve, model), *([{"kind": "site", **place}] if place else [])]
-    readings[0]["sampler_cpu_s"] = time.process_time() - began
-    use = Use(readings, name, id, os.environ.get(OUTER), {}, list(command), code, place)
     path = LEDGER if ledger is True else Path(ledger) if ledger else None
-    if path is not None:
-        _write(path, use)
+    with _waiting() as waited:                                          # until the row is written, so that no second Ctrl-C costs it
+        child = _spawn(command, {**(os.environ if environment is None else environment), OUTER: id})
+        code = _through(child, waited, station, hz)
+        readings = [*station.leave(window), _stated(reserve, model), *([{"kind": "site", **place}] if place else [])]
+        readings[0]["sampler_cpu_s"] = time.process_time() - began
+        use = Use(readings, name, id, os.environ.get(OUTER), {}, list(command), code, place)
+        if path is not None:
+            _write(path, use)
     return use
 
 
-def _through(command: Sequence[str], environment: Mapping[str, str], station: Station, hz: float) -> int:
+def _through(child: int, waited: Callable[[float], Iterator[tuple[int, bool]]], station: Station, hz: float) -> int:
     """The child's exit code, with samples taken while it runs and signals handed on."""
-    with _waiting() as waited:
-        child = _spawn(command, environment)
-        pause = min(0.002, 1.0 / hz)                                    # often at first: a short command has no second chance
-        while True:
-            for number, from_terminal in waited(pause):
-                if not from_terminal and number != getattr(signal, "SIGCHLD", None):
-                    _send(child, number)
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-            station.sample()
-            pause = min(1.5 * pause, 1.0 / hz)
+    station.sample()
+    pause = min(0.002, 1.0 / hz)                                        # often at first: a short command has no second chance
+    while True:
+        for number, from_terminal in waited(pause):
+            if not from_terminal and number != getattr(signal, "SIGCHLD", None):
+                _send(child, number)
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+        station.sample()
+        pause = min(1.5 * pause, 1.0 / hz)
 
 
 def _spawn(command: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 
 from fourfold.errors import FourfoldError, InputError
 from fourfold.measure.recompute import Charge, differences, recompute
-from fourfold.measure.station import Station, Window
+from fourfold.measure.station import Station, Window, forked
 from fourfold.units import Quantity
 
 __all__ = ["Charge", "Meter", "Use", "differences", "known", "recompute"]
@@ -316,7 +316,8 @@ def _after_fork_here() -> None:
 def _after_fork_child() -> None:
     global _guard
     _guard = threading.Lock()
-    _stations.clear()                                                  # open files, locks and windows are the parent's
+    _stations.clear()                                                  # windows and threads are the parent's
+    forked()
 
 
 if hasattr(os, "register_at_fork"):

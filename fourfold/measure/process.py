@@ -36,6 +36,7 @@ class Used:
     written: int | None = 0
     held: int | None = 0
     processes: int = 1
+    unseen: int = 0                                                    # that ended unwaited for: they may have worked on after the last look
     why: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -91,6 +92,7 @@ class Tree:
         self._gone = 0.0
         self._gone_moved: list[int] | None = [0, 0]                    # None once a part is lost for good
         self._walks = 0
+        self._unseen = 0
         self._reaped_before: dict[int, float] = {}                     # ancestor → its cutime at the walk before
         self._surplus: dict[int, float] = {}                           # growth of cutime that no vanished process explained, one walk old
         self._pss_spent, self._pss_since = 0.0, time.perf_counter()
@@ -194,6 +196,9 @@ class Tree:
                     break
         own, reaped = self._root()
         moved = self._moved(self.root) if self._linux else None
+        if not self._seen and not self._lost and moved is not None and self._gone_moved is not None and (held := self._root_held()) is not None:
+            return Used(own if self.itself else 0.0, reaped, 0.0, self._gone, moved[0] + self._gone_moved[0], moved[1] + self._gone_moved[1], held,
+                        int(self.itself), self._unseen, why)                         # nearly always: no live children, everything readable
         parts = [moved, *(seen.moved for seen in self._seen.values()), *(lost.moved for lost in self._lost)]
         if moved is None:
             why["disk"] = f"{self._proc}/{self.root}/io cannot be read: bytes to and from disks are unknown"
@@ -207,7 +212,7 @@ class Tree:
             held += int(sum(seen.held * seen.pss for seen in self._seen.values()))
         read, written = (None, None) if "disk" in why else (sum(part[end] for part in [*known, self._gone_moved or (0, 0)]) for end in (0, 1))
         return Used(own if self.itself else 0.0, reaped, sum(seen.cpu for seen in self._seen.values()), self._gone + sum(x.cpu for x in self._lost),
-                    read, written, held, len(self._seen) + self.itself, why)
+                    read, written, held, len(self._seen) + self.itself, self._unseen + len(self._lost), why)
 
     def members(self) -> set[int]:
         """Process numbers of the tree as last walked, the root's among them."""
@@ -286,6 +291,7 @@ class Tree:
             if lost.age > _PATIENCE:
                 self._lost.remove(lost)
                 self._gone += lost.cpu
+                self._unseen += 1
                 if self._gone_moved is not None:
                     self._gone_moved = [a + b for a, b in zip(self._gone_moved, lost.moved, strict=True)] if lost.moved else None
 

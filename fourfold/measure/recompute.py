@@ -130,6 +130,8 @@ def _notes(read: _Readings) -> list[str]:
         found.append(f"No sample was taken for {window['gaps_s']:.1f} s in all (stopped, or starved): memory there is interpolated.")
     if read.work.get("living_end"):
         found.append(f"{read.work['living_end']} of the processes that it started outlived it; they count until its end.")
+    if read.work.get("unseen", 0) > 0:
+        found.append(f"{read.work['unseen']} processes ended with nobody waiting for them: what they did after the last sample is unknown.")
     found += [f"{what}: {why}" for what, why in read.work.get("why", {}).items()]
     return found
 
@@ -141,8 +143,9 @@ def _cpu(read: _Readings, charge: Charge) -> Quantity | None:
         return None
     seconds = max(0.0, sum(work["end"].values()) - sum(work["start"].values()) - work.get("elsewhere_s", 0.0))
     ticks = [2 * work["tick_s"] * work[count] for count in ("living_start", "living_end")]
-    return Quantity(seconds, "s", "counted", low=max(0.0, seconds - ticks[0]), high=seconds + ticks[1], boundary="process",
-                    method=f"CPU time of the {work['scope']}", source=f"clock ticks of window {read.window['id']}" if any(ticks) else "")
+    missed = max(0, work.get("unseen", 0)) * work.get("period_s", 0.0)
+    return Quantity(seconds, "s", "counted", low=max(0.0, seconds - ticks[0]), high=seconds + ticks[1] + missed, boundary="process",
+                    method=f"CPU time of the {work['scope']}", source=f"clock ticks of window {read.window['id']}" if any(ticks) or missed else "")
 
 
 def _joules(meter: Mapping[str, Any], covers: Sequence[str]) -> dict[str, float]:

@@ -106,7 +106,7 @@ class Station:
         self._event: Snapshot | None = None                            # at the last opening or closing of a window
         self._dead: dict[int, str] = {}
         self._census = -1e9
-        self._writer: int | None = None
+        self._writer = False                                           # whether this process is the one to report the host's joules
 
     # ---- reading -----------------------------------------------------------------------------------------------------------------------------
 
@@ -210,9 +210,10 @@ class Station:
             self._share(now)
             window.open = False
             self.open.remove(window)
-            if not self.open:
-                self._release()
-            return self._readings(window, now)
+            readings = self._readings(window, now)
+            if not self.open and self._writer:
+                _release()
+            return readings
 
     def _begin(self) -> None:
         """The first window after a time in which nobody measured."""
@@ -221,13 +222,7 @@ class Station:
         for index in self.live:
             if hasattr(self.meters[index], "restart"):
                 self.meters[index].restart()
-        if self.at_host:
-            self._writer = _claim()
-
-    def _release(self) -> None:
-        if self._writer is not None:
-            os.close(self._writer)
-            self._writer = None
+        self._writer = self.at_host and _claim()
 
     def _share(self, now: Snapshot) -> None:
         """Between two events each window is charged its parent's share over the number of its parent's open windows; the rest is elsewhere."""
@@ -306,7 +301,9 @@ class Station:
         start = window.start
         return {"kind": "cpu", "scope": getattr(self.body, "scope", "process and its children"), "start": _parts(start.used), "end": _parts(now.used),
                 "elsewhere_s": window.elsewhere.get("cpu", 0.0), "tick_s": self.body.tick, "living_start": max(0, start.used.processes - 1),
-                "living_end": max(0, now.used.processes - 1), "host_start": start.host, "host_end": now.host,
+                "living_end": max(0, now.used.processes - 1),
+                "unseen": now.used.unseen - start.used.unseen, "period_s": 1.0 / self.hz if self.hz else now.wall - start.wall,
+                "host_start": start.host, "host_end": now.host,
                 "why": {what: why for what, why in now.used.why.items() if what not in ("disk", "memory")}}
 
     def _memory(self, window: Window, now: Snapshot) -> dict[str, Any]:
@@ -336,7 +333,7 @@ class Station:
             row["lowest_w"] = window.lowest[index]
         if hasattr(meter, "users"):
             row["users"] = window.users.get(index)
-        if meter.boundary == "host" and self._writer is None and self.at_host and fcntl is not None and _others():
+        if meter.boundary == "host" and not self._writer:
             row |= {"writer": False, "writer_why": "another process on this host reports the host's joules; this one reports its share"}
         return row
 
@@ -412,19 +409,42 @@ def _lock_file() -> Path:
     return Path(os.environ.get("FOURFOLD_LOCKS", tempfile.gettempdir())) / f"fourfold-{boot}.lock"
 
 
-def _claim() -> int | None:
-    """Become the process that reports the host's joules; the open lock, or None where another has it. The kernel frees it when this one ends."""
-    if fcntl is None:
-        return None
-    file = _open_lock()
-    if file is None:
-        return None
+_held: list[int] = []                                                  # the open lock, once for each station of this process that relies on it
+
+
+def _claim() -> bool:
+    """Become the process that reports the host's joules, unless another is. The kernel frees the lock when this one ends.
+
+    Where no lock can be had at all, every process reports the host.
+    """
+    if _held:
+        _held.append(_held[0])
+        return True
+    file = _open_lock() if fcntl is not None else None
+    if fcntl is None or file is None:
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
     except OSError:
         os.close(file)
-        return None
+        return False
+    _held.append(file)
+    return True
+
+
+def _release() -> None:
+    """One station less relies on the lock."""
+    if _held:
+        file = _held.pop()
+        if not _held:
+            os.close(file)
+
+
+def forked() -> None:
+    """In a forked child: the lock is the parent's. (The open file is shared, so closing this copy frees nothing.)"""
+    for file in set(_held):
+        os.close(file)
+    _held.clear()
 
 
 def _open_lock() -> int | None:
@@ -434,8 +454,3 @@ def _open_lock() -> int | None:
         except OSError:
             continue
     return None
-
-
-def _others() -> bool:
-    """Whether the lock is there at all: without it every process may report the host."""
-    return _lock_file().exists()

@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from fourfold.measure.meter import Use
     from fourfold.units import Quantity
 
+_WIDEST = 70                                                           # letters of a command that are shown
 _TITLES = {"cpu_dynamic": "processor, work", "cpu_idle": "processor, idle", "memory": "memory", "disk": "disk", "gpu": "GPU"}
 
 
 def lines(use: Use) -> list[str]:
     """The report of a window, a line a figure."""
-    title = use.name or (" ".join(use.command) if use.command else "") or use.id
+    title = use.name or " ".join(" ".join(use.command or []).split()) or use.id
+    title = title if len(title) <= _WIDEST else title[: _WIDEST - 1] + "…"
     cpu = f"{use.cpu:.3g} s CPU" if use.cpu is not None else "CPU time unknown"
     found = [f"{title}: {use.wall:.3g} s, {cpu}" + (f", exit {use.code}" if use.code is not None else "")]
     for name, title in _TITLES.items():
