@@ -9,16 +9,16 @@ source, seeded by the source's name, so that the same figures give the same inte
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import math
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import InputError
+
+if TYPE_CHECKING:
+    from array import array
 
 GRADES = ("measured", "counted", "modelled", "published", "assumed")   # strongest first; a result is as good as its weakest part that matters
 BOUNDARIES = ("", "process", "host", "device", "hall")                  # "" = a property of nothing in particular (a constant, a ratio)
@@ -276,6 +276,9 @@ class Quantity:
             low, high = self.bounds
             return {"value": self.value, "unit": self.unit, "grade": self.grade, "low": low, "high": high, "method": self.method,
                     "source": self.source, "boundary": self.boundary, "signal": self.signal, "errors": dict(self.errors)}
+        import hashlib
+        import json
+
         keys: dict[int, str] = {}
         nodes: dict[str, dict[str, Any]] = {}
         for node in _walk(self):
@@ -485,7 +488,9 @@ def _absolute(part: Quantity) -> dict[str, float]:
 @functools.lru_cache(maxsize=128)
 def _stream(source: str) -> array[float]:
     """4,096 standard normal draws of one source: the middles of equal slices of the normal distribution, in an order that its name decides."""
+    import hashlib
     import random
+    from array import array
     from statistics import NormalDist
 
     order = random.Random(int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big"))
@@ -502,6 +507,8 @@ _OPS: dict[str, Callable[[float, float], float]] = {
 
 def _draws(part: Quantity) -> array[float]:
     """4,096 draws of a figure, in its unit: from its errors where they say all, through its inputs where a wide sum is among them."""
+    from array import array
+
     for node in _walk(part, lambda node: node.__dict__["_wide"] and "_drawn" not in node.__dict__):
         if node.__dict__["_wide"] and "_drawn" not in node.__dict__:
             op = _OPS[node.op]

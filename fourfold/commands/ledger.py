@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
                                    ("seal", seal, "fourfold ledger seal"), ("export", export, "fourfold ledger export --csv runs.csv"),
                                    ("import", import_, "fourfold ledger import emissions.csv")):
         group.command(name, epilog=f"Example: {example}")(command)
-    app.add_typer(group, name="ledger")
+    app.add_typer(group, name="ledger", epilog="Example: fourfold ledger show")
 
 
 def show(
