@@ -65,7 +65,7 @@ class Group:
         if why is not None:
             raise InputError(f"The control group cannot be metered: {why}.", 'Leave scope at "process".')
 
-    def take(self, walk: bool | None = None) -> Used:
+    def take(self, walk: bool | None = None, thorough: bool = True) -> Used:
         """What the group used so far."""
         why = {"disk": "the control group's bytes to and from disks are not read"}
         try:

@@ -60,7 +60,7 @@ class FakeClock:
     def body(self) -> FakeClock:
         return self
 
-    def take(self, walk: bool | None = None) -> Used:
+    def take(self, walk: bool | None = None, thorough: bool = True) -> Used:
         return Used(own=self._cpu, read=self.moved[0], written=self.moved[1], held=self.held)
 
     def members(self) -> set[int]:

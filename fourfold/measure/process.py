@@ -19,7 +19,8 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _TICK = 1.0 / _TICKS                                                   # s; /proc/PID/stat counts no finer
 _PATIENCE = 3                                                          # walks after which a vanished process is surely not going to be waited for
 _FORGET = 200                                                          # walks after which every process is looked at anew: numbers are used again
-_PSS_SHARE = 0.003                                                     # of elapsed time that may go into telling shared pages apart
+_LIST_SHARE = 0.002                                                    # of elapsed time that may go into listing all processes
+_PSS_SHARE = 0.001                                                     # of elapsed time that may go into telling shared pages apart
 
 
 @dataclass(slots=True)
@@ -92,6 +93,8 @@ class Tree:
         self._gone = 0.0
         self._gone_moved: list[int] | None = [0, 0]                    # None once a part is lost for good
         self._walks = 0
+        self._listed: bytes | None = None                              # the newest process when /proc was last listed
+        self._list_after = 0.0
         self._unseen = 0
         self._reaped_before: dict[int, float] = {}                     # ancestor → its cutime at the walk before
         self._surplus: dict[int, float] = {}                           # growth of cutime that no vanished process explained, one walk old
@@ -181,8 +184,11 @@ class Tree:
 
     # ---- the tree --------------------------------------------------------------------------------------------------------------------------
 
-    def take(self, walk: bool | None = None) -> Used:
-        """What was used so far. `walk` None walks the tree where there may be descendants; False reads the root alone."""
+    def take(self, walk: bool | None = None, thorough: bool = True) -> Used:
+        """What was used so far. `walk` None walks the tree where there may be descendants; False reads the root alone.
+
+        Not `thorough`, new processes are looked for only as often as a five-hundredth of a core allows; known ones are always read.
+        """
         why: dict[str, str] = {}
         if walk is None:
             walk = not self.childless()
@@ -191,7 +197,7 @@ class Tree:
         elif walk:
             for _ in range(3):                                         # a child that ends between two reads would be seen in both places
                 before = self._root()[1]
-                self._walk()
+                self._walk(thorough)
                 if self._root()[1] == before:
                     break
         own, reaped = self._root()
@@ -218,14 +224,8 @@ class Tree:
         """Process numbers of the tree as last walked, the root's among them."""
         return {self.root, *self._seen}
 
-    def _walk(self) -> None:
-        try:
-            listed = {int(name) for name in os.listdir(self._proc) if name.isdigit()}
-        except OSError:
-            return
-        self._walks += 1
-        self._strangers = {self.root} if self._walks % _FORGET == 0 else self._strangers & listed | {self.root}
-        rows = {pid: row for pid in self._fresh(listed) if (row := self._stat(pid)) is not None}
+    def _walk(self, thorough: bool) -> None:
+        rows = {pid: row for pid in self._candidates(thorough) if (row := self._stat(pid)) is not None}
         vanished: dict[int, _Seen] = {}
         for pid, seen in list(self._seen.items()):
             row = rows.get(pid)
@@ -237,9 +237,27 @@ class Tree:
         self._settle(vanished)
         self._tell_shared()
 
-    def _fresh(self, listed: set[int]) -> list[int]:
-        """Processes to read: members, and those never looked at."""
+    def _candidates(self, thorough: bool) -> list[int]:
+        """Processes to read: members, and those never looked at. Listing /proc is what costs, so it is left out while no process was started."""
+        began, newest = time.thread_time(), self._newest()
+        if newest is not None and newest == self._listed or not thorough and time.monotonic() < self._list_after:
+            return list(self._seen)
+        try:
+            listed = {int(name) for name in os.listdir(self._proc) if name.isdigit()}
+        except OSError:
+            return list(self._seen)
+        self._walks += 1
+        self._strangers = {self.root} if self._walks % _FORGET == 0 else self._strangers & listed | {self.root}
+        self._listed = newest
+        self._list_after = time.monotonic() + (time.thread_time() - began) / _LIST_SHARE
         return [pid for pid in listed if pid not in self._strangers]
+
+    def _newest(self) -> bytes | None:
+        """The last process number that was given out, from /proc/loadavg; None where it is not told."""
+        try:
+            return self._text("loadavg").split()[4]
+        except (OSError, IndexError):
+            return None
 
     def _keep(self, pid: int, row: tuple[int, int, float, float, int]) -> None:
         before = self._seen.get(pid)

@@ -35,7 +35,7 @@ class Body(Protocol):
 
     tick: float
 
-    def take(self, walk: bool | None = None) -> Used: ...
+    def take(self, walk: bool | None = None, thorough: bool = True) -> Used: ...
 
     def members(self) -> set[int]: ...
 
@@ -110,12 +110,12 @@ class Station:
 
     # ---- reading -----------------------------------------------------------------------------------------------------------------------------
 
-    def _read(self, walk: bool | None = None) -> Snapshot:
+    def _read(self, thorough: bool = True) -> Snapshot:
         """Read everything now, and carry the integrals on."""
         clock, last = self.clock, self._last
         wall = clock.wall()
         boot = clock.boot() if hasattr(clock, "boot") else wall
-        used = self.body.take(walk)
+        used = self.body.take(None, thorough)
         host = self._host() if self.at_host else None
         taken = self._in_use() if self.at_host else None
         held, area, host_area = used.held or 0, 0.0, 0.0
@@ -143,7 +143,7 @@ class Station:
         """Read everything now, for all open windows."""
         with self._lock:
             before = self._last
-            now = self._read()
+            now = self._read(thorough=False)
             for window in self.open:
                 self._watch(window, now, before)
             self._look(now)
