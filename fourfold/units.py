@@ -13,12 +13,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fourfold.errors import InputError
-
-if TYPE_CHECKING:
-    from array import array
 
 GRADES = ("measured", "counted", "modelled", "published", "assumed")   # strongest first; a result is as good as its weakest part that matters
 BOUNDARIES = ("", "process", "host", "device", "hall")                  # "" = a property of nothing in particular (a constant, a ratio)
@@ -486,7 +483,7 @@ def _absolute(part: Quantity) -> dict[str, float]:
 
 # Draws
 @functools.lru_cache(maxsize=128)
-def _stream(source: str) -> array[float]:
+def _stream(source: str) -> Sequence[float]:
     """4,096 standard normal draws of one source: the middles of equal slices of the normal distribution, in an order that its name decides."""
     import hashlib
     import random
@@ -500,34 +497,72 @@ def _stream(source: str) -> array[float]:
     return array("d", (normal((rank + 0.5) / _DRAWS) for rank in ranks))
 
 
-_OPS: dict[str, Callable[[float, float], float]] = {
-    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b if b else 0.0,
-}
-
-
-def _draws(part: Quantity) -> array[float]:
+def _draws(part: Quantity) -> Sequence[float]:
     """4,096 draws of a figure, in its unit: from its errors where they say all, through its inputs where a wide sum is among them."""
-    from array import array
-
-    for node in _walk(part, lambda node: node.__dict__["_wide"] and "_drawn" not in node.__dict__):
-        if node.__dict__["_wide"] and "_drawn" not in node.__dict__:
-            op = _OPS[node.op]
-            values, centre = [_draws(child) if not child.__dict__["_wide"] else child.__dict__["_drawn"] for child in node.inputs], 0.0
-            made, centre = values[0], node.inputs[0].value
-            for child, more in zip(node.inputs[1:], values[1:], strict=True):
-                made, centre = array("d", map(op, made, more)), op(centre, child.value)
+    for node in _walk(part, _pending):
+        if _pending(node):
+            made = _drawn_sum(node) if node.op in ("+", "-") else _drawn_product(node)
+            centre = _centre(node)
             scale = node.value / centre if centre else 1.0               # the unit of the result, whatever those of the inputs
-            node.__dict__["_drawn"] = array("d", (item * scale for item in made))
-    if "_drawn" in part.__dict__:
-        return part.__dict__["_drawn"]
-    absolute = _absolute(part)
-    sums = [0.0] * _DRAWS
-    for name, size in absolute.items():
-        relative = size / part.value if part.value and not _straddles(part) else size
-        sums = [old + relative * draw for old, draw in zip(sums, _stream(name), strict=True)]
+            node.__dict__["_drawn"] = [item * scale for item in made] if scale != 1.0 else made
+    return part.__dict__["_drawn"] if part.__dict__["_wide"] else _leaf(part)
+
+
+def _pending(node: Quantity) -> bool:
+    return node.__dict__["_wide"] and "_drawn" not in node.__dict__
+
+
+def _centre(node: Quantity) -> float:
+    """The result of the inputs' best values, in their units."""
+    first, *others = (child.value for child in node.inputs)
+    if node.op in ("+", "-"):
+        return math.fsum((first, *others)) if node.op == "+" else first - math.fsum(others)
+    return first * others[0] if node.op == "*" else first / others[0]
+
+
+def _drawn_sum(node: Quantity) -> list[float]:
+    """Terms with the very same errors move together, so they are added before they are drawn."""
+    alike: dict[tuple[tuple[str, float], ...], float] = {}
+    terms: list[tuple[float, Sequence[float]]] = []
+    for position, child in enumerate(node.inputs):
+        sign = -1.0 if node.op == "-" and position else 1.0
+        if child.__dict__["_wide"] or _straddles(child) or not child.value:
+            terms.append((sign, _draws(child)))
+        else:
+            key = tuple(child.errors.items())
+            alike[key] = alike.get(key, 0.0) + sign * child.value
+    made = [0.0] * _DRAWS
+    for sign, drawn in [*terms, *((1.0, _lognormal(value, key)) for key, value in alike.items())]:
+        made = [old + sign * new for old, new in zip(made, drawn, strict=True)]
+    return made
+
+
+def _drawn_product(node: Quantity) -> list[float]:
+    first, second = (_draws(child) for child in node.inputs)
+    if node.op == "*":
+        return [a * b for a, b in zip(first, second, strict=True)]
+    return [a / b if b else 0.0 for a, b in zip(first, second, strict=True)]
+
+
+def _leaf(part: Quantity) -> list[float]:
+    """Draws of a figure whose errors say all."""
     if part.value and not _straddles(part):
-        return array("d", (part.value * math.exp(min(item, 700.0)) for item in sums))
-    return array("d", (part.value + item for item in sums))
+        return _lognormal(part.value, tuple(part.errors.items()))
+    made = [part.value] * _DRAWS
+    for name, size in _absolute(part).items():
+        made = [old + size * draw for old, draw in zip(made, _stream(name), strict=True)]
+    return made
+
+
+def _lognormal(value: float, errors: tuple[tuple[str, float], ...]) -> list[float]:
+    if not errors:
+        return [value] * _DRAWS
+    (name, size), *others = errors
+    sums = [size * draw for draw in _stream(name)]
+    for other, more in others:
+        sums = [old + more * draw for old, draw in zip(sums, _stream(other), strict=True)]
+    exp, most = math.exp, 700.0
+    return [value * exp(item if item < most else most) for item in sums]
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
@@ -555,7 +590,7 @@ def _walk(root: Quantity, into: Callable[[Quantity], bool] = lambda node: True) 
 
 def _restored(node: Quantity) -> Quantity:
     """A result read from a file, with what arithmetic had known of it."""
-    if node.inputs and node.op in _OPS:
+    if node.inputs and node.op in ("+", "-", "*", "/"):
         origin = _origins(node.inputs)
         wide = any(part.__dict__["_wide"] or (node.op in "+-" and _sigma(part) > _WIDE) for part in node.inputs)
         node._keep({name: origin.get(name, node.grade) for name in node.errors}, {} if node.errors else {node.grade: 1.0}, wide)
