@@ -157,18 +157,16 @@ def test_wide_long_and_single(tmp_path: Path) -> None:
     ("g_per_kwh", "400", 400.0), ("kg_per_kwh", "0.4", 400.0), ("kg_per_mwh", "400", 400.0), ("gCO2eq/kWh", "400", 400.0),
     ("kgCO2e/MWh", "400", 400.0),
     ("lb_per_mwh", "1000", 453.59237), ("lbs CO2 per MWh", "1000", 453.59237), ("t_per_mwh", "0.4", 400.0), ("g_per_mj", "100", 360.0),
-    ("Carbon Intensity gCO2eq/kWh", "400", None),
+    ("Carbon intensity gCO₂eq/kWh (Life cycle)", "400", 400.0), ("carbon_intensity_avg", "400", 400.0),
+    ("Carbon Intensity (kgCO2/MWh)", "400", 400.0),
 ])
-def test_units(tmp_path: Path, head: str, cell: str, value: float | None) -> None:
+def test_units(tmp_path: Path, head: str, cell: str, value: float) -> None:
     text = f"time,site,{head}\n2022-05-01T00:00Z,FR,{cell}\n"
-    if value is None:
-        with pytest.raises(InputError, match="no columns of values"):
-            read_hours(written(tmp_path, text))
-        return
     assert read_hours(written(tmp_path, text)).values[0, 0] == pytest.approx(value, rel=1e-12)
     bare = text.replace(head, "value")
-    assert read_hours(written(tmp_path, bare), unit=head.replace("_per_", "/")).values[0, 0] == pytest.approx(value, rel=1e-12)
-    assert read_hours(written(tmp_path, f"# unit: {head}\n{bare}")).values[0, 0] == pytest.approx(value, rel=1e-12)
+    if "arbon" not in head:
+        assert read_hours(written(tmp_path, bare), unit=head.replace("_per_", "/")).values[0, 0] == pytest.approx(value, rel=1e-12)
+        assert read_hours(written(tmp_path, f"# unit: {head}\n{bare}")).values[0, 0] == pytest.approx(value, rel=1e-12)
 
 
 def test_unit_and_signal_columns(tmp_path: Path) -> None:
@@ -197,6 +195,30 @@ def test_finer_steps_are_averaged_and_said(tmp_path: Path, step: int) -> None:
     del rows[count : count + count // 2 - (count == 2)]
     if count > 3:
         assert math.isnan(read_hours(written(tmp_path, "\n".join(["time,FR", *rows])), fill=0).values[0, 1])
+
+
+def test_a_step_that_changes_midway(tmp_path: Path) -> None:
+    rows = [*lines(24), *lines(24 * 4, 15, START + timedelta(hours=24), 500.0)]
+    hours = read_hours(written(tmp_path, "\n".join(["time,FR", *rows])), fill=0)
+    assert hours.missing == 0 and not hours.marks.any() and any("every 15 min" in note for note in hours.notes)
+    np.testing.assert_allclose(hours.values[0, :24], np.arange(24) + 100)
+    np.testing.assert_allclose(hours.values[0, 24:], (np.arange(96) + 500.0).reshape(24, 4).mean(1))
+
+
+def test_files_as_others_export_them(tmp_path: Path) -> None:
+    maps = ("Datetime (UTC),Country,Zone name,Zone id,Carbon intensity gCO₂eq/kWh (direct),Carbon intensity gCO₂eq/kWh (Life cycle),"
+            "Carbon-free energy percentage (CFE%),Data source\n2024-01-01 00:00:00,Germany,Germany,DE,300.5,340.5,62.1,entsoe.eu\n")
+    hours = read_hours(written(tmp_path, maps))
+    assert hours.names == ("DE",) and hours.values.tolist() == [[340.5]] and any("life-cycle one" in note for note in hours.notes)
+    mix = "DATETIME,GAS,COAL,CARBON_INTENSITY,WIND_perc\n2024-01-01 00:00:00+00:00,8345,0,210,40\n"
+    hours = read_hours(written(tmp_path, "# site: GB\n" + mix))
+    assert hours.names == ("GB",) and hours.values.tolist() == [[210.0]] and any("GAS, COAL, WIND_perc" in note for note in hours.notes)
+    frame = ",FR,DE\n2024-01-01 00:00:00+00:00,40,300\n"
+    assert read_hours(written(tmp_path, frame)).values.tolist() == [[40.0], [300.0]]
+    numbered = ",time,FR,CI\n0,2024-01-01 00:00:00+00:00,40,300\n1,2024-01-01 01:00:00+00:00,41,301\n"
+    assert read_hours(written(tmp_path, numbered)).names == ("FR", "CI")
+    with pytest.raises(InputError, match="two columns"):
+        read_hours(written(tmp_path, "date,hour,FR\n2024-01-01,0,40\n"))
 
 
 def test_period_ends_are_moved(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,11 +34,12 @@ ABSURD = 5000.0                                                        # g/kWh: 
 KILOGRAMS = 2.0                                                        # g/kWh: a series that never rises above is rather in kg/kWh
 MOST = 24 * 366 * 30                                                   # hours a file may span; more is a mistyped year
 TIMES = ("time", "timestamp", "datetime", "date_time", "time_utc", "timestamp_utc", "datetime_utc", "utc", "utc_time", "date", "start", "from",
-         "period_start", "time_end", "hour_ending", "period_end", "time_local", "local_time")   # fmt: skip
-PLACES = ("site", "region", "zone", "area", "place", "grid", "country", "name", "balancing_area")
-VALUES = ("intensity", "carbon_intensity", "value", "ci", "avg_ci")
+         "period_start", "time_end", "hour_ending", "period_end", "time_local", "local_time", "point_time")   # fmt: skip
+PLACES = ("site", "zone_id", "region", "zone", "area", "place", "grid", "zone_name", "country", "name", "balancing_area")   # the first that is there
+VALUES = ("intensity", "value", "ci", "avg_ci")                        # and what begins with carbon_intensity or is a unit
 ABSENT = ("", "nan", "na", "n/a", "null", "none", "-", "--")
 _UNIT = re.compile(r"^(g|kg|lb|lbs|t)(co2(e|eq)?)?(per|/)?(kwh|mwh|gwh|mj)$")
+_INTENSITY = re.compile(r"^carbon_?intensity(.*?)(avg|average|direct|life_?cycle|lca)?$")
 _MASS = {"g": 1.0, "kg": 1e3, "lb": 453.59237, "lbs": 453.59237, "t": 1e6}
 _ENERGY = {"kwh": 1.0, "mwh": 1e3, "gwh": 1e6, "mj": 1 / 3.6}
 _COMMENT = re.compile(r"^#\s*(unit|signal|source|zone|site|time)\s*[:=]\s*(.+?)\s*$", re.IGNORECASE)
@@ -322,11 +324,13 @@ def _lines(data: bytes, name: str) -> list[str]:
 def _cells(lines: Sequence[str], name: str, facts: Mapping[str, str]) -> _Cells:
     rows = _rows(lines, name)
     _, header = next(rows, (0, []))
-    keys = [cell.strip().lower().replace(" ", "_") for cell in header]
-    times = [index for index, key in enumerate(keys) if key in TIMES]
+    keys = [_key(cell) for cell in header]
+    times = [index for index, key in enumerate(keys) if key in TIMES] or [0] * (keys[:1] == [""])   # pandas leaves the name of its index empty
+    if "hour" in keys and "date" in keys:
+        raise InputError(f"{name} has the date and the hour in two columns.", "Join them to one: 2022-05-01T13:00Z.")
     if not times:
         raise InputError(f"{name} has no time column; its columns are {', '.join(header)}.", "Call it time: time,site,g_per_kwh or time,SITE,SITE…")
-    if len(set(keys)) < len(keys):
+    if len({cell.strip() for cell in header}) < len(header):
         raise InputError(f"{name} has two columns of the same name: {', '.join(header)}.", "Give each site one column.")
     clock = _Clock(keys[times[0]], facts, name)
     layout = _Layout(header, keys, times[0], facts, name)
@@ -349,7 +353,7 @@ def _cells(lines: Sequence[str], name: str, facts: Mapping[str, str]) -> _Cells:
         raise InputError(f"{name} has a header but no hours.", "Expected a line an hour.")
     cells.names = list(numbers)
     cells.signal = _one_signal(signals, facts, name)
-    cells.notes += clock.notes
+    cells.notes += [*layout.notes, *clock.notes]
     step = _step(cells)
     if clock.ending:
         cells.seconds = [second - step for second in cells.seconds]
@@ -426,11 +430,12 @@ class _Layout:
 
     def __init__(self, header: Sequence[str], keys: Sequence[str], time: int, facts: Mapping[str, str], name: str) -> None:
         self.name = name
-        others = [index for index in range(len(keys)) if index != time]
+        self.notes: list[str] = []
         extra = {word: keys.index(word) for word in ("unit", "signal") if word in keys}
-        figures = [index for index in others if index not in extra.values()]
-        values = [index for index in figures if keys[index] in VALUES or _scale(keys[index]) is not None]
-        places = [index for index in figures if keys[index] in PLACES]
+        figures = [index for index in range(len(keys)) if index not in (time, *extra.values()) and not (index == 0 and not keys[0])]
+        places = sorted((index for index in figures if keys[index] in PLACES), key=lambda index: PLACES.index(keys[index]))
+        sure = [index for index in figures if _INTENSITY.match(keys[index]) or _scale(keys[index]) is not None]
+        values = self._one_basis(sure, keys) or [index for index in figures if keys[index] in VALUES]
         self.unit, self.signal = extra.get("unit"), extra.get("signal")
         self.stated = "unit" in facts or self.unit is not None
         self.place = places[0] if places else None
@@ -438,11 +443,23 @@ class _Layout:
             raise InputError(f"{name} has times but no values.", "Add a column a site, or the columns site and g_per_kwh.")
         if self.place is not None and len(values) != 1:
             raise InputError(f"{name} has a column of sites but {len(values) or 'no'} columns of values.", "Expected time,site,g_per_kwh.")
-        chosen = values if self.place is not None or len(figures) == len(values) == 1 else figures
+        lone_value = len(figures) == len(values) == 1 or (not places and sure and len(values) == 1)
+        chosen = values if self.place is not None or lone_value else figures
+        if lone_value and len(figures) > 1:
+            unused = ", ".join(header[index].strip() for index in figures if index not in values)
+            self.notes.append(f"Columns that were not used: {unused}.")
         lone = facts.get("site", "site") if self.place is None and chosen == values else ""
         self.columns = [(index, lone or header[index].strip(), _known_scale(facts, keys[index], name)) for index in chosen]
         if self.place is None and not all(title for _, title, _ in self.columns):
             raise InputError(f"{name} has a column without a name.", "Name every column after its site.")
+
+    def _one_basis(self, values: list[int], keys: Sequence[str]) -> list[int]:
+        """Of columns that differ in what they count, the life-cycle one."""
+        cycle = [index for index in values if re.search(r"life_?cycle|lca", keys[index])]
+        if len(values) > 1 and len(cycle) == 1:
+            self.notes.append("Of the columns of intensity the life-cycle one was read.")
+            return cycle
+        return values
 
     def read(self, row: Sequence[str], line: int) -> Iterable[tuple[str, float, str]]:
         """(site, g/kWh, signal) of each value of a row."""
@@ -471,9 +488,15 @@ class _Layout:
         return value
 
 
+def _key(cell: str) -> str:
+    """A column's name for comparison: lower case, underscores for spaces and brackets, plain digits."""
+    return re.sub(r"[\s_()\[\]]+", "_", unicodedata.normalize("NFKC", cell).strip().lower()).strip("_")
+
+
 def _scale(text: str) -> float | None:
-    """What one of a unit such as kgCO2e/MWh or g_per_kwh is in g/kWh; None where it is no such unit."""
-    found = _UNIT.match(re.sub(r"[\s_()\[\]-]", "", text.lower()))
+    """What one of a unit such as kgCO2e/MWh, g_per_kwh or carbon_intensity_gco2eq/kwh_direct is in g/kWh; None where there is no such unit."""
+    named = _INTENSITY.match(_key(text))
+    found = _UNIT.match(re.sub(r"[\s_()\[\]-]", "", named[1] if named else unicodedata.normalize("NFKC", text).lower()))
     return _MASS[found[1]] / _ENERGY[found[5]] if found else None
 
 
@@ -499,6 +522,16 @@ def _one_signal(seen: Mapping[str, int], facts: Mapping[str, str], name: str) ->
 # ---- from cells to hours -------------------------------------------------------------------------------------------------------------------------
 
 
+def _lasting(seconds: np.ndarray, sites: np.ndarray, step: int) -> np.ndarray:
+    """How long each reading stands, in seconds: its distance to the nearer neighbour of its site where that divides the hour, else `step`.
+
+    So a series that turns from hours to quarters of an hour midway is read right. `seconds` in order within each site.
+    """
+    ahead = np.where(np.diff(sites, append=-1) == 0, np.diff(seconds, append=0), MOST * _HOUR)
+    nearer = np.minimum(ahead, np.concatenate(([MOST * _HOUR], ahead[:-1])))
+    return np.where((nearer <= _HOUR) & (_HOUR % np.maximum(nearer, 1) == 0), nearer, step)
+
+
 def _step(cells: _Cells) -> int:
     """The commonest distance between readings of a site, in seconds."""
     seconds, sites = np.array(cells.seconds, np.int64), np.array(cells.sites)
@@ -515,7 +548,7 @@ def _gridded(cells: _Cells, name: str, step: int | None = None) -> tuple[datetim
     values, lines = np.array(cells.values), np.array(cells.lines)
     _check_values(cells, values, name)
     _check_span(int(seconds.min()), int(seconds.max()), name)
-    step = step or _step(cells)
+    told, step = step, step or _step(cells)
     if step > _HOUR or _HOUR % step:
         every = f"{step / _HOUR:g} h" if step > _HOUR else f"{step / 60:g} min"
         raise InputError(f"{name} has one value each {every}.", "Expected hourly values, or a step that divides the hour: 5, 10, 15, 20 or 30 min.")
@@ -525,14 +558,17 @@ def _gridded(cells: _Cells, name: str, step: int | None = None) -> tuple[datetim
     shape = (len(cells.names), count)
     known = ~np.isnan(values)
     place = (sites[known], hours[known] - first)
-    total, number = np.zeros(shape), np.zeros(shape)
-    np.add.at(total, place, values[known])
-    np.add.at(number, place, 1.0)
-    share = number * step / _HOUR                                      # of the hour that was seen
-    grid = np.divide(total, number, out=np.full(shape, np.nan), where=share >= 0.5)
-    marks = np.where((share < 1.0) & ~np.isnan(grid), PARTIAL, READ).astype(np.uint8)
-    if step < _HOUR:
-        cells.notes.append(f"Readings every {step / 60:g} min were averaged over each hour; an hour with less than half of them is missing.")
+    lasts = np.full(seconds.shape, step) if told else _lasting(seconds, sites, step)
+    total, seen = np.zeros(shape), np.zeros(shape)
+    weights = lasts[known] / _HOUR                                     # 1 for a whole hour: its value comes through to the last bit
+    np.add.at(total, place, values[known] * weights)
+    np.add.at(seen, place, weights)
+    grid = np.divide(total, seen, out=np.full(shape, np.nan), where=seen > 0.5 - 1e-9)
+    marks = np.where((seen < 1 - 1e-9) & ~np.isnan(grid), PARTIAL, READ).astype(np.uint8)
+    finer = sorted({int(size) for size in lasts if size < _HOUR})
+    if finer:
+        every = " or ".join(f"{size / 60:g}" for size in finer)
+        cells.notes.append(f"Readings every {every} min were averaged over each hour; an hour with less than half of them is missing.")
     elif np.any(seconds % _HOUR):
         cells.notes.append("Times within an hour were taken for the hour that holds them.")
     absent = int(np.isnan(grid).sum())
