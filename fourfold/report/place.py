@@ -48,9 +48,9 @@ def page(document: Any) -> str:
     facts = {
         "plan": plan,
         "document": document,
-        "comparators": plan.comparators(),
+        "groups": [("", "", plan.comparators()), *plan.groups()] if plan.comparators() else [],
         "dearest": plan.dearest(),
-        "marginal": AVERAGE if plan.signal == "average" else MARGINAL,
+        "signal": AVERAGE if plan.signal == "average" else MARGINAL,
         "data": Markup(script_safe(json.dumps(plan.data(), ensure_ascii=False, allow_nan=False))),
         "css": Markup(asset("page.css") + asset("place.css")),
         "script": Markup(asset("place.js")),
@@ -144,31 +144,44 @@ class _Plan:
         return words.grams({"value": value * 1000}) if self.unit == "kgCO2e" else f"{value:,.4g} {self.unit}"
 
     def comparators(self) -> list[dict[str, Any]]:
-        """The rows of the table of policies, cheapest last, with bars in per cent of the dearest; the plan itself among them."""
-        rows = []
-        for row in self.document.get("comparators") or []:
-            value = _number(_of(row, "value", "cost", default=None))
-            name = str(_of(row, "name", "policy", default="?"))
-            kind = str(_of(row, "kind", default=""))
-            kind = kind or _KINDS.get(name, "other")
-            rows.append({"name": name, "title": str(_of(row, "title", "name", "policy", default="?")), "value": value, "kind": kind,
-                         "why": str(_of(row, "why", "reason", default="") or ""), "broken": _broken(row),
-                         "saving": _number(_of(row, "saving", default=None))})
-        value = _number(self.document.get("value", (self.document.get("certificate") or {}).get("value")))
-        if value is not None and not any(row["kind"] == "plan" for row in rows):
-            rows.append({"name": "plan", "title": "this plan", "value": value, "kind": "plan", "why": "", "broken": "", "saving": None})
-        naive = next((row["value"] for row in rows if row["kind"] == "naive" and row["value"]), None)
-        most = max((row["value"] for row in rows if row["value"] is not None), default=0.0) or 1.0
+        """The policies and the plan itself, dearest first, impossible ones last; bars in per cent of the dearest."""
+        rows = self._rows("comparators")
+        if self.value is not None and not any(row["kind"] == "plan" for row in rows):
+            rows.append(self._row({"name": "plan", "title": "this plan", "value": self.value}))
+        return self._ranked(rows, rows)
+
+    def groups(self) -> list[tuple[str, str, list[dict[str, Any]]]]:
+        """Further rows on the same axis: time alone and place alone, and each region left out."""
+        axis = self.comparators()
+        kinds = (("Which of it is time, which is place", "Each planned by itself, as well as it can be.", "ablations"),
+                 ("Without a region", "The best plan if that region were not there: how much rests on it.", "without"))
+        return [(title, lead, self._ranked(rows, axis)) for title, lead, key in kinds if (rows := self._rows(key))]
+
+    def _rows(self, key: str) -> list[dict[str, Any]]:
+        return [self._row(row) for row in self.document.get(key) or []]
+
+    def _row(self, row: Any) -> dict[str, Any]:
+        name = str(_of(row, "name", "policy", default="?"))
+        return {"name": name, "title": str(_of(row, "title", "name", "policy", default="?")), "value": _number(_of(row, "value", "cost", default=None)),
+                "kind": str(_of(row, "kind", default=_KINDS.get(name, "other"))), "why": str(_of(row, "why", "reason", default="")),
+                "broken": _broken(row), **{field: _number(_of(row, field, default=None)) for field in ("saving", "share", "low", "high")}}
+
+    def _ranked(self, rows: list[dict[str, Any]], axis: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows with bars and savings on the axis that `axis` spans."""
+        naive = next((row["value"] for row in axis if row["kind"] == "naive" and row["value"]), None)
+        most = max((row[end] for row in axis for end in ("value", "high") if row[end] is not None), default=0.0) or 1.0
         for row in rows:
-            known = row["value"] is not None
-            row["width"] = f"{max(100 * row['value'] / most, 0.4):.2f}" if known else "0"
-            row["saving"] = row["saving"] if row["saving"] is not None else 1 - row["value"] / naive if known and naive else None
+            value, low, high = row["value"], row["low"], row["high"]
+            row["width"] = f"{min(100.0, max(100 * value / most, 0.4)):.2f}" if value is not None else "0"
+            row["reach"] = (f"{100 * low / most:.2f}", f"{100 * (high - low) / most:.2f}") if low is not None and high is not None and low < high else None
+            if row["saving"] is None and value is not None and naive:
+                row["saving"] = 1 - value / naive
         return sorted(rows, key=lambda row: (row["value"] is None, -(row["value"] or 0.0)))
 
     def oracle(self) -> str | None:
         """Where the oracle's mark stands on the bars' axis, in per cent; the plan's bound where there is no oracle."""
         rows = self.comparators()
-        most = max((row["value"] for row in rows if row["value"] is not None), default=0.0)
+        most = max((row[end] for row in rows for end in ("value", "high") if row[end] is not None), default=0.0)
         best = next((row["value"] for row in rows if row["kind"] == "oracle" and row["value"] is not None), _number(self.document.get("bound")))
         return None if best is None or not most else f"{100 * best / most:.2f}"
 
