@@ -230,7 +230,8 @@ def plan(jobs: int = 40, sites: int = 4, hours: int = 240, seed: int = 0) -> dic
         "jobs": rows, "schedule": schedule, "value": value, "unit": "kgCO2e", "bound": 804.0, "gap": (value - 804.0) / 804.0, "signal": "average",
         "comparators": [{"name": name, "title": title, "value": cost, "broken": broken} for name, title, cost, broken in policies]
         + [{"name": "contiguous", "title": "in one block", "value": None, "why": "impossible, because job 3 does not fit"}],
-        "ablations": [{"name": "time only", "title": "Wait, never move", "value": 3900.0}, {"name": "place only", "title": "Move, never wait", "value": 890.0}],
+        "ablations": [{"name": "time only", "title": "Wait, never move", "value": 3900.0},
+                      {"name": "place only", "title": "Move, never wait", "value": 890.0}],
         "without": [{"name": "Hydro", "title": "Without Hydro", "value": 2100.0}],
         "certificate": {"value": value, "bound": 804.0, "gap": (value - 804.0) / 804.0, "mu": prices}, "notes": ["Every number here is invented."],
     }  # fmt: skip

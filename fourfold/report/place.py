@@ -162,8 +162,9 @@ class _Plan:
 
     def _row(self, row: Any) -> dict[str, Any]:
         name = str(_of(row, "name", "policy", default="?"))
-        return {"name": name, "title": str(_of(row, "title", "name", "policy", default="?")), "value": _number(_of(row, "value", "cost", default=None)),
-                "kind": str(_of(row, "kind", default=_KINDS.get(name, "other"))), "why": str(_of(row, "why", "reason", default="")),
+        return {"name": name, "title": str(_of(row, "title", "name", "policy", default="?")),
+                "value": _number(_of(row, "value", "cost", default=None)), "kind": str(_of(row, "kind", default=_KINDS.get(name, "other"))),
+                "why": str(_of(row, "why", "reason", default="")),
                 "broken": _broken(row), **{field: _number(_of(row, field, default=None)) for field in ("saving", "share", "low", "high")}}
 
     def _ranked(self, rows: list[dict[str, Any]], axis: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -173,7 +174,9 @@ class _Plan:
         for row in rows:
             value, low, high = row["value"], row["low"], row["high"]
             row["width"] = f"{min(100.0, max(100 * value / most, 0.4)):.2f}" if value is not None else "0"
-            row["reach"] = (f"{100 * low / most:.2f}", f"{100 * (high - low) / most:.2f}") if low is not None and high is not None and low < high else None
+            row["reach"] = None
+            if low is not None and high is not None and low < high:
+                row["reach"] = (f"{100 * low / most:.2f}", f"{100 * (high - low) / most:.2f}")
             if row["saving"] is None and value is not None and naive:
                 row["saving"] = 1 - value / naive
         return sorted(rows, key=lambda row: (row["value"] is None, -(row["value"] or 0.0)))
