@@ -15,17 +15,22 @@ def needed(problem: Serve, work: np.ndarray) -> np.ndarray:
 
 
 def cheapest(problem: Serve, work: np.ndarray) -> tuple[np.ndarray, float]:
-    """Numbers of servers [T] of least energy for `work` [T], and that energy in kWh. Time T × N, by running minima over the number before."""
-    counts, start = np.arange(len(problem.fleet) + 1), problem.fleet.start_kwh
-    fewest = needed(problem, work)
+    """Numbers of servers [T] of least energy for `work` [T], and that energy in kWh. Time T × (most - fewest): running minima over the number before.
+
+    Power never falls with a further server (they stand in the order of busy power per capacity, and power is concave in load), so no hour has more
+    than the most that any hour needs, and where starting is free each has just what it needs.
+    """
+    fewest, start = needed(problem, work), problem.fleet.start_kwh
+    if start == 0:
+        return fewest, float(problem.power(fewest, work).sum() / 1000.0)
+    counts = np.arange(fewest.min(), fewest.max() + 1)
     came = np.zeros((len(work), len(counts)), np.int32)
     best = np.zeros(len(counts))
     for t in range(len(work)):
         price = np.where(counts >= fewest[t], problem.power(counts, np.full(len(counts), work[t])) / 1000.0, np.inf)
         if t:
-            below = np.minimum.accumulate(best - start * counts)        # start more: best[m] + start × (n - m), m <= n
-            above = np.minimum.accumulate(best[::-1])[::-1]             # switch off: best[m], m >= n
-            rise = below + start * counts
+            rise = np.minimum.accumulate(best - start * counts) + start * counts   # start more: best[m] + start × (n - m), m <= n
+            above = np.minimum.accumulate(best[::-1])[::-1]                        # switch off: best[m], m >= n
             came[t] = np.where(above <= rise, len(counts) - 1 - _at(best[::-1])[::-1], _at(best - start * counts))
             best = np.minimum(above, rise) + price
         else:
@@ -34,7 +39,7 @@ def cheapest(problem: Serve, work: np.ndarray) -> tuple[np.ndarray, float]:
     on[-1] = int(np.argmin(best))
     for t in range(len(work) - 1, 0, -1):
         on[t - 1] = came[t, on[t]]
-    return on, float(best.min())
+    return counts[on], float(best.min())
 
 
 def _at(values: np.ndarray) -> np.ndarray:

@@ -140,7 +140,7 @@ def cop(outside: np.ndarray, load: float, set_point: float, drawn: Drawn) -> np.
 
 
 def _carnot(set_point: float, water: np.ndarray) -> np.ndarray:
-    """Ideal performance between chilled water and condenser water, the latter of 25 °C at least, with a lift of 6 K at least: compressors need some."""
+    """Ideal performance between chilled and condenser water, the latter of 25 °C at least, with a lift of 6 K at least: compressors need some."""
     chilled = set_point - SHIFT
     return (chilled + 273.15) / np.maximum(np.maximum(water, 25.0) - chilled, 6.0)
 
