@@ -13,7 +13,7 @@ import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from fourfold.errors import InputError
@@ -153,6 +153,11 @@ def files() -> dict[str, dict[str, str]]:
     return _registry()["files"]
 
 
+def data(name: str) -> bytes:
+    """A file of `sites/`, as it lies there."""
+    return (Path(__file__).parent / "sites" / name).read_bytes()       # importlib.resources takes longer to load than all of this module
+
+
 def pue(provider: str = "unknown") -> Quantity:
     """PUE of a hall: of "gcp", "aws" or "azure" as published; of any other, 1.56 in [1.1, 2.0], assumed."""
     known = _registry()["pue"]
@@ -163,7 +168,7 @@ def pue(provider: str = "unknown") -> Quantity:
 
 
 def _text(name: str) -> str:
-    return resources.files("fourfold").joinpath("sites", name).read_text(encoding="utf-8")
+    return data(name).decode()
 
 
 def _table(name: str) -> Iterable[dict[str, str]]:

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -25,6 +24,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from fourfold.errors import InputError
+from fourfold.site import data as shipped
 from fourfold.site import files, sigma, sources
 from fourfold.units import Quantity
 
@@ -43,6 +43,7 @@ _INTENSITY = re.compile(r"^carbon_?intensity(.*?)(avg|average|direct|life_?cycle
 _MASS = {"g": 1.0, "kg": 1e3, "lb": 453.59237, "lbs": 453.59237, "t": 1e6}
 _ENERGY = {"kwh": 1.0, "mwh": 1e3, "gwh": 1e6, "mj": 1 / 3.6}
 _COMMENT = re.compile(r"^#\s*(unit|signal|source|zone|site|time)\s*[:=]\s*(.+?)\s*$", re.IGNORECASE)
+_ZULU = re.compile(r"\s*(UTC|GMT|Z)$", re.IGNORECASE)
 _HOUR = 3600
 _WORDS = {FILLED: "filled", SUSPECT: "unlikely", PARTIAL: "from part of the hour", FORECAST: "forecast", STALE: "stale",
           ANNUAL: "annual average stands in", ESTIMATED: "estimated by the provider"}
@@ -234,7 +235,7 @@ def bundled(name: str, fill: int = 3, *, suspects: str = "keep") -> Hours:
     if name not in known:
         raise InputError(f"There are no bundled hours called {name!r}.", f"There are: {', '.join(known)}.")
     file, record, source = known[name]
-    data = resources.files("fourfold").joinpath("sites", file).read_bytes()
+    data = shipped(file)
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
         raise InputError(f"The bundled hours {name} are not the file that was shipped.", "Install fourfold again.")
     return replace(_parsed(data, file, fill, None, "g/kWh", "average", suspects), source=f"{source['title']} ({source['licence']})")
@@ -369,13 +370,13 @@ def _rows(lines: Sequence[str], name: str) -> Iterator[tuple[int, list[str]]]:
     width = 0
     for number, line in kept:
         try:
-            row = next(csv.reader([line], delimiter=mark, strict=True))
+            row = next(csv.reader([line], delimiter=mark, strict=True)) if '"' in line else line.split(mark)
         except (csv.Error, StopIteration):
             raise InputError(f"{name}, line {number}: not a line of CSV.", "Quote cells that hold quotes or line breaks.") from None
         width = width or len(row)
         if len(row) != width:
             raise InputError(f"{name}, line {number}: {len(row)} cells, but the header has {width}.", "Give every line one cell a column.")
-        yield number, [cell.replace(",", ".") if mark == ";" else cell for cell in row]   # a semicolon file writes 345,6
+        yield number, [cell.replace(",", ".") for cell in row] if mark == ";" else row   # a semicolon file writes 345,6
 
 
 class _Clock:
@@ -390,12 +391,15 @@ class _Clock:
         self.ending = "end" in key or "end" in facts.get("time", "").lower()
         self.aware: bool | None = None
         self.seen: dict[tuple[str, datetime], int] = {}
+        self.last: tuple[str, int] = ("", 0)                           # of times with an offset: a long file repeats each for every site
 
     def read(self, text: str, line: int, places: Sequence[str]) -> dict[str, int]:
         """Seconds by site; they differ in the hour that summer time's end repeats, where some sites are at their second reading."""
-        words = re.sub(r"\s*(UTC|GMT|Z)$", "+00:00", text.strip(), flags=re.IGNORECASE)
+        if text == self.last[0]:
+            return dict.fromkeys(places, self.last[1])
+        words = text.strip()
         try:
-            moment = datetime.fromisoformat(words)
+            moment = datetime.fromisoformat(_ZULU.sub("+00:00", words) if words[-1:] in "TtCcZz" else words)
         except ValueError:
             raise InputError(f"{self.name}, line {line}: {text!r} is not a time.", "Write 2022-05-01T13:00Z, or 2022-05-01T13:00+02:00.") from None
         if self.aware is None:
@@ -403,7 +407,8 @@ class _Clock:
         if self.aware != (moment.tzinfo is not None):
             raise InputError(f"{self.name}, line {line}: some times have an offset from UTC and some have none.", "Give all of them one, or none.")
         if moment.tzinfo is not None:
-            return dict.fromkeys(places, _seconds(moment))
+            self.last = (text, _seconds(moment))
+            return dict.fromkeys(places, self.last[1])
         if self.zone is None:
             raise InputError(f"{self.name}, line {line}: {text!r} has no time zone.",
                              "Say zone='Europe/Berlin' or zone='UTC', or write offsets: 13:00+02:00.")
