@@ -39,13 +39,13 @@ COLUMNS = ("name", "hours", "kw", "energy_kwh", "release", "deadline", "slack", 
 _SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(|h|hours?|hrs?|min|minutes?|m|d|days?|w|weeks?)\s*$", re.IGNORECASE)
 _MINUTES = {"": 60, "h": 60, "m": 1, "d": 1440, "w": 10080}
 _YES, _NO = ("yes", "y", "true", "1"), ("no", "n", "false", "0")
-_HOUR = timedelta(hours=1)
+_HOUR, _EPOCH = timedelta(hours=1), datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job. `kw` while it runs, `hours` whole hours held; release, deadline and known aware UTC on the hour; `sites` empty = everywhere; `home` empty =
-    the first site.
+    """One job. `kw` while it runs, `hours` whole hours held; release, deadline and known aware UTC, the first two on the hour; `sites` empty =
+    everywhere; `home` empty = the first site.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Job:
 
 def read_jobs(ref: str | Path | Iterable[Mapping[str, Any]], *, slack: str | float | None = None, contiguous: bool = False,
               zone: str | None = None) -> tuple[Job, ...]:
-    """Jobs from a .csv or .json file or from rows. `slack` for rows that give neither deadline nor slack; `contiguous`: none may pause; `zone` for local
-    times.
+    """Jobs from a .csv or .json file or from rows. `slack` for rows that give neither deadline nor slack; `contiguous`: none may pause; `zone` for
+    local times.
 
     Raises InputError naming line and column (unknown columns with the nearest, negative or missing figures, names given twice, local times without a
     zone or that do not exist), and Infeasible for deadlines that cannot be met: which job, by how much.
@@ -75,7 +75,8 @@ def read_jobs(ref: str | Path | Iterable[Mapping[str, Any]], *, slack: str | flo
     if not rows:
         raise InputError("There are no jobs.", "Give one row a job; the columns are name, hours, kw, release and more (docs of fourfold.ingest.jobs).")
     _columns({key for _, row in rows for key in row})
-    jobs = [_job(where, {key: value for key, value in row.items() if value is not None and str(value).strip() != ""}, slack, zone) for where, row in rows]
+    jobs = [_job(where, {key: cell for key, cell in row.items() if cell is not None and str(cell).strip()}, slack, zone)
+            for where, row in rows]
     seen: dict[str, str] = {}
     for (where, _), job in zip(rows, jobs, strict=True):
         if job.name in seen:
@@ -85,8 +86,10 @@ def read_jobs(ref: str | Path | Iterable[Mapping[str, Any]], *, slack: str | flo
     late = [(job, missing) for job, missing in late if missing > 0]
     if late:
         job, missing = late[0]
-        more = f", nor can {len(late) - 1} others (" + ", ".join(f"{other.name}: {short} h" for other, short in late[1:4]) + ")" if len(late) > 1 else ""
-        raise Infeasible(f"Job {job.name} cannot meet its deadline: it needs {job.hours} h and has {job.hours - missing} h, {missing} h too few{more}.",
+        others = ", ".join(f"{other.name}: {short} h" for other, short in late[1:4])
+        more = f"; so are {len(late) - 1} others ({others})" if others else ""
+        window = job.hours - missing
+        raise Infeasible(f"Job {job.name} cannot meet its deadline: it needs {job.hours} h and has {window} h, {missing} h too few{more}.",
                          "Release it earlier, set the deadline later, or shorten it.")
     return tuple(replace(job, interruptible=False) for job in jobs) if contiguous else tuple(jobs)
 
@@ -111,7 +114,7 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
             data = json.loads(text)
             return [(f"job {i + 1}", dict(row)) for i, row in enumerate(data)]
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a JSON list of jobs: {error}.", "Give [{\"name\": …, \"hours\": …, \"kw\": …, \"release\": …}, …].") from None
+            raise InputError(f"{path} is not a JSON list of jobs: {error}.", 'Give [{"name": …, "hours": …, "kw": …, "release": …}, …].') from None
     lines = text.splitlines()
     head = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     mark = max(",;\t", key=head.count)
@@ -155,19 +158,20 @@ def _job(where: str, row: Mapping[str, Any], slack: str | float | None, zone: st
         raise InputError(f"{where}: hours is {length:g}.", "A job runs for more than 0 hours.")
     held = max(1, math.ceil(length - 1e-9))
     if ("kw" in row) == ("energy_kwh" in row):
-        raise InputError(f"{where}: give kw or energy_kwh, {'not both' if 'kw' in row else 'one of them'}.", "kw: mean power; energy_kwh: of the whole job.")
+        raise InputError(f"{where}: give kw or energy_kwh, {'not both' if 'kw' in row else 'one of them'}.",
+                         "kw: mean power; energy_kwh: of the whole job.")
     energy = _number(row, "energy_kwh", where) if "energy_kwh" in row else _number(row, "kw", where) * length
     zone = str(row.get("zone", zone or "")).strip() or None
     release = _moment(row["release"], zone, where, "release")
     if "deadline" in row and "slack" in row:
         raise InputError(f"{where}: give deadline or slack, not both.", "Leave one of them empty.")
-    first = -((datetime.min.replace(tzinfo=UTC) - release) // _HOUR) * _HOUR + datetime.min.replace(tzinfo=UTC)   # up to the hour
+    first = _EPOCH - (_EPOCH - release) // _HOUR * _HOUR                # up to the hour
     if "deadline" in row:
         last = _moment(row["deadline"], zone, where, "deadline")
     else:
         given = row.get("slack", slack)
         last = first + held * _HOUR + span(0 if given is None else given, f"{where}: slack")
-    last = (last - datetime.min.replace(tzinfo=UTC)) // _HOUR * _HOUR + datetime.min.replace(tzinfo=UTC)
+    last = _EPOCH + (last - _EPOCH) // _HOUR * _HOUR                    # down to the hour
     width = _number(row, "width", where) if "width" in row else 1.0
     if width < 1 or width != int(width):
         raise InputError(f"{where}: width is {width:g}.", "It is a whole number of units of capacity, 1 or more.")
@@ -175,8 +179,8 @@ def _job(where: str, row: Mapping[str, Any], slack: str | float | None, zone: st
     listed = row.get("sites", ())
     sites = tuple(part.strip() for part in re.split(r"[;|]", listed) if part.strip()) if isinstance(listed, str) else tuple(map(str, listed))
     extra = {key: _number(row, key, where) for key in ("data_gb", "startup_kwh", "checkpoint_kwh") if key in row}
-    return Job(name, energy / held, held, first, last, str(row.get("home", "")).strip(), int(width), _flag(row.get("interruptible", True), where), sites,
-               known=known, **extra)
+    pauses = _flag(row.get("interruptible", True), where)
+    return Job(name, energy / held, held, first, last, str(row.get("home", "")).strip(), int(width), pauses, sites, known=known, **extra)
 
 
 def _number(row: Mapping[str, Any], key: str, where: str) -> float:
@@ -205,7 +209,8 @@ def _moment(value: Any, zone: str | None, where: str, key: str) -> datetime:
     if moment.tzinfo is not None:
         return moment.astimezone(UTC)
     if zone is None:
-        raise InputError(f"{where}: {key} {value} has no time zone.", f"Append an offset ({value}+00:00), fill the zone column, or give --zone.")
+        raise InputError(f"{where}: {key} {value} has no time zone.",
+                         f"Append an offset ({value}+00:00), fill the zone column, or give --zone.")
     try:
         place = ZoneInfo(zone)
     except Exception:

@@ -107,12 +107,17 @@ def _general(p: Tables, j: int, price: np.ndarray) -> tuple[float, np.ndarray, n
             idle = np.minimum(stop, idle)
         if i == window:
             break
-        move = _moves(p, j, np.arange(sites), np.full(sites, first + i))
-        arrive = idle[:-1, :, None] + np.where(np.isfinite(move), move, np.inf)          # [k, from, to]
-        origin = arrive.argmin(axis=1)
+        if p.data[j]:
+            move = _moves(p, j, np.arange(sites), np.full(sites, first + i))
+            arrive = idle[:-1, :, None] + np.where(np.isfinite(move), move, np.inf)      # [k, from, to]
+            origin = arrive.argmin(axis=1)
+            least = np.take_along_axis(arrive, origin[:, None], axis=1)[:, 0]
+        else:                                                           # wherever it was
+            origin = idle[:-1].argmin(axis=1)[:, None]
+            least = np.take_along_axis(idle[:-1], origin, axis=1)
         usable = np.isfinite(price[:, i])
         start = p.startup[j] * np.where(usable, p.rate[:, first + i], 0.0)
-        fresh = np.take_along_axis(arrive, origin[:, None], axis=1)[:, 0] + start
+        fresh = least + start
         came[i, 1:] = np.where(fresh < run[:-1], origin, -1)
         run = np.concatenate([np.full((1, sites), np.inf), np.minimum(fresh, run[:-1]) + price[:, i]])
     site, hour = np.zeros(need, np.int64), np.zeros(need, np.int64)

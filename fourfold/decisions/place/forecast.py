@@ -13,7 +13,7 @@ from fourfold.decisions.place.problem import Place, Schedule
 
 
 class Forecast(Solver):
-    title = "Plan on a forecast with autocorrelated error"
+    title = "Plan on a noisy forecast"
     lever = "map"
     answers = "place"
     cites = ("wiesner2021", "efron1975")

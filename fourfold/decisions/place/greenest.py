@@ -13,7 +13,7 @@ from fourfold.decisions.place.problem import Place, Schedule
 
 
 class Greenest(Solver):
-    title = "Greenest region at release, no waiting"
+    title = "Greenest region, no waiting"
     lever = "map"
     answers = "place"
     cites = ("sukprasert2024",)

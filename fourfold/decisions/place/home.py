@@ -11,7 +11,7 @@ from fourfold.decisions.place.problem import Place, Schedule
 
 
 class Home(Solver):
-    title = "Best hours at home, known exactly"
+    title = "Best hours at home"
     lever = "map"
     answers = "place"
     cites = ("sukprasert2024",)

@@ -17,7 +17,7 @@ from fourfold.decisions.place._pricing import BLOCK, FREE, bound, kinds, separat
 from fourfold.decisions.place.problem import Place, Schedule
 from fourfold.errors import Infeasible
 
-_RELAXED, _INTEGER = 300_000, 120_000                                   # variables that HiGHS gets for the relaxation, for branch and bound
+_RELAXED, _INTEGER, _SMALL = 300_000, 120_000, 15_000                   # columns that HiGHS gets: relaxation; branch and bound, last; first of all
 _ENOUGH = 1e-9
 
 
@@ -39,19 +39,15 @@ class Milp(Solver):
         model = Model(problem) if size <= _RELAXED else None
         if model is not None:
             mu = model.prices(max(1.0, budget.left / 3))
-        search = Search(problem, seed, mu)
-        best, low = None, bound(problem, mu)
-        search.build()
-        search.settle(Budget(budget.left / 2, 20 * len(problem.names) + 200))
-        if not search.homeless:
-            search.improve(Budget(budget.left / 4, min(budget.evaluations, 30 * len(problem.names) + 300)))
-            best = search.schedule()
+        low, best, note = bound(problem, mu), None, ""
+        if model is not None and size <= _SMALL:
+            best, note = model.integer(budget.left / 2)
+        if best is None:
+            best = construct(problem, mu, budget, seed)
         if model is None:
             mu, low = ascend(problem, mu, problem.cost(best) if best else None, Budget(budget.left / 2, 200))
-        note = ""
-        gap = np.inf if best is None else problem.cost(best) - low
-        if model is not None and size <= _INTEGER and gap > _ENOUGH * abs(low) and budget.left > 0:
-            found, note = model.integer(budget.left)
+        if model is not None and _SMALL < size <= _INTEGER and (best is None or problem.cost(best) - low > _ENOUGH * abs(low)):
+            found, note = model.integer(budget.left / 2)
             if found is not None and (best is None or problem.cost(found) < problem.cost(best)):
                 best = found
         if best is None:
@@ -59,11 +55,22 @@ class Milp(Solver):
             raise Infeasible(f"{said} meets every deadline within the capacities.",
                              "Raise the capacity, the slack, the number of sites, or the budget.")
         if not note.startswith("optimal") and problem.cost(best) - low > _ENOUGH * abs(low):
-            again = Search(problem, seed + 1, mu)
-            again.adopt(best)
-            again.improve(Budget(budget.left, max(0, budget.evaluations - budget.spent)))
-            best = again.schedule()
+            search = Search(problem, seed + 1, mu)
+            search.adopt(best)
+            search.improve(budget)
+            best = search.schedule()
         return Proposal(best, low, {"mu": mu, "highs": note}, note)
+
+
+def construct(problem: Place, mu: np.ndarray, budget: Budget, seed: int) -> Schedule | None:
+    """A valid schedule by insertion at prices mu, displacement and ruins, or None."""
+    search = Search(problem, seed, mu)
+    search.build()
+    search.settle(Budget(budget.left / 4, 20 * len(problem.names) + 200))
+    if search.homeless:
+        return None
+    search.improve(Budget(budget.left / 4, 30 * len(problem.names) + 300))
+    return search.schedule()
 
 
 def ascend(problem: Place, mu: np.ndarray, above: float | None, budget: Budget) -> tuple[np.ndarray, float]:

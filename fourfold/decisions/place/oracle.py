@@ -11,7 +11,7 @@ from fourfold.decisions.place.problem import Place, Schedule
 
 
 class Oracle(Solver):
-    title = "Oracle: all known, no capacity"
+    title = "Oracle (no capacity)"
     lever = "map"
     answers = "place"
     cites = ("sukprasert2024",)

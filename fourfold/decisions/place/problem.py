@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fourfold.decide import Problem
-from fourfold.errors import InputError
+from fourfold.errors import Infeasible, InputError
 
 SITE_FIELDS = ("intensity", "pue", "price", "capacity")                # [R, T]
 JOB_FIELDS = ("kw", "hours", "release", "deadline", "home", "width", "interruptible", "startup_kwh", "checkpoint_kwh", "data_gb")   # [J]
@@ -67,7 +67,8 @@ class Place(Problem[Schedule]):
     money   kwh_per_gb and egress (USD per GB leaving a site, [R]) for moving data
     carbon, money   weights of kg CO2e and USD in `cost`; `unit` says what comes out. signal: "average" or "marginal" intensity
 
-    Raises InputError on shapes that do not fit, values out of range (named), and jobs whose hours do not fit their window or the horizon.
+    Raises InputError on shapes that do not fit, values out of range (named), and jobs longer than the
+    horizon; Infeasible for a job whose hours do not fit its window (by how much).
     """
 
     sites: tuple[str, ...]
@@ -160,7 +161,7 @@ class Place(Problem[Schedule]):
         missing = self.hours - (self.deadline - self.release)
         for j in np.flatnonzero(missing > 0)[:1]:
             window = self.deadline[j] - self.release[j]
-            raise InputError(f"Job {self.names[j]} cannot meet its deadline: it needs {self.hours[j]} h and has {window} h, {missing[j]} h too few.",
+            raise Infeasible(f"Job {self.names[j]} cannot meet its deadline: it needs {self.hours[j]} h and has {window} h, {missing[j]} h too few.",
                              "Release it earlier, set the deadline later, or shorten it.")
 
     @property

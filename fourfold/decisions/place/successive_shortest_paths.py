@@ -173,7 +173,7 @@ def _route(p: Tables, room: np.ndarray, order: np.ndarray, budget: int) -> tuple
                             cost = base + p.kw[i] * rate[v] + mu[v]
                             if cost >= best or taken[held[i] + t - p.release[i]] or cap[v] == 0 or mark[v] == -stamp:
                                 continue
-                            cost = max(cost, key)
+                            cost = key if cost < key else cost
                             if mark[v] != stamp or cost < far[v]:
                                 far[v], mark[v], mover[v] = cost, stamp, mover[node]
                                 keys, nodes, size = _push(keys, nodes, size, cost, v)

@@ -14,7 +14,7 @@ from fourfold.decisions.place.problem import Place, Schedule
 
 
 class Threshold(Solver):
-    title = "Threshold: at home, below the 30th percentile of the next day"
+    title = "Threshold (30th percentile), at home"
     lever = "map"
     answers = "place"
     cites = ("souza2023", "hanafy2024")

@@ -15,7 +15,7 @@ from fourfold.decisions.place.problem import Place, Schedule
 
 
 class LetsWaitAwhile(Solver):
-    title = "Let's Wait Awhile: at home, on a noisy forecast"
+    title = "Let's Wait Awhile, at home"
     lever = "map"
     answers = "place"
     cites = ("wiesner2021",)

@@ -1,0 +1,118 @@
+"""What the plan is held against: the policies of the literature, time alone and place alone, and each region left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fourfold.decide import Budget, Solution, Solver, solve
+from fourfold.decisions.place._choose import planner
+from fourfold.decisions.place.flow import size
+from fourfold.decisions.place.forecast import Forecast
+from fourfold.decisions.place.greenest import Greenest
+from fourfold.decisions.place.home import Home
+from fourfold.decisions.place.now import Now
+from fourfold.decisions.place.oracle import Oracle
+from fourfold.decisions.place.problem import Place, Schedule
+from fourfold.decisions.place.threshold import Threshold
+from fourfold.decisions.place.waitawhile import LetsWaitAwhile
+from fourfold.errors import FourfoldError
+
+_LARGE = 400_000                                                        # variables above which a plan takes many seconds
+_NAMES = {"now": "naive", "oracle": "oracle"}                           # technique → what it is in the table
+
+
+def row(problem: Place, name: str, title: str, found: Schedule | None, kind: str = "other", why: str = "", prices: bool = True) -> dict[str, Any]:
+    """One line of the table: value in the objective's unit, kg, usd (None without prices), delay, peak load, rules broken."""
+    if found is None:
+        return {"name": name, "title": title, "kind": kind, "value": None, "kg": None, "usd": None, "delay_h": None, "peak": None,
+                "capacity_kept": None, "broken": [], "why": why}
+    bill = problem.bill(found)
+    broken = problem.violations(found)
+    return {"name": name, "title": title, "kind": kind, "value": problem.cost(found), "kg": bill["kg"], "usd": bill["usd"] if prices else None,
+            "delay_h": bill["delay_h"], "peak": int(found.load(problem.width, problem.intensity.shape).max(initial=0)),
+            "capacity_kept": not broken, "broken": broken[:3], "why": why}
+
+
+def policies(problem: Place, best: Solution[Schedule], *, error: float, draws: int, seed: int, budget: float, prices: bool) -> list[dict[str, Any]]:
+    """A row each: run now, home, greenest, Let's Wait Awhile, threshold, forecast, oracle. What draws noise is the mean of `draws`."""
+    rows = []
+    solvers: list[tuple[Solver, int]] = [(Now(), 1), (Home(), 1), (Greenest(), 1), (LetsWaitAwhile(), draws), (Threshold(), 1),
+                                         (Forecast(error), draws if best.seconds < 1 else 1), (Oracle(), 1)]
+    for solver, times in solvers:
+        name = type(solver).__module__.rsplit(".", 1)[-1]
+        kind = _NAMES.get(name, "other")
+        try:
+            found = [solve(problem, solver, Budget(budget), seed + i) for i in range(times)]
+        except FourfoldError as why:
+            rows.append(row(problem, name, solver.title, None, kind, why.message, prices))
+            continue
+        made = [row(problem, name, solver.title, each.answer, kind, prices=prices) for each in found]
+        mean = {**made[0], "draws": times}
+        for key in ("value", "kg", "usd", "delay_h"):
+            mean[key] = None if made[0][key] is None else float(np.mean([each[key] for each in made]))
+        mean["peak"] = max(each["peak"] for each in made)
+        mean["capacity_kept"] = all(each["capacity_kept"] for each in made)
+        if times > 1:
+            mean["low"], mean["high"] = min(each["value"] for each in made), max(each["value"] for each in made)
+        if name == "forecast":
+            mean["error"], mean["regret"] = error, mean["value"] / best.cost - 1 if best.cost else None
+        rows.append(mean)
+    return rows
+
+
+def scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `saving` against running now and `share` of the oracle's saving; None where either cannot be said."""
+    naive = next((each["value"] for each in rows if each["kind"] == "naive"), None)
+    most = next((each["value"] for each in rows if each["kind"] == "oracle"), None)
+    for each in rows:
+        each["saving"] = each["share"] = None
+        if each["value"] is not None and naive:
+            each["saving"] = 1 - each["value"] / naive
+            if most is not None and naive - most > 1e-12 * naive:
+                each["share"] = (naive - each["value"]) / (naive - most)
+    return rows
+
+
+def ablations(problem: Place, *, budget: float, seed: int, prices: bool) -> list[dict[str, Any]]:
+    """Waiting without moving, and moving without waiting, each planned exactly within the capacities."""
+    stay = np.arange(len(problem.sites))[None, :] == problem.home[:, None]
+
+    def only_time() -> Place:
+        return problem.replace(allowed=stay & problem.allowed)
+
+    def only_place() -> Place:
+        return problem.replace(deadline=problem.release + problem.hours)
+
+    return [_planned(problem, "time only", "Wait, never move", only_time, budget, seed, prices),
+            _planned(problem, "place only", "Move, never wait", only_place, budget, seed, prices)]
+
+
+def without(problem: Place, used: np.ndarray, *, budget: float, seed: int, prices: bool) -> list[dict[str, Any]]:
+    """The plan with each used region left out (jobs that may run nowhere else stay): how much of the saving hangs on it.
+
+    Where planning again would take minutes, the jobs' separate optima stand in, which know no capacity: the row says so.
+    """
+    rows = []
+    for r in np.flatnonzero(used):
+        def closed(r: int = int(r)) -> Place:
+            others = problem.allowed.copy()
+            others[others.sum(axis=1) > 1, r] = False
+            return problem.replace(allowed=others)
+
+        relaxed = size(problem) > _LARGE
+        rows.append(_planned(problem, str(problem.sites[r]), f"Without {problem.sites[r]}" + (" (capacity not looked at)" if relaxed else ""),
+                             closed, budget, seed, prices, Oracle() if relaxed else None))
+    return rows
+
+
+def _planned(problem: Place, name: str, title: str, made: Callable[[], Place], budget: float, seed: int, prices: bool,
+             solver: Solver | None = None) -> dict[str, Any]:
+    try:
+        changed = made()
+        found = solve(changed, solver or planner(changed), Budget(budget), seed)
+    except FourfoldError as why:
+        return {**row(problem, name, title, None, why=why.message), "bound": None}
+    return {**row(problem, name, title, found.answer, prices=prices), "bound": found.bound}
