@@ -43,13 +43,13 @@ BITS = {
 }  # fmt: skip
 
 _DTYPES: dict[str, type[np.generic]] = {
-    "kind": np.int16, "flops": np.float64, "reads": np.int64, "writes": np.int64, "params": np.int64, "fusion": np.int8, "phase": np.int8,
+    "kind": np.int16, "flops": np.float64, "steps": np.float64, "reads": np.int64, "writes": np.int64, "params": np.int64, "fusion": np.int8, "phase": np.int8,
     "colocation": np.int32, "layer": np.int32, "producer": np.int32, "size": np.int64, "shape_ptr": np.int32, "shape": np.int64, "role": np.int8,
     "outputs": np.int32, "alias": np.int32, "in_ptr": np.int32, "in_val": np.int32, "out_ptr": np.int32, "out_val": np.int32,
     "use_ptr": np.int32, "use_node": np.int32,
 }  # fmt: skip
 _TEXTS = ("kinds", "names", "modules", "dtype", "labels", "unknown")
-_PER_NODE = ("kind", "flops", "reads", "writes", "params", "fusion", "phase", "colocation", "layer", "names", "modules")
+_PER_NODE = ("kind", "flops", "steps", "reads", "writes", "params", "fusion", "phase", "colocation", "layer", "names", "modules")
 _PER_VALUE = ("producer", "size", "role", "alias", "dtype", "labels")
 
 
@@ -65,7 +65,8 @@ class Graph:
     Nodes
       kinds       the op vocabulary ("aten.mm", "Conv"); kind i2[N] indexes it
       names, modules   [N] unique name; dotted module path, "" where unknown
-      flops       f8[N], a multiply-add counting two, as torch's FlopCounterMode counts; contractions exactly, others as the op table states
+      flops       f8[N] of contractions (matmul, conv, attention), a multiply-add counting two, exactly as torch's FlopCounterMode counts; others 0
+      steps       f8[N] scalar operations of all others, by the conventions of `ingest/ops.py`; of unknown kinds assumed
       reads, writes    i8[N] bytes moved if the node runs alone: parameters included, views 0, a gather what it picks
       params      i8[N] the part of `reads` that comes from parameters
       fusion      i1[N] OPAQUE 0, ELEMENTWISE 1, REDUCTION 2, CONTRACTION 3 (matmul, conv), VIEW 4 (moves nothing), GATHER 5
@@ -82,7 +83,7 @@ class Graph:
       alias       i4[V] root value whose memory it shares; itself when its own
     Edges, in CSR: in_ptr i4[N+1], in_val (node → values read, each once) · out_ptr i4[N+1], out_val (node → values made) · use_ptr i4[V+1], use_node
     (value → readers, ascending)
-      unknown     kinds whose flops are assumed, not counted
+      unknown     kinds that no table knows, whose flops and steps are assumed
     """
 
     name: str
@@ -91,6 +92,7 @@ class Graph:
     names: tuple[str, ...]
     modules: tuple[str, ...]
     flops: NDArray[np.float64]
+    steps: NDArray[np.float64]
     reads: NDArray[np.int64]
     writes: NDArray[np.int64]
     params: NDArray[np.int64]
@@ -261,6 +263,7 @@ class Graph:
             "depth": int(self.depth().max(initial=0)),
             "layers": int(self.layer.max(initial=-1)) + 1,
             "flops": float(self.flops.sum()),
+            "steps": float(self.steps.sum()),
             "reads": int(self.reads.sum()),
             "writes": int(self.writes.sum()),
             "inputs": total(INPUT),
@@ -311,8 +314,10 @@ def _ranges(g: Graph) -> list[str]:
     for name in ("reads", "writes", "params", "size", "shape"):
         if (bad := np.flatnonzero(getattr(g, name) < 0)).size:
             wrong.append(f"{name}[{bad[0]}] is negative.")
-    if (bad := np.flatnonzero(~(np.isfinite(g.flops) & (g.flops >= 0)))).size:
-        wrong.append(f"flops[{bad[0]}] is {g.flops[bad[0]]}, expected a finite number of at least 0.")
+    for name in ("flops", "steps"):
+        array = getattr(g, name)
+        if (bad := np.flatnonzero(~(np.isfinite(array) & (array >= 0)))).size:
+            wrong.append(f"{name}[{bad[0]}] is {array[bad[0]]}, expected a finite number of at least 0.")
     if (bad := np.flatnonzero(g.params > g.reads)).size:
         wrong.append(f"node {bad[0]} ({g.names[bad[0]]}) reads {g.params[bad[0]]} bytes of parameters but {g.reads[bad[0]]} bytes in all.")
     wrong += [f"two nodes are called {name!r}." for name, count in Counter(g.names).items() if count > 1][:1]
@@ -440,6 +445,7 @@ class Builder:
         name: str = "",
         module: str = "",
         flops: float = 0.0,
+        steps: float = 0.0,
         fusion: int = OPAQUE,
         phase: int = FORWARD,
         reads: int | None = None,
@@ -468,16 +474,16 @@ class Builder:
         )
         size, root, role = self._value["size"], self._value["alias"], self._value["role"]
         if params is None:
-            params = 0 if fusion == VIEW else sum(size[v] for v in inputs if role[root[v]] == PARAMETER)
+            params = 0 if fusion == VIEW else sum(min(size[v], size[root[v]]) for v in inputs if role[root[v]] == PARAMETER)
             params = params if reads is None else min(params, reads)
         if reads is None:
-            reads = 0 if fusion == VIEW else sum(size[v] for v in inputs)
+            reads = 0 if fusion == VIEW else sum(min(size[v], size[root[v]]) for v in inputs)     # an expanded view is no longer than its root
         if writes is None:
             writes = 0 if fusion == VIEW else sum(size[v] for v in made if root[v] == v)
         if not known:
             self._unknown[kind] = None
         code = self._kinds.setdefault(kind, len(self._kinds))
-        row = (code, flops, reads, writes, params, fusion, phase, colocation, layer, self._unique(name or kind), module)
+        row = (code, flops, steps, reads, writes, params, fusion, phase, colocation, layer, self._unique(name or kind), module)
         for column, entry in zip(self._node.values(), row, strict=True):
             column.append(entry)
         self._in.append(inputs)
