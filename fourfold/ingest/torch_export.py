@@ -1,0 +1,686 @@
+"""A torch module or an exported program → Graph: inference through torch.export, training through the joint forward and backward of AOTAutograd.
+
+Two levels of detail. "ops" is functional but keeps composite operations whole (linear, layer norm, attention), which is how eager runs them and what is
+worth executing. "core" goes down to core ATen, as a compiler's fusion sees it. Flops are the same at both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from fourfold.errors import InputError, ModelError
+from fourfold.graph import BACKWARD, CONTRACTION, ELEMENTWISE, FORWARD, GATHER, OPAQUE, REDUCTION, VIEW, Builder
+from fourfold.ingest import ops
+from fourfold.ingest.program import Captured, Program
+
+Level = Literal["ops", "core"]
+_SILENT = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "_functional_assert_async", "sym_constrain_range_for_size", "sym_constrain_range")
+
+
+def capture(
+    model: nn.Module | torch.export.ExportedProgram,
+    inputs: Any,
+    *,
+    train: bool = False,
+    loss: Callable[[Any], Tensor] | None = None,
+    level: Level = "ops",
+    name: str = "",
+) -> Captured:
+    """Capture `model` on `inputs` (a tensor, a tuple, or a mapping by argument name); shapes are those of the inputs.
+
+    `train`: forward and backward in one graph, marked by phase; the program returns the loss, then the gradients of all parameters that take part.
+    `loss` makes a scalar of what the model returns (default: its first scalar if it is one, such as a transformers loss, else the mean square of its
+    first floating tensor). The module is captured in the mode it is in (`module.training`), and left as it was.
+    Raises ModelError naming what cannot be exported, such as a size that depends on data.
+    """
+    args, kwargs = _arguments(inputs)
+    title = name or (type(model).__name__ if isinstance(model, nn.Module) else "exported")
+    if train:
+        if not isinstance(model, nn.Module):
+            raise InputError("An exported program holds no backward pass.", "Give the module itself to capture training.")
+        source = _joint(model, args, kwargs, loss)
+    else:
+        source = _inference(model, args, kwargs, level)
+    return _graph(source, title)
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+# --- sources: an fx graph and what its placeholders and outputs mean -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Source:
+    """`roles`: placeholder name → (role, label, tensor or None for what the caller feeds)."""
+
+    module: fx.GraphModule
+    roles: dict[str, tuple[str, str, Any]]
+    outputs: list[Any]                                                 # fx nodes or plain constants, in the order in which they are returned
+    unflatten: Callable[[list[Any]], Any]
+    flatten: Callable[..., list[Any]]
+    backward: frozenset[str] = frozenset()
+    note: list[str] = field(default_factory=list)
+
+
+def _inference(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], level: Level) -> _Source:
+    program = model if isinstance(model, torch.export.ExportedProgram) else _export(model, args, kwargs)
+    _reshape(program.graph_module)
+    with _quiet():
+        try:
+            program = program.run_decompositions({} if level == "ops" else None)
+        except Exception as error:
+            raise ModelError(f"the exported program cannot be decomposed: {_line(error)}", "Try the other level of detail.") from error
+    return _exported(program)
+
+
+def _reshape(module: fx.GraphModule) -> None:
+    """A view that eager may take need not be one for the strides that decomposed operators answer with; reshape is a view wherever one is possible."""
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
+
+
+def _exported(program: torch.export.ExportedProgram) -> _Source:
+    from torch.export.graph_signature import InputKind, OutputKind
+    from torch.utils import _pytree
+
+    signature, roles = program.graph_signature, {}
+    state: dict[str, Any] = {**program.state_dict, **program.constants}
+    for spec in signature.input_specs:
+        label = getattr(spec.arg, "name", "")
+        if spec.kind == InputKind.USER_INPUT:
+            roles[label] = ("input", label, None)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            roles[label] = ("parameter", str(spec.target), state[str(spec.target)])
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            roles[label] = ("constant", str(spec.target), state[str(spec.target)])
+        else:
+            roles[label] = ("other", str(spec.target), state.get(str(spec.target)))
+    (result,) = (n for n in program.graph.nodes if n.op == "output")
+    kept = [n for n, spec in zip(result.args[0], signature.output_specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT]
+    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+
+    def flatten(*given: Any, **named: Any) -> list[Any]:
+        given, named = _ordered(in_spec, given, named)
+        flat, spec = _pytree.tree_flatten((given, named))
+        if spec != in_spec:
+            raise InputError("The inputs are structured unlike those that the model was captured with.", f"Expected {in_spec.num_leaves} tensors.")
+        return flat
+
+    return _Source(program.graph_module, roles, kept, lambda flat: _pytree.tree_unflatten(flat, out_spec), flatten)
+
+
+def _ordered(spec: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Keyword arguments in the order in which the program was exported with."""
+    names = list(spec.child(1).context or []) if hasattr(spec, "child") else list(spec.children_specs[1].context or [])
+    return given, ({key: named[key] for key in names} if set(names) == set(named) else named)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    with _quiet(), torch.no_grad():
+        try:
+            return torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            raise ModelError(f"{type(model).__name__} cannot be exported by torch {torch.__version__}: {_line(error)}", _advice(error)) from error
+
+
+def _advice(error: Exception) -> str:
+    text = str(error)
+    if "data-dependent" in text or "unbacked" in text.lower():
+        return "Its control flow or a size depends on the values of a tensor: write that part without `if` or `.item()` on tensors."
+    if isinstance(error, TypeError):
+        return "Do the inputs fit its forward()?"
+    return "Let forward() run on these inputs, and use tensors, tuples and mappings only."
+
+
+class _Lossy(nn.Module):
+    """(loss,) of a model that was called with flat tensors: what AOTAutograd wants."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor], call: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+        super().__init__()
+        self.model, self._loss, self._call = model, loss, call
+
+    def forward(self, *flat: Any) -> tuple[Tensor]:
+        args, kwargs = self._call(list(flat))
+        return (self._loss(self.model(*args, **kwargs)),)
+
+
+def square(output: Any) -> Tensor:
+    """The loss where none is given: the model's own if its first tensor is a scalar, else the mean square of the tensor that matters."""
+    from fourfold.ingest.model import answer
+
+    first = output if isinstance(output, Tensor) else next(iter(output.values() if isinstance(output, Mapping) else output), None)
+    if isinstance(first, Tensor) and first.is_floating_point() and first.ndim == 0:
+        return first
+    return answer(output).float().square().mean()
+
+
+def _joint(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor] | None) -> _Source:
+    from torch._functorch.aot_autograd import aot_export_module
+    from torch.utils import _pytree
+
+    flat, spec = _pytree.tree_flatten((args, kwargs))
+    wrapped = _Lossy(model, loss or square, lambda leaves: _pytree.tree_unflatten(leaves, spec))
+    with _quiet():
+        try:
+            module, signature = aot_export_module(wrapped, flat, trace_joint=True, output_loss_index=0)
+        except Exception as error:
+            raise ModelError(f"the backward pass of {type(model).__name__} cannot be captured: {_line(error)}", _advice(error)) from error
+    state = {**dict(wrapped.named_parameters(remove_duplicate=False)), **dict(wrapped.named_buffers(remove_duplicate=False))}
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    roles = {n.name: ("parameter", named[n.name].removeprefix("model."), state[named[n.name]]) for n in placeholders if n.name in named}
+    roles |= {n.name: ("input", f"input{i}", None) for i, n in enumerate(n for n in placeholders if n.name not in named)}
+    (result,) = (n for n in module.graph.nodes if n.op == "output")
+    returned = dict(zip(signature.user_outputs, [n for n in result.args[0] if getattr(n, "name", None) in set(signature.user_outputs)], strict=False))
+    by_name = {n.name: n for n in module.graph.nodes}
+    gradients = [(by_name[out], p.removeprefix("model.")) for out, p in signature.backward_signature.gradients_to_parameters.items()]
+    mutated = [by_name[out] for out in signature.buffers_to_mutate if out in by_name]
+    outputs = [*returned.values(), *(node for node, _ in gradients)]
+    ahead = _ancestors([*returned.values(), *mutated])
+    names = [p for _, p in gradients]
+
+    def unflatten(leaves: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return leaves[0], dict(zip(names, leaves[1:], strict=True))
+
+    def flatten(*given: Any, **named: Any) -> list[Any]:
+        leaves, _ = _pytree.tree_flatten((given, {key: named[key] for key in kwargs if key in named}))
+        return leaves
+
+    behind = frozenset(n.name for n in module.graph.nodes if n.op == "call_function" and n not in ahead)
+    return _Source(module, roles, outputs, unflatten, flatten, behind)
+
+
+def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    seen, stack = set(nodes), list(nodes)
+    while stack:
+        for other in stack.pop().all_input_nodes:
+            if other not in seen:
+                seen.add(other)
+                stack.append(other)
+    return seen
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    import logging
+    import warnings
+
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:200]
+
+
+# --- fx graph → Graph ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _graph(source: _Source, title: str) -> Captured:
+    build = _Build(source, title)
+    build.placeholders()
+    build.calls()
+    return build.finish()
+
+
+class _Build:
+    def __init__(self, source: _Source, title: str) -> None:
+        self.source, self.builder, self.layers = source, Builder(title), ops.Layers()
+        self.value: dict[fx.Node, tuple[int, ...]] = {}                # fx node → values it stands for
+        self.same: dict[fx.Node, fx.Node] = {}                         # a call without effect → what it passes on
+        self.bound: dict[int, Any] = {}                                # value → parameter or constant tensor
+        self.fed: list[tuple[str, int | None]] = []                    # user inputs in order; None: not a tensor, or not read
+        self.steps: list[fx.Node] = []                                 # graph node → fx node
+
+    def placeholders(self) -> None:
+        graph, shared = self.source.module.graph, {}
+        for node in (n for n in graph.nodes if n.op == "placeholder"):
+            role, label, tensor = self.source.roles.get(node.name, ("input", node.name, None))
+            spec = _spec(node.meta.get("val"))
+            if role == "input":
+                _static(node, node.meta.get("val"), label)
+                value = self.builder.input(*spec, label) if spec else None
+                self.fed.append((label, value))
+            elif spec is None or not node.users:
+                continue
+            else:
+                key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if isinstance(tensor, Tensor) and tensor.numel() else id(node)
+                value = shared.get(key)                                # tied weights are one value
+                if value is None:
+                    value = shared[key] = (self.builder.parameter if role == "parameter" else self.builder.constant)(*spec, label)
+                    self.bound[value] = tensor.detach() if isinstance(tensor, Tensor) else tensor
+            if value is not None:
+                self.value[node] = (value,)
+
+    def calls(self) -> None:
+        module = self.source.module
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                tensor = _attribute(module, node.target)
+                if isinstance(tensor, Tensor):
+                    value = self.builder.constant(tuple(tensor.shape), _dtype(tensor.dtype), str(node.target))
+                    self.value[node], self.bound[value] = (value,), tensor.detach()
+            elif node.op == "call_function":
+                self.call(node)
+            elif node.op not in ("placeholder", "output"):
+                raise ModelError(f"the captured program holds {node.op} {node.target}", "Export it again with torch.export.")
+
+    def call(self, node: fx.Node) -> None:
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            whole = self.value.get(node.args[0], ())
+            position = _position(node.args[0].meta.get("val"), int(node.args[1]))  # type: ignore[arg-type]
+            self.value[node] = (whole[position],) if position is not None and position < len(whole) else ()
+            return
+        if any(mark in str(node.target) for mark in _SILENT):
+            return
+        if (source := _passes(node)) is not None:
+            self.same[node], self.value[node] = source, self.value[source]
+            return
+        values = [v for v in _leaves(node.meta.get("val"))]
+        for value in values:
+            _static(node, value, _module(node))
+        inputs = [v for n in node.all_input_nodes for v in self.value.get(n, ())]
+        outputs = [(tuple(v.shape), _dtype(v.dtype)) if isinstance(v, Tensor) else ((), _scalar(v)) for v in values]
+        if not inputs and not outputs:
+            return
+        info = _info(node, values)
+        roots = [info.alias_of(self.value, i) for i in range(len(outputs))]
+        path = _module(node)
+        made = self.builder.node(
+            info.kind, inputs, outputs, name=node.name, module=path, flops=info.flops, steps=info.steps, fusion=info.fusion, alias=roots,
+            phase=BACKWARD if node.name in self.source.backward else FORWARD, labels=[node.name] * len(outputs), layer=self.layers.of(path),
+            known=info.known, **self.traffic(node, info, inputs, values),
+        )  # fmt: skip
+        self.value[node] = made
+        self.steps.append(node)
+
+    def traffic(self, node: fx.Node, info: _Info, inputs: list[int], values: list[Any]) -> dict[str, int]:
+        """Bytes that differ from the sizes of what is read and made: a gather reads what it picks, indices included."""
+        if info.fusion != GATHER or not inputs:
+            return {}
+        made = sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+        table, *index = dict.fromkeys(inputs)
+        picked = min(made, self.builder.size_of(table))
+        return {"reads": picked + sum(self.builder.size_of(v) for v in index), "params": picked if table in self.bound else 0}
+
+    def finish(self) -> Captured:
+        outputs: list[int | Any] = []
+        for node in self.source.outputs:
+            if isinstance(node, fx.Node) and (found := self.value.get(node)):
+                self.builder.output(found[0])
+                outputs.append(found[0])
+            else:
+                outputs.append(_Plain(node))
+        graph = self.builder.build()
+        values = {node: value for node, value in self.value.items()}
+        return Captured(graph, TorchProgram(self.source, self.steps, values, self.same, self.bound, self.fed, outputs), tuple(self.source.note))
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """An output that is no tensor."""
+
+    value: Any
+
+
+class TorchProgram(Program):
+    """Executes the captured fx graph. `nodes[i]` is the fx node behind graph node i; `module` the whole fx graph module."""
+
+    dialect = "torch"
+
+    def __init__(
+        self,
+        source: _Source,
+        nodes: list[fx.Node],
+        values: dict[fx.Node, tuple[int, ...]],
+        same: dict[fx.Node, fx.Node],
+        bound: dict[int, Any],
+        fed: list[tuple[str, int | None]],
+        outputs: list[Any],
+    ) -> None:
+        self.module, self.nodes, self.values, self.same = source.module, nodes, values, same
+        self._bound, self._fed, self._outputs = bound, fed, outputs
+        self._flatten, self._unflatten = source.flatten, source.unflatten
+
+    def weights(self) -> dict[int, Any]:
+        return dict(self._bound)
+
+    def feed(self, *inputs: Any, **named: Any) -> dict[int, Any]:
+        flat = self._flatten(*inputs, **named)
+        if len(flat) != len(self._fed):
+            raise InputError(f"{len(flat)} inputs were given, the model was captured with {len(self._fed)}.", "Give those it was captured with.")
+        fed: dict[int, Any] = {}
+        for tensor, (label, value) in zip(flat, self._fed, strict=True):
+            if value is None:
+                continue
+            node = next(n for n, v in self.values.items() if v == (value,))
+            want = node.meta["val"]
+            if tuple(tensor.shape) != tuple(want.shape) or tensor.dtype != want.dtype:
+                raise InputError(
+                    f"input {label} is {_told(tensor)}; the program was captured for {_told(want)}.", "Capture it again for these shapes."
+                )
+            fed[value] = tensor
+        return fed
+
+    def step(self, node: int, values: Mapping[int, Any]) -> tuple[Any, ...]:
+        call = self.nodes[node]
+        args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: self._lookup(n, values))  # type: ignore[misc]
+        target = torch.ops.aten.reshape.default if call.target is torch.ops.aten.view.default else call.target      # strides may differ from the capture's
+        made = target(*args, **kwargs)  # type: ignore[operator]
+        return tuple(_leaves(made)) if isinstance(made, list | tuple) else (made,)
+
+    def _lookup(self, node: fx.Node, values: Mapping[int, Any]) -> Any:
+        if node.op == "get_attr" and node not in self.values:
+            return _attribute(self.module, node.target)
+        found = [values[v] for v in self.values[node]]
+        if isinstance(node.meta.get("val"), list | tuple):
+            return found
+        return found[0]
+
+    def collect(self, values: Mapping[int, Any]) -> Any:
+        return self._unflatten([o.value if isinstance(o, _Plain) else values[o] for o in self._outputs])
+
+
+def _told(tensor: Any) -> str:
+    return f"{_dtype(tensor.dtype)}{list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+
+
+def _attribute(module: nn.Module, target: Any) -> Any:
+    found: Any = module
+    for part in str(target).split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Tensors and symbolic or plain numbers in a result; None (an output not asked for) is left out."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [leaf for part in value for leaf in _leaves(part)]
+    return [value]
+
+
+def _position(value: Any, index: int) -> int | None:
+    """Where item `index` of a result stands among its leaves; None if it is None."""
+    if not isinstance(value, list | tuple):
+        return index
+    if value[index] is None:
+        return None
+    return sum(len(_leaves(part)) for part in value[:index])
+
+
+def _spec(value: Any) -> tuple[tuple[int, ...], str] | None:
+    return (tuple(value.shape), _dtype(value.dtype)) if isinstance(value, Tensor) else None
+
+
+def _static(node: fx.Node, value: Any, where: str) -> None:
+    """Sizes must be numbers by now. Raises ModelError naming the dimension that is not."""
+    if not isinstance(value, Tensor):
+        return
+    for axis, size in enumerate(value.shape):
+        if isinstance(size, torch.SymInt):
+            if size.node.maybe_as_int() is not None:
+                continue
+            raise ModelError(
+                f"dimension {axis} of {node.name}" + (f" ({where})" if where and where != node.name else "") + f" is {size}, which has no value",
+                f"Give it one: --dim {size}=…",
+            )
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool | torch.SymBool):
+        return "bool"
+    return "int64" if isinstance(value, int | torch.SymInt) else "float64"
+
+
+def _module(node: fx.Node) -> str:
+    """Dotted path of the module that called the op, in the user's model; "" at its top."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path.replace("L['self']", "").replace("L__self__", ""))
+    path = re.sub(r"@\d+", "", path)
+    return ".".join(part for part in path.replace("_modules", "").split(".") if part)
+
+
+# --- what an op is ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Info:
+    kind: str
+    fusion: int
+    flops: float
+    steps: float
+    known: bool
+    alias: list[fx.Node | None]
+
+    def alias_of(self, values: Mapping[fx.Node, tuple[int, ...]], output: int) -> int | None:
+        source = self.alias[output] if output < len(self.alias) else None
+        found = values.get(source, ()) if source is not None else ()
+        return found[0] if found else None
+
+
+def _name(target: Any) -> tuple[str, str]:
+    """("aten", "mm") of an operator; ("python", "mul") of a function."""
+    packet = getattr(target, "_qualified_op_name", None) or getattr(target, "name", None)
+    if callable(packet):
+        packet = packet()
+    text = str(packet or getattr(target, "__name__", target))
+    space, _, op = text.rpartition("::")
+    if not space and isinstance(target, torch._ops.HigherOrderOperator):
+        return "higher_order", text
+    return (space or "python"), op.split(".")[0]
+
+
+def _info(node: fx.Node, values: list[Any]) -> _Info:
+    space, op = _name(node.target)
+    kind = f"{space}.{op}"
+    alias = _aliases(node, len(values))
+    fusion = _class(node, space, op, alias)
+    known = fusion is not None
+    if fusion is None:
+        fusion = OPAQUE
+    flops = _flops(node, op, values) if fusion == CONTRACTION else 0.0
+    if not known and space != "python":
+        counted = _counted(node)
+        known, flops = counted is not None and space == "aten", counted or 0.0
+        fusion = CONTRACTION if flops else fusion
+    steps = 0.0
+    if fusion in (ELEMENTWISE, REDUCTION, OPAQUE) and op not in ops.MOVES:
+        largest = max((t.numel() for t in (*_tensors(node), *values) if isinstance(t, Tensor)), default=0)
+        steps = float(largest) * (ops.STEPS.get(op, 1) if known else ops.ASSUMED_STEPS)
+    return _Info(kind, fusion, float(flops), steps, known or space == "python", alias)
+
+
+def _tensors(node: fx.Node) -> list[Tensor]:
+    return [leaf for n in node.all_input_nodes for leaf in _leaves(n.meta.get("val")) if isinstance(leaf, Tensor)]
+
+
+def _class(node: fx.Node, space: str, op: str, alias: list[fx.Node | None]) -> int | None:
+    if alias and all(a is not None for a in alias):
+        return VIEW
+    found = ops.ATEN.get(op)
+    if found is not None and space in ("aten", "prims", "quantized_decomposed"):
+        return found
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.pointwise in tags:
+        return ELEMENTWISE
+    if (reduction := getattr(torch.Tag, "reduction", None)) is not None and reduction in tags:
+        return REDUCTION
+    return None
+
+
+def _aliases(node: fx.Node, outputs: int) -> list[fx.Node | None]:
+    """For each output the input whose memory it shares, by the operator's own schema (a view op annotates its result, and does not write)."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.returns:
+        return []
+    named: dict[str, fx.Node] = {}
+    arguments = {a.name: node.kwargs.get(a.name) for a in schema.arguments} | {
+        a.name: given for a, given in zip(schema.arguments, node.args, strict=False)
+    }
+    for argument in schema.arguments:
+        given, info = arguments[argument.name], argument.alias_info
+        if info is not None and not info.is_write and isinstance(given, fx.Node):
+            named |= dict.fromkeys(info.before_set, given)
+    sources = []
+    for returned in schema.returns:
+        info = returned.alias_info
+        sources.append(next((named[s] for s in info.before_set if s in named), None) if info is not None and not info.is_write else None)
+    if len(schema.returns) == 1 and outputs > 1:                       # a list of views: split, unbind
+        info = schema.returns[0].alias_info
+        source = sources[0] or next(iter(named.values()), None)
+        return [source] * outputs if named and (info is not None or _is_split(node)) else []
+    if sources and sources[0] is not None and _name(node.target)[1] in ("reshape", "contiguous", "to", "flatten", "reshape_as"):
+        return sources if _stays(node) else [None]
+    return sources
+
+
+def _is_split(node: fx.Node) -> bool:
+    return _name(node.target)[1] in ("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "unsafe_split")
+
+
+def _stays(node: fx.Node) -> bool:
+    """Whether an op that may copy (reshape) does not, for these strides."""
+    source, result = node.args[0].meta.get("val"), node.meta.get("val")  # type: ignore[union-attr]
+    if not isinstance(source, Tensor) or not isinstance(result, Tensor) or source.dtype != result.dtype:
+        return False
+    try:
+        return torch.empty_strided(source.shape, source.stride(), device="meta", dtype=source.dtype).view(result.shape).stride() == result.stride()
+    except RuntimeError:
+        return False
+
+
+def _passes(node: fx.Node) -> fx.Node | None:
+    """The input that a call hands on unchanged: a copy into the same layout (dropout at inference, contiguous) or to the same type."""
+    _, op = _name(node.target)
+    source = node.args[0] if node.args else None
+    if op not in ("clone", "contiguous", "_to_copy", "to", "alias", "detach", "lift_fresh_copy", "dropout") or not isinstance(source, fx.Node):
+        return None
+    if op == "dropout" and node.args[2:3] != (False,) and node.args[1:2] != (0.0,):
+        return None
+    if any(n.op == "output" for n in node.users) and source.op in ("placeholder", "get_attr"):
+        return None                                                    # what is returned is not the caller's own tensor
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return None
+    same = before.dtype == after.dtype and before.device == after.device and tuple(before.shape) == tuple(after.shape)
+    return source if same and before.stride() == after.stride() else None
+
+
+def _shapes(node: fx.Node) -> list[Any]:
+    """Shapes of the arguments in schema order, None where there is no tensor; a list of tensors as a list of shapes."""
+    schema = getattr(node.target, "_schema", None)
+    given = list(node.args)
+    if schema is not None:
+        given += [node.kwargs.get(a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments[len(given) :]]
+
+    def shape(a: Any) -> Any:
+        if isinstance(a, fx.Node):
+            value = a.meta.get("val")
+            return tuple(value.shape) if isinstance(value, Tensor) else value
+        return [shape(x) for x in a] if isinstance(a, list | tuple) else a
+
+    return [shape(a) for a in given]
+
+
+def _flops(node: fx.Node, op: str, values: list[Any]) -> float:
+    """Of a contraction, from shapes alone; ops that the table has no formula for are decomposed and counted by torch."""
+    s = _shapes(node)
+    out = tuple(values[0].shape) if values and isinstance(values[0], Tensor) else ()
+    match op:
+        case "mm" | "bmm" | "matmul" | "mv" | "dot" | "vdot" | "inner" | "_int_mm" | "_scaled_mm":
+            return ops.matmul(s[0], s[1][::-1] if op == "inner" and len(s[1]) == 2 else s[1])
+        case "addmm" | "baddbmm" | "addmv" | "_addmm_activation":
+            return ops.matmul(s[1], s[2])
+        case "addbmm":
+            return ops.matmul(s[1], s[2])
+        case "linear":
+            return ops.linear(s[0], s[1])
+        case "einsum":
+            return ops.einsum(s[0], *s[1])
+        case "convolution" | "_convolution":
+            return ops.convolution(s[0], s[1], out, bool(s[6]))
+        case "conv1d" | "conv2d" | "conv3d":
+            return ops.convolution(s[0], s[1], out)
+        case "conv_transpose1d" | "conv_transpose2d" | "conv_transpose3d":
+            return ops.convolution(s[0], s[1], out, True)
+        case "convolution_backward":
+            return ops.convolution_backward(s[0], s[1], s[2], bool(s[7]), s[10])
+        case "outer" | "ger" | "addr":
+            return 0.0                                                 # a product without a sum
+    if op.endswith("_backward") and "scaled_dot_product" in op:
+        return ops.attention_backward(s[1], s[2], s[3])
+    if "scaled_dot_product" in op:
+        return ops.attention(s[0], s[1], s[2])
+    if op == "mkldnn_rnn_layer":
+        x, hidden = s[0], s[-8] if isinstance(s[-8], int) else out[-1]
+        return ops.recurrent(x, x[-1], int(hidden), 4)
+    return _counted(node) or 0.0
+
+
+def _counted(node: fx.Node) -> float | None:
+    """What torch's own counter says when the op runs on fake tensors, attention included; None where it does not run."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def bare(n: fx.Node) -> Any:
+        value = n.meta.get("val")
+        return torch.utils._pytree.tree_map_only(Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), value)
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False, custom_mapping=counters()) as counter:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), bare)  # type: ignore[misc]
+            node.target(*args, **kwargs)  # type: ignore[operator]
+        return float(counter.get_total_flops())
+    except Exception:
+        return None
+
+
+def counters() -> dict[Any, Callable[..., int]]:
+    """`custom_mapping` for FlopCounterMode: attention as the CPU runs it, which torch's own registry lacks (and so counts as nothing)."""
+    aten = torch.ops.aten
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return ops.attention(query, key, value)
+
+    def backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return ops.attention_backward(query, key, value)
+
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+
+
+__all__ = ["Level", "TorchProgram", "capture", "counters", "prod", "square"]
