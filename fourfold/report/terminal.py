@@ -50,7 +50,7 @@ def _front(report: Any, width: int) -> Table:
 
     wide = width >= 100
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, max_width=max(18, width // 4))      # a cascade's long name must not push the figures out
     table.add_column("quality, %", justify="right", no_wrap=True)
     table.add_column("energy, %", justify="right", no_wrap=True)
     if wide:

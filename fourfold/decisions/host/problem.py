@@ -31,6 +31,7 @@ class Cool(Problem[dict[str, Any]]):
 
     question: ClassVar[str] = "cool"
     lever: ClassVar[str] = "mechanization"
+    unit = "kWh"
 
     def __init__(self, hall: Hall, weather: Weather, it_kw: np.ndarray | None = None, *, limit: float = _hall.RECOMMENDED[1], hold: int = 1,
                  allowed: Iterable[str] = MEANS, drawn: _hall.Drawn | None = None, pue: float | None = None) -> None:
@@ -48,10 +49,6 @@ class Cool(Problem[dict[str, Any]]):
         known = _hall.known_pue(hall, 0.5) if pue is None else pue
         self.scale = _hall.scale(hall, _hall.overhead(hall, self.it_kw, self.outside, self.drawn), self.it_kw, known)
 
-    @property
-    def unit(self) -> str:
-        return "kWh"
-
     def baseline(self) -> dict[str, Any]:
         """The hall as it stands."""
         modes = self.free_modes(self.hall.set_point) if self.hall.cooling == "economiser" else np.zeros(len(self.outside), int)
@@ -63,8 +60,8 @@ class Cool(Problem[dict[str, Any]]):
         left = _hall.share_by_chiller(self.outside, set_point, self.drawn)
         return np.where(left <= 0, OUTSIDE, np.where(left < 1, MIXED, CHILLER))
 
-    def violations(self, answer: dict[str, Any], ignoring: tuple[str, ...] = ()) -> list[str]:
-        """Which rules `answer` breaks, in words. No rule may be ignored."""
+    def violations(self, answer: dict[str, Any]) -> list[str]:
+        """Which rules `answer` breaks, in words."""
         modes = np.asarray(answer["modes"], int)
         if len(modes) != len(self.outside):
             return [f"there are {len(self.outside)} hours and {len(modes)} modes"]
@@ -183,6 +180,7 @@ class Serve(Problem[dict[str, Any]]):
 
     question: ClassVar[str] = "serve"
     lever: ClassVar[str] = "mechanization"
+    unit = "kWh"
 
     def __init__(self, load: Any, fleet: Fleet, *, headroom: float = 0.8, spare: int = 0, call_s: float = 0.0, item_s: float = 0.0,
                  latency_s: float = 0.0, most: int = 1024, fixed_idle: bool = False) -> None:
@@ -202,10 +200,6 @@ class Serve(Problem[dict[str, Any]]):
             raise InputError(f"Hour {worst} needs {need[worst]:g} of a fleet that holds {headroom * fleet.capacity.sum():g} at {headroom:.0%}: "
                              "a utilisation above 1.", "Add servers, or lower the load.")
 
-    @property
-    def unit(self) -> str:
-        return "kWh"
-
     def with_fleet(self, fleet: Fleet) -> Serve:
         """The same load on other servers."""
         return Serve(self.load, fleet, headroom=self.headroom, spare=self.spare, call_s=self.call_s, item_s=self.item_s, latency_s=self.latency_s,
@@ -223,8 +217,8 @@ class Serve(Problem[dict[str, Any]]):
         """Every server on, one item a call."""
         return {"on": [len(self.fleet)] * len(self.load), "batch": [1] * len(self.load)}
 
-    def violations(self, answer: dict[str, Any], ignoring: tuple[str, ...] = ()) -> list[str]:
-        """Which rules `answer` breaks, in words. No rule may be ignored."""
+    def violations(self, answer: dict[str, Any]) -> list[str]:
+        """Which rules `answer` breaks, in words."""
         on, batch = list(answer["on"]), list(answer["batch"])
         if len(on) != len(self.load) or len(batch) != len(self.load):
             return [f"there are {len(self.load)} hours, {len(on)} counts of servers and {len(batch)} batches"]
