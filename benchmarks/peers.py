@@ -106,6 +106,7 @@ def descend(name: str, cutter: Cutter, job: Job, journal: Journal, folder: Path,
             seed=bench.seed + number,
             hidden_weight=bench.hidden_weight if made.pairs else 0.0,
             label_weight=bench.label_weight,
+            dropout=False,
         )
         progress.stage(f"{name}, {made.size}", count)
 
