@@ -125,6 +125,10 @@ class _Plan:
     def gap(self) -> float | None:
         return _number(self.document.get("gap"))
 
+    @property
+    def gap_words(self) -> str:
+        return "not known" if self.gap is None else "0" if self.gap == 0 else f"{self.gap:.1e}"
+
     def _naive(self) -> float | None:
         return next((row["value"] for row in self.comparators() if row["kind"] == "naive" and row["value"]), None)
 
@@ -134,7 +138,7 @@ class _Plan:
         if bound is None or gap is None:
             return "How far from the best it may be is not proven."
         if gap <= 1e-9:
-            return f"Proven optimal: no valid schedule is below {self.say(bound)} (gap {gap:.1e})."
+            return f"Proven optimal: no valid schedule is below {self.say(bound)} (gap {self.gap_words})."
         return f"No valid schedule is below {self.say(bound)}; this one is at most {words.percent(gap)} above it."
 
     def say(self, value: float | None) -> str:
