@@ -6,6 +6,7 @@ import time
 import pytest
 
 from fourfold.machine import Machine, here, power, powers, read
+from fourfold.measure import meters
 from fourfold.measure.fake import FakeClock, FakeMeter, FakeNvml, FakePowercap
 from fourfold.measure.nvml import Nvml
 from fourfold.measure.power import modelled, window
@@ -97,7 +98,7 @@ def test_here_a_window_counts_cpu_time_and_says_how_it_knows_joules() -> None:
         while time.process_time() - start < 0.2:
             math.sqrt(2.0)
     assert 0.2 <= used.cpu < 1.0 and used.joules is not None and used.joules.value > 0 and used.method
-    assert set(used.why) <= {"rapl", "nvml"} and (used.joules.grade == "measured") == ("rapl" not in used.why)
+    assert set(used.why) <= set(meters()) and (used.joules.boundary == "host") == (used.joules.grade == "measured")
 
 
 def test_an_empty_window_is_cheap() -> None:

@@ -5,6 +5,6 @@ from __future__ import annotations
 
 def meters() -> dict[str, str | None]:
     """Every energy meter by name: why it cannot be read on this machine, or None where it can."""
-    from fourfold.measure.power import known
+    from fourfold.measure.meter import known
 
     return {meter.name: meter.available() for meter in known()}

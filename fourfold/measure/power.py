@@ -1,48 +1,22 @@
-"""How many joules a piece of work took: a meter where there is one, else counted CPU time × a stated power model, and which of the two it was.
+"""How many joules a piece of work took, in one figure: a meter where there is one, else counted CPU time × a stated power model, and which it was.
 
     with window() as used:
         work()
     print(used.joules, used.cpu, used.wall)
+
+`fourfold.Meter` tells them by component, and the job's own share of a host; this is the host as its meter reads it.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any
 
 from fourfold.machine import Machine, here, power
-from fourfold.measure.clock import Clock, SystemClock
-from fourfold.measure.nvml import Nvml
-from fourfold.measure.rapl import MeterError, Rapl
+from fourfold.measure.meter import Meter, known
 from fourfold.units import Quantity
-
-_POLL = 30.0                                                           # s between reads inside a window, so that no counter wraps twice unseen
-
-
-class Meter(Protocol):
-    """A cumulative counter of joules. `error` is the half-width of its 90 % interval, relative."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def boundary(self) -> str: ...
-
-    @property
-    def grade(self) -> str: ...
-
-    @property
-    def method(self) -> str: ...
-
-    @property
-    def error(self) -> float: ...
-
-    def available(self) -> str | None: ...
-
-    def read(self) -> float: ...
 
 
 def modelled(cpu: float, machine: Machine | None = None) -> Quantity:
@@ -75,74 +49,19 @@ class Energy:
         return self.joules.method if self.joules else "the window is still open"
 
 
-class _Reading:
-    """One meter inside one window: read at both ends and often enough between, from its own thread where the clock is the system's."""
-
-    def __init__(self, meter: Meter, poll: float | None) -> None:
-        self.meter = meter
-        self.why = meter.available()
-        self._stop = threading.Event()
-        self._guard = threading.Lock()
-        self._start = self._end = 0.0
-        if self.why is None:
-            self._read()
-            self._start = self._end
-        self._thread = threading.Thread(target=self._poll, args=(poll,), daemon=True) if self.why is None and poll else None
-        if self._thread:
-            self._thread.start()
-
-    def _read(self) -> None:
-        with self._guard:
-            try:
-                self._end = self.meter.read()
-            except MeterError as error:
-                self.why = str(error)
-
-    def _poll(self, every: float) -> None:
-        while not self._stop.wait(every) and self.why is None:
-            self._read()
-
-    def close(self, cpu: float) -> Quantity | None:
-        """Joules between both ends, or None with `why` set."""
-        self._stop.set()
-        if self._thread:
-            self._thread.join()
-        if self.why is None:
-            self._read()
-        if self.why is None and self._end <= self._start and cpu > 0.05:
-            self.why = "its counter did not move while the processor worked: the window is too short for it, or the counter is not real"
-        if self.why is not None:
-            return None
-        meter, joules = self.meter, self._end - self._start
-        return Quantity(joules, "J", meter.grade, low=joules * (1 - meter.error), high=joules * (1 + meter.error), method=meter.method,
-                        source=f"meter {meter.name}", boundary=meter.boundary)
-
-
-def known() -> list[Meter]:
-    """The meters that fourfold knows, best first for each boundary; ask each `available()`."""
-    return [Rapl(), Nvml()]
-
-
 @contextmanager
-def window(given: Sequence[Meter] | None = None, clock: Clock | None = None, machine: Machine | None = None) -> Iterator[Energy]:
+def window(given: Sequence[Any] | None = None, clock: Any = None, machine: Machine | None = None) -> Iterator[Energy]:
     """Measure what runs inside the `with` block. Its Energy is filled when the block ends, also by an exception.
 
     `given` meters replace the known ones (tests, a wall meter); `clock` replaces the system's. A meter that dies midway leaves the modelled
     figure and its reason. Joules of a host meter count everything that ran on the host; the model counts this process alone: `boundary` says which.
     """
-    clock, used = clock or SystemClock(), Energy()
-    readings = [_Reading(meter, _POLL if isinstance(clock, SystemClock) else None) for meter in (known() if given is None else given)]
-    wall, cpu = clock.wall(), clock.cpu()
+    meters = known() if given is None else given
+    used, meter = Energy(), Meter(meters=given, clock=clock).start()
     try:
         yield used
     finally:
-        used.wall, used.cpu = clock.wall() - wall, clock.cpu() - cpu
-        for reading in readings:
-            joules = reading.close(used.cpu)
-            if joules is None:
-                used.why[reading.meter.name] = reading.why or ""
-            elif reading.meter.boundary == "device":
-                used.device = joules
-            else:
-                used.joules = used.joules or joules
-        used.joules = used.joules or modelled(used.cpu, machine)
+        use = meter.stop()
+        used.wall, used.cpu = use.wall, use.cpu or 0.0
+        used.joules, used.device = use.host or modelled(used.cpu, machine), use.charge.devices
+        used.why = {meter.name: use.why[meter.name] for meter in meters if meter.name in use.why}

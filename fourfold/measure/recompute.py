@@ -30,13 +30,16 @@ _MOST_GAPS = 0.2                                                       # of a wi
 @dataclass
 class Charge:
     """What a window is charged. `energy`: component → joules or None; `why`: why not, and of each meter why it was not used; `host`: the whole
-    host's joules (None unless a meter read them and this process is the one to report them); `notes`: what a reader should know, in sentences."""
+    host's joules (None unless a meter read them and this process is the one to report them); `devices`: joules of all GPUs, whoever was on
+    them; `notes`: what a reader should know, in sentences.
+    """
 
     wall: float = 0.0
     cpu: Quantity | None = None
     energy: dict[str, Quantity | None] = field(default_factory=lambda: dict.fromkeys(COMPONENTS))
     why: dict[str, str] = field(default_factory=dict)
     host: Quantity | None = None
+    devices: Quantity | None = None
     total: Quantity | None = None
     co2e: Quantity | None = None
     cost: Quantity | None = None
@@ -283,7 +286,7 @@ def _gpus(read: _Readings, charge: Charge) -> Quantity | None:
             charge.why[meter["name"]] = reason = dead
             continue
         joules = _joules(meter, ("gpu",))
-        everything = _measured(meter, sum(joules.values()))
+        everything = charge.devices = _measured(meter, sum(joules.values()))
         users = meter.get("users")
         if users is None:
             charge.energy["gpu"] = everything.at("process", "every GPU in full: nobody tells whose processes are on them")
