@@ -2,7 +2,7 @@
 
 Errors of real forecasts persist for hours: e_t = rho e_(t-1) + sqrt(1 - rho²) n_t, sigma = `error` × the site's mean. A planner that picks the least
 of many noisy values picks the luckiest error (the winner's curse), and clipping at zero does not cure it; so a forecast is shrunk towards the mean of
-its site and hour of day by the share of its variance that is signal (James & Stein 1961; Efron & Morris 1975).
+its site and hour of day by the share of its variance that is signal (Efron & Morris 1975).
 """
 
 from __future__ import annotations

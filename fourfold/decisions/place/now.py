@@ -1,4 +1,4 @@
-"""Run at home, at release, without pause: what happens when nobody decides."""
+"""Run at home, at release, without pause: what happens when nobody decides, and what others are held against (Sukprasert et al. 2024)."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from fourfold.decisions.place._pricing import FREE, kinds
 from fourfold.decisions.place.problem import Place, Schedule
 from fourfold.errors import Infeasible
 
+_UNSEEN = 400.0                                                         # g/kWh, for an hour without a forecast at a site without a past
 Forecasts = Callable[[int], np.ndarray]                                # hour of issue → intensity forecast [R, T], of which only later hours are read
 
 
@@ -69,8 +70,10 @@ class Online(Solver):
             made = np.array(shrunk(made, self.error)) if self.error else np.array(made)
         else:
             made = np.array(np.broadcast_to(self.forecasts(now), problem.intensity.shape), float)
-        usual = np.nanmean(problem.intensity[:, : now + 1], axis=1, keepdims=True) if now else np.full((len(problem.sites), 1), 400.0)
-        made = np.where(np.isfinite(made), np.clip(made, 0.0, 1e6), np.where(np.isfinite(usual), usual, 400.0))
+        past = problem.intensity[:, : now + 1]
+        seen = (~np.isnan(past)).sum(axis=1, keepdims=True)
+        usual = np.where(seen > 0, np.nansum(past, axis=1, keepdims=True) / np.maximum(seen, 1), _UNSEEN)
+        made = np.where(np.isfinite(made), np.clip(made, 0.0, 1e6), usual)
         made[:, : now + 1] = problem.intensity[:, : now + 1]
         return np.where(np.isnan(problem.intensity), np.nan, made)
 

@@ -8,11 +8,13 @@ schedule: the region-hours it could reach are all full of jobs that can go nowhe
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
 from fourfold.decide import Budget, Proposal, Solver
-from fourfold.decisions.place._pricing import FREE, Tables, bound, kinds, tables
+from fourfold.decisions.place._pricing import FREE, bound, kinds, tables
 from fourfold.decisions.place.problem import Place, Schedule
 from fourfold.errors import Infeasible
 
@@ -40,7 +42,8 @@ class SuccessiveShortestPaths(Solver):
         p = tables(problem)
         room = np.minimum(problem.room / problem.width[0], 2.0**31).astype(np.int64)
         order = np.lexsort((problem.deadline, problem.release))
-        where, mu, state, reached, hit = _route(p, room, order, budget.evaluations)
+        flat = (np.array(part, order="C") for part in (p.rate, p.kw, p.hours, p.release, p.deadline, p.allowed, room))   # one compiled form for all
+        where, mu, lam, state, reached, hit = _route(*flat, order, budget.evaluations)
         if state >= 0:
             raise Infeasible(*hall(problem, state, reached, hit))
         if state == _OUT_OF_BUDGET:
@@ -48,7 +51,8 @@ class SuccessiveShortestPaths(Solver):
         budget.spend(len(where))
         sites, total = problem.intensity.shape
         answer = Schedule(np.repeat(np.arange(len(problem.names)), problem.hours), where // total, where % total)
-        price = np.maximum(mu, 0.0) / problem.width[0]
+        shut = lam.max(initial=0.0)                                     # enough to keep everybody out of an hour with no room; it costs nothing
+        price = np.where(room > 0, np.maximum(mu, 0.0), shut) / problem.width[0]
         return Proposal(answer, bound(problem, price), {"mu": price})
 
 
@@ -101,21 +105,22 @@ def _pop(keys: np.ndarray, nodes: np.ndarray, size: int) -> tuple[float, int, in
 
 
 @njit(cache=True)
-def _route(p: Tables, room: np.ndarray, order: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]:
-    """(region-hour of every job-hour, prices [R, T], -1 or the job without a path, jobs reached, region-hours reached)."""
-    sites, total = p.rate.shape
-    count, spots = len(p.kw), sites * total
+def _route(fee: np.ndarray, kw: np.ndarray, hours: np.ndarray, release: np.ndarray, deadline: np.ndarray, allowed: np.ndarray, room: np.ndarray,
+           order: np.ndarray, budget: int) -> Any:
+    """(region-hour of every job-hour, prices [R, T], the jobs' potentials, -1 or the job without a path, jobs reached, region-hours reached)."""
+    sites, total = fee.shape
+    count, spots = len(kw), sites * total
     first = np.zeros(count + 1, np.int64)                               # first unit (job-hour) of each job
     held = np.zeros(count + 1, np.int64)                                # where each job's window begins in `taken`
     for j in range(count):
-        first[j + 1] = first[j] + p.hours[j]
-        held[j + 1] = held[j] + p.deadline[j] - p.release[j]
+        first[j + 1] = first[j] + hours[j]
+        held[j + 1] = held[j] + deadline[j] - release[j]
     units = first[count]
     taken = np.zeros(held[count], np.bool_)                             # the job holds that hour
     owner = np.zeros(units, np.int64)
     where, after, before = np.full(units, -1, np.int64), np.full(units, -1, np.int64), np.full(units, -1, np.int64)
     head, load = np.full(spots, -1, np.int64), np.zeros(spots, np.int64)
-    rate, cap = p.rate.ravel(), room.ravel()
+    rate, cap = fee.ravel(), room.ravel()
     mu, lam = np.zeros(spots), np.zeros(count)
     far, mark = np.zeros(spots + count), np.zeros(spots + count, np.int64)   # distance; stamp of the search that set it (negative = final)
     mover = np.full(spots + count, -1, np.int64)                        # the unit that would come here; for a job: the unit that would leave
@@ -129,21 +134,21 @@ def _route(p: Tables, room: np.ndarray, order: np.ndarray, budget: int) -> tuple
         for new in range(first[j], first[j + 1]):
             paths += 1
             if paths > budget:
-                return where, mu.reshape(sites, total), -2, reached, hit
+                return where, mu.reshape(sites, total), lam, -2, reached, hit
             stamp += 1
             size, done, best, end = 0, 0, np.inf, -1
             least, spot = np.inf, -1                                    # the job's potential rises to its cheapest hour not held
             for r in range(sites):
-                if p.allowed[j, r]:
-                    for t in range(p.release[j], p.deadline[j]):
+                if allowed[j, r]:
+                    for t in range(release[j], deadline[j]):
                         v = r * total + t
-                        if rate[v] < np.inf and cap[v] > 0 and not taken[held[j] + t - p.release[j]]:
-                            cost = p.kw[j] * rate[v] + mu[v]
+                        if rate[v] < np.inf and cap[v] > 0 and not taken[held[j] + t - release[j]]:
+                            cost = kw[j] * rate[v] + mu[v]
                             if cost < least:
                                 least, spot = cost, v
             lam[j] = max(lam[j], least)
             if spot >= 0 and load[spot] < cap[spot]:                    # there is room: no search
-                taken[held[j] + spot % total - p.release[j]] = True
+                taken[held[j] + spot % total - release[j]] = True
                 where[new], after[new] = spot, head[spot]
                 if head[spot] >= 0:
                     before[head[spot]] = new
@@ -166,12 +171,12 @@ def _route(p: Tables, room: np.ndarray, order: np.ndarray, budget: int) -> tuple
                     i = node - spots
                     base = key - lam[i]
                     for r in range(sites):
-                        if not p.allowed[i, r]:
+                        if not allowed[i, r]:
                             continue
-                        for t in range(p.release[i], p.deadline[i]):
+                        for t in range(release[i], deadline[i]):
                             v = r * total + t
-                            cost = base + p.kw[i] * rate[v] + mu[v]
-                            if cost >= best or taken[held[i] + t - p.release[i]] or cap[v] == 0 or mark[v] == -stamp:
+                            cost = base + kw[i] * rate[v] + mu[v]
+                            if cost >= best or taken[held[i] + t - release[i]] or cap[v] == 0 or mark[v] == -stamp:
                                 continue
                             cost = key if cost < key else cost
                             if mark[v] != stamp or cost < far[v]:
@@ -184,15 +189,15 @@ def _route(p: Tables, room: np.ndarray, order: np.ndarray, budget: int) -> tuple
                     u = head[node]
                     while u >= 0:
                         i = owner[u]
-                        paid = p.kw[i] * rate[node] + mu[node]
+                        paid = kw[i] * rate[node] + mu[node]
                         cost = key + max(0.0, lam[i] - paid)
                         if cost < best and mark[spots + i] != -stamp and (mark[spots + i] != stamp or cost < far[spots + i]):
                             far[spots + i], mark[spots + i], mover[spots + i] = cost, stamp, u
                             keys, nodes, size = _push(keys, nodes, size, cost, spots + i)
                         for r in range(sites):                          # … to another site in the same hour
                             v = r * total + t
-                            if p.allowed[i, r] and cap[v] > 0 and mark[v] != -stamp:
-                                cost = key + max(0.0, p.kw[i] * rate[v] + mu[v] - paid)
+                            if allowed[i, r] and cap[v] > 0 and mark[v] != -stamp:
+                                cost = key + max(0.0, kw[i] * rate[v] + mu[v] - paid)
                                 if cost < best and (mark[v] != stamp or cost < far[v]):
                                     far[v], mark[v], mover[v] = cost, stamp, u
                                     keys, nodes, size = _push(keys, nodes, size, cost, v)
@@ -205,7 +210,7 @@ def _route(p: Tables, room: np.ndarray, order: np.ndarray, budget: int) -> tuple
                         reached[final[n] - spots] = True
                     else:
                         hit[final[n] // total, final[n] % total] = True
-                return where, mu.reshape(sites, total), j, reached, hit
+                return where, mu.reshape(sites, total), lam, j, reached, hit
             for n in range(done):
                 node = final[n]
                 if node < spots:
@@ -217,7 +222,7 @@ def _route(p: Tables, room: np.ndarray, order: np.ndarray, budget: int) -> tuple
                 u = mover[v]
                 old, i = where[u], owner[u]
                 if old >= 0:
-                    taken[held[i] + old % total - p.release[i]] = False
+                    taken[held[i] + old % total - release[i]] = False
                     if before[u] >= 0:
                         after[before[u]] = after[u]
                     else:
@@ -225,11 +230,11 @@ def _route(p: Tables, room: np.ndarray, order: np.ndarray, budget: int) -> tuple
                     if after[u] >= 0:
                         before[after[u]] = before[u]
                     load[old] -= 1
-                taken[held[i] + v % total - p.release[i]] = True
+                taken[held[i] + v % total - release[i]] = True
                 where[u], before[u], after[u] = v, -1, head[v]
                 if head[v] >= 0:
                     before[head[v]] = u
                 head[v] = u
                 load[v] += 1
                 v = old
-    return where, mu.reshape(sites, total), -1, reached, hit
+    return where, mu.reshape(sites, total), lam, -1, reached, hit
