@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from fourfold.errors import InputError, ModelError
 from fourfold.graph import BACKWARD, CONTRACTION, ELEMENTWISE, FORWARD, GATHER, OPAQUE, REDUCTION, VIEW, Builder
 from fourfold.ingest import ops
+from fourfold.ingest.model import Wrapped
 from fourfold.ingest.program import Captured, Program
 
 Level = Literal["ops", "core"]
@@ -48,8 +49,10 @@ def capture(
         if not isinstance(model, nn.Module):
             raise InputError("An exported program holds no backward pass.", "Give the module itself to capture training.")
         source = _joint(model, args, kwargs, loss)
+        source.prefix = "model."
     else:
         source = _inference(model, args, kwargs, level)
+    source.prefix += "module." if isinstance(model, Wrapped) else ""
     return _graph(source, title)
 
 
@@ -72,6 +75,7 @@ class _Source:
     unflatten: Callable[[list[Any]], Any]
     flatten: Callable[..., list[Any]]
     backward: frozenset[str] = frozenset()
+    prefix: str = ""                                                   # of module paths and labels: what the capture wrapped around the model
     note: list[str] = field(default_factory=list)
 
 
@@ -168,39 +172,94 @@ def square(output: Any) -> Tensor:
 
 
 def _joint(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor] | None) -> _Source:
-    from torch._functorch.aot_autograd import aot_export_module
+    """The exported program is run once on fake tensors, with autograd behind it, and every operation below autograd is recorded."""
     from torch.utils import _pytree
 
     flat, spec = _pytree.tree_flatten((args, kwargs))
     wrapped = _Lossy(model, loss or square, lambda leaves: _pytree.tree_unflatten(leaves, spec))
-    with _quiet():
+    with _quiet(), torch.enable_grad():
         try:
-            module, signature = aot_export_module(wrapped, flat, trace_joint=True, output_loss_index=0)
+            exported = torch.export.export(wrapped, tuple(flat), strict=False)
+            _reshape(exported.graph_module)
+            return _differentiated(exported, model, kwargs)
+        except ModelError:
+            raise
         except Exception as error:
             raise ModelError(f"the backward pass of {type(model).__name__} cannot be captured: {_line(error)}", _advice(error)) from error
-    state = {**dict(wrapped.named_parameters(remove_duplicate=False)), **dict(wrapped.named_buffers(remove_duplicate=False))}
-    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+
+
+def _differentiated(exported: torch.export.ExportedProgram, model: nn.Module, kwargs: dict[str, Any]) -> _Source:
+    from torch.export.graph_signature import InputKind, OutputKind
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils import _pytree
+
+    signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
+    names = {_key(p): name for name, p in model.named_parameters()}
+    position: dict[Any, int] = {}                                      # tied weights are one leaf
+    leaves: list[Any] = []
+    roles: list[tuple[str, str, Any]] = []
+    where: list[int] = []
+    examples = iter(_pytree.tree_leaves(exported.example_inputs))
+    for spec in signature.input_specs:
+        fed = spec.kind == InputKind.USER_INPUT
+        tensor = next(examples) if fed else state[str(spec.target)]
+        key = object() if fed or not isinstance(tensor, Tensor) else _key(tensor)
+        if key not in position:
+            position[key] = len(leaves)
+            leaves.append(tensor)
+            label = names.get(key) or str(spec.target or getattr(spec.arg, "name", "")).removeprefix("model.")
+            kind = "input" if fed else "constant" if spec.kind == InputKind.CONSTANT_TENSOR else "parameter"
+            roles.append((kind, label, None if fed else tensor))
+        where.append(position[key])
+    learned = [i for i, t in enumerate(leaves) if isinstance(t, nn.Parameter) and t.requires_grad]
+    index = next(i for i, s in enumerate(signature.output_specs) if s.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT))
+    given: list[str] = []
+
+    def step(*tensors: Any) -> list[Any]:
+        own = [t.detach().requires_grad_() if i in learned else t for i, t in enumerate(tensors)]
+        scalar = fx.Interpreter(exported.graph_module).run(*(own[w] for w in where))[index]
+        found = torch.autograd.grad(scalar, [own[i] for i in learned], allow_unused=True)
+        given[:] = [roles[i][1] for i, g in zip(learned, found, strict=True) if g is not None]
+        return [scalar, *(g for g in found if g is not None)]
+
+    with fx.traceback.preserve_node_meta(), torch.autograd.detect_anomaly(check_nan=False):
+        module = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
+        if any(_writes(node) for node in module.graph.nodes):
+            module = make_fx(torch.func.functionalize(fx.Interpreter(module).run), tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
+    module.graph.eliminate_dead_code()
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    roles = {n.name: ("parameter", named[n.name].removeprefix("model."), state[named[n.name]]) for n in placeholders if n.name in named}
-    roles |= {n.name: ("input", f"input{i}", None) for i, n in enumerate(n for n in placeholders if n.name not in named)}
     (result,) = (n for n in module.graph.nodes if n.op == "output")
-    returned = dict(zip(signature.user_outputs, [n for n in result.args[0] if getattr(n, "name", None) in set(signature.user_outputs)], strict=False))
-    by_name = {n.name: n for n in module.graph.nodes}
-    gradients = [(by_name[out], p.removeprefix("model.")) for out, p in signature.backward_signature.gradients_to_parameters.items()]
-    mutated = [by_name[out] for out in signature.buffers_to_mutate if out in by_name]
-    outputs = [*returned.values(), *(node for node, _ in gradients)]
-    ahead = _ancestors([*returned.values(), *mutated])
-    names = [p for _, p in gradients]
-
-    def unflatten(leaves: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return leaves[0], dict(zip(names, leaves[1:], strict=True))
-
-    def flatten(*given: Any, **named: Any) -> list[Any]:
-        leaves, _ = _pytree.tree_flatten((given, {key: named[key] for key in kwargs if key in named}))
-        return leaves
-
+    outputs = list(result.args[0])
+    ahead = _ancestors(outputs[:1])
     behind = frozenset(n.name for n in module.graph.nodes if n.op == "call_function" and n not in ahead)
-    return _Source(module, roles, outputs, unflatten, flatten, behind)
+    _inherit(module, behind)
+    prefix = "module." if isinstance(model, Wrapped) else ""
+    names_given = [name.removeprefix(prefix) for name in given]
+
+    def unflatten(answers: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return answers[0], dict(zip(names_given, answers[1:], strict=True))
+
+    def flatten(*inputs: Any, **named: Any) -> list[Any]:
+        return _pytree.tree_leaves((inputs, {key: named[key] for key in kwargs if key in named}))
+
+    return _Source(module, dict(zip((n.name for n in placeholders), roles, strict=True)), outputs, unflatten, flatten, behind)
+
+
+def _key(tensor: Tensor) -> Any:
+    """Equal for tensors that are one in memory."""
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if tensor.numel() else id(tensor)
+
+
+def _writes(node: fx.Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _inherit(module: fx.GraphModule, behind: frozenset[str]) -> None:
+    """A backward op belongs to the module whose forward op autograd numbered alike."""
+    ahead = {n.meta["seq_nr"]: n.meta for n in module.graph.nodes if n.name not in behind and "seq_nr" in n.meta and n.meta.get("nn_module_stack")}
+    for node in module.graph.nodes:
+        if node.name in behind and (source := ahead.get(node.meta.get("seq_nr"))):
+            node.meta["nn_module_stack"] = source["nn_module_stack"]
 
 
 def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
@@ -259,6 +318,7 @@ class _Build:
         graph, shared = self.source.module.graph, {}
         for node in (n for n in graph.nodes if n.op == "placeholder"):
             role, label, tensor = self.source.roles.get(node.name, ("input", node.name, None))
+            label = label.removeprefix(self.source.prefix)
             spec = _spec(node.meta.get("val"))
             if role == "input":
                 _static(node, node.meta.get("val"), label)
@@ -267,7 +327,7 @@ class _Build:
             elif spec is None or not node.users:
                 continue
             else:
-                key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if isinstance(tensor, Tensor) and tensor.numel() else id(node)
+                key = _key(tensor) if isinstance(tensor, Tensor) else node
                 value = shared.get(key)                                # tied weights are one value
                 if value is None:
                     value = shared[key] = (self.builder.parameter if role == "parameter" else self.builder.constant)(*spec, label)
@@ -308,7 +368,7 @@ class _Build:
             return
         info = _info(node, values)
         roots = [info.alias_of(self.value, i) for i in range(len(outputs))]
-        path = _module(node)
+        path = f"{_module(node)}.".removeprefix(self.source.prefix).rstrip(".")
         made = self.builder.node(
             info.kind, inputs, outputs, name=node.name, module=path, flops=info.flops, steps=info.steps, fusion=info.fusion, alias=roots,
             phase=BACKWARD if node.name in self.source.backward else FORWARD, labels=[node.name] * len(outputs), layer=self.layers.of(path),
