@@ -28,6 +28,7 @@
     latency = "10 us"
     bandwidth = "11.7 GB/s"                    # of one direction
     duplex = true                              # both directions at once; false: one after the other
+    overlap = true                             # the link moves bytes while the sender computes; false: the sender copies them itself
     energy = "0 pJ/B"                          # optional
 
 Known units: s ms us ns · B kB MB GB TB KiB MiB GiB TiB · B/s to TB/s, GiB/s, Gbit/s · FLOP, FLOP/s with k M G T P · W mW kW · J/B nJ/B pJ/B.
@@ -137,7 +138,8 @@ class Device:
 
 @dataclass(frozen=True)
 class Link:
-    """A wire between `a` and `b`, devices or hubs: `latency` s, `bandwidth` B/s of one direction, `duplex` (both at once), `energy` J/B."""
+    """A wire between `a` and `b`, devices or hubs: `latency` s, `bandwidth` B/s of one direction, `duplex` (both at once), `energy` J/B,
+    `overlap`: bytes move while the sender computes; if not, it copies them itself."""
 
     a: str
     b: str
@@ -145,6 +147,7 @@ class Link:
     bandwidth: float
     duplex: bool = True
     energy: float = 0.0
+    overlap: bool = True
 
 
 @dataclass(frozen=True)
@@ -497,7 +500,7 @@ class _Reader:
         return tuple(points)
 
     def _links(self, table: Mapping[str, Any], devices: Sequence[str], hubs: Sequence[str]) -> list[Link]:
-        self._only(table, ("a", "b", "between", "duplex", "note", *_LINK_FIGURES), "in a [[link]]")
+        self._only(table, ("a", "b", "between", "duplex", "overlap", "note", *_LINK_FIGURES), "in a [[link]]")
         ends = [*devices, *hubs]
 
         def matching(key: str) -> list[str]:
@@ -517,9 +520,10 @@ class _Reader:
                 raise InputError(f"{self.source}: between = {table['between']!r} matches {among[0]!r} alone.", "A link needs two ends.")
         else:
             pairs = [(one, other) for one in matching("a") for other in matching("b") if one != other]
-        duplex = table.get("duplex", True)
-        if not isinstance(duplex, bool):
-            raise InputError(f"{self.source}: duplex = {duplex!r}.", "Write duplex = true or duplex = false.")
+        duplex, overlap = table.get("duplex", True), table.get("overlap", True)
+        for key, value in (("duplex", duplex), ("overlap", overlap)):
+            if not isinstance(value, bool):
+                raise InputError(f"{self.source}: {key} = {value!r}.", f"Write {key} = true or {key} = false.")
         missing = [key for key in ("latency", "bandwidth") if key not in table]
         if missing:
             raise InputError(f"{self.source}: the [[link]] {pairs[0][0]}-{pairs[0][1]} lacks {_listed(missing)}.",
@@ -529,7 +533,7 @@ class _Reader:
             figures = {key: self._figure(table[key], what, f"{key} of the link {one}-{other}", strict=key == "bandwidth")
                        for key, what in _LINK_FIGURES.items() if key in table}
             values = {key: self._keep(f"{one}-{other}.{key}", figure) for key, figure in figures.items()}
-            found.append(Link(one, other, values["latency"], values["bandwidth"], duplex, values.get("energy", 0.0)))
+            found.append(Link(one, other, values["latency"], values["bandwidth"], duplex, values.get("energy", 0.0), overlap))
         return found
 
 
@@ -593,6 +597,7 @@ def _written(system: System) -> str:
             lines += [f"{part} = {_points_as(getattr(curve, part), unit)}" for part, unit in zip(_CURVES, ("FLOP", "B", ""), strict=True)]
     for link in system.links:
         lines += ["", "[[link]]", f"a = {_quoted(link.a)}", f"b = {_quoted(link.b)}", f"duplex = {str(link.duplex).lower()}"]
+        lines += [f"overlap = {str(link.overlap).lower()}"]
         lines += [f"{key} = {_stated_as(system, f'{link.a}-{link.b}.{key}', getattr(link, key), what)}" for key, what in _LINK_FIGURES.items()]
     return "\n".join(lines) + "\n"
 
