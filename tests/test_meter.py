@@ -333,6 +333,33 @@ def test_only_the_gpus_that_the_job_is_on_are_charged() -> None:
     assert joules(m.result, "gpu") == near(6000.0) and "nobody tells" in m.result.energy["gpu"].method
 
 
+def test_in_a_container_whose_processes_have_other_numbers_open_device_files_tell_the_gpus() -> None:
+    clock = FakeClock()
+    clock.files = {"/dev/nvidia1", "/dev/nvidiactl"}
+    gpus = [FakeMeter(lambda t, watts=watts: watts, clock) for watts in (300.0, 200.0)]
+    for pids, joules_expected in (([set(), set()], 2000.0), ([{4711}, {4712}], 2000.0), ([{4711}, {4712, 4713}], 1000.0)):
+        with Meter(meters=[Nvml(FakeNvml(gpus, pids=pids))], clock=clock) as m:
+            clock.advance(10.0)
+        assert joules(m.result, "gpu") == near(joules_expected) and any(note.startswith("gpu0") for note in m.result.notes)
+
+
+@linux
+def test_files_that_the_tree_holds_open_are_seen(tmp_path) -> None:
+    path = tmp_path / "device7"
+    path.write_text("")
+    with path.open():
+        assert Tree().opened(str(tmp_path / "device")) == {str(path)}
+    assert Tree().opened(str(tmp_path)) == set()
+
+
+def test_meters_that_must_be_looked_at_are_looked_at_even_unasked(tmp_path) -> None:
+    clock = FakeClock()
+    FakePowercap(tmp_path / "powercap", FakeMeter(lambda t: 1.0, clock))
+    assert Station([Rapl(tmp_path / "powercap")]).rate == pytest.approx(1 / 30)
+    FakeSensor(tmp_path / "hwmon", "power_meter", FakeMeter(lambda t: 1.0, clock))
+    assert Station([Hwmon(tmp_path / "hwmon")]).rate == 2.0 and Station([Rapl(tmp_path / "none")]).rate == 0.0
+
+
 def test_short_gpu_windows_are_known_to_be_less_sure() -> None:
     clock, widths = FakeClock(), []
     for seconds in (1.0, 30.0):

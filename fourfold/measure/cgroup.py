@@ -80,6 +80,10 @@ class Group:
         """The process that asks; the group's others cannot be told from strangers on a GPU."""
         return {os.getpid()}
 
+    def opened(self, prefix: str) -> set[str]:
+        """Nothing is known of the files that the group holds open."""
+        return set()
+
 
 def _find(proc: Path, root: Path, second: str, controller: str, first: str) -> Path | None:
     """The counter's file in the group of this process: version 2's name `second`, else version 1's `first` of `controller`."""

@@ -45,7 +45,7 @@ def run(command: Sequence[str], *, site: Any = None, ledger: Path | str | bool |
     path = LEDGER if ledger is True else Path(ledger) if ledger else None
     with _waiting() as waited:                                          # until the row is written, so that no second Ctrl-C costs it
         child = _spawn(command, {**(os.environ if environment is None else environment), OUTER: id})
-        code = _through(child, waited, station, hz)
+        code = _through(child, waited, station, station.rate)
         readings = [*station.leave(window), _stated(reserve, model), *([{"kind": "site", **place}] if place else [])]
         readings[0]["sampler_cpu_s"] = time.process_time() - began
         use = Use(readings, name, id, os.environ.get(OUTER), {}, list(command), code, place)

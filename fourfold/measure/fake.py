@@ -12,7 +12,8 @@ from fourfold.measure.process import Used
 class FakeClock:
     """All clocks of a computer, moved by `advance`, `sleep` and `set` alone; it tells too what work was done meanwhile, by whom.
 
-    `held` is the memory the work holds and `taken` what the whole host has in use, in bytes, `moved` what it read and wrote: set them as you like.
+    `held` is the memory the work holds and `taken` what the whole host has in use, in bytes, `moved` what it read and wrote: set them as you like;
+    `pids` and `files` are the work's processes and what they hold open.
     """
 
     tick = 0.0
@@ -21,7 +22,7 @@ class FakeClock:
         self._wall, self._cpu, self._others = wall, cpu, 0.0
         self._boot, self._utc = wall, utc
         self.held, self.taken, self.moved = 0, 0, (0, 0)
-        self.pids = {1}
+        self.pids, self.files = {1}, set[str]()
 
     def wall(self) -> float:
         return self._wall
@@ -65,6 +66,9 @@ class FakeClock:
 
     def members(self) -> set[int]:
         return self.pids
+
+    def opened(self, prefix: str) -> set[str]:
+        return {file for file in self.files if file.startswith(prefix)}
 
 
 class FakeMeter:

@@ -303,19 +303,27 @@ def _forget() -> None:
         del _stations[key]
 
 
+_paused: list[Station] = []
+
+
 def _before_fork() -> None:
-    for station in _stations.values():
+    _guard.acquire()                                                   # no station is made meanwhile
+    _paused[:] = _stations.values()
+    for station in _paused:
         station.pause()
 
 
 def _after_fork_here() -> None:
-    for station in _stations.values():
+    for station in _paused:
         station.resume()
+    _paused.clear()
+    _guard.release()
 
 
 def _after_fork_child() -> None:
     global _guard
     _guard = threading.Lock()
+    _paused.clear()
     _stations.clear()                                                  # windows and threads are the parent's
     forked()
 

@@ -99,6 +99,18 @@ class Nvml:
             return None
 
 
+    def nodes(self) -> dict[str, str]:
+        """GPU name → its device file, which a process that computes on it holds open."""
+        minor = getattr(self._library, "nvmlDeviceGetMinorNumber", None)
+        found = {}
+        for index, device in enumerate(self._devices):
+            try:
+                found[f"gpu{index}"] = f"/dev/nvidia{minor(device) if minor else index}"
+            except self._library.NVMLError:
+                continue
+        return found
+
+
 class NvmlPower(Nvml):
     """The same GPUs by their power, sampled and summed: for GPUs without the energy counter (before Volta)."""
 

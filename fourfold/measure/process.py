@@ -224,6 +224,23 @@ class Tree:
         """Process numbers of the tree as last walked, the root's among them."""
         return {self.root, *self._seen}
 
+    def opened(self, prefix: str) -> set[str]:
+        """Files beginning with `prefix` that members of the tree hold open, where they may be looked at."""
+        found = set()
+        for pid in self.members():
+            try:
+                files = os.listdir(f"{self._proc}/{pid}/fd")
+            except OSError:
+                continue
+            for file in files:
+                try:
+                    target = os.readlink(f"{self._proc}/{pid}/fd/{file}")
+                except OSError:
+                    continue
+                if target.startswith(prefix):
+                    found.add(target)
+        return found
+
     def _walk(self, thorough: bool) -> None:
         rows = {pid: row for pid in self._candidates(thorough) if (row := self._stat(pid)) is not None}
         vanished: dict[int, _Seen] = {}

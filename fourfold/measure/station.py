@@ -39,6 +39,8 @@ class Body(Protocol):
 
     def members(self) -> set[int]: ...
 
+    def opened(self, prefix: str) -> set[str]: ...
+
 
 @dataclass(slots=True)
 class Snapshot:
@@ -139,6 +141,11 @@ class Station:
             self._dead[index] = str(error)
             return self._dead[index]
 
+    @property
+    def rate(self) -> float:
+        """Samples a second: as asked, and as often as the meters need it; 0 = at both ends only."""
+        return max([self.hz, *(1.0 / self.meters[index].every for index in self.live if self.meters[index].every)])
+
     def sample(self) -> None:
         """Read everything now, for all open windows."""
         with self._lock:
@@ -152,7 +159,7 @@ class Station:
         window.samples += 1
         window.peak = max(window.peak, now.used.held or 0)
         since = now.wall - max(before.wall, window.start.wall) if before else 0.0
-        if self.hz and since > max(_GAP / self.hz, 1.0):
+        if self.rate and since > max(_GAP / self.rate, 1.0):
             window.gaps += since
         for index in self.live:
             counts = now.meters[index]
@@ -166,17 +173,22 @@ class Station:
                     window.before[index] = now.wall, joules
 
     def _look(self, now: Snapshot) -> None:
-        """Who is on the GPUs, about once a second."""
+        """Who is on the GPUs, about once a second: by NVML's list of processes, or, where that speaks of another process namespace (containers),
+        by the device files that ours hold open."""
         if now.wall - self._census < _CENSUS or not self.open:
             return
         self._census = now.wall
         for index in self.live:
             users = self.meters[index].users() if hasattr(self.meters[index], "users") else None
+            nodes = self.meters[index].nodes() if users else {}
+            held = self.body.opened("/dev/nvidia") if users else set()
             for gpu, pids in (users or {}).items():
-                ours = pids & self.body.members()
+                ours = len(pids & self.body.members())
+                named = ours or nodes.get(gpu) in held                  # if only by its file, one of the numbers listed is ours under another name
+                others = len(pids) - ours if ours or not named else max(0, len(pids) - 1)
                 for window in self.open:
                     seen = window.users.setdefault(index, {}).setdefault(gpu, {"ours": 0, "others": 0})
-                    seen["ours"], seen["others"] = max(seen["ours"], len(ours)), max(seen["others"], len(pids - ours))
+                    seen["ours"], seen["others"] = max(seen["ours"], ours or int(named)), max(seen["others"], others)
 
     # ---- windows -----------------------------------------------------------------------------------------------------------------------------
 
@@ -246,19 +258,19 @@ class Station:
     # ---- the thread --------------------------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if self._thread is None and self.hz > 0 and self._threaded:
+        if self._thread is None and self.rate > 0 and self._threaded:
             self._stop = threading.Event()
             self._thread = threading.Thread(target=self._run, args=(self._stop,), name="fourfold-meter", daemon=True)
             self._thread.start()
 
     def _run(self, stop: threading.Event) -> None:
         idle = 0.0
-        while not stop.wait(1.0 / (self.hz or 10.0)):
+        while not stop.wait(1.0 / self.rate if self.rate else _LINGER):
             if self.open:
                 idle = 0.0
                 self.sample()
             else:
-                idle += 1.0 / (self.hz or 10.0)
+                idle += 1.0 / self.rate if self.rate else _LINGER
             self.overhead = self._spent + time.thread_time()
             if idle >= _LINGER:
                 with self._lock:
@@ -302,7 +314,7 @@ class Station:
         return {"kind": "cpu", "scope": getattr(self.body, "scope", "process and its children"), "start": _parts(start.used), "end": _parts(now.used),
                 "elsewhere_s": window.elsewhere.get("cpu", 0.0), "tick_s": self.body.tick, "living_start": max(0, start.used.processes - 1),
                 "living_end": max(0, now.used.processes - 1),
-                "unseen": now.used.unseen - start.used.unseen, "period_s": 1.0 / self.hz if self.hz else now.wall - start.wall,
+                "unseen": now.used.unseen - start.used.unseen, "period_s": 1.0 / self.rate if self.rate else now.wall - start.wall,
                 "host_start": start.host, "host_end": now.host,
                 "why": {what: why for what, why in now.used.why.items() if what not in ("disk", "memory")}}
 
