@@ -327,6 +327,107 @@ BIBLIOGRAPHY: dict[str, Paper] = {
     "evans2016": _paper("misc", "Richard Evans, Jim Gao", "DeepMind AI Reduces Google Data Centre Cooling Bill by 40%", "DeepMind", 2016),
     "kddi2026": _paper("misc", "STech Times", "KDDI's Osaka AI Data Center Turns Liquid Cooling Into a Power Test", "stechtimes.com", 2026),
     "bellman1957": _paper("book", "Richard Bellman", "Dynamic Programming", "Princeton University Press", 1957),
+    # the place and the hour
+    "wiesner2021": _paper(
+        _TALK, "Philipp Wiesner, Ilja Behnke, Dominik Scheinert, Kordian Gontarska, Lauritz Thamsen",
+        "Let's Wait Awhile: How Temporal Workload Shifting Can Reduce Carbon Emissions in the Cloud", "Middleware", 2021, "2110.13234"
+    ),
+    "souza2023": _paper(
+        _TALK, "Abel Souza, Noman Bashir, Jorge Murillo, Walid Hanafy, Qianlin Liang, David Irwin, Prashant Shenoy",
+        "Ecovisor: A Virtual Energy System for Carbon-Efficient Applications", "ASPLOS", 2023, "2210.04951"
+    ),
+    "hanafy2024": _paper(
+        _TALK, "Walid A. Hanafy, Qianlin Liang, Noman Bashir, Abel Souza, David Irwin, Prashant Shenoy",
+        "Going Green for Less Green: Optimizing the Cost of Reducing Cloud Carbon Emissions", "ASPLOS", 2024
+    ),
+    "sukprasert2024": _paper(
+        _TALK, "Thanathorn Sukprasert, Abel Souza, Noman Bashir, David Irwin, Prashant Shenoy",
+        "On the Limitations of Carbon-Aware Temporal and Spatial Workload Shifting in the Cloud", "EuroSys", 2024, "2306.06502"
+    ),
+    "ahuja1993": _paper(
+        "book", "Ravindra K. Ahuja, Thomas L. Magnanti, James B. Orlin", "Network Flows: Theory, Algorithms, and Applications", "Prentice Hall", 1993
+    ),
+    "huangfu2018": _paper(
+        _PRINT, "Qi Huangfu, J. A. Julian Hall", "Parallelizing the Dual Revised Simplex Method", "Mathematical Programming Computation 10(1)", 2018
+    ),
+    "geoffrion1974": _paper(
+        _PRINT, "Arthur M. Geoffrion", "Lagrangean Relaxation for Integer Programming", "Mathematical Programming Studies 2", 1974
+    ),
+    "held1971": _paper(
+        _PRINT, "Michael Held, Richard M. Karp", "The Traveling-Salesman Problem and Minimum Spanning Trees: Part II", "Mathematical Programming 1",
+        1971
+    ),
+    "schrimpf2000": _paper(
+        _PRINT, "Gerhard Schrimpf, Johannes Schneider, Hermann Stamm-Wilbrandt, Gunter Dueck",
+        "Record Breaking Optimization Results Using the Ruin and Recreate Principle", "Journal of Computational Physics 159(2)", 2000
+    ),
+    "dertouzos1989": _paper(
+        _PRINT, "Michael L. Dertouzos, Aloysius K. Mok", "Multiprocessor On-Line Scheduling of Hard-Real-Time Tasks",
+        "IEEE Transactions on Software Engineering 15(12)", 1989
+    ),
+    "efron1975": _paper(
+        _PRINT, "Bradley Efron, Carl Morris", "Data Analysis Using Stein's Estimator and Its Generalizations",
+        "Journal of the American Statistical Association 70(350)", 1975
+    ),
+    # the tensor program: fusion, placement, order
+    "zhou2020go": _paper(
+        _TALK,
+        "Yanqi Zhou, Sudip Roy, Amirali Abdolrashidi, Daniel Wong, Peter Ma, Qiumin Xu, Hanxiao Liu, Phitchaya Mangpo Phothilimthana, Shen Wang, Anna Goldie, "
+        "Azalia Mirhoseini, James Laudon",
+        "Transferable Graph Optimizers for ML Compilers",
+        "NeurIPS",
+        2020,
+        "2010.12438",
+    ),
+    "mirhoseini2018hdp": _paper(
+        _TALK,
+        "Azalia Mirhoseini, Anna Goldie, Hieu Pham, Benoit Steiner, Quoc V. Le, Jeff Dean",
+        "A Hierarchical Model for Device Placement",
+        "ICLR",
+        2018,
+    ),
+    "topcuoglu2002": _paper(
+        _PRINT,
+        "Haluk Topcuoglu, Salim Hariri, Min-You Wu",
+        "Performance-Effective and Low-Complexity Task Scheduling for Heterogeneous Computing",
+        "IEEE Transactions on Parallel and Distributed Systems 13(3)",
+        2002,
+    ),
+    "arabnejad2014": _paper(
+        _PRINT,
+        "Hamid Arabnejad, Jorge G. Barbosa",
+        "List Scheduling Algorithm for Heterogeneous Systems by an Optimistic Cost Table",
+        "IEEE Transactions on Parallel and Distributed Systems 25(3)",
+        2014,
+    ),
+    "karypis1998": _paper(
+        _PRINT,
+        "George Karypis, Vipin Kumar",
+        "A Fast and High Quality Multilevel Scheme for Partitioning Irregular Graphs",
+        "SIAM Journal on Scientific Computing 20(1)",
+        1998,
+    ),
+    "kirkpatrick1983": _paper(
+        _PRINT,
+        "Scott Kirkpatrick, C. Daniel Gelatt, Mario P. Vecchi",
+        "Optimization by Simulated Annealing",
+        "Science 220",
+        1983,
+    ),
+    "shaw1998": _paper(
+        _TALK,
+        "Paul Shaw",
+        "Using Constraint Programming and Local Search Methods to Solve Vehicle Routing Problems",
+        "CP",
+        1998,
+    ),
+    "perron2023": _paper(
+        _TALK,
+        "Laurent Perron, Frédéric Didier, Steven Gay",
+        "The CP-SAT-LP Solver",
+        "CP",
+        2023,
+    ),
 }
 
 

@@ -1,0 +1,77 @@
+"""Contiguous splits: blocks (layers) in order, cut so that the slowest device is as fast as can be and each holds its part."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fourfold.decisions.schedule._parts import Work
+
+
+def blocks(work: Work, most: int = 4096) -> np.ndarray:
+    """i8[U] the block of each unit: its layer, or that of what comes before it; blocks are numbered by their first node. Few or no layers: equal pieces
+    of the topological order."""
+    g, units = work.problem.graph, len(work.unit_able)
+    start = np.full(units, len(g))
+    np.minimum.at(start, work.unit, work.first)
+    layer = g.layer[start].astype(np.int64)
+    if len(np.unique(layer[layer >= 0])) < len(work.problem.system):
+        order = np.argsort(start, kind="stable")
+        label = np.empty(units, np.int64)
+        label[order] = np.arange(units) * min(most, units) // max(1, units)
+        return label
+    forward = g.layer.astype(np.int64).copy()
+    ptr, val, producer = g.in_ptr, g.in_val, g.producer
+    for n in np.flatnonzero(forward < 0).tolist():                     # what belongs to no layer rides with what it reads
+        before = producer[val[ptr[n]:ptr[n + 1]]]
+        forward[n] = max((int(forward[p]) for p in before if p >= 0), default=-1)
+    layer = forward[start]
+    names, inverse = np.unique(layer, return_inverse=True)
+    first = np.full(len(names), len(g))
+    np.minimum.at(first, inverse, start)
+    rank = np.empty(len(names), np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(names))
+    return rank[inverse]
+
+
+def cut(seconds: np.ndarray, held: np.ndarray, room: np.ndarray) -> np.ndarray | None:
+    """i8[B] a device for each block: contiguous in the order of devices, the longest device time the least there is (bisection over greedy filling).
+    `seconds` f8[B, D], `held` f8[B], `room` f8[D]; None where the blocks do not fit."""
+    count, devices = seconds.shape
+
+    def fill(limit: float) -> np.ndarray | None:
+        place, d, time, memory = np.empty(count, np.int64), 0, 0.0, 0.0
+        for b in range(count):
+            while time + seconds[b, d] > limit or memory + held[b] > room[d]:
+                d, time, memory = d + 1, 0.0, 0.0
+                if d == devices:
+                    return None
+            place[b] = d
+            time, memory = time + seconds[b, d], memory + held[b]
+        return place
+
+    finite = np.where(np.isfinite(seconds), seconds, 0.0)
+    low, high = 0.0, float(finite.sum(0).max()) + 1e-30
+    best = fill(high)
+    for _ in range(30):
+        if best is None:
+            return None
+        middle = (low + high) / 2
+        found = fill(middle)
+        best, low, high = (found, low, middle) if found is not None else (best, middle, high)
+    return best
+
+
+def split(work: Work, devices: list[int], factor: float, by: np.ndarray) -> np.ndarray | None:
+    """i8[T] place of each task when `by` (block of each unit) is cut over `devices` in that order; None where it does not fit."""
+    count = int(by.max()) + 1
+    block = by[work.unit]
+    seconds = np.zeros((count, len(devices)))
+    np.add.at(seconds, block, work.plain.seconds[:, devices])
+    held = np.bincount(block, work.held * factor, count)
+    found = cut(seconds, held, work.dag.room[devices])
+    if found is None:
+        return None
+    place = np.array(devices)[found]
+    units = place[by]
+    units = np.where(work.unit_able[np.arange(len(units)), units], units, work.unit_able.argmax(1))
+    return units[work.unit]
