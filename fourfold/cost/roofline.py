@@ -1,0 +1,263 @@
+"""Roofline: how long each op, or each fused group of ops, takes alone on each device, and the joules of it.
+
+    seconds = launch + max( work / (peak · share by work · factor by least side),  bytes / (bandwidth · share by reuse) )
+
+(Williams, Waterman, Patterson 2009, with a fixed cost per call and shares that depend on size.) Work is FLOPs of contractions and scalar steps of
+others. Activations were written just before, so they are reused after about the bytes that the op itself moves; parameters come round once a run,
+so their reuse distance is the bytes of all parameters of the graph: that is how a curve of bandwidth by size, measured in a loop, tells the weights of
+a large model (from memory) from its activations (from caches). Shares are looked up by the op's kind, then its short name, then its family:
+
+    matmul batched conv depthwise attention recurrent · elementwise (add) and by name what costs more (gelu, tanh, …) · reduction and by name (softmax,
+    layer_norm, …) · copy · gather · opaque · view · fused
+
+A fused group reads what it needs from outside once, writes what others need once, and is launched once (`fused`'s launch where the device has that
+family, else the dearest of its members'). Its contractions cost what they cost alone; other members only the arithmetic by which they are slower
+than an addition of the same size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fourfold.cost.simulate import number
+from fourfold.graph import BITS, CONTRACTION, ELEMENTWISE, GATHER, INTERMEDIATE, OPAQUE, PARAMETER, REDUCTION, VIEW, Graph
+from fourfold.system import Device, Efficiency, System
+
+_CLASS = {OPAQUE: "opaque", ELEMENTWISE: "elementwise", REDUCTION: "reduction", CONTRACTION: "matmul", VIEW: "view", GATHER: "gather"}
+_ALIKE = {                                                              # family → what costs about the same, under torch's, ONNX's and JAX's names
+    "batched": "bmm baddbmm matmul einsum dot_general",
+    "conv": "convolution conv conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convtranspose conv_general_dilated convinteger "
+            "qlinearconv convolution_backward mkldnn_convolution",
+    "attention": "scaled_dot_product_attention scaled_dot_product_flash_attention_for_cpu scaled_dot_product_flash_attention multiheadattention "
+                 "scaled_dot_product_efficient_attention attention scaled_dot_product_attention_math",
+    "recurrent": "lstm gru rnn rnn_tanh rnn_relu mkldnn_rnn_layer",
+    "gelu": "gelu gelu_backward fastgelu", "tanh": "tanh atan asinh", "exp": "exp exp2 expm1", "sigmoid": "sigmoid logistic hardsigmoid",
+    "silu": "silu swish mish silu_backward hardswish softplus elu selu celu", "erf": "erf erfc erfinv",
+    "pow": "pow integer_pow log log2 log1p sin cos",
+    "sqrt": "sqrt rsqrt reciprocal div truediv",
+    "relu": "relu relu_ hardtanh clamp clip clamp_min clamp_max leaky_relu leakyrelu prelu threshold neg abs",
+    "softmax": "softmax safe_softmax log_softmax logsoftmax logsumexp softmax_backward_data log_softmax_backward_data",
+    "layer_norm": "layer_norm native_layer_norm layernormalization rms_norm fused_rms_norm simplifiedlayernormalization group_norm native_group_norm "
+                  "groupnormalization instance_norm instancenormalization native_layer_norm_backward native_group_norm_backward",
+    "batch_norm": "batch_norm batchnormalization native_batch_norm_legit_no_training native_batch_norm native_batch_norm_legit cudnn_batch_norm "
+                  "native_batch_norm_legit_functional native_batch_norm_backward",
+    "pool": "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices maxpool avg_pool1d avg_pool2d avg_pool3d averagepool lrn reduce_window_max "
+            "reduce_window_sum",
+    "copy": "clone copy contiguous to to_copy permute_copy transpose expand tile repeat convert_element_type cast constant_pad_nd pad roll flip "
+            "pixel_shuffle depthtospace upsample_nearest2d upsample resize tril triu slice_scatter",
+    "cat": "cat concat concatenate stack split", "where": "where masked_fill select_n",
+    "gather": "embedding index index_select gather take",
+}
+_FAMILY = {name: family for family, names in _ALIKE.items() for name in names.split()}
+
+
+def short(kind: str) -> str:
+    """The plain name of a kind of op: "aten._softmax.default" → "softmax", "Conv" → "conv", "prims.convert_element_type" → "convert_element_type"."""
+    name = re.sub(r"^(aten|prims|onnx|ai\.onnx|com\.microsoft|torch|jax|quantized)[.:]+", "", kind)
+    return name.split(".")[0].strip("_").lower()
+
+
+def families(kind: str, fusion: int) -> tuple[str, ...]:
+    """Under which names the shares of an op are looked up, best first."""
+    name = short(kind)
+    mapped = _FAMILY.get(name)
+    if fusion == VIEW:
+        return kind, "view"
+    if mapped in ("conv", "batched", "attention", "recurrent") or fusion == CONTRACTION:
+        return tuple(dict.fromkeys((kind, name, mapped or "matmul", "matmul")))
+    return tuple(dict.fromkeys((kind, name, *([mapped] if mapped else []), _CLASS[fusion], "elementwise")))
+
+
+def seconds(graph: Graph, system: System) -> NDArray[np.float64]:
+    """f8[N, D] s of each node alone on each device; inf where the device cannot run it."""
+    return _Prices(graph, system).alone
+
+
+def joules(graph: Graph, system: System) -> NDArray[np.float64]:
+    """f8[N, D] J of each node alone on each device: busy watts × seconds. Idle watts of the others are the simulator's to add."""
+    return seconds(graph, system) * np.array([device.busy for device in system.devices])
+
+
+def fused_seconds(graph: Graph, groups: ArrayLike, system: System) -> NDArray[np.float64]:
+    """f8[T, D] s of each group of `groups` i4[N] (equal number = fused, -1 = alone; tasks numbered by their first node, as `tasks_of` does).
+
+    Raises InputError where `groups` has another length.
+    """
+    prices = _Prices(graph, system)
+    task, count = number(groups, len(graph))
+    inside, outside = _traffic(graph, task, count)
+    members = np.bincount(task, minlength=count)
+    alone = members[task] == 1
+    result = np.zeros((count, len(system)))
+    for d, device in enumerate(system.devices):
+        result[task[alone], d] = prices.alone[alone, d]
+        if alone.all():
+            continue
+        launch, arithmetic = np.zeros(count), np.zeros(count)
+        np.maximum.at(launch, task, np.where(graph.fusion == VIEW, 0.0, prices.launch[:, d]))
+        views = np.zeros(count)
+        np.maximum.at(views, task, prices.launch[:, d])
+        launch = np.where(launch > 0, launch, views)                    # a group of views only
+        computing = np.zeros(count, bool)
+        computing[task[graph.fusion != VIEW]] = True
+        fused = device.efficiency.get("fused")
+        if fused is not None and fused.launch is not None:
+            contracting = np.zeros(count)
+            np.maximum.at(contracting, task, np.where(graph.fusion == CONTRACTION, prices.launch[:, d], 0.0))
+            launch = np.where(computing, np.maximum(fused.launch, contracting), launch)
+        np.add.at(arithmetic, task, prices.arithmetic[:, d])
+        curve = fused or _curve(device, ("elementwise",))
+        total = inside + outside
+        moved = total / (device.bandwidth * Efficiency.at(curve.bandwidth, np.maximum(total, 1.0)))
+        cold = prices.cold(device, curve, np.bincount(task, weights=graph.params, minlength=count).clip(max=total))
+        time = launch + np.maximum(arithmetic, np.maximum(moved, cold))
+        unable = np.zeros(count, bool)
+        unable[task[np.isinf(prices.alone[:, d])]] = True
+        time[unable] = np.inf
+        several = members > 1
+        result[several, d] = time[several]
+    return result
+
+
+def _traffic(graph: Graph, task: NDArray[np.int64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(read, written) f8[T] bytes that cross each group's border, each value once: what its members read from outside, what others need of it."""
+    values = len(graph.producer)
+    maker = np.where(graph.producer >= 0, task[graph.producer], -1)
+    root_maker = np.where(graph.role[graph.alias] == INTERMEDIATE, maker[graph.alias], -1)
+    node = np.repeat(np.arange(len(graph)), np.diff(graph.in_ptr))
+    value = graph.in_val.astype(np.int64)
+    counts = (graph.fusion[node] != VIEW) & (root_maker[value] != task[node])
+    node, value = node[counts], value[counts]
+    root = graph.alias[value].astype(np.int64)
+    size = np.minimum(np.minimum(graph.size[value], graph.size[root]), graph.reads[node])
+    read = np.zeros(count)
+    if len(node):
+        first, inverse = np.unique(task[node] * values + value, return_inverse=True)    # each value once …
+        largest = np.zeros(len(first))
+        np.maximum.at(largest, inverse.reshape(-1), size)
+        storage, back = np.unique((first // values) * values + graph.alias[first % values], return_inverse=True)
+        total = np.bincount(back.reshape(-1), weights=largest)                            # … and no storage more than whole
+        np.add.at(read, storage // values, np.minimum(total, graph.size[storage % values]))
+    reader = np.repeat(np.arange(values), np.diff(graph.use_ptr))
+    leaves = np.zeros(values, bool)
+    leaves[reader[task[graph.use_node] != maker[reader]]] = True
+    leaves[graph.outputs] = True
+    out = np.flatnonzero(leaves & (maker >= 0) & (root_maker == maker))
+    stored = np.unique(graph.alias[out])
+    written = np.zeros(count)
+    np.add.at(written, maker[stored], graph.size[stored].astype(np.float64))
+    return read, written
+
+
+class _Prices:
+    """What every question needs: `alone`, `launch`, `arithmetic` f8[N, D] s (the last: what a node adds to a group that moves its bytes anyway)."""
+
+    def __init__(self, graph: Graph, system: System) -> None:
+        self.graph, count, devices = graph, len(graph), len(system)
+        parameters = (graph.role == PARAMETER) & (graph.alias == np.arange(len(graph.alias)))
+        self.weights = float(max(graph.size[parameters].sum(), 1.0))
+        self.work, self.moved = graph.flops + graph.steps, (graph.reads + graph.writes).astype(np.float64)
+        self.narrow, depthwise = _sides(graph)
+        self.types = _types(graph)
+        names = [families(graph.kinds[kind], fusion) for kind, fusion in zip(graph.kind.tolist(), graph.fusion.tolist(), strict=True)]
+        names = [(kinds[0], "depthwise", *kinds[1:]) if deep else kinds for kinds, deep in zip(names, depthwise.tolist(), strict=True)]
+        self.rows: dict[tuple[str, ...], list[int]] = {}
+        for n, key in enumerate(names):
+            self.rows.setdefault(key, []).append(n)
+        self.alone, self.launch, self.arithmetic = np.zeros((count, devices)), np.zeros((count, devices)), np.zeros((count, devices))
+        done: dict[int, int] = {}
+        for d, device in enumerate(system.devices):
+            twin = next((e for e in done if _same(system.devices[e], device)), None)
+            if twin is not None:
+                for table in (self.alone, self.launch, self.arithmetic):
+                    table[:, d] = table[:, twin]
+                continue
+            done[d] = d
+            self._price(d, device)
+
+    def cold(self, device: Device, curve: Efficiency, size: NDArray[Any]) -> NDArray[np.float64]:
+        """s to read parameters of `size` bytes, which come round once a run."""
+        return size / (device.bandwidth * Efficiency.at(curve.bandwidth, self.weights))
+
+    def _price(self, d: int, device: Device) -> None:
+        graph = self.graph
+        plain = _curve(device, ("elementwise",))
+        for key, nodes in self.rows.items():
+            rows = np.array(nodes)
+            curve = _curve(device, key)
+            launch = device.launch if curve.launch is None else curve.launch
+            fusion = int(graph.fusion[rows[0]])
+            speed = np.array([device.speed(dtype) for dtype in self.types[rows].tolist()])
+            if fusion != CONTRACTION:
+                speed = np.where(speed > 0, speed, max(device.peak.values()))   # integer arithmetic beside the main unit
+            work, moved, params = self.work[rows], self.moved[rows], graph.params[rows].astype(np.float64)
+            share = Efficiency.at(curve.peak, np.maximum(work, 1.0)) * Efficiency.at(curve.narrow, self.narrow[rows])
+            with np.errstate(divide="ignore"):
+                compute = np.where(work > 0, work / (speed * share), 0.0)
+            warm = (moved - params) / (device.bandwidth * Efficiency.at(curve.bandwidth, np.maximum(moved, 1.0)))
+            memory = warm + self.cold(device, curve, params)
+            self.alone[rows, d] = launch + np.maximum(compute, memory)
+            self.launch[rows, d] = launch
+            if fusion == CONTRACTION:
+                self.arithmetic[rows, d] = compute
+            elif fusion in (ELEMENTWISE, REDUCTION):
+                best, other = max(share for _, share in curve.bandwidth), max(share for _, share in plain.bandwidth)
+                self.arithmetic[rows, d] = np.maximum(compute, moved / device.bandwidth * max(0.0, 1 / best - 1 / other))
+            elif fusion != VIEW:
+                self.arithmetic[rows, d] = np.maximum(compute, memory)
+            kinds = {int(kind) for kind in graph.kind[rows]}
+            banned = [kind for kind in kinds if not device.supports(graph.kinds[kind])]
+            if banned:
+                self.alone[rows[np.isin(graph.kind[rows], banned)], d] = np.inf
+
+
+def _curve(device: Device, names: Sequence[str]) -> Efficiency:
+    return next((device.efficiency[name] for name in names if name in device.efficiency), Efficiency())
+
+
+def _same(one: Device, other: Device) -> bool:
+    facts = ("peak", "bandwidth", "launch", "efficiency", "unsupported")
+    return all(getattr(one, fact) == getattr(other, fact) for fact in facts)
+
+
+def _types(graph: Graph) -> NDArray[Any]:
+    """[N] the dtype in which each node computes: of a contraction its first input's, of others its first output's; float32 where there is none."""
+    found = np.full(len(graph), "float32", dtype=object)
+    for n in range(len(graph)):
+        values = graph.inputs_of(n) if graph.fusion[n] == CONTRACTION else graph.outputs_of(n)
+        if len(values) and graph.dtype[values[0]] in BITS:
+            found[n] = graph.dtype[values[0]]
+    return found
+
+
+def _sides(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(least side of the matrix product f8[N], whether a depthwise convolution b1[N]).
+
+    A contraction with O outputs does FLOPs / 2O multiplications for each, its depth; the other sides are its output's columns (channels of a
+    convolution) and rows (the points of one matrix).
+    """
+    least, depthwise = np.full(len(graph), 1e9), np.zeros(len(graph), bool)
+    for n in np.flatnonzero((graph.fusion == CONTRACTION) & (graph.flops > 0)).tolist():
+        made = graph.outputs_of(n)
+        if not len(made):
+            continue
+        shape = graph.shape_of(int(made[0]))
+        points = max(int(np.prod(shape, dtype=np.int64)), 1)
+        depth = graph.flops[n] / (2 * points)
+        if _FAMILY.get(short(graph.kinds[graph.kind[n]])) == "conv" and len(shape) > 2:
+            weight = next((graph.shape_of(int(v)) for v in graph.inputs_of(n)[1:] if len(graph.shape_of(int(v))) == len(shape)), ())
+            channels = shape[1]
+            depthwise[n] = len(weight) > 1 and weight[1] == 1 and channels > 1
+            rows = points / max(channels, 1)
+        else:
+            channels = shape[-1] if shape else 1
+            rows = shape[-2] if len(shape) > 1 else 1
+            if _FAMILY.get(short(graph.kinds[graph.kind[n]])) != "batched" and len(shape) > 2:
+                rows = points / max(channels, 1)                        # linear on [batch, length, width] is one product
+        least[n] = max(1.0, min(depth, channels, rows))
+    return least, depthwise
