@@ -407,6 +407,14 @@ BIBLIOGRAPHY: dict[str, Paper] = {
         "SIAM Journal on Scientific Computing 20(1)",
         1998,
     ),
+    "tarnawski2020": _paper(
+        _TALK, "Jakub Tarnawski, Amar Phanishayee, Nikhil R. Devanur, Divya Mahajan, Fanny Nina Paravecino",
+        "Efficient Algorithms for Device Placement of DNN Graph Operators", "NeurIPS", 2020
+    ),
+    "narayanan2019": _paper(
+        _TALK, "Deepak Narayanan, Aaron Harlap, Amar Phanishayee, Vivek Seshadri, Nikhil R. Devanur, Gregory R. Ganger, Phillip B. Gibbons, "
+        "Matei Zaharia", "PipeDream: Generalized Pipeline Parallelism for DNN Training", "SOSP", 2019
+    ),
     "kirkpatrick1983": _paper(
         _PRINT,
         "Scott Kirkpatrick, C. Daniel Gelatt, Mario P. Vecchi",
