@@ -1045,7 +1045,27 @@ def test_the_command_line_starts_without_rich_or_numpy(tmp_path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "fourfold", "meter", "--no-ledger", "--", "true"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     loaded = {line.split("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert not loaded & {"rich", "numpy", "scipy", "torch", "pandas"}
+    assert not loaded & {"rich", "numpy", "scipy", "torch", "pandas", "pydantic"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--no-such-option", "true"], ["--hz", "fast", "--", "true"], ["--json=yes", "true"], ["--site"],
+                                   ["--"], []])
+def test_words_that_do_not_fit_are_left_to_the_parser_that_explains(words) -> None:
+    from fourfold.commands.meter import lean
+
+    assert lean(words) is None
+
+
+def test_the_short_way_in_knows_every_option(tmp_path, monkeypatch, capsys) -> None:
+    from fourfold.commands.meter import lean
+
+    monkeypatch.chdir(tmp_path)
+    words = ["--site=FR", "--ledger", "a.jsonl", "--hz", "20", "--name", "x", "--reserve=1.5", "--measured-only", "--out", "b.json", "--json", "--"]
+    assert lean([*words, sys.executable, "-c", "raise SystemExit(5)"]) == 5
+    document, row = json.loads(capsys.readouterr().out), chain.rows(tmp_path / "a.jsonl")[0]
+    assert document["name"] == "x" and document == json.loads((tmp_path / "b.json").read_text()) and row["place"] == "FR"
+    model = next(reading for reading in row["readings"] if reading["kind"] == "model")
+    assert model["reserved"] == 1.5 and model["declined"] and document["total_j"] is None and row["readings"][0]["hz"] == 20
 
 
 EMPTY = """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -39,11 +40,60 @@ def meter(
         from fourfold.measure.meter import known
 
         meters = [External(wall), *known()]
-    use = run(command, site=site, ledger=None if no_ledger else ledger, hz=hz, name=name, reserve=reserve, model=not measured_only, meters=meters)
-    if out is not None:
-        import json
-
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(use.to_json(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    with warnings.catch_warnings(record=True) as told:                 # such as a ledger that cannot be written: two lines, not Python's three
+        warnings.simplefilter("always", RuntimeWarning)
+        use = run(command, site=site, ledger=None if no_ledger else ledger, hz=hz, name=name, reserve=reserve, model=not measured_only, meters=meters)
+    for warning in told:
+        say(f"warning: {warning.message}")
+    written = out is None or _written(use.to_json(), out)
     emit(use.to_json()) if as_json else say(str(use))
-    return use.code or 0
+    return use.code or (0 if written else 2)
+
+
+def _written(document: dict[str, Any], path: Path) -> bool:
+    """Whether the document could be written. The command has run by now, so what it took is told all the same."""
+    import json
+
+    from fourfold.errors import unwritable
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        say(f"error: {unwritable(path, error, 'the document')}")
+        return False
+    return True
+
+
+def lean(arguments: list[str]) -> int | None:
+    """Run the command from its words as they are, without loading what reads options for all other commands: half the time to start.
+
+    The options are those of `meter` above. None, with nothing run, for whatever needs more care: --help, and words that do not fit.
+    """
+    flags = {}
+    for name, hint in get_type_hints(meter, include_extras=True).items():
+        if name not in ("command", "return"):
+            kind, info = get_args(hint)
+            declared = [word for word in (info.default, *(info.param_decls or ())) if isinstance(word, str) and word.startswith("--")]
+            flags[declared[0] if declared else "--" + name.replace("_", "-")] = name, kind
+    given: dict[str, Any] = {}
+    words = list(arguments)
+    while words and words[0].startswith("-") and words[0] != "--":
+        flag, equals, value = words.pop(0).partition("=")
+        name, kind = flags.get(flag, ("", None))
+        if not name or (kind is bool and equals) or (kind is not bool and not equals and not words):
+            return None
+        if kind is bool:
+            given[name] = True
+            continue
+        try:
+            given[name] = _made(kind, value if equals else words.pop(0))
+        except ValueError:
+            return None
+    command = words[1:] if words[:1] == ["--"] else words
+    return meter(command, **given) if command else None
+
+
+def _made(kind: Any, word: str) -> Any:
+    """A word as what an option wants: text, number or path, each of them perhaps optional."""
+    return next(part for part in (get_args(kind) or (kind,)) if part is not type(None))(word)
