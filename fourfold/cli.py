@@ -391,6 +391,12 @@ def run(arguments: list[str]) -> int:
     """Run one command line; the exit code. Never raises for what a user can do, and never prints a traceback unless FOURFOLD_DEBUG is set."""
     as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)   # what follows is another command's
     try:
+        if arguments[:1] == ["meter"]:
+            from fourfold.commands.meter import lean
+
+            code = lean(arguments[1:])
+            if code is not None:
+                return code
         command = typer.main.get_command(app)
         with command.make_context("fourfold", list(arguments) or ["--help"]) as context:
             outcome = command.invoke(context)
