@@ -12,6 +12,7 @@ border of S, in or out, each once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -161,10 +162,16 @@ class Latency(Problem[Split]):
         return broken
 
     def bound(self) -> float:
-        """The longest path with each node on its faster device and no transfers."""
+        """The larger of the longest path with each node on its faster device, and of a few paths cut into what fits a device (`_paths.py`)."""
+        return self._bound
+
+    @cached_property
+    def _bound(self) -> float:
+        from fourfold.decisions.partition._paths import path_bound
+
         w = self.workload
         fast = np.where(w.supported & (w.accelerators > 0), w.accelerator, np.inf)
-        return longest(w, np.minimum(fast, w.core) if w.cores else fast)
+        return max(longest(w, np.minimum(fast, w.core) if w.cores else fast), path_bound(w, self.parts))
 
     @classmethod
     def sample(cls, seed: int) -> Latency:
