@@ -332,8 +332,13 @@ class _Build:
         self.folded: dict[str, Any] = {}                               # value name → node that makes it before the run
         self.value: dict[str, int] = {}
         self.bound: dict[int, str] = {}
-        self.steps: list[Any] = []
+        self.steps: list[tuple[Any, list[str]]] = []
         self.note: list[str] = []
+        self.wanted = {name for node in model.graph.node for name in _reads(node)} | {out.name for out in model.graph.output}
+
+    def made(self, node: Any) -> list[str]:
+        """Names of the outputs that somebody reads; the first in any case (a dropout's mask is mostly left lying)."""
+        return [name for i, name in enumerate(node.output) if name and (i == 0 or name in self.wanted)]
 
     def captured(self) -> Captured:
         graph = self.model.graph
@@ -360,7 +365,7 @@ class _Build:
 
     def complete(self, running: Sequence[Any]) -> None:
         """Shapes that inference left open are read off one run of the model on zeros; what depends on data even then is refused by name."""
-        missing = [name for node in running for name in node.output if name and name not in self.spec]
+        missing = [name for node in running for name in self.made(node) if name not in self.spec]
         missing += [name for name in self.folded if name not in self.spec]
         if not missing:
             return
@@ -386,7 +391,7 @@ class _Build:
     def call(self, node: Any, index: int) -> None:
         attributes = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
         shapes = [self.spec[name][0] if name else () for name in node.input]
-        made = [name for name in node.output if name]
+        made = self.made(node)
         outputs = [self.spec[name] for name in made]
         standard = node.domain in _STANDARD
         fusion, known = CLASSES.get(node.op_type, OPAQUE), node.op_type in CLASSES and (standard or node.domain == "com.microsoft")
@@ -410,7 +415,7 @@ class _Build:
             alias=[reads[0]] if fusion == VIEW and reads else [], labels=made, layer=self.layers.of(path), **traffic,
         )  # fmt: skip
         self.value |= dict(zip(made, values, strict=True))
-        self.steps.append(node)
+        self.steps.append((node, made))
 
     def steps_of(
         self, node: Any, attributes: Mapping[str, Any], shapes: Sequence[ops.Shape], outputs: Sequence[_Spec], fusion: int, known: bool, largest: int
@@ -513,12 +518,12 @@ def _runner(onnx: Any, file: Path, model: Any, wanted: Sequence[str]) -> Callabl
 
 @dataclass
 class OnnxProgram(Program):
-    """Executes one ONNX node at a time. `nodes[i]` is the NodeProto behind graph node i; values are numpy arrays."""
+    """Executes one ONNX node at a time. `calls[i]` is the NodeProto behind graph node i and the outputs it is asked for; values are numpy arrays."""
 
     onnx: Any
     file: Path
     model: Any
-    nodes: list[Any]
+    calls: list[tuple[Any, list[str]]]
     value: dict[str, int]
     bound: dict[int, str]
     folded: dict[str, Any]
@@ -576,14 +581,14 @@ class OnnxProgram(Program):
         return fed
 
     def step(self, node: int, values: Mapping[int, Any]) -> tuple[Any, ...]:
-        call = self.nodes[node]
+        call, made = self.calls[node]
         reads = _reads(call)
         if node not in self._sessions:
-            self._sessions[node] = self._session(call, reads)
+            self._sessions[node] = self._session(call, reads, made)
         return tuple(self._sessions[node]({name: values[self.value[name]] for name in reads}))
 
-    def _session(self, call: Any, reads: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
-        helper, made = self.onnx.helper, [name for name in call.output if name]
+    def _session(self, call: Any, reads: Sequence[str], made: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
+        helper = self.onnx.helper
         code = {_dtype(self.onnx, c): c for c in self.onnx.TensorProto.DataType.values() if c}
         entries = [helper.make_tensor_value_info(name, code[self.spec[name][1]], self.spec[name][0]) for name in reads]
         graph = helper.make_graph([call], call.name or call.op_type, entries, [helper.make_empty_tensor_value_info(name) for name in made])

@@ -7,6 +7,7 @@ worth executing. "core" goes down to core ATen, as a compiler's fusion sees it. 
 from __future__ import annotations
 
 import contextlib
+import io
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fourfold.errors import InputError, ModelError
 from fourfold.graph import BACKWARD, CONTRACTION, ELEMENTWISE, FORWARD, GATHER, OPAQUE, REDUCTION, VIEW, Builder
@@ -49,7 +51,6 @@ def capture(
         if not isinstance(model, nn.Module):
             raise InputError("An exported program holds no backward pass.", "Give the module itself to capture training.")
         source = _joint(model, args, kwargs, loss)
-        source.prefix = "model."
     else:
         source = _inference(model, args, kwargs, level)
     source.prefix += "module." if isinstance(model, Wrapped) else ""
@@ -80,7 +81,14 @@ class _Source:
 
 
 def _inference(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], level: Level) -> _Source:
-    program = model if isinstance(model, torch.export.ExportedProgram) else _export(model, args, kwargs)
+    if isinstance(model, torch.export.ExportedProgram):
+        program = model
+    else:
+        try:
+            with _quiet(), torch.no_grad():
+                program = torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            return _followed(model, args, kwargs, None, error)
     _reshape(program.graph_module)
     with _quiet():
         try:
@@ -132,14 +140,6 @@ def _ordered(spec: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[
     return given, ({key: named[key] for key in names} if set(names) == set(named) else named)
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    with _quiet(), torch.no_grad():
-        try:
-            return torch.export.export(model, args, kwargs, strict=False)
-        except Exception as error:
-            raise ModelError(f"{type(model).__name__} cannot be exported by torch {torch.__version__}: {_line(error)}", _advice(error)) from error
-
-
 def _advice(error: Exception) -> str:
     text = str(error)
     if "data-dependent" in text or "unbacked" in text.lower():
@@ -173,76 +173,160 @@ def square(output: Any) -> Tensor:
 
 def _joint(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor] | None) -> _Source:
     """The exported program is run once on fake tensors, with autograd behind it, and every operation below autograd is recorded."""
+    from torch.export.graph_signature import InputKind, OutputKind
     from torch.utils import _pytree
 
     flat, spec = _pytree.tree_flatten((args, kwargs))
     wrapped = _Lossy(model, loss or square, lambda leaves: _pytree.tree_unflatten(leaves, spec))
-    with _quiet(), torch.enable_grad():
-        try:
+    try:
+        with _quiet(), torch.enable_grad():
             exported = torch.export.export(wrapped, tuple(flat), strict=False)
-            _reshape(exported.graph_module)
-            return _differentiated(exported, model, kwargs)
-        except ModelError:
-            raise
-        except Exception as error:
-            raise ModelError(f"the backward pass of {type(model).__name__} cannot be captured: {_line(error)}", _advice(error)) from error
+    except Exception as error:
+        return _followed(model, args, kwargs, loss or square, error)
+    _reshape(exported.graph_module)
+    signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
+    leaves, examples, where = _Leaves(model), iter(_pytree.tree_leaves(exported.example_inputs)), []
+    for entry in signature.input_specs:
+        label = str(entry.target or getattr(entry.arg, "name", "")).removeprefix("model.")
+        if entry.kind == InputKind.USER_INPUT:
+            where.append(leaves.add("input", label, next(examples)))
+        else:
+            where.append(leaves.add("constant" if entry.kind == InputKind.CONSTANT_TENSOR else "parameter", label, state[str(entry.target)]))
+    index = next(i for i, s in enumerate(signature.output_specs) if s.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT))
+
+    def forward(tensors: Sequence[Any]) -> Tensor:
+        return fx.Interpreter(exported.graph_module).run(*(tensors[w] for w in where))[index]
+
+    try:
+        return _differentiated(forward, leaves, tuple(kwargs), "fake", "model.")
+    except Exception as error:
+        raise ModelError(f"the backward pass of {type(model).__name__} cannot be captured: {_line(error)}", _advice(error)) from error
 
 
-def _differentiated(exported: torch.export.ExportedProgram, model: nn.Module, kwargs: dict[str, Any]) -> _Source:
-    from torch.export.graph_signature import InputKind, OutputKind
-    from torch.fx.experimental.proxy_tensor import make_fx
+def _followed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor] | None, cause: Exception) -> _Source:
+    """What cannot be exported because its control flow asks for values is run on the given ones, and what it did is recorded."""
     from torch.utils import _pytree
 
-    signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
-    names = {_key(p): name for name, p in model.named_parameters()}
-    position: dict[Any, int] = {}                                      # tied weights are one leaf
-    leaves: list[Any] = []
-    roles: list[tuple[str, str, Any]] = []
-    where: list[int] = []
-    examples = iter(_pytree.tree_leaves(exported.example_inputs))
-    for spec in signature.input_specs:
-        fed = spec.kind == InputKind.USER_INPUT
-        tensor = next(examples) if fed else state[str(spec.target)]
-        key = object() if fed or not isinstance(tensor, Tensor) else _key(tensor)
-        if key not in position:
-            position[key] = len(leaves)
-            leaves.append(tensor)
-            label = names.get(key) or str(spec.target or getattr(spec.arg, "name", "")).removeprefix("model.")
-            kind = "input" if fed else "constant" if spec.kind == InputKind.CONSTANT_TENSOR else "parameter"
-            roles.append((kind, label, None if fed else tensor))
-        where.append(position[key])
-    learned = [i for i, t in enumerate(leaves) if isinstance(t, nn.Parameter) and t.requires_grad]
-    index = next(i for i, s in enumerate(signature.output_specs) if s.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT))
+    why = ModelError(f"{type(model).__name__} cannot be exported by torch {torch.__version__}: {_line(cause)}", _advice(cause))
+    if not _depends(cause):
+        raise why from cause
+    flat, spec = _pytree.tree_flatten((args, kwargs))
+    leaves = _Leaves(model)
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    where = {name: leaves.add("parameter", name, tensor) for name, tensor in state.items()}
+    fed = [leaves.add("input", f"input{i}", leaf) for i, leaf in enumerate(flat)]
+    shape: list[Any] = []
+
+    def forward(tensors: Sequence[Any]) -> Any:
+        given, named = _pytree.tree_unflatten([tensors[i] for i in fed], spec)
+        return torch.func.functional_call(model, {name: tensors[i] for name, i in where.items()}, given, named)
+
+    def answers(*tensors: Any) -> list[Any]:
+        out, structure = _pytree.tree_flatten(forward(tensors))
+        shape[:] = [structure]
+        return out
+
+    try:
+        if loss is not None:
+            source = _differentiated(lambda tensors: loss(forward(tensors)), leaves, tuple(kwargs), "real", "")
+        else:
+            with torch.no_grad():
+                module = _record(answers, leaves.tensors, "real")
+            source = leaves.source(module, lambda flat: _pytree.tree_unflatten(flat, shape[0]), tuple(kwargs))
+    except Exception as error:
+        raise why from error
+    source.note.append(
+        "The control flow of the model depends on values; it was captured as it went for the inputs that were given, and holds for inputs like them."
+    )
+    return source
+
+
+def _depends(error: Exception) -> bool:
+    text = f"{type(error).__name__} {error}".lower()
+    return any(mark in text for mark in ("data-dependent", "datadependent", "unbacked", "_local_scalar_dense", "could not guard"))
+
+
+class _Leaves:
+    """The tensors that a recorded program takes; tied weights are one of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.names = {_key(p): name for name, p in model.named_parameters()}
+        self.tensors: list[Any] = []
+        self.roles: list[tuple[str, str, Any]] = []
+        self._index: dict[Any, int] = {}
+
+    def add(self, role: str, label: str, tensor: Any) -> int:
+        key = object() if role == "input" or not isinstance(tensor, Tensor) else _key(tensor)
+        if key not in self._index:
+            self._index[key] = len(self.tensors)
+            self.tensors.append(tensor)
+            self.roles.append((role, self.names.get(key, label), None if role == "input" else tensor))
+        return self._index[key]
+
+    def source(self, module: fx.GraphModule, unflatten: Callable[[list[Any]], Any], keys: tuple[str, ...]) -> _Source:
+        from torch.utils import _pytree
+
+        placeholders = [n.name for n in module.graph.nodes if n.op == "placeholder"]
+        (result,) = (n for n in module.graph.nodes if n.op == "output")
+
+        def flatten(*inputs: Any, **named: Any) -> list[Any]:
+            return _pytree.tree_leaves((inputs, {key: named[key] for key in keys if key in named}))
+
+        return _Source(module, dict(zip(placeholders, self.roles, strict=True)), list(result.args[0]), unflatten, flatten)
+
+
+def _differentiated(forward: Callable[[Sequence[Any]], Tensor], leaves: _Leaves, keys: tuple[str, ...], mode: str, prefix: str) -> _Source:
+    """Loss and gradients of all parameters that take part, as one recorded program."""
+    learned = [i for i, t in enumerate(leaves.tensors) if isinstance(t, nn.Parameter) and t.requires_grad]
     given: list[str] = []
+    own_prefix = "module." if isinstance(leaves.model, Wrapped) else ""
 
     def step(*tensors: Any) -> list[Any]:
         own = [t.detach().requires_grad_() if i in learned else t for i, t in enumerate(tensors)]
-        scalar = fx.Interpreter(exported.graph_module).run(*(own[w] for w in where))[index]
+        scalar = forward(own)
         found = torch.autograd.grad(scalar, [own[i] for i in learned], allow_unused=True)
-        given[:] = [roles[i][1] for i, g in zip(learned, found, strict=True) if g is not None]
+        given[:] = [leaves.roles[i][1].removeprefix(own_prefix) for i, g in zip(learned, found, strict=True) if g is not None]
         return [scalar, *(g for g in found if g is not None)]
 
-    with fx.traceback.preserve_node_meta(), torch.autograd.detect_anomaly(check_nan=False):
-        module = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
-        if any(_writes(node) for node in module.graph.nodes):
-            module = make_fx(torch.func.functionalize(fx.Interpreter(module).run), tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
-    module.graph.eliminate_dead_code()
-    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    (result,) = (n for n in module.graph.nodes if n.op == "output")
-    outputs = list(result.args[0])
-    ahead = _ancestors(outputs[:1])
-    behind = frozenset(n.name for n in module.graph.nodes if n.op == "call_function" and n not in ahead)
-    _inherit(module, behind)
-    prefix = "module." if isinstance(model, Wrapped) else ""
-    names_given = [name.removeprefix(prefix) for name in given]
+    with torch.enable_grad(), torch.autograd.detect_anomaly(check_nan=False):
+        module = _record(step, leaves.tensors, mode)
 
     def unflatten(answers: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return answers[0], dict(zip(names_given, answers[1:], strict=True))
+        return answers[0], dict(zip(given, answers[1:], strict=True))
 
-    def flatten(*inputs: Any, **named: Any) -> list[Any]:
-        return _pytree.tree_leaves((inputs, {key: named[key] for key in kwargs if key in named}))
+    source = leaves.source(module, unflatten, keys)
+    ahead = _ancestors(source.outputs[:1])
+    source.backward = frozenset(n.name for n in module.graph.nodes if n.op == "call_function" and n not in ahead)
+    source.prefix = prefix
+    _inherit(module, source.backward)
+    return source
 
-    return _Source(module, dict(zip((n.name for n in placeholders), roles, strict=True)), outputs, unflatten, flatten, behind)
+
+def _record(step: Callable[..., list[Any]], tensors: Sequence[Any], mode: str) -> fx.GraphModule:
+    """Every operation below autograd that `step` calls, without writes in place."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def asked(*args: Any) -> list[Any]:
+        with _Answering():
+            return step(*args)
+
+    with _quiet(), fx.traceback.preserve_node_meta():
+        module = make_fx(asked if mode == "real" else step, tracing_mode=mode, _allow_non_fake_inputs=True, record_module_stack=mode == "real")(*tensors)
+        if any(_writes(node) for node in module.graph.nodes):
+            module = make_fx(torch.func.functionalize(fx.Interpreter(module).run), tracing_mode=mode, _allow_non_fake_inputs=True)(*tensors)
+    module.graph.eliminate_dead_code()
+    return module
+
+
+class _Answering(TorchDispatchMode):
+    """Inside, a program that asks for a value (`if mask.all()`) is told it, unrecorded."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            with _disable_current_modes():
+                return func(*args)
+        return func(*args, **(kwargs or {}))
 
 
 def _key(tensor: Tensor) -> Any:
@@ -274,20 +358,18 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """torch's exporter prints whole graphs when it gives up; the error that is raised says what matters."""
     import logging
     import warnings
 
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._export")]
-    levels = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 def _line(error: BaseException) -> str:
