@@ -47,7 +47,7 @@ def place(
         return
     if certificate is not None:
         raise InputError(f"{certificate} is one argument too many.", "Give one file of jobs, or: fourfold map verify certificate.json")
-    from fourfold.decisions.place.plan import plan
+    from fourfold.decisions.place.planning import plan
 
     found = plan(jobs, sites=[name.strip() for name in sites.split(",") if name.strip()] or None, intensity=intensity or None,
                  capacity=_by_site(capacity, "--capacity"), slack=slack or None, objective=objective, carbon_price=carbon_price,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fourfold.decisions.place.plan import Plan, plan
+    from fourfold.decisions.place.planning import Plan, plan
 
 __all__ = ["Plan", "plan"]
 
@@ -22,4 +22,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("fourfold.decisions.place.plan"), name)
+    return getattr(import_module("fourfold.decisions.place.planning"), name)

@@ -102,10 +102,10 @@ class Search:
         return np.flatnonzero((self.p.release < self.p.deadline[j]) & (self.p.deadline > self.p.release[j]))
 
     def improve(self, budget: Budget, largest: int = 8) -> None:
-        """Ruin and recreate until the budget ends; the cost never rises."""
-        crowded = [j for j in range(len(self.found))]
-        while crowded and budget.spend():
-            j = int(self.dice.choice(crowded))
+        """Ruin and recreate until the budget ends, or nothing has come of it for long; the cost never rises."""
+        stale = 0
+        while self.found and stale < 200 + 5 * len(self.found) and budget.spend():
+            j = int(self.dice.integers(len(self.found)))
             near = self.near(j)
             out = np.unique(np.append(self.dice.choice(near, min(len(near), int(self.dice.integers(1, largest + 1))), replace=False), j))
             before = {int(i): self.take(int(i)) for i in out}
@@ -114,7 +114,9 @@ class Search:
             if self.dice.random() < 0.5:
                 order = order[np.argsort(-self.p.kw[order] * self.p.hours[order], kind="stable")]
             done = all(self.fit(int(i)) for i in order)
-            if not done or sum(self.found[int(i)][0] for i in out) > was + 1e-12 * abs(was):
+            now = sum(self.found[int(i)][0] for i in out)
+            stale = 0 if done and now < was - 1e-9 * abs(was) else stale + 1
+            if not done or now > was + 1e-12 * abs(was):
                 for i in out:
                     if np.isfinite(self.found[int(i)][0]):
                         self.take(int(i))

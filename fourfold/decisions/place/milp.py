@@ -14,10 +14,11 @@ import numpy as np
 from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.place._local import Search
 from fourfold.decisions.place._pricing import BLOCK, FREE, bound, kinds, separate, tables
-from fourfold.decisions.place.problem import Place, Schedule
+from fourfold.decisions.place.problem import Place, Schedule, joined
 from fourfold.errors import Infeasible
 
-_RELAXED, _INTEGER, _SMALL = 300_000, 120_000, 15_000                   # columns that HiGHS gets: relaxation; branch and bound, last; first of all
+_RELAXED, _SMALL = 250_000, 2_000                                       # columns: HiGHS relaxes no more; branches at once on fewer
+_CORE, _WINDOW = 20, 80                                                 # columns a job in the first core; jobs that are planned anew together
 _ENOUGH = 1e-9
 
 
@@ -36,47 +37,87 @@ class Milp(Solver):
         if not (alone.load(problem.width, problem.intensity.shape) > problem.room).any():
             return Proposal(alone, float(cost.sum()), {"mu": mu}, "no capacity binds")
         size = variables(problem)
-        model = Model(problem) if size <= _RELAXED else None
-        if model is not None:
-            mu = model.prices(max(1.0, budget.left / 3))
+        if size > _RELAXED:
+            return self._large(problem, budget, seed)
+        model = Model(problem)
+        mu = model.prices(max(1.0, budget.left / 3))
         low, best, note = bound(problem, mu), None, ""
-        if model is not None and size <= _SMALL:
-            best, note = model.integer(budget.left / 2)
-        if best is None:
-            best = construct(problem, mu, budget, seed)
-        if model is None:
-            mu, low = ascend(problem, mu, problem.cost(best) if best else None, Budget(budget.left / 2, 200))
-        if model is not None and _SMALL < size <= _INTEGER and (best is None or problem.cost(best) - low > _ENOUGH * abs(low)):
-            found, note = model.integer(budget.left / 2)
+        if size > _SMALL:
+            best = model.core(budget.left / 3)
+            best = construct(problem, mu, budget, seed) if best is None else best
+        within = np.inf if best is None else problem.cost(best) - model.value
+        if within > _ENOUGH * abs(low):                                 # no better schedule uses a column whose reduced cost is above that
+            found, note = model.integer(budget.left / 2, within * (1 + 1e-9) + 1e-12)
             if found is not None and (best is None or problem.cost(found) < problem.cost(best)):
                 best = found
         if best is None:
-            said = "There is no schedule that" if note == "infeasible" else "No schedule was found in time that"
-            raise Infeasible(f"{said} meets every deadline within the capacities.",
-                             "Raise the capacity, the slack, the number of sites, or the budget.")
-        if not note.startswith("optimal") and problem.cost(best) - low > _ENOUGH * abs(low):
-            search = Search(problem, seed + 1, mu)
-            search.adopt(best)
-            search.improve(budget)
-            best = search.schedule()
-        return Proposal(best, low, {"mu": mu, "highs": note}, note)
+            best = construct(problem, mu, budget, seed)
+        if best is None:
+            raise _none(note == "infeasible")
+        if not note.startswith("optimal"):
+            best = polished(problem, best, low, mu, budget, seed)
+        return Proposal(best, low, {"mu": mu}, note)
+
+    def _large(self, problem: Place, budget: Budget, seed: int) -> Proposal[Schedule]:
+        """Prices by ascent, a schedule by insertion, then window after window planned anew by the integer programme."""
+        mu = _flow_prices(problem)
+        best = construct(problem, mu, Budget(budget.left / 4), seed)
+        if best is None:
+            raise _none(False)
+        mu, low = ascend(problem, mu, problem.cost(best), Budget(budget.left / 3, 200))
+        best, count = self._windows(problem, best, budget, seed)
+        return Proposal(best, low, {"mu": mu}, f"{count} windows of {_WINDOW} jobs planned anew")
+
+    def _windows(self, problem: Place, best: Schedule, budget: Budget, seed: int) -> tuple[Schedule, int]:
+        order, count = np.argsort(problem.release, kind="stable"), 0
+        while budget.spend():
+            begin = count * _WINDOW // 2 % len(order)
+            jobs = np.sort(order[begin: begin + _WINDOW])
+            rest = np.isin(best.job, jobs, invert=True)
+            others = Schedule(best.job[rest], best.site[rest], best.hour[rest])
+            part, first = problem.part(jobs, others.load(problem.width, problem.intensity.shape))
+            mine = Schedule(np.searchsorted(jobs, best.job[~rest]), best.site[~rest], best.hour[~rest] - first)
+            try:
+                found = self.solve(part, Budget(min(10.0, budget.left), 2_000), seed).answer
+            except Infeasible:                                          # none in time: `mine` stays
+                found = mine
+            if part.cost(found) < part.cost(mine):
+                moved = Schedule(jobs[found.job], found.site.astype(np.int64), found.hour.astype(np.int64) + first)
+                best = joined(others, moved)
+            count += 1
+        return best, count
+
+
+def _none(proven: bool) -> Infeasible:
+    said = "There is no schedule that" if proven else "No schedule was found in time that"
+    return Infeasible(f"{said} meets every deadline within the capacities.", "Raise the capacity, the slack, the number of sites, or the budget.")
 
 
 def construct(problem: Place, mu: np.ndarray, budget: Budget, seed: int) -> Schedule | None:
     """A valid schedule by insertion at prices mu, displacement and ruins, or None."""
     search = Search(problem, seed, mu)
     search.build()
-    search.settle(Budget(budget.left / 4, 20 * len(problem.names) + 200))
+    search.settle(Budget(budget.left / 2, 20 * len(problem.names) + 200))
     if search.homeless:
         return None
-    search.improve(Budget(budget.left / 4, 30 * len(problem.names) + 300))
+    search.improve(Budget(budget.left / 4, 10 * len(problem.names) + 300))
+    return search.schedule()
+
+
+def polished(problem: Place, best: Schedule, low: float, mu: np.ndarray, budget: Budget, seed: int) -> Schedule:
+    """`best` after ruins in what is left of the budget, unless it is proven best already."""
+    if problem.cost(best) - low <= _ENOUGH * abs(low):
+        return best
+    search = Search(problem, seed + 1, mu)
+    search.adopt(best)
+    search.improve(budget)
     return search.schedule()
 
 
 def ascend(problem: Place, mu: np.ndarray, above: float | None, budget: Budget) -> tuple[np.ndarray, float]:
     """Prices of capacity by projected subgradient steps (Polyak's length towards `above`), and the best bound seen."""
     room, limited = problem.room, np.isfinite(problem.room)
-    mu, scale = _flow_prices(problem, mu), 1.0
+    scale = 1.0
     best, low, stale = mu, -np.inf, 0
     while budget.spend():
         cost, schedule = separate(problem, mu)
@@ -98,17 +139,14 @@ def ascend(problem: Place, mu: np.ndarray, above: float | None, budget: Budget) 
     return best, low
 
 
-def _flow_prices(problem: Place, mu: np.ndarray) -> np.ndarray:
-    """Prices of the flow that lets every job pause for nothing, where widths are alike and it can be routed: a good place to start from."""
+def _flow_prices(problem: Place) -> np.ndarray:
+    """Prices of the flow that lets every job pause for nothing, where widths are alike: a good place to start from. Zeros else."""
     from fourfold.decisions.place.successive_shortest_paths import SuccessiveShortestPaths
 
     easy = problem.replace(interruptible=True, startup_kwh=0.0, checkpoint_kwh=0.0, data_gb=0.0)
     if SuccessiveShortestPaths().declines(easy):
-        return mu
-    try:
-        return SuccessiveShortestPaths().solve(easy, Budget(evaluations=2**62)).evidence["mu"]
-    except Infeasible as error:                                         # not even with pauses: then not without
-        raise error from None
+        return np.zeros(problem.intensity.shape)
+    return SuccessiveShortestPaths().solve(easy, Budget(evaluations=2**62)).evidence["mu"]   # Infeasible with pauses: then without them too
 
 
 def variables(problem: Place) -> int:
@@ -135,6 +173,7 @@ class Model:
         for j in range(len(problem.names)):
             (self._piece if kind[j] == BLOCK else self._hours)(j, bool(kind[j] > BLOCK))
         self._capacity()
+        self.value, self.reduced = 0.0, np.zeros(self.count)            # of the relaxation, once `prices` has solved it
 
     def _columns(self, cost: np.ndarray) -> np.ndarray:
         self.cost.append(np.asarray(cost, float))
@@ -250,28 +289,46 @@ class Model:
                              "Raise the capacity, the slack, or the number of sites.")
         mu = np.zeros(self.problem.intensity.size)
         if solved.status == 0:
+            self.value, self.reduced = float(solved.fun), np.where(self._whole(), solved.lower.marginals, 0.0)
             where = np.searchsorted(np.flatnonzero(above), np.arange(self.first_spot, self.height))
             mu[self.spots] = np.maximum(0.0, -solved.ineqlin.marginals[where])
         return mu.reshape(self.problem.intensity.shape)
 
-    def integer(self, seconds: float) -> tuple[Schedule | None, str]:
-        """HiGHS' best whole schedule within `seconds` (None if it found none), and what it says of it."""
+    def _whole(self) -> np.ndarray:
+        """bool [columns]: those that must be whole."""
+        whole = np.zeros(self.count, bool)
+        for _, columns, _, _, _ in self.runs:
+            whole[columns] = True
+        return whole
+
+    def core(self, seconds: float) -> Schedule | None:
+        """The best whole schedule of the columns that the relaxation finds nearly as good as its own; more of them until there is one."""
+        costs, count = np.sort(self.reduced[self._whole()]), _CORE * len(self.problem.names)
+        for _ in range(4):
+            found, _ = self.integer(seconds / 4, float(costs[min(count, len(costs) - 1)]))
+            if found is not None or count >= len(costs):
+                return found
+            count *= 2
+        return None
+
+    def integer(self, seconds: float, within: float = np.inf) -> tuple[Schedule | None, str]:
+        """HiGHS' best whole schedule of columns with a reduced cost of at most `within` (None if it found none in time), and what it says of it."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         matrix, low, high = self._matrix()
-        rules: Any = LinearConstraint(matrix, low, high)                # type: ignore[arg-type]  # arrays, whatever the stubs say
-        whole = np.zeros(self.count)
-        for _, columns, _, _, _ in self.runs:
-            whole[columns] = 1
-        solved = milp(np.concatenate(self.cost), constraints=rules, bounds=Bounds(0, 1), integrality=whole,
+        whole, used = self._whole(), np.flatnonzero(self.reduced <= within)
+        rules: Any = LinearConstraint(matrix[:, used], low, high)       # type: ignore[arg-type]  # arrays, whatever the stubs say
+        solved = milp(np.concatenate(self.cost)[used], constraints=rules, bounds=Bounds(0, 1), integrality=whole[used],
                       options={"time_limit": max(0.1, seconds), "mip_rel_gap": 0.0})
         if solved.status == 2:
             return None, "infeasible"
         if solved.x is None:
             return None, "HiGHS found no whole schedule in time"
+        chosen = np.zeros(self.count)
+        chosen[used] = solved.x
         entries = []
         for j, columns, site, start, length in self.runs:
-            for k in np.flatnonzero(solved.x[columns] > 0.5):
+            for k in np.flatnonzero(chosen[columns] > 0.5):
                 entries.append((np.full(length, j), np.full(length, site[k]), start[k] + np.arange(length)))
         found = Schedule(*(np.concatenate(part) for part in zip(*entries, strict=True)))
         said = "optimal" if solved.status == 0 else "not finished"

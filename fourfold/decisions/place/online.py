@@ -17,7 +17,7 @@ from fourfold.decisions.place._choose import planner
 from fourfold.decisions.place._forecasts import noisy, shrunk
 from fourfold.decisions.place._local import Search
 from fourfold.decisions.place._pricing import FREE, kinds
-from fourfold.decisions.place.problem import Place, Schedule
+from fourfold.decisions.place.problem import Place, Schedule, joined
 from fourfold.errors import Infeasible
 
 _UNSEEN = 400.0                                                         # g/kWh, for an hour without a forecast at a site without a past
@@ -60,7 +60,7 @@ class Online(Solver):
                     else:
                         plan = better
             due = plan.hour == now
-            done, plan = _joined(done, _part(plan, due)), _part(plan, ~due)
+            done, plan = joined(done, _part(plan, due)), _part(plan, ~due)
         return Proposal(done, note=f"{budget.spent} replans; {kept} times the reservation was kept")
 
     def _seen(self, problem: Place, now: int, seed: int) -> np.ndarray:
@@ -85,10 +85,6 @@ def _empty() -> Schedule:
 
 def _part(schedule: Schedule, chosen: np.ndarray) -> Schedule:
     return Schedule(schedule.job[chosen], schedule.site[chosen], schedule.hour[chosen])
-
-
-def _joined(first: Schedule, second: Schedule) -> Schedule:
-    return Schedule(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("job", "site", "hour")))
 
 
 def _pending(problem: Place, done: Schedule, plan: Schedule, jobs: np.ndarray, now: int) -> np.ndarray:
@@ -119,14 +115,14 @@ def _admit(problem: Place, done: Schedule, plan: Schedule, fresh: np.ndarray, no
     every = np.union1d(fresh, _pending(problem, done, plan, np.unique(plan.job), now))
     rest = _rest(problem, done, plan, every, now)
     if not len(plan):
-        return _joined(plan, _back(planner(rest).solve(rest, Budget(60.0)).answer, every, now))
+        return joined(plan, _back(planner(rest).solve(rest, Budget(60.0)).answer, every, now))
     alone = _rest(problem, done, plan, fresh, now)
     for part, jobs in ((alone, fresh), (rest, every)):
         try:
             found = planner(part).solve(part, Budget(20.0)).answer
         except Infeasible:
             continue
-        return _joined(_part(plan, ~np.isin(plan.job, jobs)), _back(found, jobs, now))
+        return joined(_part(plan, ~np.isin(plan.job, jobs)), _back(found, jobs, now))
     names = ", ".join(problem.names[j] for j in fresh[:5])
     raise Infeasible(f"In hour {now}, when {names} became known, no schedule could hold them beside what was promised.",
                      "Raise the capacity or the slack, or announce jobs earlier.")
@@ -149,4 +145,4 @@ def _replan(problem: Place, done: Schedule, plan: Schedule, jobs: np.ndarray, no
         found = search.schedule()
     if rest.violations(found) or rest.cost(found) > rest.cost(held):
         return None
-    return _joined(_part(plan, ~mine), _back(found, jobs, now))
+    return joined(_part(plan, ~mine), _back(found, jobs, now))

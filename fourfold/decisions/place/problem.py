@@ -57,6 +57,11 @@ class Schedule:
         return fresh
 
 
+def joined(first: Schedule, second: Schedule) -> Schedule:
+    """Both together."""
+    return Schedule(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("job", "site", "hour")))
+
+
 @dataclass(frozen=True)
 class Place(Problem[Schedule]):
     """Sites, hours and jobs. Arrays are broadcast: a number stands for all sites, hours or jobs.
@@ -168,6 +173,14 @@ class Place(Problem[Schedule]):
     def shape(self) -> tuple[int, int, int]:
         """(jobs, sites, hours)."""
         return len(self.names), len(self.sites), self.intensity.shape[1]
+
+    def part(self, jobs: np.ndarray, used: np.ndarray) -> tuple[Place, int]:
+        """Those jobs (indices) in the room that `used` units [R, T] leave, in the hours of their windows alone; and which hour is its hour 0."""
+        few = self.only(jobs)
+        first, last = int(few.release.min()), int(few.deadline.max())
+        hours = {name: getattr(self, name)[:, first:last] for name in SITE_FIELDS if name != "capacity"}
+        left = np.maximum(self.room - used, 0.0)[:, first:last]
+        return few.replace(**hours, capacity=left, release=few.release - first, deadline=few.deadline - first), first
 
     @property
     def room(self) -> np.ndarray:

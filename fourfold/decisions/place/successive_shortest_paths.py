@@ -42,8 +42,9 @@ class SuccessiveShortestPaths(Solver):
         p = tables(problem)
         room = np.minimum(problem.room / problem.width[0], 2.0**31).astype(np.int64)
         order = np.lexsort((problem.deadline, problem.release))
-        flat = (np.array(part, order="C") for part in (p.rate, p.kw, p.hours, p.release, p.deadline, p.allowed, room))   # one compiled form for all
-        where, mu, lam, state, reached, hit = _route(*flat, order, budget.evaluations)
+        flat: Any = [np.array(part, order="C") for part in (p.rate, p.kw, p.hours, p.release, p.deadline, p.allowed, room)]   # one compiled form
+        routed: Any = _route
+        where, mu, lam, state, reached, hit = routed(*flat, order, budget.evaluations)
         if state >= 0:
             raise Infeasible(*hall(problem, state, reached, hit))
         if state == _OUT_OF_BUDGET:
@@ -71,7 +72,7 @@ def hall(problem: Place, job: int, reached: np.ndarray, hit: np.ndarray) -> tupl
 
 
 @njit(cache=True)
-def _push(keys: np.ndarray, nodes: np.ndarray, size: int, key: float, node: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _push(keys: np.ndarray, nodes: np.ndarray, size: int, key: Any, node: int) -> tuple[np.ndarray, np.ndarray, int]:
     if size == len(keys):
         keys, nodes = np.concatenate((keys, np.empty(size))), np.concatenate((nodes, np.empty(size, np.int64)))
     i = size
@@ -178,7 +179,8 @@ def _route(fee: np.ndarray, kw: np.ndarray, hours: np.ndarray, release: np.ndarr
                             cost = base + kw[i] * rate[v] + mu[v]
                             if cost >= best or taken[held[i] + t - release[i]] or cap[v] == 0 or mark[v] == -stamp:
                                 continue
-                            cost = key if cost < key else cost
+                            if cost < key:                              # by rounding
+                                cost = key
                             if mark[v] != stamp or cost < far[v]:
                                 far[v], mark[v], mover[v] = cost, stamp, mover[node]
                                 keys, nodes, size = _push(keys, nodes, size, cost, v)
