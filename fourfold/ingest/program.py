@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+from fourfold.errors import InputError, ModelError
 from fourfold.graph import Graph
 
 
@@ -34,11 +37,14 @@ class Program(ABC):
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph and what executes it. `note` says in sentences what the capture changed or assumed."""
+    """A graph and what executes it. `note` says in sentences what the capture changed or assumed; `inputs` are those it was captured with (a tuple,
+    or a mapping by name).
+    """
 
     graph: Graph
     program: Program
     note: tuple[str, ...] = ()
+    inputs: Any = None
 
     def run(self, *inputs: Any, **named: Any) -> Any:
         """The program's answer, node by node in the graph's order; a value is dropped after its last reader."""
@@ -55,3 +61,144 @@ class Captured:
                 if left[v] <= 0:
                     values.pop(v, None)
         return program.collect(values)
+
+
+def capture(
+    model: Any,
+    inputs: Any = None,
+    *,
+    train: bool = False,
+    dims: Mapping[str, int] | None = None,
+    loss: Any = None,
+    level: Any = "ops",
+    name: str = "",
+) -> Captured:
+    """Capture whatever the user gave as a model.
+
+    `model`: a transformers folder, "package.module:factory", an nn.Module, a path to an .onnx or .pt2 file, an exported program, a JAX function with its
+    `inputs`, or "jax:package.module:factory" (called without arguments, it returns the function and a tuple of example arguments).
+    `inputs`: example inputs, whose shapes are captured. Without them a transformers model gets random ones of its configuration, and a file zeros of its
+    declared shapes. `dims` gives sizes by name: "batch", "length" and the like, a file's own dynamic dimensions, or "input.axis".
+    Raises InputError, ModelError or MissingExtra as the dialects do; a dimension without a value is refused by name.
+    """
+    given = dict(dims or {})
+    if isinstance(model, Captured):
+        return model
+    if isinstance(model, str | Path) and str(model).endswith(".onnx"):
+        from fourfold.ingest import onnx
+
+        found = onnx.capture(model, inputs, dims=given, train=train, name=name)
+        return replace(found, inputs=inputs if inputs is not None else found.inputs)
+    if isinstance(model, str) and model.startswith("jax:"):
+        from fourfold.ingest import jaxpr
+
+        function, examples = jaxpr.load(model.removeprefix("jax:"))
+        return jaxpr.capture(function, examples if inputs is None else inputs, train=train, name=name)
+    if _is_function(model):
+        from fourfold.ingest import jaxpr
+
+        return jaxpr.capture(model, inputs, train=train, name=name)
+    return _torch(model, inputs, train, given, loss, level, name)
+
+
+def _is_function(model: Any) -> bool:
+    if isinstance(model, str | Path) or not callable(model):
+        return False
+    import torch
+
+    return not isinstance(model, torch.nn.Module | torch.export.ExportedProgram)
+
+
+def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any, level: Any, name: str) -> Captured:
+    import torch
+
+    from fourfold.ingest import torch_export
+    from fourfold.ingest.model import load_model
+
+    if isinstance(model, str | Path) and str(model).endswith(".pt2"):
+        model, name = torch_export.load(model), name or Path(model).stem
+    if isinstance(model, torch.export.ExportedProgram):
+        model, inputs = torch_export.fixed(model, inputs, dims)
+        return replace(torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name), inputs=inputs)
+    if isinstance(model, torch.nn.Module) and inputs is not None:
+        return replace(torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name), inputs=inputs)
+    subject = load_model(model)
+    examples = inputs if inputs is not None else samples(subject, dims)
+    if isinstance(examples, Mapping):
+        if lacking := [n for n in subject.inputs if n not in examples]:
+            raise InputError(f"The model's input {lacking[0]!r} is missing.", f"Give {', '.join(subject.inputs)}.")
+        examples = tuple(examples[n] for n in subject.inputs)
+    title = name or (subject.folder.name if subject.folder else type(subject.module).__name__)
+    found = torch_export.capture(subject.wrap(subject.module), examples, train=train, loss=loss, level=level, name=title)
+    return replace(found, inputs=tuple(examples))
+
+
+SIZES = {"batch": 1, "length": 128, "decoder_length": 128, "samples": 16000}  # of example inputs; a model's configuration may ask for less
+
+
+def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
+    """Random inputs of a transformers model from its configuration, by `dims` (batch, length, decoder_length, image, samples, frames, or "input.axis").
+
+    Raises InputError for a dimension that the model does not have, and ModelError where a model's inputs cannot be guessed, naming them.
+    """
+    import torch
+
+    config = getattr(subject.module, "config", None)
+    shapes = {} if config is None else _shapes(config, subject.inputs, dims)
+    for key, size in dims.items():
+        if size < 1:
+            raise InputError(f"A dimension cannot be {key}={size}.", "Give a positive whole number.")
+        found = re.fullmatch(r"(.+)\.(\d+)", key)
+        if found and found.group(1) in subject.inputs:
+            shape = shapes.setdefault(found.group(1), [])
+            shape += [1] * (int(found.group(2)) + 1 - len(shape))
+            shape[int(found.group(2))] = size
+        elif key not in (*SIZES, "image", "frames") or config is None:
+            raise InputError(f"The model has no dimension {key!r}.", "Known: batch, length, decoder_length, image, samples, frames, or input.axis.")
+    if lacking := [n for n in subject.inputs if n not in shapes]:
+        raise ModelError(
+            f"the shape of the model's input {lacking[0]!r} cannot be guessed", f"Give example inputs, or --dim {lacking[0]}.0=… --dim {lacking[0]}.1=…"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = min([m.num_embeddings for m in subject.module.modules() if isinstance(m, torch.nn.Embedding)] or [1000])
+    vocabulary = getattr(_part(config, "text_config"), "vocab_size", vocabulary) if config is not None else vocabulary
+
+    def draw(name: str) -> Any:
+        if name.endswith("mask"):
+            return torch.ones(shapes[name], dtype=torch.long)
+        if name == "token_type_ids":
+            return torch.zeros(shapes[name], dtype=torch.long)
+        if name.endswith("ids"):
+            return torch.randint(0, vocabulary, shapes[name], generator=generator)
+        return torch.randn(shapes[name], generator=generator)
+
+    made = {name: draw(name) for name in subject.inputs}
+    end = getattr(_part(config, "text_config"), "eos_token_id", None) if config is not None else None
+    if "pixel_values" in made and "input_ids" in made and isinstance(end, int):
+        made["input_ids"][:, -1] = end                                 # CLIP reads its answer where the text ends
+    return made
+
+
+def _part(config: Any, name: str) -> Any:
+    return getattr(config, name, None) or config
+
+
+def _shapes(config: Any, names: tuple[str, ...], dims: Mapping[str, int]) -> dict[str, list[int]]:
+    text, vision = _part(config, "text_config"), _part(config, "vision_config")
+    size = SIZES | dict(dims)
+    longest = min([v for k in ("max_position_embeddings", "n_positions", "max_seq_len") if isinstance(v := getattr(text, k, None), int) and v > 4] or [10**9])
+    length = size["length"] if "length" in dims else min(size["length"], longest - 2)     # RoBERTa's positions begin at 2
+    image = getattr(vision, "image_size", 224)
+    side = [size["image"]] * 2 if "image" in dims else list(image) if isinstance(image, list | tuple) else [image] * 2
+    target = getattr(config, "max_target_positions", None) or 10**9
+    frames = size.get("frames", 2 * getattr(config, "max_source_positions", 1500))
+    table = {
+        "input_ids": [length], "attention_mask": [size["samples"] if "input_values" in names else length], "token_type_ids": [length],
+        "decoder_input_ids": [size["decoder_length"] if "decoder_length" in dims else min(size["decoder_length"], target, longest - 2)],
+        "pixel_values": [getattr(vision, "num_channels", 3), *side], "input_values": [size["samples"]],
+        "input_features": [getattr(config, "num_mel_bins", 80), frames], "bbox": [length, 4],
+    }  # fmt: skip
+    return {name: [size["batch"], *table[name]] for name in names if name in table}
+
+
+__all__ = ["Captured", "Program", "capture", "samples"]

@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -55,6 +55,56 @@ def capture(
         source = _inference(model, args, kwargs, level)
     source.prefix += "module." if isinstance(model, Wrapped) else ""
     return _graph(source, title)
+
+
+def load(path: str | Path) -> torch.export.ExportedProgram:
+    """A .pt2 file as torch.export.save writes it. Raises InputError where it is missing, damaged or something else."""
+    if not Path(path).is_file():
+        raise InputError(f"There is no file {path}.", "Give the path of a .pt2 file.")
+    try:
+        with _quiet():
+            return torch.export.load(path)
+    except Exception as error:
+        raise InputError(f"{path} is damaged or no exported program: {_line(error)}", f"Save it with torch.export.save of torch {torch.__version__}.") from error
+
+
+def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str, int]) -> tuple[Any, Any]:
+    """The program with all sizes fixed, and inputs of these sizes. `dims` names a size by its symbol ("s0") or as "input.axis".
+
+    Raises InputError naming the dimensions that have no value, or a name in `dims` that the program does not have.
+    """
+    from torch.utils import _pytree
+
+    names = [n for n in program.graph_signature.user_inputs if isinstance(n, str)]
+    vals = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names}
+    axes = {f"{n}.{i}": d for n, v in vals.items() if isinstance(v, Tensor) for i, d in enumerate(v.shape) if isinstance(d, torch.SymInt)}
+    symbols = sorted({str(d) for d in axes.values()})
+    if stray := sorted(set(dims) - set(axes) - set(symbols)):
+        known = f"It has: {', '.join([*symbols, *axes])}." if axes else "All its shapes are fixed."
+        raise InputError(f"The program has no dynamic dimension {stray[0]!r}.", known)
+    if inputs is None:
+        told = {str(axes[key]) if key in axes else key: size for key, size in dims.items()}
+        if lacking := [s for s in symbols if s not in told and all(c in symbols for c in [s])]:
+            where = [f"{s} ({', '.join(key for key, d in axes.items() if str(d) == s)})" for s in lacking]
+            raise InputError(f"The program has dimensions without a value: {', '.join(where)}.", "Give them: " + " ".join(f"--dim {s}=…" for s in lacking))
+        leaves = [_zeros(vals[n], told) if n in vals else None for n in names]
+        args, kwargs = _pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+        inputs = kwargs if kwargs and not args else args
+    if axes:
+        args, kwargs = _arguments(inputs)
+        with _quiet(), torch.no_grad():
+            try:
+                program = torch.export.export(program.module(), args, kwargs, strict=False)
+            except Exception as error:
+                raise InputError(f"The program does not take these sizes: {_line(error)}", "Give sizes within the ranges it was exported for.") from error
+    return program, inputs
+
+
+def _zeros(value: Any, sizes: Mapping[str, int]) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    shape = [sizes[str(d)] if isinstance(d, torch.SymInt) else int(d) for d in value.shape]
+    return torch.zeros(shape, dtype=value.dtype)
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -825,4 +875,4 @@ def counters() -> dict[Any, Callable[..., int]]:
     }
 
 
-__all__ = ["Level", "TorchProgram", "capture", "counters", "prod", "square"]
+__all__ = ["Level", "TorchProgram", "capture", "counters", "fixed", "load", "square"]
