@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fourfold import chain
 from fourfold.errors import InputError
-from fourfold.ingest.emissions import COLUMNS, audit, cpu_watts, ram_watts
+from fourfold.ingest.emissions import COLUMNS, NUMBERS, audit, cpu_watts, ram_watts
 from fourfold.report.books import append_rows
 
 REAL = Path(__file__).parent / "data" / "emissions.csv"
@@ -184,3 +184,30 @@ def test_a_missing_file_and_ragged_rows(tmp_path: Path) -> None:
     path = tmp_path / "emissions.csv"
     path.write_text(REAL.read_text() + "1,2,3\n")
     assert any("3 cells under 38 columns" in text for text in said(path)) and len(audit(path).entries) == 4
+
+
+def test_nothing_is_worked_out_from_joules_in_a_column_of_kilowatt_hours(tmp_path: Path) -> None:
+    wrong = {**rows()[0], **{name: f"{3.6e6 * float(rows()[0][name])}" for name in ("cpu_energy", "ram_energy", "energy_consumed")}}
+    found = audit(written(tmp_path / "emissions.csv", [wrong, rows()[3]]))
+    assert found.entries[0].energy is None and "do not fit" in found.entries[0].why["cpu"] and found.carbon is None
+    assert found.energy == found.entries[1].energy and "(1 of 2 rows)" in "\n".join(found.lines())
+
+
+def test_rows_of_one_processor_share_its_error(tmp_path: Path) -> None:
+    facts = {"gpu_energy": "0.001", "gpu_count": "1", "gpu_model": "1 x V100", "energy_consumed": str(float(rows()[0]["energy_consumed"]) + 0.001)}
+    many = [{**rows()[0], **facts, "run_id": str(i), "timestamp": f"2026-01-{i + 1:02d}T00:00:00"} for i in range(20)]
+    one, all_ = (audit(written(tmp_path / f"{len(kept)}.csv", kept)).energy for kept in (many[:1], many))
+    assert one and all_ and all_.bounds[1] / all_.value == pytest.approx(one.bounds[1] / one.value, rel=0.02)
+
+
+def test_times_with_offsets_overlap_where_they_do(tmp_path: Path) -> None:
+    first = {**rows()[0], "timestamp": "2026-01-01T10:00:00+02:00"}
+    same, apart = ({**first, "run_id": "other", "timestamp": text} for text in ("2026-01-01T08:00:00Z", "2026-01-01T10:00:00Z"))
+    assert any("overlaps" in text for text in said(written(tmp_path / "a.csv", [first, same])))
+    assert not said(written(tmp_path / "b.csv", [first, apart]))
+
+
+def test_decimal_commas_and_files_without_a_usable_row(tmp_path: Path) -> None:
+    comma = [{name: cell.replace(".", ",") if name in NUMBERS else cell for name, cell in row.items()} for row in rows()]
+    assert audit(written(tmp_path / "semicolons.csv", comma, ";")).to_json()["stated_j"] == pytest.approx(audit(REAL).to_json()["stated_j"])
+    assert audit(written(tmp_path / "commas.csv", comma)).lines()[0] == "None of 4 rows can be used."

@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ class Entry:
     cells: dict[str, str]
     numbers: dict[str, float]
     counts: bool = True  # False: a duplicate, or an earlier row of the same run
+    unfit: str = ""  # why nothing can be worked out from its figures
     stated: dict[str, float] = field(default_factory=dict)
     restated: dict[str, Quantity | None] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
@@ -150,6 +151,7 @@ class Audit:
     sha256: str
     entries: list[Entry]
     findings: list[Finding]
+    rows: int  # of the file, those that were left out too
 
     @property
     def counted(self) -> list[Entry]:
@@ -230,13 +232,17 @@ class Audit:
         said = []
         if self.counted:
             said.append(
-                f"{len(self.counted)} of {len(self.entries)} rows count: {math.fsum(entry.joules for entry in self.counted):.4g} J as stated."
+                f"{len(self.counted)} of {self.rows} rows count: {math.fsum(entry.joules for entry in self.counted):.4g} J as stated."
             )
+        else:
+            said.append(f"None of {self.rows} rows can be used.")
         if self.shares:
             parts = ", ".join(f"{share:.0%} {TITLES[name]}" for name, share in sorted(self.shares.items(), key=lambda pair: -pair[1]))
             said.append(f"Of the stated energy: {parts}.")
         if self.energy is not None:
-            said.append(f"Worked out anew, of the machines alone: {self.energy}.")
+            known = sum(entry.energy is not None for entry in self.counted)
+            left = f" ({known} of {len(self.counted)} rows)" if known < len(self.counted) else ""
+            said.append(f"Worked out anew, of the machines alone: {self.energy}{left}.")
         if self.carbon is not None:
             said.append(f"And with the place's intensity and its interval: {self.carbon}.")
         return said + [str(finding) for kind in _KINDS for finding in self.findings if finding.kind == kind]
@@ -306,12 +312,12 @@ def audit(path: str | Path) -> Audit:
     Raises InputError where the file cannot be read, is empty, or is not such a file.
     """
     path = Path(path)
-    data, header, rows = _read(path)
+    data, header, rows, comma = _read(path)
     findings = _Findings()
     for name, why in _MISSED.items():
         if name not in header:
             findings.note(name, f"the column {name} is missing: {why}.")
-    entries = [entry for line, cells in rows if (entry := _entry(line, header, cells, findings)) is not None]
+    entries = [entry for line, cells in rows if (entry := _entry(line, header, cells, comma, findings)) is not None]
     for entry in entries:
         _check(entry, findings)
     _repeated(entries, findings)
@@ -322,13 +328,14 @@ def audit(path: str | Path) -> Audit:
     _constant(entries, findings)
     if entries:
         _about(entries, header, findings)
-    return Audit(path, hashlib.sha256(data).hexdigest(), entries, sorted(findings, key=lambda one: (_KINDS.index(one.kind), one.line)))
+    return Audit(path, hashlib.sha256(data).hexdigest(), entries, sorted(findings, key=lambda one: (_KINDS.index(one.kind), one.line)), len(rows))
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[bytes, list[str], list[tuple[int, list[str]]]]:
+def _read(path: Path) -> tuple[bytes, list[str], list[tuple[int, list[str]]], bool]:
+    """The file, its header, its rows with their lines, and whether commas may be decimal points."""
     try:
         data = path.read_bytes()
         text = data.decode("utf-8-sig")
@@ -353,11 +360,11 @@ def _read(path: Path) -> tuple[bytes, list[str], list[tuple[int, list[str]]]]:
     doubled = [name for name in header if name and header.count(name) > 1]
     if doubled:
         raise InputError(f"{path} has the column {doubled[0]} twice.", "Rename or drop one of them.")
-    return data, header, rows
+    return data, header, rows, delimiter != ","
 
 
-def _entry(line: int, header: list[str], cells: list[str], findings: _Findings) -> Entry | None:
-    """The row, or None where its figures cannot be used."""
+def _entry(line: int, header: list[str], cells: list[str], comma: bool, findings: _Findings) -> Entry | None:
+    """The row, or None where its figures cannot be used. `comma`: 0,5 is a half."""
     if len(cells) != len(header):
         findings.fault(line, "", f"{len(cells)} cells under {len(header)} columns: the row is left out.")
         return None
@@ -370,7 +377,7 @@ def _entry(line: int, header: list[str], cells: list[str], findings: _Findings) 
             continue
         vital = name in ("duration", "energy_consumed", *ENERGIES.values())
         try:
-            value = float(text)
+            value = float(text.replace(",", ".") if comma and text.count(",") == 1 and "." not in text else text)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
@@ -409,6 +416,7 @@ def _check(entry: Entry, findings: _Findings) -> None:
     if watts > 0 and whole > 0:
         ratio = whole / seconds / watts
         if ratio > 30 or ratio < 1 / 30:
+            entry.unfit = f"energy, duration and power do not fit: {_factor(ratio)}"
             say(
                 "fault",
                 "energy_consumed",
@@ -422,6 +430,7 @@ def _check(entry: Entry, findings: _Findings) -> None:
                 "means of samples, not means over time.",
             )
     elif whole / seconds > 1e6:
+        entry.unfit = "energy and duration do not fit: not kWh, or not seconds"
         say("fault", "energy_consumed", f"energy / duration is {whole / seconds:.3g} W, which no computer draws: not kWh, or not seconds.")
     if "pue" in numbers and numbers["pue"] < 1:
         say("fault", "pue", f"a PUE of {numbers['pue']:g} cannot be: a hall uses at least what its machines use. 1 is used below.")
@@ -496,11 +505,13 @@ def _overlaps(entries: list[Entry], findings: _Findings) -> None:
     for entry in entries:
         text = entry.cells.get("timestamp", "")
         try:
-            end = datetime.fromisoformat(text).replace(tzinfo=None)
+            end = datetime.fromisoformat(text)
         except ValueError:
             if text:
                 findings.warn(entry.line, "timestamp", f"{text!r} is no time.")
             continue
+        if end.tzinfo is not None:
+            end = end.astimezone(UTC).replace(tzinfo=None)
         if entry.mode == "machine":
             spans.append((end - timedelta(seconds=min(entry.numbers["duration"], 1e9)), end, entry))
     spans.sort(key=lambda span: span[0])
@@ -618,6 +629,9 @@ def _short(figure: Quantity | None) -> str:
 
 def _restate(entry: Entry) -> None:
     """Joules of the machines and gCO2e, by stated models with intervals, from what the row tells."""
+    if entry.unfit:
+        entry.restated, entry.why = dict.fromkeys(ENERGIES), dict.fromkeys(ENERGIES, entry.unfit)
+        return
     seconds = Quantity(entry.numbers["duration"], "s", "measured")
     entry.restated = {"cpu": _cpu(entry, seconds), "memory": _memory(entry, seconds), "gpu": _gpu(entry)}
     known = [part for part in entry.restated.values() if part is not None]
@@ -664,7 +678,8 @@ def _cpu(entry: Entry, seconds: Quantity) -> Quantity | None:
         return None
     if guessed:
         return row.busy * Quantity(joules / _UNKNOWN_THREAD, "s", "modelled", method=f"CPU seconds, if a thread was {_UNKNOWN_THREAD:g} W")
-    return Quantity(joules, "J", "modelled", 0.6 * joules, 1.4 * joules, method="TDP × load as stated, ± 40 %", source=f"CPU in line {entry.line}")
+    shared = f"power of {entry.cells.get('cpu_model') or 'the CPU'}"  # one error for all rows: it does not average out
+    return Quantity(joules, "J", "modelled", 0.6 * joules, 1.4 * joules, method="TDP × load as stated, ± 40 %", source=shared)
 
 
 def _memory(entry: Entry, seconds: Quantity) -> Quantity | None:
@@ -698,7 +713,7 @@ def _gpu(entry: Entry) -> Quantity | None:
         "modelled",
         0.7 * joules,
         1.3 * joules,
-        source=f"GPU in line {entry.line}",
+        source=f"power of {entry.cells.get('gpu_model') or 'the GPU'}",
         method="as the file states it (NVML), ± 30 %: the counter samples a part of the time on some GPUs",
     )
 
