@@ -42,6 +42,7 @@ _Z90 = 1.6448536269514722                                              # half-wi
 _WIDE = 0.5                                                            # log-sd from which a sum is drawn, not linearised
 _DRAWS = 4096
 _HOLDS = 0.05                                                          # a grade counts where its sources hold more than this share of the variance
+_ROUNDING = 2e-15                                                       # of the terms of a sum: less than this is what rounding leaves
 _EXACT = ("measured", "counted")                                       # without an interval these are exact; the others only left it out
 
 
@@ -354,16 +355,17 @@ def _sum(terms: Sequence[Quantity], sign: float) -> Quantity:
     parts = [first, *(part.to(first.unit) for part in terms[1:])]
     signs = [1.0] + [sign] * (len(parts) - 1)
     value = math.fsum(s * part.value for s, part in zip(signs, parts, strict=True))
+    whole = math.fsum(abs(part.value) for part in parts)
+    value = value if abs(value) > _ROUNDING * whole else 0.0            # what is left of two equal figures is no figure
     absolute: dict[str, float] = {}
     for s, part in zip(signs, parts, strict=True):
         for name, size in _absolute(part).items():
             absolute[name] = absolute.get(name, 0.0) + s * size
     spread = math.sqrt(sum(size * size for size in absolute.values()))
-    size = math.fsum(abs(part.value) for part in parts)
     plain: dict[str, float] = {}
     for part in parts:
         for grade, held in part.__dict__["_plain"].items():
-            plain[grade] = plain.get(grade, 0.0) + (held * abs(part.value) / size if size else held / len(parts))
+            plain[grade] = plain.get(grade, 0.0) + (held * abs(part.value) / whole if whole else held / len(parts))
     errors = {name: amount / value for name, amount in absolute.items()} if value else {}
     ends: tuple[float, float] | None = None
     if not (value > 2 * spread or (sign > 0 and min(part.value for part in parts) > 0)):   # else log space is right: the figure is surely positive

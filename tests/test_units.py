@@ -265,3 +265,9 @@ def test_numpy_numbers_scale_a_quantity() -> None:
     assert (np.float64(2) * Quantity(3, "J", "measured")).value == 6 == (Quantity(3, "J", "measured") * np.int64(2)).value
     with pytest.raises(InputError):
         np.ones(3) + Quantity(3, "J", "measured")
+
+
+def test_what_rounding_leaves_of_equal_figures_is_nothing() -> None:
+    tenth = Quantity(0.1, "kWh", "modelled", 0.09, 0.11, source="a")
+    left = (tenth * 3.0 - tenth - tenth) - tenth                         # 2.8e-17 in floating point
+    assert left.value == 0.0 and abs(left.bounds[1]) < 1e-15 and (tenth + tenth * 1e-9 - tenth).value == pytest.approx(1e-10)
