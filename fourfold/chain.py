@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fourfold.errors import ArtefactError, FourfoldError, InputError
+from fourfold.errors import ArtefactError, FourfoldError, InputError, unwritable
 
 try:
     import fcntl
@@ -28,7 +28,6 @@ except ImportError:                                                    # not on 
 
 GENESIS = "0" * 64                                                     # `prev_hash` of the first row
 OURS = ("n", "id", "prev_hash", "hash", "torn")                         # keys that `append` writes; `torn`: the cut-off line dropped before it
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
 _STALE = 60.0                                                          # s after which a lock file is left over from a process that died
 _BLOCK = 1 << 16
@@ -347,10 +346,7 @@ def _write(handle: int, data: bytes, size: int, path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> FourfoldError:
-    if error.errno in _FULL:
-        return FourfoldError(f"The disk is full: a row could not be added to {path}. The rows before it are whole.",
-                             "Make room and run the command again.")
-    return InputError(f"Cannot write to {path}: {error.strerror}.", "Name a file in a folder that you may write to.")
+    return unwritable(path, error, "a row", "The rows before it are whole.")
 
 
 def _flush_folder(folder: Path) -> None:

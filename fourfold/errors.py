@@ -5,6 +5,9 @@ The command line prints `str(error)` in at most two lines and exits with `error.
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class FourfoldError(ValueError):
     """Base of every error that is the user's to mend. `mend` is one sentence saying how."""
@@ -51,3 +54,16 @@ class Missing(FourfoldError):
     """A figure that was asked for and cannot be had now, such as from a service that does not answer. Says why."""
 
     exit_code = 3
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def unwritable(path: str | Path, error: OSError, what: str, kept: str = "") -> FourfoldError:
+    """Why `what` could not be written to `path`: a full disk, exit code 1, or a place that cannot be written to. `kept`: what is still whole."""
+    if error.errno not in _FULL:
+        return InputError(f"Cannot write to {path}: {error.strerror}.", "Name a file in a folder that you may write to.")
+    full = FourfoldError(f"The disk is full: {what} could not be written to {path}.{kept and ' '}{kept}",
+                         "Make room and run the command again.")
+    full.exit_code = 1
+    return full

@@ -223,3 +223,13 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and "interrupted" in err
+
+
+def test_a_meter_that_cannot_write_tells_in_two_lines_and_keeps_the_figures(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "fourfold", "meter", "--ledger", "file/l.jsonl", "--out", "file/use.json", "--", "sh", "-c", "exit {}"]
+    for code, expected in ((0, 2), (7, 7)):
+        done = subprocess.run([*command[:-1], f"exit {code}"], capture_output=True, text=True, cwd=tmp_path, check=False,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == expected and "RuntimeWarning" not in done.stderr and "total" in done.stderr
+        assert "warning: the run" in done.stderr and "error: Cannot write to file/use.json" in done.stderr and "not foreseen" not in done.stderr

@@ -485,7 +485,8 @@ class _Layout:
         try:
             value = float(word)
         except ValueError:
-            raise InputError(f"{self.name}, line {line}: {word!r} of {title} is not a number.", "Leave a missing hour empty.") from None
+            raise InputError(f"{self.name}, line {line}: {word!r} of {title} is not a number.",
+                             "Write it bare, with a decimal point, and its unit in the header; leave a missing hour empty.") from None
         if math.isinf(value):
             raise InputError(f"{self.name}, line {line}: {word!r} of {title} is not an intensity.", "Leave a missing hour empty.")
         if value < 0:

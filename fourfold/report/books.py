@@ -13,7 +13,7 @@ from typing import Any
 from fourfold import chain
 from fourfold.cost import embodied as made
 from fourfold.cost.sci import Sci, operational, sci
-from fourfold.errors import ArtefactError, FourfoldError, Infeasible, InputError
+from fourfold.errors import ArtefactError, FourfoldError, Infeasible, InputError, unwritable
 from fourfold.ledger import Ledger
 from fourfold.units import Quantity, Share, total
 
@@ -402,7 +402,7 @@ def export(book: Book, path: Path) -> int:
             writer.writeheader()
             writer.writerows(flat)
     except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror}.", "Name a file in a folder that you may write to.") from None
+        raise unwritable(path, error, "the table") from None
     return len(flat)
 
 

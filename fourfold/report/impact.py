@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.cost.sci import Sci
-from fourfold.errors import InputError
+from fourfold.errors import unwritable
 from fourfold.report.books import Owing
 
 _MULTIPLY, _SUM = "Multiply", "Sum"
@@ -74,7 +74,7 @@ def write(data: Mapping[str, Any], path: Path) -> None:
     try:
         path.write_text("\n".join(_yaml(data)) + "\n", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror}.", "Name a file in a folder that you may write to.") from None
+        raise unwritable(path, error, "the manifest") from None
 
 
 def _yaml(data: Any, depth: int = 0) -> list[str]:
