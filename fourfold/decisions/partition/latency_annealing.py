@@ -15,7 +15,7 @@ from fourfold.decisions.partition._groups import Groups
 from fourfold.decisions.partition._network import Network, chain, latency
 from fourfold.decisions.partition.problem import Latency, Split
 
-_ROUND = 40_000
+_ROUND = 10_000
 
 
 class LatencyAnnealing(Solver):
@@ -33,7 +33,7 @@ class LatencyAnnealing(Solver):
         bound, rounds, length = problem.bound(), 0, _ROUND
         while not budget.exhausted and value > bound * (1 + 1e-9) and net.pool:
             origin = best if rounds % 3 else pool[(rounds // 3) % len(pool)][0]
-            heat = value * (0.03, 0.003, 0.01)[rounds % 3]
+            heat = value * (0.2, 0.01, 0.04, 0.003)[rounds % 4]
             tries, step, state = int(min(length, budget.evaluations - budget.spent)), 4_000, origin.copy()
             for first in range(0, tries, step):
                 size = min(step, tries - first)
@@ -45,7 +45,7 @@ class LatencyAnnealing(Solver):
                 if not budget.spend(size):
                     break
             rounds += 1
-            length = min(length * 5 // 4, 20 * _ROUND)
+            length = min(length * 3 // 2, 80 * _ROUND)
         return Proposal(split(problem, net, best), note=f"{rounds} rounds")
 
 
@@ -126,15 +126,26 @@ def _anneal(block, tries, seed, hot, cold, pool, parts, of, member_ptr, member, 
                                 mark[h] = t
                                 moved[n] = h
                                 n += 1
+        gone = n                                                        # moved[:gone] go from a to b, moved[gone:n] come back
+        if kind >= 0.55 and np.random.random() < 0.4:
+            for _ in range(8):
+                h = np.random.randint(many)
+                if block[h] == b:
+                    moved[n] = h
+                    n += 1
+                    break
         extra, able = 0.0, True
         for i in range(n):
-            extra += size[moved[i]]
-            if not np.isfinite(fast[moved[i]] if b < pool else slow[moved[i]]):
+            to = b if i < gone else a
+            extra += size[moved[i]] if i < gone else -size[moved[i]]
+            if not np.isfinite(fast[moved[i]] if to < pool else slow[moved[i]]):
                 able = False
-        if not able or (b < pool and a // parts != b // parts and held[b // parts] + extra > limit):
+        if a // parts != b // parts:
+            able &= (b >= pool or held[b // parts] + extra <= limit) and (a >= pool or held[a // parts] - extra <= limit)
+        if not able:
             continue
         for i in range(n):
-            block[moved[i]] = b
+            block[moved[i]] = b if i < gone else a
         after_cost = latency(block, pool, parts, of, member_ptr, member, after_ptr, after, before_ptr, before, accelerator, core, cost)
         if after_cost <= now or np.random.random() < np.exp((now - after_cost) / temperature):
             now = after_cost
@@ -145,5 +156,5 @@ def _anneal(block, tries, seed, hot, cold, pool, parts, of, member_ptr, member, 
                 best[:] = block
         else:
             for i in range(n):
-                block[moved[i]] = a
+                block[moved[i]] = a if i < gone else b
     return best, value

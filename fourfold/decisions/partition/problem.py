@@ -226,10 +226,10 @@ def heaviest(workload: Workload) -> float:
     return float(np.minimum(here, np.bincount(w.color, w.core) if w.cores else np.inf).max(initial=0.0))
 
 
-def invented(seed: int) -> Workload:
-    """A small random workload: 4 to 14 nodes, 1 to 3 accelerators, a core that takes everything; classes, backward nodes and unsupported ones at times."""
+def invented(seed: int, most: int = 14) -> Workload:
+    """A small random workload: 4 to `most` nodes, 1 to 3 accelerators, a core that takes everything; at times a class, or a node for the core alone."""
     rng = np.random.default_rng(seed)
-    count = int(rng.integers(4, 15))
+    count = int(rng.integers(4, most + 1))
     pairs = [(u, v) for v in range(1, count) for u in range(v) if rng.random() < 1.8 / v]
     ends = np.array(pairs, np.int32).reshape(-1, 2)
     fast = np.round(rng.exponential(3.0, count), 3)
