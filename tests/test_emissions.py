@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fourfold import chain
 from fourfold.errors import InputError
-from fourfold.ingest.emissions import COLUMNS, NUMBERS, audit, cpu_watts, ram_watts
+from fourfold.ingest.codecarbon import cpu_watts, ram_watts
+from fourfold.ingest.emissions import COLUMNS, NUMBERS, audit
 from fourfold.report.books import append_rows
 
 REAL = Path(__file__).parent / "data" / "emissions.csv"
