@@ -200,8 +200,10 @@ class Journal:
                 raise InputError(f"Cannot write {path}: {error.strerror}.", "Name a folder that you may write to.") from error
             if self._file >= 0 and hasattr(self, "_end"):
                 os.ftruncate(self._file, self._end)
-            raise FourfoldError(f"The disk is full: {size:,} bytes for {path.name} did not fit in {self.folder}.",
-                                "Free some space and run the same command again; every finished step is kept.") from error
+            full = FourfoldError(f"The disk is full: {size:,} bytes for {path.name} did not fit in {self.folder}.",
+                                 "Free some space and run the same command again; every finished step is kept.")
+            full.exit_code = 1
+            raise full from error
 
     # The lock: the holder's process id and start time, so that a dead holder is recognised even when its id is used again.
     def _take_lock(self) -> None:
