@@ -2,8 +2,9 @@
 
     python benchmarks/partition.py FOLDER [--seconds 60] [--seed 0] [--only gnmt] [--json benchmarks/results/partition.json]
 
-FOLDER is a copy of https://github.com/msr-fiddle/dnn-partitioning (or a part of it: throughput-inputs, latency-inputs, human-experts), files unchanged.
-Throughput is asked twice: any split, and contiguous ones. A technique that fails or declines says why; kernels are compiled before the clock starts.
+FOLDER is a copy of https://github.com/msr-fiddle/dnn-partitioning (or a part of it: throughput-inputs, latency-inputs, human-experts), files
+unchanged. Throughput is asked twice: any split, and contiguous ones. A technique that fails or declines says why; kernels are compiled before the
+clock starts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fourfold.errors import FourfoldError
 from fourfold.ingest.placement import read_placement, read_split
 from fourfold.techniques import technique, techniques
 
-# Figures of the suite's own programs and of its paper's setting, as measured by us with g++ -O2: best contiguous DP, PipeDream, local search of two restarts.
+# Figures of the suite's own programs, built with g++ -O2 and run by us: best contiguous DP, PipeDream, local search of two restarts, greedy fill.
 PUBLISHED = {
     "throughput-inputs/LayerGraphs/gnmt_inference": {"pipedream": 33.03, "local search": 31.97, "expert": 46.21},
     "throughput-inputs/LayerGraphs/gnmt_training": {"pipedream": 294.90, "local search": 91.90, "expert": 137.15},
@@ -61,7 +62,8 @@ def rows(folder: Path, seconds: float, seed: int, only: str) -> list[dict[str, A
         base = problem.baseline()
         head = {"workload": workload, "question": question, "unit": problem.unit, "published": PUBLISHED.get(workload, {})}
         cost = None if problem.violations(base) else problem.cost(base)
-        found.append(head | {"technique": "baseline", "cost": cost, "bound": problem.bound(), "seconds": 0.0, "note": "impossible: memory" if cost is None else ""})
+        note = "impossible: memory" if cost is None else ""
+        found.append(head | {"technique": "baseline", "cost": cost, "bound": problem.bound(), "seconds": 0.0, "note": note})
         for name in names:
             if technique(name).answers != problem.question:
                 continue

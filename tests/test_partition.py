@@ -30,7 +30,8 @@ from fourfold.errors import InputError
 from fourfold.ingest.placement import Workload, read_placement, read_split
 
 SUITE = Path(os.environ.get("FOURFOLD_PLACEMENT_SUITE", Path(__file__).parents[2] / "shared" / "data" / "place"))
-needs_suite = pytest.mark.skipif(not SUITE.is_dir(), reason="the placement suite is not here; point FOURFOLD_PLACEMENT_SUITE at a copy of msr-fiddle/dnn-partitioning")
+needs_suite = pytest.mark.skipif(not SUITE.is_dir(), reason="the placement suite is not here; point FOURFOLD_PLACEMENT_SUITE at a copy of "
+                                                            "msr-fiddle/dnn-partitioning")
 
 
 def tiny(seed: int) -> Workload:
@@ -82,7 +83,8 @@ def test_a_plain_file(tmp_path: Path) -> None:
     ({"edges": [{"sourceId": 7, "destId": 7, "cost": 1}]}, "to itself"), ({"edges": [{"sourceId": 7, "destId": 3}]}, "needs sourceId, destId, cost"),
     ({"edges": [{"sourceId": a, "destId": b, "cost": 1} for a, b in ((7, 3), (3, 9), (9, 7))]}, "have a cycle: .*7 .a..*"),
     ({"nodes": [{"id": 1, "cpuLatency": 1, "size": 1}], "edges": []}, "has no 'fpgaLatency'"),
-    ({"nodes": [*PLAIN["nodes"], PLAIN["nodes"][0]]}, "share the id 7"), ({"nodes": [PLAIN["nodes"][0] | {"size": "big"}], "edges": []}, "size is 'big'"),
+    ({"nodes": [*PLAIN["nodes"], PLAIN["nodes"][0]]}, "share the id 7"),
+    ({"nodes": [PLAIN["nodes"][0] | {"size": "big"}], "edges": []}, "size is 'big'"),
     ({"maxCPUs": 0, "maxSizePerFPGA": 55}, "needs 5 bytes more"), ({"maxCPUs": 0, "maxFPGAs": 0}, "neither accelerators nor cores"),
     ({"maxCPUs": 0, "nodes": [PLAIN["nodes"][0] | {"supportedOnFpga": 0}], "edges": []}, "cannot run on an accelerator"),
 ])
@@ -102,8 +104,8 @@ def test_not_json_and_not_there(tmp_path: Path) -> None:
 def test_a_split_must_name_each_node_once(tmp_path: Path) -> None:
     w = read_placement(written(tmp_path))
     path = tmp_path / "split.json"
-    for fpgas, said in (([[7], [3, 9]], ""), ([[7], [3]], "forgets 1 nodes"), ([[7, 3, 9], [3]], "on two machines"), ([[7, 3, 9, 1]], "which net has not"),
-                        ([[7], [3], [9]], "uses 3 fpgas")):
+    for fpgas, said in (([[7], [3, 9]], ""), ([[7], [3]], "forgets 1 nodes"), ([[7, 3, 9], [3]], "on two machines"),
+                        ([[7, 3, 9, 1]], "which net has not"), ([[7], [3], [9]], "uses 3 fpgas")):
         path.write_text(json.dumps({"fpgas": [{"nodes": nodes} for nodes in fpgas], "cpus": [{"nodes": []}], "maxLoad": -1}))
         if said:
             with pytest.raises(InputError, match=said):
@@ -244,13 +246,15 @@ def test_the_experts_splits_have_their_published_loads(name: str, load: float) -
 @needs_suite
 def test_every_file_loads_with_the_sizes_and_bounds_of_its_description() -> None:
     want = {"throughput-inputs/LayerGraphs/gnmt_inference": (96, 122, 29.93), "throughput-inputs/LayerGraphs/gnmt_training": (192, 244, 85.32),
-            "throughput-inputs/OperatorGraphs/bert_l-6_inference": (418, 448, 25.45), "throughput-inputs/OperatorGraphs/bert_l-6_training": (1071, 1462, 63.39),
+            "throughput-inputs/OperatorGraphs/bert_l-6_inference": (418, 448, 25.45),
+            "throughput-inputs/OperatorGraphs/bert_l-6_training": (1071, 1462, 63.39),
             "throughput-inputs/OperatorGraphs/bert_l-12_inference": (783, 843, 106.36),
             "throughput-inputs/OperatorGraphs/bert_L-12_training": (2012, 2751, 313.02)}
     for name, (nodes, edges, bound) in want.items():
         w = read_placement(SUITE / f"{name}.json")
         assert (len(w), len(w.source)) == (nodes, edges) and MaxLoad(w).bound() == pytest.approx(bound, abs=0.006)
-    for name, core in (("LayerGraphs/gnmt_inference", 1824.4), ("OperatorGraphs/bert_l-6_inference", 1724.8), ("OperatorGraphs/bert_l-12_inference", 14016.8)):
+    for name, core in (("LayerGraphs/gnmt_inference", 1824.4), ("OperatorGraphs/bert_l-6_inference", 1724.8),
+                       ("OperatorGraphs/bert_l-12_inference", 14016.8)):
         problem = Latency(read_placement(SUITE / f"latency-inputs/{name}.json"))
         assert problem.cost(problem.baseline()) == pytest.approx(core, abs=0.06)
 

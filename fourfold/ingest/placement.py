@@ -4,8 +4,9 @@
 |---|---|
 | maxFPGAs, maxCPUs, maxSizePerFPGA | accelerators, CPU cores, bytes that one accelerator holds (cores have no limit) |
 | nodes[].id, cpuLatency, fpgaLatency, size | unique whole number; time on a core and on an accelerator; bytes on an accelerator |
-| nodes[].supportedOnFpga, isBackwardNode, colorClass, name | true or 1: may run on an accelerator (default true); backward pass (default false); nodes of one class share a device; for messages |
-| edges[].sourceId, destId, cost | data dependence; time to move the *source's output* between an accelerator and the host, alike on all out-edges of a node |
+| nodes[].supportedOnFpga, isBackwardNode | true or 1: it may run on an accelerator (default true), it is of the backward pass (default false) |
+| nodes[].colorClass, name | nodes of one class share a device (default: a class of its own); for messages |
+| edges[].sourceId, destId, cost | data dependence; time to move the *source's output* between an accelerator and the host, alike on all its out-edges |
 
 The files name no unit of time; the edges' bytes over cost are 2 GiB/s if it is a millisecond, except in the suite's `throughput-inputs/LayerGraphs`,
 whose transfers are a thousand times cheaper. Figures published for the suite use the files as they are, and so do we.
@@ -103,16 +104,18 @@ def read_placement(path: str | Path) -> Workload:
     source, target, cost, notes = _edges(path, edges, index)
     colors: dict[Any, int] = {}
     color = np.array([colors.setdefault(row["color"], len(colors)) for row in rows], np.int32)
-    workload = Workload(path.stem, accelerators, cores, limit, ids, *(np.array([row[key] for row in rows], float) for key in _NODE[1:]), source, target,
-                        cost, *(np.array([row[key] for row in rows], bool) for key in ("supported", "backward")), color,
+    core, accelerator, size = (np.array([row[key] for row in rows], float) for key in _NODE[1:])
+    supported, backward = (np.array([row[key] for row in rows], bool) for key in ("supported", "backward"))
+    workload = Workload(path.stem, accelerators, cores, limit, ids, core, accelerator, size, source, target, cost, supported, backward, color,
                         tuple(row["name"] for row in rows), notes)
     _fits(path, workload)
     return workload
 
 
 def read_split(path: str | Path, workload: Workload) -> np.ndarray:
-    """The machine of each node, i2[N], from a split of the suite: {"fpgas": [{"nodes": [id, …]}, …], "cpus": […]}; accelerators are 0 … k-1, cores from k
-    on. Loads and maxLoad in the file are ignored (the suite's hold placeholders). Raises InputError for unknown, repeated or forgotten nodes.
+    """The machine of each node, i2[N], from a split of the suite: {"fpgas": [{"nodes": [id, …]}, …], "cpus": […]}; accelerators are 0 … k-1, cores
+    from k on. Loads and maxLoad in the file are ignored (the suite's hold placeholders). Raises InputError for unknown, repeated or forgotten
+    nodes.
     """
     path = Path(path)
     data = _json(path)
@@ -127,7 +130,8 @@ def read_split(path: str | Path, workload: Workload) -> np.ndarray:
         for m, part in enumerate(parts):
             for node in part["nodes"]:
                 if node not in index:
-                    raise InputError(f"{path.name}: {key}[{m}] holds node {node!r}, which {workload.name} has not.", "Use the split of this workload.")
+                    raise InputError(f"{path.name}: {key}[{m}] holds node {node!r}, which {workload.name} has not.",
+                                     "Use the split of this workload.")
                 if machine[index[node]] >= 0:
                     raise InputError(f"{path.name}: node {node} is on two machines.", "Name each node once.")
                 machine[index[node]] = first + m
@@ -197,9 +201,10 @@ def _fits(path: Path, workload: Workload) -> None:
     for c in np.flatnonzero(~able | (size > workload.limit)):
         node = workload.called(int(np.flatnonzero(workload.color == c)[0]))
         if not able[c]:
-            raise InputError(f"{path.name}: node {node} or its class cannot run on an accelerator, and there is no core.", "Give maxCPUs of at least 1.")
-        raise InputError(f"{path.name}: the class of node {node} needs {size[c] - workload.limit:,.0f} bytes more than the {workload.limit:,.0f} of an "
-                         "accelerator, and there is no core.", "Raise maxSizePerFPGA or maxCPUs.")
+            raise InputError(f"{path.name}: node {node} or its class cannot run on an accelerator, and there is no core.",
+                             "Give maxCPUs of at least 1.")
+        raise InputError(f"{path.name}: the class of node {node} needs {size[c] - workload.limit:,.0f} bytes more than the {workload.limit:,.0f} of "
+                         "an accelerator, and there is no core.", "Raise maxSizePerFPGA or maxCPUs.")
 
 
 def _number(what: str, value: Any) -> float:

@@ -1,7 +1,7 @@
 """A workload as groups and nets: what the solvers' kernels read. Shared by the techniques of this folder.
 
-A group is what stays together: a class, and with `acyclic` the strongly connected components that classes close. A net is a node's output: the groups of
-the node and of its readers; it costs each accelerator that holds some of them but not all (border(S) of problem.py is a hypergraph cut).
+A group is what stays together: a class, and with `acyclic` the strongly connected components that classes close. A net is a node's output: the
+groups of the node and of its readers; it costs each accelerator that holds some of them but not all (border(S) of problem.py is a hypergraph cut).
 """
 
 from __future__ import annotations
@@ -90,6 +90,17 @@ class Groups:
                 if waits[h] == 0:
                     ready.append(h)
         return np.array(done, np.int64)
+
+    def breadth_first(self) -> np.ndarray:
+        """The topological order that takes groups first come, first served (Kahn 1962)."""
+        waits = np.diff(self.before_ptr)
+        order = [int(g) for g in np.flatnonzero(waits == 0)]
+        for g in order:
+            for h in self.after[self.after_ptr[g]: self.after_ptr[g + 1]].tolist():
+                waits[h] -= 1
+                if waits[h] == 0:
+                    order.append(h)
+        return np.array(order, np.int64)
 
     def late(self) -> np.ndarray:
         """As `order`, but from the end: a group comes just before what reads it, so that weights do not come first."""

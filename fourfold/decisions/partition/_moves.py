@@ -131,9 +131,11 @@ def _anneal(machine, tries, seed, hot, cold, scale, fast, slow, size, net_ptr, n
         if not fits:
             continue
         for i in range(n):
-            move(moved[i], b if whence[i] == a else a, machine, count, load, held, fast, slow, size, net_ptr, net_cost, own_ptr, own_net, accelerators)
+            to = b if whence[i] == a else a
+            move(moved[i], to, machine, count, load, held, fast, slow, size, net_ptr, net_cost, own_ptr, own_net, accelerators)
         after = _energy(load, scale)
-        if (b < accelerators and held[b] > limit) or (a < accelerators and held[a] > limit) or \
+        full = (b < accelerators and held[b] > limit) or (a < accelerators and held[a] > limit)
+        if full or \
                 (after > energy and np.random.random() >= np.exp((energy - after) / temperature)):
             for i in range(n - 1, -1, -1):
                 move(moved[i], whence[i], machine, count, load, held, fast, slow, size, net_ptr, net_cost, own_ptr, own_net, accelerators)

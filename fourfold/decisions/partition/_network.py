@@ -135,7 +135,8 @@ def latency(block, pool, parts, of, member_ptr, member, after_ptr, after, before
 
 @njit(cache=True)
 def chain(order, fast, slow, size, net_ptr, net_cost, own_ptr, own_net, devices, limit):  # type: ignore[no-untyped-def]
-    """Block of each group (`devices` = the pool) that ends a topological order soonest if its stages, on accelerators or the pool, ran one after the other."""
+    """Block of each group (`devices` = the pool) that ends a topological order soonest if its stages, on accelerators or the pool, ran one after
+    the other."""
     many = len(order)
     end = np.full((many + 1, devices + 1), np.inf)
     back = np.full((many + 1, devices + 1), -1, np.int64)

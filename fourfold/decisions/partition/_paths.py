@@ -1,10 +1,10 @@
 """A bound of latency from one path through the network, and stages of a topological order for latency. Shared by this folder.
 
-Take any path p_0 → p_1 → …. A device is visited once by it (no path leaves a subgraph and returns), so the path falls into segments, each on a core or on one
-of k · parts subgraphs. A subgraph that holds p_i … p_j but neither p_{i-1} nor p_{j+1}
-    holds all nodes on any path from p_i to p_j (its closure, with classes),
-    holds no ancestor of p_{i-1} and no descendant of p_{j+1}, so it pays the outputs that cross there,
-    and for a free-standing source read by the closure either holds its bytes or pays its output: the cheapest choice is at least a fractional knapsack.
+Take any path p_0 → p_1 → …. A device is visited once by it (no path leaves a subgraph and returns), so the path falls into segments, each on a core
+or on one of k · parts subgraphs. A subgraph that holds p_i … p_j but neither p_{i-1} nor p_{j+1}
+    holds all nodes on any path from p_i to p_j (its closure, with classes), holds no ancestor of p_{i-1} and no descendant of p_{j+1}, so it pays
+    the outputs that cross there, and for a free-standing source read by the closure either holds its bytes or pays its output: the cheapest choice
+    is at least a fractional knapsack.
 Segments end one after the other, so the cheapest segmentation, a dynamic programme, is no more than the latency of any valid answer.
 """
 

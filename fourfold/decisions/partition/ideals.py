@@ -58,13 +58,13 @@ def _search(g: Groups, up_ptr: np.ndarray, up_group: np.ndarray, up_ideal: np.nd
     dp[0, 0, 0] = 0.0
     seen = np.full(many, -1, np.int32)
     both = np.isfinite(g.fast) & (g.slow > 0)
-    ratio = float((g.fast[both] / g.slow[both]).max(initial=0.0)) if g.cores else 0.0   # accelerator time that a core can take off per unit of its own
+    ratio = float((g.fast[both] / g.slow[both]).max(initial=0.0)) if g.cores else 0.0   # accelerator time saved by a core's unit of time
     here, there = (np.where(np.isfinite(time), time, 0.0) for time in (g.fast, g.slow))
     stuck = np.stack([np.isinf(g.fast), np.isinf(g.slow)], 1).astype(np.int64)
     for first in range(0, many, _CHUNK):
         last = min(many, first + _CHUNK)
-        _relax(first, last, up_ptr, up_group, up_ideal, compute, dp, back, seen, value, ratio, here, there, stuck, g.size, g.net_ptr, g.net_cost, g.own_ptr,
-               g.own_net, g.accelerators, g.cores, g.limit)
+        _relax(first, last, up_ptr, up_group, up_ideal, compute, dp, back, seen, value, ratio, here, there, stuck, g.size, g.net_ptr, g.net_cost,
+               g.own_ptr, g.own_net, g.accelerators, g.cores, g.limit)
         budget.spend(last - first)
         if budget.exhausted and last < many:
             return None, False
@@ -86,7 +86,7 @@ def _search(g: Groups, up_ptr: np.ndarray, up_group: np.ndarray, up_ideal: np.nd
 def _members(up_ptr: np.ndarray, up_group: np.ndarray, up_ideal: np.ndarray, count: int):  # type: ignore[no-untyped-def]
     """A function from an ideal to its groups, bool[G]."""
     lower = np.repeat(np.arange(len(up_ptr) - 1), np.diff(up_ptr))
-    down = {int(i): (int(l), int(v)) for i, l, v in zip(up_ideal, lower, up_group, strict=True)}
+    down = {int(i): (int(j), int(v)) for i, j, v in zip(up_ideal, lower, up_group, strict=True)}
 
     def member(ideal: int) -> np.ndarray:
         found = np.zeros(count, bool)

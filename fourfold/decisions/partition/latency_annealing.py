@@ -1,8 +1,9 @@
 """Latency by annealing: a group moves alone, or with all that follows or precedes it on its device, so that subgraphs stay contiguous.
 
 It starts from the best of stages along topological orders and of all on the cores, and evaluates the split exactly in numba (a few microseconds a
-hundred nodes); worse splits are kept with probability exp(-Δ/temperature) (Kirkpatrick et al. 1983), ones that wait for ever or hold too much never. The
-baseline that the notes of Tarnawski et al. (2020) start from, all on the cores, is always among the starts, so the answer is never worse.
+hundred nodes); worse splits are kept with probability exp(-Δ/temperature) (Kirkpatrick et al. 1983), ones that wait for ever or hold too much
+never. The baseline that the notes of Tarnawski et al. (2020) start from, all on the cores, is always among the starts, so the answer is never
+worse.
 """
 
 from __future__ import annotations

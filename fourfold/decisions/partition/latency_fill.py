@@ -24,9 +24,9 @@ class LatencyFill(Solver):
     def solve(self, problem: Latency, budget: Budget, seed: int = 0) -> Proposal[Split]:
         g = Groups.of_workload(problem.workload, acyclic=True)
         machine, at, held = np.zeros(len(g), np.int64), 0, 0.0
-        for group in g.order().tolist():
+        for group in g.breadth_first().tolist():
             budget.spend()
-            if not np.isfinite(g.fast[group]):                          # a core takes it, and the accelerator so far ends here: nothing may return to it
+            if not np.isfinite(g.fast[group]):                          # a core takes it; nothing may return to the accelerator so far
                 machine[group], at, held = g.accelerators, at + (held > 0), 0.0
                 continue
             if held + g.size[group] > g.limit:
@@ -34,5 +34,6 @@ class LatencyFill(Solver):
             machine[group] = min(at, g.accelerators)
             held += g.size[group]
         if np.isinf(g.slow[machine == g.accelerators]).any():
-            raise Infeasible("Filled in topological order, the accelerators do not hold all nodes, and there is no core.", "Choose another technique.")
+            raise Infeasible("Filled in topological order, the accelerators do not hold all nodes, and there is no core.",
+                             "Choose another technique.")
         return Proposal(Split(machine[g.of].astype(np.int16)))

@@ -1,9 +1,9 @@
 """Annealing over single groups, swaps and grown regions, any subset of nodes on any device (non-contiguous), loads kept up to date in numba.
 
-A state costs Σ_m (load_m / T)^8 with T the bound: a smooth stand-in for the greatest load. A move takes one group, exchanges two, or grows a region from a
-seed over shared outputs and hands it to another machine, so that a border can shift past a dear tensor in one step; it is kept with
-probability exp(-Δ/temperature) (Kirkpatrick et al. 1983). Rounds double in length; every other one starts from the best seen, large
-neighbourhoods in the sense of Shaw (1998). It starts from stages along topological orders.
+A state costs Σ_m (load_m / T)^8 with T the bound: a smooth stand-in for the greatest load. A move takes one group, exchanges two, or grows a region
+from a seed over shared outputs and hands it to another machine, so that a border can shift past a dear tensor in one step; it is kept with
+probability exp(-Δ/temperature) (Kirkpatrick et al. 1983). Rounds double in length; every other one starts from the best seen, large neighbourhoods
+in the sense of Shaw (1998). It starts from stages along topological orders.
 """
 
 from __future__ import annotations

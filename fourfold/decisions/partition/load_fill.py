@@ -35,5 +35,6 @@ class LoadFill(Solver):
                 continue
             machine[group], held, load = at, held + g.size[group], load + g.fast[group]
         if np.isinf(g.slow[machine >= g.accelerators]).any():
-            raise Infeasible("Filled in topological order, the accelerators do not hold all nodes, and there is no core.", "Choose another technique.")
+            raise Infeasible("Filled in topological order, the accelerators do not hold all nodes, and there is no core.",
+                             "Choose another technique.")
         return Proposal(Split(machine[g.of].astype(np.int16)))

@@ -1,4 +1,5 @@
-"""The local search that Tarnawski et al. (2020) compare with: from a random split, the best move of one node at a time, until none helps; ten restarts.
+"""The local search that Tarnawski et al. (2020) compare with: from a random split, the best move of one node at a time, until none helps; ten
+restarts.
 
 A move is judged by the greatest load, then by the sum of squares of the loads (so that a machine that is not the fullest may also be relieved).
 """

@@ -1,7 +1,8 @@
 """PipeDream's partition (Narayanan et al. 2019): cut one linear order of the layers into stages, a stage an accelerator, by dynamic programming.
 
-A(j, m) = min over i < j of max(A(i, m-1), load of layers i+1 … j), without its replication of stages. The order is the breadth-first topological one, so on
-operator graphs, where tensors of many branches are alive at once, it has hardly a cheap place to cut. Cores are used only where an accelerator will not do.
+A(j, m) = min over i < j of max(A(i, m-1), load of layers i+1 … j), without its replication of stages. The order is the breadth-first topological
+one, so on operator graphs, where tensors of many branches are alive at once, it has hardly a cheap place to cut. Cores are used only where an
+accelerator will not do.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Pipedream(Solver):
 
     def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> Proposal[Split]:
         groups = Groups.of_workload(problem.workload, acyclic=True)
-        order = breadth_first(groups)
+        order = groups.breadth_first()
         budget.spend()
         value, machine = cut(replace(groups, cores=0), order)
         if not np.isfinite(value):
@@ -35,15 +36,3 @@ class Pipedream(Solver):
         if not np.isfinite(value):
             raise Infeasible("The breadth-first order has no cut into stages that fit the accelerators.", "Try ideals, which looks at more cuts.")
         return Proposal(Split(machine[groups.of].astype(np.int16)))
-
-
-def breadth_first(groups: Groups) -> np.ndarray:
-    """The topological order that takes groups first come, first served (Kahn 1962)."""
-    waits = np.diff(groups.before_ptr)
-    order = [int(g) for g in np.flatnonzero(waits == 0)]
-    for g in order:
-        for h in groups.after[groups.after_ptr[g]: groups.after_ptr[g + 1]].tolist():
-            waits[h] -= 1
-            if waits[h] == 0:
-                order.append(h)
-    return np.array(order, np.int64)

@@ -1,12 +1,12 @@
 """The two questions of Tarnawski et al. (2020) on a workload of their suite, and what makes an answer valid. Written without looking at any solver.
 
-cost(u) is the time to move u's output between an accelerator and the host; border(S) = Σ cost(u) over every u with at least one edge that crosses the
-border of S, in or out, each once.
-    MaxLoad    a core: Σ core time of its nodes; an accelerator with nodes S: Σ accelerator time + border(S). The greatest of these is the time per sample
-               of a full pipeline. `contiguous`: no path leaves an accelerator and returns, forward and backward nodes judged separately.
-    Latency    all cores are one pool of unlimited width: a node there ends its own time after its last predecessor. An accelerator runs up to `parts`
-               subgraphs one after the other; each starts when all its inputs from outside have ended (and its previous part has), and all
-               its nodes end together after Σ accelerator time + border(S). The last end counts.
+cost(u) is the time to move u's output between an accelerator and the host; border(S) = Σ cost(u) over every u with at least one edge that crosses
+the border of S, in or out, each once.
+    MaxLoad    a core: Σ core time of its nodes; an accelerator with nodes S: Σ accelerator time + border(S). The greatest of these is the time per
+               sample of a full pipeline. `contiguous`: no path leaves an accelerator and returns, forward and backward nodes judged separately.
+    Latency    all cores are one pool of unlimited width: a node there ends its own time after its last predecessor. An accelerator runs up to
+               `parts` subgraphs one after the other; each starts when all its inputs from outside have ended (and its previous part has), and
+               all its nodes end together after Σ accelerator time + border(S). The last end counts.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ class Latency(Problem[Split]):
         w = self.workload
         broken = _common(w, answer.machine, w.accelerators + (w.cores > 0))
         if not broken and ((answer.part < 0) | (answer.part >= self.parts)).any():
-            broken.append(f"node {w.called(int(np.flatnonzero((answer.part < 0) | (answer.part >= self.parts))[0]))} is in a part that is not 0 … {self.parts - 1}")
+            off = int(np.flatnonzero((answer.part < 0) | (answer.part >= self.parts))[0])
+            broken.append(f"node {w.called(off)} is in part {answer.part[off]}; there are 0 … {self.parts - 1}")
         if not broken:
             blocks, _ = self.blocks(answer)
             for block in np.unique(blocks[answer.machine < w.accelerators]):
@@ -190,8 +191,8 @@ def longest(workload: Workload, time: np.ndarray) -> float:
 
 
 def average(workload: Workload) -> float:
-    """The least T at which k accelerators and the cores have time for all nodes that may be shared out in fractions: the node with the greatest ratio of
-    accelerator to core time goes to the cores first.
+    """The least T at which k accelerators and the cores have time for all nodes that may be shared out in fractions: the node with the greatest
+    ratio of accelerator to core time goes to the cores first.
     """
     w = workload
     if not w.cores:
@@ -207,7 +208,7 @@ def average(workload: Workload) -> float:
     done = np.concatenate([[0.0], np.cumsum(slow)])                     # on the cores: the first i in that order; on accelerators: the rest
     rest = np.concatenate([[0.0], np.cumsum(fast[::-1])])[::-1]
     best = np.inf
-    for i in range(len(order) + 1):                                     # on each segment one line falls and the other rises: the optimum is a corner or a crossing
+    for i in range(len(order) + 1):                                     # one line falls, one rises: the optimum is a corner or a crossing
         if must[i:].any():
             continue
         best = min(best, max(done[i] / w.cores, rest[i] / w.accelerators))
@@ -227,7 +228,8 @@ def heaviest(workload: Workload) -> float:
 
 
 def invented(seed: int, most: int = 14) -> Workload:
-    """A small random workload: 4 to `most` nodes, 1 to 3 accelerators, a core that takes everything; at times a class, or a node for the core alone."""
+    """A small random workload: 4 to `most` nodes, 1 to 3 accelerators, a core that takes everything; at times a class, or a node for the core
+    alone."""
     rng = np.random.default_rng(seed)
     count = int(rng.integers(4, most + 1))
     pairs = [(u, v) for v in range(1, count) for u in range(v) if rng.random() < 1.8 / v]
@@ -266,7 +268,8 @@ def _common(w: Workload, machine: np.ndarray, machines: int) -> list[str]:
     first = np.full(w.color.max(initial=0) + 1, -1)
     first[w.color[::-1]] = np.arange(len(w))[::-1]
     for v in np.flatnonzero(machine != machine[first[w.color]]):
-        broken.append(f"nodes {w.called(int(first[w.color[v]]))} and {w.called(int(v))} are of one class but on machines {machine[first[w.color[v]]]} and {machine[v]}")
+        mate = int(first[w.color[v]])
+        broken.append(f"nodes {w.called(mate)} and {w.called(int(v))} are of one class but on machines {machine[mate]} and {machine[v]}")
     for v in np.flatnonzero((machine < w.accelerators) & ~w.supported):
         broken.append(f"node {w.called(int(v))} cannot run on accelerator {machine[v]}")
     held = np.bincount(machine, w.size, machines)

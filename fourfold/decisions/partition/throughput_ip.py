@@ -1,8 +1,8 @@
 """The integer programme for throughput of Tarnawski et al. (2020), solved by CP-SAT (Perron et al. 2023), with a proven bound.
 
-x[g, m]: group g on machine m. cut[h, m] ≥ x[u, m] - x[v, m] and ≥ x[v, m] - x[u, m] for the output h of u and its readers v. Load of m ≤ T; minimise T.
-Contiguous: for each accelerator and phase z[v] ≤ z[u], x[v] ≤ z[v] ≤ x[v] - x[u] + 1 on edges u → v. Times are counted in whole units of T/10^5, rounded
-down, so that the optimum is a bound. It starts from stages along topological orders and a short annealing.
+x[g, m]: group g on machine m. cut[h, m] ≥ x[u, m] - x[v, m] and ≥ x[v, m] - x[u, m] for the output h of u and its readers v. Load of m ≤ T;
+minimise T. Contiguous: for each accelerator and phase z[v] ≤ z[u], x[v] ≤ z[v] ≤ x[v] - x[u] + 1 on edges u → v. Times are counted in whole units
+of T/10^5, rounded down, so that the optimum is a bound. It starts from stages along topological orders and a short annealing.
 """
 
 from __future__ import annotations
