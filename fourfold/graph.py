@@ -27,11 +27,11 @@ from fourfold.errors import InputError
 SCHEMA = 1
 FORMAT = "fourfold graph"
 
-OPAQUE, ELEMENTWISE, REDUCTION, CONTRACTION, VIEW, GATHER = range(6)   # Graph.fusion
+OPAQUE, ELEMENTWISE, REDUCTION, CONTRACTION, VIEW, GATHER = range(6)  # Graph.fusion
 FUSION = ("opaque", "elementwise", "reduction", "contraction", "view", "gather")
-FORWARD, BACKWARD, OPTIMISER = range(3)                                # Graph.phase
+FORWARD, BACKWARD, OPTIMISER = range(3)  # Graph.phase
 PHASES = ("forward", "backward", "optimiser")
-INTERMEDIATE, INPUT, PARAMETER, CONSTANT = range(4)                    # Graph.role
+INTERMEDIATE, INPUT, PARAMETER, CONSTANT = range(4)  # Graph.role
 ROLES = ("intermediate", "input", "parameter", "constant")
 
 # bits per element, under torch's names; ONNX and numpy spell most of them alike
@@ -43,7 +43,8 @@ BITS = {
 }  # fmt: skip
 
 _DTYPES: dict[str, type[np.generic]] = {
-    "kind": np.int16, "flops": np.float64, "steps": np.float64, "reads": np.int64, "writes": np.int64, "params": np.int64, "fusion": np.int8, "phase": np.int8,
+    "kind": np.int16, "flops": np.float64, "steps": np.float64, "reads": np.int64, "writes": np.int64, "params": np.int64,
+    "fusion": np.int8, "phase": np.int8,
     "colocation": np.int32, "layer": np.int32, "producer": np.int32, "size": np.int64, "shape_ptr": np.int32, "shape": np.int64, "role": np.int8,
     "outputs": np.int32, "alias": np.int32, "in_ptr": np.int32, "in_val": np.int32, "out_ptr": np.int32, "out_val": np.int32,
     "use_ptr": np.int32, "use_node": np.int32,
@@ -119,7 +120,7 @@ class Graph:
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
-            array = np.array(getattr(self, name), dtype=dtype)         # a copy: nobody else can write to it
+            array = np.array(getattr(self, name), dtype=dtype)  # a copy: nobody else can write to it
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         for name in _TEXTS:
@@ -241,7 +242,7 @@ class Graph:
         """i4[N] nodes on the longest path that ends in each node, itself included."""
         depth = [1] * len(self)
         src, dst, _ = self.edges()
-        for s, d in zip(src.tolist(), dst.tolist(), strict=True):      # by dst, and every src is done before
+        for s, d in zip(src.tolist(), dst.tolist(), strict=True):  # by dst, and every src is done before
             if depth[s] >= depth[d]:
                 depth[d] = depth[s] + 1
         return np.array(depth, dtype=np.int32)
@@ -477,7 +478,7 @@ class Builder:
             params = 0 if fusion == VIEW else sum(min(size[v], size[root[v]]) for v in inputs if role[root[v]] == PARAMETER)
             params = params if reads is None else min(params, reads)
         if reads is None:
-            reads = 0 if fusion == VIEW else sum(min(size[v], size[root[v]]) for v in inputs)     # an expanded view is no longer than its root
+            reads = 0 if fusion == VIEW else sum(min(size[v], size[root[v]]) for v in inputs)  # an expanded view is no longer than its root
         if writes is None:
             writes = 0 if fusion == VIEW else sum(size[v] for v in made if root[v] == v)
         if not known:
@@ -497,6 +498,14 @@ class Builder:
     def size_of(self, value: int) -> int:
         """Bytes of a value so far."""
         return self._value["size"][value]
+
+    def spec_of(self, value: int) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of a value so far."""
+        return self._value["shapes"][value], self._value["dtype"][value]
+
+    def phases(self, phases: Sequence[int]) -> None:
+        """Set the phase of every node, where it is only known at the end."""
+        self._node["phase"] = list(phases)
 
     def build(self) -> Graph:
         """The finished graph. Raises InputError with the first broken rule where it is not sound."""
@@ -543,4 +552,3 @@ def _csr(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.i
     pointer = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=pointer[1:]) if rows else None
     return pointer, np.array([entry for row in rows for entry in row], dtype=np.int64)
-

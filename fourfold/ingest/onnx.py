@@ -1,4 +1,4 @@
-"""An .onnx file → Graph: weights folded, dynamic dimensions given values, shapes inferred; executed node by node through ONNX Runtime or onnx's reference.
+"""An .onnx file → Graph: weights folded, dynamic dimensions given values, shapes inferred; executed node by node by ONNX Runtime or onnx's reference.
 
 A node whose inputs are all known before the run (initialisers, Constant, ConstantOfShape) is no operation of the program but a weight of it.
 """
@@ -16,7 +16,7 @@ from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, 
 from fourfold.ingest import ops
 from fourfold.ingest.program import Captured, Program
 
-OLDEST = 7                                                             # before it, broadcasting and batch normalisation mean something else
+OLDEST = 7  # before it, broadcasting and batch normalisation mean something else
 _STANDARD = ("", "ai.onnx")
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
 
@@ -26,15 +26,16 @@ CLASSES: dict[str, int] = (
         FusedGemm FusedConv MatMulNBits MultiHeadAttention""".split(), CONTRACTION)
     | dict.fromkeys(
         """ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare ArgMax ArgMin Softmax
-        LogSoftmax Hardmax LayerNormalization GroupNormalization InstanceNormalization RMSNormalization MeanVarianceNormalization LpNormalization
-        MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool LRN CumSum SimplifiedLayerNormalization SkipLayerNormalization
-        SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss""".split(), REDUCTION)
+        LogSoftmax Hardmax LayerNormalization GroupNormalization InstanceNormalization RMSNormalization MeanVarianceNormalization
+        LpNormalization MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool LRN CumSum SimplifiedLayerNormalization
+        SkipLayerNormalization SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss""".split(), REDUCTION)
     | dict.fromkeys(
-        """Abs Acos Acosh Add And Asin Asinh Atan Atanh BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu
-        Clip Concat ConstantOfShape Cos Cosh DepthToSpace DequantizeLinear Div DynamicQuantizeLinear Elu Equal Erf Exp Expand EyeLike Floor Gelu Greater
-        GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pad Pow QuantizeLinear
-        Range Reciprocal Relu Resize ReverseSequence Round Selu Shrink Sigmoid Sign Sin Sinh Slice Softplus Softsign SpaceToDepth Split Sqrt Sub Sum Swish
-        Tan Tanh ThresholdedRelu Tile Transpose Trilu Upsample Where Xor BiasGelu FastGelu QuickGelu CenterCropPad RotaryEmbedding""".split(),
+        """Abs Acos Acosh Add And Asin Asinh Atan Atanh BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil
+        Celu Clip Concat ConstantOfShape Cos Cosh DepthToSpace DequantizeLinear Div DynamicQuantizeLinear Elu Equal Erf Exp Expand EyeLike Floor
+        Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu
+        Pad Pow QuantizeLinear Range Reciprocal Relu Resize ReverseSequence Round Selu Shrink Sigmoid Sign Sin Sinh Slice Softplus Softsign
+        SpaceToDepth Split Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Tile Transpose Trilu Upsample Where Xor BiasGelu FastGelu QuickGelu
+        CenterCropPad RotaryEmbedding""".split(),
         ELEMENTWISE)
     | dict.fromkeys("Reshape Flatten Squeeze Unsqueeze Identity Dropout Optional OptionalGetElement".split(), VIEW)
     | dict.fromkeys("Gather GatherElements GatherND Compress".split(), GATHER)
@@ -44,20 +45,21 @@ CLASSES: dict[str, int] = (
 )  # fmt: skip
 _STEPS = {
     "Softmax": 5, "LogSoftmax": 5, "LayerNormalization": 8, "GroupNormalization": 8, "InstanceNormalization": 8, "RMSNormalization": 5,
-    "MeanVarianceNormalization": 6, "BatchNormalization": 2, "Gelu": 5, "Sigmoid": 4, "Swish": 5, "HardSwish": 5, "HardSigmoid": 4, "Softplus": 4, "Mish": 6,
+    "MeanVarianceNormalization": 6, "BatchNormalization": 2, "Gelu": 5, "Sigmoid": 4, "Swish": 5, "HardSwish": 5, "HardSigmoid": 4, "Softplus": 4,
+    "Mish": 6,
     "Elu": 4, "Selu": 5, "ReduceL2": 2, "ReduceSumSquare": 2, "ReduceLogSumExp": 4,
 }  # fmt: skip
 _MOVES = frozenset(
-    "Cast CastLike Concat ConstantOfShape DepthToSpace Expand EyeLike Pad Slice SpaceToDepth Split Tile Transpose Trilu Shape Size Scatter ScatterElements "
-    "ScatterND OneHot ReverseSequence CenterCropPad NonZero Unique".split()
+    "Cast CastLike Concat ConstantOfShape DepthToSpace Expand EyeLike Pad Slice SpaceToDepth Split Tile Transpose Trilu Shape Size Scatter "
+    "ScatterElements ScatterND OneHot ReverseSequence CenterCropPad NonZero Unique".split()
 )
 
 
 def capture(
     path: str | Path, inputs: Any = None, *, dims: Mapping[str, int] | None = None, train: bool = False, name: str = "", check: bool = True
 ) -> Captured:
-    """Capture an ONNX file. `dims` gives dynamic dimensions values, by their name ("batch") or as "input.axis"; shapes of `inputs` (a mapping by name,
-    or a sequence) do so too.
+    """Capture an ONNX file. `dims` gives dynamic dimensions values, by their name ("batch") or as "input.axis"; shapes of `inputs` (a mapping by
+    name, or a sequence) do so too.
 
     Raises InputError where the file is missing, malformed, cyclic, of an opset that the installed onnx does not know, lacks its external weights, or
     has a dimension without a value; MissingExtra without onnx.
@@ -165,14 +167,18 @@ def _nbytes(onnx: Any, tensor: Any) -> int:
 
 
 def _order(file: Path, model: Any) -> None:
-    """Sort the nodes topologically in place; ONNX asks for it, some writers forget. Raises InputError where a value is made twice, by nobody, or by itself."""
+    """Sort the nodes topologically in place; ONNX asks for it, some writers forget. Raises InputError where a value is made twice, by nobody or by
+    itself.
+    """
     graph = model.graph
     given = {i.name for i in graph.input} | {i.name for i in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
     maker: dict[str, int] = {}
     for index, node in enumerate(graph.node):
         for out in node.output:
             if out and (out in maker or out in given):
-                raise InputError(f"{file}: the value {out!r} is made twice (by node {_title(node, index)}).", "Every value has one producer; export it again.")
+                raise InputError(
+                    f"{file}: the value {out!r} is made twice (by node {_title(node, index)}).", "Every value has one producer; export it again."
+                )
             if out:
                 maker[out] = index
     src, dst = [], []
@@ -308,7 +314,7 @@ def _spec(onnx: Any, info: Any) -> _Spec | None:
 def _inferred(onnx: Any, file: Path, model: Any) -> dict[str, _Spec]:
     bare = type(model).FromString(model.SerializeToString())
     del bare.graph.value_info[:]
-    for out in bare.graph.output:                                      # what a file claims of its outputs may hold names of dimensions
+    for out in bare.graph.output:  # what a file claims of its outputs may hold names of dimensions
         if out.type.HasField("tensor_type"):
             out.type.tensor_type.ClearField("shape")
     try:
@@ -329,7 +335,7 @@ class _Build:
         self.version = next((o.version for o in model.opset_import if o.domain in _STANDARD), onnx.defs.onnx_opset_version())
         self.spec = _inferred(onnx, file, model)
         self.initial = {t.name: t for t in model.graph.initializer}
-        self.folded: dict[str, Any] = {}                               # value name → node that makes it before the run
+        self.folded: dict[str, Any] = {}  # value name → node that makes it before the run
         self.value: dict[str, int] = {}
         self.bound: dict[int, str] = {}
         self.steps: list[tuple[Any, list[str]]] = []
@@ -475,7 +481,7 @@ def _flops(op: str, attributes: Mapping[str, Any], shapes: Sequence[ops.Shape], 
             return ops.recurrent(shapes[0], shapes[0][-1], int(attributes.get("hidden_size", shapes[2][-1])), gates, shapes[1][0])
         case "Attention" if len(shapes[0]) == 4:
             return ops.attention(shapes[0], shapes[1], shapes[2])
-        case "Attention":                                              # [batch, length, heads × width]
+        case "Attention":  # [batch, length, heads × width]
             heads, own = int(attributes["q_num_heads"]), int(attributes["kv_num_heads"])
             (b, length, width), (_, span, _), (_, _, deep) = shapes[:3]
             return ops.attention((b, heads, length, width // heads), (b, own, span, width // heads), (b, own, span, deep // own))
@@ -555,7 +561,11 @@ class OnnxProgram(Program):
         helper = self.onnx.helper
         used = {name for n in nodes for name in n.input}
         graph = helper.make_graph(
-            nodes, "folded", [], [helper.make_empty_tensor_value_info(name) for name in made], [t for t in self.model.graph.initializer if t.name in used]
+            nodes,
+            "folded",
+            [],
+            [helper.make_empty_tensor_value_info(name) for name in made],
+            [t for t in self.model.graph.initializer if t.name in used],
         )
         model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         self.onnx.external_data_helper.load_external_data_for_model(model, str(self.file.parent))

@@ -1,8 +1,8 @@
 """What an operation is to a cost model: its flops from shapes alone, its fusion class, its scalar steps per element. No framework is needed here.
 
-Flops are those of contractions, a multiply-add counting two, exactly as torch's FlopCounterMode counts (torch/utils/flop_counter.py, torch 2.13): padding
-is not subtracted, a bias is not added, a causal mask saves nothing. All other arithmetic is `steps`: per element of the larger of input and output, each
-add, multiply, compare or transcendental counting one, as XLA's cost analysis counts (a stated convention, not a measurement).
+Flops are those of contractions, a multiply-add counting two, exactly as torch's FlopCounterMode counts (torch/utils/flop_counter.py, torch 2.13):
+padding is not subtracted, a bias is not added, a causal mask saves nothing. All other arithmetic is `steps`: per element of the larger of input and
+output, each add, multiply, compare or transcendental counting one (a stated convention, not a measurement).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, 
 Shape = Sequence[int]
 
 ASSUMED_STEPS = 1.0
-ASSUMPTION = "no flops, and one scalar step per element of the largest tensor that the op reads or writes"   # of unknown ops
+ASSUMPTION = "no flops, and one scalar step per element of the largest tensor that the op reads or writes"  # of unknown ops
 
 
 # --- contractions ----------------------------------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def linear(x: Shape, weight: Shape) -> int:
 
 def convolution(x: Shape, weight: Shape, out: Shape, transposed: bool = False) -> int:
     """x [n, c, ...], weight [c_out, c_in / groups, ...] (transposed: [c_in, c_out / groups, ...]), out [n, c_out, ...]."""
-    batch = x[0] if len(x) == len(weight) else 1                       # torch also takes a single sample without a batch dimension
+    batch = x[0] if len(x) == len(weight) else 1  # torch also takes a single sample without a batch dimension
     points = (x if transposed else out)[-(len(weight) - 2) :]
     return 2 * batch * prod(points) * prod(weight)
 
@@ -45,7 +45,7 @@ def convolution_backward(grad: Shape, x: Shape, weight: Shape, transposed: bool,
     """Gradients by input and by weight, where `mask` asks for them; groups are ignored in the second, as torch's counter does."""
     flops = convolution(grad, weight, x, not transposed) if mask[0] else 0
     if mask[1]:
-        big, small = (grad, x) if transposed else (x, grad)           # weight gradient: a convolution of one with the other over the batch
+        big, small = (grad, x) if transposed else (x, grad)  # weight gradient: a convolution of one with the other over the batch
         flops += 2 * big[1] * prod(weight[2:]) * small[0] * prod(small[1:])
     return flops
 
@@ -102,51 +102,56 @@ def broadcast(*shapes: Shape) -> tuple[int, ...]:
 
 # aten ops by fusion class, where torch's own tags and alias annotations do not say (they are asked second)
 ATEN: dict[str, int] = dict.fromkeys(
-    """mm addmm bmm baddbmm addbmm matmul linear mv addmv dot vdot inner outer addr ger einsum tensordot bilinear _scaled_mm _int_mm _addmm_activation
-    convolution _convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution_backward conv_tbc
-    scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward
-    _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
-    _scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward _scaled_dot_product_cudnn_attention_backward
-    lstm gru rnn_tanh rnn_relu mkldnn_rnn_layer lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell _trilinear""".split(),
+    """mm addmm bmm baddbmm addbmm matmul linear mv addmv dot vdot inner outer addr ger einsum tensordot bilinear _scaled_mm _int_mm
+    _addmm_activation convolution _convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution_backward
+    conv_tbc scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward
+    _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_attention_math _scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward
+    _scaled_dot_product_cudnn_attention_backward lstm gru rnn_tanh rnn_relu mkldnn_rnn_layer lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+    _trilinear""".split(),
     CONTRACTION,
 ) | dict.fromkeys(
-    """sum mean prod amax amin max min aminmax argmax argmin any all var std var_mean std_mean norm linalg_vector_norm logsumexp nansum count_nonzero
-    softmax _softmax log_softmax _log_softmax _safe_softmax _softmax_backward_data _log_softmax_backward_data cumsum cumprod logcumsumexp cummax cummin
-    layer_norm native_layer_norm native_layer_norm_backward group_norm native_group_norm native_group_norm_backward rms_norm _fused_rms_norm
-    _fused_rms_norm_backward instance_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional native_batch_norm_backward
-    batch_norm_backward _batch_norm_with_update_functional
-    avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_avg_pool1d
-    adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool2d_backward
-    max_pool2d_with_indices_backward _adaptive_avg_pool2d_backward cross_entropy_loss nll_loss nll_loss_forward nll_loss_backward nll_loss_nd mse_loss
-    l1_loss smooth_l1_loss kl_div binary_cross_entropy binary_cross_entropy_with_logits cosine_similarity""".split(),
+    """sum mean prod amax amin max min aminmax argmax argmin any all var std var_mean std_mean norm linalg_vector_norm logsumexp nansum
+    count_nonzero softmax _softmax log_softmax _log_softmax _safe_softmax _softmax_backward_data _log_softmax_backward_data cumsum cumprod
+    logcumsumexp cummax cummin layer_norm native_layer_norm native_layer_norm_backward group_norm native_group_norm native_group_norm_backward
+    rms_norm _fused_rms_norm _fused_rms_norm_backward instance_norm native_batch_norm _native_batch_norm_legit
+    _native_batch_norm_legit_functional native_batch_norm_backward batch_norm_backward _batch_norm_with_update_functional avg_pool1d avg_pool2d
+    avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool2d_backward
+    max_pool2d_with_indices_backward _adaptive_avg_pool2d_backward cross_entropy_loss nll_loss nll_loss_forward nll_loss_backward nll_loss_nd
+    mse_loss l1_loss smooth_l1_loss kl_div binary_cross_entropy binary_cross_entropy_with_logits cosine_similarity""".split(),
     REDUCTION,
-) | dict.fromkeys("embedding index index_select gather take take_along_dim _unsafe_index _unsafe_masked_index embedding_bag".split(), GATHER) | dict.fromkeys(
-    """add sub mul div clone copy cat stack constant_pad_nd pad roll flip repeat repeat_interleave tile full full_like zeros zeros_like ones ones_like
-    empty empty_like empty_strided new_zeros new_ones new_full new_empty new_empty_strided arange linspace eye scalar_tensor tril triu where masked_fill
-    clamp clamp_min clamp_max _to_copy to contiguous dropout native_dropout native_dropout_backward batch_norm _native_batch_norm_legit_no_training gelu
-    gelu_backward silu_backward threshold_backward tanh_backward sigmoid_backward hardtanh_backward hardswish_backward elu_backward leaky_relu_backward
-    rand rand_like randn randn_like randint bernoulli normal uniform exponential prims.convert_element_type lift_fresh_copy one_hot slice_scatter
-    select_scatter diagonal_scatter as_strided_scatter slice_backward select_backward glu prelu rrelu_with_noise_functional pixel_shuffle
-    pixel_unshuffle upsample_nearest2d upsample_bilinear2d upsample_nearest1d channel_shuffle polar complex fill""".split(),
+) | dict.fromkeys(
+    "embedding index index_select gather take take_along_dim _unsafe_index _unsafe_masked_index embedding_bag".split(), GATHER,
+) | dict.fromkeys(
+    """add sub mul div clone copy cat stack constant_pad_nd pad roll flip repeat repeat_interleave tile full full_like zeros zeros_like ones
+    ones_like empty empty_like empty_strided new_zeros new_ones new_full new_empty new_empty_strided arange linspace eye scalar_tensor tril triu
+    where masked_fill clamp clamp_min clamp_max _to_copy to contiguous dropout native_dropout native_dropout_backward batch_norm
+    _native_batch_norm_legit_no_training gelu gelu_backward silu_backward threshold_backward tanh_backward sigmoid_backward hardtanh_backward
+    hardswish_backward elu_backward leaky_relu_backward rand rand_like randn randn_like randint bernoulli normal uniform exponential
+    prims.convert_element_type lift_fresh_copy one_hot slice_scatter select_scatter diagonal_scatter as_strided_scatter slice_backward
+    select_backward glu prelu rrelu_with_noise_functional pixel_shuffle pixel_unshuffle upsample_nearest2d upsample_bilinear2d
+    upsample_nearest1d channel_shuffle polar complex fill""".split(),
     ELEMENTWISE,
 ) | dict.fromkeys(
-    """sort topk nonzero unique unique_consecutive _unique2 masked_select scatter scatter_add scatter_reduce index_put _unsafe_index_put index_add index_copy
-    masked_scatter embedding_dense_backward multinomial bucketize searchsorted histc bincount grid_sampler_2d im2col col2im _fft_r2c _fft_c2r _fft_c2c
-    _local_scalar_dense item _cdist_forward kthvalue median mode tril_indices triu_indices randperm _ctc_loss isin""".split(),
+    """sort topk nonzero unique unique_consecutive _unique2 masked_select scatter scatter_add scatter_reduce index_put _unsafe_index_put index_add
+    index_copy masked_scatter embedding_dense_backward multinomial bucketize searchsorted histc bincount grid_sampler_2d im2col col2im _fft_r2c
+    _fft_c2r _fft_c2c _local_scalar_dense item _cdist_forward kthvalue median mode tril_indices triu_indices randperm _ctc_loss isin""".split(),
     OPAQUE,
 )  # fmt: skip
 
 MOVES = frozenset(
-    """clone copy cat stack constant_pad_nd pad roll flip repeat repeat_interleave tile full full_like zeros zeros_like ones ones_like empty empty_like
-    empty_strided new_zeros new_ones new_full new_empty new_empty_strided arange eye scalar_tensor tril triu _to_copy to contiguous lift_fresh_copy
-    slice_scatter select_scatter slice_backward select_backward embedding index index_select gather take convert_element_type pixel_shuffle fill
-    _unsafe_index one_hot nonzero scatter index_put masked_select channel_shuffle""".split()
+    """clone copy cat stack constant_pad_nd pad roll flip repeat repeat_interleave tile full full_like zeros zeros_like ones ones_like empty
+    empty_like empty_strided new_zeros new_ones new_full new_empty new_empty_strided arange eye scalar_tensor tril triu _to_copy to contiguous
+    lift_fresh_copy slice_scatter select_scatter slice_backward select_backward embedding index index_select gather take convert_element_type
+    pixel_shuffle fill _unsafe_index one_hot nonzero scatter index_put masked_select channel_shuffle""".split()
 )  # data is moved, nothing is computed
 
 STEPS = {
     "gelu": 5, "silu": 5, "sigmoid": 4, "softplus": 4, "mish": 6, "hardswish": 5, "hardsigmoid": 4, "elu": 4, "selu": 5, "logit": 3, "erf": 1,
     "softmax": 5, "_softmax": 5, "_safe_softmax": 5, "log_softmax": 5, "_log_softmax": 5, "logsumexp": 4, "_softmax_backward_data": 4,
-    "_log_softmax_backward_data": 4, "layer_norm": 8, "native_layer_norm": 8, "native_layer_norm_backward": 14, "group_norm": 8, "native_group_norm": 8,
+    "_log_softmax_backward_data": 4, "layer_norm": 8, "native_layer_norm": 8, "native_layer_norm_backward": 14, "group_norm": 8,
+    "native_group_norm": 8,
     "native_group_norm_backward": 14, "rms_norm": 5, "_fused_rms_norm": 5, "_fused_rms_norm_backward": 10, "instance_norm": 8, "batch_norm": 2,
     "_native_batch_norm_legit_no_training": 2, "native_batch_norm": 8, "_native_batch_norm_legit": 8, "_native_batch_norm_legit_functional": 8,
     "native_batch_norm_backward": 14, "var": 3, "std": 4, "var_mean": 4, "norm": 2, "linalg_vector_norm": 2, "gelu_backward": 12, "silu_backward": 7,

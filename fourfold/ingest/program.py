@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from fourfold.graph import Graph
 class Program(ABC):
     """Executes a captured graph node by node. Values travel in a mapping from value index of the graph to the framework's tensor."""
 
-    dialect: ClassVar[str]                                             # "torch", "onnx", "jax"
+    dialect: ClassVar[str]  # "torch", "onnx", "jax"
 
     @abstractmethod
     def weights(self) -> dict[int, Any]:
@@ -75,10 +76,10 @@ def capture(
 ) -> Captured:
     """Capture whatever the user gave as a model.
 
-    `model`: a transformers folder, "package.module:factory", an nn.Module, a path to an .onnx or .pt2 file, an exported program, a JAX function with its
-    `inputs`, or "jax:package.module:factory" (called without arguments, it returns the function and a tuple of example arguments).
-    `inputs`: example inputs, whose shapes are captured. Without them a transformers model gets random ones of its configuration, and a file zeros of its
-    declared shapes. `dims` gives sizes by name: "batch", "length" and the like, a file's own dynamic dimensions, or "input.axis".
+    `model`: a transformers folder, "package.module:factory", an nn.Module, a path to an .onnx or .pt2 file, an exported program, a JAX function with
+    its `inputs`, or "jax:package.module:factory" (called without arguments, it returns the function and a tuple of example arguments).
+    `inputs`: example inputs, whose shapes are captured. Without them a transformers model gets random ones of its configuration, and a file zeros of
+    its declared shapes. `dims` gives sizes by name: "batch", "length" and the like, a file's own dynamic dimensions, or "input.axis".
     Raises InputError, ModelError or MissingExtra as the dialects do; a dimension without a value is refused by name.
     """
     given = dict(dims or {})
@@ -104,6 +105,8 @@ def capture(
 def _is_function(model: Any) -> bool:
     if isinstance(model, str | Path) or not callable(model):
         return False
+    if "torch" not in sys.modules:  # then it cannot be a torch module
+        return True
     import torch
 
     return not isinstance(model, torch.nn.Module | torch.export.ExportedProgram)
@@ -137,7 +140,7 @@ SIZES = {"batch": 1, "length": 128, "decoder_length": 128, "samples": 16000}  # 
 
 
 def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Random inputs of a transformers model from its configuration, by `dims` (batch, length, decoder_length, image, samples, frames, or "input.axis").
+    """Random inputs of a transformers model from its configuration, by `dims`: batch, length, decoder_length, image, samples, frames, or "input.axis".
 
     Raises InputError for a dimension that the model does not have, and ModelError where a model's inputs cannot be guessed, naming them.
     """
@@ -157,7 +160,8 @@ def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, A
             raise InputError(f"The model has no dimension {key!r}.", "Known: batch, length, decoder_length, image, samples, frames, or input.axis.")
     if lacking := [n for n in subject.inputs if n not in shapes]:
         raise ModelError(
-            f"the shape of the model's input {lacking[0]!r} cannot be guessed", f"Give example inputs, or --dim {lacking[0]}.0=… --dim {lacking[0]}.1=…"
+            f"the shape of the model's input {lacking[0]!r} cannot be guessed",
+            f"Give example inputs, or --dim {lacking[0]}.0=… --dim {lacking[0]}.1=…",
         )
     generator = torch.Generator().manual_seed(seed)
     vocabulary = min([m.num_embeddings for m in subject.module.modules() if isinstance(m, torch.nn.Embedding)] or [1000])
@@ -175,7 +179,7 @@ def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, A
     made = {name: draw(name) for name in subject.inputs}
     end = getattr(_part(config, "text_config"), "eos_token_id", None) if config is not None else None
     if "pixel_values" in made and "input_ids" in made and isinstance(end, int):
-        made["input_ids"][:, -1] = end                                 # CLIP reads its answer where the text ends
+        made["input_ids"][:, -1] = end  # CLIP reads its answer where the text ends
     return made
 
 
@@ -186,8 +190,10 @@ def _part(config: Any, name: str) -> Any:
 def _shapes(config: Any, names: tuple[str, ...], dims: Mapping[str, int]) -> dict[str, list[int]]:
     text, vision = _part(config, "text_config"), _part(config, "vision_config")
     size = SIZES | dict(dims)
-    longest = min([v for k in ("max_position_embeddings", "n_positions", "max_seq_len") if isinstance(v := getattr(text, k, None), int) and v > 4] or [10**9])
-    length = size["length"] if "length" in dims else min(size["length"], longest - 2)     # RoBERTa's positions begin at 2
+    longest = min(
+        [v for k in ("max_position_embeddings", "n_positions", "max_seq_len") if isinstance(v := getattr(text, k, None), int) and v > 4] or [10**9]
+    )
+    length = size["length"] if "length" in dims else min(size["length"], longest - 2)  # RoBERTa's positions begin at 2
     image = getattr(vision, "image_size", 224)
     side = [size["image"]] * 2 if "image" in dims else list(image) if isinstance(image, list | tuple) else [image] * 2
     target = getattr(config, "max_target_positions", None) or 10**9

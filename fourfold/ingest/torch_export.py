@@ -1,7 +1,7 @@
 """A torch module or an exported program → Graph: inference through torch.export, training through the joint forward and backward of AOTAutograd.
 
-Two levels of detail. "ops" is functional but keeps composite operations whole (linear, layer norm, attention), which is how eager runs them and what is
-worth executing. "core" goes down to core ATen, as a compiler's fusion sees it. Flops are the same at both.
+Two levels of detail. "ops" is functional but keeps composite operations whole (linear, layer norm, attention), which is how eager runs them and what
+is worth executing. "core" goes down to core ATen, as a compiler's fusion sees it. Flops are the same at both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from fourfold.ingest.model import Wrapped
 from fourfold.ingest.program import Captured, Program
 
 Level = Literal["ops", "core"]
-_SILENT = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "_functional_assert_async", "sym_constrain_range_for_size", "sym_constrain_range")
+_SILENT = (
+    "_assert_tensor_metadata",
+    "_assert_async",
+    "_assert_scalar",
+    "_functional_assert_async",
+    "sym_constrain_range_for_size",
+    "sym_constrain_range",
+)
 
 
 def capture(
@@ -65,7 +72,9 @@ def load(path: str | Path) -> torch.export.ExportedProgram:
         with _quiet():
             return torch.export.load(path)
     except Exception as error:
-        raise InputError(f"{path} is damaged or no exported program: {_line(error)}", f"Save it with torch.export.save of torch {torch.__version__}.") from error
+        raise InputError(
+            f"{path} is damaged or no exported program: {_line(error)}", f"Save it with torch.export.save of torch {torch.__version__}."
+        ) from error
 
 
 def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str, int]) -> tuple[Any, Any]:
@@ -86,7 +95,9 @@ def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str,
         told = {str(axes[key]) if key in axes else key: size for key, size in dims.items()}
         if lacking := [s for s in symbols if s not in told and all(c in symbols for c in [s])]:
             where = [f"{s} ({', '.join(key for key, d in axes.items() if str(d) == s)})" for s in lacking]
-            raise InputError(f"The program has dimensions without a value: {', '.join(where)}.", "Give them: " + " ".join(f"--dim {s}=…" for s in lacking))
+            raise InputError(
+                f"The program has dimensions without a value: {', '.join(where)}.", "Give them: " + " ".join(f"--dim {s}=…" for s in lacking)
+            )
         leaves = [_zeros(vals[n], told) if n in vals else None for n in names]
         args, kwargs = _pytree.tree_unflatten(leaves, program.call_spec.in_spec)
         inputs = kwargs if kwargs and not args else args
@@ -96,7 +107,9 @@ def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str,
             try:
                 program = torch.export.export(program.module(), args, kwargs, strict=False)
             except Exception as error:
-                raise InputError(f"The program does not take these sizes: {_line(error)}", "Give sizes within the ranges it was exported for.") from error
+                raise InputError(
+                    f"The program does not take these sizes: {_line(error)}", "Give sizes within the ranges it was exported for."
+                ) from error
     return program, inputs
 
 
@@ -113,7 +126,7 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
-# --- sources: an fx graph and what its placeholders and outputs mean -----------------------------------------------------------------------------------
+# --- sources: an fx graph and what its placeholders and outputs mean ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -122,11 +135,11 @@ class _Source:
 
     module: fx.GraphModule
     roles: dict[str, tuple[str, str, Any]]
-    outputs: list[Any]                                                 # fx nodes or plain constants, in the order in which they are returned
+    outputs: list[Any]  # fx nodes or plain constants, in the order in which they are returned
     unflatten: Callable[[list[Any]], Any]
     flatten: Callable[..., list[Any]]
     backward: frozenset[str] = frozenset()
-    prefix: str = ""                                                   # of module paths and labels: what the capture wrapped around the model
+    prefix: str = ""  # of module paths and labels: what the capture wrapped around the model
     note: list[str] = field(default_factory=list)
 
 
@@ -149,7 +162,7 @@ def _inference(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], level:
 
 
 def _reshape(module: fx.GraphModule) -> None:
-    """A view that eager may take need not be one for the strides that decomposed operators answer with; reshape is a view wherever one is possible."""
+    """A view that eager may take need not be one for the strides that decomposed operators answer with; reshape is one wherever it can be."""
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default
 
@@ -362,7 +375,9 @@ def _record(step: Callable[..., list[Any]], tensors: Sequence[Any], mode: str) -
             return step(*args)
 
     with _quiet(), fx.traceback.preserve_node_meta():
-        module = make_fx(asked if mode == "real" else step, tracing_mode=mode, _allow_non_fake_inputs=True, record_module_stack=mode == "real")(*tensors)
+        module = make_fx(asked if mode == "real" else step, tracing_mode=mode, _allow_non_fake_inputs=True, record_module_stack=mode == "real")(
+            *tensors
+        )
         if any(_writes(node) for node in module.graph.nodes):
             module = make_fx(torch.func.functionalize(fx.Interpreter(module).run), tracing_mode=mode, _allow_non_fake_inputs=True)(*tensors)
     module.graph.eliminate_dead_code()
@@ -440,11 +455,11 @@ def _graph(source: _Source, title: str) -> Captured:
 class _Build:
     def __init__(self, source: _Source, title: str) -> None:
         self.source, self.builder, self.layers = source, Builder(title), ops.Layers()
-        self.value: dict[fx.Node, tuple[int, ...]] = {}                # fx node → values it stands for
-        self.same: dict[fx.Node, fx.Node] = {}                         # a call without effect → what it passes on
-        self.bound: dict[int, Any] = {}                                # value → parameter or constant tensor
-        self.fed: list[tuple[str, int | None]] = []                    # user inputs in order; None: not a tensor, or not read
-        self.steps: list[fx.Node] = []                                 # graph node → fx node
+        self.value: dict[fx.Node, tuple[int, ...]] = {}  # fx node → values it stands for
+        self.same: dict[fx.Node, fx.Node] = {}  # a call without effect → what it passes on
+        self.bound: dict[int, Any] = {}  # value → parameter or constant tensor
+        self.fed: list[tuple[str, int | None]] = []  # user inputs in order; None: not a tensor, or not read
+        self.steps: list[fx.Node] = []  # graph node → fx node
 
     def placeholders(self) -> None:
         graph, shared = self.source.module.graph, {}
@@ -460,7 +475,7 @@ class _Build:
                 continue
             else:
                 key = _key(tensor) if isinstance(tensor, Tensor) else node
-                value = shared.get(key)                                # tied weights are one value
+                value = shared.get(key)  # tied weights are one value
                 if value is None:
                     value = shared[key] = (self.builder.parameter if role == "parameter" else self.builder.constant)(*spec, label)
                     self.bound[value] = tensor.detach() if isinstance(tensor, Tensor) else tensor
@@ -580,7 +595,9 @@ class TorchProgram(Program):
     def step(self, node: int, values: Mapping[int, Any]) -> tuple[Any, ...]:
         call = self.nodes[node]
         args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: self._lookup(n, values))  # type: ignore[misc]
-        target = torch.ops.aten.reshape.default if call.target is torch.ops.aten.view.default else call.target      # strides may differ from the capture's
+        target = (
+            torch.ops.aten.reshape.default if call.target is torch.ops.aten.view.default else call.target
+        )  # strides may differ from the capture's
         made = target(*args, **kwargs)  # type: ignore[operator]
         return tuple(_leaves(made)) if isinstance(made, list | tuple) else (made,)
 
@@ -749,7 +766,7 @@ def _aliases(node: fx.Node, outputs: int) -> list[fx.Node | None]:
     for returned in schema.returns:
         info = returned.alias_info
         sources.append(next((named[s] for s in info.before_set if s in named), None) if info is not None and not info.is_write else None)
-    if len(schema.returns) == 1 and outputs > 1:                       # a list of views: split, unbind
+    if len(schema.returns) == 1 and outputs > 1:  # a list of views: split, unbind
         info = schema.returns[0].alias_info
         source = sources[0] or next(iter(named.values()), None)
         return [source] * outputs if named and (info is not None or _is_split(node)) else []
@@ -782,7 +799,7 @@ def _passes(node: fx.Node) -> fx.Node | None:
     if op == "dropout" and node.args[2:3] != (False,) and node.args[1:2] != (0.0,):
         return None
     if any(n.op == "output" for n in node.users) and source.op in ("placeholder", "get_attr"):
-        return None                                                    # what is returned is not the caller's own tensor
+        return None  # what is returned is not the caller's own tensor
     before, after = source.meta.get("val"), node.meta.get("val")
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return None
@@ -830,7 +847,7 @@ def _flops(node: fx.Node, op: str, values: list[Any]) -> float:
         case "convolution_backward":
             return ops.convolution_backward(s[0], s[1], s[2], bool(s[7]), s[10])
         case "outer" | "ger" | "addr":
-            return 0.0                                                 # a product without a sum
+            return 0.0  # a product without a sum
     if op.endswith("_backward") and "scaled_dot_product" in op:
         return ops.attention_backward(s[1], s[2], s[3])
     if "scaled_dot_product" in op:
