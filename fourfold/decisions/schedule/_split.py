@@ -50,7 +50,7 @@ def cut(seconds: np.ndarray, held: np.ndarray, room: np.ndarray) -> np.ndarray |
         return place
 
     finite = np.where(np.isfinite(seconds), seconds, 0.0)
-    low, high = 0.0, float(finite.sum(0).max()) + 1e-30
+    low, high = 0.0, float(finite.sum(0).max()) * (1 + 1e-9) + 1e-30  # sums in another order
     best = fill(high)
     for _ in range(30):
         if best is None:

@@ -149,7 +149,7 @@ class _Search:
                       np.argsort(by * len(start) + np.argsort(np.argsort(start)), kind="stable"), work.unit_able,
                       _pointer(np.concatenate([src, dst]), count), np.concatenate([dst, src])[both].astype(np.int64), problem.place is None
                       and len(problem.system) > 1, problem.priority is None, _CODE[problem.objective], problem.bounded)
-        self.round = int(np.clip(_WORK / count, 100, 20_000))
+        self.round = int(min(max(100, _WORK / count), 20_000, 200 + 40 * count))
         self.chunk = int(np.clip(_CHUNK / count, 8, 20_000))
 
     def price(self, place: np.ndarray, priority: np.ndarray) -> tuple[float, float]:
@@ -202,20 +202,39 @@ def starts(problem: Schedule, budget: Budget) -> tuple[Work, np.ndarray, np.ndar
 
 
 def _nearby(problem: Schedule, group: np.ndarray, dice: np.random.Generator, place: np.ndarray) -> np.ndarray:
-    """A partition near `group`: a few groups taken apart, or all fused anew within devices, or with another limit."""
-    kind = dice.random()
-    if kind < 0.4:
-        return fuse(problem, label=place)
+    """A partition near `group`: two neighbours on one device made one, a group taken apart, or all fused anew within devices or to another size."""
+    kind, changed = dice.random(), np.asarray(group, np.int64).copy()
     if kind < 0.6:
+        return _joined(problem, changed, dice, place)
+    if kind < 0.7:
+        return fuse(problem, label=place)
+    if kind < 0.8:
         return fuse(problem, label=place, most=int(dice.integers(2, problem.most + 1)))
-    changed = np.asarray(group, np.int64).copy()
     names, counts = np.unique(changed, return_counts=True)
     fused = names[counts > 1]
     if len(fused):
-        apart = dice.choice(fused, size=min(len(fused), 1 + int(dice.geometric(0.3))), replace=False)
-        loose = np.isin(changed, apart)
-        changed[loose] = changed.max() + 1 + np.arange(int(loose.sum()))
+        loose = np.flatnonzero(changed == dice.choice(fused))
+        cut = int(dice.integers(0, len(loose)))                        # 0: every op alone
+        changed[loose[cut:] if cut else loose] = changed.max() + 1 + (0 if cut else np.arange(len(loose)))
     return changed.astype(np.int32)
+
+
+def _joined(problem: Schedule, group: np.ndarray, dice: np.random.Generator, place: np.ndarray) -> np.ndarray:
+    """`group` with two groups made one that pass on or both read a value, if the rules allow (a cycle is left for the caller to see)."""
+    g = problem.graph
+    for _ in range(8):
+        value = int(dice.integers(len(g.producer)))
+        around = [*g.readers_of(value).tolist(), *([int(g.producer[value])] if g.producer[value] >= 0 else [])]
+        if len(around) < 2:
+            continue
+        a, b = dice.choice(around, 2, replace=False).tolist()
+        both = np.flatnonzero((group == group[a]) | (group == group[b]))
+        if group[a] == group[b] or place[a] != place[b] or len(both) > problem.most:
+            continue
+        if not any(True for _ in problem._unfit(both.tolist())):
+            group[both] = group[a]
+            break
+    return group.astype(np.int32)
 
 
 def improve(problem: Schedule, answer: Answer, budget: Budget, seed: int = 0, heat: float = 0.02) -> Answer:
@@ -224,11 +243,11 @@ def improve(problem: Schedule, answer: Answer, budget: Budget, seed: int = 0, he
     search = _Search(Work.of(problem, answer.group))
     _, place, priority = problem.of_tasks(answer)
     best = search.price(place, priority)[0]
-    turn = 0
+    turn, tries = 0, 4 + 20_000 // len(problem.graph)                   # a new partition is priced anew, which takes as long as many simulations
     while not budget.exhausted:
         place, priority, best = search.run(place, priority, heat * (0.3 ** (turn % 4)), budget, seed * 7919 + turn)
         turn += 1
-        for _ in range(4 if problem.group is None else 0):
+        for _ in range(min(tries, 200) if problem.group is None else 0):
             if budget.exhausted:
                 break
             nodes = place[search.work.tasks.group]
@@ -236,6 +255,8 @@ def improve(problem: Schedule, answer: Answer, budget: Budget, seed: int = 0, he
             if np.array_equal(other, search.work.group):
                 continue
             work = Work.of(problem, other)
+            if len(work.dag.order) < len(work.tasks):                  # a cycle
+                continue
             first = search.work.answer(place, priority)
             _, moved, sorted_ = problem.of_tasks(Answer(other, first.place, first.priority))
             cost, over = work.over(moved, sorted_)
