@@ -6,7 +6,7 @@
 | nodes[].id, cpuLatency, fpgaLatency, size | unique whole number; time on a core and on an accelerator; bytes on an accelerator |
 | nodes[].supportedOnFpga, isBackwardNode | true or 1: it may run on an accelerator (default true), it is of the backward pass (default false) |
 | nodes[].colorClass, name | nodes of one class share a device (default: a class of its own); for messages |
-| edges[].sourceId, destId, cost | data dependence; time to move the *source's output* between an accelerator and the host, alike on all its out-edges |
+| edges[].sourceId, destId, cost | data dependence; time to move the *source's output* between an accelerator and the host, alike on its out-edges |
 
 The files name no unit of time; the edges' bytes over cost are 2 GiB/s if it is a millisecond, except in the suite's `throughput-inputs/LayerGraphs`,
 whose transfers are a thousand times cheaper. Figures published for the suite use the files as they are, and so do we.

@@ -8,6 +8,8 @@ worse.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -38,9 +40,10 @@ class LatencyAnnealing(Solver):
             tries, step, state = int(min(length, budget.evaluations - budget.spent)), 4_000, origin.copy()
             for first in range(0, tries, step):
                 size = min(step, tries - first)
-                got, cost = _anneal(state, size, seed * 1_000_003 + rounds * 7919 + first, heat * 1e-3 ** (first / tries),
-                                    heat * 1e-3 ** ((first + size) / tries), net.pool, net.parts, *net.arrays, net.groups.fast, net.groups.slow,
-                                    net.groups.size, net.groups.limit)
+                cool = heat * 1e-3 ** ((first + size) / tries)
+                kernel: Any = _anneal
+                got, cost = kernel(state, size, seed * 1_000_003 + rounds * 7919 + first, heat * 1e-3 ** (first / tries), cool, net.pool, net.parts,
+                                   *net.arrays, net.groups.fast, net.groups.slow, net.groups.size, net.groups.limit)
                 if cost < value - 1e-12:
                     best, value = got, cost
                 if not budget.spend(size):
