@@ -36,8 +36,8 @@ def one(problem: Schedule, name: str, seconds: float, seed: int) -> dict[str, An
         found = solve(problem, technique(name)(), Budget(seconds, 10**9), seed)
     except (FourfoldError, ImportError) as error:
         return {"solver": name, "cost": None, "why": str(error).splitlines()[0], "wall_s": time.perf_counter() - start}
-    return {"solver": name, "cost": found.cost, "bound": found.bound, "gap": found.gap, "before": found.before, "why": found.why, "wall_s": found.seconds,
-            "evaluations": found.evaluations, "note": found.note}
+    return {"solver": name, "cost": found.cost, "bound": found.bound, "gap": found.gap, "before": found.before, "why": found.why,
+            "wall_s": found.seconds, "evaluations": found.evaluations, "note": found.note}
 
 
 def case(family: str, nodes: int, devices: int, train: bool, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -63,7 +63,8 @@ def table(cases: list[dict[str, Any]]) -> str:
                 ratios[row["solver"]].append(row["cost"] / base)
             cells.append(f"{row['cost'] / base:9.3f}" if base and row["cost"] else f"{'–':>9}")
         label = one["family"] + (" train" if one["train"] else "")
-        lines.append(f"{label:26}{one['nodes']:7}{one['devices']:4}{1e3 * (base or math.nan):12.3f}{one['bound'] / (base or math.nan):8.3f}" + "".join(cells[1:]))
+        scale = base or math.nan
+        lines.append(f"{label:26}{one['nodes']:7}{one['devices']:4}{1e3 * scale:12.3f}{one['bound'] / scale:8.3f}" + "".join(cells[1:]))
     mean = {name: math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan for name, values in ratios.items()}
     lines.append(f"{'geometric mean':57}" + "".join(f"{mean[name]:9.3f}" for name in names[1:]))
     return "\n".join(lines)
@@ -91,7 +92,8 @@ def main() -> None:
                     print(table(cases[-1:]).splitlines()[1], flush=True)
     print(table(cases))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"seconds": arguments.seconds, "system": arguments.system, "seed": arguments.seed, "cases": cases}, indent=1) + "\n")
+    head = {"seconds": arguments.seconds, "system": arguments.system, "seed": arguments.seed}
+    arguments.out.write_text(json.dumps({**head, "cases": cases}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -372,8 +372,8 @@ BIBLIOGRAPHY: dict[str, Paper] = {
     # the tensor program: fusion, placement, order
     "zhou2020go": _paper(
         _TALK,
-        "Yanqi Zhou, Sudip Roy, Amirali Abdolrashidi, Daniel Wong, Peter Ma, Qiumin Xu, Hanxiao Liu, Phitchaya Mangpo Phothilimthana, Shen Wang, Anna Goldie, "
-        "Azalia Mirhoseini, James Laudon",
+        "Yanqi Zhou, Sudip Roy, Amirali Abdolrashidi, Daniel Wong, Peter Ma, Qiumin Xu, Hanxiao Liu, Phitchaya Mangpo Phothilimthana, Shen Wang, "
+        "Anna Goldie, Azalia Mirhoseini, James Laudon",
         "Transferable Graph Optimizers for ML Compilers",
         "NeurIPS",
         2020,

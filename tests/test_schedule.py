@@ -54,12 +54,14 @@ def row(*fusions: int, width: int = 8) -> Graph:
 
 def example(costs: list[list[float]], edges: list[tuple[int, int, float]]) -> _list.Dag:
     table = np.array(edges, float)
-    return _list.Dag.of(np.array(costs, float), table[:, 0].astype(int) - 1, table[:, 1].astype(int) - 1, table[:, 2], np.zeros((3, 3)), 1 - np.eye(3))
+    src, dst = table[:, 0].astype(int) - 1, table[:, 1].astype(int) - 1
+    return _list.Dag.of(np.array(costs, float), src, dst, table[:, 2], np.zeros((3, 3)), 1 - np.eye(3))
 
 
 def test_the_ten_tasks_of_topcuoglu_2002() -> None:
     """Figure 2 and table 1 of the paper: HEFT 80, CPOP 86, and its ranks."""
-    dag = example([[14, 16, 9], [13, 19, 18], [11, 13, 19], [13, 8, 17], [12, 13, 10], [13, 16, 9], [7, 15, 11], [5, 11, 14], [18, 12, 20], [21, 7, 16]],
+    dag = example([[14, 16, 9], [13, 19, 18], [11, 13, 19], [13, 8, 17], [12, 13, 10], [13, 16, 9], [7, 15, 11], [5, 11, 14], [18, 12, 20],
+                   [21, 7, 16]],
                   [(1, 2, 18), (1, 3, 12), (1, 4, 9), (1, 5, 11), (1, 6, 14), (2, 8, 19), (2, 9, 16), (3, 7, 23), (4, 8, 27), (4, 9, 23), (5, 9, 13),
                    (6, 8, 15), (7, 10, 17), (8, 10, 11), (9, 10, 13)])
     assert _list.heft(dag)[2].max() == 80 and _list.cpop(dag)[2].max() == 86
@@ -189,7 +191,7 @@ def test_every_answer_is_valid_and_no_cheaper_than_the_bound_in_tight_memory(see
         return
     for name in ("default", "expert", "heft", "peft", "cpop", "metis", "anneal"):
         found = solve(problem, solver(name), Budget(20, 300), seed)     # raises where a rule is broken or the bound lies
-        assert found.bound is not None and problem.bound() <= found.cost * (1 + 1e-9)
+        assert found.bound is not None and found.bound <= found.cost
 
 
 def brute(problem: Schedule) -> float:
@@ -216,7 +218,8 @@ def test_exact_equals_brute_force(seed: int, objective: str) -> None:
     problem = Schedule(random_graph(np.random.default_rng(seed), 4, colocated=0.0), system(2), objective)
     found = solve(problem, solver("exact"), Budget(60))
     assert found.cost == pytest.approx(brute(problem), rel=1e-12) and found.gap == 0.0
-    assert problem.bound() <= found.cost
+    bound = problem.bound()
+    assert bound is not None and bound <= found.cost
 
 
 def test_a_chain_is_solved_exactly_and_its_plan_costs_what_the_table_says() -> None:
@@ -256,7 +259,7 @@ def test_families_are_sound_and_every_quick_solver_beats_the_default(family: str
     for name in ("expert", "heft", "peft", "metis"):
         found = solve(problem, solver(name))
         assert found.bound and found.before and found.bound <= found.cost < found.before * 1.6
-    assert solve(problem, solver("anneal"), Budget(60, 400)).saving > 0
+    assert (solve(problem, solver("anneal"), Budget(60, 400)).saving or 0.0) > 0
 
 
 def test_a_family_follows_its_size() -> None:

@@ -1,16 +1,19 @@
 """A cost that no plan can beat, whatever it fuses, places and orders. Every step of the proof is a relaxation.
 
 Two tables f8[N, D] of seconds that nodes are sure to take, such that a task takes at least the sum over its members:
- · anchors: an opaque op is always alone; a task has at most one contraction, which reads nothing that the task computes, so its launch, its arithmetic and
+ · anchors: an opaque op is always alone; a task has at most one contraction, which reads nothing that the task computes, so its launch, its
+ arithmetic and
    the traffic of what it reads cannot be fused away. All others count 0;
  · arithmetic: the launch and arithmetic of anchors, and the arithmetic of the others, which fusion does not save either.
 Where fusion is fixed, the tasks' own seconds, at each task's first node.
 From each table
  · path: the longest path, each node on its fastest device, transfers free;
- · work: Σ seconds shared among the devices at will (unrelated machines, preemptive). Any weights w ≥ 0 with Σ w = 1 prove Σ_c min_d w_d · s[c, d] over
+ · work: Σ seconds shared among the devices at will (unrelated machines, preemptive). Any weights w ≥ 0 with Σ w = 1 prove Σ_c min_d w_d · s[c, d]
+ over
    colocation classes c; equal devices need w = 1 / D, unlike ones a few hundred steps of multiplicative weights;
  · class: the largest class on its best device.
-Latency is at least all three, throughput the last two. Joules: devices cost the lesser of idle and busy watts for the whole step, and the difference while
+Latency is at least all three, throughput the last two. Joules: devices cost the lesser of idle and busy watts for the whole step, and the
+difference while
 they work. Memory: one device holds what the largest class reads, and one at least its share of all that is resident.
 """
 

@@ -1,7 +1,9 @@
 """List scheduling on plain arrays: ranks, and the insertion of tasks into the devices' idle gaps. What HEFT, CPOP, PEFT and METIS share.
 
-T tasks on D devices: seconds f8[T, D] (inf: cannot run there), edges in CSR by successor and by predecessor with bytes; a transfer of b bytes from a to
-c takes wait[a, c] + b · pace[a, c] s and no transfer waits for another. Tasks of one `unit` share a device; `held` bytes of each task stay on its device.
+T tasks on D devices: seconds f8[T, D] (inf: cannot run there), edges in CSR by successor and by predecessor with bytes; a transfer of b bytes from
+a to
+c takes wait[a, c] + b · pace[a, c] s and no transfer waits for another. Tasks of one `unit` share a device; `held` bytes of each task stay on its
+device.
 """
 
 from __future__ import annotations
@@ -249,7 +251,8 @@ def insert(seconds, succ_ptr, succ, pred_ptr, pred, pred_bytes, wait, pace, unit
     return place, start, finish, fitted
 
 
-def assign(dag: Dag, key: np.ndarray, more: np.ndarray | None = None, forced: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+def assign(dag: Dag, key: np.ndarray, more: np.ndarray | None = None, forced: np.ndarray | None = None,
+           ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """`insert` on a Dag."""
     return insert(dag.seconds, dag.succ_ptr, dag.succ, dag.pred_ptr, dag.pred, dag.pred_bytes, dag.wait, dag.pace, dag.unit, dag.held, dag.room, key,
                   np.zeros_like(dag.seconds) if more is None else more, np.full(len(key), -1) if forced is None else forced.astype(np.int64), _SCAN)

@@ -1,6 +1,7 @@
 """What solvers of schedules share: greedy fusion that keeps the groups' graph acyclic, tasks as a Dag with units and memory, plans made to fit.
 
-Fusion keeps a level for every group (its longest path from the start), raised as nodes join, so that a search for a cycle looks only at groups between two
+Fusion keeps a level for every group (its longest path from the start), raised as nodes join, so that a search for a cycle looks only at groups
+between two
 levels (Katriel and Bodlaender 2006, online topological ordering).
 """
 
@@ -79,7 +80,7 @@ def _fuse(fusion, space, label, tie, able, in_ptr, in_val, out_ptr, out_val, use
     nodes = len(fusion)
     group, level = np.full(nodes, -1, np.int32), np.zeros(nodes, np.int64)
     head, after, count = np.full(nodes, -1), np.full(nodes, -1), np.zeros(nodes, np.int64)
-    heavy, sums, wide = np.zeros(nodes, np.bool_), np.zeros(nodes, np.bool_), np.ones(nodes, np.int64)
+    heavy, wide = np.zeros(nodes, np.bool_), np.ones(nodes, np.int64)
     tied, can = tie.copy(), able.copy()
     seen, mark, stack, tried = np.full(nodes, -1), np.full(len(producer), -1), np.empty(nodes + 1, np.int64), np.full(nodes, -1)
     todo = np.empty(4 * nodes + 4, np.int64)
@@ -169,7 +170,8 @@ def alone(problem: Schedule) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Tasks of one partition, ready for kernels. `unit` i8[T]: tasks that must share a device; `unit_able` bool [U, D]; `forced` i8[T] a fixed device or
+    """Tasks of one partition, ready for kernels. `unit` i8[T]: tasks that must share a device; `unit_able` bool [U, D]; `forced` i8[T] a fixed
+    device or
     -1; `held` f8[T] an estimate of the bytes that a task keeps on its device; `first` i8[T] its first node."""
 
     problem: Schedule
@@ -283,7 +285,7 @@ def mend(work: Work, place: np.ndarray, priority: np.ndarray, rounds: int = 24) 
     _, over = work.over(place, priority)
     if not over.any() or work.problem.place is not None:
         return place, over
-    units, devices = len(work.unit_able), len(over)
+    units = len(work.unit_able)
     load = np.bincount(work.unit, work.held, units)
     src, dst, value = work.tasks.edges()
     size = work.tasks.size[value].astype(np.float64)

@@ -8,7 +8,8 @@ from fourfold.decisions.schedule._parts import Work
 
 
 def blocks(work: Work, most: int = 4096) -> np.ndarray:
-    """i8[U] the block of each unit: its layer, or that of what comes before it; blocks are numbered by their first node. Few or no layers: equal pieces
+    """i8[U] the block of each unit: its layer, or that of what comes before it; blocks are numbered by their first node. Few or no layers: equal
+    pieces
     of the topological order."""
     g, units = work.problem.graph, len(work.unit_able)
     start = np.full(units, len(g))

@@ -1,7 +1,9 @@
 """Simulated annealing over place, order and fusion, every plan simulated in full; large neighbourhoods where the graph is large.
 
-Kirkpatrick et al. (1983) for acceptance; Shaw (1998) for changing a whole stretch at once. It starts from the best of the list schedules and splits. A
-move takes a unit, a stretch of the topological order or a layer to another device, follows a neighbour, swaps two units, or changes priorities. Memory
+Kirkpatrick et al. (1983) for acceptance; Shaw (1998) for changing a whole stretch at once. It starts from the best of the list schedules and
+splits. A
+move takes a unit, a stretch of the topological order or a layer to another device, follows a neighbour, swaps two units, or changes priorities.
+Memory
 above a limit is a penalty, so that the search may pass through plans that do not fit; only plans that fit are answers. Between rounds groups are
 taken apart or fused anew within devices, and kept where that is no slower.
 """
@@ -48,8 +50,8 @@ def _price(a, place, priority, code, bounded):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _anneal(a, place, priority, unit_ptr, unit_task, unit, order, block_ptr, block_unit, able, near_ptr, near, movable, sortable, code, bounded, state,
-            heat, cool, count, seed):  # type: ignore[no-untyped-def]
+def _anneal(a, place, priority, unit_ptr, unit_task, unit, order, block_ptr, block_unit, able, near_ptr, near, movable, sortable, code, bounded,
+            state, heat, cool, count, seed):  # type: ignore[no-untyped-def]
     """`count` evaluations from `state` = (cost, over, best cost); heat falls to cool. Changes place and priority in place; returns the best plan that
     fits (place, priority, state)."""
     np.random.seed(seed)
@@ -170,7 +172,7 @@ class _Search:
             best = (p, q) if state[2] < before else best
             done += count
             budget.spend(count)
-        return (*best, state[2])
+        return best[0], best[1], float(state[2])
 
 
 def _pointer(label: np.ndarray, count: int) -> np.ndarray:

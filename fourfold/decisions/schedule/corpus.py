@@ -1,7 +1,7 @@
 """Graphs of eight families, from 30 to 80,000 nodes, with the flops and bytes that their layers' sizes give: the instances schedules are compared on.
 
-`make(family, nodes, seed, train)` is deterministic. Sizes (widths, steps, batch) vary with the seed, the depth follows `nodes`. Training graphs carry a
-backward node for every forward one that has a gradient (a contraction has two: for its input and for its weight), read the activations that
+`make(family, nodes, seed, train)` is deterministic. Sizes (widths, steps, batch) vary with the seed, the depth follows `nodes`. Training graphs carry
+a backward node for every forward one that has a gradient (a contraction has two: for its input and for its weight), read the activations that
 autodiff saves, and update each weight where it lives (colocation with the first op that reads it).
 """
 
@@ -421,7 +421,9 @@ FAMILIES: dict[str, Callable[[_Net, int, random.Random], None]] = {
 
 
 def make(family: str, nodes: int = 1000, seed: int = 0, train: bool = False) -> Graph:
-    """A graph of `family` with about `nodes` nodes (as near as whole layers allow). Raises InputError for an unknown family or fewer than 30 nodes."""
+    """A graph of `family` with about `nodes` nodes (as near as whole layers allow). Raises InputError for an unknown family or fewer than 30
+    nodes.
+    """
     if family not in FAMILIES:
         raise InputError(f"There is no family {family!r}.", f"There are: {', '.join(FAMILIES)}.")
     if nodes < _SMALLEST:

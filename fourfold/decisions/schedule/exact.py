@@ -1,7 +1,9 @@
 """Exact answers for small graphs: every plan of a tiny one, dynamic programming for a chain, CP-SAT with a proven bound and gap for the others.
 
-Tiny (a few hundred thousand plans): each legal partition, each placement, each order of tasks is simulated. A chain (each op waits for the one before): one
-pass over (last op, its device), fused stretches as steps; nothing overlaps, so the sum is what the simulator finds. Otherwise CP-SAT (Perron et al. 2023)
+Tiny (a few hundred thousand plans): each legal partition, each placement, each order of tasks is simulated. A chain (each op waits for the one
+before): one
+pass over (last op, its device), fused stretches as steps; nothing overlaps, so the sum is what the simulator finds. Otherwise CP-SAT (Perron et
+al. 2023)
 chooses groups out of all legal ones, devices and start times; it leaves out contention on links and memory, and rounds seconds down, so its bound
 holds for every plan. Its plan is simulated, compared with the best heuristic one, and annealed for the time that is left.
 """
@@ -69,7 +71,9 @@ def _placements(work: Work) -> np.ndarray:
     if work.problem.place is not None:
         return work.forced[None].astype(np.int16)
     choices = [np.flatnonzero(able) for able in work.unit_able]
-    return np.array(list(itertools.product(*choices)), np.int16)[:, work.unit] if all(len(c) for c in choices) else np.zeros((0, len(work.unit)), np.int16)
+    if not all(len(one) for one in choices):
+        return np.zeros((0, len(work.unit)), np.int16)
+    return np.array(list(itertools.product(*choices)), np.int16)[:, work.unit]
 
 
 def _orders(work: Work) -> np.ndarray:
@@ -104,7 +108,9 @@ def enumerate_all(problem: Schedule, budget: Budget) -> Proposal[Answer] | None:
 
 
 def chain(problem: Schedule) -> Proposal[Answer] | None:
-    """The quickest plan of a chain, by dynamic programming; None where the graph is no chain, something is tied or fixed, or the plan lacks memory."""
+    """The quickest plan of a chain, by dynamic programming; None where the graph is no chain, something is tied or fixed, or the plan lacks
+    memory.
+    """
     g, nodes, devices = problem.graph, len(problem.graph), len(problem.system)
     src, dst, value = g.edges()
     plain = problem.objective == "latency" and problem.group is None and problem.place is None
@@ -289,7 +295,8 @@ class Exact(Solver):
         budget.spend(short.spent)
         groups = candidates(problem) if problem.group is None else _given(problem)
         if problem.objective != "latency" or groups is None:
-            said = "Annealed: no exact model for this objective." if groups is not None else "Annealed: too many groups could be formed for an exact model."
+            many = groups is None
+            said = "Annealed: too many groups could be formed for an exact model." if many else "Annealed: no exact model for this objective."
             return Proposal(anneal.improve(problem, best, budget, seed), note=said)
         cost = problem.cost(best)
         found, bound = model(problem, groups, cost, best, budget.left * 0.8, seed)

@@ -1,6 +1,8 @@
-"""What a practised person does: fuse each op into its producer, split the layers into contiguous parts of equal time, backward ops beside their forward.
+"""What a practised person does: fuse each op into its producer, split the layers into contiguous parts of equal time, backward ops beside their
+forward.
 
-The manual placements that HDP (Mirhoseini et al. 2018) and GO (Zhou et al. 2020) were compared with put whole layers on devices, balanced by eye. Here the
+The manual placements that HDP (Mirhoseini et al. 2018) and GO (Zhou et al. 2020) were compared with put whole layers on devices, balanced by eye.
+Here the
 cuts are optimal for the slowest device within its memory, for every number of devices from one to all; the plan that simulates best is the answer.
 """
 

@@ -1,6 +1,7 @@
 """METIS: cut the graph into parts of equal work that exchange few bytes, then order each part by list scheduling.
 
-Multilevel partitioning (Karypis and Kumar 1998) weighs nodes and edges but ignores direction, time and memory, so parts are matched to devices by what they
+Multilevel partitioning (Karypis and Kumar 1998) weighs nodes and edges but ignores direction, time and memory, so parts are matched to devices by
+what they
 can run, and mended where they hold too much. Needs the extra `place` (pymetis).
 """
 

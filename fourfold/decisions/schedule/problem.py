@@ -1,8 +1,8 @@
 """The question in arrays: a graph, a system, and what a plan of fusion, placement and order costs and may not do.
 
 An answer gives each node a group (nodes of one group run as one kernel, a task), a device and a priority (a device takes the ready task of largest
-priority; a task has the largest of its nodes). The cost is the simulator's (`cost/simulate.py` states its rules): seconds of a step ("latency"), seconds
-of the busiest device or lane ("throughput": one step after another, pipelined), joules ("energy") or bytes at the fullest device ("memory").
+priority; a task has the largest of its nodes). The cost is the simulator's (`cost/simulate.py` states its rules): seconds of a step ("latency"),
+seconds of the busiest device or lane ("throughput": one step after another, pipelined), joules ("energy") or bytes at the fullest device ("memory").
 
 What may be one group
  · an opaque op stays alone; at most `most` ops run as one, which read and hand on at most `streams` values (registers);
@@ -80,7 +80,7 @@ class Schedule(Problem[Answer]):
     most: int = 64
     streams: int = 32
     bounded: bool = True
-    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[bytes, Tasks] = field(default_factory=dict, init=False, repr=False)
 
     question: ClassVar[str] = "schedule"
     lever: ClassVar[str] = "machine"
@@ -108,14 +108,15 @@ class Schedule(Problem[Answer]):
         """What stays resident must fit: that of each op (with its colocation class) on one device, all of it on all of them."""
         g, limits = self.graph, [device.memory for device in self.system.devices]
         if self.resident.sum() > sum(limits):
-            raise Infeasible(f"Parameters, inputs and constants hold {int(self.resident.sum()):,} bytes, {int(self.resident.sum() - sum(limits)):,} more "
-                             f"than the {len(limits)} devices of {self.system.name!r} together.", "Use more or larger devices, or a smaller type.")
+            raise Infeasible(f"Parameters, inputs and constants hold {int(self.resident.sum()):,} bytes, {int(self.resident.sum() - sum(limits)):,} "
+                             f"more than the {len(limits)} devices of {self.system.name!r} together.",
+                             "Use more or larger devices, or a smaller type.")
         for nodes in self.classes:
             need, room = self.standing(nodes), max((limits[d] for d in range(len(limits)) if self.able[nodes, d].all()), default=0.0)
             if need > room:
                 which = g.names[nodes[0]] + (f" and the {len(nodes) - 1} ops colocated with it" if len(nodes) > 1 else "")
-                raise Infeasible(f"{which} needs {need:,} bytes of parameters, inputs and constants, {need - int(room):,} more than any device that can "
-                                 "run it has.", "Split it, use a larger device, or a smaller type.")
+                raise Infeasible(f"{which} needs {need:,} bytes of parameters, inputs and constants, {need - int(room):,} more than any device that "
+                                 "can run it has.", "Split it, use a larger device, or a smaller type.")
 
     # ---- what the rules and the solvers read
 
@@ -158,8 +159,8 @@ class Schedule(Problem[Answer]):
 
     @cached_property
     def space(self) -> np.ndarray:
-        """i8[N] elements that a node runs over: of its largest output or, where it is neither contraction nor gather, of what it reads that was computed
-        or given."""
+        """i8[N] elements that a node runs over: of its largest output or, where it is neither contraction nor gather, of what it reads that was
+        computed or given."""
         g = self.graph
         elements = np.array([int(np.prod(g.shape[a:b])) for a, b in zip(g.shape_ptr[:-1].tolist(), g.shape_ptr[1:].tolist(), strict=True)], np.int64)
         wide = np.ones(len(g), np.int64)
@@ -213,8 +214,11 @@ class Schedule(Problem[Answer]):
     # ---- what it may not do
 
     def violations(self, answer: Answer) -> list[str]:
-        """Sentences: lengths, devices, priorities, fixed parts, unsupported ops, colocation, fusion, cycles, memory. Memory only where the rest holds."""
-        return self._form(answer) or [*self._fixed(answer), *self._places(answer), *self._fusions(answer)] or self._cycles(answer) or self._full(answer)
+        """Sentences: lengths, devices, priorities, fixed parts, unsupported ops, colocation, fusion, cycles, memory. Memory only where the rest
+        holds.
+        """
+        first = self._form(answer) or [*self._fixed(answer), *self._places(answer), *self._fusions(answer)]
+        return first or self._cycles(answer) or self._full(answer)
 
     def _form(self, answer: Answer) -> list[str]:
         nodes, devices = len(self.graph), len(self.system)
@@ -414,7 +418,8 @@ def random_graph(dice: np.random.Generator, nodes: int, colocated: float = 0.2) 
         reads = [values[max(0, len(values) - 1 - int(dice.geometric(0.4)))][0] for _ in range(take)]
         weight = [build.parameter((16, int(dice.integers(1, 40))), "float32")] if fusion == CONTRACTION else []
         size = int(np.prod(shape))
-        made = build.node(("aten.opaque", "aten.add", "aten.sum", "aten.mm", "aten.view", "aten.gather")[fusion], [*reads, *weight], [(shape, "float32")],
+        kind = ("aten.opaque", "aten.add", "aten.sum", "aten.mm", "aten.view", "aten.gather")[fusion]
+        made = build.node(kind, [*reads, *weight], [(shape, "float32")],
                           flops=0.0 if fusion == VIEW else float(size * (200 if fusion == CONTRACTION else 2)), fusion=fusion,
                           colocation=int(dice.integers(3)) if dice.random() < colocated else -1, layer=4 * n // nodes)
         values.append((made[0], n))
