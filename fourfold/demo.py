@@ -174,7 +174,7 @@ def fine_tune(
     subject.module.save_pretrained(target)  # type: ignore[operator]
 
 
-def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: str = "7min", progress: Any = None) -> Front:
+def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: str = "6min", progress: Any = None) -> Front:
     """Fetch, fine-tune, optimise; returns the front. Files land in `folder` (cheap/, report.html, report.json)."""
     from fourfold.optimize import optimize
 
