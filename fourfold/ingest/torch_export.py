@@ -12,6 +12,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -341,6 +342,8 @@ class _Leaves:
 
 def _differentiated(forward: Callable[[Sequence[Any]], Tensor], leaves: _Leaves, keys: tuple[str, ...], mode: str, prefix: str) -> _Source:
     """Loss and gradients of all parameters that take part, as one recorded program."""
+    from torch._functorch._aot_autograd.logging_utils import setup_stacktrace_preservation_hooks
+
     learned = [i for i, t in enumerate(leaves.tensors) if isinstance(t, nn.Parameter) and t.requires_grad]
     given: list[str] = []
     own_prefix = "module." if isinstance(leaves.model, Wrapped) else ""
@@ -348,6 +351,7 @@ def _differentiated(forward: Callable[[Sequence[Any]], Tensor], leaves: _Leaves,
     def step(*tensors: Any) -> list[Any]:
         own = [t.detach().requires_grad_() if i in learned else t for i, t in enumerate(tensors)]
         scalar = forward(own)
+        setup_stacktrace_preservation_hooks([scalar.grad_fn] if scalar.grad_fn is not None else [])
         found = torch.autograd.grad(scalar, [own[i] for i in learned], allow_unused=True)
         given[:] = [leaves.roles[i][1].removeprefix(own_prefix) for i, g in zip(learned, found, strict=True) if g is not None]
         return [scalar, *(g for g in found if g is not None)]
@@ -380,6 +384,9 @@ def _record(step: Callable[..., list[Any]], tensors: Sequence[Any], mode: str) -
         )
         if any(_writes(node) for node in module.graph.nodes):
             module = make_fx(torch.func.functionalize(fx.Interpreter(module).run), tracing_mode=mode, _allow_non_fake_inputs=True)(*tensors)
+        for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+            if node.args[0].op == "placeholder" and not node.users:        # a buffer's new value goes back into it: not ours to write
+                module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     return module
 
@@ -478,7 +485,9 @@ class _Build:
                 value = shared.get(key)  # tied weights are one value
                 if value is None:
                     value = shared[key] = (self.builder.parameter if role == "parameter" else self.builder.constant)(*spec, label)
-                    self.bound[value] = tensor.detach() if isinstance(tensor, Tensor) else tensor
+                    kept = tensor.detach() if isinstance(tensor, Tensor) else tensor
+                    moving = self.source.backward and isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)
+                    self.bound[value] = kept.clone() if moving else kept   # batch normalisation in training writes to its statistics
             if value is not None:
                 self.value[node] = (value,)
 
@@ -599,7 +608,7 @@ class TorchProgram(Program):
             torch.ops.aten.reshape.default if call.target is torch.ops.aten.view.default else call.target
         )  # strides may differ from the capture's
         made = target(*args, **kwargs)  # type: ignore[operator]
-        return tuple(_leaves(made)) if isinstance(made, list | tuple) else (made,)
+        return tuple(_aligned(call.meta.get("val"), made))
 
     def _lookup(self, node: fx.Node, values: Mapping[int, Any]) -> Any:
         if node.op == "get_attr" and node not in self.values:
@@ -631,6 +640,15 @@ def _leaves(value: Any) -> list[Any]:
     if isinstance(value, list | tuple):
         return [leaf for part in value for leaf in _leaves(part)]
     return [value]
+
+
+def _aligned(value: Any, made: Any) -> list[Any]:
+    """What a kernel gave for each leaf that the capture foresaw; None where it left one out that nobody asked for."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [leaf for part, given in zip(value, made, strict=True) for leaf in _aligned(part, given)]
+    return [made]
 
 
 def _position(value: Any, index: int) -> int | None:
@@ -852,9 +870,13 @@ def _flops(node: fx.Node, op: str, values: list[Any]) -> float:
         return ops.attention_backward(s[1], s[2], s[3])
     if "scaled_dot_product" in op:
         return ops.attention(s[0], s[1], s[2])
+    if op in ("lstm", "gru", "rnn_tanh", "rnn_relu"):                 # every matrix meets every step of every sample once
+        weights = s[3] if isinstance(s[3], list) else s[2]
+        return float(2 * prod(s[0][:-1]) * sum(prod(w) for w in weights if len(w) == 2))
+    if op.endswith("_cell"):
+        return float(2 * prod(s[0][:-1]) * (prod(s[2]) + prod(s[3])))
     if op == "mkldnn_rnn_layer":
-        x, hidden = s[0], s[-8] if isinstance(s[-8], int) else out[-1]
-        return ops.recurrent(x, x[-1], int(hidden), 4)
+        return float(2 * prod(s[0][:-1]) * (prod(s[1]) + prod(s[2])))
     return _counted(node) or 0.0
 
 
