@@ -220,8 +220,18 @@ def _reads(node: Any) -> list[str]:
 
 
 def _check(onnx: Any, file: Path, model: Any) -> None:
+    """onnx's own checker; it also asks for the shapes of outputs and for external data, which are not its business here."""
+    bare = type(model).FromString(model.SerializeToString())
+    given = {entry.name for entry in bare.graph.input}
+    for tensor in [t for t in bare.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
+        if tensor.name not in given:
+            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        bare.graph.initializer.remove(tensor)
+    for entry in (*bare.graph.input, *bare.graph.output, *bare.graph.value_info):
+        if entry.type.HasField("tensor_type") and not entry.type.tensor_type.HasField("shape"):
+            entry.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(model if model.ByteSize() < 2**31 else str(file))
+        onnx.checker.check_model(bare)
     except Exception as error:
         raise InputError(f"{file} is malformed: {_line(error)}.", "Export it again.") from error
 
@@ -313,10 +323,14 @@ def _spec(onnx: Any, info: Any) -> _Spec | None:
 
 def _inferred(onnx: Any, file: Path, model: Any) -> dict[str, _Spec]:
     bare = type(model).FromString(model.SerializeToString())
+    foreign = {name for node in bare.graph.node if node.domain not in _STANDARD for name in node.output}
+    told = [info for info in (*bare.graph.value_info, *bare.graph.output) if info.name in foreign and _spec(onnx, info)]
     del bare.graph.value_info[:]
-    for out in bare.graph.output:  # what a file claims of its outputs may hold names of dimensions
-        if out.type.HasField("tensor_type"):
+    for out in bare.graph.output:                                      # what a file claims of its outputs may hold names of dimensions
+        if out.type.HasField("tensor_type") and out.name not in foreign:
             out.type.tensor_type.ClearField("shape")
+    returned = {out.name for out in bare.graph.output}
+    bare.graph.value_info.extend(info for info in told if info.name not in returned)      # of foreign ops there is nothing else to go by
     try:
         whole = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
