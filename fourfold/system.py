@@ -13,6 +13,7 @@
     idle = "30 W"
     busy = "250 W"
     unsupported = ["aten.nonzero*"]            # optional: kinds of op that it cannot run (shell patterns)
+    cold = [["1 MB", "2 us"], ["8 MB", "9 us"]]           # optional: what a call costs more after the op before it has moved so many bytes
     peak = { float32 = "9.3 TFLOP/s", float16 = "18.7 TFLOP/s" }
     [device.efficiency]
     matmul = 0.8                               # share of peak and of bandwidth that a family (or one kind, "aten.gelu") of ops gets
@@ -113,7 +114,8 @@ class Device:
     """One place that runs ops, one at a time.
 
     `peak` FLOP/s by dtype (torch's names: float32, bfloat16, int8), `bandwidth` B/s of its memory, `launch` s of fixed cost per op, `memory` B it may
-    hold, `idle` and `busy` W, `efficiency` by family or kind of op, `unsupported` patterns of kinds of op.
+    hold, `idle` and `busy` W, `efficiency` by family or kind of op, `unsupported` patterns of kinds of op, `cold` points (B, s): what a call costs
+    more after the op before it has moved so many bytes through the caches that hold the framework's own code and data.
     """
 
     name: str
@@ -126,6 +128,17 @@ class Device:
     busy: float = 0.0
     efficiency: Mapping[str, Efficiency] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
+    cold: tuple[tuple[float, float], ...] = ()
+
+    def chill(self, size: Any) -> np.ndarray:
+        """s that a call costs more after an op that moved `size` bytes (a number or an array): 0 below the first point, level above the last."""
+        import numpy as np
+
+        moved = np.maximum(np.asarray(size, dtype=float), 1.0)
+        if not self.cold:
+            return np.zeros(moved.shape)
+        points = np.array(self.cold)
+        return np.interp(np.log(moved), np.log(points[:, 0]), points[:, 1], left=0.0)
 
     def speed(self, dtype: str) -> float:
         """Peak FLOP/s in `dtype`; a type without a figure runs as the next wider one that has. 0 where there is none: the device cannot."""
@@ -313,7 +326,7 @@ class System:
     def from_json(cls, data: Mapping[str, Any]) -> System:
         """What `to_json` gave. Raises InputError where a field is missing."""
         try:
-            devices = tuple(Device(**{**one, "unsupported": tuple(one["unsupported"]), "efficiency": {
+            devices = tuple(Device(**{**one, "unsupported": tuple(one["unsupported"]), "cold": tuple((x, y) for x, y in one["cold"]), "efficiency": {
                 family: Efficiency(curve["launch"], *(tuple((x, y) for x, y in curve[part]) for part in _CURVES))
                 for family, curve in one["efficiency"].items()}}) for one in data["devices"])
             return cls(data["name"], devices, tuple(Link(**one) for one in data["links"]), data["fingerprint"], tuple(data["hubs"]),
@@ -326,7 +339,8 @@ class System:
             data = {name: getattr(device, name) for name in ("name", "kind", "bandwidth", "launch", "memory", "idle", "busy")}
             curves = {family: {"launch": one.launch, **{part: [list(point) for point in getattr(one, part)] for part in _CURVES}}
                       for family, one in device.efficiency.items()}
-            return data | {"peak": dict(device.peak), "efficiency": curves, "unsupported": list(device.unsupported)}
+            return data | {"peak": dict(device.peak), "efficiency": curves, "unsupported": list(device.unsupported),
+                           "cold": [list(point) for point in device.cold]}
 
         data: dict[str, Any] = {"name": self.name, "fingerprint": self.fingerprint, "hubs": list(self.hubs),
                                 "devices": [plain(device) for device in self.devices], "links": [dict(vars(link)) for link in self.links]}
@@ -440,7 +454,7 @@ class _Reader:
         return figure.value
 
     def _devices(self, table: Mapping[str, Any]) -> list[Device]:
-        known = ("name", "names", "kind", "chip", "peak", "efficiency", "unsupported", "note", *_FIGURES)
+        known = ("name", "names", "kind", "chip", "peak", "efficiency", "unsupported", "cold", "note", *_FIGURES)
         names = self._texts(table["names"], "names") if "names" in table else [table.get("name")]
         if not all(isinstance(name, str) and name for name in names):
             raise InputError(f"{self.source}: a [[device]] has no name.", 'Write name = "gpu0" into it.')
@@ -460,14 +474,24 @@ class _Reader:
         if missing:
             raise InputError(f"{self.source}: {where} lacks {_listed(missing)}.", "Write the figures with their units, or name a chip that has them.")
         curves = {family: self._curve(family, value, where, figures) for family, value in table.get("efficiency", {}).items()}
+        cold = self._times(table.get("cold", []), f"cold of {where}")
         found = []
         for name in names:
             values = {key: self._keep(f"{name}.{key}", figure) for key, figure in figures.items()}
             peak = {key.removeprefix("peak."): value for key, value in values.items() if key.startswith("peak.")}
             found.append(Device(str(name), str(table.get("kind", "device")), peak, efficiency=curves,
-                                unsupported=tuple(self._texts(table.get("unsupported", []), "unsupported")),
+                                cold=cold, unsupported=tuple(self._texts(table.get("unsupported", []), "unsupported")),
                                 **{key: values[key] for key in _FIGURES if key in values}))
         return found
+
+    def _times(self, value: Any, where: str) -> tuple[tuple[float, float], ...]:
+        """Points (bytes, seconds) in growing size."""
+        if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+            raise InputError(f"{self.source}: {where} = {value!r}.", 'Write points [["1 MB", "2 us"], ["8 MB", "9 us"]].')
+        points = tuple((parse_figure(x, "size", f"{self.source}: {where}"), parse_figure(y, "time", f"{self.source}: {where}")) for x, y in value)
+        if any(b[0] <= a[0] for a, b in zip(points, points[1:], strict=False)) or any(x <= 0 or y < 0 for x, y in points):
+            raise InputError(f"{self.source}: the sizes in {where} do not grow, or a time is negative.", "Order the points by size, above zero.")
+        return points
 
     def _curve(self, family: str, value: Any, where: str, figures: dict[str, Quantity]) -> Efficiency:
         place = f"efficiency {family} of {where}"
@@ -585,6 +609,7 @@ def _written(system: System) -> str:
     for device in system.devices:
         lines += ["", "[[device]]", f"name = {_quoted(device.name)}", f"kind = {_quoted(device.kind)}"]
         lines += [f"unsupported = {json.dumps(list(device.unsupported))}"]
+        lines += ["cold = [" + ", ".join(f'["{x!r} B", "{y!r} s"]' for x, y in device.cold) + "]"]
         lines += [f"{key} = {_stated_as(system, f'{device.name}.{key}', getattr(device, key), what)}" for key, what in _FIGURES.items()]
         lines += ["[device.peak]", *(f"{_quoted(d)} = {_stated_as(system, f'{device.name}.peak.{d}', v, 'speed')}" for d, v in device.peak.items())]
         for family, curve in device.efficiency.items():

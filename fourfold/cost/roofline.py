@@ -3,12 +3,13 @@
     seconds = launch + max( work / (peak · share by work · factor by least side),  bytes / (bandwidth · share by reuse) )
 
 (Williams, Waterman, Patterson 2009, with a fixed cost per call and shares that depend on size.) Work is FLOPs of contractions and scalar steps of
-others. Activations were written just before, so they are reused after about the bytes that the op itself moves; parameters come round once a run,
-so their reuse distance is the bytes of all parameters of the graph: that is how a curve of bandwidth by size, measured in a loop, tells the weights of
-a large model (from memory) from its activations (from caches). Shares are looked up by the op's kind, then its short name, then its family:
+others. Activations were written by the op before, so they are reused after the bytes that it and the op itself move; parameters come round once
+a run, so their reuse distance is the bytes of all parameters of the graph: that is how a curve of bandwidth by size tells the weights of a large
+model (from memory) from its activations (from caches). After an op that has moved much, a call itself costs more (`Device.cold`). Shares are looked
+up by the op's kind, then its short name, then its family:
 
-    matmul batched conv depthwise attention recurrent · elementwise (add) and by name what costs more (gelu, tanh, …) · reduction and by name (softmax,
-    layer_norm, …) · copy · gather · opaque · view · fused
+    matmul batched conv pointwise depthwise attention recurrent · elementwise (add) and by name what costs more (gelu, tanh, …) · reduction and by
+    name (softmax, layer_norm, mean, …) · copy · gather · opaque · view · fused
 
 A fused group reads what it needs from outside once, writes what others need once, and is launched once (`fused`'s launch where the device has that
 family, else the dearest of its members'). Its contractions cost what they cost alone; other members only the arithmetic by which they are slower
@@ -38,7 +39,7 @@ _ALIKE = {                                                              # family
     "recurrent": "lstm gru rnn rnn_tanh rnn_relu mkldnn_rnn_layer",
     "gelu": "gelu gelu_backward fastgelu", "tanh": "tanh atan asinh", "exp": "exp exp2 expm1", "sigmoid": "sigmoid logistic hardsigmoid",
     "silu": "silu swish mish silu_backward hardswish softplus elu selu celu", "erf": "erf erfc erfinv",
-    "pow": "pow integer_pow log log2 log1p sin cos",
+    "log": "log log2 log1p sin cos", "mean": "mean reducemean globalaveragepool adaptive_avg_pool2d var std var_mean",
     "sqrt": "sqrt rsqrt reciprocal div truediv",
     "relu": "relu relu_ hardtanh clamp clip clamp_min clamp_max leaky_relu leakyrelu prelu threshold neg abs",
     "softmax": "softmax safe_softmax log_softmax logsoftmax logsumexp softmax_backward_data log_softmax_backward_data",
@@ -48,9 +49,9 @@ _ALIKE = {                                                              # family
                   "native_batch_norm_legit_functional native_batch_norm_backward",
     "pool": "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices maxpool avg_pool1d avg_pool2d avg_pool3d averagepool lrn reduce_window_max "
             "reduce_window_sum",
-    "copy": "clone copy contiguous to to_copy permute_copy transpose expand tile repeat convert_element_type cast constant_pad_nd pad roll flip "
-            "pixel_shuffle depthtospace upsample_nearest2d upsample resize tril triu slice_scatter",
-    "cat": "cat concat concatenate stack split", "where": "where masked_fill select_n",
+    "copy": "clone copy contiguous to to_copy permute_copy transpose expand tile repeat convert_element_type cast roll flip pixel_shuffle "
+            "depthtospace upsample_nearest2d upsample resize tril triu slice_scatter",
+    "cat": "cat concat concatenate stack split constant_pad_nd pad", "where": "where masked_fill select_n",
     "gather": "embedding index index_select gather take",
 }
 _FAMILY = {name: family for family, names in _ALIKE.items() for name in names.split()}
@@ -162,10 +163,11 @@ class _Prices:
         parameters = (graph.role == PARAMETER) & (graph.alias == np.arange(len(graph.alias)))
         self.weights = float(max(graph.size[parameters].sum(), 1.0))
         self.work, self.moved = graph.flops + graph.steps, (graph.reads + graph.writes).astype(np.float64)
-        self.narrow, depthwise = _sides(graph)
+        self.narrow, form = _sides(graph)
+        self.before = _before(graph, self.moved)
         self.types = _types(graph)
         names = [families(graph.kinds[kind], fusion) for kind, fusion in zip(graph.kind.tolist(), graph.fusion.tolist(), strict=True)]
-        names = [(kinds[0], "depthwise", *kinds[1:]) if deep else kinds for kinds, deep in zip(names, depthwise.tolist(), strict=True)]
+        names = [(kinds[0], special, *kinds[1:]) if special else kinds for kinds, special in zip(names, form, strict=True)]
         self.rows: dict[tuple[str, ...], list[int]] = {}
         for n, key in enumerate(names):
             self.rows.setdefault(key, []).append(n)
@@ -199,10 +201,10 @@ class _Prices:
             share = Efficiency.at(curve.peak, np.maximum(work, 1.0)) * Efficiency.at(curve.narrow, self.narrow[rows])
             with np.errstate(divide="ignore"):
                 compute = np.where(work > 0, work / (speed * share), 0.0)
-            warm = (moved - params) / (device.bandwidth * Efficiency.at(curve.bandwidth, np.maximum(moved, 1.0)))
+            warm = (moved - params) / (device.bandwidth * Efficiency.at(curve.bandwidth, np.maximum(moved + self.before[rows], 1.0)))
             memory = warm + self.cold(device, curve, params)
-            self.alone[rows, d] = launch + np.maximum(compute, memory)
-            self.launch[rows, d] = launch
+            self.launch[rows, d] = launch + device.chill(self.before[rows])
+            self.alone[rows, d] = self.launch[rows, d] + np.maximum(compute, memory)
             if fusion == CONTRACTION:
                 self.arithmetic[rows, d] = compute
             elif fusion in (ELEMENTWISE, REDUCTION):
@@ -221,8 +223,13 @@ def _curve(device: Device, names: Sequence[str]) -> Efficiency:
 
 
 def _same(one: Device, other: Device) -> bool:
-    facts = ("peak", "bandwidth", "launch", "efficiency", "unsupported")
+    facts = ("peak", "bandwidth", "launch", "efficiency", "unsupported", "cold")
     return all(getattr(one, fact) == getattr(other, fact) for fact in facts)
+
+
+def _before(graph: Graph, moved: NDArray[np.float64]) -> NDArray[np.float64]:
+    """f8[N] bytes that the node before each moved; after a view none, since the view has paid for what its own call found cold."""
+    return np.concatenate([[0.0], moved[:-1]]) if len(moved) else moved
 
 
 def _types(graph: Graph) -> NDArray[Any]:
@@ -235,13 +242,13 @@ def _types(graph: Graph) -> NDArray[Any]:
     return found
 
 
-def _sides(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(least side of the matrix product f8[N], whether a depthwise convolution b1[N]).
+def _sides(graph: Graph) -> tuple[NDArray[np.float64], list[str]]:
+    """(least side of the matrix product f8[N]; "depthwise" or "pointwise" of convolutions that are, else "" [N]).
 
     A contraction with O outputs does FLOPs / 2O multiplications for each, its depth; the other sides are its output's columns (channels of a
     convolution) and rows (the points of one matrix).
     """
-    least, depthwise = np.full(len(graph), 1e9), np.zeros(len(graph), bool)
+    least, form = np.full(len(graph), 1e9), [""] * len(graph)
     for n in np.flatnonzero((graph.fusion == CONTRACTION) & (graph.flops > 0)).tolist():
         made = graph.outputs_of(n)
         if not len(made):
@@ -252,7 +259,8 @@ def _sides(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         if _FAMILY.get(short(graph.kinds[graph.kind[n]])) == "conv" and len(shape) > 2:
             weight = next((graph.shape_of(int(v)) for v in graph.inputs_of(n)[1:] if len(graph.shape_of(int(v))) == len(shape)), ())
             channels = shape[1]
-            depthwise[n] = len(weight) > 1 and weight[1] == 1 and channels > 1
+            if len(weight) > 1:
+                form[n] = "depthwise" if weight[1] == 1 and channels > 1 else "pointwise" if all(side == 1 for side in weight[2:]) else ""
             rows = points / max(channels, 1)
         else:
             channels = shape[-1] if shape else 1
@@ -260,4 +268,4 @@ def _sides(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
             if _FAMILY.get(short(graph.kinds[graph.kind[n]])) != "batched" and len(shape) > 2:
                 rows = points / max(channels, 1)                        # linear on [batch, length, width] is one product
         least[n] = max(1.0, min(depth, channels, rows))
-    return least, depthwise
+    return least, form
