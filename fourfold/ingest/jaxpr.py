@@ -40,15 +40,15 @@ CLASSES: dict[str, int] = (
                     "eigh svd triangular_solve fft approx_top_k".split(), OPAQUE)
 )  # fmt: skip
 _MOVES = frozenset(
-    "broadcast_in_dim concatenate convert_element_type copy copy_p iota pad rev slice split transpose dynamic_slice dynamic_update_slice stop_gradient "
-    "tile bitcast_convert_type optimization_barrier scatter gather".split()
+    "broadcast_in_dim concatenate convert_element_type copy copy_p iota pad rev slice split transpose dynamic_slice dynamic_update_slice "
+    "stop_gradient tile bitcast_convert_type optimization_barrier scatter gather".split()
 )
 _STEPS = {"logistic": 4, "erf_inv": 1, "integer_pow": 2, "threefry2x32": 20}
 
 
 def _import() -> Any:
     try:
-        import jax
+        import jax  # pyright: ignore[reportMissingImports]
 
         return jax
     except ImportError as error:
@@ -189,7 +189,7 @@ class _Build:
             steps = float(largest * (_STEPS.get(op, 1) if known else ops.ASSUMED_STEPS))
         if op.startswith("reduce_window"):
             steps = float(prod(outputs[0][0]) * prod(eqn.params.get("window_dimensions", (1,))))
-        traffic = {}
+        traffic: dict[str, Any] = {}
         if fusion == GATHER or op == "dynamic_slice":
             picked = min(sum(_bytes(s, d) for s, d in outputs), self.builder.size_of(inputs[0]))
             rest = sum(self.builder.size_of(v) for v in dict.fromkeys(inputs[1:]))
@@ -256,7 +256,7 @@ def _bytes(shape: ops.Shape, dtype: str) -> int:
 def flops_of(eqn: Any) -> float:
     """Flops of the contractions in an equation, those of its bodies included; a cond counts its most expensive branch, a while loop one iteration."""
     op, p = eqn.primitive.name, eqn.params
-    shapes = [tuple(getattr(a.aval, "shape", ())) for a in eqn.invars]
+    shapes: list[Any] = [tuple(getattr(a.aval, "shape", ())) for a in eqn.invars]
     if op == "dot_general":
         (left, _), _ = p["dimension_numbers"]
         return float(2 * prod(eqn.outvars[0].aval.shape) * prod(shapes[0][d] for d in left))

@@ -20,7 +20,7 @@ OLDEST = 7  # before it, broadcasting and batch normalisation mean something els
 _STANDARD = ("", "ai.onnx")
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
 
-CLASSES: dict[str, int] = (
+CLASSES: dict[Any, int] = (
     dict.fromkeys(
         """Conv ConvTranspose ConvInteger QLinearConv DeformConv Gemm MatMul MatMulInteger QLinearMatMul Einsum LSTM GRU RNN Attention FusedMatMul
         FusedGemm FusedConv MatMulNBits MultiHeadAttention""".split(), CONTRACTION)
@@ -305,7 +305,7 @@ def _dtype(onnx: Any, code: int) -> str:
     name = onnx.TensorProto.DataType.Name(code).lower()
     names = {"float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn", "float8e5m2": "float8_e5m2", "float4e2m1": "float4_e2m1fn",
              "float8e4m3fnuz": "float8_e4m3fnuz", "float8e5m2fnuz": "float8_e5m2fnuz"}  # fmt: skip
-    return names.get(name, name)
+    return str(names.get(name, name))
 
 
 _Spec = tuple[tuple[int, ...], str]
@@ -424,7 +424,7 @@ class _Build:
         known = known and flops is not None
         largest = max((prod(s) for s in (*shapes, *(s for s, _ in outputs))), default=0)
         path = _module(node.name)
-        traffic = {}
+        traffic: dict[str, Any] = {}
         if fusion == GATHER and shapes:
             rows = min(prod(outputs[0][0]), prod(shapes[0])) * _width(outputs[0][1])
             rest = sum(self.builder.size_of(v) for v in dict.fromkeys(reads[1:]))
@@ -528,12 +528,12 @@ def _runner(onnx: Any, file: Path, model: Any, wanted: Sequence[str]) -> Callabl
         from onnx.reference import ReferenceEvaluator
 
         evaluator = ReferenceEvaluator(model)
-        return lambda given: list(evaluator.run(list(wanted), dict(given)))
+        return lambda given: list(evaluator.run(list(wanted), dict(given)))  # type: ignore[arg-type]
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda given: session.run(list(wanted), dict(given))
+    return lambda given: list(session.run(list(wanted), dict(given)))
 
 
 @dataclass

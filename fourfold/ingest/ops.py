@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW
 
@@ -101,7 +102,7 @@ def broadcast(*shapes: Shape) -> tuple[int, ...]:
 # --- classes ---------------------------------------------------------------------------------------------------------------------------------------
 
 # aten ops by fusion class, where torch's own tags and alias annotations do not say (they are asked second)
-ATEN: dict[str, int] = dict.fromkeys(
+ATEN: dict[Any, int] = dict.fromkeys(
     """mm addmm bmm baddbmm addbmm matmul linear mv addmv dot vdot inner outer addr ger einsum tensordot bilinear _scaled_mm _int_mm
     _addmm_activation convolution _convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution_backward
     conv_tbc scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from fourfold.errors import InputError, ModelError
 from fourfold.graph import Graph
@@ -102,7 +102,7 @@ def capture(
     return _torch(model, inputs, train, given, loss, level, name)
 
 
-def _is_function(model: Any) -> bool:
+def _is_function(model: Any) -> TypeGuard[Callable[..., Any]]:
     if isinstance(model, str | Path) or not callable(model):
         return False
     if "torch" not in sys.modules:  # then it cannot be a torch module
@@ -140,7 +140,7 @@ SIZES = {"batch": 1, "length": 128, "decoder_length": 128, "samples": 16000}  # 
 
 
 def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Random inputs of a transformers model from its configuration, by `dims`: batch, length, decoder_length, image, samples, frames, or "input.axis".
+    """Random inputs of a transformers model from its configuration, by `dims`: batch, length, decoder_length, image, samples, frames, "input.axis".
 
     Raises InputError for a dimension that the model does not have, and ModelError where a model's inputs cannot be guessed, naming them.
     """

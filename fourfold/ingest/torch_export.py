@@ -1,4 +1,4 @@
-"""A torch module or an exported program → Graph: inference through torch.export, training through the joint forward and backward of AOTAutograd.
+"""A torch module or an exported program → Graph: inference through torch.export, training with autograd recorded behind it.
 
 Two levels of detail. "ops" is functional but keeps composite operations whole (linear, layer norm, attention), which is how eager runs them and what
 is worth executing. "core" goes down to core ATen, as a compiler's fusion sees it. Flops are the same at both.
@@ -100,7 +100,8 @@ def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str,
                 f"The program has dimensions without a value: {', '.join(where)}.", "Give them: " + " ".join(f"--dim {s}=…" for s in lacking)
             )
         leaves = [_zeros(vals[n], told) if n in vals else None for n in names]
-        args, kwargs = _pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+        spec: Any = program.call_spec.in_spec
+        args, kwargs = _pytree.tree_unflatten(leaves, spec)
         inputs = kwargs if kwargs and not args else args
     if axes:
         args, kwargs = _arguments(inputs)
@@ -186,7 +187,8 @@ def _exported(program: torch.export.ExportedProgram) -> _Source:
             roles[label] = ("other", str(spec.target), state.get(str(spec.target)))
     (result,) = (n for n in program.graph.nodes if n.op == "output")
     kept = [n for n, spec in zip(result.args[0], signature.output_specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT]
-    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+    in_spec: Any = program.call_spec.in_spec
+    out_spec: Any = program.call_spec.out_spec
 
     def flatten(*given: Any, **named: Any) -> list[Any]:
         given, named = _ordered(in_spec, given, named)
@@ -340,7 +342,9 @@ class _Leaves:
         return _Source(module, dict(zip(placeholders, self.roles, strict=True)), list(result.args[0]), unflatten, flatten)
 
 
-def _differentiated(forward: Callable[[Sequence[Any]], Tensor], leaves: _Leaves, keys: tuple[str, ...], mode: str, prefix: str) -> _Source:
+def _differentiated(
+    forward: Callable[[Sequence[Any]], Tensor], leaves: _Leaves, keys: tuple[str, ...], mode: Literal["fake", "real"], prefix: str
+) -> _Source:
     """Loss and gradients of all parameters that take part, as one recorded program."""
     from torch._functorch._aot_autograd.logging_utils import setup_stacktrace_preservation_hooks
 
@@ -370,15 +374,16 @@ def _differentiated(forward: Callable[[Sequence[Any]], Tensor], leaves: _Leaves,
     return source
 
 
-def _record(step: Callable[..., list[Any]], tensors: Sequence[Any], mode: str) -> fx.GraphModule:
+def _record(step: Callable[..., list[Any]], tensors: Sequence[Any], mode: Literal["fake", "real"]) -> fx.GraphModule:
     """Every operation below autograd that `step` calls, without writes in place."""
+    from torch.fx import traceback
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def asked(*args: Any) -> list[Any]:
         with _Answering():
             return step(*args)
 
-    with _quiet(), fx.traceback.preserve_node_meta():
+    with _quiet(), traceback.preserve_node_meta():
         module = make_fx(asked if mode == "real" else step, tracing_mode=mode, _allow_non_fake_inputs=True, record_module_stack=mode == "real")(
             *tensors
         )
@@ -533,7 +538,7 @@ class _Build:
         self.value[node] = made
         self.steps.append(node)
 
-    def traffic(self, node: fx.Node, info: _Info, inputs: list[int], values: list[Any]) -> dict[str, int]:
+    def traffic(self, node: fx.Node, info: _Info, inputs: list[int], values: list[Any]) -> dict[str, Any]:
         """Bytes that differ from the sizes of what is read and made: a gather reads what it picks, indices included."""
         if info.fusion != GATHER or not inputs:
             return {}
@@ -883,11 +888,12 @@ def _flops(node: fx.Node, op: str, values: list[Any]) -> float:
 def _counted(node: fx.Node) -> float | None:
     """What torch's own counter says when the op runs on fake tensors, attention included; None where it does not run."""
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils import _pytree
     from torch.utils.flop_counter import FlopCounterMode
 
     def bare(n: fx.Node) -> Any:
         value = n.meta.get("val")
-        return torch.utils._pytree.tree_map_only(Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), value)
+        return _pytree.tree_map_only(Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), value)
 
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False, custom_mapping=counters()) as counter:
