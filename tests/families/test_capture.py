@@ -23,8 +23,8 @@ def given(family: Family) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
 
 
 def counted(family: Family, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], backend: list[SDPBackend]) -> int:
-    """torch's own count, attention as plain products (its registry has no entry for the CPU's fused attention, and counts it as nothing)."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(backend):
+    """torch's own count, with attention and recurrent layers as plain products (it knows no fused ones of the CPU, and counts them as nothing)."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(backend), torch.backends.mkldnn.flags(enabled=False):
         module(*inputs)
     dead = [sum(ops.values()) for name, ops in counter.flop_counts.items() if family.name in DEAD and name.endswith(DEAD[family.name])]
     return counter.get_total_flops() - sum(dead)
