@@ -610,6 +610,36 @@ def test_a_forked_child_has_windows_of_its_own_inside_its_parents(tmp_path) -> N
     assert parent.result.cpu == pytest.approx(0.2, abs=0.12)
 
 
+FORKING = """
+import os, threading
+from fourfold import Meter
+def work():
+    for _ in range(60):
+        with Meter("thread") as m:
+            sum(range(2000))
+        assert m.result.total is not None
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for _ in range(8):
+    pid = os.fork()
+    if pid == 0:
+        with Meter("child") as m:
+            sum(range(1000))
+        os._exit(0 if m.result.total is not None and m.result.parent is None else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+for thread in threads:
+    thread.join()
+print("done")
+"""
+
+
+@linux
+def test_forks_amid_threads_that_measure_leave_nobody_waiting() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
 def write_process(proc: Path, pid: int, parent: int, own: float, reaped: float = 0.0, born: int = 1, state: str = "S", moved=(0, 0)) -> None:
     folder = proc / str(pid)
     folder.mkdir(parents=True, exist_ok=True)

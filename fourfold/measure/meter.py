@@ -34,7 +34,7 @@ LEDGER = Path(".fourfold/ledger.jsonl")                                # where r
 OUTER = "FOURFOLD_RUN"                                                 # environment: the run that this process is inside of
 _current: ContextVar[Window | None] = ContextVar("fourfold_window", default=None)
 _stations: dict[tuple[Any, ...], Station] = {}
-_guard = threading.Lock()
+_guard = threading.Lock()                                              # held while a station is made or something may be imported: forks wait
 
 
 @dataclass
@@ -54,11 +54,15 @@ class Use:
     code: int | None = None
     site: dict[str, Any] | None = None
     failed: str = ""
+    _charge: Charge | None = field(default=None, repr=False, compare=False)
 
-    @functools.cached_property
+    @property
     def charge(self) -> Charge:
         """All figures at once."""
-        return recompute(self.readings)
+        if self._charge is None:
+            with _guard:                                               # forks wait, for the first time imports
+                self._charge = recompute(self.readings)
+        return self._charge
 
     @property
     def window(self) -> dict[str, Any]:
@@ -281,7 +285,8 @@ def _station(meters: Sequence[Any] | None, clock: Any, scope: str) -> Station:
     if station is None:
         with _guard:
             if key not in _stations:
-                _forget()
+                _machine()                                             # now: it imports, and a fork meanwhile would leave the child an import lock
+                _forget()                                              # that nobody holds
                 _stations[key] = _make(known() if meters is None else meters, clock, scope)
             station = _stations[key]
     return station
@@ -322,7 +327,7 @@ def _after_fork_here() -> None:
 
 def _after_fork_child() -> None:
     global _guard
-    _guard = threading.Lock()
+    _guard = threading.Lock()                                              # held while a station is made or something may be imported: forks wait
     _paused.clear()
     _stations.clear()                                                  # windows and threads are the parent's
     forked()

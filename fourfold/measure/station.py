@@ -275,18 +275,22 @@ class Station:
             if idle >= _LINGER:
                 with self._lock:
                     if not self.open:                                  # nobody opened one since
-                        self._thread = None
+                        if self._thread is threading.current_thread():
+                            self._thread = None
                         break
         self._spent = self.overhead
 
     def pause(self) -> None:
-        """Stop the thread and hold the lock, so that a fork copies neither."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        """Stop the thread and hold the lock, so that a fork copies neither a thread nor a lock that somebody else holds."""
+        while True:
+            self._lock.acquire()
+            thread = self._thread
+            if thread is None or thread is threading.current_thread():
+                return
             self._stop.set()
-            thread.join(5.0)
             self._thread = None
-        self._lock.acquire()
+            self._lock.release()                                       # the thread may want it before it sees that it should stop
+            thread.join()
 
     def resume(self) -> None:
         """In the parent, after the fork."""
