@@ -357,6 +357,10 @@ BIBLIOGRAPHY: dict[str, Paper] = {
         _PRINT, "Michael Held, Richard M. Karp", "The Traveling-Salesman Problem and Minimum Spanning Trees: Part II", "Mathematical Programming 1",
         1971
     ),
+    "wentges1997": _paper(
+        _PRINT, "Paul Wentges", "Weighted Dantzig-Wolfe Decomposition for Linear Mixed-Integer Programming",
+        "International Transactions in Operational Research 4(2)", 1997
+    ),
     "schrimpf2000": _paper(
         _PRINT, "Gerhard Schrimpf, Johannes Schneider, Hermann Stamm-Wilbrandt, Gunter Dueck",
         "Record Breaking Optimization Results Using the Ruin and Recreate Principle", "Journal of Computational Physics 159(2)", 2000

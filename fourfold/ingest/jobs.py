@@ -73,7 +73,7 @@ def read_jobs(ref: str | Path | Iterable[Mapping[str, Any]], *, slack: str | flo
     """
     rows = _rows(Path(ref)) if isinstance(ref, str | Path) else [(f"job {i + 1}", dict(row)) for i, row in enumerate(ref)]
     if not rows:
-        raise InputError("There are no jobs.", "Give one row a job; the columns are name, hours, kw, release and more (docs of fourfold.ingest.jobs).")
+        raise InputError("There are no jobs.", "Give one row a job, with name, hours, kw and release at least.")
     _columns({key for _, row in rows for key in row})
     jobs = [_job(where, {key: cell for key, cell in row.items() if cell is not None and str(cell).strip()}, slack, zone)
             for where, row in rows]

@@ -18,7 +18,7 @@ from fourfold.decisions.place.problem import Place, Schedule, joined
 from fourfold.errors import Infeasible
 
 _RELAXED, _SMALL = 250_000, 2_000                                       # columns: HiGHS relaxes no more; branches at once on fewer
-_CORE, _WINDOW = 20, 80                                                 # columns a job in the first core; jobs that are planned anew together
+_CORE, _WINDOW = 24, 60                                                 # columns a job in the first core; jobs that are planned anew together
 _ENOUGH = 1e-9
 
 
@@ -43,8 +43,10 @@ class Milp(Solver):
         mu = model.prices(max(1.0, budget.left / 3))
         low, best, note = bound(problem, mu), None, ""
         if size > _SMALL:
-            best = model.core(budget.left / 3)
+            best = model.core(budget.left / 2)
             best = construct(problem, mu, budget, seed) if best is None else best
+            if best is not None and len(problem.names) > _WINDOW:
+                best, _ = self._windows(problem, best, Budget(budget.left / 2), seed)
         within = np.inf if best is None else problem.cost(best) - model.value
         if within > _ENOUGH * abs(low):                                 # no better schedule uses a column whose reduced cost is above that
             found, note = model.integer(budget.left / 2, within * (1 + 1e-9) + 1e-12)
@@ -69,22 +71,28 @@ class Milp(Solver):
         return Proposal(best, low, {"mu": mu}, f"{count} windows of {_WINDOW} jobs planned anew")
 
     def _windows(self, problem: Place, best: Schedule, budget: Budget, seed: int) -> tuple[Schedule, int]:
-        order, count = np.argsort(problem.release, kind="stable"), 0
-        while budget.spend():
-            begin = count * _WINDOW // 2 % len(order)
-            jobs = np.sort(order[begin: begin + _WINDOW])
+        """`best` with jobs of one window of time after another planned anew, until a whole round gains nothing or the budget ends; and how many."""
+        dice, order = np.random.default_rng(seed), np.argsort(problem.release, kind="stable")
+        count, stale, rounds = 0, 0, -(-2 * len(order) // _WINDOW)
+        while stale < rounds and budget.spend():
+            if count % rounds == 0:
+                shift = int(dice.integers(_WINDOW))
+            begin = count % rounds * _WINDOW // 2 - shift
+            count += 1
+            jobs = np.sort(order[max(0, begin): max(0, begin + _WINDOW)])
+            stale += 1
+            if not len(jobs):
+                continue
             rest = np.isin(best.job, jobs, invert=True)
             others = Schedule(best.job[rest], best.site[rest], best.hour[rest])
             part, first = problem.part(jobs, others.load(problem.width, problem.intensity.shape))
             mine = Schedule(np.searchsorted(jobs, best.job[~rest]), best.site[~rest], best.hour[~rest] - first)
             try:
-                found = self.solve(part, Budget(min(10.0, budget.left), 2_000), seed).answer
+                found = self.solve(part, Budget(min(5.0, budget.left), 500), seed).answer
             except Infeasible:                                          # none in time: `mine` stays
-                found = mine
-            if part.cost(found) < part.cost(mine):
-                moved = Schedule(jobs[found.job], found.site.astype(np.int64), found.hour.astype(np.int64) + first)
-                best = joined(others, moved)
-            count += 1
+                continue
+            if part.cost(found) < part.cost(mine) * (1 - 1e-9):
+                best, stale = joined(others, Schedule(jobs[found.job], found.site.astype(np.int64), found.hour.astype(np.int64) + first)), 0
         return best, count
 
 
@@ -305,21 +313,23 @@ class Model:
         """The best whole schedule of the columns that the relaxation finds nearly as good as its own; more of them until there is one."""
         costs, count = np.sort(self.reduced[self._whole()]), _CORE * len(self.problem.names)
         for _ in range(4):
-            found, _ = self.integer(seconds / 4, float(costs[min(count, len(costs) - 1)]))
+            seconds /= 2
+            found, _ = self.integer(seconds, float(costs[min(count, len(costs) - 1)]), 1e-3)
             if found is not None or count >= len(costs):
                 return found
             count *= 2
         return None
 
-    def integer(self, seconds: float, within: float = np.inf) -> tuple[Schedule | None, str]:
-        """HiGHS' best whole schedule of columns with a reduced cost of at most `within` (None if it found none in time), and what it says of it."""
+    def integer(self, seconds: float, within: float = np.inf, enough: float = 0.0) -> tuple[Schedule | None, str]:
+        """HiGHS' best whole schedule of columns with a reduced cost of at most `within`, to a gap of `enough`; None if it found none. What it says.
+        """
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         matrix, low, high = self._matrix()
         whole, used = self._whole(), np.flatnonzero(self.reduced <= within)
         rules: Any = LinearConstraint(matrix[:, used], low, high)       # type: ignore[arg-type]  # arrays, whatever the stubs say
         solved = milp(np.concatenate(self.cost)[used], constraints=rules, bounds=Bounds(0, 1), integrality=whole[used],
-                      options={"time_limit": max(0.1, seconds), "mip_rel_gap": 0.0})
+                      options={"time_limit": max(0.1, seconds), "mip_rel_gap": enough})
         if solved.status == 2:
             return None, "infeasible"
         if solved.x is None:

@@ -19,13 +19,15 @@ from fourfold.decisions.place.problem import Place, Schedule
 from fourfold.errors import Infeasible
 
 _OUT_OF_BUDGET = -2
+_CELLS, _LONG, _MORE = 2_000_000, 336, 60                               # site-hours looked at whole; a long window; hours added at a time
+_ENOUGH = 1e-9
 
 
 class SuccessiveShortestPaths(Solver):
     title = "Successive shortest paths: exact flow for years of hours"
     lever = "map"
     answers = "place"
-    cites = ("ahuja1993",)
+    cites = ("ahuja1993", "wentges1997")
     needs = ("numba",)
     gives = ("optimum", "bound")
     counts = "augmenting paths"
@@ -39,22 +41,117 @@ class SuccessiveShortestPaths(Solver):
         return None
 
     def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
-        p = tables(problem)
-        room = np.minimum(problem.room / problem.width[0], 2.0**31).astype(np.int64)
-        order = np.lexsort((problem.deadline, problem.release))
-        flat: Any = [np.array(part, order="C") for part in (p.rate, p.kw, p.hours, p.release, p.deadline, p.allowed, room)]   # one compiled form
-        routed: Any = _route
-        where, mu, lam, state, reached, hit = routed(*flat, order, budget.evaluations)
-        if state >= 0:
-            raise Infeasible(*hall(problem, state, reached, hit))
-        if state == _OUT_OF_BUDGET:
-            raise Infeasible("The budget of augmenting paths was spent before every job had its hours.", "Allow more evaluations.")
-        budget.spend(len(where))
-        sites, total = problem.intensity.shape
-        answer = Schedule(np.repeat(np.arange(len(problem.names)), problem.hours), where // total, where % total)
-        shut = lam.max(initial=0.0)                                     # enough to keep everybody out of an hour with no room; it costs nothing
-        price = np.where(room > 0, np.maximum(mu, 0.0), shut) / problem.width[0]
-        return Proposal(answer, bound(problem, price), {"mu": price})
+        guess = _windows(problem)
+        if guess is None:
+            found, price, paths = _routed(problem, _whole(problem), budget)
+            budget.spend(paths)
+            return Proposal(found, bound(problem, price), {"mu": price})
+        listed, mu = guess
+        low, best, rounds = bound(problem, mu), None, 0
+        while best is None or problem.cost(best) - low > _ENOUGH * abs(low):
+            try:
+                found, price, paths = _routed(problem, listed, budget)
+            except Infeasible:
+                if best is not None:                                    # the budget of paths ends between two rounds
+                    break
+                found, price, paths = _routed(problem, _whole(problem), budget)
+            best, rounds = found if best is None or problem.cost(found) < problem.cost(best) else best, rounds + 1
+            for part in (1.0, 0.5, 0.2):                                # new prices swing where few looked; those between prove more (Wentges 1997)
+                trial = part * price + (1 - part) * mu
+                if (value := bound(problem, trial)) > low:
+                    low, mu = value, trial
+            more = _widened(problem, listed, found, price) | _widened(problem, listed, found, mu)
+            if not more or not budget.spend(paths):
+                break
+        return Proposal(best, low, {"mu": mu}, f"{rounds} rounds of {int(np.mean([len(hours) for hours in listed]))} hours a job")
+
+
+def _whole(problem: Place) -> list[np.ndarray]:
+    """Every hour of each window."""
+    return [np.arange(first, last) for first, last in zip(problem.release, problem.deadline, strict=True)]
+
+
+def _routed(problem: Place, listed: list[np.ndarray], budget: Budget) -> tuple[Schedule, np.ndarray, int]:
+    """The optimum over the hours listed for each job, its prices of capacity [R, T], and the paths it took. Raises Infeasible."""
+    p = tables(problem)
+    room = np.where(np.isfinite(p.rate), np.minimum(problem.room / problem.width[0], 2.0**31), 0.0).astype(np.int64)
+    order = np.lexsort((problem.deadline, problem.release))
+    starts = np.concatenate([[0], np.cumsum([len(each) for each in listed])]).astype(np.int64)
+    flat: list[Any] = [np.array(part, order="C") for part in (p.rate, p.kw, p.hours, p.allowed, room)]   # one compiled form for all
+    routed: Any = _route
+    where, mu, lam, state, reached, hit = routed(*flat, starts, np.concatenate(listed).astype(np.int64), order, budget.evaluations - budget.spent)
+    if state >= 0:
+        raise Infeasible(*hall(problem, state, reached, hit))
+    if state == _OUT_OF_BUDGET:
+        raise Infeasible("The budget of augmenting paths was spent before every job had its hours.", "Allow more evaluations.")
+    total = problem.intensity.shape[1]
+    shut = lam.max(initial=0.0)                                         # enough to keep everybody out of an hour with no room; it costs nothing
+    price = np.where(room > 0, np.maximum(mu, 0.0), shut) / problem.width[0]
+    return Schedule(np.repeat(np.arange(len(problem.names)), problem.hours), where // total, where % total), price, len(where)
+
+
+def _windows(problem: Place) -> tuple[list[np.ndarray], np.ndarray] | None:
+    """Hours to begin with where windows are too long to look at whole: the cheapest at guessed prices of capacity; and these. None: look at all.
+
+    Guess: the costliest jobs take the cheapest hours (rearrangement), one job after another. With full region-hours in the order of their rate, a job
+    that went one further would pay its kW times the step in rate, so those steps add up to the price, down from the dearest hour in use.
+    """
+    window = problem.deadline - problem.release
+    if int((window * problem.allowed.sum(axis=1)).sum()) <= _CELLS:
+        return None
+    p, left = tables(problem), np.where(np.isfinite(problem.intensity), problem.room / problem.width[0], 0.0)
+    listed = [np.arange(first, last) if last - first <= _LONG else np.zeros(0, np.int64)
+              for first, last in zip(problem.release, problem.deadline, strict=True)]
+    mover, price = np.full(left.shape, np.inf), np.zeros(left.shape)    # kW of the job that would leave a region-hour first
+    for j in np.lexsort((-problem.kw, window > _LONG)):
+        first, last, need = int(problem.release[j]), int(problem.deadline[j]), int(problem.hours[j])
+        rate = np.where(problem.allowed[j][:, None] & (left[:, first:last] >= 1), p.rate[:, first:last], np.inf)
+        least = rate.min(axis=0)
+        hour = np.argpartition(least, need - 1)[:need]
+        hour = hour[np.isfinite(least[hour])]
+        site = rate[:, hour].argmin(axis=0)
+        left[site, first + hour] -= 1
+        mover[site, first + hour] = np.minimum(mover[site, first + hour], problem.kw[j])
+        listed[j] = np.union1d(listed[j], first + hour) if len(hour) == need else np.arange(first, last)
+    chunk = int(np.median(window[window > _LONG])) if (window > _LONG).any() else _LONG
+    for t in range(0, left.shape[1], chunk):
+        site, hour = np.nonzero((left[:, t: t + chunk] < 1) & np.isfinite(mover[:, t: t + chunk]))
+        order = np.argsort(p.rate[site, t + hour])[::-1]                # from the dearest down
+        site, hour = site[order], t + hour[order]
+        steps = -np.diff(p.rate[site, hour], prepend=p.rate[site, hour][:1])
+        price[site, hour] = np.cumsum(steps * mover[site, hour])
+    for j in np.flatnonzero([len(hours) < length for hours, length in zip(listed, window, strict=True)]):
+        least = _priced(problem, p, int(j), price / problem.width[0]).min(axis=0)
+        few = np.argpartition(least, min(len(least) - 1, 8 * problem.hours[j] + _MORE))[: 8 * problem.hours[j] + _MORE]
+        listed[j] = np.union1d(listed[j], problem.release[j] + few)
+    return listed, np.where(np.isfinite(problem.room), price, 0.0) / problem.width[0]
+
+
+def _priced(problem: Place, p: Any, j: int, price: np.ndarray) -> np.ndarray:
+    """Cost of an hour of job j with the price of capacity, [R, window]."""
+    span = slice(int(problem.release[j]), int(problem.deadline[j]))
+    cost = np.where(np.isfinite(p.rate[:, span]), problem.kw[j] * p.rate[:, span] + problem.width[j] * price[:, span], np.inf)
+    return np.where(problem.allowed[j][:, None], cost, np.inf)
+
+
+def _widened(problem: Place, listed: list[np.ndarray], found: Schedule, price: np.ndarray) -> bool:
+    """Add to each job the hours that, at these prices, are cheaper than its dearest; False if there are none."""
+    p, more = tables(problem), False
+    ends = np.searchsorted(found.job, np.arange(len(problem.names) + 1))
+    for j in range(len(problem.names)):
+        first, last = int(problem.release[j]), int(problem.deadline[j])
+        if len(listed[j]) == last - first:
+            continue
+        cost = _priced(problem, p, j, price)
+        mine = slice(ends[j], ends[j + 1])
+        dearest = cost[found.site[mine], found.hour[mine] - first].max()
+        least = cost.min(axis=0)
+        least[listed[j] - first] = np.inf
+        better = np.flatnonzero(least < dearest * (1 - 1e-12))
+        if len(better):
+            better = better[np.argsort(least[better], kind="stable")[:_MORE]]
+            listed[j], more = np.union1d(listed[j], first + better), True
+    return more
 
 
 def hall(problem: Place, job: int, reached: np.ndarray, hit: np.ndarray) -> tuple[str, str]:
@@ -106,58 +203,52 @@ def _pop(keys: np.ndarray, nodes: np.ndarray, size: int) -> tuple[float, int, in
 
 
 @njit(cache=True)
-def _route(fee: np.ndarray, kw: np.ndarray, hours: np.ndarray, release: np.ndarray, deadline: np.ndarray, allowed: np.ndarray, room: np.ndarray,
+def _route(fee: np.ndarray, kw: np.ndarray, hours: np.ndarray, allowed: np.ndarray, room: np.ndarray, starts: np.ndarray, listed: np.ndarray,
            order: np.ndarray, budget: int) -> Any:
-    """(region-hour of every job-hour, prices [R, T], the jobs' potentials, -1 or the job without a path, jobs reached, region-hours reached)."""
+    """(region-hour of every job-hour, prices [R, T], the jobs' potentials, -1 or the job without a path, jobs reached, region-hours reached).
+
+    Job j may run in the hours listed[starts[j]: starts[j + 1]]. A region-hour without room is never entered.
+    """
     sites, total = fee.shape
     count, spots = len(kw), sites * total
     first = np.zeros(count + 1, np.int64)                               # first unit (job-hour) of each job
-    held = np.zeros(count + 1, np.int64)                                # where each job's window begins in `taken`
     for j in range(count):
         first[j + 1] = first[j] + hours[j]
-        held[j + 1] = held[j] + deadline[j] - release[j]
     units = first[count]
-    taken = np.zeros(held[count], np.bool_)                             # the job holds that hour
-    owner = np.zeros(units, np.int64)
+    taken = np.zeros(len(listed), np.bool_)                             # the job holds that hour
+    owner, entry = np.zeros(units, np.int64), np.full(units, -1, np.int64)   # of each unit: its job, its place in `listed`
     where, after, before = np.full(units, -1, np.int64), np.full(units, -1, np.int64), np.full(units, -1, np.int64)
     head, load = np.full(spots, -1, np.int64), np.zeros(spots, np.int64)
     rate, cap = fee.ravel(), room.ravel()
     mu, lam = np.zeros(spots), np.zeros(count)
     far, mark = np.zeros(spots + count), np.zeros(spots + count, np.int64)   # distance; stamp of the search that set it (negative = final)
-    mover = np.full(spots + count, -1, np.int64)                        # the unit that would come here; for a job: the unit that would leave
+    mover, place = np.full(spots + count, -1, np.int64), np.zeros(spots, np.int64)   # the unit that would come (of a job: leave), and its entry then
     keys, nodes = np.empty(1 << 14), np.empty(1 << 14, np.int64)
     final = np.empty(spots + count, np.int64)
-    stamp, paths = 0, 0
+    stamp = 0
     reached, hit = np.zeros(count, np.bool_), np.zeros((sites, total), np.bool_)
     for j in order:
         owner[first[j]: first[j + 1]] = j
     for j in order:
         for new in range(first[j], first[j + 1]):
-            paths += 1
-            if paths > budget:
-                return where, mu.reshape(sites, total), lam, -2, reached, hit
             stamp += 1
+            if stamp > budget:
+                return where, mu.reshape(sites, total), lam, -2, reached, hit
             size, done, best, end = 0, 0, np.inf, -1
-            least, spot = np.inf, -1                                    # the job's potential rises to its cheapest hour not held
+            least = np.inf                                              # the job's potential rises to its cheapest hour not held
             for r in range(sites):
                 if allowed[j, r]:
-                    for t in range(release[j], deadline[j]):
-                        v = r * total + t
-                        if rate[v] < np.inf and cap[v] > 0 and not taken[held[j] + t - release[j]]:
-                            cost = kw[j] * rate[v] + mu[v]
-                            if cost < least:
-                                least, spot = cost, v
+                    for k in range(starts[j], starts[j + 1]):
+                        v = r * total + listed[k]
+                        if cap[v] > 0 and not taken[k] and kw[j] * rate[v] + mu[v] < least:
+                            least, end, place[v] = kw[j] * rate[v] + mu[v], v, k
             lam[j] = max(lam[j], least)
-            if spot >= 0 and load[spot] < cap[spot]:                    # there is room: no search
-                taken[held[j] + spot % total - release[j]] = True
-                where[new], after[new] = spot, head[spot]
-                if head[spot] >= 0:
-                    before[head[spot]] = new
-                head[spot] = new
-                load[spot] += 1
-                continue
-            keys, nodes, size = _push(keys, nodes, size, 0.0, spots + j)
-            far[spots + j], mark[spots + j], mover[spots + j] = 0.0, stamp, new
+            if end >= 0 and load[end] < cap[end]:                       # there is room: no search
+                mover[end] = new
+            else:
+                end = -1
+                keys, nodes, size = _push(keys, nodes, size, 0.0, spots + j)
+                far[spots + j], mark[spots + j], mover[spots + j] = 0.0, stamp, new
             while size > 0:
                 key, node, size = _pop(keys, nodes, size)
                 if mark[node] == -stamp or key > far[node]:
@@ -174,15 +265,15 @@ def _route(fee: np.ndarray, kw: np.ndarray, hours: np.ndarray, release: np.ndarr
                     for r in range(sites):
                         if not allowed[i, r]:
                             continue
-                        for t in range(release[i], deadline[i]):
-                            v = r * total + t
+                        for k in range(starts[i], starts[i + 1]):
+                            v = r * total + listed[k]
                             cost = base + kw[i] * rate[v] + mu[v]
-                            if cost >= best or taken[held[i] + t - release[i]] or cap[v] == 0 or mark[v] == -stamp:
+                            if cost >= best or taken[k] or cap[v] == 0 or mark[v] == -stamp:
                                 continue
                             if cost < key:                              # by rounding
                                 cost = key
                             if mark[v] != stamp or cost < far[v]:
-                                far[v], mark[v], mover[v] = cost, stamp, mover[node]
+                                far[v], mark[v], mover[v], place[v] = cost, stamp, mover[node], k
                                 keys, nodes, size = _push(keys, nodes, size, cost, v)
                                 if load[v] < cap[v]:
                                     best = cost
@@ -201,30 +292,29 @@ def _route(fee: np.ndarray, kw: np.ndarray, hours: np.ndarray, release: np.ndarr
                             if allowed[i, r] and cap[v] > 0 and mark[v] != -stamp:
                                 cost = key + max(0.0, kw[i] * rate[v] + mu[v] - paid)
                                 if cost < best and (mark[v] != stamp or cost < far[v]):
-                                    far[v], mark[v], mover[v] = cost, stamp, u
+                                    far[v], mark[v], mover[v], place[v] = cost, stamp, u, entry[u]
                                     keys, nodes, size = _push(keys, nodes, size, cost, v)
                                     if load[v] < cap[v]:
                                         best = cost
                         u = after[u]
-            if end < 0:
-                for n in range(done):
-                    if final[n] >= spots:
-                        reached[final[n] - spots] = True
-                    else:
-                        hit[final[n] // total, final[n] % total] = True
-                return where, mu.reshape(sites, total), lam, j, reached, hit
             for n in range(done):
                 node = final[n]
-                if node < spots:
+                if end < 0 and node >= spots:
+                    reached[node - spots] = True
+                elif end < 0:
+                    hit[node // total, node % total] = True
+                elif node < spots:
                     mu[node] += far[end] - far[node]
                 else:
                     lam[node - spots] += far[end] - far[node]
+            if end < 0:
+                return where, mu.reshape(sites, total), lam, j, reached, hit
             v = end
             while v >= 0:                                               # back along the path: each unit moves up to where it was going
                 u = mover[v]
-                old, i = where[u], owner[u]
+                old = where[u]
                 if old >= 0:
-                    taken[held[i] + old % total - release[i]] = False
+                    taken[entry[u]] = False
                     if before[u] >= 0:
                         after[before[u]] = after[u]
                     else:
@@ -232,7 +322,8 @@ def _route(fee: np.ndarray, kw: np.ndarray, hours: np.ndarray, release: np.ndarr
                     if after[u] >= 0:
                         before[after[u]] = before[u]
                     load[old] -= 1
-                taken[held[i] + v % total - release[i]] = True
+                entry[u] = place[v]
+                taken[entry[u]] = True
                 where[u], before[u], after[u] = v, -1, head[v]
                 if head[v] >= 0:
                     before[head[v]] = u
