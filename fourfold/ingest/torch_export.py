@@ -285,7 +285,8 @@ def _followed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], l
 
     def forward(tensors: Sequence[Any]) -> Any:
         given, named = _pytree.tree_unflatten([tensors[i] for i in fed], spec)
-        return torch.func.functional_call(model, {name: tensors[i] for name, i in where.items()}, given, named)
+        with _named(model):
+            return torch.func.functional_call(model, {name: tensors[i] for name, i in where.items()}, given, named)
 
     def answers(*tensors: Any) -> list[Any]:
         out, structure = _pytree.tree_flatten(forward(tensors))
@@ -305,6 +306,35 @@ def _followed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], l
         "The control flow of the model depends on values; it was captured as it went for the inputs that were given, and holds for inputs like them."
     )
     return source
+
+
+@contextlib.contextmanager
+def _named(model: nn.Module) -> Iterator[None]:
+    """Inside, what a module calls is recorded with the module's path."""
+    from torch.fx import traceback
+
+    stack: list[str] = [""]
+
+    def tell() -> None:
+        traceback.current_meta = {**traceback.current_meta, "nn_module_stack": {"": (stack[-1], "")}}
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            stack.append(name)
+            tell()
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+        tell()
+
+    handles = [h for n, m in model.named_modules() for h in (m.register_forward_pre_hook(enter(n)), m.register_forward_hook(leave))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _depends(error: Exception) -> bool:
@@ -360,7 +390,8 @@ def _differentiated(
         given[:] = [leaves.roles[i][1].removeprefix(own_prefix) for i, g in zip(learned, found, strict=True) if g is not None]
         return [scalar, *(g for g in found if g is not None)]
 
-    with torch.enable_grad(), torch.autograd.detect_anomaly(check_nan=False):
+    plain = torch.backends.mkldnn.flags(enabled=False)                 # fused recurrent layers hand their backward a workspace that no graph carries
+    with torch.enable_grad(), torch.autograd.detect_anomaly(check_nan=False), plain:
         module = _record(step, leaves.tensors, mode)
 
     def unflatten(answers: list[Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -73,7 +73,7 @@ def _root(values, graph, value: int) -> int:
 @every
 def test_joint_graph_has_the_loss_and_the_gradients(family: Family):
     module, inputs = given(family)
-    with FlopCounterMode(display=False, custom_mapping=counters()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=counters()) as counter, torch.backends.mkldnn.flags(enabled=False):
         loss = square(module(*inputs))
         loss.backward()
     found = capture(module, inputs, train=True)
@@ -87,4 +87,4 @@ def test_joint_graph_has_the_loss_and_the_gradients(family: Family):
     want = {name.removeprefix("module."): p.grad for name, p in module.named_parameters() if p.grad is not None}
     assert {n for n in want if n in gradients or want[n].abs().max() == 0} == set(want)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, want[name], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(gradient, want[name], rtol=1e-3, atol=1e-5)
