@@ -199,8 +199,9 @@ def model(problem: Schedule, groups: list[tuple[int, ...]], incumbent: float, hi
     price = np.zeros((len(groups), devices))
     for i, members in enumerate(groups):
         label = np.arange(nodes)
-        label[list(members)] = members[0]
-        price[i] = fused_seconds(g, label, problem.system)[members[0]] if len(members) > 1 else problem.seconds[members[0]]
+        first, *others = members
+        label[others] = first
+        price[i] = fused_seconds(g, label, problem.system)[first] if others else problem.seconds[first]
     cp, horizon = cp_model.CpModel(), _TICKS + 1
     start = [cp.new_int_var(0, horizon, f"s{n}") for n in range(nodes)]
     on = [[cp.new_bool_var(f"x{n},{d}") for d in range(devices)] for n in range(nodes)]
