@@ -478,3 +478,21 @@ def test_a_liar_about_pauses_is_caught() -> None:
 
     with pytest.raises(Rejected, match="may not pause or move"):
         solve(problem, Pausing())
+
+
+def test_very_long_windows_are_looked_at_in_part_and_proven_in_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of weeks: a few hours a job, guessed and then added where prices call for them, reach the optimum of all hours."""
+    from fourfold.decisions.place import successive_shortest_paths
+
+    names, values = trace()
+    dice, n = np.random.default_rng(3), 60
+    hours, total = dice.integers(1, 20, n), 1500
+    release = dice.integers(0, 300, n)
+    deadline = np.minimum(release + hours + np.where(dice.random(n) < 0.8, 1100, 24), total)
+    problem = Place(names, values[:, :total], tuple(map(str, range(n))), dice.uniform(1, 9, n), hours, release, deadline, capacity=1, pue=1.1)
+    whole = solve(problem, SuccessiveShortestPaths())
+    monkeypatch.setattr(successive_shortest_paths, "_CELLS", 0)
+    few = solve(problem, SuccessiveShortestPaths())
+    assert "hours a job" in few.note and few.cost == pytest.approx(whole.cost, rel=1e-9) and few.gap is not None and few.gap <= 1e-9
+    proof = certificate.certify(problem, few.answer, few.evidence["mu"])
+    assert certificate.verify(problem, few.answer, proof) == [] and proof.gap <= 1e-9
