@@ -85,7 +85,7 @@ def _routed(problem: Place, listed: list[np.ndarray], budget: Budget) -> tuple[S
     if state == _OUT_OF_BUDGET:
         raise Infeasible("The budget of augmenting paths was spent before every job had its hours.", "Allow more evaluations.")
     total = problem.intensity.shape[1]
-    shut = lam.max(initial=0.0)                                         # enough to keep everybody out of an hour with no room; it costs nothing
+    shut = np.where(problem.room > 0, 0.0, lam.max(initial=0.0))        # keeps everybody out of an hour with no room, and costs nothing
     price = np.where(room > 0, np.maximum(mu, 0.0), shut) / problem.width[0]
     return Schedule(np.repeat(np.arange(len(problem.names)), problem.hours), where // total, where % total), price, len(where)
 
