@@ -748,7 +748,7 @@ def test_pages_shared_after_a_fork_are_held_once() -> None:
     for pid in children:
         os.waitpid(pid, 0)
     os.close(reader)
-    assert len(block) == 102_400_000 and held < alone + 150e6            # three more times 100 MB would be charged where pages count per process
+    assert len(block) == 102_400_000 and held < 1.1 * alone + 50e6       # whatever the process holds, its forks hold the same pages
 
 
 @linux

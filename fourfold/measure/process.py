@@ -98,7 +98,7 @@ class Tree:
         self._unseen = 0
         self._reaped_before: dict[int, float] = {}                     # ancestor → its cutime at the walk before
         self._surplus: dict[int, float] = {}                           # growth of cutime that no vanished process explained, one walk old
-        self._pss_spent, self._pss_since = 0.0, time.perf_counter()
+        self._lent, self._pss_spent, self._pss_since = 0, 0.0, time.perf_counter()   # bytes of the root that its children's shares hold already
         self._files: dict[str, int] = {}
 
     # ---- reading files ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ class Tree:
         if held is None:
             why["memory"] = f"{self._proc}/{self.root}/statm cannot be read: the memory held is unknown"
         else:
-            held += int(sum(seen.held * seen.pss for seen in self._seen.values()))
+            held = max(0, held - (self._lent if self._seen else 0)) + int(sum(seen.held * seen.pss for seen in self._seen.values()))
         read, written = (None, None) if "disk" in why else (sum(part[end] for part in [*known, self._gone_moved or (0, 0)]) for end in (0, 1))
         return Used(own if self.itself else 0.0, reaped, sum(seen.cpu for seen in self._seen.values()), self._gone + sum(x.cpu for x in self._lost),
                     read, written, held, len(self._seen) + self.itself, self._unseen + len(self._lost), why)
@@ -335,6 +335,15 @@ class Tree:
         for pid, seen in self._seen.items():
             yield pid, seen.reaped
 
+    def _sizes(self, pid: int) -> tuple[int, int] | None:
+        """Bytes that a process holds, and its share of them when each page is divided by how many hold it; None where that cannot be read."""
+        try:
+            text = self._text(f"{pid}/smaps_rollup")
+            sizes = {line[:4]: 1024 * int(line.split()[1]) for line in text.splitlines() if line[:4] in (b"Rss:", b"Pss:")}
+            return sizes[b"Rss:"], sizes[b"Pss:"]
+        except (OSError, KeyError, IndexError, ValueError):
+            return None
+
     def _tell_shared(self) -> None:
         """Forked processes share pages: now and then read each one's proportional share, which costs milliseconds, within a share of the time."""
         if not self._seen:
@@ -342,13 +351,12 @@ class Tree:
         now = time.perf_counter()
         if self._pss_spent > _PSS_SHARE * (now - self._pss_since) + 0.002:
             return
+        if self.itself and (rooted := self._sizes(self.root)):
+            self._lent = rooted[0] - rooted[1]
         for pid, seen in self._seen.items():
-            try:
-                text = self._text(f"{pid}/smaps_rollup")
-                sizes = {line[:4]: int(line.split()[1]) for line in text.splitlines() if line[:4] in (b"Rss:", b"Pss:")}
-                seen.pss = sizes[b"Pss:"] / sizes[b"Rss:"] if sizes.get(b"Rss:") else 1.0
-            except (OSError, KeyError, IndexError, ValueError):
-                continue
+            sizes = self._sizes(pid)
+            if sizes is not None:
+                seen.pss = sizes[1] / sizes[0] if sizes[0] else 1.0
         self._pss_spent += time.perf_counter() - now
 
 
