@@ -1,4 +1,5 @@
-"""Where and when on a year of real grids: every policy, what time and place do alone, forecasts, the rolling horizon; and how the exact methods scale.
+"""Where and when on a year of real grids: every policy, what time and place do alone, forecasts, the rolling horizon; and how the exact methods
+scale.
 
     python benchmarks/place.py [--quick] [--european FILE.csv.gz]
 
@@ -135,7 +136,8 @@ def scaling(sites: tuple[str, ...], values: np.ndarray, quick: bool) -> list[dic
         row |= {"value": found.cost, "bound": found.bound, "gap": found.gap, "certified_gap": proof.gap, "note": found.note, **took,
                 "certify_s": checked["wall_s"], "verify_s": verified["wall_s"]}
         print(f"  {kind:<6} {count:>6} jobs, capacity {capacity:>5g}, slack {max(slacks):>4} {row['variables']:>12,} {proof.gap:8.1e}"
-              f" {took['wall_s']:8.1f} ({took['cpu_s']:.1f}) {checked['wall_s'] + verified['wall_s']:12.1f} {took['peak_mib']:10.0f}  {found.note}", flush=True)
+              f" {took['wall_s']:8.1f} ({took['cpu_s']:.1f}) {checked['wall_s'] + verified['wall_s']:12.1f} {took['peak_mib']:10.0f}"
+              f"  {found.note}", flush=True)
     return rows
 
 
