@@ -122,6 +122,7 @@ def _windows(problem: Place) -> tuple[list[np.ndarray], np.ndarray] | None:
         price[site, hour] = np.cumsum(steps * mover[site, hour])
     for j in np.flatnonzero([len(hours) < length for hours, length in zip(listed, window, strict=True)]):
         least = _priced(problem, p, int(j), price / problem.width[0]).min(axis=0)
+        least *= 1 + 0.01 * np.random.default_rng(j).random(len(least))   # jobs alike should not all look at the same hours
         few = np.argpartition(least, min(len(least) - 1, 8 * problem.hours[j] + _MORE))[: 8 * problem.hours[j] + _MORE]
         listed[j] = np.union1d(listed[j], problem.release[j] + few)
     return listed, np.where(np.isfinite(problem.room), price, 0.0) / problem.width[0]
