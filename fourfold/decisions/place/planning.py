@@ -153,7 +153,7 @@ def plan(jobs: str | Path | Iterable[Mapping[str, Any]], *, sites: Sequence[str]
     capacity    units at once, for all sites or by name; pue, price (USD/kWh) likewise, from the sites' tables where not given
     objective   carbon (kg CO2e), cost (USD) or mixed (USD + carbon_price USD per tonne)
     online      plan on forecasts that are renewed every hour, with error `error` × mean, in place of knowing the hours
-    budget      seconds for the plan itself; comparators take what they need, each at most as long
+    budget      seconds for the plan itself; a comparator that needs an integer programme gets a quarter of it
     kwh_per_gb, egress   energy and USD of moving a GB between sites (assumed)
 
     Raises InputError for what cannot be read or does not fit, Infeasible where deadlines and capacities cannot be met or a price is missing.
@@ -179,9 +179,9 @@ def study(problem: Place, *, start: datetime | None = None, solver: Any = None, 
         mu = known.evidence.get("mu")
         notes.append(f"Online: with all hours known the plan would take {known.cost:.6g} {problem.unit}; {found.note}.")
     certificate = certify(problem, found.answer, mu)
-    rows = _compare.policies(problem, found, error=error, draws=5, seed=seed, budget=budget, prices=priced) if compare else []
+    share = budget / 4                                                  # only integer programmes take it all
+    rows = _compare.policies(problem, found, error=error, draws=5, seed=seed, budget=share, prices=priced) if compare else []
     mine = _compare.row(problem, "plan", "This plan", found.answer, "plan", prices=priced)
-    share = budget / 4
     other = {"budget": share, "seed": seed, "prices": priced}
     used = np.bincount(found.answer.site, minlength=len(problem.sites)) > 0
     cuts = _compare.ablations(problem, **other) if compare else []
@@ -352,9 +352,12 @@ def _facts(names: Sequence[str], hours: Hours | None, pue: Any, price: Any, note
             unknown.append(name)
             continue
         table[0, r] = found.pue.value
+        if found.pue.grade == "assumed":
+            unknown.append(name)
         table[1, r] = np.nan if found.price is None else found.price.value
     if unknown and pue is None:
-        notes.append(f"No PUE is on record for {', '.join(unknown[:5])}{' and more' * (len(unknown) > 5)}: {usual().value:g} is assumed.")
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        notes.append(f"No PUE is on record for {', '.join(unknown[:5])}{more}: the usual {usual().value:g} is assumed.")
     prices = _by_site(price, names, table[1], "price")
     return _by_site(pue, names, table[0], "PUE"), prices, bool(np.isfinite(prices).all())
 
