@@ -27,6 +27,7 @@ from fourfold import chain
 from fourfold.errors import InputError
 from fourfold.measure.battery import Battery
 from fourfold.measure.cgroup import Cgroup, Group
+from fourfold.measure.claim import Claim
 from fourfold.measure.command import run
 from fourfold.measure.counter import COMPONENTS, MeterError, Sampled
 from fourfold.measure.disk import EITHER, SOLID, SPINNING, drive
@@ -476,7 +477,7 @@ def test_interleaved_tasks_are_flagged_and_charged_equal_shares() -> None:
 @settings(max_examples=60)
 def test_however_windows_overlap_their_charges_add_up_to_what_was_used_while_any_was_open(events) -> None:
     clock, open_windows, charged, covered = FakeClock(), {}, 0.0, 0.0
-    station = Station([], clock=clock, body=clock, host=clock.host, in_use=clock.in_use)
+    station = Station([], clock=clock, body=clock, host=clock.host, in_use=clock.in_use, claim=None)
     for name, seconds in [*events, *[(name, 1.0) for name in "abc"]]:
         if name in open_windows:
             charged += _charged(station.leave(open_windows.pop(name)))
@@ -927,9 +928,10 @@ def test_a_ledger_that_cannot_be_written_does_not_end_the_work(tmp_path) -> None
 
 RANK = """
 import sys, time, json
+from fourfold.measure.claim import HOST
 from fourfold.measure.fake import FakeClock, FakeMeter
 from fourfold.measure.meter import Meter
-clock = FakeClock()
+clock = FakeClock(claim=HOST)
 with Meter(meters=[FakeMeter(lambda t: 100.0, clock)], clock=clock) as m:
     print("open", flush=True)
     sys.stdin.readline()
@@ -948,6 +950,23 @@ def test_one_of_the_ranks_of_a_host_reports_its_joules(tmp_path) -> None:
     found = [json.loads(rank.communicate("go\n")[0]) for rank in ranks]
     assert [use["host"] is not None for use in found] == [True, False] and "another process" in found[1]["why"]
     assert sum(use["mine"] for use in found) <= found[0]["host"]           # shares of the host, by CPU time: never more than the whole
+
+
+def test_who_meters_this_computer_does_not_touch_another_hosts_figures(tmp_path) -> None:
+    other, ours = Claim(lambda: tmp_path / "lock"), Claim(lambda: tmp_path / "lock")
+    assert other.take() and not ours.take()                              # as if another process of this computer measured now
+    for claim, seen in ((ours, False), (None, True)):
+        clock = FakeClock(claim=claim)
+        with Meter(meters=[FakeMeter(lambda t: 100.0, clock)], clock=clock) as m:
+            clock.advance(10.0)
+        assert (m.result.host is not None) == seen
+    other.give()
+    assert ours.take() and ours.take() and not other.take()              # two stations of one process hold it together
+    ours.give()
+    assert not other.take()
+    ours.give()
+    assert other.take()
+    other.give()
 
 
 def test_ranks_share_what_they_are_confined_to(monkeypatch) -> None:
@@ -1112,11 +1131,29 @@ print(sorted(costs)[len(costs) // 4])
 """
 
 
+@pytest.mark.bench
 def test_an_empty_window_costs_microseconds() -> None:
     done = subprocess.run([sys.executable, "-c", EMPTY], capture_output=True, text=True, cwd=ROOT, check=True)
     assert float(done.stdout) < 100e-6                                    # a shared machine; alone it is under 50 µs (benchmarks/meters.py)
 
 
+def test_windows_one_after_another_share_a_thread_and_those_at_both_ends_only_need_none(monkeypatch) -> None:
+    from fourfold.measure import station as module
+
+    monkeypatch.setattr(module, "_LINGER", 1e9)                          # however long this machine stands still between two windows
+    station, threads = Station([]), []
+    for _ in range(50):
+        window = station.enter("", "a")
+        threads.append(station._thread)
+        station.leave(window)
+    assert len(set(threads)) == 1 and threads[0] is not None
+    station._stop.set()
+    station = Station([])
+    station.leave(station.enter("", "b", hz=0))
+    assert station._thread is None
+
+
+@pytest.mark.bench
 @linux
 def test_sampling_ten_times_a_second_takes_less_than_a_hundredth_of_a_core() -> None:
     children = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(3)]
@@ -1132,6 +1169,39 @@ def test_sampling_ten_times_a_second_takes_less_than_a_hundredth_of_a_core() -> 
     assert warm.result.wall < m.result.wall
     window = m.result.window
     assert window["samples"] > 10 and window["sampler_cpu_s"] / window["wall_s"] < 0.01
+
+
+class Counting(Tree):
+    """A tree that tells which files it read."""
+
+    def __init__(self, *given, **named) -> None:
+        super().__init__(*given, **named)
+        self.files: list[str] = []
+
+    def _text(self, path: str) -> bytes:
+        self.files.append(path)
+        return super()._text(path)
+
+
+@linux
+def test_a_sample_reads_the_members_and_no_stranger(tmp_path) -> None:
+    proc = tmp_path / "proc"
+    write_process(proc, 10, 1, 1.0)
+    for pid in (20, 21, 22):
+        write_process(proc, pid, 10, 1.0)
+    for pid in range(100, 200):
+        write_process(proc, pid, 1, 1.0)
+    (proc / "loadavg").write_text("0.1 0.1 0.1 1/104 199\n")
+    tree = Counting(10, proc=proc)
+    assert tree.take().processes == 4 and "150/stat" in tree.files       # the first look is at everybody
+    for thorough in (False, True):                                       # as a sample, and as a window's end: no process was started meanwhile
+        tree.files.clear()
+        assert tree.take(thorough=thorough).processes == 4
+        assert {name.split("/")[0] for name in tree.files} == {"10", "20", "21", "22", "loadavg"} and len(tree.files) < 30
+    write_process(proc, 23, 10, 1.0)
+    (proc / "loadavg").write_text("0.1 0.1 0.1 1/105 200\n")
+    tree.files.clear()
+    assert tree.take(thorough=True).processes == 5 and "150/stat" not in tree.files     # strangers are known by now
 
 
 def test_the_meter_is_public() -> None:

@@ -101,6 +101,31 @@ def test_here_a_window_counts_cpu_time_and_says_how_it_knows_joules() -> None:
     assert set(used.why) <= set(meters()) and (used.joules.boundary == "host") == (used.joules.grade == "measured")
 
 
+class Counted(FakeMeter):
+    """A fake meter that counts how often it is asked."""
+
+    asked, looked = 0, 0
+
+    def available(self) -> str | None:
+        self.looked += 1
+        return super().available()
+
+    def counts(self):
+        self.asked += 1
+        return super().counts()
+
+
+def test_an_empty_window_reads_each_meter_once_at_each_end() -> None:
+    clock = FakeClock()
+    given = [Counted(lambda t: 1.0, clock, name="a"), Counted(lambda t: 1.0, clock, name="b")]
+    for count in range(1, 6):
+        with window(given, clock):
+            assert [meter.asked for meter in given] == [2 * count - 1] * 2
+        assert [meter.asked for meter in given] == [2 * count] * 2
+    assert all(meter.looked <= 5 for meter in given)                     # whether it is there is asked once a window at most
+
+
+@pytest.mark.bench
 def test_an_empty_window_is_cheap() -> None:
     start = time.process_time()
     for _ in range(20):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fourfold.measure.claim import Claim
 from fourfold.measure.counter import Count, MeterError
 from fourfold.measure.process import Used
 
@@ -13,16 +14,16 @@ class FakeClock:
     """All clocks of a computer, moved by `advance`, `sleep` and `set` alone; it tells too what work was done meanwhile, by whom.
 
     `held` is the memory the work holds and `taken` what the whole host has in use, in bytes, `moved` what it read and wrote: set them as you like;
-    `pids` and `files` are the work's processes and what they hold open.
+    `pids` and `files` are the work's processes and what they hold open. Its host is this process's alone, unless a `claim` says who else is on it.
     """
 
     tick = 0.0
 
-    def __init__(self, wall: float = 0.0, cpu: float = 0.0, *, utc: float = 1.7e9) -> None:
+    def __init__(self, wall: float = 0.0, cpu: float = 0.0, *, utc: float = 1.7e9, claim: Claim | None = None) -> None:
         self._wall, self._cpu, self._others = wall, cpu, 0.0
         self._boot, self._utc = wall, utc
         self.held, self.taken, self.moved = 0, 0, (0, 0)
-        self.pids, self.files = {1}, set[str]()
+        self.pids, self.files, self.claim = {1}, set[str](), claim
 
     def wall(self) -> float:
         return self._wall

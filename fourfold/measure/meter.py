@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import FourfoldError, InputError
+from fourfold.measure.claim import forked
 from fourfold.measure.recompute import Charge, differences, recompute
-from fourfold.measure.station import Station, Window, forked
+from fourfold.measure.station import Station, Window
 from fourfold.units import Quantity
 
 __all__ = ["Charge", "Meter", "Use", "differences", "known", "recompute"]
@@ -294,7 +295,7 @@ def _station(meters: Sequence[Any] | None, clock: Any, scope: str) -> Station:
 
 def _make(meters: Sequence[Any], clock: Any, scope: str) -> Station:
     if clock is not None:                                              # whoever gives a clock tells with it what was used
-        return Station(meters, clock=clock, body=clock.body(), host=clock.host, in_use=clock.in_use)
+        return Station(meters, clock=clock, body=clock.body(), host=clock.host, in_use=clock.in_use, claim=getattr(clock, "claim", None))
     if scope == "cgroup":
         from fourfold.measure.cgroup import Group
 

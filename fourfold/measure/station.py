@@ -11,18 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
+from fourfold.measure.claim import HOST, Claim
 from fourfold.measure.clock import SystemClock
 from fourfold.measure.counter import Count, MeterError
 from fourfold.measure.memory import in_use
 from fourfold.measure.process import Tree, Used, host_cpu
-
-try:
-    import fcntl
-except ImportError:                                                    # not on Windows: there every process reports its own share only
-    fcntl = None
 
 _LINGER = 3.0                                                          # s that the thread outlives the last window, so that the next one is cheap
 _LEAST = 0.5                                                           # s: power over less than that says little about the least power
@@ -84,11 +79,11 @@ class Station:
     """Counters of `body` (default: this process and its children), `meters` and `host` CPU time by `clock`.
 
     The open window that asks for the most samples a second sets `hz`. Not `threaded`, or with a clock that is not the system's, only
-    calls of `sample` take samples.
+    calls of `sample` take samples. `claim` settles which process reports the host's joules (None: no other process is on that host).
     """
 
     def __init__(self, meters: Sequence[Any], *, clock: Any = None, body: Body | None = None, threaded: bool = True,
-                 host: Callable[[], float | None] = host_cpu, in_use: Callable[[], int | None] = in_use) -> None:
+                 host: Callable[[], float | None] = host_cpu, in_use: Callable[[], int | None] = in_use, claim: Claim | None = HOST) -> None:
         self.clock, self.hz, self.meters = clock or SystemClock(), 0.0, list(meters)
         self.body: Body = body or Tree()
         self.why = {index: meter.available() for index, meter in enumerate(self.meters)}
@@ -101,7 +96,7 @@ class Station:
         self.overhead = 0.0                                            # CPU seconds of the sampling thread
         self._threaded = threaded and isinstance(self.clock, SystemClock)
         self._spent = 0.0                                              # of threads that have ended
-        self._host, self._in_use = host, in_use
+        self._host, self._in_use, self._claim = host, in_use, claim
         self._pid, self._lock, self._stop = os.getpid(), threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
         self._last: Snapshot | None = None
@@ -223,8 +218,8 @@ class Station:
             window.open = False
             self.open.remove(window)
             readings = self._readings(window, now)
-            if not self.open and self._writer:
-                _release()
+            if not self.open and self._writer and self._claim is not None:
+                self._claim.give()
             return readings
 
     def _begin(self) -> None:
@@ -234,7 +229,7 @@ class Station:
         for index in self.live:
             if hasattr(self.meters[index], "restart"):
                 self.meters[index].restart()
-        self._writer = self.at_host and _claim()
+        self._writer = self.at_host and (self._claim is None or self._claim.take())
 
     def _share(self, now: Snapshot) -> None:
         """Between two events each window is charged its parent's share over the number of its parent's open windows; the rest is elsewhere."""
@@ -409,64 +404,3 @@ def _above(window: Window) -> Window | None:
     while step is not None and not step.open:
         step = step.parent
     return step
-
-
-# ---- one host, several processes -------------------------------------------------------------------------------------------------------------------
-
-
-def _lock_file() -> Path:
-    """Keyed by the boot, so that a lock left by a crash before a restart means nothing."""
-    import tempfile
-
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        boot = "here"
-    return Path(os.environ.get("FOURFOLD_LOCKS", tempfile.gettempdir())) / f"fourfold-{boot}.lock"
-
-
-_held: list[int] = []                                                  # the open lock, once for each station of this process that relies on it
-
-
-def _claim() -> bool:
-    """Become the process that reports the host's joules, unless another is. The kernel frees the lock when this one ends.
-
-    Where no lock can be had at all, every process reports the host.
-    """
-    if _held:
-        _held.append(_held[0])
-        return True
-    file = _open_lock() if fcntl is not None else None
-    if fcntl is None or file is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
-        return False
-    _held.append(file)
-    return True
-
-
-def _release() -> None:
-    """One station less relies on the lock."""
-    if _held:
-        file = _held.pop()
-        if not _held:
-            os.close(file)
-
-
-def forked() -> None:
-    """In a forked child: the lock is the parent's. (The open file is shared, so closing this copy frees nothing.)"""
-    for file in set(_held):
-        os.close(file)
-    _held.clear()
-
-
-def _open_lock() -> int | None:
-    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):                # another user's file can be locked without being written
-        try:
-            return os.open(_lock_file(), flags | os.O_CLOEXEC, 0o666)
-        except OSError:
-            continue
-    return None
