@@ -390,6 +390,18 @@ BIBLIOGRAPHY: dict[str, Paper] = {
         "ICLR",
         2018,
     ),
+    "rice1976": _paper(_PRINT, "John R. Rice", "The Algorithm Selection Problem", "Advances in Computers 15", 1976),
+    "huberman1997": _paper(
+        _PRINT, "Bernardo A. Huberman, Rajan M. Lukose, Tad Hogg", "An Economics Approach to Hard Computational Problems", "Science 275(5296)", 1997
+    ),
+    "sinnen2005": _paper(
+        _PRINT, "Oliver Sinnen, Leonel A. Sousa", "Communication Contention in Task Scheduling",
+        "IEEE Transactions on Parallel and Distributed Systems 16(6)", 2005,
+    ),
+    "valls2005": _paper(
+        _PRINT, "Vicente Valls, Francisco Ballestin, Sacramento Quintanilla", "Justification and RCPSP: A Technique That Pays",
+        "European Journal of Operational Research 165(2)", 2005,
+    ),
     "topcuoglu2002": _paper(
         _PRINT,
         "Haluk Topcuoglu, Salim Hariri, Min-You Wu",

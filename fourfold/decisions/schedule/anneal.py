@@ -10,12 +10,13 @@ taken apart or fused anew within devices, and kept where that is no slower.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
 from numba import njit
 
-from fourfold.cost.simulate import play
+from fourfold.cost.simulate import arrays, play
 from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule import cpop, expert, heft, peft
 from fourfold.decisions.schedule._parts import Work, alone, fit, fuse
@@ -201,6 +202,13 @@ def starts(problem: Schedule, budget: Budget) -> tuple[Work, np.ndarray, np.ndar
     if best is None:
         raise refused or Infeasible("No plan was found that fits the devices' memory.", "Use more or larger devices.")
     return best[1], best[2], best[3], best[0]
+
+
+def price(problem: Schedule, answer: Answer) -> float:
+    """Cost in the problem's unit, inf where it holds more than a device may."""
+    tasks, place, priority = problem.of_tasks(answer)
+    cost, over = _price(arrays(tasks, problem.system), place, priority, _CODE[problem.objective], problem.bounded)
+    return math.inf if over else float(cost)
 
 
 def _nearby(problem: Schedule, group: np.ndarray, dice: np.random.Generator, place: np.ndarray) -> np.ndarray:

@@ -1,0 +1,156 @@
+"""The portfolio: cheap techniques first, an exact one where the graph is small, the learned policy, then a search from the best few.
+
+No technique is best on every graph (Rice 1976, the algorithm selection problem), and running several and keeping the best is never worse than any of
+them (Huberman, Lukose and Hogg 1997). Every part's plan is priced by the simulator; what is left of the budget goes to annealing, first a little from
+each of the best distinct plans, then all from the one that got furthest. `evidence["table"]` has a row for every part: cost, seconds, evaluations,
+note. GO is left out where the shipped record of the benchmark (`evidence.json`) shows that the search without it did better in equal time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fourfold.decide import Budget, Proposal, Solver
+from fourfold.decisions.schedule import anneal
+from fourfold.decisions.schedule.exact import Exact
+from fourfold.decisions.schedule.problem import Answer, Schedule
+from fourfold.errors import FourfoldError, Infeasible
+from fourfold.techniques import technique, techniques
+
+CHEAP = ("default", "expert", "heft", "peft", "metis")
+_FEW = 3                                                               # plans that the search starts from
+_SIZES = (300, 1000, 3000, 10_000, 30_000)                             # of graphs, nodes: the classes of the record
+
+
+@dataclass
+class _Part:
+    """What one technique gave."""
+
+    name: str
+    answer: Answer | None
+    cost: float
+    seconds: float
+    evaluations: int
+    bound: float | None = None
+    note: str = ""
+
+    def row(self) -> dict[str, Any]:
+        return {"solver": self.name, "cost": self.cost if math.isfinite(self.cost) else None, "seconds": self.seconds,
+                "evaluations": self.evaluations, "note": self.note}
+
+
+class Auto(Solver):
+    """The best of the cheap techniques, exact search, GO and annealing."""
+
+    title: ClassVar[str] = "Portfolio: list schedules and splits, exact where small, GO, then annealing from the best"
+    lever: ClassVar[str] = "machine"
+    answers: ClassVar[str] = "schedule"
+    cites: ClassVar[tuple[str, ...]] = ("rice1976", "huberman1997")
+    gives: ClassVar[tuple[str, ...]] = ("bound",)
+    counts: ClassVar[str] = "plans simulated"
+
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+        parts = [_ask(problem, name, _slice(budget, 0.25), budget, seed) for name in CHEAP]
+        if not any(part.answer for part in parts):
+            raise Infeasible("; ".join(sorted({part.note for part in parts})) or "No plan was found.", "Use more or larger devices.")
+        bound = problem.bound()
+        if not _proven(parts, bound) and Exact().declines(problem) is None and importlib.util.find_spec("ortools") is not None:
+            parts.append(_ask(problem, "exact", _slice(budget, 0.4), budget, seed))
+        why = _skips(problem)
+        if why:
+            parts.append(_Part("go", None, math.inf, 0.0, 0, note=why))
+        elif not _proven(parts, bound) and not budget.exhausted:
+            parts.append(_ask(problem, "go", _slice(budget, 0.4), budget, seed))
+        if not _proven(parts, bound) and not budget.exhausted:
+            parts.append(_polish(problem, parts, budget, seed))
+        best = min(parts, key=lambda part: part.cost)
+        assert best.answer is not None
+        known = [part.bound for part in parts if part.bound is not None]
+        return Proposal(best.answer, min(max(known), best.cost) if known else None, {"table": [part.row() for part in parts]},
+                        f"Best of {len(parts)}: {best.name}." + (f" {best.note}" if best.note else ""))
+
+
+def _slice(budget: Budget, share: float) -> Budget:
+    return Budget(budget.left * share, max(1, int((budget.evaluations - budget.spent) * share)))
+
+
+def _ask(problem: Schedule, name: str, part: Budget, whole: Budget, seed: int) -> _Part:
+    """One technique's plan, priced; why there is none in the note. Charges `whole`."""
+    start = time.perf_counter()
+    try:
+        solver: Solver = technique(name)()
+        missing = [need for need in solver.needs if importlib.util.find_spec(need) is None]
+        why = f"needs {', '.join(missing)}, which is not installed" if missing else solver.declines(problem)
+        if why:
+            return _Part(name, None, math.inf, 0.0, 0, note=why)
+        found = solver.solve(problem, part, seed)
+        cost = anneal.price(problem, found.answer)
+        note = found.note if math.isfinite(cost) else "its plan does not fit the devices' memory"
+        answer, bound = found.answer if math.isfinite(cost) else None, found.bound
+    except FourfoldError as error:
+        answer, cost, bound, note = None, math.inf, None, str(error).splitlines()[0]
+    whole.spend(part.spent)
+    return _Part(name, answer, cost, time.perf_counter() - start, part.spent, bound, note)
+
+
+def _proven(parts: list[_Part], bound: float | None) -> bool:
+    """Whether nothing can be better than the best so far."""
+    known = [one for one in (bound, *(part.bound for part in parts)) if one is not None]
+    return bool(known) and min(part.cost for part in parts) <= max(known) * (1 + 1e-6)
+
+
+def _polish(problem: Schedule, parts: list[_Part], budget: Budget, seed: int) -> _Part:
+    """Annealing: a tenth of the budget from each of the best distinct plans, the rest from the one that got furthest."""
+    start, spent = time.perf_counter(), budget.spent
+    ranked = sorted((part for part in parts if part.answer is not None), key=lambda part: part.cost)
+    few: list[_Part] = []
+    for part in ranked:
+        if len(few) < _FEW and all(abs(part.cost - other.cost) > 1e-9 * other.cost for other in few):
+            few.append(part)
+    found: list[tuple[float, str, Answer]] = []
+    for part in few if len(few) > 1 else []:
+        assert part.answer is not None
+        short = _slice(budget, 0.1)
+        answer = anneal.improve(problem, part.answer, short, seed)
+        budget.spend(short.spent)
+        found.append((anneal.price(problem, answer), part.name, answer))
+    if not found:
+        assert few[0].answer is not None
+        found.append((few[0].cost, few[0].name, few[0].answer))
+    _, name, answer = min(found, key=lambda one: one[0])
+    rest = Budget(budget.left, max(0, budget.evaluations - budget.spent))
+    answer = anneal.improve(problem, answer, rest, seed + 1)
+    budget.spend(rest.spent)
+    return _Part("anneal", answer, anneal.price(problem, answer), time.perf_counter() - start, budget.spent - spent, note=f"From {name}'s plan.")
+
+
+# ---- where GO is not worth its time
+
+def _skips(problem: Schedule) -> str:
+    """Why GO is not asked, or ""."""
+    if "go" not in techniques():
+        return "not installed"
+    cell = record().get(f"{size(len(problem.graph))}", {})
+    if cell.get("cases", 0) >= 3 and cell.get("ratio", 0.0) > 1.0:
+        more = f"{100 * (cell['ratio'] - 1):.1f} %"
+        return f"left out: on {cell['cases']} graphs of about this size its polished plan cost {more} more than the search without it in equal time"
+    return ""
+
+
+def size(nodes: int) -> int:
+    """The class of a graph in the record: the least of its limits that is not below `nodes`, 0 above all."""
+    return next((limit for limit in _SIZES if nodes <= limit), 0)
+
+
+@cache
+def record() -> dict[str, dict[str, float]]:
+    """Class of size → {"ratio": cost of GO with polish / of annealing in equal time (geometric mean), "cases"}; written by benchmarks/schedule.py."""
+    file = Path(__file__).with_name("evidence.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
