@@ -43,13 +43,13 @@ def read(path: Path | str) -> Any:
     return report
 
 
-def replace(path: Path, text: str) -> None:
-    """Put `text` at `path` in one step (write beside it, flush, rename), so that a kill or a full disk leaves the old file whole."""
+def replace(path: Path, text: str | bytes) -> None:
+    """Put `text` (as UTF-8) at `path` in one step (write beside it, flush, rename), so that a kill or a full disk leaves the old file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(text.encode("utf-8") if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

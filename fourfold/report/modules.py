@@ -1,0 +1,59 @@
+"""What reports call the parts of a graph: labels of fused tasks, module paths as tuples, ops of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fourfold.cost.roofline import short
+from fourfold.graph import PHASES, VIEW, Graph
+from fourfold.system import System
+
+_SHOWN = 4                                                              # kinds that a label of a fused task lists
+
+
+def label(graph: Graph, nodes: Sequence[int]) -> str:
+    """One op's short kind ("layer_norm"), or those of a fused group in order, views left out where anything else is there: "mm + add + gelu"."""
+    kinds = [short(graph.kinds[graph.kind[n]]) for n in nodes if graph.fusion[n] != VIEW] or [short(graph.kinds[graph.kind[n]]) for n in nodes]
+    rest = len(kinds) - _SHOWN
+    return " + ".join(kinds[:_SHOWN]) + (f" + {rest} more" if rest > 0 else "")
+
+
+def members(task: np.ndarray, count: int) -> list[list[int]]:
+    """Nodes of each task, ascending; `task` i[N] numbers from 0 to `count` − 1."""
+    order = np.argsort(task, kind="stable")
+    cuts = np.cumsum(np.bincount(task, minlength=count))[:-1]
+    return [part.tolist() for part in np.split(order, cuts)]
+
+
+def paths(graph: Graph) -> list[tuple[str, ...]]:
+    """The module path of each node; where a graph has several phases they come first ("backward", "encoder", "layer", "0"). A node without a module
+    stands in its layer, where it has one.
+    """
+    phases = len(set(graph.phase.tolist())) > 1
+    known: dict[tuple[str, int, int], tuple[str, ...]] = {}
+    found = []
+    for module, layer, phase in zip(graph.modules, graph.layer.tolist(), graph.phase.tolist(), strict=True):
+        key = (module, layer, phase)
+        if key not in known:
+            path = tuple(part for part in module.split(".") if part) or ((f"layer {layer}",) if layer >= 0 else ())
+            known[key] = ((PHASES[phase], *path) if phases else path)
+        found.append(known[key])
+    return found
+
+
+def shape(graph: Graph, value: int) -> str:
+    """"float32[8, 128, 768]"."""
+    return f"{graph.dtype[value]}[{', '.join(map(str, graph.shape_of(value)))}]"
+
+
+def lanes(system: System) -> list[tuple[int, str]]:
+    """(lane, name) of every lane that carries bytes: "gpu0 → root", or "gpu0 – root" where both directions share it."""
+    named = []
+    for number, link in enumerate(system.links):
+        if link.duplex:
+            named += [(2 * number, f"{link.a} → {link.b}"), (2 * number + 1, f"{link.b} → {link.a}")]
+        else:
+            named.append((2 * number, f"{link.a} – {link.b}"))
+    return named
