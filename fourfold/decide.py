@@ -8,9 +8,11 @@ cost.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -24,6 +26,44 @@ class Rejected(FourfoldError):
     """A solver whose answer broke the problem's rules, or who claimed a bound that its own answer refutes. A fault of the solver, not of the user."""
 
     exit_code = 1
+
+
+class Watch:
+    """Looks on while solvers work: `with Watch(tell):`. `tell(seconds since it began)` is called when they look at a budget, each `every` s.
+
+    The first Ctrl-C meanwhile spends all budgets (`stopped`), so that a solver hands back the best it has; the second interrupts as ever.
+    """
+
+    def __init__(self, tell: Callable[[float], None] = lambda seconds: None, every: float = 1.0) -> None:
+        self.tell, self.every, self.stopped = tell, every, False
+        self.start = self._told = time.monotonic()
+
+    def __enter__(self) -> Watch:
+        self._token, self._before = _WATCH.set(self), None
+        try:
+            self._before = signal.signal(signal.SIGINT, self._stop)
+        except ValueError:                                              # not the main thread: its signals are another's to catch
+            pass
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _WATCH.reset(self._token)
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if now - self._told >= self.every:
+            self._told = now
+            self.tell(now - self.start)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+
+
+_WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 
 class Budget:
@@ -49,12 +89,16 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds left, never negative."""
+        """Seconds left, never negative; none once a `Watch` was told to stop."""
+        if (watch := _WATCH.get()) is not None:
+            watch.look()
+            if watch.stopped:
+                return 0.0
         return max(0.0, self.seconds - (time.monotonic() - self._start))
 
     @property
     def exhausted(self) -> bool:
-        return self.spent >= self.evaluations or self.left <= 0.0
+        return self.left <= 0.0 or self.spent >= self.evaluations
 
 
 class Problem(ABC, Generic[A]):

@@ -86,3 +86,19 @@ def test_budgets_count_evaluations_and_seconds() -> None:
 def test_gap_and_appraise() -> None:
     assert gap(3.0, None) is None and gap(3.0, 2.0) == 0.5 and gap(0.0, 0.0) == 0.0 and gap(1.0, -1.0) == 2.0 and math.isinf(gap(0.0, -1.0) or 0.0)
     assert appraise(small(capacity=2), GOOD)[1] == ""
+
+
+def test_an_interrupt_spends_every_budget_and_the_second_one_interrupts() -> None:
+    import signal
+
+    from fourfold.decide import Watch
+
+    told: list[float] = []
+    budget, before = Budget(1e6), signal.getsignal(signal.SIGINT)
+    with Watch(told.append, every=0.0) as watch:
+        assert not budget.exhausted and budget.spend() and told
+        signal.raise_signal(signal.SIGINT)
+        assert watch.stopped and budget.exhausted and budget.left == 0 and Budget(5.0).exhausted
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert not budget.exhausted and signal.getsignal(signal.SIGINT) is before
