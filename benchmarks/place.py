@@ -68,8 +68,7 @@ def policies(name: str, sites: tuple[str, ...], values: np.ndarray, count: int, 
     rows = _compare.policies(problem, best, error=0.1, draws=draws, seed=0, budget=60, prices=False)
     mine = {**_compare.row(problem, "plan", "This plan (exact, within capacity)", best.answer, "plan", prices=False), **took, "gap": best.gap}
     cuts = _compare.ablations(problem, budget=60, seed=0, prices=False)
-    used = np.bincount(best.answer.site, minlength=len(sites)) > 0
-    out = _compare.without(problem, used, budget=60, seed=0, prices=False)
+    out = _compare.without(problem, best, limit=300, budget=60, seed=0, prices=False)
     scored = _compare.scored([*rows, mine, *cuts, *out])
     print(f"\n{name}: {count} jobs, {len(sites)} sites, {values.shape[1]} hours, capacity {capacity:g} each; mean g/kWh "
           + ", ".join(f"{site} {mean:.0f}" for site, mean in zip(sites, values.mean(axis=1), strict=True)))

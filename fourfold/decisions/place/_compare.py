@@ -9,7 +9,6 @@ import numpy as np
 
 from fourfold.decide import Budget, Solution, Solver, solve
 from fourfold.decisions.place._choose import planner
-from fourfold.decisions.place.flow import size
 from fourfold.decisions.place.forecast import Forecast
 from fourfold.decisions.place.greenest import Greenest
 from fourfold.decisions.place.home import Home
@@ -20,7 +19,6 @@ from fourfold.decisions.place.threshold import Threshold
 from fourfold.decisions.place.waitawhile import LetsWaitAwhile
 from fourfold.errors import FourfoldError
 
-_LARGE = 400_000                                                        # variables above which a plan takes many seconds
 _NAMES = {"now": "naive", "oracle": "oracle"}                           # technique → what it is in the table
 
 
@@ -90,11 +88,13 @@ def ablations(problem: Place, *, budget: float, seed: int, prices: bool) -> list
             _planned(problem, "place only", "Move, never wait", only_place, budget, seed, prices)]
 
 
-def without(problem: Place, used: np.ndarray, *, budget: float, seed: int, prices: bool) -> list[dict[str, Any]]:
-    """The plan with each used region left out (jobs that may run nowhere else stay): how much of the saving hangs on it.
+def without(problem: Place, best: Solution[Schedule], *, limit: float, budget: float, seed: int, prices: bool) -> list[dict[str, Any]]:
+    """The plan with each region that `best` uses left out (jobs that may run nowhere else stay): how much of the saving hangs on it.
 
-    Where planning again would take minutes, the jobs' separate optima stand in, which know no capacity: the row says so.
+    Where planning again as often would take more than `limit` seconds, the jobs' separate optima stand in, which know no capacity: the row says so.
     """
+    used = np.bincount(best.answer.site, minlength=len(problem.sites)) > 0
+    relaxed = min(best.seconds, budget) * used.sum() > limit
     rows = []
     for r in np.flatnonzero(used):
         def closed(r: int = int(r)) -> Place:
@@ -102,7 +102,6 @@ def without(problem: Place, used: np.ndarray, *, budget: float, seed: int, price
             others[others.sum(axis=1) > 1, r] = False
             return problem.replace(allowed=others)
 
-        relaxed = size(problem) > _LARGE
         rows.append(_planned(problem, str(problem.sites[r]), f"Without {problem.sites[r]}" + (" (capacity not looked at)" if relaxed else ""),
                              closed, budget, seed, prices, Oracle() if relaxed else None))
     return rows

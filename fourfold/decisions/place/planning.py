@@ -183,9 +183,8 @@ def study(problem: Place, *, start: datetime | None = None, solver: Any = None, 
     rows = _compare.policies(problem, found, error=error, draws=5, seed=seed, budget=share, prices=priced) if compare else []
     mine = _compare.row(problem, "plan", "This plan", found.answer, "plan", prices=priced)
     other = {"budget": share, "seed": seed, "prices": priced}
-    used = np.bincount(found.answer.site, minlength=len(problem.sites)) > 0
     cuts = _compare.ablations(problem, **other) if compare else []
-    out = _compare.without(problem, used, **other) if compare and len(problem.sites) > 1 else []
+    out = _compare.without(problem, found, limit=2 * budget, **other) if compare and len(problem.sites) > 1 else []
     scored = _compare.scored([*rows, mine, *cuts, *out])
     count = len(rows) + 1
     wrong = verify(problem, found.answer, certificate)
