@@ -9,7 +9,7 @@ model (from memory) from its activations (from caches). After an op that has mov
 up by the op's kind, then its short name, then its family:
 
     matmul batched conv pointwise depthwise attention recurrent · elementwise (add) and by name what costs more (gelu, tanh, …) · reduction and by
-    name (softmax, layer_norm, mean, …) · copy · gather · opaque · view · fused
+    name (softmax, layer_norm, mean, …) · copy · gather · opaque · view · fused · and "onnx." before any of them for nodes that ONNX Runtime runs
 
 A fused group reads what it needs from outside once, writes what others need once, and is launched once (`fused`'s launch where the device has that
 family, else the dearest of its members'). Its contractions cost what they cost alone; other members only the arithmetic by which they are slower
@@ -64,14 +64,17 @@ def short(kind: str) -> str:
 
 
 def families(kind: str, fusion: int) -> tuple[str, ...]:
-    """Under which names the shares of an op are looked up, best first."""
+    """Under which names the shares of an op are looked up, best first; of an ONNX node ("Conv") those of ONNX Runtime ("onnx.conv") come first."""
     name = short(kind)
     mapped = _FAMILY.get(name)
     if fusion == VIEW:
-        return kind, "view"
-    if mapped in ("conv", "batched", "attention", "recurrent") or fusion == CONTRACTION:
-        return tuple(dict.fromkeys((kind, name, mapped or "matmul", "matmul")))
-    return tuple(dict.fromkeys((kind, name, *([mapped] if mapped else []), _CLASS[fusion], "elementwise")))
+        names = (name, "view")
+    elif mapped in ("conv", "batched", "attention", "recurrent") or fusion == CONTRACTION:
+        names = (*([] if name == "matmul" and mapped else [name]), mapped or "matmul", "matmul")    # the family is linear layers, not aten.matmul
+    else:
+        names = (name, *([mapped] if mapped else []), _CLASS[fusion], "elementwise")
+    own = [f"onnx.{one}" for one in names] if "." not in kind and kind[:1].isupper() else []
+    return tuple(dict.fromkeys((kind, *own, *names)))
 
 
 def seconds(graph: Graph, system: System) -> NDArray[np.float64]:
@@ -167,7 +170,7 @@ class _Prices:
         self.before = _before(graph, self.moved)
         self.types = _types(graph)
         names = [families(graph.kinds[kind], fusion) for kind, fusion in zip(graph.kind.tolist(), graph.fusion.tolist(), strict=True)]
-        names = [(kinds[0], special, *kinds[1:]) if special else kinds for kinds, special in zip(names, form, strict=True)]
+        names = [(kinds[0], *_formed(kinds, special), *kinds[1:]) if special else kinds for kinds, special in zip(names, form, strict=True)]
         self.rows: dict[tuple[str, ...], list[int]] = {}
         for n, key in enumerate(names):
             self.rows.setdefault(key, []).append(n)
@@ -216,6 +219,10 @@ class _Prices:
             banned = [kind for kind in kinds if not device.supports(graph.kinds[kind])]
             if banned:
                 self.alone[rows[np.isin(graph.kind[rows], banned)], d] = np.inf
+
+
+def _formed(kinds: Sequence[str], form: str) -> tuple[str, ...]:
+    return (f"onnx.{form}", form) if any(name.startswith("onnx.") for name in kinds) else (form,)
 
 
 def _curve(device: Device, names: Sequence[str]) -> Efficiency:
