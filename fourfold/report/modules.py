@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
-from fourfold.cost.roofline import short
+from fourfold.cost import roofline
 from fourfold.graph import PHASES, VIEW, Graph
 from fourfold.system import System
 
 _SHOWN = 4                                                              # kinds that a label of a fused task lists
+
+
+short = cache(roofline.short)
 
 
 def label(graph: Graph, nodes: Sequence[int]) -> str:
@@ -57,3 +62,47 @@ def lanes(system: System) -> list[tuple[int, str]]:
         else:
             named.append((2 * number, f"{link.a} – {link.b}"))
     return named
+
+
+@dataclass
+class Box:
+    """A module: `name` as its parent sees it, `path` in full, modules inside in the order of their first op, and `ops` that stand in it directly."""
+
+    name: str
+    path: str
+    children: list[Box] = field(default_factory=list)
+    ops: list[int] = field(default_factory=list)
+
+    def all(self) -> list[int]:
+        """Every op below, ascending."""
+        found, stack = [], [self]
+        while stack:
+            box = stack.pop()
+            found += box.ops
+            stack += box.children
+        return sorted(found)
+
+
+def tree(graph: Graph) -> Box:
+    """The modules of a graph as a tree; the root is the whole."""
+    root = Box("", "")
+    known: dict[tuple[str, ...], Box] = {(): root}
+
+    def box(path: tuple[str, ...]) -> Box:
+        if path not in known:
+            known[path] = made = Box(path[-1], ".".join(path))
+            box(path[:-1]).children.append(made)
+        return known[path]
+
+    for node, path in enumerate(paths(graph)):
+        box(path).ops.append(node)
+    return root
+
+
+def span(first: str, last: str, count: int) -> str:
+    """What `count` siblings in a row are called: "encoder.layer.6 to 11"."""
+    if count == 1:
+        return first
+    head, _, end = last.rpartition(".")
+    same = head and first.startswith(f"{head}.")
+    return f"{first} {'and' if count == 2 else 'to'} {end if same else last}"
