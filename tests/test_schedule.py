@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourfold.cite import BIBLIOGRAPHY
-from fourfold.cost.simulate import simulate
+from fourfold.cost.simulate import play, simulate
 from fourfold.decide import Budget, Proposal, Rejected, Solver, solve
 from fourfold.decisions.schedule import _list
-from fourfold.decisions.schedule._parts import alone, fuse
+from fourfold.decisions.schedule._parts import Work, alone, fuse
+from fourfold.decisions.schedule._quick import Scratch, quick
+from fourfold.decisions.schedule.anneal import _causes
 from fourfold.decisions.schedule.corpus import FAMILIES, make
 from fourfold.decisions.schedule.problem import Answer, Schedule, random_graph, replay
 from fourfold.errors import Infeasible, InputError
@@ -178,6 +180,27 @@ def test_the_replay_is_the_simulator_bit_by_bit(seed: int, nodes: int, devices: 
     assert [most for most, _ in peak] == line.peak_bytes.tolist() and [at for _, at in peak] == pytest.approx(line.peak_at.tolist())
 
 
+@given(st.integers(0, 10_000), st.integers(3, 60), st.integers(1, 4), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_quick_simulator_is_the_simulator_bit_by_bit(seed: int, nodes: int, devices: int, fused: bool, overlap: bool) -> None:
+    dice = np.random.default_rng(seed)
+    made = system(devices, bandwidth=float(dice.choice([1e6, 1e8])))
+    made = replace(made, links=tuple(replace(link, overlap=overlap, duplex=bool(dice.integers(2))) for link in made.links))
+    problem = Schedule(random_graph(dice, nodes, colocated=0.0), made)
+    work = Work.of(problem, fuse(problem) if fused else alone(problem))
+    scratch, tasks = Scratch.of(work.plain, work.dag.order), len(work.tasks)
+    for _ in range(3):                                                 # nothing of one evaluation is left for the next
+        place, priority = dice.integers(devices, size=tasks).astype(np.int16), dice.integers(4, size=tasks).astype(float)
+        makespan, busiest, joules = quick(work.plain, scratch, place, priority)
+        run = play(work.plain, place, priority, False, False)
+        assert makespan == run.makespan and joules == run.joules and busiest == max(run.busy.max(), run.lane_busy.max(initial=0.0))
+        assert np.array_equal(scratch.start, run.start) and np.array_equal(scratch.finish, run.finish)
+        causes = np.zeros((3, tasks), np.int64)
+        length = _causes(work.plain, scratch, place, 0, run.peak, causes)
+        assert scratch.finish[causes[0, 0]] == run.finish.max() and causes[1, length - 1] == -1
+        assert all(scratch.finish[q] <= scratch.start[t] for t, q in causes[:2, :length - 1].T)
+
+
 @given(st.integers(0, 10_000), st.integers(4, 30), st.sampled_from(["latency", "throughput", "energy", "memory"]))
 @settings(max_examples=25, deadline=None)
 def test_every_answer_is_valid_and_no_cheaper_than_the_bound_in_tight_memory(seed: int, nodes: int, objective: str) -> None:
@@ -235,6 +258,27 @@ def test_cp_sat_bound_holds_against_annealing(seed: int) -> None:
     found = solve(problem, solver("exact"), Budget(4))
     other = solve(problem, solver("anneal"), Budget(10, 4000), seed=1)
     assert found.bound is not None and found.bound <= min(found.cost, other.cost) * (1 + 1e-9)
+
+
+def test_exact_declines_what_it_cannot_prove() -> None:
+    large, small = (Schedule(random_graph(np.random.default_rng(1), nodes), system(2)) for nodes in (9, 4))
+    for objective in ("throughput", "energy", "memory"):
+        assert objective in (solver("exact").declines(large.replace(objective=objective)) or "")
+        assert solver("exact").declines(small.replace(objective=objective)) is None
+    assert solver("exact").declines(large) is None
+    assert "more than the" in (solver("exact").declines(Schedule(make("rnnlm", 300), system(2))) or "")
+
+
+def test_auto_is_never_worse_than_its_parts_and_says_what_each_gave() -> None:
+    for objective in ("latency", "throughput", "energy", "memory"):
+        problem = Schedule(make("gnmt", 60, train=True), system(3), objective)
+        found = solve(problem, solver("auto"), Budget(600, 1500))
+        table = {row["solver"]: row for row in found.evidence["table"]}
+        assert {"default", "expert", "heft", "peft", "metis", "anneal"} <= set(table)
+        assert found.cost == min(row["cost"] for row in table.values() if row["cost"] is not None)
+        assert all({"solver", "cost", "seconds", "evaluations", "note"} == set(row) for row in table.values())
+        for name in ("default", "heft"):
+            assert table[name]["cost"] == solve(problem, solver(name)).cost
 
 
 def test_same_seed_and_evaluations_give_the_same_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from fourfold.decisions.schedule._parts import Work
 
@@ -32,6 +33,61 @@ def blocks(work: Work, most: int = 4096) -> np.ndarray:
     rank = np.empty(len(names), np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(len(names))
     return rank[inverse]
+
+
+@njit(cache=True)
+def _match(ptr, other, weight, size, most):  # type: ignore[no-untyped-def]
+    """i8[U] what each node is merged with (itself: nothing): pairs joined by the most bytes for their size, none above `most`."""
+    count = len(ptr) - 1
+    mate = np.full(count, -1)
+    for k in range(count):
+        u = k
+        if mate[u] >= 0:
+            continue
+        best, chosen = 0.0, u
+        for e in range(ptr[u], ptr[u + 1]):
+            w = other[e]
+            if w != u and mate[w] < 0 and size[u] + size[w] <= most:
+                value = weight[e] / (size[u] * size[w]) ** 0.5
+                if value > best:
+                    best, chosen = value, w
+        mate[u], mate[chosen] = chosen, u
+    return mate
+
+
+def bunches(work: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Units in bunches that may move together, at several levels: (of i8[L, U] the bunch of each unit, ptr i8[C+1], unit i8[·]).
+
+    Layers; then heavy-edge matching (Karypis and Kumar 1998), again and again, each level half as many, down to twice the devices.
+    """
+    units, devices = len(work.unit_able), len(work.problem.system)
+    levels = [blocks(work)]
+    src, dst, value = work.tasks.edges()
+    a, b, moved = work.unit[src], work.unit[dst], work.tasks.size[value].astype(np.float64)
+    size = np.bincount(work.unit, work.dag.mean, units)
+    size = np.maximum(size, 1e-6 * max(1e-30, float(size.mean())))
+    label, most = np.arange(units), float(size.sum()) / devices
+    for _ in range(24):
+        if len(size) <= 2 * devices:
+            break
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        pairs, inverse = np.unique((low * len(size) + high)[low != high], return_inverse=True)
+        weight = np.bincount(inverse, moved[low != high], len(pairs))
+        ends, other = np.concatenate([pairs // len(size), pairs % len(size)]), np.concatenate([pairs % len(size), pairs // len(size)])
+        order = np.argsort(ends, kind="stable")
+        ptr = np.concatenate([[0], np.cumsum(np.bincount(ends, minlength=len(size)))])
+        mate = _match(ptr, other[order], np.tile(weight, 2)[order], size, most)
+        names, merged = np.unique(np.minimum(np.arange(len(size)), mate), return_inverse=True)
+        if len(names) > 0.95 * len(size):
+            break
+        size = np.bincount(merged, size, len(names))
+        a, b, label = merged[a], merged[b], merged[label]
+        levels.append(label)
+    counts = [int(level.max()) + 1 for level in levels]
+    shift = np.concatenate([[0], np.cumsum(counts)])
+    of = np.array([level + more for level, more in zip(levels, shift.tolist(), strict=False)], np.int64)
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(of.ravel(), minlength=int(shift[-1])))]).astype(np.int64)
+    return of, ptr, np.argsort(of.ravel(), kind="stable") % units
 
 
 def cut(seconds: np.ndarray, held: np.ndarray, room: np.ndarray) -> np.ndarray | None:

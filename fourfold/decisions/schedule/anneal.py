@@ -1,11 +1,11 @@
 """Simulated annealing over place, order and fusion, every plan simulated in full; large neighbourhoods where the graph is large.
 
-Kirkpatrick et al. (1983) for acceptance; Shaw (1998) for changing a whole stretch at once. It starts from the best of the list schedules and
-splits. A
-move takes a unit, a stretch of the topological order or a layer to another device, follows a neighbour, swaps two units, or changes priorities.
-Memory
-above a limit is a penalty, so that the search may pass through plans that do not fit; only plans that fit are answers. Between rounds groups are
-taken apart or fused anew within devices, and kept where that is no slower.
+Kirkpatrick et al. (1983) for acceptance; Shaw (1998) for changing a whole stretch at once. It starts from the best of the list schedules and splits.
+A move takes a unit, its bunch (a layer, or what heavy-edge matching puts together, at several levels) or a stretch of the topological order to
+another device, swaps two, or changes priorities; after some, all priorities follow the ranks under the new placement. Every second move is where
+the plan waits: at a task of the critical path that waited for a transfer or for its device (for throughput and memory: on the fullest device).
+Memory above a limit is a penalty, so that the search may pass through plans that do not fit; only plans that fit are answers. Between rounds groups
+are taken apart or fused anew within devices, and kept where that is no slower.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from fourfold.cost.simulate import arrays, play
 from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule import cpop, expert, heft, peft
 from fourfold.decisions.schedule._parts import Work, alone, fit, fuse
-from fourfold.decisions.schedule._split import blocks
+from fourfold.decisions.schedule._quick import Scratch, quick, rank
+from fourfold.decisions.schedule._split import bunches
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
 
@@ -51,80 +52,172 @@ def _price(a, place, priority, code, bounded):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _anneal(a, place, priority, unit_ptr, unit_task, unit, order, block_ptr, block_unit, able, near_ptr, near, movable, sortable, code, bounded,
-            state, heat, cool, count, seed):  # type: ignore[no-untyped-def]
+def _shift(u, d, only, place, unit_ptr, unit_task, able):  # type: ignore[no-untyped-def]
+    """Unit u to device d if it can run there and (unless `only` is -1) is on `only`."""
+    if able[u, d] and (only < 0 or place[unit_task[unit_ptr[u]]] == only):
+        for e in range(unit_ptr[u], unit_ptr[u + 1]):
+            place[unit_task[e]] = d
+
+
+@njit(cache=True)
+def _bunch(u, d, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit):  # type: ignore[no-untyped-def]
+    """What of u's bunch at this level is on u's device goes to device d."""
+    if level < 0:
+        _shift(u, d, -1, place, unit_ptr, unit_task, able)
+        return
+    only = place[unit_task[unit_ptr[u]]]
+    c = of[level, u]
+    for k in range(bunch_ptr[c], bunch_ptr[c + 1]):
+        _shift(bunch_unit[k], d, only, place, unit_ptr, unit_task, able)
+
+
+@njit(cache=True)
+def _move(place, priority, ranks, a, s, causes, length, code, unit_ptr, unit_task, unit, order, able, near_ptr, near, of, bunch_ptr, bunch_unit,
+          movable, sortable):  # type: ignore[no-untyped-def]
+    """Change place or priority a little. `causes` i8[3, T]: tasks on the critical path (or on what is fullest), why and how each waited."""
+    units, devices, tasks, levels = len(unit_ptr) - 1, able.shape[1], len(place), len(of)
+    level = np.random.randint(-2, levels) if levels else -1
+    dice = np.random.random()
+    if length > 0 and dice < 0.45:                                     # where the plan waits
+        i = np.random.randint(length)
+        for _ in range(4):
+            if causes[2, i] >= 2:
+                break
+            i = np.random.randint(length)
+        t, q, how = causes[0, i], causes[1, i], causes[2, i]
+        if sortable and how == 3 and (not movable or np.random.random() < 0.4):
+            priority[t] = priority[q] + 1e-9 * abs(priority[q])
+            return
+        if movable:
+            x, y = (t, q) if q < 0 or np.random.random() < 0.5 else (q, t)
+            d = np.random.randint(devices)
+            if how == 2 and y >= 0 and np.random.random() < 0.8:
+                d = place[y]
+            elif near_ptr[x + 1] > near_ptr[x] and np.random.random() < 0.5:
+                d = place[near[near_ptr[x] + np.random.randint(near_ptr[x + 1] - near_ptr[x])]]
+            _bunch(unit[x], d, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
+            if sortable and np.random.random() < 0.2:
+                rank(a, s, place, priority)
+            return
+    if movable and (dice < 0.85 or not sortable):
+        kind = np.random.random()
+        u = np.random.randint(units)
+        d = np.random.randint(devices)
+        if kind < 0.3:                                                 # follow a neighbour
+            t = unit_task[unit_ptr[u] + np.random.randint(unit_ptr[u + 1] - unit_ptr[u])]
+            if near_ptr[t + 1] > near_ptr[t]:
+                d = place[near[near_ptr[t] + np.random.randint(near_ptr[t + 1] - near_ptr[t])]]
+            _bunch(u, d, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
+        elif kind < 0.55:                                              # anywhere
+            _bunch(u, d, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
+        elif kind < 0.75:                                              # swap
+            w = np.random.randint(units)
+            du, dw = place[unit_task[unit_ptr[u]]], place[unit_task[unit_ptr[w]]]
+            if able[u, dw] and able[w, du]:
+                _bunch(u, dw, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
+                _bunch(w, du, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
+        else:                                                          # a stretch of the order: shifts a boundary
+            long = 1 + int(np.exp(np.random.random() * np.log(max(2.0, units / 4.0))))
+            first = np.random.randint(units)
+            only = place[unit_task[unit_ptr[order[first]]]] if np.random.random() < 0.5 else -1
+            if np.random.random() < 0.5 and first > 0:
+                d = place[unit_task[unit_ptr[order[first - 1]]]]
+            for k in range(first, min(units, first + long)):
+                _shift(order[k], d, only, place, unit_ptr, unit_task, able)
+        if sortable and np.random.random() < 0.2:
+            rank(a, s, place, priority)
+    elif sortable:
+        t, other = np.random.randint(tasks), np.random.randint(tasks)
+        kind = np.random.random()
+        if kind < 0.3:
+            priority[t], priority[other] = priority[other], priority[t]
+        elif kind < 0.6:
+            priority[t] = priority[other] + (np.random.random() - 0.5) * 1e-9 * abs(priority[other])
+        elif kind < 0.8:                                               # a whole unit
+            more = priority[other] - priority[t]
+            for e in range(unit_ptr[unit[t]], unit_ptr[unit[t] + 1]):
+                priority[unit_task[e]] += more
+        else:                                                          # all by rank, some of them shaken
+            rank(a, s, place, ranks)
+            share = np.random.random() * 0.2
+            for k in range(tasks):
+                priority[k] = ranks[k] * (1.0 + share * (np.random.random() - 0.5))
+
+
+@njit(cache=True)
+def _causes(a, s, place, code, peak, causes):  # type: ignore[no-untyped-def]
+    """Where to look for a better plan; how many tasks `causes` then holds."""
+    tasks, devices = a.seconds.shape
+    count = 0
+    if code == 0 or code == 2:
+        t = np.argmax(s.finish)
+        while t >= 0 and count < tasks:
+            causes[0, count], causes[1, count], causes[2, count] = t, s.why[t], s.how[t]
+            count += 1
+            t = s.why[t]
+        return count
+    worst = np.int64(-1)
+    if code == 1:
+        most = 0.0
+        for d in range(devices):
+            if s.busy[d] > most:
+                most, worst = s.busy[d], d
+        for lane in range(a.lanes):
+            if s.lane_busy[lane] > most:
+                return 0
+    else:
+        worst = np.argmax(peak)
+    for t in range(tasks):
+        if place[t] == worst:
+            causes[0, count], causes[1, count], causes[2, count] = t, -1, 2
+            count += 1
+    return count
+
+
+@njit(cache=True)
+def _anneal(a, s, place, priority, unit_ptr, unit_task, unit, order, able, near_ptr, near, of, bunch_ptr, bunch_unit, movable, sortable, code,
+            bounded, state, heat, cool, count, seed):  # type: ignore[no-untyped-def]
     """`count` evaluations from `state` = (cost, over, best cost); heat falls to cool. Changes place and priority in place; returns the best plan that
     fits (place, priority, state)."""
     np.random.seed(seed)
-    units, devices, tasks = len(unit_ptr) - 1, able.shape[1], len(place)
+    devices, tasks = able.shape[1], len(place)
     room = max(1.0, a.limit.sum() / devices)
     cost, over, best = state[0], state[1], state[2]
     found_place, found_priority = place.copy(), priority.copy()
     old_place, old_priority = place.copy(), priority.copy()
-    blocks = len(block_ptr) - 1
+    causes, ranks, peak = np.zeros((3, tasks), np.int64), np.zeros(tasks), np.zeros(devices, np.int64)
+    length = 0
+    if code == 3:
+        peak[:] = play(a, place, priority, False, False).peak
+    else:
+        quick(a, s, place, priority)
+    length = _causes(a, s, place, code, peak, causes)
     for step in range(count):
         temperature = heat * (cool / heat) ** (step / count) * best
-        dice = np.random.random()
-        if movable and (dice < 0.7 or not sortable):
-            kind = np.random.random()
-            u = np.random.randint(units)
-            d = np.random.randint(devices)
-            if kind < 0.25:                                            # follow a neighbour
-                t = unit_task[unit_ptr[u] + np.random.randint(unit_ptr[u + 1] - unit_ptr[u])]
-                if near_ptr[t + 1] > near_ptr[t]:
-                    d = place[near[near_ptr[t] + np.random.randint(near_ptr[t + 1] - near_ptr[t])]]
-                if able[u, d]:
-                    for e in range(unit_ptr[u], unit_ptr[u + 1]):
-                        place[unit_task[e]] = d
-            elif kind < 0.4:                                           # one unit
-                if able[u, d]:
-                    for e in range(unit_ptr[u], unit_ptr[u + 1]):
-                        place[unit_task[e]] = d
-            elif kind < 0.55:                                          # swap
-                w = np.random.randint(units)
-                du, dw = place[unit_task[unit_ptr[u]]], place[unit_task[unit_ptr[w]]]
-                if able[u, dw] and able[w, du]:
-                    for e in range(unit_ptr[u], unit_ptr[u + 1]):
-                        place[unit_task[e]] = dw
-                    for e in range(unit_ptr[w], unit_ptr[w + 1]):
-                        place[unit_task[e]] = du
-            elif kind < 0.85 or blocks < 2:                            # a stretch of the order: shifts a boundary
-                long = 1 + int(np.exp(np.random.random() * np.log(max(2.0, units / 4.0))))
-                first = np.random.randint(units)
-                only = place[unit_task[unit_ptr[order[first]]]]
-                same = np.random.random() < 0.5
-                if np.random.random() < 0.5 and first > 0:
-                    d = place[unit_task[unit_ptr[order[first - 1]]]]
-                for k in range(first, min(units, first + long)):
-                    w = order[k]
-                    if able[w, d] and (not same or place[unit_task[unit_ptr[w]]] == only):
-                        for e in range(unit_ptr[w], unit_ptr[w + 1]):
-                            place[unit_task[e]] = d
-            else:                                                      # a layer, or a run of layers
-                b = np.random.randint(blocks)
-                for c in range(b, min(blocks, b + 1 + np.random.randint(3))):
-                    for k in range(block_ptr[c], block_ptr[c + 1]):
-                        w = block_unit[k]
-                        if able[w, d]:
-                            for e in range(unit_ptr[w], unit_ptr[w + 1]):
-                                place[unit_task[e]] = d
-        elif sortable:
-            t, s = np.random.randint(tasks), np.random.randint(tasks)
-            kind = np.random.random()
-            if kind < 0.4:
-                priority[t], priority[s] = priority[s], priority[t]
-            elif kind < 0.8:
-                priority[t] = priority[s] + (np.random.random() - 0.5) * 1e-9 * abs(priority[s])
-            else:                                                      # a whole unit
-                shift = priority[s] - priority[t]
-                for e in range(unit_ptr[unit[t]], unit_ptr[unit[t] + 1]):
-                    priority[unit_task[e]] += shift
-        new, excess = _price(a, place, priority, code, bounded)
-        gain = (cost + 10.0 * best * over / room) - (new + 10.0 * best * excess / room)
-        if gain >= 0 or np.random.random() < np.exp(gain / max(1e-300, temperature)):
+        _move(place, priority, ranks, a, s, causes, length, code, unit_ptr, unit_task, unit, order, able, near_ptr, near, of, bunch_ptr, bunch_unit,
+              movable, sortable)
+        luck = temperature * np.log(max(1e-300, np.random.random()))   # a step that costs at most −luck more is taken
+        was = cost + 10.0 * best * over / room
+        excess = 0.0
+        if code == 3:
+            run = play(a, place, priority, False, False)
+            peak[:] = run.peak
+            new = float(peak.max())
+        else:
+            makespan, busiest, joules = quick(a, s, place, priority)
+            new = makespan if code == 0 else busiest if code == 1 else joules
+        good = was - new >= luck
+        if good and bounded:
+            if code != 3:
+                peak[:] = play(a, place, priority, False, False).peak
+            for d in range(devices):
+                excess += max(0.0, peak[d] - a.limit[d])
+            good = was - (new + 10.0 * best * excess / room) >= luck
+        if good:
             cost, over = new, excess
             old_place[:] = place
             old_priority[:] = priority
+            length = _causes(a, s, place, code, peak, causes)
             if over == 0.0 and cost < best:
                 best = cost
                 found_place[:] = place
@@ -144,14 +237,14 @@ class _Search:
         order = np.argsort(work.unit, kind="stable")
         start = np.full(units, len(problem.graph))
         np.minimum.at(start, work.unit, work.first)
-        by = blocks(work)
         src, dst, _ = work.tasks.edges()
         both = np.argsort(np.concatenate([src, dst]), kind="stable")
         count = len(work.tasks)
-        self.fixed = (_pointer(work.unit, units), order, work.unit, np.argsort(start, kind="stable"), _pointer(by, int(by.max()) + 1),
-                      np.argsort(by * len(start) + np.argsort(np.argsort(start)), kind="stable"), work.unit_able,
-                      _pointer(np.concatenate([src, dst]), count), np.concatenate([dst, src])[both].astype(np.int64), problem.place is None
-                      and len(problem.system) > 1, problem.priority is None, _CODE[problem.objective], problem.bounded)
+        of, bunch_ptr, bunch_unit = bunches(work)
+        self.scratch = Scratch.of(work.plain, work.dag.order)
+        self.fixed = (_pointer(work.unit, units), order, work.unit, np.argsort(start, kind="stable"), work.unit_able,
+                      _pointer(np.concatenate([src, dst]), count), np.concatenate([dst, src])[both].astype(np.int64), of, bunch_ptr, bunch_unit,
+                      problem.place is None and len(problem.system) > 1, problem.priority is None, _CODE[problem.objective], _tight(work))
         self.round = int(min(max(100, _WORK / count), 20_000, 200 + 40 * count))
         self.chunk = int(np.clip(_CHUNK / count, 8, 20_000))
 
@@ -159,21 +252,29 @@ class _Search:
         code, bounded = self.fixed[-2:]
         return _price(self.work.plain, np.asarray(place, np.int16), self.work.priorities(priority), code, bounded)
 
-    def run(self, place: np.ndarray, priority: np.ndarray, heat: float, budget: Budget, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """A round of annealing from a plan that fits; the best found."""
+    def run(self, place: np.ndarray, priority: np.ndarray, heat: float, length: float, budget: Budget, seed: int,
+            ) -> tuple[np.ndarray, np.ndarray, float]:
+        """A round of annealing from a plan that fits, `length` times as long as the first; the best found."""
         place, priority = np.array(place, np.int16), self.work.priorities(priority).copy()
         cost, over = self.price(place, priority)
         best, state = (place.copy(), priority.copy()), (cost, over, cost)
-        total, done, cool = self.round, 0, 1e-5
+        total, done, cool = int(self.round * length), 0, 1e-5
         while done < total and not budget.exhausted:
             count = min(self.chunk, total - done, max(1, budget.evaluations - budget.spent))
             a, b = (heat * (cool / heat) ** (part / total) for part in (done, done + count))
             before = state[2]
-            p, q, state = _anneal(self.work.plain, place, priority, *self.fixed, state, a, b, count, (seed * 1_000_003 + done) % 2**31)
+            p, q, state = _anneal(self.work.plain, self.scratch, place, priority, *self.fixed, state, a, b, count, (seed * 1_000_003 + done) % 2**31)
             best = (p, q) if state[2] < before else best
             done += count
             budget.spend(count)
         return best[0], best[1], float(state[2])
+
+
+def _tight(work: Work) -> bool:
+    """Whether a plan could hold more than a device may: all that is resident and all that is ever made, on each device."""
+    tasks = work.tasks
+    most = float(tasks.fixed_size.sum() + np.maximum(tasks.hold, tasks.size).sum() + tasks.workspace.max(initial=0))
+    return work.problem.bounded and bool((work.plain.limit < most).any())
 
 
 def _pointer(label: np.ndarray, count: int) -> np.ndarray:
@@ -255,7 +356,7 @@ def improve(problem: Schedule, answer: Answer, budget: Budget, seed: int = 0, he
     best = search.price(place, priority)[0]
     turn, tries = 0, 4 + 20_000 // len(problem.graph)                   # a new partition is priced anew, which takes as long as many simulations
     while not budget.exhausted:
-        place, priority, best = search.run(place, priority, heat * (0.3 ** (turn % 4)), budget, seed * 7919 + turn)
+        place, priority, best = search.run(place, priority, heat * (0.3 ** (turn % 4)), 1.0, budget, seed * 7919 + turn)
         turn += 1
         for _ in range(min(tries, 200) if problem.group is None else 0):
             if budget.exhausted:

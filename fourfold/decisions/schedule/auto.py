@@ -85,7 +85,7 @@ def _ask(problem: Schedule, name: str, part: Budget, whole: Budget, seed: int) -
     """One technique's plan, priced; why there is none in the note. Charges `whole`."""
     start = time.perf_counter()
     try:
-        solver: Solver = technique(name)()
+        solver: Solver = technique(name)(**({"polish": False} if name == "go" else {}))
         missing = [need for need in solver.needs if importlib.util.find_spec(need) is None]
         why = f"needs {', '.join(missing)}, which is not installed" if missing else solver.declines(problem)
         if why:
@@ -94,7 +94,7 @@ def _ask(problem: Schedule, name: str, part: Budget, whole: Budget, seed: int) -
         cost = anneal.price(problem, found.answer)
         note = found.note if math.isfinite(cost) else "its plan does not fit the devices' memory"
         answer, bound = found.answer if math.isfinite(cost) else None, found.bound
-    except FourfoldError as error:
+    except (FourfoldError, ImportError, OSError) as error:                # OSError: a part without its weights
         answer, cost, bound, note = None, math.inf, None, str(error).splitlines()[0]
     whole.spend(part.spent)
     return _Part(name, answer, cost, time.perf_counter() - start, part.spent, bound, note)

@@ -25,7 +25,7 @@ from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
 from fourfold.graph import CONTRACTION, OPAQUE, REDUCTION
 
-_PLANS = 400_000                                                       # of a tiny problem
+_PLANS, _TINY = 400_000, 7                                             # of a tiny problem: plans, ops
 _NODES, _GROUPS, _TICKS = 120, 2500, 20_000                            # for CP-SAT: ops, candidate groups, resolution of the incumbent's time
 
 
@@ -82,16 +82,24 @@ def _orders(work: Work) -> np.ndarray:
     return np.array(list(itertools.permutations(range(len(work.tasks)))), np.float64)
 
 
-def enumerate_all(problem: Schedule, budget: Budget) -> Proposal[Answer] | None:
-    """The optimum of a tiny problem; None where there are too many plans. Raises Infeasible where no plan fits."""
-    if len(problem.graph) > 7 and problem.group is None:
+def _few(problem: Schedule) -> tuple[list[np.ndarray], int] | None:
+    """(legal partitions, plans) where all plans can be tried; None where there are too many."""
+    if len(problem.graph) > _TINY and problem.group is None:
         return None
     groups = legal(problem)
     devices = 1 if problem.place is not None else len(problem.system)
-    counts = [len(np.unique(group)) for group in groups]
-    total = sum(devices ** count * (1 if problem.priority is not None else math.factorial(count)) if count < 20 else _PLANS + 1 for count in counts)
-    if total > _PLANS:
+    total = 0
+    for count in (len(np.unique(group)) for group in groups):
+        total += devices ** count * (1 if problem.priority is not None else math.factorial(count)) if count < 20 else _PLANS + 1
+    return (groups, total) if total <= _PLANS else None
+
+
+def enumerate_all(problem: Schedule, budget: Budget) -> Proposal[Answer] | None:
+    """The optimum of a tiny problem; None where there are too many plans. Raises Infeasible where no plan fits."""
+    found = _few(problem)
+    if found is None:
         return None
+    groups, total = found
     best: tuple[float, Work, np.ndarray, np.ndarray] | None = None
     for group in groups:
         work = Work.of(problem, group)
@@ -282,7 +290,9 @@ class Exact(Solver):
     counts: ClassVar[str] = "plans simulated"
 
     def declines(self, problem: Schedule) -> str | None:
-        if len(problem.graph) > _NODES and problem.objective != "memory" and not _is_chain(problem):
+        if problem.objective != "latency" and _few(problem) is None:
+            return f"it can prove seconds of a step only, and {len(problem.graph)} ops have too many plans to try all for {problem.objective}."
+        if len(problem.graph) > _NODES and not _is_chain(problem):
             return f"{len(problem.graph)} ops are more than the {_NODES} that can be solved exactly, and they are no chain."
         return None
 
@@ -295,10 +305,8 @@ class Exact(Solver):
         best = anneal.improve(problem, first, short, seed)
         budget.spend(short.spent)
         groups = candidates(problem) if problem.group is None else _given(problem)
-        if problem.objective != "latency" or groups is None:
-            many = groups is None
-            said = "Annealed: too many groups could be formed for an exact model." if many else "Annealed: no exact model for this objective."
-            return Proposal(anneal.improve(problem, best, budget, seed), note=said)
+        if groups is None:
+            return Proposal(anneal.improve(problem, best, budget, seed), note="Annealed: too many groups could be formed for an exact model.")
         cost = problem.cost(best)
         found, bound = model(problem, groups, cost, best, budget.left * 0.8, seed)
         bound = min(bound * (1 - 1e-9), cost)
