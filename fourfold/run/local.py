@@ -1,0 +1,428 @@
+"""Local: a plan carried out on this machine, region by region, in its order, on its devices; timed, and compared with what was predicted.
+
+    execution = execute(plan, program, inputs)              # outputs, seconds with interval, spans of tasks, regions and transfers
+    plan = plan.replace(engines=race(plan, program, inputs).engines)
+    found = check("plan/")                                  # captured again, run, outputs compared, predicted beside measured
+
+A device of kind "cpu" is a process with its share of cores and threads (the first one is this process), one of kind "cuda" or "gpu" a process
+that feeds that GPU. Each runs its tasks in the order in which the simulator starts them. Values that another device reads are copied into shared
+memory by the sender as soon as their producer's region ends. `engines`: region → engine, "placement" → "planned" or "one process", "fingerprint" →
+the processor that they were raced on; another processor's race is void.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.errors import InputError
+from fourfold.machine import here
+from fourfold.run.workers.build import Spec, spec_of
+from fourfold.run.workers.pool import Arena, Duty, Layout, Pool, Record
+from fourfold.run.workers.region import Call, Ref, Region, calls, mapped, regions
+
+if TYPE_CHECKING:
+    from fourfold.plan import Plan
+
+PLANNED, ONE = "planned", "one process"                                 # placements
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2, "complex64": 1e-3, "complex128": 1e-9}    # of the largest magnitude
+_GPU = ("cuda", "gpu")
+
+
+# ---- what comes out ------------------------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Ran:
+    """One region in one run: s since the run began; `predicted` s is the sum over its tasks."""
+
+    number: int
+    device: int
+    engine: str
+    tasks: tuple[int, ...]
+    start: float
+    finish: float
+    predicted: float
+
+    @property
+    def seconds(self) -> float:
+        return self.finish - self.start
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One transfer: a value copied for another device; s since the run began, bytes."""
+
+    value: int
+    source: int
+    target: int
+    start: float
+    finish: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What was measured. `seconds`: median of `runs` (warm; from the call to outputs in hand), `low`–`high` its 90 % interval. `start`, `finish`
+    f8[T]: s since the run began, of the median run; tasks of a compiled region share its span. `makespan`: to the last task's end. `regions`,
+    `transfers` of that run. `outputs` as the model returns them. `placement` "planned" or "one process"; `ready` s that building and compiling took.
+    """
+
+    outputs: Any
+    seconds: float
+    low: float
+    high: float
+    runs: tuple[float, ...]
+    start: np.ndarray
+    finish: np.ndarray
+    makespan: float
+    regions: tuple[Ran, ...]
+    transfers: tuple[Sent, ...]
+    engines: Mapping[str, str]
+    placement: str
+    ready: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All but outputs and spans of tasks."""
+        return {"seconds": self.seconds, "low": self.low, "high": self.high, "runs": list(self.runs), "makespan": self.makespan,
+                "placement": self.placement, "engines": dict(self.engines), "ready": self.ready, "notes": list(self.notes),
+                "regions": [{"region": r.number, "device": r.device, "engine": r.engine, "tasks": len(r.tasks), "start": r.start, "finish": r.finish,
+                             "seconds": r.seconds, "predicted": r.predicted} for r in self.regions],
+                "transfers": [{"value": t.value, "source": t.source, "target": t.target, "start": t.start, "finish": t.finish, "bytes": t.bytes}
+                              for t in self.transfers]}
+
+
+def interval(runs: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
+    """(median, low, high): the 90 % interval by bootstrap over runs (Efron 1979)."""
+    taken = np.asarray(runs, float)
+    picks = np.random.default_rng(seed).integers(0, len(taken), (resamples, len(taken)))
+    low, high = np.quantile(np.median(taken[picks], axis=1), [0.05, 0.95])
+    return float(np.median(taken)), float(low), float(high)
+
+
+# ---- a plan made ready ---------------------------------------------------------------------------------------------------------------------------
+
+class Local:
+    """A plan made ready to run; a context manager that ends its workers. `placement` and `engines` (region → engine, default eager) as in the plan's
+    own mapping, which is used where they are None and the processor is the same.
+
+    Raises InputError where the plan's system is not this machine, a device does not exist here, or the program is not the plan's.
+    """
+
+    def __init__(self, plan: Plan, program: Any, inputs: Any, *, engines: Mapping[str, str] | str | None = None, placement: str | None = None,
+                 stamps: bool = True, folder: Path | None = None, limit: float = 120.0) -> None:
+        local(plan)
+        self.plan, self.program, self.notes = plan, program, list[str]()
+        self.given = feed(program, inputs)
+        stored = dict(plan.engines)
+        if stored and stored.get("fingerprint") not in ("", None, here().fingerprint):
+            self.notes.append("The engines of this plan were raced on another processor, which makes that race void; regions run eagerly.")
+            stored = {}
+        chosen = stored if engines is None else dict.fromkeys(["*"], engines) if isinstance(engines, str) else dict(engines)
+        self.placement = placement or chosen.get("placement", PLANNED)
+        self.timeline = plan.timeline()
+        self.place, _ = plan.of_tasks
+        self.task = np.asarray(plan.tasks.group)
+        one = self.placement == ONE
+        self.regions = regions(plan.graph, self.task, self.place, self.timeline.start, whole=one)
+        self.engines = {str(r.number): chosen.get(str(r.number), chosen.get("*", "eager")) for r in self.regions}
+        self.weights = program.weights()
+        self.calls: dict[int, list[Call]] = {}
+        self.stamps, self.folder, self.limit = stamps, folder, limit
+        self.home: int | None = None
+        self._stack = contextlib.ExitStack()
+        self.ready = 0.0
+
+    # ---- preparing
+
+    def __enter__(self) -> Local:
+        began = time.perf_counter()
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+        self.ready = time.perf_counter() - began
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _prepare(self) -> None:
+        plan, graph = self.plan, self.plan.graph
+        for region in self.regions:
+            self.calls[region.number] = calls(self.program, graph, region)
+        self.weights = tensors(self.program, self.weights)
+        used = sorted({region.device for region in self.regions})
+        several = len(used) > 1
+        if several and self.program.dialect == "jax":
+            raise InputError("A JAX program runs on one device here, and this plan uses several.", "Run it in one process: --one-process.")
+        specs: dict[int, Spec | None] = {}
+        if several or any(engine != "eager" for engine in self.engines.values()):
+            specs = self._specs()
+        one = self.placement == ONE
+        threads = shares(plan, one)
+        self.home = next((d for d in used if one or plan.system.devices[d].kind not in _GPU), None)
+        duties, arena = self._duties(used, threads, specs, several or self.home is None)
+        self._stack.enter_context(self._here(duties))
+        self.pool = self._stack.enter_context(Pool(duties, self.home, arena, self.weights, self.limit))
+        if arena is not None:
+            self._stack.callback(arena.close)
+
+    def _specs(self) -> dict[int, Spec | None]:
+        """Shapes, strides and dtypes of all values, from one run in this process."""
+        import torch
+
+        specs: dict[int, Spec | None] = {}
+        have = {**self.weights, **self.given}
+        specs |= {v: spec_of(t) for v, t in have.items()}
+        if self.program.dialect == "jax":
+            return specs
+        left = {v: len(self.plan.graph.readers_of(v)) for v in range(len(self.plan.graph.producer))}
+        done: set[int] = set()
+        with torch.inference_mode():
+            for region in self.regions:
+                for call in self.calls[region.number]:
+                    if call.node in done:
+                        continue
+                    done.add(call.node)
+                    args, kwargs = (mapped(part, lambda x: have[x.value] if isinstance(x, Ref) else x) for part in (call.args, call.kwargs))
+                    _spread(call.outs, call.target(*args, **kwargs), have, specs)
+                    for v in dict.fromkeys(self.plan.graph.inputs_of(call.node).tolist()):
+                        left[v] -= 1
+                        if not left[v]:
+                            have.pop(v, None)
+        return specs
+
+    def _duties(self, used: list[int], threads: dict[int, int], specs: dict[int, Spec | None], shared: bool) -> tuple[list[Duty], Arena | None]:
+        import torch
+
+        from fourfold.run.workers.pool import dense
+
+        plan, graph = self.plan, self.plan.graph
+        layout = Layout(len(plan.system))
+        names = {t: graph.names[n] for n, t in reversed(list(enumerate(self.task.tolist())))}
+        outputs = {int(v) for v in graph.outputs}
+        given_slots: dict[int, Any] = {}
+        passed: dict[int, Any] = {}
+        wide: dict[int, Any] = {}
+
+        def slot(v: int) -> Any:
+            spec = specs.get(v)
+            return layout.slot(spec) if spec is not None else layout.slot(Spec((), (), torch.float64), True)
+
+        for region in self.regions if shared else []:
+            for v, _ in region.sends:
+                passed.setdefault(v, slot(v) if v not in passed else None)
+        cores, duties = allotted(plan, used, threads), []
+        for d in used:
+            mine = [region for region in self.regions if region.device == d]
+            away = shared and d != self.home
+            weights = {v for region in mine for v in region.weights}
+            inputs = {v for region in mine for v in region.reads if graph.producer[v] < 0}
+            made = {v for region in mine for v in region.makes} & outputs
+            own = {v: wide.setdefault(v, slot(v)) for v in weights} if away else {}
+            fed = {v: given_slots.setdefault(v, slot(v)) for v in inputs} if away else {}
+            back = {v: slot(v) for v in made} if away else {}
+            seen = dict(specs)
+            for region in mine:
+                for v in (*region.needs, *(inputs if away else ()), *(weights if away else ())):
+                    spec = seen.get(v)
+                    seen[v] = dense(spec) if spec is not None else None
+            jobs = [(region, self.engines[str(region.number)], self.calls[region.number], self._file(region)) for region in mine]
+            device = plan.system.devices[d]
+            target = "cpu" if self.placement == ONE or device.kind not in _GPU else f"cuda:{_ordinal(plan, d)}"
+            duties.append(Duty(d, device.name, target, threads[d], cores.get(d, ()), jobs, seen, own, fed, passed, back, self.stamps,
+                               str(self.folder) if self.folder else None, names if shared else names))
+        if not shared:
+            return duties, None
+        arena = Arena(layout.size)
+        with torch.inference_mode():
+            for v, one in wide.items():
+                arena.tensor(one).copy_(self.weights[v])
+        return duties, arena
+
+    def _file(self, region: Region) -> bytes | None:
+        if self.program.dialect != "onnx" or self.engines[str(region.number)] not in ("onnxruntime", "openvino"):
+            return None
+        from fourfold.run.workers.onnx import model
+
+        return model(self.program, self.plan.graph, region)
+
+    @contextlib.contextmanager
+    def _here(self, duties: Sequence[Duty]) -> Iterator[None]:
+        """This process with the threads and cores of its own device."""
+        import torch
+
+        mine = next((duty for duty in duties if duty.device == self.home), None)
+        before, cores = torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        try:
+            if mine is not None:
+                torch.set_num_threads(mine.threads)
+                if mine.cores and cores is not None:
+                    with contextlib.suppress(OSError):
+                        os.sched_setaffinity(0, mine.cores)
+            yield
+        finally:
+            torch.set_num_threads(before)
+            if cores is not None:
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(0, cores)
+
+    # ---- running
+
+    def run(self, record: bool = False) -> tuple[float, float, Any, list[tuple[int, Record]]]:
+        """One run: (start on the shared clock, seconds, outputs by value, records)."""
+        import torch
+
+        with torch.inference_mode():
+            return self.pool.run(self.given, record)
+
+    def outputs(self, have: Mapping[int, Any]) -> Any:
+        """Values as the model returns them."""
+        import torch
+
+        wanted = {int(v) for v in self.plan.graph.outputs}
+        found = {v: t.clone() if isinstance(t, torch.Tensor) else t for v, t in {**self.weights, **self.given, **have}.items() if v in wanted}
+        return self.program.collect(natives(self.program, found))
+
+    def measured(self, began: float, records: Sequence[tuple[int, Record]]) -> tuple[np.ndarray, np.ndarray, tuple[Ran, ...], tuple[Sent, ...]]:
+        """(start f8[T], finish f8[T], regions, transfers) of one run, s since it began."""
+        count = len(self.plan.tasks)
+        start, finish = np.full(count, np.nan), np.full(count, np.nan)
+        by = {region.number: region for region in self.regions}
+        ran, sent = [], []
+        for device, record in records:
+            for number, a, b in record.regions:
+                region = by[number]
+                tasks = np.array(region.tasks)
+                start[tasks], finish[tasks] = a - began, b - began
+                predicted = float(self.plan.tasks.seconds[tasks, self.place[tasks]].sum())
+                ran.append(Ran(number, device, self.engines[str(number)], region.tasks, a - began, b - began, predicted))
+            seen: set[int] = set()
+            for task, a, b in record.tasks:
+                start[task] = a - began if task not in seen else start[task]
+                finish[task] = b - began
+                seen.add(task)
+            sent += [Sent(v, device, to, a - began, b - began, int(self.plan.graph.size[v])) for v, to, a, b in record.sent]
+        return start, finish, tuple(sorted(ran, key=lambda r: r.start)), tuple(sorted(sent, key=lambda t: t.start))
+
+
+def _spread(outs: Any, made: Any, have: dict[int, Any], specs: dict[int, Any]) -> None:
+    if isinstance(outs, list):
+        for part, one in zip(outs, made, strict=True):
+            _spread(part, one, have, specs)
+    elif outs is not None:
+        have[outs], specs[outs] = made, spec_of(made)
+
+
+def execute(plan: Plan, program: Any, inputs: Any, *, engines: Mapping[str, str] | str | None = None, placement: str | None = None, repeat: int = 9,
+            folder: Path | None = None, limit: float = 120.0) -> Execution:
+    """Carry out `plan` on this machine: `repeat` warm runs after two that are not counted, and one more with every span recorded.
+
+    `inputs` as `program.feed` takes them (a tuple, or a mapping by name). `engines` region → engine, or one engine for all; default: the plan's own,
+    else eager. `folder`: where compiled regions are kept between calls. `limit` s: how long one run may take.
+
+    Raises InputError where the plan is not for this machine; FourfoldError naming device and task where a worker dies, raises or hangs.
+    """
+    with Local(plan, program, inputs, engines=engines, placement=placement, folder=folder, limit=limit) as ready:
+        for _ in range(2):
+            ready.run()
+        runs, found = [], []
+        for _ in range(max(1, repeat)):
+            began, seconds, have, records = ready.run(record=True)
+            runs.append(seconds)
+            found.append((seconds, began, records))
+        median, low, high = interval(runs)
+        _, began, records = min(found, key=lambda one: abs(one[0] - median))
+        start, finish, ran, sent = ready.measured(began, records)
+        makespan = max((r.finish for r in ran), default=0.0)
+        return Execution(ready.outputs(have), median, low, high, tuple(runs), start, finish, makespan, ran, sent, ready.engines, ready.placement,
+                         ready.ready, tuple(ready.notes))
+
+
+# ---- this machine --------------------------------------------------------------------------------------------------------------------------------
+
+def local(plan: Plan) -> None:
+    """Raises InputError where the plan's system is not this machine, saying which is which; or names a GPU that is not here."""
+    system, machine = plan.system, here()
+    if not system.fingerprint:
+        raise InputError(f"The plan is for {system.name!r}, a description of no particular machine; this is {machine.name}.",
+                         "Plan for this one: fourfold plan MODEL --machine here")
+    if system.fingerprint != machine.fingerprint:
+        raise InputError(f"The plan is for {system.name!r} (fingerprint {system.fingerprint}); "
+                         f"this machine is {machine.name} ({machine.fingerprint}).",
+                         "Run it there, or plan for this one: fourfold plan MODEL --machine here")
+    gpus = [d for d in np.unique(plan.place).tolist() if system.devices[d].kind in _GPU]
+    if gpus:
+        import torch
+
+        if (there := torch.cuda.device_count()) <= max(_ordinal(plan, d) for d in gpus):
+            raise InputError(f"The plan uses {system.devices[gpus[-1]].name}, a GPU; torch sees {there} of them here.",
+                             "Install a torch with CUDA, or plan without the GPU.")
+
+
+def _ordinal(plan: Plan, device: int) -> int:
+    """Number of a GPU among the GPUs."""
+    return sum(plan.system.devices[d].kind in _GPU for d in range(device))
+
+
+def shares(plan: Plan, one: bool = False) -> dict[int, int]:
+    """Device → threads: CPU devices share the cores evenly; in one process it has all."""
+    cores = here().cores
+    if one:
+        return dict.fromkeys(range(len(plan.system)), cores)
+    count = sum(device.kind not in _GPU for device in plan.system.devices)
+    return {d: 1 if device.kind in _GPU else max(1, cores // max(1, count)) for d, device in enumerate(plan.system.devices)}
+
+
+def allotted(plan: Plan, used: Sequence[int], threads: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
+    """Device → cores, where several CPU devices are in use and there are enough; else nobody is pinned."""
+    if not hasattr(os, "sched_getaffinity"):
+        return {}
+    cores = sorted(os.sched_getaffinity(0))
+    mine = [d for d in used if plan.system.devices[d].kind not in _GPU]
+    if len(mine) < 2 or sum(threads[d] for d in mine) > len(cores):
+        return {}
+    found, at = {}, 0
+    for d in mine:
+        found[d] = tuple(cores[at: at + threads[d]])
+        at += threads[d]
+    return found
+
+
+# ---- between dialects ----------------------------------------------------------------------------------------------------------------------------
+
+def feed(program: Any, inputs: Any) -> dict[int, Any]:
+    """Values of the inputs as the executor's tensors."""
+    if isinstance(inputs, Mapping):
+        found = program.feed(**inputs)
+    else:
+        found = program.feed(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
+    return tensors(program, found)
+
+
+def tensors(program: Any, found: Mapping[int, Any]) -> dict[int, Any]:
+    """numpy arrays of ONNX as torch tensors; others as they are."""
+    if program.dialect != "onnx":
+        return dict(found)
+    import torch
+
+    return {v: a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a)) for v, a in found.items()}
+
+
+def natives(program: Any, found: Mapping[int, Any]) -> dict[int, Any]:
+    """The way back."""
+    if program.dialect != "onnx":
+        return dict(found)
+    return {v: t.numpy() if hasattr(t, "numpy") else t for v, t in found.items()}
