@@ -69,7 +69,10 @@ def chosen(job: Any, structure_only: bool) -> tuple[list[Any], bool]:
     found = harness.front_of(job, [*bare, *harness.cascades(job, [start, *bare], FLOORS, "structure")], 20)
     if not structure_only:
         every = [p for p in job.points if p.status != "rejected"]
-        found += [p for p in harness.front_of(job, [*every, *harness.cascades(job, [start, *singles], FLOORS, "any")], 24) if p not in found]
+        whole = [*every, *harness.cascades(job, [start, *singles], FLOORS, "any")]
+        # The original in fewer bits holds a high floor most surely: a cascade that was luckier on the search split must not keep it from the race.
+        found += [p for p in [*harness.front_of(job, whole, 24), *harness.front_of(job, [p for p in every if p.candidate.kind == "original"], 4)]
+                  if p not in found]
     return list({what(p): p for p in reversed(found)}.values())[::-1], not structure_only
 
 
