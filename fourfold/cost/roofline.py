@@ -9,7 +9,7 @@ model (from memory) from its activations (from caches). After an op that has mov
 up by the op's kind, then its short name, then its family:
 
     matmul batched conv pointwise depthwise attention recurrent · elementwise (add) and by name what costs more (gelu, tanh, …) · reduction and by
-    name (softmax, layer_norm, mean, …) · copy · gather · opaque · view · fused · and "onnx." before any of them for nodes that ONNX Runtime runs
+    name (softmax, layer_norm, mean, …) · copy · gather · opaque · view · fused
 
 A fused group reads what it needs from outside once, writes what others need once, and is launched once (`fused`'s launch where the device has that
 family, else the dearest of its members'). Its contractions cost what they cost alone; other members only the arithmetic by which they are slower
@@ -64,7 +64,7 @@ def short(kind: str) -> str:
 
 
 def families(kind: str, fusion: int) -> tuple[str, ...]:
-    """Under which names the shares of an op are looked up, best first; of an ONNX node ("Conv") those of ONNX Runtime ("onnx.conv") come first."""
+    """Under which names the shares of an op are looked up, best first."""
     name = short(kind)
     mapped = _FAMILY.get(name)
     if fusion == VIEW:
@@ -73,13 +73,12 @@ def families(kind: str, fusion: int) -> tuple[str, ...]:
         names = (*([] if name == "matmul" and mapped else [name]), mapped or "matmul", "matmul")    # the family is linear layers, not aten.matmul
     else:
         names = (name, *([mapped] if mapped else []), _CLASS[fusion], "elementwise")
-    own = [f"onnx.{one}" for one in names] if "." not in kind and kind[:1].isupper() else []
-    return tuple(dict.fromkeys((kind, *own, *names)))
+    return tuple(dict.fromkeys((kind, *names)))
 
 
 def seconds(graph: Graph, system: System) -> NDArray[np.float64]:
     """f8[N, D] s of each node alone on each device; inf where the device cannot run it."""
-    return _Prices(graph, system).alone
+    return Prices(graph, system).alone
 
 
 def joules(graph: Graph, system: System) -> NDArray[np.float64]:
@@ -87,12 +86,12 @@ def joules(graph: Graph, system: System) -> NDArray[np.float64]:
     return seconds(graph, system) * np.array([device.busy for device in system.devices])
 
 
-def fused_seconds(graph: Graph, groups: ArrayLike, system: System) -> NDArray[np.float64]:
+def fused_seconds(graph: Graph, groups: ArrayLike, system: System, prices: Prices | None = None) -> NDArray[np.float64]:
     """f8[T, D] s of each group of `groups` i4[N] (equal number = fused, -1 = alone; tasks numbered by their first node, as `tasks_of` does).
 
-    Raises InputError where `groups` has another length.
+    `prices` of this graph on this system, where they are at hand, save most of the work. Raises InputError where `groups` has another length.
     """
-    prices = _Prices(graph, system)
+    prices = Prices(graph, system) if prices is None else prices
     task, count = number(groups, len(graph))
     inside, outside = _traffic(graph, task, count)
     members = np.bincount(task, minlength=count)
@@ -115,7 +114,7 @@ def fused_seconds(graph: Graph, groups: ArrayLike, system: System) -> NDArray[np
             np.maximum.at(contracting, task, np.where(graph.fusion == CONTRACTION, prices.launch[:, d], 0.0))
             launch = np.where(computing, np.maximum(fused.launch, contracting), launch)
         np.add.at(arithmetic, task, prices.arithmetic[:, d])
-        curve = fused or _curve(device, ("elementwise",))
+        curve = fusing(device)
         total = inside + outside
         moved = total / (device.bandwidth * Efficiency.at(curve.bandwidth, np.maximum(total, 1.0)))
         cold = prices.cold(device, curve, np.bincount(task, weights=graph.params, minlength=count).clip(max=total))
@@ -158,8 +157,12 @@ def _traffic(graph: Graph, task: NDArray[np.int64], count: int) -> tuple[NDArray
     return read, written
 
 
-class _Prices:
-    """What every question needs: `alone`, `launch`, `arithmetic` f8[N, D] s (the last: what a node adds to a group that moves its bytes anyway)."""
+class Prices:
+    """What every question needs of a graph on a system, priced once.
+
+    `alone`, `launch`, `arithmetic` f8[N, D] s: a node by itself; the fixed part of that; what a node adds to a group that moves its bytes anyway
+    (never more than `alone − launch`). `weights` bytes of all parameters.
+    """
 
     def __init__(self, graph: Graph, system: System) -> None:
         self.graph, count, devices = graph, len(graph), len(system)
@@ -169,11 +172,15 @@ class _Prices:
         self.narrow, form = _sides(graph)
         self.before = _before(graph, self.moved)
         self.types = _types(graph)
-        names = [families(graph.kinds[kind], fusion) for kind, fusion in zip(graph.kind.tolist(), graph.fusion.tolist(), strict=True)]
-        names = [(kinds[0], *_formed(kinds, special), *kinds[1:]) if special else kinds for kinds, special in zip(names, form, strict=True)]
-        self.rows: dict[tuple[str, ...], list[int]] = {}
-        for n, key in enumerate(names):
-            self.rows.setdefault(key, []).append(n)
+        kinds, back = np.unique(graph.kind.astype(np.int64) * 8 + graph.fusion, return_inverse=True)
+        code = back.reshape(-1) * len(_FORMS) + form
+        order = np.argsort(code, kind="stable")
+        cuts = np.flatnonzero(np.diff(code[order], prepend=-1))
+        self.rows: list[tuple[tuple[str, ...], NDArray[np.int64]]] = []       # names of the shares, the nodes that have them
+        for rows in np.split(order, cuts[1:]) if count else []:
+            name, special = kinds[code[rows[0]] // len(_FORMS)], _FORMS[code[rows[0]] % len(_FORMS)]
+            first, *others = families(graph.kinds[name // 8], int(name % 8))
+            self.rows.append(((first, special, *others) if special else (first, *others), rows))
         self.alone, self.launch, self.arithmetic = np.zeros((count, devices)), np.zeros((count, devices)), np.zeros((count, devices))
         done: dict[int, int] = {}
         for d, device in enumerate(system.devices):
@@ -191,13 +198,14 @@ class _Prices:
 
     def _price(self, d: int, device: Device) -> None:
         graph = self.graph
-        plain = _curve(device, ("elementwise",))
-        for key, nodes in self.rows.items():
-            rows = np.array(nodes)
-            curve = _curve(device, key)
+        plain = curve_of(device, ("elementwise",))
+        types, coded = self.types
+        speeds = np.array([device.speed(dtype) for dtype in types])
+        for key, rows in self.rows:
+            curve = curve_of(device, key)
             launch = device.launch if curve.launch is None else curve.launch
             fusion = int(graph.fusion[rows[0]])
-            speed = np.array([device.speed(dtype) for dtype in self.types[rows].tolist()])
+            speed = speeds[coded[rows]]
             if fusion != CONTRACTION:
                 speed = np.where(speed > 0, speed, max(device.peak.values()))   # integer arithmetic beside the main unit
             work, moved, params = self.work[rows], self.moved[rows], graph.params[rows].astype(np.float64)
@@ -215,18 +223,20 @@ class _Prices:
                 self.arithmetic[rows, d] = np.maximum(compute, moved / device.bandwidth * max(0.0, 1 / best - 1 / other))
             elif fusion != VIEW:
                 self.arithmetic[rows, d] = np.maximum(compute, memory)
-            kinds = {int(kind) for kind in graph.kind[rows]}
+            kinds = set(np.unique(graph.kind[rows]).tolist())
             banned = [kind for kind in kinds if not device.supports(graph.kinds[kind])]
             if banned:
                 self.alone[rows[np.isin(graph.kind[rows], banned)], d] = np.inf
 
 
-def _formed(kinds: Sequence[str], form: str) -> tuple[str, ...]:
-    return (f"onnx.{form}", form) if any(name.startswith("onnx.") for name in kinds) else (form,)
-
-
-def _curve(device: Device, names: Sequence[str]) -> Efficiency:
+def curve_of(device: Device, names: Sequence[str]) -> Efficiency:
+    """The device's shares under the first of these names that it knows; all of peak and bandwidth where it knows none."""
     return next((device.efficiency[name] for name in names if name in device.efficiency), Efficiency())
+
+
+def fusing(device: Device) -> Efficiency:
+    """The shares that a fused group gets on a device."""
+    return curve_of(device, ("fused", "elementwise"))
 
 
 def _same(one: Device, other: Device) -> bool:
@@ -239,40 +249,58 @@ def _before(graph: Graph, moved: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([[0.0], moved[:-1]]) if len(moved) else moved
 
 
-def _types(graph: Graph) -> NDArray[Any]:
-    """[N] the dtype in which each node computes: of a contraction its first input's, of others its first output's; float32 where there is none."""
-    found = np.full(len(graph), "float32", dtype=object)
-    for n in range(len(graph)):
-        values = graph.inputs_of(n) if graph.fusion[n] == CONTRACTION else graph.outputs_of(n)
-        if len(values) and graph.dtype[values[0]] in BITS:
-            found[n] = graph.dtype[values[0]]
-    return found
+def _types(graph: Graph) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """(dtypes, [N] which of them each node computes in): of a contraction its first input's, of others its first output's; float32 where there is
+    none.
+    """
+    codes: dict[str, int] = {"float32": 0}
+    coded = np.array([codes.setdefault(dtype, len(codes)) if dtype in BITS else 0 for dtype in graph.dtype] + [0], np.int64)
+    found = np.zeros(len(graph), np.int64)
+    heavy = graph.fusion == CONTRACTION
+    for mine, ptr, val in ((heavy, graph.in_ptr, graph.in_val), (~heavy, graph.out_ptr, graph.out_val)):
+        some = np.flatnonzero(mine & (np.diff(ptr) > 0))
+        found[some] = coded[val[ptr[some]]]
+    return tuple(codes), found
 
 
-def _sides(graph: Graph) -> tuple[NDArray[np.float64], list[str]]:
-    """(least side of the matrix product f8[N]; "depthwise" or "pointwise" of convolutions that are, else "" [N]).
+def elements(graph: Graph) -> NDArray[np.int64]:
+    """i8[V] number of elements of each value; 1 of a scalar."""
+    count = np.ones(len(graph.producer), np.int64)
+    some = np.flatnonzero(np.diff(graph.shape_ptr) > 0)
+    if len(some):
+        count[some] = np.multiply.reduceat(graph.shape, graph.shape_ptr[some])
+    return count
+
+
+_FORMS = ("", "depthwise", "pointwise")
+
+
+def _sides(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(least side of the matrix product f8[N]; which of _FORMS a convolution has [N]).
 
     A contraction with O outputs does FLOPs / 2O multiplications for each, its depth; the other sides are its output's columns (channels of a
     convolution) and rows (the points of one matrix).
     """
-    least, form = np.full(len(graph), 1e9), [""] * len(graph)
-    for n in np.flatnonzero((graph.fusion == CONTRACTION) & (graph.flops > 0)).tolist():
-        made = graph.outputs_of(n)
-        if not len(made):
-            continue
-        shape = graph.shape_of(int(made[0]))
-        points = max(int(np.prod(shape, dtype=np.int64)), 1)
-        depth = graph.flops[n] / (2 * points)
-        if _FAMILY.get(short(graph.kinds[graph.kind[n]])) == "conv" and len(shape) > 2:
-            weight = next((graph.shape_of(int(v)) for v in graph.inputs_of(n)[1:] if len(graph.shape_of(int(v))) == len(shape)), ())
-            channels = shape[1]
-            if len(weight) > 1:
-                form[n] = "depthwise" if weight[1] == 1 and channels > 1 else "pointwise" if all(side == 1 for side in weight[2:]) else ""
-            rows = points / max(channels, 1)
-        else:
-            channels = shape[-1] if shape else 1
-            rows = shape[-2] if len(shape) > 1 else 1
-            if _FAMILY.get(short(graph.kinds[graph.kind[n]])) != "batched" and len(shape) > 2:
-                rows = points / max(channels, 1)                        # linear on [batch, length, width] is one product
-        least[n] = max(1.0, min(depth, channels, rows))
+    least, form = np.full(len(graph), 1e9), np.zeros(len(graph), np.int64)
+    nodes = np.flatnonzero((graph.fusion == CONTRACTION) & (graph.flops > 0) & (np.diff(graph.out_ptr) > 0))
+    if not len(nodes):
+        return least, form
+    made = graph.out_val[graph.out_ptr[nodes]]
+    start, rank = graph.shape_ptr[made], np.diff(graph.shape_ptr)[made]
+    shape = np.append(graph.shape, 1)
+
+    def side(position: NDArray[Any], there: NDArray[Any]) -> NDArray[Any]:
+        return np.where(there, shape[np.where(there, start + position, 0)], 1)
+
+    families_of = np.array([{"conv": 1, "batched": 2}.get(_FAMILY.get(short(kind), ""), 0) for kind in graph.kinds])[graph.kind[nodes]]
+    points = np.maximum(elements(graph)[made], 1)
+    conv = (families_of == 1) & (rank > 2)
+    channels = np.where(conv, side(np.ones_like(rank), rank > 1), side(rank - 1, rank > 0))
+    whole = conv | (families_of != 2) & (rank > 2)                      # linear on [batch, length, width] is one product
+    rows = np.where(whole, points / np.maximum(channels, 1), side(rank - 2, rank > 1))
+    least[nodes] = np.maximum(1.0, np.minimum(np.minimum(graph.flops[nodes] / (2 * points), channels), rows))
+    for n, deep, wide in zip(nodes[conv].tolist(), rank[conv].tolist(), channels[conv].tolist(), strict=True):
+        weight = next((graph.shape_of(int(v)) for v in graph.inputs_of(n)[1:] if len(graph.shape_of(int(v))) == deep), ())
+        if len(weight) > 1:
+            form[n] = 1 if weight[1] == 1 and wide > 1 else 2 if all(length == 1 for length in weight[2:]) else 0
     return least, form

@@ -710,22 +710,27 @@ def _storage(graph: Graph, passed: NDArray[np.int64], maker: NDArray[Any], pairs
     shared = np.flatnonzero(graph.alias[passed] != passed)
     if not len(shared):
         return hold, base
-    read: dict[tuple[int, int], int] = {}                               # (reading task, root) → the passed value by which it reads it
-    for v, t in pairs.tolist():
-        read.setdefault((t, int(graph.alias[v])), int(place[v]))
-    made: dict[tuple[int, int], int] = {}                               # (making task, root) → the passed value that holds the bytes
-    for i, v in enumerate(passed.tolist()):
-        if graph.alias[v] == v:
-            made[int(maker[v]), v] = i
-    for i in shared.tolist():
-        v = int(passed[i])
-        root, t = int(graph.alias[v]), int(maker[v])
-        owner = read.get((t, root)) if maker[root] != t else made.get((t, root))
-        if owner is not None:
-            hold[i], base[i] = 0, owner
-        else:
-            hold[i] = graph.size[root]
-            made[t, root] = i
+    values = len(graph.alias)
+    root, task = graph.alias[passed].astype(np.int64), maker[passed]
+    cell = task * values + root                                         # (making task, root)
+    abroad = maker[root] != task
+    # by which passed value the making task reads the root: the first of them
+    among = np.isin(graph.alias[pairs[:, 0]], root[shared])
+    read, first = np.unique(pairs[among, 1] * values + graph.alias[pairs[among, 0]], return_index=True)
+    owner = place[pairs[among, 0]][first]
+    far = shared[abroad[shared]]
+    at = np.minimum(np.searchsorted(read, cell[far]), max(0, len(read) - 1))
+    found = read[at] == cell[far] if len(read) else np.zeros(len(far), bool)
+    base[far[found]] = owner[at[found]]
+    # its own root's bytes, where those are passed on too; else the first view holds them for the rest
+    near = np.flatnonzero(~abroad & ((graph.alias[passed] == passed) | np.isin(cell, cell[shared])))
+    near = near[np.lexsort((near, graph.alias[passed[near]] != passed[near], cell[near]))]
+    lead = np.concatenate([[True], cell[near][1:] != cell[near][:-1]]) if len(near) else np.zeros(0, bool)
+    leader = near[np.flatnonzero(lead)[np.cumsum(lead) - 1]] if len(near) else near
+    base[near[~lead]] = leader[~lead]
+    alone = np.concatenate([far[~found], near[lead]])
+    hold[alone] = graph.size[root[alone]]
+    hold[base >= 0] = 0
     return hold, base
 
 

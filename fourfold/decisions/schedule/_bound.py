@@ -37,15 +37,15 @@ def tables(problem: Schedule) -> list[np.ndarray]:
         sure = np.where(problem.able, 0.0, np.inf)
         sure[first] = tasks.seconds
         return [sure]
-    from fourfold.cost.roofline import _curve, _Prices
+    from fourfold.cost.roofline import fusing
     from fourfold.system import Efficiency
 
-    g, prices = problem.graph, _Prices(problem.graph, problem.system)
+    g, prices = problem.graph, problem.prices
     anchor = (g.fusion == CONTRACTION) | (g.fusion == OPAQUE)
     outside = _read(problem)
     fused = np.zeros_like(prices.alone)
     for d, device in enumerate(problem.system.devices):
-        curve = device.efficiency.get("fused") or _curve(device, ("elementwise",))
+        curve = fusing(device)
         points = np.array(curve.bandwidth)
         later = np.array([points[points[:, 0] >= size, 1].max(initial=0.0) for size in outside]) if len(points) > 1 else points[0, 1]
         share = np.maximum(Efficiency.at(curve.bandwidth, np.maximum(outside, 1.0)), later)

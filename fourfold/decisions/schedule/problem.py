@@ -15,21 +15,25 @@ Written without looking at any solver.
 from __future__ import annotations
 
 import dataclasses
-import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fourfold.cost.simulate import Arrays, Tasks, Timeline, arrays, number, play, simulate, tasks_of
 from fourfold.decide import Problem
+from fourfold.decisions.schedule import _check
 from fourfold.errors import Infeasible, InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, INTERMEDIATE, OPAQUE, REDUCTION, VIEW, Builder, Graph
 from fourfold.system import Device, Link, System
 
+if TYPE_CHECKING:
+    from fourfold.cost.roofline import Prices
+
 OBJECTIVES = {"latency": "s", "throughput": "s", "energy": "J", "memory": "B"}
+_SHARED = ("prices", "seconds", "able", "free", "resident", "label", "classes", "fits", "stands", "space", "_returned")  # of graph and system
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,21 +115,27 @@ class Schedule(Problem[Answer]):
             raise Infeasible(f"Parameters, inputs and constants hold {int(self.resident.sum()):,} bytes, {int(self.resident.sum() - sum(limits)):,} "
                              f"more than the {len(limits)} devices of {self.system.name!r} together.",
                              "Use more or larger devices, or a smaller type.")
-        for nodes in self.classes:
-            need, room = self.standing(nodes), max((limits[d] for d in range(len(limits)) if self.able[nodes, d].all()), default=0.0)
-            if need > room:
-                which = g.names[nodes[0]] + (f" and the {len(nodes) - 1} ops colocated with it" if len(nodes) > 1 else "")
-                raise Infeasible(f"{which} needs {need:,} bytes of parameters, inputs and constants, {need - int(room):,} more than any device that "
-                                 "can run it has.", "Split it, use a larger device, or a smaller type.")
+        need = self.stands
+        room = np.where(self.fits, np.array(limits), 0.0).max(axis=1)
+        for c in np.flatnonzero(need > room)[:1]:
+            nodes = np.flatnonzero(self.label == c)
+            which = g.names[nodes[0]] + (f" and the {len(nodes) - 1} ops colocated with it" if len(nodes) > 1 else "")
+            raise Infeasible(f"{which} needs {int(need[c]):,} bytes of parameters, inputs and constants, {int(need[c]) - int(room[c]):,} more than "
+                             "any device that can run it has.", "Split it, use a larger device, or a smaller type.")
 
     # ---- what the rules and the solvers read
 
     @cached_property
     def seconds(self) -> np.ndarray:
         """f8[N, D] of each node alone; inf where the device cannot run it."""
-        from fourfold.cost.roofline import seconds
+        return self.prices.alone
 
-        return seconds(self.graph, self.system)
+    @cached_property
+    def prices(self) -> Prices:
+        """The roofline's figures of every node on every device."""
+        from fourfold.cost.roofline import Prices
+
+        return Prices(self.graph, self.system)
 
     @cached_property
     def able(self) -> np.ndarray:
@@ -152,17 +162,39 @@ class Schedule(Problem[Answer]):
     @cached_property
     def classes(self) -> tuple[np.ndarray, ...]:
         """Nodes that share a device: one array for each colocation class, one for each other node."""
-        order = np.argsort(self.graph.colocation, kind="stable")
-        tied = order[self.graph.colocation[order] >= 0]
-        cuts = np.flatnonzero(np.diff(self.graph.colocation[tied])) + 1
-        return (*([part for part in np.split(tied, cuts) if len(part)]), *(np.array([n]) for n in np.flatnonzero(self.graph.colocation < 0)))
+        order = np.argsort(self.label, kind="stable")
+        return tuple(np.split(order, np.flatnonzero(np.diff(self.label[order])) + 1))
+
+    @cached_property
+    def label(self) -> np.ndarray:
+        """i8[N] which of `classes` a node belongs to: colocation classes first, in the order of their numbers, then all others one by one."""
+        tie = self.graph.colocation.astype(np.int64)
+        return np.unique(np.where(tie >= 0, tie, 2**31 + np.arange(len(tie))), return_inverse=True)[1].reshape(-1)
+
+    @cached_property
+    def fits(self) -> np.ndarray:
+        """bool [C, D]: devices that can run all of a class."""
+        found = np.ones((int(self.label.max()) + 1, len(self.system)), bool)
+        np.logical_and.at(found, self.label, self.able)
+        return found
+
+    @cached_property
+    def stands(self) -> np.ndarray:
+        """i8[C] `standing` of each class."""
+        g = self.graph
+        reader = np.repeat(np.arange(len(g)), np.diff(g.in_ptr))
+        free = self.free[g.in_val]
+        pairs = np.unique(self.label[reader[free]] * len(g.alias) + g.alias[g.in_val[free]])
+        return np.bincount(pairs // len(g.alias), g.size[pairs % len(g.alias)], int(self.label.max()) + 1).astype(np.int64)
 
     @cached_property
     def space(self) -> np.ndarray:
         """i8[N] elements that a node runs over: of its largest output or, where it is neither contraction nor gather, of what it reads that was
         computed or given."""
         g = self.graph
-        elements = np.array([int(np.prod(g.shape[a:b])) for a, b in zip(g.shape_ptr[:-1].tolist(), g.shape_ptr[1:].tolist(), strict=True)], np.int64)
+        elements, some = np.ones(len(g.producer), np.int64), np.flatnonzero(np.diff(g.shape_ptr) > 0)
+        if len(some):
+            elements[some] = np.multiply.reduceat(g.shape, g.shape_ptr[some])
         wide = np.ones(len(g), np.int64)
         made = g.producer >= 0
         np.maximum.at(wide, g.producer[made], elements[made])
@@ -177,7 +209,9 @@ class Schedule(Problem[Answer]):
         if key not in self._kept:
             if len(self._kept) >= 4:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = tasks_of(self.graph, group, self.system)
+            from fourfold.cost.roofline import fused_seconds
+
+            self._kept[key] = tasks_of(self.graph, group, self.system, fused_seconds(self.graph, group, self.system, self.prices))
         return self._kept[key]
 
     def plain(self, group: np.ndarray) -> Arrays:
@@ -197,8 +231,18 @@ class Schedule(Problem[Answer]):
         return Answer(tasks.group, np.asarray(place, np.int16)[tasks.group], np.asarray(priority, np.float64)[tasks.group])
 
     def replace(self, **changes: Any) -> Schedule:
-        """A copy with other fields."""
-        return dataclasses.replace(self, **changes)
+        """A copy with other fields; what follows from graph and system alone is not worked out again."""
+        if "graph" in changes or "system" in changes:
+            return dataclasses.replace(self, **changes)
+        made = object.__new__(type(self))
+        for name in (*(one.name for one in dataclasses.fields(self)), *(name for name in _SHARED if name in self.__dict__)):
+            object.__setattr__(made, name, getattr(self, name))
+        for name, value in changes.items():
+            if name not in self.__dataclass_fields__ or name == "_kept":
+                raise TypeError(f"Schedule has no field {name!r}")
+            object.__setattr__(made, name, value)
+        made.__post_init__()
+        return made
 
     def relaxed(self, rules: tuple[str, ...]) -> Schedule:
         return self.replace(bounded=False) if "memory" in rules and self.bounded else self
@@ -246,23 +290,26 @@ class Schedule(Problem[Answer]):
         wrong = [f"{g.names[n]} ({g.kinds[g.kind[n]]}) cannot run on {devices[answer.place[n]].name}"
                  for n in np.flatnonzero(~self.able[np.arange(len(g)), answer.place])]
         for what, label in (("colocated", g.colocation), ("fused", answer.group)):
-            first: dict[int, int] = {}
-            for n, one in enumerate(label.tolist()):
-                if one >= 0 and answer.place[first.setdefault(one, n)] != answer.place[n]:
-                    a, b = devices[answer.place[first[one]]].name, devices[answer.place[n]].name
-                    wrong.append(f"{g.names[n]} and {g.names[first[one]]} are {what}, but on {b} and {a}")
+            tied = np.flatnonzero(label >= 0)
+            _, first, back = np.unique(label[tied], return_index=True, return_inverse=True)
+            first = tied[first][back.reshape(-1)]                       # the first node of the same label
+            for n, one in zip(tied.tolist(), first.tolist(), strict=True) if (answer.place[tied] != answer.place[first]).any() else ():
+                if answer.place[one] != answer.place[n]:
+                    a, b = devices[answer.place[one]].name, devices[answer.place[n]].name
+                    wrong.append(f"{g.names[n]} and {g.names[one]} are {what}, but on {b} and {a}")
         return wrong
 
     def _fusions(self, answer: Answer) -> list[str]:
-        g, task = self.graph, number(answer.group, len(self.graph))[0]
-        members: dict[int, list[int]] = {}
-        for n, t in enumerate(task.tolist()):
-            members.setdefault(t, []).append(n)
+        g, (task, count) = self.graph, number(answer.group, len(self.graph))
+        returned = np.zeros(len(g.producer), bool)
+        returned[g.outputs] = True
+        found = _check.unsound(task, count, g.fusion, self.space, g.in_ptr, g.in_val, g.out_ptr, g.out_val, g.use_ptr, g.use_node, g.producer,
+                               returned, self.most, self.streams)
         wrong = []
-        for nodes in members.values():
-            if len(nodes) > 1:
-                here = f"the group of {g.names[nodes[0]]} and {len(nodes) - 1} other op{'s' * (len(nodes) > 2)}"
-                wrong += [f"{here} {what}" for what in self._unfit(nodes)]
+        for t in np.flatnonzero(found):
+            nodes = np.flatnonzero(task == t).tolist()
+            here = f"the group of {g.names[nodes[0]]} and {len(nodes) - 1} other op{'s' * (len(nodes) > 2)}"
+            wrong += [f"{here} {what}" for what in self._unfit(nodes)] or [f"{here} breaks a rule of fusion"]
         return wrong
 
     def _unfit(self, nodes: list[int]) -> Iterator[str]:
@@ -336,24 +383,10 @@ class Schedule(Problem[Answer]):
     def _cycles(self, answer: Answer) -> list[str]:
         g, (task, count) = self.graph, number(answer.group, len(self.graph))
         src, dst, _ = g.edges()
-        pairs = {(a, b) for a, b in zip(task[src].tolist(), task[dst].tolist(), strict=True) if a != b}
-        after: dict[int, list[int]] = {}
-        waiting = [0] * count
-        for a, b in pairs:
-            after.setdefault(a, []).append(b)
-            waiting[b] += 1
-        ready = [t for t in range(count) if not waiting[t]]
-        done = 0
-        while ready:
-            done += 1
-            for t in after.get(ready.pop(), []):
-                waiting[t] -= 1
-                if not waiting[t]:
-                    ready.append(t)
-        if done == count:
+        stuck = _check.waits(task, count, src, dst)
+        if not stuck.any():
             return []
-        stuck = [n for n in range(len(g)) if waiting[task[n]]]
-        return [f"the groups of {g.names[stuck[0]]} and {count - done - 1} others wait for one another in a circle"]
+        return [f"the groups of {g.names[int(np.argmax(stuck[task]))]} and {int(stuck.sum()) - 1} others wait for one another in a circle"]
 
     def _full(self, answer: Answer) -> list[str]:
         if not self.bounded:
@@ -428,125 +461,39 @@ def random_graph(dice: np.random.Generator, nodes: int, colocated: float = 0.2) 
 
 
 def replay(tasks: Tasks, place: np.ndarray, priority: np.ndarray, system: System) -> tuple[list[float], list[float], list[tuple[int, float]]]:
-    """(start [T], finish [T], (bytes, when) at the fullest moment of each device): the simulator's rules once more, slowly and plainly.
+    """(start [T], finish [T], (bytes, when) at the fullest moment of each device): the simulator's rules once more, by another way.
 
-    Events of one instant happen in the order: ends, arrivals, transfers' starts, senders' wakings; then idle devices take tasks.
+    First when everything happens: events of one instant in the order ends, arrivals, transfers' starts, senders' wakings; then idle devices take
+    tasks. Each thing that happens is a step. Then memory: the bytes of every value are on a device from one step to another; sorted and summed up.
     """
-    return _Replay(tasks, [int(d) for d in place], [float(p) for p in priority], system).run()
-
-
-class _Replay:
-    def __init__(self, tasks: Tasks, place: list[int], priority: list[float], system: System) -> None:
-        self.place, self.priority, self.system, devices = place, priority, system, range(len(system))
-        self.seconds = [float(tasks.seconds[t, d]) for t, d in enumerate(place)]
-        self.producer, self.size, self.hold, self.base = (getattr(tasks, name).tolist() for name in ("producer", "size", "hold", "base"))
-        ptr, use = tasks.use_ptr.tolist(), tasks.use_task.tolist()
-        self.readers = [use[a:b] for a, b in zip(ptr[:-1], ptr[1:], strict=True)]
-        self.workspace = tasks.workspace.tolist()
-        self.makes: dict[int, list[int]] = {}
-        self.reads: dict[int, list[int]] = {}
-        self.needs: dict[tuple[int, int], int] = {}                    # (value, device) → who still needs its bytes there
-        for v, t in enumerate(self.producer):
-            self.makes.setdefault(t, []).append(v)
-            if tasks.keep[v]:
-                self._need(v, place[t])
-            if self.base[v] >= 0:
-                self._need(self.base[v], place[t])
-            for reader in self.readers[v]:
-                self.reads.setdefault(reader, []).append(v)
-                self._need(v, place[reader])
-        self.missing = [len(self.reads.get(t, ())) for t in range(len(place))]
-        self.memory = [sum(int(size) for f, size in enumerate(tasks.fixed_size)
-                           if any(place[t] == d for t in tasks.fixed_task[tasks.fixed_ptr[f]:tasks.fixed_ptr[f + 1]])) for d in devices]
-        self.peak = [(m, 0.0) for m in self.memory]
-        self.queue: list[list[tuple[float, int]]] = [[] for _ in devices]
-        self.running: list[int | None] = [None for _ in devices]
-        self.free_at, self.lane_free = [0.0 for _ in devices], [0.0] * (2 * len(system.links))
-        self.start, self.finish = [float("nan")] * len(place), [float("nan")] * len(place)
-        self.events: list[tuple[float, int, int]] = []
-        self.sent: list[tuple[int, int, int, float]] = []              # value, from, to, arrival
-
-    def _need(self, value: int, device: int) -> None:
-        self.needs[value, device] = self.needs.get((value, device), 0) + 1
-
-    def run(self) -> tuple[list[float], list[float], list[tuple[int, float]]]:
-        for t, count in enumerate(self.missing):
-            if not count:
-                heapq.heappush(self.queue[self.place[t]], (-self.priority[t], t))
-        now = 0.0
-        while True:
-            for d in range(len(self.queue)):
-                if self.running[d] is None and self.free_at[d] <= now and self.queue[d]:
-                    self._begin(heapq.heappop(self.queue[d])[1], d, now)
-            if not self.events:
-                return self.start, self.finish, self.peak
-            now = self.events[0][0]
-            while self.events and self.events[0][0] == now:
-                _, kind, item = heapq.heappop(self.events)
-                (self._end, self._arrive, self._depart, lambda item, now: None)[kind](item, now)
-
-    def _begin(self, t: int, d: int, now: float) -> None:
-        self.running[d], self.start[t] = t, now
-        self._take(d, self.workspace[t] + sum(self.hold[v] for v in self.makes.get(t, ())), now)
-        heapq.heappush(self.events, (now + self.seconds[t], 0, t))
-
-    def _take(self, d: int, size: int, now: float) -> None:
-        self.memory[d] += size
-        if self.memory[d] > self.peak[d][0]:
-            self.peak[d] = self.memory[d], now
-
-    def _drop(self, v: int, d: int) -> None:
-        """One need fewer of value v on d; at none its bytes go, and with a view's the need of what it views."""
-        self.needs[v, d] -= 1
-        self._gone(v, d)
-
-    def _gone(self, v: int, d: int) -> None:
-        if self.needs.get((v, d), 0):
-            return
-        home = self.place[self.producer[v]] == d
-        self.memory[d] -= self.hold[v] if home else self.size[v]
-        if home and self.base[v] >= 0:
-            self._drop(self.base[v], d)
-
-    def _end(self, t: int, now: float) -> None:
-        d = self.place[t]
-        self.running[d], self.finish[t] = None, now
-        self.memory[d] -= self.workspace[t]
-        for v in self.makes.get(t, ()):
-            for to in sorted({self.place[reader] for reader in self.readers[v]} - {d}):
-                self._send(v, d, to, now)
-            self._gone(v, d)
-            self._reached(v, d)
-        for v in self.reads.get(t, ()):
-            self._drop(v, d)
-
-    def _send(self, v: int, d: int, to: int, now: float) -> None:
-        route = self.system.route(d, to)
-        copies = not all(self.system.links[lane // 2].overlap for lane in route.lanes)
-        begin = max([now, *(self.lane_free[lane] for lane in route.lanes), *([self.free_at[d]] if copies else [])])
-        busy = self.size[v] / route.bandwidth
-        for lane in route.lanes:
-            self.lane_free[lane] = begin + busy
-        if copies:
-            self.free_at[d] = begin + busy
-            heapq.heappush(self.events, (begin + busy, 3, d))
-        heapq.heappush(self.events, (begin, 2, len(self.sent)))
-        self.sent.append((v, d, to, begin + busy + route.latency))
-        self._need(v, d)                                               # here until it is there
-
-    def _depart(self, item: int, now: float) -> None:
-        v, _, to, arrival = self.sent[item]
-        self._take(to, self.size[v], now)
-        heapq.heappush(self.events, (arrival, 1, item))
-
-    def _arrive(self, item: int, now: float) -> None:
-        v, d, to, _ = self.sent[item]
-        self._reached(v, to)
-        self._drop(v, d)
-
-    def _reached(self, v: int, d: int) -> None:
-        for t in self.readers[v]:
-            if self.place[t] == d:
-                self.missing[t] -= 1
-                if not self.missing[t]:
-                    heapq.heappush(self.queue[d], (-self.priority[t], t))
+    count, devices, where = len(tasks), len(system), np.asarray(place, np.int64)
+    routes = [system.route(a, b) for a in range(devices) for b in range(devices)]
+    lanes = [np.array(route.lanes, np.int64) for route in routes]
+    made = np.searchsorted(tasks.producer, np.arange(count + 1)).astype(np.int64)
+    reader, value = tasks.use_task, np.repeat(np.arange(len(tasks.producer)), np.diff(tasks.use_ptr))
+    by = np.argsort(reader, kind="stable")
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(reader, minlength=count))]).astype(np.int64)
+    start, finish, started, ended, sent, source, target, left, arrived, moments = _check.times(
+        where, np.asarray(priority, np.float64), tasks.seconds[np.arange(count), where], made, ptr, tasks.use_ptr, reader,
+        tasks.size.astype(np.float64), np.concatenate([[0], np.cumsum([len(one) for one in lanes])]).astype(np.int64),
+        np.concatenate(lanes), np.array([route.latency for route in routes]).reshape(devices, devices),
+        np.array([route.bandwidth for route in routes]).reshape(devices, devices),
+        np.array([not all(system.links[lane // 2].overlap for lane in route.lanes) for route in routes]), 2 * len(system.links))
+    until = _check.last_needs(where, made, ptr, value[by], tasks.producer, tasks.base, tasks.keep, started, ended, sent, source, arrived, devices)
+    owner = np.repeat(np.arange(len(tasks.fixed_size)), np.diff(tasks.fixed_ptr))
+    held = np.unique(owner * devices + where[tasks.fixed_task])
+    standing = np.bincount(held % devices, tasks.fixed_size[held // devices], devices).astype(np.int64)
+    home = where[tasks.producer]
+    device = np.concatenate([where, where, home, home, target, target])
+    when = np.concatenate([started, ended, started[tasks.producer], until[np.arange(len(home)), home], left, until[sent, target]])
+    change = np.concatenate([tasks.workspace, -tasks.workspace, tasks.hold, -tasks.hold, tasks.size[sent], -tasks.size[sent]])
+    happens = (when >= 0) & (when < len(moments)) & (change != 0)
+    device, when, change = device[happens], when[happens], change[happens]
+    peak = []
+    for d in range(devices):
+        mine = np.flatnonzero(device == d)
+        mine = mine[np.argsort(when[mine], kind="stable")]
+        level = np.concatenate([[standing[d]], standing[d] + np.cumsum(change[mine])])
+        top = int(np.argmax(level))
+        peak.append((int(level[top]), float(moments[when[mine[top - 1]]]) if top else 0.0))
+    return start.tolist(), finish.tolist(), peak
