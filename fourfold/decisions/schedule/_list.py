@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-_SCAN = 512                                                            # gaps looked at before a task goes to the end of the line
+SCAN = 512                                                            # gaps looked at before a task goes to the end of the line
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def assign(dag: Dag, key: np.ndarray, more: np.ndarray | None = None, forced: np
            ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """`insert` on a Dag."""
     return insert(dag.seconds, dag.succ_ptr, dag.succ, dag.pred_ptr, dag.pred, dag.pred_bytes, dag.wait, dag.pace, dag.unit, dag.held, dag.room, key,
-                  np.zeros_like(dag.seconds) if more is None else more, np.full(len(key), -1) if forced is None else forced.astype(np.int64), _SCAN)
+                  np.zeros_like(dag.seconds) if more is None else more, np.full(len(key), -1) if forced is None else forced.astype(np.int64), SCAN)
 
 
 def heft(dag: Dag, forced: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
@@ -285,3 +285,99 @@ def cpop(dag: Dag, forced: np.ndarray | None = None) -> tuple[np.ndarray, np.nda
     if np.isfinite(together).any() and dag.held[path].sum() <= dag.room[np.argmin(together)]:
         forced[[t for t in path if forced[t] < 0]] = np.argmin(together)
     return assign(dag, key, None, forced)
+
+
+@njit(cache=True)
+def contended(a, key, unit, held, room, forced, local, scan):  # type: ignore[no-untyped-def]
+    """List scheduling in which a transfer waits for its lanes (Sinnen and Sousa 2005): ready tasks by falling `key`, each to the device where it ends
+    first if what it reads is sent there now, once per value. `local` ≥ 0 seconds are added on devices that hold nothing it reads, so that chains stay
+    together. Returns (place, start, whether all fitted)."""
+    tasks, devices = a.seconds.shape
+    units = unit.max() + 1
+    load, able, home = np.zeros(units), np.zeros((units, devices)), np.full(units, -1)
+    for t in range(tasks):
+        load[unit[t]] += held[t]
+        for d in range(devices):
+            able[unit[t], d] += a.seconds[t, d]
+        if forced[t] >= 0:
+            home[unit[t]] = forced[t]
+    left = room.copy()
+    for u in range(units):
+        if home[u] >= 0:
+            left[home[u]] -= load[u]
+    place, start, finish = np.full(tasks, -1), np.zeros(tasks), np.zeros(tasks)
+    begin, end, count = np.zeros((devices, tasks)), np.zeros((devices, tasks)), np.zeros(devices, np.int64)
+    there = np.full(len(a.producer) * devices, -1.0)                   # when a value is on a device
+    lane, trial = np.zeros(max(1, a.lanes)), np.zeros(max(1, a.lanes))
+    waiting = np.zeros(tasks, np.int64)
+    heap, ready, fitted = np.empty(tasks, np.int64), 0, True
+    for t in range(tasks):
+        waiting[t] = a.in_ptr[t + 1] - a.in_ptr[t]
+        if waiting[t] == 0:
+            _sift(heap, ready, key, t)
+            ready += 1
+    while ready:
+        t = _pull(heap, ready, key)
+        ready -= 1
+        u = unit[t]
+        best, where, best_start, best_slot = np.inf, -1, 0.0, 0
+        for attempt in range(2):
+            for d in range(devices):
+                if home[u] >= 0:
+                    if d != home[u]:
+                        continue
+                elif not np.isfinite(able[u, d]) or (attempt == 0 and load[u] > left[d]):
+                    continue
+                trial[:] = lane
+                arrival, near = 0.0, a.in_ptr[t] == a.in_ptr[t + 1]
+                for e in range(a.in_ptr[t], a.in_ptr[t + 1]):
+                    v = a.in_val[e]
+                    near = near or place[a.producer[v]] == d
+                    arrival = max(arrival, _arrives(a, v, d, place, finish, there, trial))
+                at, slot = _gap(begin[d], end[d], count[d], arrival, a.seconds[t, d], scan)
+                value = at + a.seconds[t, d] + (0.0 if near else local)
+                if value < best or where < 0:
+                    best, where, best_start, best_slot = value, d, at, slot
+            if where >= 0:
+                break
+            fitted = False
+        if where < 0:
+            return place, start, False
+        if home[u] < 0:
+            home[u] = where
+            left[where] -= load[u]
+        for e in range(a.in_ptr[t], a.in_ptr[t + 1]):
+            v = a.in_val[e]
+            there[v * devices + where] = _arrives(a, v, where, place, finish, there, lane)
+        place[t], start[t], finish[t] = where, best_start, best_start + a.seconds[t, where]
+        for i in range(count[where], best_slot, -1):
+            begin[where, i], end[where, i] = begin[where, i - 1], end[where, i - 1]
+        begin[where, best_slot], end[where, best_slot] = start[t], finish[t]
+        count[where] += 1
+        for v in range(a.out_ptr[t], a.out_ptr[t + 1]):
+            for e in range(a.use_ptr[v], a.use_ptr[v + 1]):
+                r = a.use_task[e]
+                waiting[r] -= 1
+                if waiting[r] == 0:
+                    _sift(heap, ready, key, r)
+                    ready += 1
+    return place, start, fitted
+
+
+@njit(cache=True)
+def _arrives(a, v, d, place, finish, there, lane):  # type: ignore[no-untyped-def]
+    """When value v is on device d; where it has to be sent, the lanes of `lane` are taken for that."""
+    devices = a.seconds.shape[1]
+    p = a.producer[v]
+    home = place[p]
+    if home == d:
+        return finish[p]
+    if there[v * devices + d] >= 0:
+        return there[v * devices + d]
+    begin, row = finish[p], home * devices + d
+    for i in range(a.route_ptr[row], a.route_ptr[row + 1]):
+        begin = max(begin, lane[a.route_lane[i]])
+    hold = a.size[v] / a.bandwidth[home, d]
+    for i in range(a.route_ptr[row], a.route_ptr[row + 1]):
+        lane[a.route_lane[i]] = begin + hold
+    return begin + hold + a.latency[home, d]

@@ -118,6 +118,44 @@ def cut(seconds: np.ndarray, held: np.ndarray, room: np.ndarray) -> np.ndarray |
     return best
 
 
+def stacks(work: Work, by: np.ndarray) -> np.ndarray:
+    """i8[B] the stack (encoder, decoder, …) of each block: the first part of its first op's module."""
+    g = work.problem.graph
+    start = np.full(len(work.unit_able), len(g))
+    np.minimum.at(start, work.unit, work.first)
+    first = np.full(int(by.max()) + 1, len(g))
+    np.minimum.at(first, by, start)
+    return np.unique([g.modules[n].split(".")[0] if n < len(g) else "" for n in first.tolist()], return_inverse=True)[1]
+
+
+def split_stacks(work: Work, devices: list[int], factor: float, by: np.ndarray) -> np.ndarray | None:
+    """i8[T] place of each task when every stack by itself is cut over `devices`: for stacks that run one after the other, as encoder and decoder do.
+    A stack of fewer blocks than devices fills up what is least busy. None where it does not fit."""
+    count, stack = int(by.max()) + 1, stacks(work, by)
+    block = by[work.unit]
+    seconds = np.zeros((count, len(devices)))
+    np.add.at(seconds, block, work.plain.seconds[:, devices])
+    held, room = np.bincount(block, work.held * factor, count), work.dag.room[devices].copy()
+    found, load = np.full(count, -1), np.zeros(len(devices))
+    for one in sorted(range(int(stack.max()) + 1), key=lambda one: -int((stack == one).sum())):
+        here = np.flatnonzero(stack == one)
+        if len(here) >= len(devices):
+            part = cut(seconds[here], held[here], room)
+            if part is None:
+                return None
+            found[here] = part
+            np.subtract.at(room, part, held[here])
+            np.add.at(load, part, seconds[here, part])
+            continue
+        for b in here.tolist():
+            end = np.where(held[b] <= room, load + seconds[b], np.inf)
+            d = int(end.argmin())
+            if not np.isfinite(end[d]):
+                return None
+            found[b], load[d], room[d] = d, end[d], room[d] - held[b]
+    return _spread(work, devices, found, by)
+
+
 def split(work: Work, devices: list[int], factor: float, by: np.ndarray) -> np.ndarray | None:
     """i8[T] place of each task when `by` (block of each unit) is cut over `devices` in that order; None where it does not fit."""
     count = int(by.max()) + 1
@@ -126,8 +164,11 @@ def split(work: Work, devices: list[int], factor: float, by: np.ndarray) -> np.n
     np.add.at(seconds, block, work.plain.seconds[:, devices])
     held = np.bincount(block, work.held * factor, count)
     found = cut(seconds, held, work.dag.room[devices])
-    if found is None:
-        return None
+    return None if found is None else _spread(work, devices, found, by)
+
+
+def _spread(work: Work, devices: list[int], found: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """i8[T] from the device of each block; units that it cannot run go to the first that can."""
     place = np.array(devices)[found]
     units = place[by]
     units = np.where(work.unit_able[np.arange(len(units)), units], units, work.unit_able.argmax(1))

@@ -11,6 +11,7 @@ are taken apart or fused anew within devices, and kept where that is no slower.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +20,8 @@ from numba import njit
 from fourfold.cost.simulate import arrays, play
 from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule import cpop, expert, heft, peft
-from fourfold.decisions.schedule._parts import Work, alone, fit, fuse
+from fourfold.decisions.schedule._list import SCAN, contended, upward
+from fourfold.decisions.schedule._parts import Plan, Work, alone, fit, fuse
 from fourfold.decisions.schedule._quick import Scratch, quick, rank
 from fourfold.decisions.schedule._split import bunches
 from fourfold.decisions.schedule.problem import Answer, Schedule
@@ -27,6 +29,8 @@ from fourfold.errors import Infeasible
 
 _WORK = 4e7                                                            # tasks × evaluations of a round
 _CHUNK = 2e6                                                           # tasks × evaluations between two looks at the clock
+_FEW = 3                                                               # plans that it starts from
+_SINGLE = 5000                                                         # nodes up to which plans of single ops are tried too
 _CODE = {"latency": 0, "throughput": 1, "energy": 2, "memory": 3}
 
 
@@ -281,28 +285,63 @@ def _pointer(label: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(label, minlength=count))]).astype(np.int64)
 
 
-def starts(problem: Schedule, budget: Budget) -> tuple[Work, np.ndarray, np.ndarray, float]:
-    """The best plan of the cheap techniques, on fused and on single ops. Raises Infeasible where none fits."""
-    best: tuple[float, Work, np.ndarray, np.ndarray] | None = None
+def starts(problem: Schedule, budget: Budget) -> list[tuple[float, Answer]]:
+    """(cost, plan) of the cheap techniques, on fused and on single ops, cheapest first, equal ones once. Raises Infeasible where none fits."""
+    found: list[tuple[float, Answer]] = []
     refused: Infeasible | None = None
-    for group in (fuse(problem), *([alone(problem)] if problem.group is None and len(problem.graph) <= 20_000 else [])):
+    for group in (fuse(problem), *([alone(problem)] if problem.group is None and len(problem.graph) <= _SINGLE else [])):
         work = Work.of(problem, group)
-        found = [one[1:] for one in expert.plans(work)[:1]]
-        for plan in (heft.plan, peft.plan, cpop.plan):
+        ready: list[tuple[np.ndarray, np.ndarray]] = [one[1:] for one in expert.plans(work)[:2]]
+        for plan in (heft.plan, peft.plan, cpop.plan, *_contended(work)):
             if found and budget.exhausted:
                 break
             try:
-                found.append(fit(work, plan))
+                ready.append(fit(work, plan))
             except Infeasible as error:
                 refused = error
-        for place, priority in found:
+        for place, priority in ready:
             cost, over = work.over(place, priority)
             budget.spend()
-            if not over.any() and (best is None or cost < best[0]):
-                best = cost, work, place, priority
-    if best is None:
+            if not over.any():
+                found.append((cost, work.answer(place, priority)))
+    if not found:
         raise refused or Infeasible("No plan was found that fits the devices' memory.", "Use more or larger devices.")
-    return best[1], best[2], best[3], best[0]
+    return _distinct(found)
+
+
+def _contended(work: Work) -> list[Plan]:
+    """List schedules whose transfers wait for their lanes, the less willing to spread the more `local`."""
+    key = upward(work.dag.mean, work.dag.succ_ptr, work.dag.succ, work.dag.succ_bytes, work.dag.order, *work.dag.transfer)
+    total = float(work.dag.mean.sum())
+
+    def plan(work: Work, factor: float, local: float) -> tuple[np.ndarray, np.ndarray]:
+        place, start, _ = contended(work.plain, key, work.dag.unit, work.held * factor, work.dag.room, work.forced, local * total, SCAN)
+        return place, -start
+
+    return [partial(plan, local=local) for local in (0.0, 1e-4, 1e-3)]
+
+
+def _distinct(found: list[tuple[float, Answer]]) -> list[tuple[float, Answer]]:
+    """Cheapest first; of those that cost the same only the first."""
+    ranked: list[tuple[float, Answer]] = []
+    for cost, answer in sorted(found, key=lambda one: one[0]):
+        if not ranked or cost > ranked[-1][0] * (1 + 1e-9):
+            ranked.append((cost, answer))
+    return ranked
+
+
+def race(problem: Schedule, found: list[tuple[float, Answer]], budget: Budget, seed: int) -> Answer:
+    """Anneal a little (a tenth of what is left) from each of the best plans, then from the one that got furthest until the budget is spent."""
+    ranked = _distinct(found)[:_FEW]
+    if len(ranked) > 1:
+        better = []
+        for _, answer in ranked:
+            short = Budget(budget.left * 0.1, int((budget.evaluations - budget.spent) * 0.1))
+            answer = improve(problem, answer, short, seed)
+            budget.spend(short.spent)
+            better.append((price(problem, answer), answer))
+        ranked = _distinct(better)
+    return improve(problem, ranked[0][1], budget, seed + 1)
 
 
 def price(problem: Schedule, answer: Answer) -> float:
@@ -387,5 +426,4 @@ class Anneal(Solver):
     counts: ClassVar[str] = "simulations"
 
     def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
-        work, place, priority, _ = starts(problem, budget)
-        return Proposal(improve(problem, work.answer(place, priority), budget, seed))
+        return Proposal(race(problem, starts(problem, budget), budget, seed))

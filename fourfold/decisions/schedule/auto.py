@@ -25,7 +25,6 @@ from fourfold.errors import FourfoldError, Infeasible
 from fourfold.techniques import technique, techniques
 
 CHEAP = ("default", "expert", "heft", "peft", "metis")
-_FEW = 3                                                               # plans that the search starts from
 _SIZES = (300, 1000, 3000, 10_000, 30_000)                             # of graphs, nodes: the classes of the record
 
 
@@ -107,28 +106,17 @@ def _proven(parts: list[_Part], bound: float | None) -> bool:
 
 
 def _polish(problem: Schedule, parts: list[_Part], budget: Budget, seed: int) -> _Part:
-    """Annealing: a tenth of the budget from each of the best distinct plans, the rest from the one that got furthest."""
+    """Annealing from the best of all parts' plans and of its own starts."""
     start, spent = time.perf_counter(), budget.spent
-    ranked = sorted((part for part in parts if part.answer is not None), key=lambda part: part.cost)
-    few: list[_Part] = []
-    for part in ranked:
-        if len(few) < _FEW and all(abs(part.cost - other.cost) > 1e-9 * other.cost for other in few):
-            few.append(part)
-    found: list[tuple[float, str, Answer]] = []
-    for part in few if len(few) > 1 else []:
-        assert part.answer is not None
-        short = _slice(budget, 0.1)
-        answer = anneal.improve(problem, part.answer, short, seed)
-        budget.spend(short.spent)
-        found.append((anneal.price(problem, answer), part.name, answer))
-    if not found:
-        assert few[0].answer is not None
-        found.append((few[0].cost, few[0].name, few[0].answer))
-    _, name, answer = min(found, key=lambda one: one[0])
+    found = [(part.cost, part.answer) for part in parts if part.answer is not None]
+    try:
+        found += anneal.starts(problem, budget)
+    except Infeasible:                                                 # what the parts found is enough
+        pass
     rest = Budget(budget.left, max(0, budget.evaluations - budget.spent))
-    answer = anneal.improve(problem, answer, rest, seed + 1)
+    answer = anneal.race(problem, found, rest, seed)
     budget.spend(rest.spent)
-    return _Part("anneal", answer, anneal.price(problem, answer), time.perf_counter() - start, budget.spent - spent, note=f"From {name}'s plan.")
+    return _Part("anneal", answer, anneal.price(problem, answer), time.perf_counter() - start, budget.spent - spent, note="From the best few plans.")
 
 
 # ---- where GO is not worth its time

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fourfold.errors import InputError
 from fourfold.graph import BACKWARD, CONTRACTION, ELEMENTWISE, FORWARD, GATHER, OPAQUE, OPTIMISER, REDUCTION, VIEW, Builder, Graph
 
 Shape = tuple[int, ...]
+Sizes = Mapping[str, int]
 _SMALLEST = 30
 
 
@@ -92,8 +93,11 @@ class _Net:
         return self.op(f"aten.{kind}", [x], shape, 0.0, VIEW)
 
     def norm(self, x: int, kind: str = "native_layer_norm") -> int:
-        shape = self.shapes[x]
-        return self.op(f"aten.{kind}", [x], shape, 8.0 * math.prod(shape), REDUCTION, self.parameter(2, shape[1 if "batch" in kind else -1]))
+        """Batch normalisation at inference is a scale and a shift: elementwise."""
+        shape, batch = self.shapes[x], "batch" in kind
+        fixed = batch and not self.train
+        return self.op(f"aten.{kind}", [x], shape, (2.0 if fixed else 8.0) * math.prod(shape), ELEMENTWISE if fixed else REDUCTION,
+                       self.parameter(2, shape[1 if batch else -1]))
 
     def reduce(self, kind: str, x: int, shape: Shape, cost: float = 1.0) -> int:
         return self.op(f"aten.{kind}", [x], shape, cost * math.prod(self.shapes[x]), REDUCTION)
@@ -158,16 +162,23 @@ class _Net:
                 fusion = REDUCTION if step.fusion == REDUCTION and len(step.shape) > 1 else ELEMENTWISE
                 flops = float(math.prod(self.shapes[x])) * (8 if fusion == REDUCTION else 2)
                 grads.setdefault(x, []).append(self._add(name, (g, *saved), self.shapes[x], flops, fusion, BACKWARD, -1))
-        if step.weight is not None:
-            reads = (g, *step.inputs[:1])
-            kind = {CONTRACTION: CONTRACTION, GATHER: OPAQUE}.get(step.fusion, REDUCTION)
+        if step.weight is not None and step.fusion == GATHER:
+            weights.setdefault(step.weight, []).append(g)              # rows, as sparse gradients are
+        elif step.weight is not None:
+            reads, shape = (g, *step.inputs[:1]), self.shapes[step.weight]
+            kind = CONTRACTION if step.fusion == CONTRACTION else REDUCTION
             flops = step.flops if kind == CONTRACTION else float(math.prod(step.shape))
-            weights.setdefault(step.weight, []).append(
-                self._add(f"{step.kind}_weight", reads, self.shapes[step.weight], flops, kind, BACKWARD, step.colocation))
+            found = self._add(f"{step.kind}_weight", reads, shape, flops, kind, BACKWARD, step.colocation)
+            before = weights.get(step.weight)
+            weights[step.weight] = [self._sum([*before, found], shape, step.colocation)] if before else [found]    # added up as they come
 
     def _update(self, weight: int, parts: list[int]) -> None:
         shape, group = self.shapes[weight], self.classes.get(weight, -1)
-        total = self._sum(parts, shape, group)
+        if self.shapes[parts[0]] != shape:
+            rows = (sum(math.prod(self.shapes[part][:-1]) for part in parts), shape[-1])
+            self.builder.output(self._add("optim.sparse_sgd", parts, rows, 2.0 * math.prod(rows), OPAQUE, OPTIMISER, group))
+            return
+        (total,) = parts
         self.builder.output(self._add("optim.sgd", (total, weight), shape, 4.0 * math.prod(shape), ELEMENTWISE, OPTIMISER, group))
 
     def _sum(self, parts: list[int], shape: Shape, group: int) -> int:
@@ -196,7 +207,11 @@ class _Net:
         self.layer, self.module = layer, module
 
 
-# ---- families: each takes the net, its depth and a source of chance -------------------------------------------------------------------------------
+# ---- families: each takes the net, its depth, a source of chance, and sizes that are given and not left to chance ---------------------------------
+
+def _sizes(given: Sizes, **chosen: int) -> tuple[int, ...]:
+    return tuple(given.get(name, size) for name, size in chosen.items())
+
 
 def _bottleneck(net: _Net, x: int, channels: int, stride: int) -> int:
     y = x
@@ -213,9 +228,11 @@ def _head(net: _Net, x: int, classes: int) -> int:
     return net.dense(net.reduce("mean.dim", x, (n, c)), classes)
 
 
-def cnn(net: _Net, depth: int, dice: random.Random) -> None:
+def cnn(net: _Net, depth: int, dice: random.Random, given: Sizes) -> None:
     """Residual bottleneck blocks (He et al. 2016) in four stages."""
-    batch, base = dice.choice((16, 32, 64)), dice.choice((32, 64))
+    batch, base = _sizes(given, batch=dice.choice((16, 32, 64)), base=dice.choice((32, 64)))
+    if given.get("cells"):
+        return _amoeba(net, depth, batch, base)
     x = net.map("relu", net.norm(net.conv(net.input(batch, 3, 224, 224), base, (7, 7), 4), "native_batch_norm"))
     for block in range(depth):
         stage = min(3, 4 * block // max(depth, 4))
@@ -226,9 +243,43 @@ def cnn(net: _Net, depth: int, dice: random.Random) -> None:
     net.results = (_head(net, x, 1000),)
 
 
-def inception(net: _Net, depth: int, dice: random.Random) -> None:
+def _amoeba(net: _Net, depth: int, batch: int, base: int) -> None:
+    """Cells of five pairwise combinations of what the two cells before gave, in three stages: the space of Zoph et al. (2018), in which AmoebaNet
+    (Real et al. 2019) was found."""
+    def unit(x: int, channels: int, kernel: tuple[int, int] = (1, 1), stride: int = 1) -> int:
+        return net.norm(net.conv(net.map("relu", x), channels, kernel, stride), "native_batch_norm")
+
+    def separable(x: int, kernel: int, stride: int) -> int:
+        n, c, h, w = net.shapes[x]
+        shape = (n, c, max(1, h // stride), max(1, w // stride))
+        deep = net.op("aten.convolution", [net.map("relu", x)], shape, 2.0 * math.prod(shape) * kernel ** 2, CONTRACTION,
+                      net.parameter(c, 1, kernel, kernel))
+        return net.norm(net.conv(deep, c, (1, 1)), "native_batch_norm")
+
+    def pool(x: int, kind: str, stride: int) -> int:
+        n, c, h, w = net.shapes[x]
+        return net.reduce(kind, x, (n, c, max(1, h // stride), max(1, w // stride)), 9.0)
+
+    x = before = net.norm(net.conv(net.input(batch, 3, 331, 331), base, (3, 3), 4), "native_batch_norm")
+    for cell in range(depth):
+        net.enter(cell, f"cell{cell}")
+        smaller = cell in (depth // 3, 2 * depth // 3) and cell > 0
+        channels, stride = base << min(2, 3 * cell // max(depth, 3)), 2 if smaller else 1
+        old = unit(before, channels, stride=max(1, net.shapes[before][2] // net.shapes[x][2]))
+        new = unit(x, channels)
+        pairs = [net.map("add", separable(new, 3, stride), pool(old, "avg_pool2d", stride)),
+                 net.map("add", separable(old, 5, stride), separable(new, 3, stride)),
+                 net.map("add", unit(unit(old, channels, (1, 7), stride), channels, (7, 1)), pool(new, "max_pool2d", stride)),
+                 net.map("add", separable(old, 3, stride), separable(new, 5, stride))]
+        pairs.append(net.map("add", separable(pairs[0], 3, 1), pairs[1]))
+        before, x = x, net.concat(pairs[2:], 1)
+    net.enter(-1, "head")
+    net.results = (_head(net, net.map("relu", x), 1000),)
+
+
+def inception(net: _Net, depth: int, dice: random.Random, given: Sizes) -> None:
     """Parallel branches of convolutions, concatenated (Szegedy et al. 2016)."""
-    batch, base = dice.choice((32, 64)), dice.choice((48, 64, 96))
+    batch, base = _sizes(given, batch=dice.choice((32, 64)), base=dice.choice((48, 64, 96)))
 
     def unit(x: int, channels: int, kernel: tuple[int, int], stride: int = 1) -> int:
         return net.map("relu", net.norm(net.conv(x, channels, kernel, stride), "native_batch_norm"))
@@ -273,10 +324,11 @@ def _lstm(net: _Net, steps: Sequence[int], width: int, layer: int, name: str) ->
     return out
 
 
-def rnnlm(net: _Net, depth: int, dice: random.Random) -> None:
+def rnnlm(net: _Net, depth: int, dice: random.Random, given: Sizes) -> None:
     """A language model of stacked LSTMs, unrolled (Jozefowicz et al. 2016)."""
     layers = dice.choice((2, 4, 8)) if depth >= 8 else 1 + (depth > 2)
-    steps, width, batch = max(1, round(depth / layers)), dice.choice((512, 1024, 2048)), dice.choice((64, 128))
+    layers, = _sizes(given, layers=layers)
+    steps, width, batch = _sizes(given, steps=max(1, round(depth / layers)), width=dice.choice((512, 1024, 2048)), batch=dice.choice((64, 128)))
     table, classes = net.parameter(10_000, width), net.parameter(width, 10_000)
     xs = [net.embed(net.input(batch, dtype="int64"), 10_000, width, table) for _ in range(steps)]
     for layer in range(layers):
@@ -285,10 +337,11 @@ def rnnlm(net: _Net, depth: int, dice: random.Random) -> None:
     net.results = tuple(net.softmax(net.dense(x, 10_000, classes, bias=False)) for x in xs)
 
 
-def gnmt(net: _Net, depth: int, dice: random.Random) -> None:
+def gnmt(net: _Net, depth: int, dice: random.Random, given: Sizes) -> None:
     """Encoder and decoder of LSTMs with residual links and attention (Wu et al. 2016), unrolled."""
     layers = dice.choice((2, 4, 8)) if depth >= 16 else 1
-    steps, width, batch = max(1, round(depth / (2 * layers))), dice.choice((512, 1024)), dice.choice((64, 128))
+    layers, = _sizes(given, layers=layers)
+    steps, width, batch = _sizes(given, steps=max(1, round(depth / (2 * layers))), width=dice.choice((512, 1024)), batch=dice.choice((64, 128)))
     table, classes = net.parameter(32_000, width), net.parameter(width, 32_000)
     xs = [net.embed(net.input(batch, dtype="int64"), 32_000, width, table) for _ in range(steps)]
     for layer in range(layers):
@@ -344,11 +397,12 @@ def _feed(net: _Net, x: int, times: int = 4) -> int:
     return net.norm(net.map("add", x, net.dense(net.map("gelu", net.dense(x, times * width), cost=8.0), width)))
 
 
-def transformer_xl(net: _Net, depth: int, dice: random.Random) -> None:
+def transformer_xl(net: _Net, depth: int, dice: random.Random, given: Sizes) -> None:
     """Segments that attend to the previous segment's states (Dai et al. 2019)."""
     layers = min(depth, dice.choice((2, 4, 8, 12, 24)))
+    layers, = _sizes(given, layers=layers)
     segments = max(1, round(depth / layers))
-    width, batch, steps = dice.choice((512, 768, 1024)), dice.choice((8, 16)), dice.choice((64, 128))
+    width, batch, steps = _sizes(given, width=dice.choice((512, 768, 1024)), batch=dice.choice((8, 16)), steps=dice.choice((64, 128)))
     table, classes = net.parameter(32_000, width), net.parameter(width, 32_000)
     cache = [net.input(batch, steps, width) for _ in range(layers)]
     results = []
@@ -364,9 +418,9 @@ def transformer_xl(net: _Net, depth: int, dice: random.Random) -> None:
     net.results = tuple(results)
 
 
-def wavenet(net: _Net, depth: int, dice: random.Random) -> None:
+def wavenet(net: _Net, depth: int, dice: random.Random, given: Sizes) -> None:
     """Gated dilated causal convolutions with skip connections, in stacks (van den Oord et al. 2016)."""
-    width, batch, long = dice.choice((128, 256)), dice.choice((4, 8, 16)), dice.choice((4096, 8192))
+    width, batch, long = _sizes(given, width=dice.choice((128, 256)), batch=dice.choice((4, 8, 16)), long=dice.choice((4096, 8192)))
     x = net.conv(net.input(batch, 1, long, 1), width, (2, 1))
     skips = []
     for layer in range(depth):
@@ -382,9 +436,10 @@ def wavenet(net: _Net, depth: int, dice: random.Random) -> None:
     net.results = (net.softmax(out),)
 
 
-def moe(net: _Net, depth: int, dice: random.Random) -> None:
+def moe(net: _Net, depth: int, dice: random.Random, given: Sizes) -> None:
     """A transformer whose feed-forward is a mixture of experts (Shazeer et al. 2017); each expert gets its capacity of tokens."""
-    experts, width, batch, steps = dice.choice((4, 8, 16)), dice.choice((512, 1024)), dice.choice((8, 16)), 128
+    experts, width, batch, steps = _sizes(given, experts=dice.choice((4, 8, 16)), width=dice.choice((512, 1024)), batch=dice.choice((8, 16)),
+                                          steps=128)
     x = net.embed(net.input(batch, steps, dtype="int64"), 32_000, width)
     capacity = 2 * batch * steps // experts
     for layer in range(depth):
@@ -402,9 +457,9 @@ def moe(net: _Net, depth: int, dice: random.Random) -> None:
     net.results = (net.softmax(net.dense(x, 32_000, bias=False)),)
 
 
-def encoder_decoder(net: _Net, depth: int, dice: random.Random) -> None:
+def encoder_decoder(net: _Net, depth: int, dice: random.Random, given: Sizes) -> None:
     """The transformer of translation (Vaswani et al. 2017): the decoder attends to itself and to the encoder."""
-    width, batch, steps = dice.choice((512, 768, 1024)), dice.choice((8, 16, 32)), dice.choice((64, 128))
+    width, batch, steps = _sizes(given, width=dice.choice((512, 768, 1024)), batch=dice.choice((8, 16, 32)), steps=dice.choice((64, 128)))
     x, y = (net.embed(net.input(batch, steps, dtype="int64"), 32_000, width) for _ in range(2))
     for layer in range((depth + 1) // 2):
         net.enter(layer, f"encoder.{layer}")
@@ -416,7 +471,7 @@ def encoder_decoder(net: _Net, depth: int, dice: random.Random) -> None:
     net.results = (net.softmax(net.dense(y, 32_000, bias=False)),)
 
 
-FAMILIES: dict[str, Callable[[_Net, int, random.Random], None]] = {
+FAMILIES: dict[str, Callable[[_Net, int, random.Random, Sizes], None]] = {
     family.__name__: family for family in (cnn, inception, rnnlm, gnmt, transformer_xl, wavenet, moe, encoder_decoder)}
 
 
@@ -440,5 +495,41 @@ def make(family: str, nodes: int = 1000, seed: int = 0, train: bool = False) -> 
 
 def _made(family: str, depth: int, seed: int, train: bool, nodes: int) -> Graph:
     net = _Net(f"{family}-{nodes}{'-train' if train else ''}-{seed}", train)
-    FAMILIES[family](net, depth, random.Random(f"{family} {seed}"))
+    FAMILIES[family](net, depth, random.Random(f"{family} {seed}"), {})
+    return net.close(*net.results)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model of the placement literature: its family, depth and sizes, and the number of devices it was placed on."""
+
+    family: str
+    depth: int
+    devices: int
+    sizes: Sizes
+
+
+# the models of GO's table 1 (Zhou et al. 2020) on its numbers of devices, and two of the families it lacks; layers and batches that it names are its
+# own, all other sizes (steps, widths, vocabularies) are the usual ones of those models' papers, since it does not state them
+PUBLISHED: dict[str, Published] = {
+    **{f"rnnlm-{n}": Published("rnnlm", 35 * n, n, {"layers": n, "steps": 35, "width": 2048, "batch": 128}) for n in (2, 4, 8)},
+    **{f"gnmt-{n}": Published("gnmt", 80 * n, n, {"layers": n, "steps": 40, "width": 1024, "batch": 128}) for n in (2, 4, 8)},
+    **{f"transformer-xl-{n}": Published("transformer_xl", 4 * n, n, {"layers": n, "width": 1024, "batch": 16, "steps": 128}) for n in (2, 4, 8)},
+    **{f"inception-{b}": Published("inception", 11, 2, {"batch": b, "base": 96}) for b in (32, 64)},
+    "amoebanet": Published("cnn", 18, 4, {"cells": 1, "batch": 16, "base": 64}),
+    "resnet": Published("cnn", 16, 4, {"batch": 64, "base": 64}),
+    "wavenet-2x18": Published("wavenet", 36, 2, {"width": 256, "batch": 4, "long": 8192}),
+    "wavenet-4x36": Published("wavenet", 144, 4, {"width": 128, "batch": 2, "long": 8192}),
+    "moe": Published("moe", 6, 4, {"experts": 16, "width": 1024, "batch": 16}),
+    "encoder-decoder": Published("encoder_decoder", 12, 2, {"width": 1024, "batch": 32, "steps": 64}),
+}
+
+
+def published(name: str, train: bool = True) -> Graph:
+    """A graph of `PUBLISHED`. Raises InputError for an unknown name."""
+    if name not in PUBLISHED:
+        raise InputError(f"There is no published model {name!r}.", f"There are: {', '.join(PUBLISHED)}.")
+    one = PUBLISHED[name]
+    net = _Net(f"{name}{'-train' if train else ''}", train)
+    FAMILIES[one.family](net, one.depth, random.Random(name), one.sizes)
     return net.close(*net.results)

@@ -299,8 +299,7 @@ class Exact(Solver):
     def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
         if found := enumerate_all(problem, budget) or chain(problem):
             return found
-        work, place, priority, _ = anneal.starts(problem, budget)
-        first = work.answer(place, priority)
+        first = anneal.starts(problem, budget)[0][1]
         short = Budget(min(budget.left / 4, 5.0), max(0, budget.evaluations - budget.spent) // 2)
         best = anneal.improve(problem, first, short, seed)
         budget.spend(short.spent)

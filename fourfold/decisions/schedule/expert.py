@@ -2,19 +2,20 @@
 forward.
 
 The manual placements that HDP (Mirhoseini et al. 2018) and GO (Zhou et al. 2020) were compared with put whole layers on devices, balanced by eye.
-Here the
-cuts are optimal for the slowest device within its memory, for every number of devices from one to all; the plan that simulates best is the answer.
+Here the cuts are optimal for the slowest device within its memory, for every number of devices from one to all, over the whole and over each stack
+(encoder, decoder) by itself as GNMT's authors placed theirs; the plan that simulates best is the answer.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import numpy as np
 
 from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule._parts import Work, fit, fuse
-from fourfold.decisions.schedule._split import blocks, split
+from fourfold.decisions.schedule._split import blocks, split, split_stacks
 from fourfold.decisions.schedule.problem import Answer, Schedule
 
 
@@ -23,9 +24,9 @@ def plans(work: Work) -> list[tuple[float, np.ndarray, np.ndarray]]:
     order = -work.first.astype(np.float64)
     fastest = np.argsort(np.nan_to_num(work.plain.seconds, posinf=1e3).sum(0), kind="stable")
     by, found = blocks(work), []
-    for used in range(1, len(fastest) + 1):
+    for used, way in itertools.product(range(1, len(fastest) + 1), (split, split_stacks)):
         for factor in (1.0, 1.4):
-            place = split(work, sorted(fastest[:used].tolist()), factor, by) if work.problem.place is None else work.forced
+            place = way(work, sorted(fastest[:used].tolist()), factor, by) if work.problem.place is None else work.forced
             if place is None:
                 break
             cost, over = work.over(place, order)
