@@ -42,6 +42,7 @@ import hashlib
 import heapq
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -347,8 +348,14 @@ class System:
         return data | {"figures": {name: figure.to_json() for name, figure in self.figures.items()}} if figures else data
 
     def write(self, path: str | Path) -> None:
-        """Store it as a TOML file that `read` gives back equal, grades and sources included."""
-        Path(path).write_text(_written(self), encoding="utf-8")
+        """Store it as a TOML file that `read` gives back equal, grades and sources included; an old one stays whole till then."""
+        target = Path(path)
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            aside.write_text(_written(self), encoding="utf-8")
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def __str__(self) -> str:
         return f"{self.name}: {', '.join(device.name for device in self.devices)}; {len(self.links)} link{'s' * (len(self.links) != 1)}"
@@ -502,7 +509,8 @@ class _Reader:
         self._only(value, ("launch", "peak", "bandwidth", "narrow", "grade", "source"), f"in {place}")
         launch = None
         if "launch" in value:
-            graded = {"value": value["launch"]} | {key: value[key] for key in ("grade", "source") if key in value}
+            told = value["launch"] if isinstance(value["launch"], dict) else {"value": value["launch"]}
+            graded = {key: value[key] for key in ("grade", "source") if key in value} | told
             figures[f"efficiency.{family}.launch"] = figure = self._figure(graded, "time", f"launch in {place}", strict=False)
             launch = figure.value
         parts = {"peak": ("work", 1.0), "bandwidth": ("size", 1000.0), "narrow": ("", 1.0)}
@@ -615,10 +623,7 @@ def _written(system: System) -> str:
         for family, curve in device.efficiency.items():
             lines.append(f"[device.efficiency.{_quoted(family)}]")
             if curve.launch is not None:
-                lines.append(f'launch = "{curve.launch!r} s"')
-                stored = system.figures.get(f"{device.name}.efficiency.{family}.launch")
-                if stored is not None:
-                    lines += [f"grade = {_quoted(stored.grade)}", f"source = {_quoted(stored.source)}"]
+                lines.append(f"launch = {_stated_as(system, f'{device.name}.efficiency.{family}.launch', curve.launch, 'time')}")
             lines += [f"{part} = {_points_as(getattr(curve, part), unit)}" for part, unit in zip(_CURVES, ("FLOP", "B", ""), strict=True)]
     for link in system.links:
         lines += ["", "[[link]]", f"a = {_quoted(link.a)}", f"b = {_quoted(link.b)}", f"duplex = {str(link.duplex).lower()}"]

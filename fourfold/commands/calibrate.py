@@ -19,18 +19,23 @@ def calibrate(
         ".fourfold/machine.toml"),
     workers: Annotated[int | None, typer.Option(help="Processes that share the cores evenly. Default: one per two cores.")] = None,
     seconds: Annotated[float, typer.Option(help="About how long to measure. Under 30 leaves out large sizes.")] = 150.0,
+    quick: Annotated[bool, typer.Option("--quick", help="25 seconds, without large sizes: rough, to see that it works.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure what this machine reaches by kind and size of operation, what a call costs and what handing a tensor to another process costs."""
-    from fourfold.errors import InputError
+    from fourfold.errors import unwritable
     from fourfold.run.calibrate import calibrate as measure
 
-    system = measure(workers, seconds, say)
+    try:
+        system = measure(workers, min(seconds, 25.0) if quick else seconds, say)
+    except KeyboardInterrupt:
+        say(f"Interrupted; {out} stays as it was." if out.exists() else f"Interrupted; {out} was not written.")
+        raise typer.Exit(130) from None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         system.write(out)
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror or error}.", "Give a path in a folder that can be written: --out FILE") from None
+        raise unwritable(out, error, "the machine file") from None
     if as_json:
         emit(system.to_json() | {"file": str(out)})
         return

@@ -1,13 +1,15 @@
 """Calibrate: measure this machine into a System, in minutes. What a device reaches by kind and size of op, what a call and a hand-over cost.
 
-Every op is called as torch's eager mode calls it, on tensors of its own, so allocation is part of it. Ops that move bytes are inverted point by
-point: share(bytes) = bytes / ((time − launch) · bandwidth). Contractions are fitted (robust log residuals, a penalty on curvature between knots): a
-share of peak by FLOPs, a factor by least side, a share of bandwidth by bytes. All of it is what `cost.roofline` reads back.
+Every op is called as the eager engine calls it, on tensors of its own, so allocation is part of it (`run/samples.py` lists them; no model is among
+them). Ops are timed amid others of about their size, in random company that changes every round: eight of them are called in turn, three times over,
+and the first turn does not count. So kinds of ops recur every few calls, as in a program: a loop of equal calls would find code, data and freed
+memory hot as no program does, a first call colder. What an op reads was written right before, as the op before it would; its weights were read a turn
+ago. The lower quartile over all calls counts; a worker of one thread is timed by its processor time where calls are long, which neighbours do not
+stretch.
 
-An op is timed amid others of about its size, right after its inputs were written: a loop of equal calls finds code, data and freed memory hot as no
-program does (seen: a third of the time that a GELU of 800 kB takes inside a model), a first call finds them colder than a program does, where kinds
-of ops recur every few calls; the geometric mean of a first and a second call stands between. The lower quartile over rounds counts; a worker of one
-thread is timed by its processor time where calls are long, which neighbours do not stretch.
+Ops that move bytes are inverted point by point: share(bytes) = bytes / ((time − launch) · bandwidth). Contractions are fitted (robust log residuals,
+a penalty on curvature between knots): a share of peak by FLOPs, a factor by least side, a share of bandwidth by the bytes that pass until the same
+ones are used again. All of it is what `cost.roofline` reads back.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing import shared_memory
 from typing import TYPE_CHECKING, Any
 
@@ -26,43 +28,29 @@ import numpy as np
 
 from fourfold.errors import InputError, Missing
 from fourfold.machine import here, power
+from fourfold.run.samples import KB, MB, WIDE, Call, Sample, samples
 from fourfold.system import Device, Efficiency, Link, System
 from fourfold.units import Quantity
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_KB, _MB = 2.0**10, 2.0**20
 _LONG = 3e-4                                                            # s: calls longer than this may be timed by processor time
+_SLOW = 5e-3                                                            # s: calls longer than this are timed once a round
+_COMPANY, _TURNS = 8, 3
 _ROUNDS = 60                                                            # more than this many rounds tell nothing new
 _FLOOR = 0.02                                                           # a time less launch is at least this share of the time
+_TOLD = 10.0                                                            # s between two words on how far it is
 _ECHO = "import os\nwhile os.read(0, 1): os.write(1, b'x')"              # the other side: answers every byte with one until the pipe closes
-_FITTED = ("matmul", "batched", "conv", "pointwise", "depthwise", "attention", "recurrent")
+_FITTED = ("matmul", "batched", "conv", "conv1d", "pointwise", "depthwise", "attention", "recurrent")
 _NARROW = (1.0, 4.0, 16.0, 64.0, 256.0)
-
-
-@dataclass
-class Sample:
-    """One op to time: its family, what it does (`work` FLOP, `moved` B, `narrow` least side), how to call it. `times` s a call, one a round."""
-
-    family: str
-    work: float
-    moved: float
-    narrow: float
-    make: Callable[[], Callable[[], Any]]
-    dtype: str = "float32"
-    times: list[float] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        return float(np.quantile(self.times, 0.25))
 
 
 def calibrate(workers: int | None = None, seconds: float = 150.0, say: Callable[[str], None] = lambda text: None) -> System:
     """This machine as `workers` processes (default: one per two cores, at least one) that share its cores, measured in about `seconds` (10 at least).
 
-    With fewer than 30 s large sizes are left out, which widens errors beyond caches. Raises InputError for workers or seconds out of range, Missing
-    where torch is not there.
+    With fewer than 30 s large sizes are left out, which widens errors beyond caches. `say` is told how far it is. Raises InputError for workers or
+    seconds out of range, Missing where torch is not there.
     """
     machine = here()
     workers = max(1, machine.cores // 2) if workers is None else workers
@@ -77,161 +65,61 @@ def calibrate(workers: int | None = None, seconds: float = 150.0, say: Callable[
     threads, began = max(1, machine.cores // workers), time.monotonic()
     large = 1.0 if seconds >= 30 else 1 / 16
     with _threads(threads), torch.inference_mode():
-        samples = list(_samples(large, machine.has("amx_bf16") or machine.has("avx512_bf16")))
-        say(f"{len(samples)} ops")
-        dice, rounds = np.random.default_rng(0), 0
-        size = np.log([max(sample.moved, _KB) for sample in samples])
-        while rounds < 4 or (rounds < _ROUNDS and (time.monotonic() - began) * (rounds + 1) / rounds < 0.7 * seconds):
-            rounds += 1
-            for k in np.argsort(size + dice.standard_normal(len(samples))):     # among ops of about its size, as in a program
-                _time(samples[k], threads == 1)
-        for sample in samples:
-            del sample.times[0]                                         # the first call of all prepares kernels
-        say(f"{rounds} rounds")
+        timed = list(samples(large, machine.has("amx_bf16") or machine.has("avx512_bf16")))
+        say(f"{len(timed)} operators on {threads} thread{'s' * (threads > 1)}, for about {seconds:.0f} s")
+        rounds = time_all(timed, threads == 1, began + 0.75 * seconds, say)
+        say(f"{rounds} rounds; what a call costs after a large one, and of a compiled region")
         cold = _chills()
         fused = _fused(threads == 1) if seconds - (time.monotonic() - began) > 15 else None
-    peaks, bandwidth, curves = _fit(samples)
+    peaks, bandwidth, curves = fit(timed)
     if fused is not None:
         curves["fused"] = Efficiency(fused, bandwidth=curves["elementwise"].bandwidth)
-    say("transfers")
+    if workers > 1:
+        say("transfers between processes")
     wire = _transfers() if workers > 1 else None
-    return _assembled(workers, threads, peaks, bandwidth, curves, cold, wire, samples)
+    return _assembled(workers, threads, peaks, bandwidth, curves, cold, wire, timed)
 
 
-# ---- what is timed -------------------------------------------------------------------------------------------------------------------------------
+# ---- timing --------------------------------------------------------------------------------------------------------------------------------------
 
-def _samples(large: float, bfloat: bool) -> Iterator[Sample]:
-    """The ops to time. `large` scales the largest sizes."""
-    import torch
-    import torch.nn.functional as F
+def time_all(timed: Sequence[Sample], single: bool, until: float = 0.0, say: Callable[[str], None] = lambda text: None, *, least: int = 4,
+             seed: int = 0, clock: Callable[[], float] | None = None) -> int:
+    """Call every sample in rounds until the monotonic clock says `until`, `least` rounds at least; how many rounds it were.
 
-    def rand(*shape: int, dtype: Any = torch.float32) -> Tensor:
-        return torch.full(shape, 0.37, dtype=dtype)                    # quick to write
+    `single`: one thread works, so processor time may count. `clock` replaces every other one.
+    """
+    dice, rounds, began = np.random.default_rng(seed), 0, time.monotonic()
+    told, size = began, np.log([max(sample.moved, KB) for sample in timed])
+    while rounds < least or (rounds < _ROUNDS and time.monotonic() + (time.monotonic() - began) / rounds < until):
+        order = np.argsort(size + dice.standard_normal(len(timed)))
+        for first in range(0, len(order), _COMPANY):
+            _turns([timed[k] for k in order[first: first + _COMPANY]], single, clock)
+            now, part = time.monotonic(), rounds + (first + 1) / len(order)
+            if now - told > _TOLD:
+                told, needed = now, (now - began) * (1 + max(0.0, least - part) / part)
+                say(f"round {rounds + 1}: {now - began:.0f} s of about {max(until - began, needed):.0f}")
+        rounds += 1
+    return rounds
 
-    # bytes: family, a call on n float32, bytes moved per element
-    def pair(call: Callable[..., Any]) -> Callable[[int], Callable[[], Any]]:
-        def make(n: int) -> Callable[[], Any]:
-            a, b = rand(n), rand(n)
-            return lambda: call(a, b)
-        return make
 
-    def one(call: Callable[..., Any], width: int = 0) -> Callable[[int], Callable[[], Any]]:
-        def make(n: int) -> Callable[[], Any]:
-            a = rand(max(1, n // width), width) if width else rand(n)
-            return lambda: call(a)
-        return make
-
-    def positive(call: Callable[..., Any]) -> Callable[[int], Callable[[], Any]]:
-        def make(n: int) -> Callable[[], Any]:
-            a = rand(n).abs() + 0.5
-            return lambda: call(a)
-        return make
-
-    def image(call: Callable[..., Any], channels: int = 16) -> Callable[[int], Callable[[], Any]]:
-        def make(n: int) -> Callable[[], Any]:
-            side = max(2, int(math.sqrt(n / channels)))
-            a = torch.randn(1, channels, side, side)                    # pooling is quicker over equal values
-            return lambda: call(a)
-        return make
-
-    def rows(n: int) -> Callable[[], Any]:
-        table, index = rand(max(4 * n // 256, 4), 256), torch.randint(0, max(4 * n // 256, 4), (max(1, n // 256),))
-        return lambda: F.embedding(index, table)
-
-    def joined(n: int) -> Callable[[], Any]:
-        a, b = rand(max(1, n // 128), 64), rand(max(1, n // 128), 64)
-        return lambda: torch.cat((a, b), 1)
-
-    def selected(n: int) -> Callable[[], Any]:
-        a, b, mask = rand(n), rand(n), torch.rand(n) > 0.5
-        return lambda: torch.where(mask, a, b)
-
-    weight, bias = torch.ones(256), torch.zeros(256)
-    channel = torch.ones(16)
-    moving: list[tuple[str, Callable[[int], Callable[[], Any]], float]] = [
-        ("elementwise", pair(torch.add), 12), ("relu", one(torch.relu), 8), ("gelu", one(F.gelu), 8), ("tanh", one(torch.tanh), 8),
-        ("exp", one(torch.exp), 8), ("sigmoid", one(torch.sigmoid), 8), ("silu", one(F.silu), 8), ("erf", one(torch.erf), 8),
-        ("sqrt", positive(torch.sqrt), 8), ("log", positive(torch.log), 8), ("where", selected, 13),
-        ("softmax", one(lambda a: torch.softmax(a, -1), 256), 8), ("layer_norm", one(lambda a: F.layer_norm(a, (256,), weight, bias), 256), 8),
-        ("batch_norm", image(lambda a: F.batch_norm(a, channel, channel, channel, channel)), 8), ("reduction", one(lambda a: a.sum(-1), 256), 4),
-        ("mean", one(lambda a: a.mean(-1, keepdim=True), 256), 4),
-        ("pool", image(lambda a: F.max_pool2d(a, 3, 2, 1)), 5), ("cat", joined, 8),
-        ("copy", one(lambda a: a.view(-1, 4, 64).transpose(0, 1).contiguous(), 256), 8),
-        ("gather", rows, 8), ("opaque", one(torch.clone), 8),
-    ]
-    for family, make, each in moving:
-        for size in (_KB, 16 * _KB, 128 * _KB, 512 * _KB, 2 * _MB, 8 * _MB, 64 * _MB):
-            if size > 64 * _MB * large:
+def _turns(company: Sequence[Sample], single: bool, clock: Callable[[], float] | None = None) -> None:
+    """Call these in turn, on tensors made anew; all turns but the first count."""
+    calls = [sample.make() for sample in company]
+    reach = sum(sample.moved + call.written for sample, call in zip(company, calls, strict=True))
+    for turn in range(_TURNS):
+        for sample, call in zip(company, calls, strict=True):
+            known = sample.seconds if sample.times else 0.0
+            if turn == _TURNS - 1 and known > _SLOW:
                 continue
-            n = int(size / each)
-            yield Sample(family, 0.0, n * each, 1e9, lambda make=make, n=n: make(n))
-
-    def viewed() -> Callable[[], Any]:
-        a = rand(16, 64)
-        return lambda: a.view(4, 4, 64).transpose(0, 1)                 # two views
-
-    yield Sample("view", 0.0, 0.0, 1e9, viewed)
-
-    def product(m: int, n: int, k: int, dtype: Any) -> Callable[[], Any]:
-        x, w, b = rand(m, k, dtype=dtype), rand(n, k, dtype=dtype), rand(n, dtype=dtype)
-        return lambda: F.linear(x, w, b)
-
-    most = 4.4e9 * large
-    sides = ((16, 16), (64, 64), (256, 256), (768, 768), (3072, 768), (768, 3072), (1000, 2048))
-    shapes = [(m, n, k) for m in (1, 4, 16, 64, 128, 512) for n, k in sides]
-    shapes += [(8, 8, 8), (1024, 1024, 1024), (2048, 64, 64), (3136, 64, 64), (4096, 16, 16), (128, 2, 768), (1, 30000, 256)]
-    for m, n, k in shapes:
-        if 2.0 * m * n * k <= most:
-            yield Sample("matmul", 2.0 * m * n * k, 4.0 * (m * k + n * k + m * n), min(m, n, k),
-                         lambda m=m, n=n, k=k: product(m, n, k, torch.float32))
-    side = 1024 if large == 1 else 384
-    for name, dtype in (("float64", torch.float64), *((("bfloat16", torch.bfloat16),) if bfloat else ())):
-        yield Sample("peak", 2.0 * side**3, 0.0, side, lambda dtype=dtype: product(side, side, side, dtype), name)
-
-    def batched(b: int, m: int, n: int, k: int) -> Callable[[], Any]:
-        x, y = rand(b, m, k), rand(b, k, n)
-        return lambda: torch.bmm(x, y)
-
-    for b, m, n, k in ((1, 4, 4, 4), (4, 16, 16, 16), (12, 16, 16, 64), (12, 128, 128, 64), (12, 128, 64, 128), (96, 64, 64, 64), (8, 384, 384, 64),
-                       (8, 384, 64, 384), (12, 1, 128, 64), (96, 1, 256, 64), (64, 32, 32, 32), (512, 16, 16, 16), (4, 512, 512, 32)):
-        if 2.0 * b * m * n * k <= most:
-            yield Sample("batched", 2.0 * b * m * n * k, 4.0 * b * (m * k + k * n + m * n), min(m, n, k), lambda s=(b, m, n, k): batched(*s))
-
-    def convolved(c: int, s: int, o: int, k: int, stride: int, groups: int, batch: int) -> Callable[[], Any]:
-        x, w = rand(batch, c, s, s), rand(o, c // groups, k, k)
-        return lambda: F.conv2d(x, w, None, stride, k // 2, 1, groups)
-
-    full = [(3, 224, 64, 7, 2, 1), (3, 224, 32, 3, 2, 1), (3, 32, 16, 3, 1, 1), (16, 8, 16, 3, 1, 1), (16, 32, 16, 3, 1, 1), (64, 56, 64, 3, 1, 1),
-            (64, 56, 256, 1, 1, 1), (256, 56, 64, 1, 1, 1), (128, 28, 128, 3, 1, 1), (512, 28, 128, 1, 1, 1), (256, 14, 256, 3, 1, 1),
-            (1024, 14, 256, 1, 1, 1), (512, 7, 512, 3, 1, 1), (2048, 7, 512, 1, 1, 1), (24, 56, 144, 1, 1, 1), (96, 14, 576, 1, 1, 1),
-            (256, 56, 128, 3, 2, 1), (240, 28, 240, 1, 1, 3), (192, 28, 32, 5, 1, 1), (64, 112, 64, 3, 1, 1), (16, 8, 16, 1, 1, 1),
-            (32, 112, 16, 1, 1, 1), (16, 112, 96, 1, 1, 1), (576, 14, 96, 1, 1, 1), (960, 7, 160, 1, 1, 1), (256, 14, 1024, 1, 1, 1),
-            (3, 224, 192, 16, 16, 1), (32, 56, 32, 3, 1, 1), (128, 56, 128, 3, 2, 1), (512, 14, 512, 3, 2, 1), (256, 28, 512, 1, 2, 1)]
-    deep = [(32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (384, 14, 3, 1), (576, 14, 5, 1), (960, 7, 3, 1), (16, 16, 3, 1)]
-    for c, s, o, k, stride, groups in full + [(c, s, c, k, t, c) for c, s, k, t in deep]:
-        points = (-(-s // stride)) ** 2
-        work = 2.0 * points * o * (c // groups) * k * k
-        if work <= most:
-            family = "depthwise" if groups == c else "pointwise" if k == 1 else "conv"
-            yield Sample(family, work, 4.0 * (c * s * s + o * (c // groups) * k * k + points * o),
-                         min((c // groups) * k * k, o, points), lambda a=(c, s, o, k, stride, groups, 1): convolved(*a))
-
-    def attended(b: int, h: int, n: int, e: int) -> Callable[[], Any]:
-        q, k, v = (rand(b, h, n, e) for _ in range(3))
-        return lambda: F.scaled_dot_product_attention(q, k, v)
-
-    for b, h, n, e in ((1, 2, 16, 16), (1, 12, 32, 64), (1, 12, 128, 64), (1, 12, 512, 64), (8, 12, 128, 64), (1, 4, 128, 32), (8, 4, 64, 32)):
-        if 4.0 * b * h * n * n * e <= most:
-            yield Sample("attention", 4.0 * b * h * n * n * e, 16.0 * b * h * n * e, min(n, e), lambda a=(b, h, n, e): attended(*a))
-
-    def recurred(length: int, batch: int, width: int) -> Callable[[], Any]:
-        net, x = torch.nn.LSTM(width, width), rand(length, batch, width)
-        return lambda: net(x)
-
-    for length, batch, width in ((4, 1, 32), (16, 1, 128), (32, 8, 128), (16, 1, 512), (32, 16, 512)):
-        work = 16.0 * length * batch * width * width
-        if work <= most:
-            yield Sample("recurrent", work, 32.0 * width * width * length, min(batch, width), lambda a=(length, batch, width): recurred(*a))
+            read = clock or (time.thread_time if single and known > _LONG else time.perf_counter)
+            call.write()
+            began = read()
+            call.run()
+            took = read() - began
+            if turn:
+                sample.times.append(max(took, 1e-8))
+                sample.reach.append(reach)
+                sample.written = call.written
 
 
 @contextmanager
@@ -244,20 +132,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _time(sample: Sample, single: bool) -> None:
-    """One round: inputs are written anew, then two calls are timed, one that finds its code cold and one that finds it hot.
-
-    `single`: one thread, whose processor time is the work's own; it is read for calls that are long beside the reading.
-    """
-    call = sample.make()
-    clock = time.process_time if single and sample.times and sample.seconds > _LONG else time.perf_counter
-    began = clock()
-    call()
-    between = clock()
-    call()
-    sample.times.append(math.sqrt(max(between - began, 1e-8) * max(clock() - between, 1e-8)))
 
 
 def _chills(rounds: int = 15) -> tuple[tuple[float, float], ...]:
@@ -282,7 +156,7 @@ def _chills(rounds: int = 15) -> tuple[tuple[float, float], ...]:
         return float(np.quantile(took, 0.25))
 
     points: list[tuple[float, float]] = []
-    for size in (128 * _KB, 512 * _KB, 2 * _MB, 8 * _MB, 32 * _MB):
+    for size in (128 * KB, 512 * KB, 2 * MB, 8 * MB, 32 * MB):
         x, large = torch.randn(1, 512), torch.randn(int(size / 2048), 512)      # weights read once, as a linear layer does
         mean = float(np.mean([once(call, lambda x=x, large=large: F.linear(x, large)) for call in calls]))
         points.append((size, mean))
@@ -301,9 +175,9 @@ def _fused(single: bool) -> float | None:
         traced = torch.fx.symbolic_trace(region)
         a, b = torch.randn(256), torch.randn(256)
         compiled: Any = torch._inductor.compile(traced, [a, b])         # type: ignore[attr-defined]  # no guards of Dynamo: the executor has none
-        sample = Sample("fused", 0.0, 0.0, 1e9, lambda: lambda: compiled(torch.randn(256), b))
+        sample = Sample("fused", 0.0, 0.0, WIDE, lambda: Call(lambda: compiled(a, b), lambda: None, 0.0))
         for _ in range(20):
-            _time(sample, single)
+            _turns([sample], single)
         return sample.seconds
     except Exception:  # noqa: BLE001 — whatever keeps Inductor from compiling, the rest of the calibration stands
         return None
@@ -311,23 +185,25 @@ def _fused(single: bool) -> float | None:
 
 # ---- from times to curves ------------------------------------------------------------------------------------------------------------------------
 
-def _fit(samples: Sequence[Sample]) -> tuple[dict[str, float], float, dict[str, Efficiency]]:
+def fit(timed: Sequence[Sample]) -> tuple[dict[str, float], float, dict[str, Efficiency]]:
     """(peak FLOP/s by dtype, bandwidth B/s, family → its curves)."""
     grouped: dict[str, list[Sample]] = {}
-    for sample in samples:
+    for sample in timed:
         grouped.setdefault(sample.family, []).append(sample)
     peaks = {"float32": 1.02 * max(s.work / s.seconds for family in ("matmul", "conv") for s in grouped.get(family, []))}
     peaks |= {s.dtype: s.work / s.seconds for s in grouped.get("peak", [])}
     bandwidth = max((s.moved / s.seconds for s in _largest(grouped)), default=1e9)
     curves = {}
     for family, mine in grouped.items():
-        if family == "view":
-            curves[family] = Efficiency(mine[0].seconds / 2)
-        elif family in _FITTED:
+        if family in _FITTED:
             curves[family] = fit_contraction(mine, peaks["float32"], bandwidth)
-        elif family != "peak":
+        elif len(mine) > 1 and family != "peak":
             curves[family] = fit_moving(mine, bandwidth)
-    return peaks, bandwidth, curves
+        elif family != "peak":
+            curves[family] = Efficiency(mine[0].seconds)
+    plain = curves["elementwise"].bandwidth if "elementwise" in curves else Efficiency().bandwidth
+    lone = {family: replace(curve, bandwidth=plain) for family, curve in curves.items() if family in grouped and len(grouped[family]) == 1}
+    return peaks, bandwidth, curves | lone                              # of these only the call was timed
 
 
 def _largest(grouped: dict[str, list[Sample]]) -> list[Sample]:
@@ -337,27 +213,30 @@ def _largest(grouped: dict[str, list[Sample]]) -> list[Sample]:
     return [s for s in plain if s.moved > 0.9 * top]
 
 
-def fit_moving(samples: Sequence[Sample], bandwidth: float) -> Efficiency:
+def fit_moving(timed: Sequence[Sample], bandwidth: float) -> Efficiency:
     """Curves of a family that moves bytes: exact at every size that was timed."""
-    mine = sorted(samples, key=lambda s: s.moved)
+    mine = sorted(timed, key=lambda s: s.moved)
     launch = min(s.seconds for s in mine[:2]) * 0.98
     points: dict[float, float] = {}
     for sample in mine[1:]:
         left = max(sample.seconds - launch, _FLOOR * sample.seconds)
-        points[sample.moved] = float(np.clip(sample.moved / (left * bandwidth), 1e-4, 900.0))
+        points[sample.moved + sample.written] = float(np.clip(sample.moved / (left * bandwidth), 1e-4, 900.0))
     return Efficiency(launch, bandwidth=tuple(points.items()))
 
 
-def fit_contraction(samples: Sequence[Sample], peak: float, bandwidth: float) -> Efficiency:
+def fit_contraction(timed: Sequence[Sample], peak: float, bandwidth: float) -> Efficiency:
     """Curves of a contraction's family, by least squares of log(predicted / timed) with a penalty on curvature; launch: the quickest call's time."""
     from scipy.optimize import least_squares
 
-    work, moved, narrow, took = (np.array([getattr(s, name) for s in samples]) for name in ("work", "moved", "narrow", "seconds"))
+    work, moved, narrow, params, written, reach, took = (
+        np.array([getattr(s, name) for s in timed]) for name in ("work", "moved", "narrow", "params", "written", "distance", "seconds"))
     launch = 0.98 * float(took.min())
+    near, far = np.log(np.maximum(moved + written, 1.0)), np.log(reach)
     ends = [math.log10(float(size)) for size in (work.min(), work.max())]
-    knots = np.linspace(ends[0], ends[1], max(2, min(8, round(ends[1] - ends[0]) + 1, len(samples) // 2 + 1))) * math.log(10)
+    knots = np.linspace(ends[0], ends[1], max(2, min(8, round(ends[1] - ends[0]) + 1, len(timed) // 2 + 1))) * math.log(10)
     sides = np.log([side for side in _NARROW if side < narrow.max()] or [1.0])
-    sizes = np.log(np.geomspace(64 * _KB, max(float(moved.max()), 128 * _KB), 4))
+    top = max(float(np.exp(near.max())), float(reach.max()) if params.any() else 0.0, 128 * KB)
+    sizes = np.log(np.geomspace(64 * KB, top, 4))
     parts = np.cumsum([len(knots), len(sides), len(sizes)])
 
     def split(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -368,8 +247,8 @@ def fit_contraction(samples: Sequence[Sample], peak: float, bandwidth: float) ->
     def residual(x: np.ndarray) -> np.ndarray:
         share, factor, band = split(x)
         speed = np.exp(np.minimum(np.interp(np.log(work), knots, share), 0.0) + np.minimum(np.interp(np.log(narrow), edge, factor), 0.0))
-        memory = moved / (bandwidth * np.exp(np.interp(np.log(moved), sizes, band)))
-        error = np.log((launch + np.maximum(work / (peak * speed), memory)) / took)
+        warm, cold = (part / (bandwidth * np.exp(np.interp(size, sizes, band))) for part, size in ((moved - params, near), (params, far)))
+        error = np.log((launch + np.maximum(work / (peak * speed), warm + cold)) / took)
         bend = np.concatenate([0.15 * np.diff(part, 2) for part in (share, factor, band)])
         return np.concatenate([error, bend, 0.02 * x[: parts[1]], 0.05 * (band - 1.0)])
 
@@ -377,7 +256,7 @@ def fit_contraction(samples: Sequence[Sample], peak: float, bandwidth: float) ->
     low = np.concatenate([np.full(parts[1], -12.0), np.full(len(sizes), -4.0)])
     high = np.concatenate([np.zeros(parts[1]) + 1e-9, np.full(len(sizes), 6.0)])
     found = min((least_squares(residual, np.clip(start + shift, low + 1e-6, high - 1e-6), bounds=(low, high), loss="soft_l1", f_scale=0.2)
-                 for shift in (0.0, -1.0, 0.5)), key=lambda fit: fit.cost)
+                 for shift in (0.0, -1.0, 0.5)), key=lambda one: one.cost)
     share, factor, band = split(found.x)
     return Efficiency(launch, _pairs(knots, np.minimum(share, 0.0)), _pairs(sizes, band), _pairs(edge, np.minimum(factor, 0.0)))
 
@@ -387,11 +266,12 @@ def _pairs(sizes: np.ndarray, shares: np.ndarray) -> tuple[tuple[float, float], 
 
 
 def predicted(sample: Sample, peak: float, bandwidth: float, curve: Efficiency) -> float:
-    """s that the roofline gives this op when it is called in a loop."""
+    """s that the roofline gives this op in the company in which it was timed."""
     speed = peak * float(Efficiency.at(curve.peak, sample.work)) * float(Efficiency.at(curve.narrow, sample.narrow))
     compute = sample.work / speed if sample.work else 0.0
-    memory = sample.moved / (bandwidth * float(Efficiency.at(curve.bandwidth, max(sample.moved, 1.0))))
-    return (curve.launch or 0.0) + max(compute, memory)
+    warm = (sample.moved - sample.params) / float(Efficiency.at(curve.bandwidth, max(sample.moved + sample.written, 1.0)))
+    cold = sample.params / float(Efficiency.at(curve.bandwidth, sample.distance))
+    return (curve.launch or 0.0) + max(compute, (warm + cold) / bandwidth)
 
 
 # ---- transfers -----------------------------------------------------------------------------------------------------------------------------------
@@ -437,15 +317,20 @@ def _transfers(sizes: Sequence[int] = (1024, 2**20, 2**24), rounds: int = 12) ->
 
 def _assembled(workers: int, threads: int, peaks: dict[str, float], bandwidth: float, curves: dict[str, Efficiency],
                cold: tuple[tuple[float, float], ...], wire: tuple[float, float] | None,
-               samples: Sequence[Sample]) -> System:
+               timed: Sequence[Sample]) -> System:
     machine = here()
     watts, share = power(machine), machine.cores / workers
     source = f"fourfold calibrate on {machine.name}, {threads} thread{'s' * (threads > 1)}"
     figures: dict[str, Quantity] = {}
 
-    def keep(name: str, value: float, unit: str) -> float:
-        figures[name] = Quantity(value, unit, "measured", source=source)
+    def keep(name: str, value: float, unit: str, spread: tuple[float, float] = (1.0, 1.0), note: str = "") -> float:
+        figures[name] = Quantity(value, unit, "measured", value * spread[0], value * spread[1], source=source + note)
         return value
+
+    by = {family: sorted((s for s in timed if s.family == family), key=lambda s: s.work + s.moved) for family in {s.family for s in timed}}
+    quick = {family: _spread(mine[0]) for family, mine in by.items()}
+    rate = {dtype: _spread(max(by["matmul"] if dtype == "float32" else by["peak"], key=lambda s: (s.dtype == dtype, s.work / s.seconds)))
+            for dtype in peaks}
 
     devices = []
     for k in range(workers):
@@ -453,11 +338,13 @@ def _assembled(workers: int, threads: int, peaks: dict[str, float], bandwidth: f
         figures[f"{name}.idle"], figures[f"{name}.busy"] = watts.idle * share, watts.busy * share
         keep(f"{name}.memory", float((machine.memory or 8 * 2**30) // workers), "B")
         for family, curve in curves.items():
-            errors = [abs(math.log(predicted(s, peaks["float32"], bandwidth, curve) / s.seconds)) for s in samples if s.family == family and s.work]
+            errors = [abs(math.log(predicted(s, peaks["float32"], bandwidth, curve) / s.seconds)) for s in timed if s.family == family and s.work]
             note = f"; {len(errors)} shapes, median error {math.expm1(float(np.median(errors))):.1%}" if errors else ""
-            figures[f"{name}.efficiency.{family}.launch"] = Quantity(curve.launch or 0.0, "s", "measured", source=source + note)
-        devices.append(Device(name, "cpu", {dtype: keep(f"{name}.peak.{dtype}", value, "FLOP/s") for dtype, value in peaks.items()},
-                              keep(f"{name}.bandwidth", bandwidth, "B/s"), keep(f"{name}.launch", curves["elementwise"].launch or 0.0, "s"),
+            keep(f"{name}.efficiency.{family}.launch", curve.launch or 0.0, "s", quick.get(family, (1.0, 1.0)), note)
+        devices.append(Device(name, "cpu", {dtype: keep(f"{name}.peak.{dtype}", value, "FLOP/s", (1 / rate[dtype][1], 1 / rate[dtype][0]))
+                                            for dtype, value in peaks.items()},
+                              keep(f"{name}.bandwidth", bandwidth, "B/s"),
+                              keep(f"{name}.launch", curves["elementwise"].launch or 0.0, "s", quick["elementwise"]),
                               figures[f"{name}.memory"].value, figures[f"{name}.idle"].value, figures[f"{name}.busy"].value, dict(curves),
                               cold=cold))
     links = []
@@ -467,3 +354,9 @@ def _assembled(workers: int, threads: int, peaks: dict[str, float], bandwidth: f
                               keep(f"cpu{a}-cpu{b}.bandwidth", wire[1] if wire else 1.0, "B/s"), overlap=False))
     title = f"{machine.name} as {workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
     return replace(System(title, tuple(devices), tuple(links), machine.fingerprint), figures=figures)
+
+
+def _spread(sample: Sample) -> tuple[float, float]:
+    """The ends of the interval of a sample's time as shares of it."""
+    low, high = sample.interval()
+    return min(1.0, low / sample.seconds), max(1.0, high / sample.seconds)
