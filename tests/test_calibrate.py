@@ -80,7 +80,7 @@ def test_all_operators_answer_and_say_what_they_move() -> None:
             families.add(one.family)
             if one.family in ("elementwise", "relu", "gelu", "softmax", "layer_norm", "matmul", "batched", "conv", "pointwise", "depthwise"):
                 least = made.numel() * 4
-                assert least < one.moved <= 8 * least + 4 * one.params + 65536, (one.family, one.moved, least)
+                assert least < one.moved and (one.work or one.moved <= 4 * least), (one.family, one.moved, least)
             if one.work:
                 assert one.params < one.moved and one.narrow >= 1
     assert len(families) > 50
