@@ -81,7 +81,7 @@ def test_all_operators_answer_and_say_what_they_move() -> None:
             if one.family in ("elementwise", "relu", "gelu", "softmax", "layer_norm", "matmul", "batched", "conv", "pointwise", "depthwise"):
                 least = made.numel() * 4
                 assert least < one.moved and (one.work or one.moved <= 4 * least), (one.family, one.moved, least)
-            if one.work:
+            if one.work and one.family != "peak":
                 assert one.params < one.moved and one.narrow >= 1
     assert len(families) > 50
 
