@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby
 
 import numpy as np
 
@@ -19,10 +20,11 @@ short = cache(roofline.short)
 
 
 def label(graph: Graph, nodes: Sequence[int]) -> str:
-    """One op's short kind ("layer_norm"), or those of a fused group in order, views left out where anything else is there: "mm + add + gelu"."""
+    """One op's short kind ("layer_norm"), or those of a fused group in order, views left out where anything else is there: "mm + add ×2 + gelu"."""
     kinds = [short(graph.kinds[graph.kind[n]]) for n in nodes if graph.fusion[n] != VIEW] or [short(graph.kinds[graph.kind[n]]) for n in nodes]
-    rest = len(kinds) - _SHOWN
-    return " + ".join(kinds[:_SHOWN]) + (f" + {rest} more" if rest > 0 else "")
+    runs = [(kind, len(list(same))) for kind, same in groupby(kinds)]
+    rest = sum(count for _, count in runs[_SHOWN:])
+    return " + ".join(f"{kind} ×{count}" if count > 1 else kind for kind, count in runs[:_SHOWN]) + (f" + {rest} more" if rest else "")
 
 
 def members(task: np.ndarray, count: int) -> list[list[int]]:

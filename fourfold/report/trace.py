@@ -47,6 +47,8 @@ def trace(plan: Plan, execution: Any = None) -> dict[str, Any]:
     """The document: `traceEvents`, slices sorted by time within each thread, `displayTimeUnit`, and the plan's figures in `otherData`."""
     timeline = plan.timeline(memory=True)
     events = predicted(plan, timeline)
+    if execution is not None:
+        events += measured(plan, execution)
     return {"traceEvents": events, "displayTimeUnit": "ms",
             "otherData": {"graph": plan.graph.name, "hash": plan.graph.hash, "system": plan.system.name, "ops": len(plan.graph),
                           "tasks": len(plan.tasks), "predicted_seconds": timeline.makespan,
@@ -127,6 +129,49 @@ def telling(at: np.ndarray, held: np.ndarray) -> np.ndarray:
     instant = np.cumsum(np.concatenate([[True], np.diff(at) > 0])) - 1
     high = np.flatnonzero((held == top[instant]) & (held > held[last][instant]))
     return np.sort(np.concatenate([last, high]))
+
+
+def measured(plan: Plan, execution: Any) -> list[Event]:
+    """Slices and arrows of an `Execution` (fourfold/run/local.py): its median run. Tasks that a compiled region ran as one share a slice."""
+    graph = plan.graph
+    nodes = members(plan.tasks.group, len(plan.tasks))
+    events = _heads(MEASURED, f"measured: {graph.name or 'graph'}, {execution.placement}, median of {len(execution.runs)} runs", plan)
+    start, finish = _micro(execution.start), _micro(execution.finish)
+    where: dict[int, int] = {}
+    for region in execution.regions:
+        where.update(dict.fromkeys(region.tasks, region.device))
+        spans: dict[tuple[float, float], list[int]] = {}
+        for t in region.tasks:
+            if np.isfinite(execution.start[t]) and np.isfinite(execution.finish[t]):
+                spans.setdefault((start[t], finish[t]), []).append(t)
+        for (at, end), tasks in sorted(spans.items()):
+            ops = sorted(n for t in tasks for n in nodes[t])
+            told = {**_told(plan, ops, tasks[0]), "tasks": len(tasks), "region": region.number, "engine": region.engine}
+            events.append({"ph": "X", "pid": MEASURED, "tid": 1 + region.device, "ts": at, "dur": _round(max(end - at, 0.0)),
+                           "name": label(graph, ops), "cat": "task", "args": told})
+    return events + _carried(plan, execution, where)
+
+
+def _carried(plan: Plan, execution: Any, where: dict[int, int]) -> list[Event]:
+    """Measured transfers and their arrows."""
+    graph, system = plan.graph, plan.system
+    middle = _micro((np.asarray(execution.start) + np.asarray(execution.finish)) / 2)
+    slices: list[Event] = []
+    arrows: list[Event] = []
+    for x, sent in enumerate(execution.transfers):
+        at, end = _micro(np.array([sent.start, sent.finish]))
+        maker, lane = int(graph.producer[sent.value]), LANES + system.route(sent.source, sent.target).lanes[0]
+        told = {"bytes": sent.bytes, "from": system.devices[sent.source].name, "to": system.devices[sent.target].name}
+        slices.append({"ph": "X", "pid": MEASURED, "tid": lane, "ts": at, "dur": _round(max(end - at, 0.0)), "cat": "transfer",
+                       "name": f"{graph.names[maker] if maker >= 0 else 'input'} to {told['to']}", "args": told})
+        readers = {int(plan.tasks.group[n]) for n in graph.readers_of(sent.value).tolist()}
+        there = [t for t in readers if where.get(t) == sent.target and middle[t] >= (at + end) / 2]
+        made = int(plan.tasks.group[maker]) if maker >= 0 else -1
+        if there and made >= 0 and middle[made] <= (at + end) / 2:
+            ends = (("s", 1 + sent.source, middle[made]), ("t", lane, (at + end) / 2), ("f", 1 + sent.target, min(middle[t] for t in there)))
+            arrows += [{"ph": ph, "pid": MEASURED, "tid": tid, "ts": _round(when), "id": f"m{x}", "name": "value", "cat": "measured value",
+                        **({"bp": "e"} if ph == "f" else {})} for ph, tid, when in ends]
+    return sorted(slices, key=lambda event: (event["tid"], event["ts"])) + arrows
 
 
 def _heads(pid: int, title: str, plan: Plan) -> list[Event]:
