@@ -8,12 +8,16 @@ from fourfold.decisions.place.problem import Place
 _HIGHS = 60_000                                                         # variables that HiGHS does in a second or so
 
 
-def planner(problem: Place) -> Solver:
-    """HiGHS for small flows, augmenting paths for large ones, integer programming with a bound for all else."""
+ROUGH = 2e-3                                                            # gap at which what is only compared with may stop; a table shows no more
+
+
+def planner(problem: Place, enough: float | None = None) -> Solver:
+    """HiGHS for small flows, augmenting paths for large ones, integer programming with a bound for all else: to a gap of `enough`, or as far as
+    the budget goes."""
     from fourfold.decisions.place.flow import Flow, size
     from fourfold.decisions.place.milp import Milp
     from fourfold.decisions.place.successive_shortest_paths import SuccessiveShortestPaths
 
     if SuccessiveShortestPaths().declines(problem):
-        return Milp()
+        return Milp() if enough is None else Milp(enough)
     return Flow() if size(problem) <= _HIGHS else SuccessiveShortestPaths()

@@ -7,7 +7,7 @@ shrunk towards its own climatology before it is optimised (Efron & Morris 1975).
 from __future__ import annotations
 
 from fourfold.decide import Budget, Proposal, Solver
-from fourfold.decisions.place._choose import planner
+from fourfold.decisions.place._choose import ROUGH, planner
 from fourfold.decisions.place._forecasts import noisy, shrunk
 from fourfold.decisions.place.problem import Place, Schedule
 
@@ -26,5 +26,5 @@ class Forecast(Solver):
         seen = noisy(problem.intensity, self.error, seed, self.rho)
         seen = shrunk(seen, self.error) if self.shrink and self.error else seen
         guess = problem.replace(intensity=seen)
-        answer = planner(guess).solve(guess, budget, seed).answer
+        answer = planner(guess, ROUGH).solve(guess, budget, seed).answer
         return Proposal(answer, evidence={"forecast": seen})

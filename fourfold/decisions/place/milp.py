@@ -13,13 +13,13 @@ import numpy as np
 
 from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.place._local import Search
-from fourfold.decisions.place._pricing import BLOCK, FREE, bound, kinds, separate, tables
+from fourfold.decisions.place._pricing import BLOCK, FREE, kinds, separate, tables
 from fourfold.decisions.place.problem import Place, Schedule, joined
 from fourfold.errors import Infeasible
 
 _RELAXED, _SMALL = 250_000, 2_000                                       # columns: HiGHS relaxes no more; branches at once on fewer
 _CORE, _WINDOW = 24, 60                                                 # columns a job in the first core; jobs that are planned anew together
-_ENOUGH = 1e-9
+_ENOUGH, _TIGHTER = 1e-9, 6                                             # a gap that is rounding; rounds of rows that tighten the relaxation
 
 
 class Milp(Solver):
@@ -31,6 +31,10 @@ class Milp(Solver):
     gives = ("bound",)
     counts = "ruins, nodes and price steps"
 
+    def __init__(self, enough: float = _ENOUGH) -> None:
+        """`enough`: the gap between schedule and bound, as a share of the bound, at which HiGHS may stop."""
+        self.enough = enough
+
     def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
         mu = np.zeros(problem.intensity.shape)
         cost, alone = separate(problem)
@@ -41,15 +45,24 @@ class Milp(Solver):
             return self._large(problem, budget, seed)
         model = Model(problem)
         mu = model.prices(max(1.0, budget.left / 3))
-        low, best, note = bound(problem, mu), None, ""
+        if not model.priced:                                            # a machine too slow for the relaxation: as if the instance were larger
+            return self._large(problem, budget, seed)
+        mu, low = model.tighten(mu, budget)
+        best, note = None, ""
         if size > _SMALL:
-            best = model.core(budget.left / 2)
+            if model.paying and len(problem.names) <= _WINDOW:          # starts and moves are hard on HiGHS, and easy on insertion
+                best = construct(problem, mu, budget, seed)
+            if best is None:
+                best, note = model.core(budget.left / 2, budget, max(self.enough, 1e-3))
             best = construct(problem, mu, budget, seed) if best is None else best
             if best is not None and len(problem.names) > _WINDOW:
-                best, _ = self._windows(problem, best, Budget(budget.left / 2), seed)
+                best, _ = self._windows(problem, best, Budget(budget.left / 2, budget.evaluations // 2), seed)
+        if best is not None and (problem.cost(best) - low <= self.enough * abs(low) or self.enough > _ENOUGH and note.startswith("optimal")):
+            return Proposal(best, low, {"mu": mu}, note or f"within {self.enough:g} of the bound")
         within = np.inf if best is None else problem.cost(best) - model.value
         if within > _ENOUGH * abs(low):                                 # no better schedule uses a column whose reduced cost is above that
-            found, note = model.integer(budget.left / 2, within * (1 + 1e-9) + 1e-12)
+            found, note = model.integer(budget.left / 2, budget, within * (1 + 1e-9) + 1e-12,
+                                        self.enough if self.enough > _ENOUGH else 0.0)
             if found is not None and (best is None or problem.cost(found) < problem.cost(best)):
                 best = found
         if best is None:
@@ -67,6 +80,8 @@ class Milp(Solver):
         if best is None:
             raise _none(False)
         mu, low = ascend(problem, mu, problem.cost(best), Budget(budget.left / 3, 200))
+        if len(problem.names) <= _WINDOW:
+            return Proposal(polished(problem, best, low, mu, budget, seed), low, {"mu": mu}, "insertion, ruin and recreate")
         best, count = self._windows(problem, best, budget, seed)
         return Proposal(best, low, {"mu": mu}, f"{count} windows of {_WINDOW} jobs planned anew")
 
@@ -162,12 +177,12 @@ def variables(problem: Place) -> int:
     kind, window = kinds(problem), problem.deadline - problem.release
     sites = problem.allowed.sum(axis=1)
     each = np.where(kind == BLOCK, sites * (window - problem.hours + 1), sites * window)
-    each = each * np.where((kind == BLOCK) | (kind == FREE), 1, 3) + (problem.data_gb > 0) * (kind > BLOCK) * window * len(problem.sites) ** 2
+    each = each * np.where((kind == BLOCK) | (kind == FREE), 1, 3) + (problem.data_gb > 0) * (kind > BLOCK) * window * 3 * len(problem.sites)
     return int(each.sum())
 
 
 class Model:
-    """The integer programme: y[j, r, s] a piece from hour s, x[j, r, t] an hour; starts z and ends e of runs; l where the data are, f their moves."""
+    """The integer programme: y[j, r, s] a piece from hour s, x[j, r, t] an hour; z, e starts and ends of runs; l where the data are, and moves."""
 
     def __init__(self, problem: Place) -> None:
         self.problem, self.p = problem, tables(problem)
@@ -177,11 +192,15 @@ class Model:
         self.high: list[np.ndarray] = []
         self.count, self.height = 0, 0
         self.runs: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, int]] = []   # job, column, site, hour, length
+        self.paying: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []   # job that pays for starts: its columns; x, site, hour
         kind = kinds(problem)
         for j in range(len(problem.names)):
+            first = self.count
             (self._piece if kind[j] == BLOCK else self._hours)(j, bool(kind[j] > BLOCK))
+            if kind[j] > BLOCK:
+                self.paying.append((j, np.arange(first, self.count), *self.runs[-1][1:4]))
         self._capacity()
-        self.value, self.reduced = 0.0, np.zeros(self.count)            # of the relaxation, once `prices` has solved it
+        self.value, self.reduced, self.priced = 0.0, np.zeros(self.count), False   # of the relaxation, once `prices` has solved it
 
     def _columns(self, cost: np.ndarray) -> np.ndarray:
         self.cost.append(np.asarray(cost, float))
@@ -239,29 +258,37 @@ class Model:
             self._moves(j, grid[:, 1:-1], first)
 
     def _moves(self, j: int, grid: np.ndarray, first: int) -> None:
-        """l[r, t]: the data are at r in hour t; f[a, b, t]: they come from a to b for a run that begins there in hour t."""
+        """l[r, t]: the data are at r in hour t; in[r, t], out[r, t]: they come to a run that begins there, and leave for one elsewhere.
+
+        A move costs what each end pays, so ends need no pairing; but where an hour of the end they leave is unknown it is priced like the other end,
+        and then each move f[a, b, t] has a column of its own.
+        """
         p, (sites, window) = self.p, grid.shape
         at = self._columns(np.zeros(sites * window)).reshape(window, sites)
+        stays = np.arange(sites)
         for i in range(window):
-            targets = np.flatnonzero(grid[:, i] >= 0)
-            a, b = (part.ravel() for part in np.meshgrid(np.arange(sites), targets, indexing="ij"))
-            a, b = a[a != b], b[a != b]
-            t = first + i
-            far = np.where(np.isfinite(p.net[a, t]), p.net[a, t], p.net[b, t])
-            f = self._columns(p.data[j] * (far + p.net[b, t] + p.out[a]))
-            stays = np.arange(sites)
+            t, targets = first + i, np.flatnonzero(grid[:, i] >= 0)
+            if np.isfinite(p.net[:, t]).all():
+                b, a = targets, stays
+                come, go = self._columns(p.data[j] * p.net[b, t]), self._columns(p.data[j] * (p.net[a, t] + p.out[a]))
+            else:
+                a, b = (part.ravel() for part in np.meshgrid(stays, targets, indexing="ij"))
+                a, b = a[a != b], b[a != b]
+                far = np.where(np.isfinite(p.net[a, t]), p.net[a, t], p.net[b, t])
+                come = go = self._columns(p.data[j] * (far + p.net[b, t] + p.out[a]))
+            gains = np.concatenate([np.ones(sites), -np.ones(len(come)), np.ones(len(go))])
             if i:                                                       # l[r, t] = l[r, t - 1] + in - out
-                self._rows(np.concatenate([stays, stays, b, a]), np.concatenate([at[i], at[i - 1], f, f]),
-                           np.concatenate([np.ones(sites), -np.ones(sites), -np.ones(len(f)), np.ones(len(f))]), np.zeros(sites), np.zeros(sites))
+                self._rows(np.concatenate([stays, stays, b, a]), np.concatenate([at[i], at[i - 1], come, go]),
+                           np.concatenate([gains[:sites], -np.ones(sites), gains[sites:]]), np.zeros(sites), np.zeros(sites))
             else:
                 start = (stays == p.home[j]).astype(float)
-                self._rows(np.concatenate([stays, b, a]), np.concatenate([at[0], f, f]),
-                           np.concatenate([np.ones(sites), -np.ones(len(f)), np.ones(len(f))]), start, start)
-            row = np.searchsorted(targets, b)                           # it runs only where the data are, and they come only to a run
+                self._rows(np.concatenate([stays, b, a]), np.concatenate([at[0], come, go]), gains, start, start)
+            # the data are at one place (what comes has left elsewhere); it runs only where they are, and they come only to a run
+            self._rows(np.zeros(sites, int), at[i], 1.0, [1.0], [1.0])
             self._rows(np.arange(len(targets)).repeat(2), np.stack([grid[targets, i], at[i, targets]], 1).ravel(), np.tile([1.0, -1.0], len(targets)),
                        np.full(len(targets), -np.inf), np.zeros(len(targets)))
-            self._rows(np.concatenate([row, np.arange(len(targets))]), np.concatenate([f, grid[targets, i]]),
-                       np.concatenate([np.ones(len(f)), -np.ones(len(targets))]), np.full(len(targets), -np.inf), np.zeros(len(targets)))
+            self._rows(np.concatenate([np.searchsorted(targets, b), np.arange(len(targets))]), np.concatenate([come, grid[targets, i]]),
+                       np.concatenate([np.ones(len(come)), -np.ones(len(targets))]), np.full(len(targets), -np.inf), np.zeros(len(targets)))
 
     def _capacity(self) -> None:
         total = self.problem.intensity.shape[1]
@@ -297,10 +324,31 @@ class Model:
                              "Raise the capacity, the slack, or the number of sites.")
         mu = np.zeros(self.problem.intensity.size)
         if solved.status == 0:
-            self.value, self.reduced = float(solved.fun), np.where(self._whole(), solved.lower.marginals, 0.0)
-            where = np.searchsorted(np.flatnonzero(above), np.arange(self.first_spot, self.height))
+            self.priced, self.value, self.reduced = True, float(solved.fun), np.where(self._whole(), solved.lower.marginals, 0.0)
+            where = np.searchsorted(np.flatnonzero(above), np.arange(self.first_spot, self.first_spot + len(self.spots)))
             mu[self.spots] = np.maximum(0.0, -solved.ineqlin.marginals[where])
         return mu.reshape(self.problem.intensity.shape)
+
+    def tighten(self, mu: np.ndarray, budget: Budget) -> tuple[np.ndarray, float]:
+        """The best prices found and their Lagrangean bound, with rows that raise the relaxation to it. At prices mu a job that pays for starts or
+        moves costs at least what dynamic programming finds, but the relaxation's split one may not (Kelley 1960: such rows until they gain nothing).
+        """
+        cost, room = separate(self.problem, mu)[0], np.where(np.isfinite(self.problem.room), self.problem.room, 0.0)
+        best, low = mu, float(cost.sum() - (mu * room).sum())
+        flat = np.concatenate(self.cost)
+        for _ in range(_TIGHTER if self.paying else 0):
+            if not budget.spend() or low - self.value <= _ENOUGH * abs(low):
+                break
+            for j, columns, x, site, hour in self.paying:
+                value = flat[columns]
+                value[x - columns[0]] += self.p.width[j] * mu[site, hour]
+                self._rows(np.zeros(len(columns), int), columns, value, [cost[j] - 1e-9 * abs(cost[j])], [np.inf])
+            mu = self.prices(max(1.0, budget.left / 3))
+            if not self.priced:
+                break
+            cost = separate(self.problem, mu)[0]
+            best, low = max((best, low), (mu, float(cost.sum() - (mu * room).sum())), key=lambda pair: pair[1])
+        return best, low
 
     def _whole(self) -> np.ndarray:
         """bool [columns]: those that must be whole."""
@@ -309,27 +357,31 @@ class Model:
             whole[columns] = True
         return whole
 
-    def core(self, seconds: float) -> Schedule | None:
-        """The best whole schedule of the columns that the relaxation finds nearly as good as its own; more of them until there is one."""
+    def core(self, seconds: float, budget: Budget, enough: float) -> tuple[Schedule | None, str]:
+        """The best whole schedule, to a gap of `enough`, of the columns that the relaxation finds nearly as good as its own; more of them until there
+        is one. And what HiGHS says of it: "optimal" where the columns left out, at their reduced costs, could not mend that gap either."""
         costs, count = np.sort(self.reduced[self._whole()]), _CORE * len(self.problem.names)
         for _ in range(4):
             seconds /= 2
-            found, _ = self.integer(seconds, float(costs[min(count, len(costs) - 1)]), 1e-3)
+            within = float(costs[min(count, len(costs) - 1)])
+            found, note = self.integer(seconds, budget, within, enough)
             if found is not None or count >= len(costs):
-                return found
+                done = found is not None and (count >= len(costs) or self.problem.cost(found) - self.value <= within)
+                return found, note if done else ""
             count *= 2
-        return None
+        return None, ""
 
-    def integer(self, seconds: float, within: float = np.inf, enough: float = 0.0) -> tuple[Schedule | None, str]:
+    def integer(self, seconds: float, budget: Budget, within: float = np.inf, enough: float = 0.0) -> tuple[Schedule | None, str]:
         """HiGHS' best whole schedule of columns with a reduced cost of at most `within`, to a gap of `enough`; None if it found none. What it says.
-        """
+        Its nodes count as evaluations."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         matrix, low, high = self._matrix()
         whole, used = self._whole(), np.flatnonzero(self.reduced <= within)
         rules: Any = LinearConstraint(matrix[:, used], low, high)       # type: ignore[arg-type]  # arrays, whatever the stubs say
         solved = milp(np.concatenate(self.cost)[used], constraints=rules, bounds=Bounds(0, 1), integrality=whole[used],
-                      options={"time_limit": max(0.1, seconds), "mip_rel_gap": enough})
+                      options={"time_limit": max(0.1, seconds), "mip_rel_gap": enough, "node_limit": max(1, budget.evaluations - budget.spent)})
+        budget.spend(max(1, int(solved.mip_node_count or 0)))
         if solved.status == 2:
             return None, "infeasible"
         if solved.x is None:
