@@ -1,9 +1,14 @@
-"""Fusion, placement and order: every solver at equal wall time on graphs of eight families and 2, 4 and 8 devices, with the gap to the proven bound.
+"""Fusion, placement and order together: every solver at equal wall time on the models of GO's table 1 and on graphs of eight families.
 
-    python benchmarks/schedule.py [--quick] [--seconds 20] [--nodes 300 1000 5000] [--system p100] [--out benchmarks/results/schedule.json]
+    python benchmarks/schedule.py [--solvers go,go+polish,auto] [--seconds 20] [--seeds 3] [--cases gnmt-8 …] [--quick] [--fresh] [--work FOLDER]
 
-Prints a table (step time as a share of the default's; gap to the bound) and writes every figure as JSON. Times are the simulator's on the machine
-description, seconds are wall time of the solver here. A solver that declines or finds nothing that fits says why.
+The models are training steps on 2, 4 and 8 P100 cards behind PCIe 3.0 (`fourfold/systems/p100x*.toml`); the families are inference graphs. Times are
+the simulator's; seconds are wall time of the solver here. Every figure is of a plan that the problem's validator passed; a solver that declines, or
+whose plan does not fit, says why. "metis, no repair" is METIS without what mends its plans where they hold too much, as in GO's table.
+
+Each row (case, solver, seed) is written to the journal in the work folder as soon as it is there, so that a run that was cut off goes on where it
+stopped, and `--solvers` adds its rows to those that are known; rows of a changed graph or machine are computed anew. `--fresh` forgets the rows of
+the named solvers. At the end all rows become `benchmarks/results/schedule.json` and a table, and `--evidence` writes what `auto` knows of GO.
 """
 
 from __future__ import annotations
@@ -12,88 +17,255 @@ import argparse
 import json
 import math
 import os
+import random
+import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from fourfold.decide import Budget, appraise, solve
-from fourfold.decisions.schedule.corpus import FAMILIES, make
-from fourfold.decisions.schedule.problem import Schedule
-from fourfold.errors import FourfoldError
+from fourfold.decide import Budget, Proposal, Solver, appraise, solve
+from fourfold.decisions.schedule import auto, metis
+from fourfold.decisions.schedule.corpus import FAMILIES, PUBLISHED, make, published
+from fourfold.decisions.schedule.problem import Answer, Schedule
+from fourfold.errors import FourfoldError, Infeasible
 from fourfold.system import System
 from fourfold.techniques import technique, techniques
 
 HERE = Path(__file__).parent
-SOLVERS = ("default", "expert", "heft", "peft", "cpop", "metis", "anneal", "exact", "go")
+CHEAP = ("default", "expert", "metis", "metis, no repair", "heft", "peft")
+SLOW = ("anneal", "exact", "go", "go+polish", "auto")
+SOLVERS = (*CHEAP, *SLOW)
+SEEDED = ("metis", "metis, no repair", "anneal", "go", "go+polish", "auto")
+CHEAP_S = 60.0                                                         # more than any of the cheap ones needs
+BASES = ("default", "expert", "metis")
 
 
-def one(problem: Schedule, name: str, seconds: float, seed: int) -> dict[str, Any]:
+class Bare(Solver):
+    """METIS as it is: parts, and list scheduling; the plan is not mended where it holds too much."""
+
+    title = "METIS, no repair"
+    lever = "machine"
+    answers = "schedule"
+    needs = ("pymetis",)
+    counts = "plans"
+
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+        from fourfold.decisions.schedule._parts import Work, fuse
+
+        work = Work.of(problem, fuse(problem))
+        budget.spend()
+        place, priority = metis.placed(work, 1.0, seed)
+        _, over = work.over(place, priority)
+        if over.any():
+            raise Infeasible(f"out of memory by {over.max() / 1e9:.2f} GB", "Use larger devices.")
+        return Proposal(work.answer(place, priority))
+
+
+def made(name: str) -> Solver:
+    if name == "metis, no repair":
+        return Bare()
+    if name in ("go", "go+polish"):
+        return technique("go")(polish=name != "go")
+    return technique(name)()
+
+
+def problems(names: list[str], quick: bool) -> Iterable[tuple[str, int, bool, float, Schedule]]:
+    """(case, devices, training, share of the seconds, problem): GO's models as training steps, then each family as inference, small and large."""
+    found = [(name, one.devices, True, 1.0) for name, one in PUBLISHED.items()]
+    found += [(f"{family} {nodes}", devices, False, share) for nodes, devices, share in ((100, 2, 0.25), (1000, 4, 0.5)) for family in FAMILIES]
+    for name, devices, train, share in found:
+        if (not names or name in names) and not (quick and name not in ("transformer-xl-2", "resnet", "rnnlm 100", "inception 100")):
+            family, _, nodes = name.partition(" ")
+            graph = published(name, train) if name in PUBLISHED else make(family, int(nodes), 0, train)
+            yield name, devices, train, share, Schedule(graph, System.read(f"p100x{devices}"))
+
+
+def row(problem: Schedule, name: str, seconds: float, seed: int) -> dict[str, Any]:
     """What a solver reaches within `seconds`."""
     start = time.perf_counter()
     try:
-        found = solve(problem, technique(name)(), Budget(seconds, 10**9), seed)
-    except (FourfoldError, ImportError) as error:
-        return {"solver": name, "cost": None, "why": str(error).splitlines()[0], "wall_s": time.perf_counter() - start}
-    return {"solver": name, "cost": found.cost, "bound": found.bound, "gap": found.gap, "before": found.before, "why": found.why,
-            "wall_s": found.seconds, "evaluations": found.evaluations, "note": found.note}
+        found = solve(problem, made(name), Budget(seconds, 10**9), seed)
+    except (FourfoldError, ImportError, OSError) as error:
+        return {"cost": None, "why": str(error).splitlines()[0], "wall_s": time.perf_counter() - start}
+    table = found.evidence.get("table")
+    return {"cost": found.cost, "bound": found.bound, "wall_s": found.seconds, "evaluations": found.evaluations, "note": found.note,
+            **({"table": table} if table else {})}
 
 
-def case(family: str, nodes: int, devices: int, train: bool, arguments: argparse.Namespace) -> dict[str, Any]:
-    problem = Schedule(make(family, nodes, arguments.seed, train), System.read(f"{arguments.system}x{devices}"))
-    known = [name for name in SOLVERS if name in techniques()]
-    cost, why = appraise(problem, problem.baseline())
-    rows = [one(problem, name, arguments.seconds, arguments.seed) for name in known]
-    # what one solver proves holds for all
-    bound = max(row["bound"] for row in rows if row.get("bound") is not None)
-    return {"family": family, "nodes": len(problem.graph), "devices": devices, "train": train, "baseline": cost, "baseline_why": why, "bound": bound,
-            "graph": problem.graph.hash[:16], "system": problem.system.hash, "solvers": rows}
+def warm() -> None:
+    """Compile what is compiled, so that no row pays for it."""
+    for train, devices in ((False, 2), (True, 4)):
+        problem = Schedule(make("encoder_decoder", 60, 0, train), System.read(f"p100x{devices}"))
+        for name in SOLVERS:
+            if name.split("+")[0] in techniques() or name == "metis, no repair":
+                row(problem, name, 1.0, 0)
+
+
+class Rows:
+    """What is known: the rows of the results file, then those of the journal, one line each; the last one of a key counts."""
+
+    def __init__(self, folder: Path, results: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "rows.jsonl"
+        self.known: dict[tuple[Any, ...], dict[str, Any]] = {}
+        if results.exists():
+            self.known = {self.key(one): one for one in json.loads(results.read_text(encoding="utf-8")).get("rows", [])}
+        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []:
+            try:
+                one = json.loads(line)
+            except json.JSONDecodeError:                               # the line that was being written when the run was cut off
+                continue
+            self.known[self.key(one)] = one
+
+    @staticmethod
+    def key(one: dict[str, Any]) -> tuple[Any, ...]:
+        return one["case"], one["graph"], one["system"], one["solver"], one["seed"], one["seconds"]
+
+    def add(self, one: dict[str, Any]) -> None:
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(one) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        self.known[self.key(one)] = one
+
+
+def run(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Rows]:
+    rows, cases, warmed = Rows(arguments.work, arguments.out), [], False
+    for name, devices, train, share, problem in problems(arguments.cases, arguments.quick):
+        cost, why = appraise(problem, problem.baseline())
+        case = {"case": name, "graph": problem.graph.hash[:16], "system": problem.system.hash, "nodes": len(problem.graph), "devices": devices,
+                "train": train, "one_device": cost, "one_device_why": why, "seconds": share * arguments.seconds, "bound": problem.bound()}
+        cases.append(case)
+        for solver in arguments.solvers:
+            if solver.split(",")[0].split("+")[0] not in techniques():
+                continue
+            for seed in range(arguments.seeds if solver in SEEDED else 1):
+                one = {"case": name, "graph": case["graph"], "system": case["system"], "solver": solver, "seed": seed,
+                       "seconds": CHEAP_S if solver in CHEAP else case["seconds"]}
+                if Rows.key(one) in rows.known and not arguments.fresh:
+                    continue
+                if not warmed:
+                    warm()
+                    warmed = True
+                rows.add({**one, **row(problem, solver, one["seconds"], seed)})
+                told = rows.known[Rows.key(one)]
+                print(f"{name:20}{len(problem.graph):7}{devices:3}  {solver:18}{seed:2}"
+                      f"{1e3 * told['cost']:12.3f} ms" if told["cost"] else f"{name:20} {solver}: {told['why']}", flush=True)
+    return cases, rows
+
+
+def gathered(cases: list[dict[str, Any]], rows: Rows) -> list[dict[str, Any]]:
+    """Each case with its solvers: median, least and greatest cost over seeds, median wall time, share of the default's; gap to the best bound."""
+    for case in cases:
+        mine = [one for one in rows.known.values() if (one["case"], one["graph"], one["system"]) == (case["case"], case["graph"], case["system"])
+                and one["seconds"] in (case["seconds"], CHEAP_S)]
+        bounds = [one["bound"] for one in mine if one.get("bound") is not None] + [case["bound"]]
+        case["bound"] = max(bound for bound in bounds if bound is not None)
+        case["solvers"] = []
+        for name in SOLVERS:
+            found = [one for one in mine if one["solver"] == name]
+            costs = [one["cost"] for one in found if one["cost"] is not None]
+            if not found:
+                continue
+            told: dict[str, Any] = {"solver": name, "cost": None, "why": found[0].get("why", ""), "fits": len(costs), "seeds": len(found),
+                                    "wall_s": statistics.median(one["wall_s"] for one in found)}
+            if costs:
+                cost = statistics.median(costs)
+                told |= {"cost": cost, "least": min(costs), "greatest": max(costs), "gap": cost / case["bound"] - 1 if case["bound"] else None,
+                         "note": found[0].get("note", ""), "evaluations": found[0].get("evaluations")}
+            case["solvers"].append(told)
+    return cases
+
+
+def cost(case: dict[str, Any], name: str) -> float | None:
+    """Median cost; of the default only what one device holds: a framework spreads nothing by itself."""
+    if name == "default":
+        return case["one_device"]
+    return next((one["cost"] for one in case["solvers"] if one["solver"] == name), None)
+
+
+def mean(ratios: list[float]) -> dict[str, Any] | None:
+    """Geometric mean of ratios with a 95 % interval (10,000 resamples of the cases), as a share of time saved."""
+    if not ratios:
+        return None
+    logs, dice = [math.log(ratio) for ratio in ratios], random.Random(0)
+    means = sorted(statistics.fmean(dice.choices(logs, k=len(logs))) for _ in range(10_000))
+    saved = [1 - math.exp(x) for x in (statistics.fmean(logs), means[249], means[9749])]
+    return {"saved": saved[0], "low": saved[2], "high": saved[1], "cases": len(ratios), "least": 1 - max(ratios), "most": 1 - min(ratios)}
+
+
+def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Time saved by each solver over each baseline: GO's models, families, all; and gaps to the bound."""
+    parts = {"GO's models, training": [c for c in cases if c["train"]], "families, inference": [c for c in cases if not c["train"]], "all": cases}
+    told: dict[str, Any] = {}
+    for part, chosen in parts.items():
+        for name in SOLVERS:
+            pairs = {base: [(cost(c, name), cost(c, base)) for c in chosen] for base in BASES}
+            gaps = [one["gap"] for c in chosen for one in c["solvers"] if one["solver"] == name and one.get("gap") is not None]
+            if any(one["solver"] == name for c in chosen for one in c["solvers"]):
+                told.setdefault(part, {})[name] = {
+                    **{f"over {base}": mean([a / b for a, b in both if a and b]) for base, both in pairs.items() if base != name},
+                    "gap, median": statistics.median(gaps) if gaps else None, "gap at most 5 %": sum(gap <= 0.05 for gap in gaps),
+                    "cases": len(gaps)}
+    return told
 
 
 def table(cases: list[dict[str, Any]]) -> str:
-    names = [row["solver"] for row in cases[0]["solvers"]]
-    lines = [f"{'graph':26}{'nodes':>7}{'dev':>4}{'default ms':>12}{'bound':>8}" + "".join(f"{name:>9}" for name in names[1:])]
-    ratios: dict[str, list[float]] = {name: [] for name in names}
-    for one in cases:
-        base = next(row["cost"] for row in one["solvers"] if row["solver"] == "default")
-        cells = []
-        for row in one["solvers"]:
-            if base and row["cost"]:
-                ratios[row["solver"]].append(row["cost"] / base)
-            cells.append(f"{row['cost'] / base:9.3f}" if base and row["cost"] else f"{'–':>9}")
-        label = one["family"] + (" train" if one["train"] else "")
-        scale = base or math.nan
-        lines.append(f"{label:26}{one['nodes']:7}{one['devices']:4}{1e3 * scale:12.3f}{one['bound'] / scale:8.3f}" + "".join(cells[1:]))
-    mean = {name: math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan for name, values in ratios.items()}
-    lines.append(f"{'geometric mean':57}" + "".join(f"{mean[name]:9.3f}" for name in names[1:]))
-    return "\n".join(lines)
+    names = [name for name in SOLVERS if any(one["solver"] == name for case in cases for one in case["solvers"]) and name != "default"]
+    heads = [{"metis, no repair": "bare metis"}.get(name, name) for name in names]
+    lines = [f"{'case':20}{'nodes':>7}{'dev':>4}{'default ms':>12}{'bound':>8}" + "".join(f"{head:>11}" for head in heads)]
+    for case in cases:
+        whole = case["one_device"]
+        scale = whole or cost(case, "expert") or math.nan
+        cells = [f"{found / scale:11.3f}" if (found := cost(case, name)) else f"{'–':>11}" for name in names]
+        lines.append(f"{case['case']:20}{case['nodes']:7}{case['devices']:4}" + (f"{1e3 * whole:12.2f}" if whole else f"{'OOM':>12}")
+                     + f"{(case['bound'] or math.nan) / scale:8.3f}" + "".join(cells))
+    for part, told in summary(cases).items():
+        for base in BASES:
+            cells = [f"{100 * saved['saved']:10.1f}%" if (saved := told.get(name, {}).get(f"over {base}")) else f"{'–':>11}" for name in names]
+            lines.append(f"{part + ': saved over ' + base:51}" + "".join(cells))
+    return "\n".join([*lines, "", "Shares of the default's time on one device; where one device lacks memory (OOM), of the expert's."])
+
+
+def evidence(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """For `auto`: by class of size, what GO with polish costs compared with annealing without it, in equal time."""
+    found: dict[str, list[float]] = {}
+    for case in cases:
+        one, other = cost(case, "go+polish"), cost(case, "anneal")
+        if one and other:
+            found.setdefault(str(auto.size(case["nodes"])), []).append(one / other)
+    return {key: {"ratio": math.exp(statistics.fmean(map(math.log, ratios))), "cases": len(ratios)} for key, ratios in sorted(found.items())}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one size, 2 s a solver")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--nodes", type=int, nargs="*", default=[300, 1000, 5000])
-    parser.add_argument("--devices", type=int, nargs="*", default=[2, 4, 8])
-    parser.add_argument("--families", nargs="*", default=list(FAMILIES))
-    parser.add_argument("--system", default="p100")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--solvers", type=lambda text: text.split(","), default=None, help="names between commas; metis includes it without repair")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each slow solver")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cases", nargs="*", default=[])
+    parser.add_argument("--quick", action="store_true", help="four cases, one seed, 2 s")
+    parser.add_argument("--fresh", action="store_true", help="compute known rows of these solvers anew")
+    parser.add_argument("--evidence", action="store_true", help="write what auto knows of GO")
+    parser.add_argument("--work", type=Path, default=HERE / ".fourfold" / "schedule", help="of the journal")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "schedule.json")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seconds, arguments.nodes = 2.0, arguments.nodes[:1]
-    cases = []
-    for devices in arguments.devices:
-        for nodes in arguments.nodes:
-            for family in arguments.families:
-                for train in (False, True):
-                    cases.append(case(family, nodes, devices, train, arguments))
-                    print(table(cases[-1:]).splitlines()[1], flush=True)
+        arguments.seconds, arguments.seeds = 2.0, 1
+    arguments.solvers = [one for name in arguments.solvers or SOLVERS for one in ((name, "metis, no repair") if name == "metis" else (name,))]
+    arguments.solvers = list(dict.fromkeys(arguments.solvers))
+    cases, rows = run(arguments)
+    cases = gathered(cases, rows)
     print(table(cases))
+    if arguments.evidence and (found := evidence(cases)):
+        Path(auto.__file__).with_name("evidence.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    head = {"seconds": arguments.seconds, "system": arguments.system, "seed": arguments.seed}
-    arguments.out.write_text(json.dumps({**head, "cases": cases}, indent=1) + "\n")
+    lean = [{key: value for key, value in one.items() if key != "table"} for one in rows.known.values()]
+    head = {"seconds": arguments.seconds, "seeds": arguments.seeds, "machine": "p100x2, p100x4, p100x8 (fourfold/systems)",
+            "summary": summary(cases)}
+    arguments.out.write_text(json.dumps({**head, "cases": cases, "rows": lean}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from fourfold.errors import Infeasible
 
 _WORK = 4e7                                                            # tasks × evaluations of a round
 _CHUNK = 2e6                                                           # tasks × evaluations between two looks at the clock
+_NEAR = 0.7                                                            # share of a limit from which on memory is looked at always
+_HEAT = (1.0, 4.0, 0.4, 0.1)                                           # of the rounds, in turn
 _FEW = 3                                                               # plans that it starts from
 _SINGLE = 5000                                                         # nodes up to which plans of single ops are tried too
 _CODE = {"latency": 0, "throughput": 1, "energy": 2, "memory": 3}
@@ -190,7 +192,7 @@ def _anneal(a, s, place, priority, unit_ptr, unit_task, unit, order, able, near_
     found_place, found_priority = place.copy(), priority.copy()
     old_place, old_priority = place.copy(), priority.copy()
     causes, ranks, peak = np.zeros((3, tasks), np.int64), np.zeros(tasks), np.zeros(devices, np.int64)
-    length = 0
+    length, close = 0, True
     if code == 3:
         peak[:] = play(a, place, priority, False, False).peak
     else:
@@ -211,11 +213,13 @@ def _anneal(a, s, place, priority, unit_ptr, unit_task, unit, order, able, near_
             makespan, busiest, joules = quick(a, s, place, priority)
             new = makespan if code == 0 else busiest if code == 1 else joules
         good = was - new >= luck
-        if good and bounded:
+        if good and bounded and (close or new < best):                  # far from the limit only what may be an answer is looked at
             if code != 3:
                 peak[:] = play(a, place, priority, False, False).peak
+            close = False
             for d in range(devices):
                 excess += max(0.0, peak[d] - a.limit[d])
+                close |= peak[d] > _NEAR * a.limit[d]
             good = was - (new + 10.0 * best * excess / room) >= luck
         if good:
             cost, over = new, excess
@@ -256,13 +260,12 @@ class _Search:
         code, bounded = self.fixed[-2:]
         return _price(self.work.plain, np.asarray(place, np.int16), self.work.priorities(priority), code, bounded)
 
-    def run(self, place: np.ndarray, priority: np.ndarray, heat: float, length: float, budget: Budget, seed: int,
-            ) -> tuple[np.ndarray, np.ndarray, float]:
-        """A round of annealing from a plan that fits, `length` times as long as the first; the best found."""
+    def run(self, place: np.ndarray, priority: np.ndarray, heat: float, budget: Budget, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """A round of annealing from a plan that fits; the best found."""
         place, priority = np.array(place, np.int16), self.work.priorities(priority).copy()
         cost, over = self.price(place, priority)
         best, state = (place.copy(), priority.copy()), (cost, over, cost)
-        total, done, cool = int(self.round * length), 0, 1e-5
+        total, done, cool = self.round, 0, 1e-5
         while done < total and not budget.exhausted:
             count = min(self.chunk, total - done, max(1, budget.evaluations - budget.spent))
             a, b = (heat * (cool / heat) ** (part / total) for part in (done, done + count))
@@ -387,7 +390,7 @@ def _joined(problem: Schedule, group: np.ndarray, dice: np.random.Generator, pla
     return group.astype(np.int32)
 
 
-def improve(problem: Schedule, answer: Answer, budget: Budget, seed: int = 0, heat: float = 0.02) -> Answer:
+def improve(problem: Schedule, answer: Answer, budget: Budget, seed: int = 0, heat: float = 0.005) -> Answer:
     """Anneal from an answer that fits (a policy's, a solver's) until the budget is spent; never worse than `answer`."""
     dice = np.random.default_rng(seed)
     search = _Search(Work.of(problem, answer.group))
@@ -395,13 +398,13 @@ def improve(problem: Schedule, answer: Answer, budget: Budget, seed: int = 0, he
     best = search.price(place, priority)[0]
     turn, tries = 0, 4 + 20_000 // len(problem.graph)                   # a new partition is priced anew, which takes as long as many simulations
     while not budget.exhausted:
-        place, priority, best = search.run(place, priority, heat * (0.3 ** (turn % 4)), 1.0, budget, seed * 7919 + turn)
+        place, priority, best = search.run(place, priority, heat * _HEAT[turn % 4], budget, seed * 7919 + turn)
         turn += 1
-        for _ in range(min(tries, 200) if problem.group is None else 0):
+        for k in range(min(tries, 200) if problem.group is None else 0):
             if budget.exhausted:
                 break
             nodes = place[search.work.tasks.group]
-            other = _nearby(problem, search.work.group, dice, nodes)
+            other = _nearby(problem, search.work.group, dice, nodes) if k else fuse(problem, label=nodes)
             if np.array_equal(other, search.work.group):
                 continue
             work = Work.of(problem, other)

@@ -8,6 +8,7 @@ can run, and mended where they hold too much. Needs the extra `place` (pymetis).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -41,6 +42,17 @@ def partition(work: Work, parts: int, seed: int = 0) -> np.ndarray:
     return np.array(found)
 
 
+def placed(work: Work, factor: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(place, priority) of the parts, each unit where it can run, however much a device then holds."""
+    if work.problem.place is not None:
+        return work.forced, -heft(work.dag, work.forced)[1]
+    devices = len(work.problem.system)
+    part = partition(work, devices, seed) if devices > 1 else np.zeros(len(work.unit_able), np.int64)
+    device = np.where(work.unit_able[np.arange(len(part)), part], part, work.unit_able.argmax(1))[work.unit]
+    _, start, _, _ = heft(replace(work.dag, held=work.held * factor), device)
+    return device, -start
+
+
 class Metis(Solver):
     """METIS' parts on devices, ordered by upward rank."""
 
@@ -54,13 +66,4 @@ class Metis(Solver):
     def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
         work = Work.of(problem, fuse(problem))
         budget.spend()
-
-        def plan(work: Work, factor: float) -> tuple[np.ndarray, np.ndarray]:
-            if problem.place is not None:
-                return work.forced, -heft(work.dag, work.forced)[1]
-            part = partition(work, len(problem.system), seed) if len(problem.system) > 1 else np.zeros(len(work.unit_able), np.int64)
-            device = np.where(work.unit_able[np.arange(len(part)), part], part, work.unit_able.argmax(1))[work.unit]
-            _, start, _, _ = heft(replace(work.dag, held=work.held * factor), device)
-            return device, -start
-
-        return Proposal(work.answer(*fit(work, plan, (1.0,))))
+        return Proposal(work.answer(*fit(work, partial(placed, seed=seed), (1.0,))))
