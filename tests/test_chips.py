@@ -1,6 +1,7 @@
 """The table of chips: every figure has unit, grade and source; peaks are dense unless said; names are found as people and drivers write them."""
 
 import csv
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -35,6 +36,24 @@ def test_every_figure_in_the_files_says_unit_grade_and_source(file: str) -> None
         for figure in found:
             assert figure["grade"] in GRADES and len(figure["source"]) > 3 and figure["unit"], (name, figure)
             assert ("remembered" in figure["source"].split(";")[0].split(",")[0]) <= (figure["grade"] == "assumed"), (name, figure)
+
+
+ADDRESS = re.compile(r"arXiv:\d{4}\.\d{4,5}|doi:10\.|\b[\w.-]+\.(com|net|org|io|gov|edu|eu|de)\b")
+
+
+def graded(table: dict) -> list[tuple[str, str]]:
+    """(grade, source) of every figure anywhere in a file; a figure without a source of its own has the file's."""
+    found = [(table["grade"], table.get("source", ""))] if "grade" in table else []
+    for part in table.values():
+        if isinstance(part, dict):
+            found += [(grade, source or table.get("source", "")) for grade, source in graded(part)]
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(file.name for file in FOLDER.iterdir() if file.name.endswith(".toml")))
+def test_every_published_figure_has_an_address(file: str) -> None:
+    for grade, source in graded(tomllib.loads(FOLDER.joinpath(file).read_text(encoding="utf-8"))):
+        assert grade != "published" or ADDRESS.search(source), source
 
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)

@@ -25,6 +25,15 @@ def test_the_specifications_example() -> None:
     assert owed.value == pytest.approx(1e6 / 35040, rel=1e-12) and round(owed.value, 4) == 28.5388 and owed.unit == "gCO2e"
 
 
+@pytest.mark.parametrize("scheme", ["luccioni", "ecologits"])
+def test_card_and_server_of_one_source_are_known_to_three_times_together(scheme: str) -> None:
+    parts = embodied.per_hour(scheme, 8)
+    whole = embodied.together(parts.values())
+    for figure in (*parts.values(), whole):
+        low, high = figure.bounds
+        assert high / figure.value == pytest.approx(3, rel=0.03) == pytest.approx(figure.value / low, rel=0.03)
+
+
 def test_a_million_gpu_hours_by_luccioni() -> None:
     rates = embodied.per_hour("luccioni", 8)
     assert set(rates) == {"card", "server"}
@@ -34,7 +43,7 @@ def test_a_million_gpu_hours_by_luccioni() -> None:
     assert (rates["card"] * 1e6).to("tCO2e").value == pytest.approx(3.3575, abs=5e-5)
     low, high = rates["card"].bounds
     assert low == pytest.approx(rates["card"].value / 3) and high == pytest.approx(3 * rates["card"].value)
-    assert each.bounds[0] < each.value < each.bounds[1] < 3 * each.value   # independent errors of card and server, drawn
+    assert each.bounds == pytest.approx((each.value / 3, 3 * each.value), rel=0.03)   # one source's error, shared by card and server
 
 
 def test_the_boundary_is_in_the_figure() -> None:

@@ -38,8 +38,8 @@ class Made:
 
     @property
     def total(self) -> Quantity:
-        """kgCO2e, × or ÷ 3."""
-        return Quantity(self.kilograms, "kgCO2e", self.grade, errors={f"embodied carbon of {self.title} ({self.boundary})": _THREE},
+        """kgCO2e, × or ÷ 3. Totals of one source share that error, for they rest on the same factors: their sum is no surer."""
+        return Quantity(self.kilograms, "kgCO2e", self.grade, errors={f"embodied carbon by {self.source}": _THREE},
                         method=f"embodied carbon, boundary {self.boundary}", source=self.source)
 
     @property
