@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fourfold.machine import Machine, here
     from fourfold.measure.meter import Meter
     from fourfold.optimize import Front, optimize
+    from fourfold.plan import Plan
+    from fourfold.planner import plan
     from fourfold.recipe import Recipe
     from fourfold.run.artefact import load
     from fourfold.units import Quantity
@@ -30,13 +32,14 @@ _HOMES = {
     "ArtefactError": "errors", "FourfoldError": "errors", "Infeasible": "errors", "InputError": "errors", "MetricError": "errors",
     "MissingExtra": "errors", "ModelError": "errors",
     "Front": "optimize", "optimize": "optimize", "load": "run.artefact", "Recipe": "recipe",
+    "Plan": "plan", "plan": "planner",
     "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger", "Machine": "machine", "here": "machine",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
 }                                                                      # public name → the module that holds it
 
 __all__ = [
     "ArtefactError", "FourfoldError", "Front", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter", "MetricError", "MissingExtra",
-    "ModelError", "Quantity", "Recipe", "Workload", "footprint", "here", "load", "optimize", "whatif",
+    "ModelError", "Plan", "Quantity", "Recipe", "Workload", "footprint", "here", "load", "optimize", "plan", "whatif",
 ]
 
 
@@ -53,10 +56,14 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Importing a submodule binds it in its package; where a function has the module's name (`optimize`), the function is what stays bound."""
+    """Importing a submodule binds it in its package; a function of the module's name (`optimize`, `plan`) is what stays bound."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, getattr(value, name, value) if name in _HOMES and isinstance(value, ModuleType) else value)
+        if name in _HOMES and isinstance(value, ModuleType):
+            if _HOMES[name] != name:                                    # the function lives in another module, and is imported when it is asked for
+                return
+            value = getattr(value, name)
+        super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package

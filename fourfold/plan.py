@@ -262,3 +262,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _finite(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A cost in the unit it deserves: "12.3 ms", "4.56 GB", "µ" below; None → "–"."""
+    if value is None:
+        return "–"
+    steps = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")) if unit == "B" else ((1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+    scale, prefix = next(((scale, prefix) for scale, prefix in steps if abs(value) >= scale), steps[-1] if value else (1.0, ""))
+    return f"{value / scale:.4g} {prefix}{unit}"

@@ -118,7 +118,7 @@ def test_dynamic_dimensions_are_given_or_refused_by_name(tmp_path: Path):
     path = dynamic(tmp_path / "m.onnx")
     with pytest.raises(InputError, match="without a value: batch, x.1") as caught:
         capture(path)
-    assert "--dim batch=… --dim x.1=…" in str(caught.value)
+    assert "--dims batch=…,x.1=…" in str(caught.value)
     assert capture(path, dims={"batch": 2, "x.1": 3}).graph.flops.sum() == 2 * 2 * 3 * 4 * 5
     assert program.capture(str(path), {"x": draw(6, 7, 4)}).graph.shape_of(0) == (6, 7, 4)
     assert capture(path, dims={"x.0": 2, "x.1": 3}).graph.shape_of(0) == (2, 3, 4)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from math import prod
 from typing import Any
 
@@ -53,18 +52,6 @@ def _import() -> Any:
         return jax
     except ImportError as error:
         raise MissingExtra("Capturing a JAX function needs the package jax.", "Install it: pip install 'fourfold[jax]'.") from error
-
-
-def load(ref: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """ "package.module:factory" → the function and its example arguments, which the factory returns. Raises ModelError in words."""
-    module, _, name = ref.partition(":")
-    try:
-        made = getattr(import_module(module), name)()
-    except Exception as error:
-        raise ModelError(f"jax:{ref} cannot be called: {_line(error)}", "Name a factory without arguments: jax:package.module:factory.") from error
-    if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
-        raise ModelError(f"jax:{ref}() returned {type(made).__name__}", "It must return (function, example arguments).")
-    return made[0], tuple(made[1]) if isinstance(made[1], tuple | list) else (made[1],)
 
 
 def capture(function: Callable[..., Any], inputs: Any, *, train: bool = False, name: str = "") -> Captured:

@@ -123,7 +123,7 @@ def load_model(ref: Any) -> Subject:
         raise ModelError(f"{folder} is a file; a model is a folder with config.json and *.safetensors", advice)
     module, colon, name = str(ref).partition(":")
     if colon and name and "/" not in module and "\\" not in module:
-        return _from_factory(str(ref), module, name)
+        return _from_factory(str(ref))
     raise ModelError(f"there is no folder {ref}", "Give a folder with config.json and *.safetensors, package.module:factory, or an nn.Module.")
 
 
@@ -210,9 +210,16 @@ def companions(folder: Path) -> tuple[Any, Any]:
     return tokenizer, processor
 
 
-def _from_factory(ref: str, module: str, name: str) -> Subject:
+def _from_factory(ref: str) -> Subject:
+    made, tokenizer, processor = _call(ref, entry_of(ref))
+    return _subject(made, ref, tokenizer, processor)
+
+
+def entry_of(ref: str) -> Any:
+    """What "package.module:name" names, a callable. Raises ModelError saying what is missing."""
     import sys
 
+    module, _, name = ref.partition(":")
     sys.path.insert(0, "") if "" not in sys.path else None  # a factory beside the user, as `python -m` finds it
     try:
         entry: Any = import_module(module)
@@ -228,15 +235,19 @@ def _from_factory(ref: str, module: str, name: str) -> Subject:
         raise ModelError(f"{ref}: importing {module!r} raised {type(error).__name__}: {_line(error)}", "Mend the module.") from error
     if not callable(entry):
         raise ModelError(f"{ref} is a {type(entry).__name__}, not a function", "Name a function that returns the model.")
-    made, tokenizer, processor = _call(ref, entry)
-    return _subject(made, ref, tokenizer, processor)
+    return entry
+
+
+def made_by(ref: str, entry: Any) -> Any:
+    """What the factory `entry` returns. Raises ModelError in words."""
+    try:
+        return entry() if not isinstance(entry, nn.Module) else entry
+    except Exception as error:
+        raise ModelError(f"{ref}() raised {type(error).__name__}: {_line(error)}", "A factory takes no arguments and returns the model.") from error
 
 
 def _call(ref: str, entry: Any) -> tuple[nn.Module, Any, Any]:
-    try:
-        made = entry() if not isinstance(entry, nn.Module) else entry
-    except Exception as error:
-        raise ModelError(f"{ref}() raised {type(error).__name__}: {_line(error)}", "A factory takes no arguments and returns the model.") from error
+    made = made_by(ref, entry)
     companions: list[Any] = [None, None]
     if isinstance(made, tuple) and made and isinstance(made[0], nn.Module):
         made, companions = made[0], [*made[1:3], None, None]

@@ -267,6 +267,9 @@ def _dimensions(file: Path, model: Any, inputs: Mapping[str, Any], dims: dict[st
             for size in inputs[entry.name].shape:
                 kind.shape.dim.add().dim_value = size
             continue
+        shape = getattr(inputs.get(entry.name), "shape", None)
+        if shape is not None and len(shape) != len(kind.shape.dim):
+            raise InputError(f"{file}: input {entry.name!r} was given with {len(shape)} dimensions.", f"It has {len(kind.shape.dim)}.")
         for axis, dim in enumerate(kind.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 continue
@@ -284,7 +287,7 @@ def _dimensions(file: Path, model: Any, inputs: Mapping[str, Any], dims: dict[st
             dim.Clear()
             dim.dim_value = int(size)
     if lacking:
-        wanted = " ".join(f"--dim {label}=…" for label in dict.fromkeys(lacking))
+        wanted = "--dims " + ",".join(f"{label}=…" for label in dict.fromkeys(lacking))
         raise InputError(f"{file} has dimensions without a value: {', '.join(dict.fromkeys(lacking))}.", f"Give them: {wanted}")
     if stray := sorted(set(dims) - used):
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -73,33 +74,98 @@ def capture(
     loss: Any = None,
     level: Any = "ops",
     name: str = "",
+    seed: int = 0,
 ) -> Captured:
     """Capture whatever the user gave as a model.
 
     `model`: a transformers folder, "package.module:factory", an nn.Module, a path to an .onnx or .pt2 file, an exported program, a JAX function with
-    its `inputs`, or "jax:package.module:factory" (called without arguments, it returns the function and a tuple of example arguments).
-    `inputs`: example inputs, whose shapes are captured. Without them a transformers model gets random ones of its configuration, and a file zeros of
-    its declared shapes. `dims` gives sizes by name: "batch", "length" and the like, a file's own dynamic dimensions, or "input.axis".
+    its `inputs`, or "package.module:name" of one; "[jax:]package.module:factory" too, which called without arguments returns the function and a tuple
+    of example arguments.
+    `inputs`: example inputs, whose shapes are captured: a tuple, or a mapping by name (names "arr_0", "arr_1" … count positions, as numpy.savez has
+    them). Without them a transformers model gets random ones of its configuration (by `seed`), and a file zeros of its declared shapes. `dims` gives
+    sizes by name: "batch", "length" (or "sequence") and the like, a file's own dynamic dimensions, or "input.axis".
     Raises InputError, ModelError or MissingExtra as the dialects do; a dimension without a value is refused by name.
     """
-    given = dict(dims or {})
+    given, inputs = dict(dims or {}), _positions(inputs)
     if isinstance(model, Captured):
         return model
     if isinstance(model, str | Path) and str(model).endswith(".onnx"):
         from fourfold.ingest import onnx
 
         found = onnx.capture(model, inputs, dims=given, train=train, name=name)
-        return replace(found, inputs=inputs if inputs is not None else found.inputs)
-    if isinstance(model, str) and model.startswith("jax:"):
-        from fourfold.ingest import jaxpr
-
-        function, examples = jaxpr.load(model.removeprefix("jax:"))
-        return jaxpr.capture(function, examples if inputs is None else inputs, train=train, name=name)
+        if inputs is None:
+            return found
+        found.program.feed(*inputs if isinstance(inputs, tuple | list) else (inputs,))    # says what does not fit
+        return replace(found, inputs=inputs)
+    if isinstance(model, str) and not Path(model).exists() and re.fullmatch(r"(jax:)?[\w.]+:[\w.]+", model):
+        model, inputs, name = _named(model, inputs, name)
     if _is_function(model):
         from fourfold.ingest import jaxpr
 
-        return jaxpr.capture(model, inputs, train=train, name=name)
-    return _torch(model, inputs, train, given, loss, level, name)
+        if given:
+            raise InputError(f"A JAX function has no dimension {min(given)!r}.", "Its sizes are those of its example inputs.")
+        return jaxpr.capture(model, _arguments(model, inputs), train=train, name=name)
+    return _torch(model, inputs, train, given, loss, level, name, seed)
+
+
+def _positions(inputs: Any) -> Any:
+    """Arrays that numpy.savez named by position, as a tuple."""
+    if isinstance(inputs, Mapping) and inputs and set(inputs) == {f"arr_{i}" for i in range(len(inputs))}:
+        return tuple(inputs[f"arr_{i}"] for i in range(len(inputs)))
+    return inputs
+
+
+def _named(ref: str, inputs: Any, name: str) -> tuple[Any, Any, str]:
+    """(module or function, inputs, title) of "package.module:name". Raises ModelError in words."""
+    import torch
+
+    from fourfold.ingest.model import entry_of, made_by
+
+    entry, name = entry_of(ref.removeprefix("jax:")), name or ref.rpartition(":")[2]
+    if isinstance(entry, torch.nn.Module):
+        return entry, inputs, name
+    if _lacking(entry) and not isinstance(entry, type):
+        if inputs is None:
+            raise InputError(f"{ref} takes arguments ({', '.join(_lacking(entry))}) and was given no example inputs.",
+                             "Give arrays for them: --inputs FILE.npz")
+        return entry, inputs, name
+    made = made_by(ref, entry)
+    if isinstance(made, tuple) and made and isinstance(made[0], torch.nn.Module):
+        made = made[0]
+    if isinstance(made, torch.nn.Module):
+        return made, inputs, name
+    if isinstance(made, tuple) and len(made) == 2 and callable(made[0]):
+        examples = tuple(made[1]) if isinstance(made[1], tuple | list) else (made[1],)
+        return made[0], examples if inputs is None else inputs, name
+    if callable(made):
+        return made, inputs, name
+    raise ModelError(f"{ref}() returned {type(made).__name__}", "It must return an nn.Module, or a JAX function with a tuple of example arguments.")
+
+
+def _lacking(function: Any) -> list[str]:
+    """Names of the arguments that must be given."""
+    try:
+        plain = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in plain if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _arguments(function: Any, inputs: Any) -> Any:
+    """Inputs by name as a tuple in the function's order; "params/w" is entry w of the argument params."""
+    needed = _lacking(function)
+    if not isinstance(inputs, Mapping) or not needed or not {key.split("/")[0] for key in inputs} <= set(needed):
+        return inputs
+    tree: dict[str, Any] = {}
+    for key, value in inputs.items():
+        *path, last = key.split("/")
+        at = tree
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = value
+    if lacking := [name for name in needed if name not in tree]:
+        raise InputError(f"The function's argument {lacking[0]!r} is missing.", f"Give arrays for {', '.join(needed)}.")
+    return tuple(tree[name] for name in needed)
 
 
 def _is_function(model: Any) -> TypeGuard[Callable[..., Any]]:
@@ -112,21 +178,26 @@ def _is_function(model: Any) -> TypeGuard[Callable[..., Any]]:
     return not isinstance(model, torch.nn.Module | torch.export.ExportedProgram)
 
 
-def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any, level: Any, name: str) -> Captured:
+def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any, level: Any, name: str, seed: int) -> Captured:
     import torch
 
     from fourfold.ingest import torch_export
     from fourfold.ingest.model import load_model
 
+    inputs = _tensors(inputs)
     if isinstance(model, str | Path) and str(model).endswith(".pt2"):
         model, name = torch_export.load(model), name or Path(model).stem
     if isinstance(model, torch.export.ExportedProgram):
         model, inputs = torch_export.fixed(model, inputs, dims)
         return replace(torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name), inputs=inputs)
     if isinstance(model, torch.nn.Module) and inputs is not None:
+        if dims:
+            raise InputError(f"The size {min(dims)!r} is given twice: by name, and by the example inputs.", "Give one of them.")
         return replace(torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name), inputs=inputs)
     subject = load_model(model)
-    examples = inputs if inputs is not None else samples(subject, dims)
+    if inputs is not None and dims:
+        raise InputError(f"The size {min(dims)!r} is given twice: by name, and by the example inputs.", "Give one of them.")
+    examples = inputs if inputs is not None else samples(subject, dims, seed)
     if isinstance(examples, Mapping):
         if lacking := [n for n in subject.inputs if n not in examples]:
             raise InputError(f"The model's input {lacking[0]!r} is missing.", f"Give {', '.join(subject.inputs)}.")
@@ -136,7 +207,20 @@ def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any
     return replace(found, inputs=tuple(examples))
 
 
+def _tensors(inputs: Any) -> Any:
+    """numpy's arrays among the inputs as tensors."""
+    import numpy as np
+    import torch
+
+    if isinstance(inputs, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(inputs) if inputs.flags.writeable else inputs.copy())
+    if isinstance(inputs, Mapping):
+        return {key: _tensors(value) for key, value in inputs.items()}
+    return type(inputs)(_tensors(value) for value in inputs) if type(inputs) in (tuple, list) else inputs
+
+
 SIZES = {"batch": 1, "length": 128, "decoder_length": 128, "samples": 16000}  # of example inputs; a model's configuration may ask for less
+ALIKE = {"sequence": "length", "sequence_length": "length", "seq": "length", "batch_size": "batch"}
 
 
 def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
@@ -147,6 +231,7 @@ def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, A
     import torch
 
     config = getattr(subject.module, "config", None)
+    dims = {ALIKE.get(key, key) if config is not None else key: size for key, size in dims.items()}
     shapes = {} if config is None else _shapes(config, subject.inputs, dims)
     for key, size in dims.items():
         if size < 1:
@@ -161,7 +246,7 @@ def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, A
     if lacking := [n for n in subject.inputs if n not in shapes]:
         raise ModelError(
             f"the shape of the model's input {lacking[0]!r} cannot be guessed",
-            f"Give example inputs, or --dim {lacking[0]}.0=… --dim {lacking[0]}.1=…",
+            f"Give example inputs (--inputs FILE.npz), or --dims {lacking[0]}.0=…,{lacking[0]}.1=…",
         )
     generator = torch.Generator().manual_seed(seed)
     vocabulary = min([m.num_embeddings for m in subject.module.modules() if isinstance(m, torch.nn.Embedding)] or [1000])

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import operator
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -66,16 +68,51 @@ def capture(
 
 
 def load(path: str | Path) -> torch.export.ExportedProgram:
-    """A .pt2 file as torch.export.save writes it. Raises InputError where it is missing, damaged or something else."""
+    """A .pt2 file as torch.export.save writes it. Raises InputError where it is missing, damaged or something else, and where it holds what opening
+    would run: a pickle of anything but tensors, or a compiled library.
+
+    What is left to trust is torch's own reader, which evaluates the expressions of sizes: open files of people you trust.
+    """
     if not Path(path).is_file():
         raise InputError(f"There is no file {path}.", "Give the path of a .pt2 file.")
+    again = f"Save it with torch.export.save of torch {torch.__version__}."
+    try:
+        risk = _risk(Path(path))
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged or no exported program: {_line(error)}", again) from error
+    if risk:
+        raise InputError(f"{path} holds {risk}, which would run when opened.", "Export it again from plain tensors with torch.export.save.")
     try:
         with _quiet():
             return torch.export.load(path)
     except Exception as error:
-        raise InputError(
-            f"{path} is damaged or no exported program: {_line(error)}", f"Save it with torch.export.save of torch {torch.__version__}."
-        ) from error
+        raise InputError(f"{path} is damaged or no exported program: {_line(error)}", again) from error
+
+
+def _risk(path: Path) -> str:
+    """What in the archive could run code when opened, "" for nothing: libraries, objects, pickles that torch's reader of plain tensors refuses."""
+    objects = ("custom_obj_", "opaque_obj_")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        pickled = {name for name in names if name.endswith((".pt", "serialized_state_dict.json", "serialized_constants.json"))}
+        for name in names:
+            folder, _, base = name.rpartition("/")
+            if "/aotinductor/" in name or base.endswith((".so", ".pyd", ".dll")):
+                return f"a compiled library ({base})"
+            if base.startswith(objects):
+                return f"a pickled object ({base})"
+            if base.endswith("_config.json"):
+                for entry in json.loads(archive.read(name)).get("config", {}).values():
+                    if entry["path_name"].startswith(objects):
+                        return f"a pickled object ({entry['path_name']})"
+                    pickled |= {f"{folder}/{entry['path_name']}"} if entry.get("use_pickle") else set()
+        for name in sorted(pickled & set(names)):
+            data = archive.read(name)
+            try:
+                torch.load(io.BytesIO(data), weights_only=True) if data else None
+            except Exception:
+                return f"a pickle of more than tensors ({name.rpartition('/')[2]})"
+    return ""
 
 
 def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str, int]) -> tuple[Any, Any]:
@@ -92,12 +129,15 @@ def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str,
     if stray := sorted(set(dims) - set(axes) - set(symbols)):
         known = f"It has: {', '.join([*symbols, *axes])}." if axes else "All its shapes are fixed."
         raise InputError(f"The program has no dynamic dimension {stray[0]!r}.", known)
+    if isinstance(inputs, Mapping) and set(inputs) == set(names):      # by the program's own names, however it takes them
+        args, kwargs = _pytree.tree_unflatten([inputs[n] for n in names], program.call_spec.in_spec)  # type: ignore[arg-type]
+        inputs = kwargs if kwargs and not args else args
     if inputs is None:
         told = {str(axes[key]) if key in axes else key: size for key, size in dims.items()}
         if lacking := [s for s in symbols if s not in told and all(c in symbols for c in [s])]:
             where = [f"{s} ({', '.join(key for key, d in axes.items() if str(d) == s)})" for s in lacking]
             raise InputError(
-                f"The program has dimensions without a value: {', '.join(where)}.", "Give them: " + " ".join(f"--dim {s}=…" for s in lacking)
+                f"The program has dimensions without a value: {', '.join(where)}.", "Give them: --dims " + ",".join(f"{s}=…" for s in lacking)
             )
         leaves = [_zeros(vals[n], told) if n in vals else None for n in names]
         spec: Any = program.call_spec.in_spec
@@ -710,7 +750,7 @@ def _static(node: fx.Node, value: Any, where: str) -> None:
                 continue
             raise ModelError(
                 f"dimension {axis} of {node.name}" + (f" ({where})" if where and where != node.name else "") + f" is {size}, which has no value",
-                f"Give it one: --dim {size}=…",
+                f"Give it one: --dims {size}=…",
             )
 
 

@@ -1,0 +1,314 @@
+"""What a plan is made from, and how: the model captured (and captured again when the plan is run), the machine, the solvers asked in turn.
+
+`fourfold/planner.py` puts these together with the report into `fourfold.plan`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.decide import Budget, Solution, Watch, gap, solve
+from fourfold.decisions.schedule.problem import OBJECTIVES, Answer, Schedule
+from fourfold.errors import ArtefactError, FourfoldError, InputError, MissingExtra
+from fourfold.graph import INPUT
+from fourfold.plan import Plan, amount
+from fourfold.system import System
+from fourfold.techniques import technique, techniques
+
+if TYPE_CHECKING:
+    from fourfold.ingest.program import Captured
+
+COMPARED = ("default", "expert", "heft")                                # asked besides, so that the table says what the answer is worth
+_ROOM = "fourfold.decisions.schedule."
+_EXTRAS = {"pymetis": "place"}
+_ENDLESS = 10**12                                                       # evaluations: the clock stops first
+
+
+# ---- the model
+
+@dataclass(frozen=True)
+class Source:
+    """A captured model and what is needed to capture it again: `model` and `capture` as a Plan keeps them."""
+
+    captured: Captured
+    model: dict[str, Any]
+    capture: dict[str, Any]
+
+
+def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str, int] | None = None, seed: int = 0) -> Source:
+    """Capture `model` (all that `fourfold.ingest.program.capture` takes) on `data`: example inputs (a tensor, a tuple, a mapping), an .npz file of
+    them, or data as `optimize` reads it, of which the first batch is taken. None: inputs of the model's configuration, in the sizes of `dims`.
+
+    Raises InputError, ModelError or MissingExtra in words.
+    """
+    from fourfold.ingest.program import capture
+
+    sizes, told = dict(dims or {}), {}
+    if isinstance(data, str | Path):
+        told = {"file": str(data), "path": str(Path(data).resolve()), "sha256": _file_hash(Path(data))}
+        if str(data).endswith(".npz"):
+            inputs = arrays(data)
+        else:
+            model, inputs = _batch(model, data, sizes)
+    else:
+        inputs = data
+    with _answering(model, train):
+        found = capture(model, inputs, train=train, dims=sizes, seed=seed)
+    given = {"train": train, "level": "ops", "dims": dict(dims or {}), "seed": seed, "inputs": _specs(found), **told}
+    return Source(found, {"ref": _words(model), "kind": _kind(model), "path": _path(model), "weights": weights_hash(found)}, given)
+
+
+@contextmanager
+def _answering(model: Any, train: bool) -> Iterator[None]:
+    """A module of the user's is captured as it answers (dropout off, norms fixed) unless training is planned, and left in the mode it was in."""
+    modules = getattr(model, "modules", None)
+    if train or isinstance(model, str | Path) or not callable(modules) or not hasattr(model, "eval"):
+        yield
+        return
+    modes = [(module, module.training) for module in modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def recapture(plan: Plan, model: Any = None, inputs: Any = None) -> Captured:
+    """The program that `plan` was made for, captured again from its own reference, or from `model` where the plan was made of an object in memory.
+
+    Raises ArtefactError where what is captured now has another graph, InputError where there is no reference and no `model`, and what `read` raises.
+    """
+    if model is None:
+        if plan.model.get("kind") in (None, "object"):
+            raise InputError(f"The plan was made of an object in memory ({plan.model.get('ref')}).", "Give the model itself.")
+        model = plan.model["ref"]
+        if plan.model.get("path") and not Path(model).exists() and Path(plan.model["path"]).exists():
+            model = plan.model["path"]
+    how = plan.capture
+    sizes = how.get("dims") if inputs is None else None                 # given inputs have their own
+    if inputs is None and how.get("file"):
+        inputs = how["file"] if Path(how["file"]).exists() else how["path"]
+        if Path(inputs).exists() and how.get("sha256") not in (None, _file_hash(Path(inputs))):
+            raise ArtefactError(f"{inputs} is not the file that the plan was made with.", "Make the plan again: fourfold plan MODEL --out DIR")
+    found = read(model, inputs, train=bool(how.get("train")), dims=sizes, seed=int(how.get("seed", 0))).captured
+    if found.graph.hash != plan.graph.hash:
+        raise ArtefactError(f"{_words(model)} is not the program that the plan is for: {differs(plan.graph, found.graph)}.",
+                            "Give the same model and inputs, or make the plan again.")
+    return found
+
+
+def differs(planned: Any, found: Any) -> str:
+    """In what two graphs differ first, in words."""
+    if len(planned) != len(found):
+        return f"it has {len(found)} ops, the plan's graph {len(planned)}"
+    for n in range(len(planned)):
+        one, other = planned.kinds[planned.kind[n]], found.kinds[found.kind[n]]
+        if one != other:
+            return f"op {n} is {other}, in the plan's graph {one}"
+        shapes = [[g.shape_of(int(v)) for v in g.outputs_of(n)] for g in (planned, found)]
+        if shapes[0] != shapes[1]:
+            return f"{found.names[n]} makes {shapes[1]}, in the plan's graph {shapes[0]}"
+    return "names, sizes or edges of its graph are not those of the plan's"
+
+
+def arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, by name; nothing pickled is opened. Raises InputError where it cannot be read."""
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}.", "Give an .npz file that holds an array for each input.") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise InputError(f"{path} is damaged or no .npz file of plain arrays.", "Write it with numpy.savez(file, input_ids=…, …).") from error
+
+
+def _batch(model: Any, data: str | Path, dims: dict[str, int]) -> tuple[Any, dict[str, np.ndarray]]:
+    """(subject, the first batch of the user's data as the model reads it). Takes "batch" and "length" out of `dims`."""
+    from fourfold.ingest.data import load_data
+    from fourfold.ingest.model import load_model
+
+    if _kind(model) not in ("folder", "factory", "object"):
+        raise InputError(f"{data}: examples are encoded for models of a folder or a factory only.", "Give arrays: --inputs FILE.npz")
+    subject = load_model(model)
+    size, length = dims.pop("batch", 1), dims.pop("length", dims.pop("sequence", None))
+    splits, _ = load_data(data, None, subject, max_length=length)
+    size = min(size, len(splits.train))
+    return subject, splits.train.collate(np.arange(size))
+
+
+def _specs(found: Captured) -> list[dict[str, Any]]:
+    g = found.graph
+    return [{"name": g.labels[v], "shape": list(g.shape_of(v)), "dtype": g.dtype[v]} for v in np.flatnonzero(g.role == INPUT).tolist()]
+
+
+def weights_hash(found: Captured) -> str:
+    """sha256 of all weights and constants, in the graph's order."""
+    digest = hashlib.sha256()
+    for value, tensor in sorted(found.program.weights().items()):
+        digest.update(f"{value} ".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Any) -> Any:
+    if hasattr(tensor, "detach"):
+        import torch
+
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        return flat.view(torch.uint8).numpy().data if flat.numel() else b""
+    try:
+        return np.ascontiguousarray(np.asarray(tensor)).reshape(-1).view(np.uint8).data
+    except (TypeError, ValueError):                                     # a sequence, a key of random numbers
+        return repr(tensor).encode()
+
+
+def _file_hash(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _words(model: Any) -> str:
+    if isinstance(model, str | Path):
+        return str(model)
+    folder = getattr(model, "folder", None)
+    if folder is not None:
+        return str(folder)
+    module = getattr(model, "module", model)
+    return str(getattr(module, "__qualname__", None) or type(module).__qualname__)
+
+
+def _kind(model: Any) -> str:
+    """file, folder, factory or object (which lives in memory only)."""
+    if getattr(model, "folder", None) is not None:
+        return "folder"
+    if not isinstance(model, str | Path):
+        return "object"
+    if str(model).endswith((".onnx", ".pt2")):
+        return "file"
+    return "folder" if Path(model).is_dir() else "factory"
+
+
+def _path(model: Any) -> str | None:
+    kind = _kind(model)
+    return str(Path(_words(model)).resolve()) if kind in ("file", "folder") else None
+
+
+# ---- the machine
+
+def machine(ref: Any) -> tuple[System, list[str]]:
+    """(the system, what to know of it): "here", a TOML file, a shipped name, or a System. Raises InputError as `System.read` does."""
+    if isinstance(ref, System):
+        return ref, []
+    system = System.read(ref)
+    if str(ref) != "here" or system.local and any(figure.grade == "measured" for figure in system.figures.values()):
+        return system, []
+    why = "was measured on another processor" if Path(".fourfold/machine.toml").is_file() else "is not there"
+    return system, [f"This machine is not calibrated (.fourfold/machine.toml {why}): its figures are assumed. Measure them: fourfold calibrate"]
+
+
+# ---- the solvers
+
+def names() -> list[str]:
+    """Solvers that answer the question, by name."""
+    return sorted(name for name, module in techniques().items() if module.startswith(_ROOM))
+
+
+def check(solver: str, objective: str) -> None:
+    """Raises InputError for a solver or an objective that there is not, MissingExtra where a solver's package is not installed."""
+    for what, given, known in (("solver", solver, names()), ("objective", objective, list(OBJECTIVES))):
+        if given not in known:
+            near = difflib.get_close_matches(given, known, n=1)
+            raise InputError(f"There is no {what} {given!r}.", (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}.")
+    for need in technique(solver).needs:
+        if importlib.util.find_spec(need.split(".")[0]) is None:
+            extra = _EXTRAS.get(need)
+            raise MissingExtra(f"The solver {solver} needs {need}, which is not installed.",
+                               f"Install it: pip install 'fourfold[{extra}]'" if extra else f"Install it: pip install {need}")
+
+
+@dataclass
+class Decided:
+    """The best answer, what every solver gave, and whether Ctrl-C cut it short."""
+
+    solution: Solution[Answer]
+    table: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def decide(problem: Schedule, solver: str = "auto", *, budget: float = 60.0, evaluations: int | None = None, seed: int = 0, finetune: bool = False,
+           listener: Any = None) -> Decided:
+    """Ask `solver` with the whole `budget` (s) for the plan, and before it `COMPARED` for the table (`auto` asks those itself). `decide.solve`
+    examines each. Where `solver` finds no plan that fits, the cheapest of the others stands in, and the note says so.
+
+    Raises Infeasible where nobody finds a plan that fits, InputError where `solver` declines, and KeyboardInterrupt on a second Ctrl-C.
+    """
+    found: dict[str, Solution[Answer]] = {}
+    failed: dict[str, FourfoldError] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    shown = 0
+
+    def tell(elapsed: float) -> None:
+        nonlocal shown
+        now = min(int(elapsed), int(budget))
+        if listener is not None and now > shown:
+            listener.advance(now - shown)
+            shown = now
+
+    def ask(name: str) -> None:
+        try:
+            one = solve(problem, _made(name, finetune), Budget(budget, _ENDLESS if evaluations is None else evaluations), seed)
+        except FourfoldError as error:
+            failed[name], rows[name] = error, _row(name, None, note=error.message)
+            return
+        found[name] = one
+        for row in one.evidence.get("table", ()):
+            rows[row["solver"]] = _row(row["solver"], row["cost"], row["seconds"], row["evaluations"], None, row["note"])
+        rows[name] = _row(name, one.cost, one.seconds, one.evaluations, one.gap, one.note)
+        if listener is not None:
+            best = min(found.values(), key=lambda one: one.cost)
+            listener.best(f"{amount(best.cost, best.unit)} ({best.solver})")
+
+    if listener is not None:
+        listener.stage("schedule", max(1, int(budget)))
+    with Watch(tell) as watch:
+        for name in [*(one for one in COMPARED if solver not in (one, "auto")), solver]:
+            ask(name)
+        if solver in failed and failed[solver].exit_code == 2:
+            raise failed[solver]
+        if solver in failed:
+            for name in COMPARED:
+                ask(name) if name not in rows else None
+    if not found:
+        raise failed[solver]
+    best = found.get(solver) or min(found.values(), key=lambda one: one.cost)
+    if solver in failed:
+        best = replace(best, note=f"{solver} gave no plan ({failed[solver].message.rstrip('.')}); this is {best.solver}'s.")
+    bounds = [one.bound for one in found.values() if one.bound is not None]
+    bound = min(max(bounds), best.cost) if bounds else None
+    return Decided(replace(best, bound=bound, gap=gap(best.cost, bound)), list(rows.values()), watch.stopped)
+
+
+def _made(name: str, finetune: bool) -> Any:
+    import inspect
+
+    kind = technique(name)
+    return kind(finetune=True) if finetune and "finetune" in inspect.signature(kind).parameters else kind()
+
+
+def _row(name: str, cost: float | None, seconds: float = 0.0, evaluations: int = 0, above: float | None = None, note: str = "") -> dict[str, Any]:
+    title = technique(name).title if name in techniques() else name
+    return {"solver": name, "title": title, "cost": cost, "seconds": seconds, "evaluations": evaluations, "gap": above, "note": note}
