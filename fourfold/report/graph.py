@@ -45,6 +45,7 @@ def page(plan: Plan, execution: Any = None) -> str:
         "plan": plan, "timeline": timeline, "execution": execution, "w": words, "size": words.size,
         "headline": headline(plan), "proof": proof(plan), "cost": lambda value: amount(plan, value),
         "devices": _devices(plan, timeline), "sentences": plan.sentences, "groups": root.groups, "whole": whole,
+        "table": sorted(plan.table, key=lambda row: (row["cost"] is None, row["cost"] or 0.0)),
         "strips": [(row, Markup(strips.drawn(row, whole)), next((c for c in held if row.kind == "predicted" and c.device == row.device), None))
                    for row in rows],
         "area": lambda curve: Markup(strips.area(curve, whole)), "wide": strips.WIDE, "high": strips.HIGH, "low": strips.LOW,

@@ -159,13 +159,23 @@ def _units(box: Box, place: np.ndarray, base: np.ndarray) -> list[Unit]:
         same = [unit for unit in found if unit[2] == device]
         if len(same) > _SCATTERED and box.path:
             part = sorted(n for unit in same for n in unit[1])
-            found = [unit for unit in found if unit[2] != device] + [(_some(len(part), len(nodes), box), part, device)]
+            found = [unit for unit in found if unit[2] != device] + [(_spread(part, len(nodes), box), part, device)]
     return found
 
 
 def _some(part: int, whole: int, box: Box) -> str:
     where = f" of {box.path}" if box.path else ""
     return f"{part:,} of the {whole:,} ops{where}" if part < whole else box.path or "everything"
+
+
+def _spread(part: list[int], whole: int, box: Box) -> str:
+    """What a scattered part of a module is called: by the run of its modules that holds all of it, where that is not the whole of it."""
+    inside = set(part)
+    touched = [k for k, child in enumerate(box.children) if not inside.isdisjoint(child.all())]
+    if not inside.isdisjoint(box.ops) or len(touched) == len(box.children) or touched[-1] - touched[0] + 1 != len(touched):
+        return _some(len(part), whole, box)
+    first, last = box.children[touched[0]], box.children[touched[-1]]
+    return f"{len(part):,} ops of {span(first.path, last.path, len(touched))}"
 
 
 def _tied(plan: Simulated, nodes: np.ndarray) -> np.ndarray:
@@ -207,23 +217,24 @@ def _fusion(plan: Simulated) -> Iterator[Decision]:
 
 
 def _fusions(plan: Simulated) -> Iterator[Decision]:
-    """Fused groups, alike ones (same ops, same device, same time) together, those first that spare most."""
+    """Fused groups, alike ones (same ops that spare the same time) together, those first that spare most."""
     tasks, place, _, _ = plan.given
     graph = plan.problem.graph
     at = np.arange(len(tasks)), place
     spared = plan.alone[at] - tasks.seconds[at]
     nodes = members(tasks.group, len(tasks))
-    alike: dict[tuple[str, int, str], list[int]] = {}
+    alike: dict[tuple[str, str], list[int]] = {}
     for t in np.flatnonzero(np.bincount(tasks.group, minlength=len(tasks)) > 1).tolist():
-        alike.setdefault((label(graph, nodes[t]), int(place[t]), f"{spared[t]:.3g}"), []).append(t)
+        alike.setdefault((label(graph, nodes[t]), f"{spared[t]:.3g}"), []).append(t)
     if len(alike) < 2:
         return                                                          # said of all fusion already
     several = len(np.unique(place)) > 1
-    for (name, device, _), same in sorted(alike.items(), key=lambda item: -float(spared[item[1]].sum()))[:_TRIED // 2]:
+    for (name, _), same in sorted(alike.items(), key=lambda item: -float(spared[item[1]].sum()))[:_TRIED // 2]:
         chosen = np.zeros(len(tasks), bool)
         chosen[same] = True
         first = nodes[same[0]]
-        on = f" on {plan.problem.system.devices[device].name}" * several
+        devices = np.unique(place[same])
+        on = f" on {plan.problem.system.devices[int(devices[0])].name}" * (several and len(devices) == 1)
         where = graph.modules[first[0]] or graph.names[first[0]]
         more = f" and {len(same) - 1:,} group{'s' * (len(same) > 2)} like it" if len(same) > 1 else ""
         what = f"{len(first)} ops of {where} ({name}){on}{more} run as one{' each' * bool(more)}, {_spared(plan, chosen)}"
