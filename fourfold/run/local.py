@@ -13,26 +13,31 @@ the processor that they were raced on; another processor's race is void.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.errors import InputError
+from fourfold.errors import FourfoldError, InputError
 from fourfold.machine import here
-from fourfold.run.workers.build import Spec, spec_of
-from fourfold.run.workers.pool import Arena, Duty, Layout, Pool, Record
+from fourfold.run.workers.build import Declined, Job, Spec, build, spec_of
+from fourfold.run.workers.pool import EAGERLY, Arena, Duty, Layout, Pool, Record
 from fourfold.run.workers.region import Call, Ref, Region, calls, mapped, regions
 
 if TYPE_CHECKING:
+    from fourfold.ingest.program import Captured
+    from fourfold.measure.clock import RaceResult
     from fourfold.plan import Plan
 
 PLANNED, ONE = "planned", "one process"                                 # placements
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2, "complex64": 1e-3, "complex128": 1e-9}    # of the largest magnitude
+RACED = {"torch": ("inductor", "openvino"), "onnx": ("inductor", "openvino", "onnxruntime"), "jax": ("xla",)}   # against eager, by dialect
+SHORT = 1e-4                                                            # s: a shorter region is not worth compiling, a call costs about as much
 _GPU = ("cuda", "gpu")
 
 
@@ -135,8 +140,11 @@ class Local:
         self.engines = {str(r.number): chosen.get(str(r.number), chosen.get("*", "eager")) for r in self.regions}
         self.weights = program.weights()
         self.calls: dict[int, list[Call]] = {}
+        self.specs: dict[int, Spec | None] = {}
+        self.kept: dict[int, Any] = {}
         self.stamps, self.folder, self.limit = stamps, folder, limit
         self.home: int | None = None
+        self._threads, self._cores = 0, tuple[int, ...]()
         self._stack = contextlib.ExitStack()
         self.ready = 0.0
 
@@ -160,35 +168,41 @@ class Local:
 
     def _prepare(self) -> None:
         plan, graph = self.plan, self.plan.graph
-        for region in self.regions:
-            self.calls[region.number] = calls(self.program, graph, region)
-        self.weights = tensors(self.program, self.weights)
         used = sorted({region.device for region in self.regions})
         several = len(used) > 1
         if several and self.program.dialect == "jax":
-            raise InputError("A JAX program runs on one device here, and this plan uses several.", "Run it in one process: --one-process.")
-        specs: dict[int, Spec | None] = {}
+            raise InputError("A JAX program runs on one device here, and this plan uses several.", "Let it run in one process: --one-process.")
         if several or any(engine != "eager" for engine in self.engines.values()):
-            specs = self._specs()
+            self.inspect()
+        else:
+            for region in self.regions:
+                self.calls[region.number] = calls(self.program, graph, region)
+            self.weights = tensors(self.program, self.weights)
         one = self.placement == ONE
         threads = shares(plan, one)
         self.home = next((d for d in used if one or plan.system.devices[d].kind not in _GPU), None)
-        duties, arena = self._duties(used, threads, specs, several or self.home is None)
-        self._stack.enter_context(self._here(duties))
-        self.pool = self._stack.enter_context(Pool(duties, self.home, arena, self.weights, self.limit))
+        duties, arena = self._duties(used, threads, self.specs, several or self.home is None)
         if arena is not None:
             self._stack.callback(arena.close)
+        mine = next((duty for duty in duties if duty.device == self.home), None)
+        self._threads, self._cores = (mine.threads, mine.cores) if mine is not None else (0, ())
+        with self._here():
+            self.pool = self._stack.enter_context(Pool(duties, self.home, arena, self.weights, self.limit))
 
-    def _specs(self) -> dict[int, Spec | None]:
-        """Shapes, strides and dtypes of all values, from one run in this process."""
+    def inspect(self, keep: bool = False) -> None:
+        """Shapes, strides and dtypes of all values, from one run in this process; `keep`: and what passes between regions, in `kept`."""
         import torch
 
-        specs: dict[int, Spec | None] = {}
+        graph = self.plan.graph
+        for region in self.regions:
+            self.calls[region.number] = calls(self.program, graph, region)
+        self.weights = tensors(self.program, self.weights)
         have = {**self.weights, **self.given}
-        specs |= {v: spec_of(t) for v, t in have.items()}
+        self.specs |= {v: spec_of(t) for v, t in have.items()}
         if self.program.dialect == "jax":
-            return specs
-        left = {v: len(self.plan.graph.readers_of(v)) for v in range(len(self.plan.graph.producer))}
+            return
+        left = {v: len(graph.readers_of(v)) for v in range(len(graph.producer))}
+        wanted = {v for region in self.regions for v in region.reads} if keep else set()
         done: set[int] = set()
         with torch.inference_mode():
             for region in self.regions:
@@ -197,12 +211,17 @@ class Local:
                         continue
                     done.add(call.node)
                     args, kwargs = (mapped(part, lambda x: have[x.value] if isinstance(x, Ref) else x) for part in (call.args, call.kwargs))
-                    _spread(call.outs, call.target(*args, **kwargs), have, specs)
-                    for v in dict.fromkeys(self.plan.graph.inputs_of(call.node).tolist()):
+                    try:
+                        made = call.target(*args, **kwargs)
+                    except Exception as error:
+                        where = f"{self.plan.system.devices[region.device].name} failed at {graph.names[call.node]}"
+                        raise FourfoldError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}", EAGERLY) from error
+                    _spread(call.outs, made, have, self.specs)
+                    for v in dict.fromkeys(graph.inputs_of(call.node).tolist()):
                         left[v] -= 1
-                        if not left[v]:
+                        if not left[v] and v not in wanted:
                             have.pop(v, None)
-        return specs
+        self.kept = {v: have[v] for v in wanted}
 
     def _duties(self, used: list[int], threads: dict[int, int], specs: dict[int, Spec | None], shared: bool) -> tuple[list[Duty], Arena | None]:
         import torch
@@ -239,7 +258,8 @@ class Local:
                 for v in (*region.needs, *(inputs if away else ()), *(weights if away else ())):
                     spec = seen.get(v)
                     seen[v] = dense(spec) if spec is not None else None
-            jobs = [(region, self.engines[str(region.number)], self.calls[region.number], self._file(region)) for region in mine]
+            jobs = [(region, engine, self.calls[region.number], self.file(region, engine))
+                    for region in mine for engine in [self.engines[str(region.number)]]]
             device = plan.system.devices[d]
             target = "cpu" if self.placement == ONE or device.kind not in _GPU else f"cuda:{_ordinal(plan, d)}"
             duties.append(Duty(d, device.name, target, threads[d], cores.get(d, ()), jobs, seen, own, fed, passed, back, self.stamps,
@@ -252,29 +272,30 @@ class Local:
                 arena.tensor(one).copy_(self.weights[v])
         return duties, arena
 
-    def _file(self, region: Region) -> bytes | None:
-        if self.program.dialect != "onnx" or self.engines[str(region.number)] not in ("onnxruntime", "openvino"):
+    def file(self, region: Region, engine: str) -> bytes | None:
+        """The region as an ONNX model, where it comes from one and the engine reads such."""
+        if self.program.dialect != "onnx" or engine not in ("onnxruntime", "openvino"):
             return None
         from fourfold.run.workers.onnx import model
 
         return model(self.program, self.plan.graph, region)
 
     @contextlib.contextmanager
-    def _here(self, duties: Sequence[Duty]) -> Iterator[None]:
+    def _here(self) -> Iterator[None]:
         """This process with the threads and cores of its own device."""
         import torch
 
-        mine = next((duty for duty in duties if duty.device == self.home), None)
-        before, cores = torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        before, cores = torch.get_num_threads(), os.sched_getaffinity(0) if self._cores else None
         try:
-            if mine is not None:
-                torch.set_num_threads(mine.threads)
-                if mine.cores and cores is not None:
-                    with contextlib.suppress(OSError):
-                        os.sched_setaffinity(0, mine.cores)
+            if self._threads and self._threads != before:
+                torch.set_num_threads(self._threads)
+            if cores is not None:
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(0, self._cores)
             yield
         finally:
-            torch.set_num_threads(before)
+            if torch.get_num_threads() != before:
+                torch.set_num_threads(before)
             if cores is not None:
                 with contextlib.suppress(OSError):
                     os.sched_setaffinity(0, cores)
@@ -285,7 +306,7 @@ class Local:
         """One run: (start on the shared clock, seconds, outputs by value, records)."""
         import torch
 
-        with torch.inference_mode():
+        with self._here(), torch.inference_mode():
             return self.pool.run(self.given, record)
 
     def outputs(self, have: Mapping[int, Any]) -> Any:
@@ -335,20 +356,378 @@ def execute(plan: Plan, program: Any, inputs: Any, *, engines: Mapping[str, str]
 
     Raises InputError where the plan is not for this machine; FourfoldError naming device and task where a worker dies, raises or hangs.
     """
-    with Local(plan, program, inputs, engines=engines, placement=placement, folder=folder, limit=limit) as ready:
-        for _ in range(2):
-            ready.run()
-        runs, found = [], []
+    return executions(plan, program, inputs, [(engines, placement)], repeat=repeat, folder=folder, limit=limit)[0]
+
+
+def executions(plan: Plan, program: Any, inputs: Any, ways: Sequence[tuple[Mapping[str, str] | str | None, str | None]], *, repeat: int = 9,
+               folder: Path | None = None, limit: float = 120.0, seed: int = 0) -> list[Execution]:
+    """`execute` in several ways (engines, placement), whose runs take turns in random order, so that run k of each is of the same time."""
+    dice = np.random.default_rng(seed)
+    with contextlib.ExitStack() as stack:
+        ready = [stack.enter_context(Local(plan, program, inputs, engines=e, placement=p, folder=folder, limit=limit)) for e, p in ways]
+        for one in ready:
+            for _ in range(2):
+                one.run()
+        runs: list[list[tuple[float, float, Any]]] = [[] for _ in ways]
+        last: dict[int, Any] = {}
         for _ in range(max(1, repeat)):
-            began, seconds, have, records = ready.run(record=True)
-            runs.append(seconds)
-            found.append((seconds, began, records))
-        median, low, high = interval(runs)
-        _, began, records = min(found, key=lambda one: abs(one[0] - median))
-        start, finish, ran, sent = ready.measured(began, records)
-        makespan = max((r.finish for r in ran), default=0.0)
-        return Execution(ready.outputs(have), median, low, high, tuple(runs), start, finish, makespan, ran, sent, ready.engines, ready.placement,
-                         ready.ready, tuple(ready.notes))
+            for k in dice.permutation(len(ways)).tolist():
+                began, seconds, last[k], records = ready[k].run(record=True)
+                runs[k].append((seconds, began, records))
+        return [_execution(one, runs[k], one.outputs(last[k])) for k, one in enumerate(ready)]
+
+
+def _execution(ready: Local, runs: list[tuple[float, float, Any]], outputs: Any) -> Execution:
+    taken = [seconds for seconds, _, _ in runs]
+    median, low, high = interval(taken)
+    _, began, records = min(runs, key=lambda one: abs(one[0] - median))
+    start, finish, ran, sent = ready.measured(began, records)
+    return Execution(outputs, median, low, high, tuple(taken), start, finish, max((r.finish for r in ran), default=0.0), ran, sent, ready.engines,
+                     ready.placement, ready.ready, tuple(ready.notes))
+
+
+# ---- engines raced --------------------------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Race:
+    """Which engine runs each region soonest on this processor. `engines`: what a Plan keeps. `rows`: one per region and engine, with seconds, ratio
+    to eager and its 90 % interval, or why it declined; regions "plan" and "one process" are whole runs.
+    """
+
+    engines: Mapping[str, str]
+    rows: tuple[Mapping[str, Any], ...]
+
+
+def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None = None, rounds: int = 15, seconds: float = 600.0,
+         folder: Path | None = None, say: Callable[[str], None] = lambda text: None) -> Race:
+    """Race `engines` against eager in every region, the dearest first, and a plan on several devices against one process; interleaved, on the wall
+    clock.
+
+    An engine is chosen where it is faster than eager beyond doubt (`measure.clock.race`: its 99 % interval lies below 1) and answers alike; of
+    several the quickest. One process is used unless the planned placement is faster beyond doubt. Regions of a plan on several devices that were
+    predicted to take less than `SHORT` stay eager, and no new one is begun after `seconds`. `engines`: all of the program's dialect. Raises what
+    `execute` raises.
+    """
+    rows: list[dict[str, Any]] = []
+    engines = RACED[program.dialect] if engines is None else engines
+    several = len({int(d) for d in np.unique(plan.place)}) > 1
+    mark = {"fingerprint": here().fingerprint}
+    if not several:
+        chosen = _raced_whole(plan, program, inputs, PLANNED, "plan", engines, rounds, folder, rows, say)
+        return Race({"placement": PLANNED, **chosen, **mark}, tuple(rows))
+    until = time.monotonic() + seconds
+    single = {"placement": ONE, **_raced_whole(plan, program, inputs, ONE, ONE, engines, rounds, folder, rows, say)}
+    if program.dialect == "jax":
+        return Race({**single, **mark}, tuple(rows))
+    spread = {"placement": PLANNED, **_raced_regions(plan, program, inputs, engines, rounds, until, folder, rows, say)}
+    with Local(plan, program, inputs, engines=single, folder=folder) as one, Local(plan, program, inputs, engines=spread, folder=folder) as two:
+        found = timed({ONE: one.run, PLANNED: two.run}, ONE, rounds)
+    rows += [_row("plan", name, found[name]) for name in (ONE, PLANNED)]
+    return Race({**(spread if found[PLANNED].faster("wall") else single), **mark}, tuple(rows))
+
+
+def timed(runners: Mapping[str, Callable[[], object]], baseline: str, rounds: int) -> dict[str, RaceResult]:
+    from fourfold.measure.clock import race as interleaved
+
+    return interleaved(runners, baseline=baseline, rounds=rounds, min_time=0.02, eliminate="wall", deadline=60.0)
+
+
+def _row(region: str, engine: str, result: RaceResult) -> dict[str, Any]:
+    return {"region": region, "engine": engine, "seconds": result.wall_median, "ratio": result.wall.value, "low": result.wall.low,
+            "high": result.wall.high, "faster": result.faster("wall"), "why": ""}
+
+
+def _declined(region: str, engine: str, why: str) -> dict[str, Any]:
+    return {"region": region, "engine": engine, "seconds": None, "ratio": None, "low": None, "high": None, "faster": False, "why": why}
+
+
+def _quickest(results: Mapping[str, RaceResult]) -> str:
+    better = [name for name, result in results.items() if name != "eager" and result.faster("wall")]
+    return min(better, key=lambda name: results[name].wall.value, default="eager")
+
+
+def _raced_whole(plan: Plan, program: Any, inputs: Any, placement: str, title: str, engines: Sequence[str], rounds: int, folder: Path | None,
+                 rows: list[dict[str, Any]], say: Callable[[str], None]) -> dict[str, str]:
+    """Of a plan on one device: {"0": engine}."""
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(Local(plan, program, inputs, engines={"*": "eager"}, placement=placement, stamps=False, folder=folder))
+        wanted, runners = base.run()[2], {"eager": base.run}
+        for engine in engines:
+            say(f"{title}: {engine}")
+            try:
+                one = stack.enter_context(Local(plan, program, inputs, engines={"*": engine}, placement=placement, stamps=False, folder=folder))
+                if why := unlike(plan, one.run()[2], wanted):
+                    raise FourfoldError(why)
+            except FourfoldError as error:
+                rows.append(_declined(title, engine, error.message))
+                continue
+            runners[engine] = one.run
+        found = timed(runners, "eager", rounds)
+    rows += [_row(title, name, result) for name, result in found.items()]
+    return {"0": _quickest(found)}
+
+
+def _raced_regions(plan: Plan, program: Any, inputs: Any, engines: Sequence[str], rounds: int, until: float, folder: Path | None,
+                   rows: list[dict[str, Any]], say: Callable[[str], None]) -> dict[str, str]:
+    """Region → engine of a plan on several devices; every region alone, here, with the threads of its device."""
+    import torch
+
+    ready = Local(plan, program, inputs, engines={"*": "eager"}, placement=PLANNED)
+    ready.inspect(keep=True)
+    cost = {r.number: float(plan.tasks.seconds[list(r.tasks), ready.place[list(r.tasks)]].sum()) for r in ready.regions}
+    chosen, threads = {}, shares(plan)
+    before = torch.get_num_threads()
+    try:
+        for region in sorted(ready.regions, key=lambda r: -cost[r.number]):
+            name = str(region.number)
+            if time.monotonic() > until or plan.system.devices[region.device].kind in _GPU or not region.makes or cost[region.number] < SHORT:
+                continue
+            torch.set_num_threads(threads[region.device])
+            given, runners = [ready.kept[v] for v in region.reads], {}
+            wanted: Any = None
+            for engine in ("eager", *engines):
+                say(f"region {name}: {engine}")
+                job = Job(region, ready.calls[region.number], {v: ready.weights[v] for v in region.weights}, ready.specs, threads[region.device],
+                          ready.file(region, engine), folder)
+                try:
+                    call = build(engine, job)
+                    with torch.inference_mode():
+                        made = dict(zip(region.makes, call(*given), strict=True))
+                    wanted = wanted or made
+                    if why := unlike(plan, made, wanted):
+                        raise Declined(why)
+                except Declined as error:
+                    rows.append(_declined(name, engine, str(error)))
+                    continue
+                runners[engine] = _under(call, given)
+            found = timed(runners, "eager", rounds)
+            rows += [_row(name, engine, result) for engine, result in found.items()]
+            chosen[name] = _quickest(found)
+    finally:
+        torch.set_num_threads(before)
+    return chosen
+
+
+def _under(call: Callable[..., Any], given: Sequence[Any]) -> Callable[[], Any]:
+    import torch
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return call(*given)
+
+    return run
+
+
+# ---- outputs compared ----------------------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Compared:
+    """One output beside the original's: largest difference, and that as a share of the original's largest magnitude."""
+
+    name: str
+    dtype: str
+    absolute: float
+    relative: float
+    tolerance: float
+
+    @property
+    def equal(self) -> bool:
+        return self.relative <= self.tolerance
+
+
+def compared(name: str, ours: Any, theirs: Any) -> Compared:
+    """`relative` is inf where shapes differ, or where one is finite and the other is not."""
+    mine, other = np.asarray(_array(ours)), np.asarray(_array(theirs))
+    dtype = str(getattr(theirs, "dtype", other.dtype)).removeprefix("torch.")
+    tolerance = TOLERANCE.get(dtype, 0.0)
+    if mine.shape != other.shape:
+        return Compared(name, dtype, math.inf, math.inf, tolerance)
+    if not other.size:
+        return Compared(name, dtype, 0.0, 0.0, tolerance)
+    if not np.issubdtype(other.dtype, np.inexact):
+        wrong = float(np.mean(mine != other))
+        return Compared(name, dtype, wrong, wrong, tolerance)
+    finite = np.isfinite(other)
+    same = bool(np.array_equal(mine[~finite], other[~finite], equal_nan=True)) and bool(np.isfinite(mine[finite]).all())
+    if not same:
+        return Compared(name, dtype, math.inf, math.inf, tolerance)
+    worst = float(np.abs(mine[finite] - other[finite]).max(initial=0.0))
+    scale = float(np.abs(other[finite]).max(initial=0.0))
+    return Compared(name, dtype, worst, worst / scale if scale else (0.0 if worst == 0 else math.inf), tolerance)
+
+
+def _array(value: Any) -> Any:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        return value.double().numpy() if value.is_floating_point() else value.numpy()
+    return np.asarray(value)
+
+
+def unlike(plan: Plan, ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> str:
+    """Why values differ by more than rounding, "" where they do not."""
+    for v, other in theirs.items():
+        if v in ours and not (found := compared(plan.graph.labels[v] or f"value {v}", ours[v], other)).equal:
+            return f"{found.name} differs by {found.relative:.2g} of its largest magnitude"
+    return ""
+
+
+# ---- a plan checked ------------------------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Check:
+    """A plan carried out and compared. `equal`: every output is the original's within `TOLERANCE`. `predicted` s of the simulator (of one process:
+    the sum on its device) beside `execution`'s seconds; `error` their difference as a share of what was measured. `kinds`: per kind of op of tasks
+    that ran one by one (op, tasks, predicted, measured s); `regions` likewise. `eager`: the whole plan with every region run eagerly, in turns with
+    the other, and `ratio` of the chosen engines to it (median, low, high).
+    """
+
+    equal: bool
+    outputs: tuple[Compared, ...]
+    predicted: float
+    execution: Execution
+    eager: Execution
+    ratio: tuple[float, float, float]
+    kinds: tuple[Mapping[str, Any], ...]
+    regions: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.execution.seconds - 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"equal": self.equal, "predicted": self.predicted, "measured": self.execution.seconds, "error": self.error,
+                "eager": {"seconds": self.eager.seconds, "low": self.eager.low, "high": self.eager.high,
+                          "error": self.predicted / self.eager.seconds - 1.0},
+                "ratio": dict(zip(("median", "low", "high"), self.ratio, strict=True)),
+                "outputs": [{"name": o.name, "dtype": o.dtype, "absolute": o.absolute, "relative": o.relative, "tolerance": o.tolerance,
+                             "equal": o.equal} for o in self.outputs],
+                "kinds": [dict(row) for row in self.kinds], "regions": [dict(row) for row in self.regions], "notes": list(self.notes),
+                "execution": self.execution.to_json()}
+
+
+def check(plan: Plan | str | Path, *, model: Any = None, inputs: Any = None, repeat: int = 9, engines: Mapping[str, str] | str | None = None,
+          folder: Path | None = None) -> Check:
+    """Carry out a plan (or the one in a folder) and compare: outputs with the original program's, node by node; what was predicted with what was
+    measured.
+
+    The model is captured again from the plan's own reference, or is `model` (all that can be captured, or what was captured). Raises as `execute`
+    does, and ArtefactError where the model is no longer the one that was planned for.
+    """
+    plan, captured = opened(plan, model, inputs)
+    given = captured.inputs if inputs is None or isinstance(inputs, str | Path) else inputs
+    first = Local(plan, captured.program, given, engines=engines)
+    plain = all(engine == "eager" for engine in first.engines.values())
+    ways = [(engines, None), *([] if plain else [("eager", first.placement)])]
+    done, slow = (executions(plan, captured.program, given, ways, repeat=repeat, folder=folder) * 2)[:2]
+    original, values = original_of(captured, given), flat(plan, captured, done.outputs)
+    outputs = tuple(compared(plan.graph.labels[v] or f"output {k}", values[v], original[v]) for k, v in enumerate(original))
+    notes, predicted = [*done.notes], float(plan.timeline().makespan)
+    if done.placement == ONE:
+        home = done.regions[0].device
+        predicted = float(plan.tasks.seconds[:, home].sum())
+        notes.append(f"It ran in one process; the prediction is that of {plan.system.devices[home].name} alone, of the plan as placed it is "
+                     f"{1e3 * plan.timeline().makespan:.3f} ms.")
+    if random := sorted({plan.graph.kinds[k] for k in np.unique(plan.graph.kind).tolist() if _draws(plan.graph.kinds[k])}):
+        notes.append(f"The program draws random numbers ({', '.join(random)}), so its outputs need not repeat.")
+    return Check(all(o.equal for o in outputs), outputs, predicted, done, slow, _ratio(done.runs, slow.runs), _kinds(plan, slow), _regions(done),
+                 tuple(notes))
+
+
+def opened(plan: Plan | str | Path, model: Any = None, inputs: Any = None) -> tuple[Plan, Captured]:
+    """The plan, and its program captured again. The machine is compared first, since capturing takes long."""
+    from fourfold.ingest.program import Captured
+    from fourfold.plan import Plan as Plans
+    from fourfold.run.planning import recapture
+
+    found = plan if isinstance(plan, Plans) else Plans.load(plan)
+    local(found)
+    return found, model if isinstance(model, Captured) else recapture(found, model, inputs)
+
+
+def original_of(captured: Captured, inputs: Any) -> dict[int, Any]:
+    """Output values of the program run node by node, by its own `step`."""
+    import torch
+
+    with torch.no_grad():
+        kept = replace(captured, program=_Keeping(captured.program, captured.graph.outputs.tolist()))
+        return kept.run(**inputs) if isinstance(inputs, Mapping) else kept.run(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
+
+
+class _Keeping:
+    """A program whose answer is its outputs by value."""
+
+    def __init__(self, program: Any, outputs: Sequence[int]) -> None:
+        self.weights, self.feed, self.step, self.outputs = program.weights, program.feed, program.step, outputs
+
+    def collect(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        return {v: values[v] for v in self.outputs}
+
+
+def flat(plan: Plan, captured: Captured, outputs: Any) -> dict[int, Any]:
+    """Outputs by value, of an answer as the model returns it."""
+    marks = {v: _Mark(v) for v in plan.graph.outputs.tolist()}
+    found: dict[int, Any] = {}
+    _walk(captured.program.collect(marks), outputs, found)
+    return found
+
+
+@dataclass(frozen=True)
+class _Mark:
+    value: int
+
+
+def _walk(form: Any, given: Any, found: dict[int, Any]) -> None:
+    if isinstance(form, _Mark):
+        found[form.value] = given
+    elif isinstance(form, Mapping):
+        for key, part in form.items():
+            _walk(part, given[key], found)
+    elif isinstance(form, list | tuple):
+        for part, one in zip(form, given, strict=True):
+            _walk(part, one, found)
+    elif hasattr(form, "__dict__"):
+        for key, part in vars(form).items():
+            _walk(part, getattr(given, key), found)
+
+
+def _draws(kind: str) -> bool:
+    return any(word in kind.lower() for word in ("dropout", "rand", "bernoulli", "multinomial", "normal_"))
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    from fourfold.measure.clock import median_ratio
+
+    count = min(len(ours), len(theirs))
+    found = median_ratio(np.array(ours[:count]), np.array(theirs[:count]))
+    return found.value, found.low, found.high
+
+
+def _kinds(plan: Plan, done: Execution) -> tuple[dict[str, Any], ...]:
+    """Per kind of op (of a fused task: its kinds, views aside), tasks that were timed alone: number, predicted and measured s; dearest first."""
+    from fourfold.graph import VIEW
+
+    graph, place = plan.graph, plan.of_tasks[0]
+    alone = {t for r in done.regions if r.engine == "eager" for t in r.tasks}
+    parts: dict[int, list[str]] = {}
+    for n, t in enumerate(np.asarray(plan.tasks.group).tolist()):
+        names = parts.setdefault(t, [])
+        name = graph.kinds[graph.kind[n]].split(".")[-1]
+        if graph.fusion[n] != VIEW and name not in names:
+            names.append(name)
+    table: dict[str, list[float]] = {}
+    for t in sorted(alone):
+        names = parts[t] or ["view"]
+        row = table.setdefault("+".join(names[:4]) + ("+…" if len(names) > 4 else ""), [0, 0.0, 0.0])
+        row[0] += 1
+        row[1] += float(plan.tasks.seconds[t, place[t]])
+        row[2] += float(np.nan_to_num(done.finish[t] - done.start[t]))
+    return tuple({"op": op, "tasks": int(n), "predicted": a, "measured": b} for op, (n, a, b) in sorted(table.items(), key=lambda one: -one[1][2]))
+
+
+def _regions(done: Execution) -> tuple[dict[str, Any], ...]:
+    return tuple({"region": r.number, "device": r.device, "engine": r.engine, "tasks": len(r.tasks), "predicted": r.predicted, "measured": r.seconds}
+                 for r in done.regions)
 
 
 # ---- this machine --------------------------------------------------------------------------------------------------------------------------------

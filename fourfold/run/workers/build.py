@@ -3,7 +3,6 @@
  eager         the calls, one after the other, as one Python function
  inductor      Inductor ahead of time with frozen weights (constants folded, convolutions and linears packed once), no guards; Inductor fuses as it
                sees fit within the region, and beyond the plan's groups
- groups        the same, but Inductor may fuse only what the plan's groups hold together, and writes the results of groups to memory
  openvino      the region converted to OpenVINO, in float32
  onnxruntime   the region of an .onnx file as a session of its own
  xla           the region of a JAX program, jitted
@@ -26,8 +25,8 @@ from typing import Any
 
 from fourfold.run.workers.region import Call, Region, Step, module, printed
 
-ENGINES = ("eager", "inductor", "groups", "openvino", "onnxruntime", "xla")
-COMPILED = ENGINES[1:]
+ENGINES = ("eager", "inductor", "openvino", "onnxruntime", "xla")
+OPTIONS = {"freezing": True}                                            # of Inductor
 
 
 class Declined(Exception):
@@ -112,30 +111,23 @@ def _fx(job: Job) -> Any:
 
 
 def _inductor(job: Job) -> Callable[..., Any]:
-    return _ahead(job, {})
+    return _ahead(job)
 
 
-def _groups(job: Job) -> Callable[..., Any]:
-    return _ahead(job, {"groups": True})
-
-
-def _ahead(job: Job, wish: Mapping[str, Any]) -> Callable[..., Any]:
+def _ahead(job: Job) -> Callable[..., Any]:
     """Compiled ahead of time into a package, which is kept in `folder` under a name of all that decides it; just in time where that fails."""
     import torch
 
     _compiler()
     graph, examples = _fx(job), job.examples()
-    options = {"freezing": True} | ({} if not wish.get("groups") else _within(graph))
-    key = _key(job, graph, wish)
+    key = _key(job, graph)
     place = (job.folder or Path(tempfile.mkdtemp(prefix="fourfold-"))) / f"{key}.pt2"
     with torch.no_grad():
         try:
             if not place.exists():
                 exported = torch.export.export(graph, tuple(examples), strict=False)
-                if wish.get("groups"):
-                    _tag(exported.graph_module, graph)
                 with tempfile.TemporaryDirectory(dir=place.parent) as aside:
-                    made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(aside) / "region.pt2"), inductor_configs=options)
+                    made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(aside) / "region.pt2"), inductor_configs=OPTIONS)
                     os.replace(made, place)
             loaded: Any = torch._inductor.aoti_load_package(str(place))
             loaded(*examples)
@@ -168,15 +160,13 @@ def _fitted(call: Callable[..., Any], job: Job) -> Callable[..., Any]:
     return run
 
 
-def _key(job: Job, graph: Any, wish: Mapping[str, Any]) -> str:
+def _key(job: Job, graph: Any) -> str:
     """Digest of code, weights, shapes, threads, torch and processor."""
     import torch
 
     from fourfold.machine import here
 
-    digest = hashlib.sha256(f"{torch.__version__} {here().fingerprint} {job.threads} {sorted(wish)} {graph.code}".encode())
-    if wish:
-        digest.update(str([(n.name, n.meta.get("task")) for n in graph.graph.nodes]).encode())
+    digest = hashlib.sha256(f"{torch.__version__} {here().fingerprint} {job.threads} {OPTIONS} {graph.code}".encode())
     for v in job.region.reads:
         digest.update(str(job.specs[v]).encode())
     for v, tensor in job.weights.items():
@@ -185,14 +175,6 @@ def _key(job: Job, graph: Any, wish: Mapping[str, Any]) -> str:
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()[:32]
-
-
-def _within(graph: Any) -> dict[str, Any]:
-    raise Declined("not yet")
-
-
-def _tag(exported: Any, graph: Any) -> None:
-    pass
 
 
 # ---- others --------------------------------------------------------------------------------------------------------------------------------------
@@ -281,7 +263,7 @@ def _xla(job: Job) -> Callable[..., Any]:
 
 
 _BUILDERS: dict[str, Callable[[Job], Callable[..., Any]]] = {
-    "eager": _eager, "inductor": _inductor, "groups": _groups, "openvino": _openvino, "onnxruntime": _onnxruntime, "xla": _xla,
+    "eager": _eager, "inductor": _inductor, "openvino": _openvino, "onnxruntime": _onnxruntime, "xla": _xla,
 }
 
 

@@ -27,10 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import FourfoldError
+from fourfold.run.workers import heap
 from fourfold.run.workers.build import Declined, Job, Spec, build
 from fourfold.run.workers.region import Call, Region
 
 _ALIGN = 64
+EAGERLY = "Call the model itself on these inputs to see more."
 
 
 class Lost(Exception):
@@ -166,10 +168,11 @@ class Device:
     def prepare(self) -> None:
         """Build every region. Raises FourfoldError naming the region's first task where its engine declines."""
         duty = self.duty
+        heap.keep()
         for region, engine, calls, file in duty.jobs:
             self.mark[0] = region.tasks[0]
             job = Job(region, _moved(calls, duty.target), {v: self.here[v] for v in region.weights}, duty.specs, duty.threads, file,
-                      Path(duty.folder) if duty.folder else None, self.mark if len(duty.jobs) and self.arena is not None else None,
+                      Path(duty.folder) if duty.folder else None, self.mark,
                       duty.stamps and engine == "eager", duty.target)
             try:
                 made = build(engine, job)
@@ -458,8 +461,8 @@ class Pool:
             raise
         except Exception as error:
             task = device.mark[0]
-            raise FourfoldError(f"{duty.name} failed at {duty.names.get(task, task)}: {' '.join(str(error).split())[:300] or type(error).__name__}",
-                                "Run the model eagerly on these inputs to see more.") from error
+            raise FourfoldError(f"{duty.name} failed at {duty.names.get(task, task)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                                EAGERLY) from error
 
     # ---- running
 

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fourfold.errors import FourfoldError
-from fourfold.run.workers.pool import Arena, Device, Duty, Inbox, Lost, Record, pack, unpack
+from fourfold.run.workers.pool import EAGERLY, Arena, Device, Duty, Inbox, Lost, Record, pack, unpack
 
 
 def main(told: str) -> None:
@@ -40,7 +40,7 @@ def main(told: str) -> None:
         return
     except Exception as error:  # noqa: BLE001 — the main process says what it was
         text = error.message if isinstance(error, FourfoldError) else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        mend = error.mend if isinstance(error, FourfoldError) else "Run the model eagerly on these inputs to see more."
+        mend = error.mend if isinstance(error, FourfoldError) else EAGERLY
         with contextlib.suppress(OSError):
             link.send_bytes(pack(("error", text, mend, isinstance(error, FourfoldError))))
 
