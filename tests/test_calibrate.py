@@ -54,7 +54,7 @@ def test_a_device_of_known_curves_is_found_again_amid_noise() -> None:
         for n, k in ((16, 16), (64, 64), (256, 256), (768, 768), (3072, 768)):
             timed.append(device.sample("matmul", 2.0 * m * n * k, 4.0 * (m * n + n * k + m * k), min(m, n, k), 4.0 * n * k))
     assert time_all(timed, True, least=8, clock=device.clock) == 8
-    assert device.called <= 8 * 3 * len(timed) and all(8 <= len(one.times) <= 16 for one in timed)
+    assert all(8 <= len(one.times) <= 8 * 8 for one in timed) and device.called > sum(len(one.times) for one in timed)
     peaks, bandwidth, curves = fit(timed)
     assert math.isclose(bandwidth, 1e10, rel_tol=0.05)
     for one in timed:
@@ -146,6 +146,15 @@ def test_a_short_run_prices_sensibly(measured: System) -> None:
     table = seconds(build.build(), measured)[:, 0]
     assert table[0] < table[1] < table[2] and table[3] < table[4] < table[5]
     assert np.isfinite(table).all()
+
+
+def test_what_is_freed_is_kept_unless_the_environment_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fourfold.run.workers import heap
+
+    assert heap.keep() == heap.keep()                                   # another C library: no, twice
+    monkeypatch.setattr(heap, "_done", False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert not heap.keep()
 
 
 def test_transfers_cost_more_when_they_are_larger() -> None:

@@ -39,7 +39,7 @@ _ALIKE = {                                                              # family
     "recurrent": "lstm gru rnn rnn_tanh rnn_relu mkldnn_rnn_layer",
     "gelu": "gelu gelu_backward fastgelu", "tanh": "tanh atan asinh", "exp": "exp exp2 expm1", "sigmoid": "sigmoid logistic hardsigmoid",
     "silu": "silu swish mish silu_backward hardswish softplus elu selu celu", "erf": "erf erfc erfinv",
-    "log": "log log2 log1p sin cos", "mean": "mean reducemean globalaveragepool adaptive_avg_pool2d var std var_mean",
+    "log": "log log2 log1p sin cos", "mean": "mean reducemean var std var_mean", "adaptive_avg_pool2d": "globalaveragepool",
     "sqrt": "sqrt rsqrt reciprocal div truediv",
     "relu": "relu relu_ hardtanh clamp clip clamp_min clamp_max leaky_relu leakyrelu prelu threshold neg abs",
     "softmax": "softmax safe_softmax log_softmax logsoftmax logsumexp softmax_backward_data log_softmax_backward_data",

@@ -1,11 +1,11 @@
 """Calibrate: measure this machine into a System, in minutes. What a device reaches by kind and size of op, what a call and a hand-over cost.
 
 Every op is called as the eager engine calls it, on tensors of its own, so allocation is part of it (`run/samples.py` lists them; no model is among
-them). Ops are timed amid others of about their size, in random company that changes every round: eight of them are called in turn, three times over,
-and the first turn does not count. So kinds of ops recur every few calls, as in a program: a loop of equal calls would find code, data and freed
-memory hot as no program does, a first call colder. What an op reads was written right before, as the op before it would; its weights were read a turn
-ago. The lower quartile over all calls counts; a worker of one thread is timed by its processor time where calls are long, which neighbours do not
-stretch.
+them). Ops are timed amid others of about their size, in random company that changes every round: eight of them are called in turn, three times or
+more, and the first third of the turns does not count. So kinds of ops recur every few calls, as in a program: a loop of equal calls would find code,
+data and freed memory hot as no program does, a first call colder. What an op reads was written right before, as the op before it would; its weights
+were read a turn ago. The lower quartile over all calls counts; a worker of one thread is timed by its processor time where calls are long, which
+neighbours do not stretch.
 
 Ops that move bytes are inverted point by point: share(bytes) = bytes / ((time − launch) · bandwidth). Contractions are fitted (robust log residuals,
 a penalty on curvature between knots): a share of peak by FLOPs, a factor by least side, a share of bandwidth by the bytes that pass until the same
@@ -29,6 +29,7 @@ import numpy as np
 from fourfold.errors import InputError, Missing
 from fourfold.machine import here, power
 from fourfold.run.samples import KB, MB, WIDE, Call, Sample, samples
+from fourfold.run.workers import heap
 from fourfold.system import Device, Efficiency, Link, System
 from fourfold.units import Quantity
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 _LONG = 3e-4                                                            # s: calls longer than this may be timed by processor time
 _SLOW = 5e-3                                                            # s: calls longer than this are timed once a round
-_COMPANY, _TURNS = 8, 3
+_COMPANY = 8
+_TURNS, _MOST, _LEAST = 3, 12, 2e-3                                     # turns of a company: more, up to _MOST, if they take less than _LEAST s
 _ROUNDS = 60                                                            # more than this many rounds tell nothing new
 _FLOOR = 0.02                                                           # a time less launch is at least this share of the time
 _TOLD = 10.0                                                            # s between two words on how far it is
@@ -62,6 +64,7 @@ def calibrate(workers: int | None = None, seconds: float = 150.0, say: Callable[
         import torch
     except ImportError:
         raise Missing("Calibration times torch's operations, and torch is not installed.", "pip install torch") from None
+    heap.keep()
     threads, began = max(1, machine.cores // workers), time.monotonic()
     large = 1.0 if seconds >= 30 else 1 / 16
     with _threads(threads), torch.inference_mode():
@@ -103,23 +106,28 @@ def time_all(timed: Sequence[Sample], single: bool, until: float = 0.0, say: Cal
 
 
 def _turns(company: Sequence[Sample], single: bool, clock: Callable[[], float] | None = None) -> None:
-    """Call these in turn, on tensors made anew; all turns but the first count."""
+    """Call these in turn, on tensors made anew; the first third of the turns does not count."""
     calls = [sample.make() for sample in company]
     reach = sum(sample.moved + call.written for sample, call in zip(company, calls, strict=True))
-    for turn in range(_TURNS):
+    turn, turns, entered = 0, _TURNS, time.perf_counter()
+    while turn < turns:
         for sample, call in zip(company, calls, strict=True):
-            known = sample.seconds if sample.times else 0.0
-            if turn == _TURNS - 1 and known > _SLOW:
+            known = sample.seconds if turn == turns - 1 and sample.times else 0.0
+            if known > _SLOW:
                 continue
-            read = clock or (time.thread_time if single and known > _LONG else time.perf_counter)
+            read = clock or (time.thread_time if single and sample.long else time.perf_counter)
             call.write()
             began = read()
             call.run()
             took = read() - began
-            if turn:
+            if turn >= turns // 3:
                 sample.times.append(max(took, 1e-8))
                 sample.reach.append(reach)
                 sample.written = call.written
+                sample.long = took > _LONG
+        if turn == 0:
+            turns = int(np.clip(_LEAST / (time.perf_counter() - entered), _TURNS, _MOST))
+        turn += 1
 
 
 @contextmanager

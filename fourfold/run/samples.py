@@ -38,6 +38,7 @@ class Sample:
     dtype: str = "float32"
     params: float = 0.0
     written: float = 0.0
+    long: bool = False
     times: list[float] = field(default_factory=list)
     reach: list[float] = field(default_factory=list)
 
@@ -118,6 +119,8 @@ def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], Call],
     """(family, a call on n float32, bytes moved per element) of what moves bytes."""
     import torch
 
+    from fourfold.run.workers.onnx import lrn
+
     def one(call: Callable[[Any], Any], width: int = 0) -> Callable[[int], Call]:
         def make(n: int) -> Call:
             a = rand(max(1, n // width), width) if width else rand(n)
@@ -136,6 +139,18 @@ def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], Call],
             a = rand(1, channels, side, side)
             return _ready(lambda: call(a), a)
         return make
+
+    def feature(call: Callable[[Any], Any]) -> Callable[[int], Call]:
+        def make(n: int) -> Call:                                       # smooth and half of it zero, as feature maps are: comparisons are predictable
+            side = max(2, int(math.sqrt(n / 16)))
+            coarse = rand(1, 16, -(-side // 8), -(-side // 8)) - 0.6
+            a = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear").relu_()
+            return _ready(lambda: call(a), a)
+        return make
+
+    def pooled(n: int) -> Call:
+        a = rand(1, max(1, n // 49), 7, 7)
+        return _ready(lambda: aten.adaptive_avg_pool2d.default(a, [1, 1]), a)
 
     def looked(n: int) -> Call:
         rows = max(4 * n // 256, 4)
@@ -162,8 +177,9 @@ def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], Call],
         ("group_norm", image(lambda a: aten.group_norm.default(a, 4, channel, channel)), 8),
         ("batch_norm", image(lambda a: aten._native_batch_norm_legit_no_training.default(a, channel, channel, channel, channel, 0.1, 1e-5)), 8),
         ("reduction", one(lambda a: aten.sum.dim_IntList(a, [-1]), 256), 4), ("mean", one(lambda a: aten.mean.dim(a, [-1], True), 256), 4),
-        ("pool", image(lambda a: aten.max_pool2d.default(a, [3, 3], [2, 2], [1, 1])), 5),
+        ("pool", feature(lambda a: aten.max_pool2d.default(a, [3, 3], [2, 2], [1, 1])), 5),
         ("avg_pool2d", image(lambda a: aten.avg_pool2d.default(a, [3, 3], [2, 2], [1, 1])), 5),
+        ("adaptive_avg_pool2d", pooled, 4), ("lrn", image(lambda a: lrn(a, 5, 1e-4, 0.75, 1.0)), 8),
         ("cat", two(lambda a, b: aten.cat.default([a, b], 1), 64), 16), ("copy", turned, 8), ("gather", looked, 8),
         ("opaque", one(lambda a: aten.clone.default(a)), 8),
     ]
@@ -232,7 +248,9 @@ FULL = [(3, 224, 64, 7, 2, 1), (3, 224, 32, 3, 2, 1), (3, 32, 16, 3, 1, 1), (16,
         (1024, 14, 256, 1, 1, 1), (512, 7, 512, 3, 1, 1), (2048, 7, 512, 1, 1, 1), (24, 56, 144, 1, 1, 1), (96, 14, 576, 1, 1, 1),
         (256, 56, 128, 3, 2, 1), (240, 28, 240, 1, 1, 3), (192, 28, 32, 5, 1, 1), (64, 112, 64, 3, 1, 1), (16, 8, 16, 1, 1, 1),
         (32, 112, 16, 1, 1, 1), (16, 112, 96, 1, 1, 1), (576, 14, 96, 1, 1, 1), (960, 7, 160, 1, 1, 1), (256, 14, 1024, 1, 1, 1),
-        (3, 224, 192, 16, 16, 1), (32, 56, 32, 3, 1, 1), (128, 56, 128, 3, 2, 1), (512, 14, 512, 3, 2, 1), (256, 28, 512, 1, 2, 1)]
+        (64, 55, 192, 3, 1, 1), (128, 27, 192, 3, 1, 1), (32, 27, 128, 3, 1, 1), (64, 13, 256, 3, 1, 1), (192, 17, 320, 3, 1, 1),
+        (16, 55, 64, 1, 1, 1), (3, 224, 192, 16, 16, 1), (32, 56, 32, 3, 1, 1), (128, 56, 128, 3, 2, 1), (512, 14, 512, 3, 2, 1),
+        (256, 28, 512, 1, 2, 1)]
 DEEP = [(32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (384, 14, 3, 1), (576, 14, 5, 1), (960, 7, 3, 1), (16, 16, 3, 1), (96, 28, 7, 1),
         (240, 28, 5, 1)]                                                # channels, side, (outputs,) kernel, stride (, groups)
 
