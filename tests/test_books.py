@@ -62,6 +62,12 @@ def test_a_ledger_is_found_by_file_folder_run_and_name(here: Path) -> None:
 def test_what_is_not_there_is_said(here: Path) -> None:
     with pytest.raises(InputError, match="neither a file"):
         books.find("nothing")
+    with pytest.raises(InputError, match="nope.jsonl does not exist") as caught:
+        books.find("nope.jsonl")
+    assert "fourfold meter" in caught.value.mend
+    (here / "runs.jsonl").write_text("")
+    with pytest.raises(InputError, match="Did you mean .*runs.jsonl") as caught:
+        books.find(here / "rums.jsonl")
     (here / "empty").mkdir()
     with pytest.raises(InputError, match="no ledger in"):
         books.find(here / "empty")

@@ -1,6 +1,7 @@
 """The audit of CodeCarbon's emissions.csv: on a file that CodeCarbon wrote, and on what users do to such files."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourfold import chain
+from fourfold.cli import run
 from fourfold.errors import InputError
 from fourfold.ingest.codecarbon import cpu_watts, ram_watts
 from fourfold.ingest.emissions import COLUMNS, NUMBERS, audit
@@ -177,6 +179,21 @@ def test_what_is_not_such_a_file_is_refused(tmp_path: Path, data: bytes, word: s
     with pytest.raises(InputError, match=word) as caught:
         audit(path)
     assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("form", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_every_unicode_form_reads_alike(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "emissions.csv"
+    path.write_bytes(REAL.read_text(encoding="utf-8").encode(form))
+    assert [entry.joules for entry in audit(path).entries] == [entry.joules for entry in audit(REAL).entries]
+
+
+@pytest.mark.parametrize("change, code", [(lambda row: row, 0), (lambda row: {**row, "cpu_energy": "-1"}, 4)])
+def test_import_exits_with_4_where_figures_are_wrong(tmp_path: Path, change, code: int, capsys) -> None:
+    path = written(tmp_path / "emissions.csv", [change(row) for row in rows()[:1]])
+    assert run(["ledger", "import", str(path), "--to", str(tmp_path / "book.jsonl"), "--json"]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert (found["faults"] > 0) == (code == 4) and found["appended"] == (tmp_path / "book.jsonl").exists()
 
 
 def test_a_missing_file_and_ragged_rows(tmp_path: Path) -> None:

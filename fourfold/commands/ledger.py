@@ -15,6 +15,7 @@ Embodied = Annotated[str | None, typer.Option(help="Making of the hardware: lucc
 Life = Annotated[float | None, typer.Option(help="Years the hardware is in use.")]
 Share = Annotated[float | None, typer.Option(help="Resources reserved / total resources, 0 to 1.")]
 Per = Annotated[str, typer.Option(help="Functional units the work gave: 1000requests. Default: the work on record, else runs.")]
+_FOUND = 4                                                             # a ledger or a file whose figures do not hold
 
 
 def register(app: typer.Typer) -> None:
@@ -80,7 +81,7 @@ def verify(
             say(line)
         print(f"{book.path}: {len(book.rows)} rows, " + (f"{len(faults)} fault{'s' * (len(faults) > 1)}." if faults else "all as they were written."))
     if faults:
-        raise typer.Exit(4)
+        raise typer.Exit(_FOUND)
 
 
 def seal(run: Run = "", as_json: AsJson = False) -> None:
@@ -133,7 +134,8 @@ def import_(
     to: Annotated[Path | None, typer.Option(help="Append the rows to this ledger too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Audit a CodeCarbon emissions.csv: which columns are constants in disguise, what each holds of the figure, what is wrong, what it should be."""
+    """Audit a CodeCarbon emissions.csv: which columns are constants in disguise, what each holds of the figure, what is wrong, what it should be.
+    Exit code 4 where figures are wrong."""
     from fourfold.ingest.emissions import audit
     from fourfold.report.books import append_rows
 
@@ -141,12 +143,14 @@ def import_(
     count = append_rows(to, found.ledger_rows()) if to else 0
     if as_json:
         emit({**found.to_json(), "appended": count})
-        return
-    table(found.table())
-    for line in found.lines():
-        print(line)
-    if to:
-        print(f"{count} rows appended to {to}")
+    else:
+        table(found.table())
+        for line in found.lines():
+            print(line)
+        if to:
+            print(f"{count} rows appended to {to}")
+    if any(finding.kind == "fault" for finding in found.findings):
+        raise typer.Exit(_FOUND)
 
 
 def _score(book, per, site, embodied, life, share):  # type: ignore[no-untyped-def]

@@ -13,6 +13,7 @@ from typing import Any
 
 from fourfold.errors import InputError
 from fourfold.ingest.codecarbon import ENERGIES, UNKNOWN_THREAD, Entry, annual, cpu_watts, guessed_modules, ram_watts, restate
+from fourfold.ingest.text import text as decoded
 from fourfold.units import Quantity, total
 
 POWERS = {"cpu": "cpu_power", "gpu": "gpu_power", "memory": "ram_power"}
@@ -253,11 +254,9 @@ def _read(path: Path) -> tuple[bytes, list[str], list[tuple[int, list[str]]], bo
     """The file, its header, its rows with their lines, and whether commas may be decimal points."""
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.", "Name CodeCarbon's emissions.csv.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from None
+    text = decoded(data, str(path))
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)

@@ -24,6 +24,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from fourfold.errors import InputError
+from fourfold.ingest.text import text as decoded
 from fourfold.site import data as shipped
 from fourfold.site import files, sigma, sources
 from fourfold.units import Quantity
@@ -303,22 +304,15 @@ def _parsed(data: bytes, name: str, fill: int, zone: str | None, unit: str | Non
 
 
 def _lines(data: bytes, name: str) -> list[str]:
-    """Text lines of a plain or gzipped file. Raises InputError for what is not UTF-8 (or UTF-16 with its mark), empty or truncated."""
+    """Text lines of a plain or gzipped file. Raises InputError for what is no Unicode text, empty or truncated."""
     if data[:2] == b"\x1f\x8b":
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error):
             raise InputError(f"{name} is a damaged or truncated gzip file.", "Fetch or compress it again.") from None
-    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-    try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{name}, line {line}: not UTF-8 text.", "Save the file as CSV in UTF-8.") from None
+    text = decoded(data, name)
     if not text.strip():
         raise InputError(f"{name} is empty.", "Expected a header such as time,site,g_per_kwh and a line an hour.")
-    if "\0" in text:
-        raise InputError(f"{name} is not a text file.", "Expected a CSV file in UTF-8.")
     return text.splitlines()
 
 

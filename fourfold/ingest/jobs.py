@@ -33,6 +33,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from fourfold.errors import Infeasible, InputError
+from fourfold.ingest.text import text as decoded
 
 COLUMNS = ("name", "hours", "kw", "energy_kwh", "release", "deadline", "slack", "zone", "home", "sites", "width", "interruptible", "data_gb",
            "startup_kwh", "checkpoint_kwh", "known")
@@ -104,11 +105,9 @@ def span(text: str | float, what: str = "slack") -> timedelta:
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decoded(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"Cannot read jobs from {path}: {error.strerror or error}.", "Give a CSV file with a row a job.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text.", "Save it as CSV in UTF-8.") from None
     if path.suffix.lower() == ".json":
         try:
             data = json.loads(text)

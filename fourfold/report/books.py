@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,8 +72,9 @@ def find(ref: str | Path = "") -> Book:
     if path.is_file():
         return Book(path, chain.rows(path))
     if not DEFAULT.is_file():
-        raise InputError(f"There is neither a file {path} nor a ledger {DEFAULT} here.",
-                         "Meter something first (`fourfold meter -- COMMAND`), or name a ledger file.")
+        raise _absent(path) if _filelike(text) else InputError(
+            f"There is neither a file {path} nor a ledger {DEFAULT} here.",
+            "Meter something first (`fourfold meter -- COMMAND`), or name a ledger file.")
     rows = chain.rows(DEFAULT)
     told = [row for row in rows if row.get("kind") in RUNS]
     hits = [row for row in told if text and text in (row.get("run"), row.get("id"))]
@@ -81,10 +83,27 @@ def find(ref: str | Path = "") -> Book:
     names = list(dict.fromkeys(str(row.get("run")) for row in hits or told))
     if len(names) > 1 and hits:
         raise InputError(f"{len(names)} runs are meant by {text!r}: {', '.join(names[-_NEAR:])}.", "Give the whole id of one.")
+    if not hits and _filelike(text):
+        raise _absent(path)
     if not hits:
         raise InputError(f"There is no file and no run {text!r}.", f"The latest runs in {DEFAULT} are: {', '.join(names[-_NEAR:]) or 'none'}.")
     inside = _inside(told, names[0])
     return Book(DEFAULT, [row for row in told if row.get("run") in inside], names[0])
+
+
+def _filelike(text: str) -> bool:
+    """Whether this is rather a file's name than a run's."""
+    return bool(Path(text).suffix) or any(mark in text for mark in ("/", "\\"))
+
+
+def _absent(path: Path) -> InputError:
+    try:
+        there = [place.name for place in path.parent.iterdir() if place.suffix == ".jsonl"]
+    except OSError:
+        there = []
+    near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, there, n=3, cutoff=0.5)]
+    return InputError(f"The file {path} does not exist.", f"Did you mean {' or '.join(near)}?" if near else
+                      "Name a ledger file, a folder that holds one, or the id of a run; `fourfold meter --ledger FILE -- COMMAND` begins one.")
 
 
 def _inside(rows: Iterable[Mapping[str, Any]], run: str) -> set[str]:

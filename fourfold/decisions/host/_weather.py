@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from fourfold.decisions.host._hall import Weather
 from fourfold.errors import InputError
+from fourfold.ingest.text import text as decoded
 
 _TIMES = ("time", "timestamp", "datetime", "date", "time_utc", "utc")
 _VALUES = ("temperature", "temperature_c", "celsius", "temp", "temp_c", "dry_bulb", "outside", "t2m", "temperature_2m")
@@ -24,11 +26,10 @@ def read(path: str | Path) -> Weather:
     """
     path = Path(path)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row and any(cell.strip() for cell in row)]
+        rows = [row for row in csv.reader(io.StringIO(decoded(path.read_bytes(), str(path)), newline="")) if any(cell.strip() for cell in row)]
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.", "Name a CSV file with the columns time and temperature.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"{path} is not a CSV file in UTF-8 ({error}).", "Save it as UTF-8 text with commas.") from None
     if len(rows) < 2:
         raise InputError(f"{path} holds no hours.", "It needs a line of column names and a line an hour.")
@@ -55,9 +56,8 @@ def read_load(path: str | Path, name: str = "load") -> np.ndarray:
     """
     path = Path(path)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row and any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = [row for row in csv.reader(io.StringIO(decoded(path.read_bytes(), str(path)), newline="")) if any(cell.strip() for cell in row)]
+    except (OSError, csv.Error) as error:
         raise InputError(f"Cannot read {path}: {error}.", f"Name a CSV file with the column {name}.") from None
     if len(rows) < 2:
         raise InputError(f"{path} holds no hours.", "It needs a line of column names and a line an hour.")
