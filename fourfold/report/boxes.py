@@ -1,6 +1,6 @@
 """A graph as boxes within boxes, for a picture: modules hold modules, fused groups and ops; each box's insides stand in layers, top to bottom.
 
-A fused group stands in the innermost module that holds all its ops. A module with nothing but one module inside is joined with it; more than `MOST`
+A fused group stands in the innermost module that holds all its ops. A module with nothing but one thing inside is joined with it; more than `MOST`
 things in one box are gathered in runs of neighbours, so that every box that is opened shows a picture one can take in.
 """
 
@@ -115,11 +115,14 @@ def _items(plan: Plan) -> Item:
 
 
 def _joined(item: Item) -> Item:
-    """Modules that hold nothing but one module, joined with it."""
+    """Modules that hold nothing but one thing, joined with it."""
     item.items = [_joined(inner) if inner.kind == MODULE else inner for inner in item.items]
-    if len(item.items) == 1 and item.items[0].kind == MODULE and item.title:
+    if len(item.items) == 1 and item.title:
         inner = item.items[0]
-        inner.name = inner.name if inner.name.startswith(f"{item.name}.") else f"{item.name}.{inner.name}"
+        if inner.kind != MODULE:
+            inner.name = f"{item.name}: {inner.name}"
+        elif not inner.name.startswith(f"{item.name}."):
+            inner.name = f"{item.name}.{inner.name}"
         return inner
     return item
 

@@ -46,7 +46,7 @@
     graph.querySelectorAll(".box.open > .rows").forEach((rows) => wire(rows, number(rows.parentElement)));
   };
   const wire = (rows, i) => {
-    const edges = D.edges[i], frame = rows.getBoundingClientRect(), svg = draw("svg", { class: "wires" });
+    const edges = D.edges[i], frame = rows.getBoundingClientRect(), svg = draw("svg", { class: "wires" }), labels = draw("svg", { class: "wires" });
     if (!edges) return;
     const at = (spot) => { const b = boxOf.get(children[i][spot])?.getBoundingClientRect(); return b && { l: b.left - frame.left, r: b.right - frame.left, t: b.top - frame.top, b: b.bottom - frame.top, x: (b.left + b.right) / 2 - frame.left, y: (b.top + b.bottom) / 2 - frame.top }; };
     const layer = []; D.rows[i].forEach((row, r) => row.forEach((spot) => { layer[spot] = r; }));
@@ -64,13 +64,13 @@
         d = `M${x0},${a.b}C${x0},${a.b + m} ${x1},${b.t - m} ${x1},${b.t}`; [x, y] = [(x0 + x1) / 2, (a.b + b.t) / 2 + 3]; tip = `M${x1},${b.t}l-3.5,-6h7z`;
       } else {                                                           // past what lies between, or back
         const out = Math.min(Math.max(a.r, b.r) + 14 + Math.min(Math.abs(b.y - a.y) / 40, 10), frame.width + 8);
-        d = `M${a.r},${a.y}C${out},${a.y} ${out},${b.y} ${b.r},${b.y}`; [x, y] = [out - 6, (a.y + b.y) / 2]; tip = `M${b.r},${b.y}l6,-3.5v7z`;
+        d = `M${a.r},${a.y}C${out},${a.y} ${out},${b.y} ${b.r},${b.y}`; [x, y] = [(Math.max(a.r, b.r) + 3 * out) / 4, (a.y + b.y) / 2]; tip = `M${b.r},${b.y}l6,-3.5v7z`;
       }
       const name = cross ? "cross" : "";
       svg.append(draw("path", { d, class: name, "stroke-width": wide, "data-ends": `${children[i][from]} ${children[i][to]}` }), draw("path", { d: tip, class: `tip ${name}` }));
-      if (cross && crossing <= 24) { const text = draw("text", { x, y }); text.textContent = size(cross); svg.append(text); }
+      if (cross && crossing <= 24) { const text = draw("text", { x, y }); text.textContent = size(cross); labels.append(text); }
     }
-    rows.prepend(svg);
+    rows.prepend(svg); rows.append(labels);
   };
   const tell = (one) => {
     const i = number(one), known = D.shape[i] >= 0 ? D.shapes[D.shape[i]] : "", shares = D.shares[i], where = path(i);
