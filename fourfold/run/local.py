@@ -26,6 +26,7 @@ import numpy as np
 from fourfold.errors import FourfoldError, InputError
 from fourfold.machine import here
 from fourfold.run.workers.build import Declined, Job, Spec, build, spec_of
+from fourfold.run.workers.heap import keep
 from fourfold.run.workers.pool import EAGERLY, Arena, Duty, Layout, Pool, Record
 from fourfold.run.workers.region import Call, Ref, Region, calls, mapped, regions
 
@@ -167,6 +168,7 @@ class Local:
         self._stack.close()
 
     def _prepare(self) -> None:
+        keep()
         plan, graph = self.plan, self.plan.graph
         used = sorted({region.device for region in self.regions})
         several = len(used) > 1
@@ -398,7 +400,7 @@ class Race:
     rows: tuple[Mapping[str, Any], ...]
 
 
-def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None = None, rounds: int = 15, seconds: float = 600.0,
+def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None = None, rounds: int = 21, seconds: float = 600.0,
          folder: Path | None = None, say: Callable[[str], None] = lambda text: None) -> Race:
     """Race `engines` against eager in every region, the dearest first, and a plan on several devices against one process; interleaved, on the wall
     clock.

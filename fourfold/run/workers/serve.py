@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fourfold.errors import FourfoldError
+from fourfold.run.workers.heap import keep
 from fourfold.run.workers.pool import EAGERLY, Arena, Device, Duty, Inbox, Lost, Record, pack, unpack
 
 
@@ -26,6 +27,7 @@ def main(told: str) -> None:
 
     try:
         _, duty, size = unpack(link.recv_bytes())
+        keep()
         _pin(duty)
         arena = Arena(size, memory)
         inbox = Inbox(reads, orphaned, [link_fd])
