@@ -1,75 +1,22 @@
-"""A value that says what it is: unit, grade, 90 % interval, method, source, boundary, signal, and what it was computed from.
-
-Intervals are carried as log-standard deviations by source, so that an error shared by two figures (the same power model, the same meter) cancels in
-their ratio and adds up in their sum (first-order propagation in log space; GUM, JCGM 100:2008, section 5). Where a figure known to no better than a
-factor of two (log-sd > 0.5) enters a sum or a difference, first order is too coarse and draws replace it (JCGM 101:2008): 4,096 of them, one stream a
-source, seeded by the source's name, so that the same figures give the same interval on every machine.
-"""
+"""The figure itself and its arithmetic."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
 from fourfold.errors import InputError
+from fourfold.units.dimension import based, sized
+from fourfold.units.draws import quantile, sampled
+from fourfold.units.grade import BOUNDARIES, GRADES, SIGNALS, graded, origins, weakest
+from fourfold.units.provenance import holdings, walk, worded
+from fourfold.units.spread import Z90, cancelled, crosses, deviations, edge, exact, width
 
-GRADES = ("measured", "counted", "modelled", "published", "assumed")   # strongest first; a result is as good as its weakest part that matters
-BOUNDARIES = ("", "process", "host", "device", "hall")                  # "" = a property of nothing in particular (a constant, a ratio)
-SIGNALS = ("", "average", "marginal", "market")                         # only carbon has one; market = contracts, not the wires
-
-_NAMES = ("J", "s", "B", "gCO2e", "USD", "FLOP")
-_SCALES: dict[str, tuple[float, dict[str, int]]] = {
-    "1": (1.0, {}), "%": (0.01, {}),
-    "mJ": (1e-3, {"J": 1}), "J": (1.0, {"J": 1}), "kJ": (1e3, {"J": 1}), "Wh": (3600.0, {"J": 1}), "kWh": (3.6e6, {"J": 1}), "MWh": (3.6e9, {"J": 1}),
-    "s": (1.0, {"s": 1}), "ms": (1e-3, {"s": 1}), "us": (1e-6, {"s": 1}), "min": (60.0, {"s": 1}), "h": (3600.0, {"s": 1}),
-    "d": (86400.0, {"s": 1}), "yr": (31536000.0, {"s": 1}),             # a year of 365 days, as the SCI specification's own example counts
-    "W": (1.0, {"J": 1, "s": -1}), "mW": (1e-3, {"J": 1, "s": -1}), "kW": (1e3, {"J": 1, "s": -1}), "MW": (1e6, {"J": 1, "s": -1}),
-    "B": (1.0, {"B": 1}), "kB": (1e3, {"B": 1}), "MB": (1e6, {"B": 1}), "GB": (1e9, {"B": 1}), "TB": (1e12, {"B": 1}),
-    "KiB": (2.0**10, {"B": 1}), "MiB": (2.0**20, {"B": 1}), "GiB": (2.0**30, {"B": 1}), "B/s": (1.0, {"B": 1, "s": -1}),
-    "mgCO2e": (1e-3, {"gCO2e": 1}), "gCO2e": (1.0, {"gCO2e": 1}), "kgCO2e": (1e3, {"gCO2e": 1}), "tCO2e": (1e6, {"gCO2e": 1}),
-    "gCO2e/J": (1.0, {"gCO2e": 1, "J": -1}), "gCO2e/kWh": (1 / 3.6e6, {"gCO2e": 1, "J": -1}),
-    "USD": (1.0, {"USD": 1}), "USD/J": (1.0, {"USD": 1, "J": -1}), "USD/kWh": (1 / 3.6e6, {"USD": 1, "J": -1}),
-    "FLOP": (1.0, {"FLOP": 1}), "GFLOP": (1e9, {"FLOP": 1}), "FLOP/s": (1.0, {"FLOP": 1, "s": -1}), "FLOP/J": (1.0, {"FLOP": 1, "J": -1}),
-}
-UNITS: dict[str, tuple[float, tuple[int, ...]]] = {
-    unit: (scale, tuple(powers.get(name, 0) for name in _NAMES)) for unit, (scale, powers) in _SCALES.items()
-}                                                                      # unit → (size in base units, exponents of J s B gCO2e USD FLOP)
-_Z90 = 1.6448536269514722                                              # half-width of a 90 % interval in standard deviations
 _WIDE = 0.5                                                            # log-sd from which a sum is drawn, not linearised
-_DRAWS = 4096
-_HOLDS = 0.05                                                          # a grade counts where its sources hold more than this share of the variance
 _ROUNDING = 2e-15                                                       # of the terms of a sum: less than this is what rounding leaves
-_EXACT = ("measured", "counted")                                       # without an interval these are exact; the others only left it out
-
-
-@functools.lru_cache(maxsize=512)
-def _unit(name: str) -> tuple[float, tuple[int, ...]]:
-    """Size in base units and exponents; ratios of known units ("W/GB", "USD/h") are units too."""
-    if name in UNITS:
-        return UNITS[name]
-    parts = name.split("/") if isinstance(name, str) else []
-    if len(parts) < 2 or any(part not in UNITS for part in parts):
-        raise InputError(f"{name!r} is not a unit that fourfold knows.", f"Use one of: {', '.join(UNITS)}; or a ratio of them, such as W/GB.")
-    scale, powers = UNITS[parts[0]]
-    for part in parts[1:]:
-        scale, powers = scale / UNITS[part][0], tuple(a - b for a, b in zip(powers, UNITS[part][1], strict=True))
-    return scale, powers
-
-
-def _base_unit(dimension: tuple[int, ...]) -> str:
-    for name, (scale, powers) in UNITS.items():
-        if powers == dimension and scale == 1.0:
-            return name
-    above = [name for name, power in zip(_NAMES, dimension, strict=True) if power == 1]
-    below = [name for name, power in zip(_NAMES, dimension, strict=True) if power == -1]
-    if len(above) <= 1 and len(above) + len(below) == sum(map(abs, dimension)):
-        return "/".join([*(above or ["1"]), *below])
-    parts = " ".join(f"{name}^{power}" for name, power in zip(_NAMES, dimension, strict=True) if power)
-    raise InputError(f"The result would have the unit {parts}, which has no name here.", "Convert or divide the parts first.")
 
 
 @dataclass(frozen=True)
@@ -119,7 +66,7 @@ class Quantity:
     __array_ufunc__ = None                                             # numpy's numbers scale a quantity; numpy never takes one apart
 
     def __post_init__(self) -> None:
-        _unit(self.unit)
+        sized(self.unit)
         for name, given, known in (("grade", self.grade, GRADES), ("boundary", self.boundary, BOUNDARIES), ("signal", self.signal, SIGNALS)):
             if given not in known:
                 raise InputError(f"{given!r} is not a {name}.", f"Use one of: {', '.join(repr(word) for word in known)}.")
@@ -128,8 +75,8 @@ class Quantity:
                 raise InputError(f"A quantity must be a finite number, got {number!r} {self.unit}.",
                                  "Report an unknown figure as None with a reason.")
         sigma = math.sqrt(sum(part * part for part in self.errors.values()))
-        low = self.low if self.low is not None else _spread(self.value, -sigma)
-        high = self.high if self.high is not None else _spread(self.value, sigma)
+        low = self.low if self.low is not None else edge(self.value, -sigma)
+        high = self.high if self.high is not None else edge(self.value, sigma)
         if not low <= self.value <= high:
             raise InputError(f"The interval [{low:g}, {high:g}] does not hold the value {self.value:g} {self.unit}.", "Give low <= value <= high.")
         object.__setattr__(self, "low", low)
@@ -137,7 +84,7 @@ class Quantity:
         if not self.errors and low < high and self.value:
             straddles = not (0 < low or high < 0)
             part = (high - low) / abs(self.value) if straddles else abs(math.log(high / low))
-            object.__setattr__(self, "errors", {self._name(): part / (2 * _Z90)})
+            object.__setattr__(self, "errors", {self._name(): part / (2 * Z90)})
         object.__setattr__(self, "errors", {name: float(part) for name, part in sorted(self.errors.items()) if part})
         object.__setattr__(self, "inputs", tuple(self.inputs))
         self._keep(dict.fromkeys(self.errors, self.grade), {self.grade: 1.0} if not self.errors else {}, False)
@@ -206,7 +153,7 @@ class Quantity:
         """The same quantity in another unit of its kind. Raises InputError for another kind."""
         if unit == self.unit:
             return self
-        (scale, dimension), (new_scale, new_dimension) = _unit(self.unit), _unit(unit)
+        (scale, dimension), (new_scale, new_dimension) = sized(self.unit), sized(unit)
         if dimension != new_dimension:
             raise InputError(f"{self.unit} cannot be turned into {unit}: they measure different things.", "Ask for a unit of the same kind.")
         factor = scale / new_scale
@@ -232,7 +179,7 @@ class Quantity:
     def shares(self) -> list[Share]:
         """Which source holds what share of the variance, and of the value where this is a sum (times factors): largest first."""
         origin, whole = self.__dict__["_origin"], sum(part * part for part in self.errors.values())
-        terms = _terms(self)
+        terms = holdings(self)
         names = [*self.errors, *(name for name in terms if name not in self.errors)]
         found = [Share(name, origin[name] if name in origin else terms[name][1], self.errors.get(name, 0.0) ** 2 / whole if whole else 0.0,
                        terms[name][0] if name in terms else None) for name in names]
@@ -248,7 +195,7 @@ class Quantity:
             facts = "; ".join(part for part in (node.method, node.source if node.source != node.method else "",
                                                 " ".join(word for word in (node.boundary, node.signal) if word)) if part and not node.inputs)
             again = " (drawn out above)" if id(node) in seen and node.inputs else ""
-            lines.append(f"{'  ' * depth}{sign}{_words(node)}{': ' + facts if facts else ''}{again}")
+            lines.append(f"{'  ' * depth}{sign}{worded(node)}{': ' + facts if facts else ''}{again}")
             if id(node) not in seen:
                 seen.add(id(node))
                 below = list(node.inputs)
@@ -279,7 +226,7 @@ class Quantity:
 
         keys: dict[int, str] = {}
         nodes: dict[str, dict[str, Any]] = {}
-        for node in _walk(self):
+        for node in walk(self):
             data = {**node.to_json(), "op": node.op, "inputs": [keys[id(child)] for child in node.inputs]}
             key = hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
             keys[id(node)] = key
@@ -316,11 +263,6 @@ def total(parts: Iterable[Quantity]) -> Quantity:
     return terms[0] if len(terms) == 1 else _sum(terms, 1.0)
 
 
-def weakest(grades: Iterable[str]) -> str:
-    """The weakest of one or more grades."""
-    return max(grades, key=GRADES.index)
-
-
 def _key(node: Quantity) -> tuple[Any, ...]:
     return (node.value, node.unit, node.grade, node.low, node.high, node.method, node.source, node.boundary, node.signal, node.errors)
 
@@ -339,7 +281,7 @@ def _alike(parts: Sequence[Quantity], word: str) -> None:
     for other in parts:
         if not isinstance(other, Quantity):
             raise InputError(f"Cannot {word} the bare number {other!r} to {first.unit}.", "Wrap it in a Quantity that says what it is.")
-        if _unit(first.unit)[1] != _unit(other.unit)[1]:
+        if sized(first.unit)[1] != sized(other.unit)[1]:
             raise InputError(f"Cannot {word} {first.unit} and {other.unit}: they measure different things.", "Convert one of them first.")
         for name in ("boundary", "signal"):
             mine, theirs = getattr(first, name), getattr(other, name)
@@ -359,7 +301,7 @@ def _sum(terms: Sequence[Quantity], sign: float) -> Quantity:
     value = value if abs(value) > _ROUNDING * whole else 0.0            # what is left of two equal figures is no figure
     absolute: dict[str, float] = {}
     for s, part in zip(signs, parts, strict=True):
-        for name, size in _absolute(part).items():
+        for name, size in deviations(part).items():
             absolute[name] = absolute.get(name, 0.0) + s * size
     spread = math.sqrt(sum(size * size for size in absolute.values()))
     plain: dict[str, float] = {}
@@ -369,8 +311,8 @@ def _sum(terms: Sequence[Quantity], sign: float) -> Quantity:
     errors = {name: amount / value for name, amount in absolute.items()} if value else {}
     ends: tuple[float, float] | None = None
     if not (value > 2 * spread or (sign > 0 and min(part.value for part in parts) > 0)):   # else log space is right: the figure is surely positive
-        ends = value - _Z90 * spread, value + _Z90 * spread
-    wide = any(part.__dict__["_wide"] or _sigma(part) > _WIDE for part in parts)
+        ends = value - Z90 * spread, value + Z90 * spread
+    wide = any(part.__dict__["_wide"] or width(part) > _WIDE for part in parts)
     return _made(value, first.unit, errors, ends, tuple(parts), "+" if sign > 0 else "-", plain, wide,
                  boundary=first.boundary, signal=first.signal)
 
@@ -385,9 +327,9 @@ def _product(first: Quantity, other: Quantity, power: int) -> Quantity:
             raise InputError(f"Cannot {'multiply' if power > 0 else 'divide'} a {mine} figure and a {theirs} figure ({name}).",
                              f"Bring both to one {name} first.")
         facts[name] = mine or theirs
-    (scale, mine), (other_scale, theirs) = _unit(first.unit), _unit(other.unit)
+    (scale, mine), (other_scale, theirs) = sized(first.unit), sized(other.unit)
     plain_number = not any(theirs) and other_scale == 1.0               # scaling by a pure number keeps the unit as it was written
-    unit = first.unit if plain_number else _base_unit(tuple(a + power * b for a, b in zip(mine, theirs, strict=True)))
+    unit = first.unit if plain_number else based(tuple(a + power * b for a, b in zip(mine, theirs, strict=True)))
     if plain_number:
         value = first.value * other.value if power > 0 else first.value / other.value
     else:
@@ -395,23 +337,23 @@ def _product(first: Quantity, other: Quantity, power: int) -> Quantity:
     if not math.isfinite(value):
         raise InputError(f"{first.value:g} {first.unit} and {other.value:g} {other.unit} have no finite {'product' if power > 0 else 'ratio'}.",
                          "Check the figures and their units.")
-    errors = {name: _cancelled(first.errors.get(name, 0.0), power * other.errors.get(name, 0.0)) for name in {*first.errors, *other.errors}}
+    errors = {name: cancelled(first.errors.get(name, 0.0), power * other.errors.get(name, 0.0)) for name in {*first.errors, *other.errors}}
     plain = {grade: 1 - (1 - first.__dict__["_plain"].get(grade, 0.0)) * (1 - other.__dict__["_plain"].get(grade, 0.0))
              for grade in {*first.__dict__["_plain"], *other.__dict__["_plain"]}}
     ends: tuple[float, float] | None = None
-    if _is_exact(other) and first.value:                                # the interval scales as it is, lopsided or not
+    if exact(other) and first.value:                                # the interval scales as it is, lopsided or not
         low, high = sorted(end * (value / first.value) for end in first.bounds)
         ends = low, high
-    elif _is_exact(first) and other.value and power > 0:
+    elif exact(first) and other.value and power > 0:
         low, high = sorted(end * (value / other.value) for end in other.bounds)
         ends = low, high
     elif first.value == 0 or other.value == 0:
         divisors = [end for end in other.bounds if end] if power < 0 else list(other.bounds)
         corners = [a * scale * (b * other_scale) ** power if not plain_number else a * b**power for a in first.bounds for b in divisors]
         ends = min(corners), max(corners)
-    elif _straddles(first) or _straddles(other):
+    elif crosses(first) or crosses(other):
         spread = abs(value) * math.sqrt(sum(part * part for part in errors.values()))
-        ends = value - _Z90 * spread, value + _Z90 * spread
+        ends = value - Z90 * spread, value + Z90 * spread
     wide = first.__dict__["_wide"] or other.__dict__["_wide"]
     return _made(value, unit, errors, ends, (first, other), "*" if power > 0 else "/", plain, wide, **facts)
 
@@ -419,223 +361,29 @@ def _product(first: Quantity, other: Quantity, power: int) -> Quantity:
 def _made(value: float, unit: str, errors: dict[str, float], ends: tuple[float, float] | None, inputs: tuple[Quantity, ...], op: str,
           plain: dict[str, float], wide: bool, **facts: str) -> Quantity:
     """A result with its grade, interval and provenance."""
-    origin = _origins(inputs)
+    origin = origins(inputs)
     errors = {name: part for name, part in errors.items() if part}
     real = [part for part in inputs if part.op != "number"] or list(inputs)
-    grade = _grade(errors, origin, plain) or weakest(part.grade for part in real)
+    grade = graded(errors, origin, plain) or weakest(part.grade for part in real)
     low, high = (min(ends[0], value), max(ends[1], value)) if ends else (None, None)
     text: dict[str, Any] = {name: _join([getattr(part, name) for part in inputs]) for name in ("method", "source")}
     result = Quantity(value, unit, grade, low, high, errors=errors, inputs=inputs, op=op, **text, **facts)
     plain = plain if errors else {grade: 1.0}
     result._keep({name: origin[name] if name in origin else grade for name in result.errors}, plain, wide)
-    if wide and not (op in "*/" and (_is_exact(inputs[0]) or _is_exact(inputs[1]))):
-        drawn = sorted(_draws(result))
-        object.__setattr__(result, "low", min(_quantile(drawn, 0.05), value))
-        object.__setattr__(result, "high", max(_quantile(drawn, 0.95), value))
+    if wide and not (op in "*/" and (exact(inputs[0]) or exact(inputs[1]))):
+        drawn = sorted(sampled(result))
+        object.__setattr__(result, "low", min(quantile(drawn, 0.05), value))
+        object.__setattr__(result, "high", max(quantile(drawn, 0.95), value))
     return result
-
-
-def _origins(inputs: Iterable[Quantity]) -> dict[str, str]:
-    origin: dict[str, str] = {}
-    for part in inputs:
-        known: dict[str, str] = part.__dict__["_origin"]
-        for name, grade in known.items():
-            origin[name] = weakest((grade, origin.get(name, grade)))
-    return origin
-
-
-def _grade(errors: Mapping[str, float], origin: Mapping[str, str], plain: Mapping[str, float]) -> str | None:
-    """The weakest grade that matters; None where nothing has a variance and nothing a share."""
-    whole, found = sum(part * part for part in errors.values()), []
-    for grade in reversed(GRADES):                                      # weaker ones count with it: 4 % assumed and 4 % published are 8 % published
-        weaker = GRADES[GRADES.index(grade):]
-        if whole and sum(part * part for name, part in errors.items() if origin.get(name) in weaker) > _HOLDS * whole:
-            found.append(grade)
-            break
-    found += [grade for grade, held in plain.items() if held > _HOLDS and not (found and grade in _EXACT)]
-    return weakest(found) if found else None
-
-
-def _cancelled(mine: float, theirs: float) -> float:
-    """Their sum; exactly 0 where only rounding is left of it."""
-    left = mine + theirs
-    return left if abs(left) > 1e-12 * max(abs(mine), abs(theirs)) else 0.0
-
-
-def _is_exact(part: Quantity) -> bool:
-    return not part.errors and part.low == part.high
-
-
-def _straddles(part: Quantity) -> bool:
-    low, high = part.bounds
-    return low < high and not (0 < low or high < 0)
-
-
-def _sigma(part: Quantity) -> float:
-    return 0.0 if _straddles(part) else math.sqrt(sum(size * size for size in part.errors.values()))
-
-
-def _absolute(part: Quantity) -> dict[str, float]:
-    """Standard deviations by source, in the part's unit."""
-    low, high = part.bounds
-    if part.value == 0:
-        return {part._name(): (high - low) / (2 * _Z90)} if high > low else {}
-    return {name: part.value * size for name, size in part.errors.items()}
-
-
-# Draws
-@functools.lru_cache(maxsize=128)
-def _stream(source: str) -> Sequence[float]:
-    """4,096 standard normal draws of one source: the middles of equal slices of the normal distribution, in an order that its name decides."""
-    import hashlib
-    import random
-    from array import array
-    from statistics import NormalDist
-
-    order = random.Random(int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big"))
-    keys = [order.random() for _ in range(_DRAWS)]
-    ranks = sorted(range(_DRAWS), key=keys.__getitem__)
-    normal = NormalDist().inv_cdf
-    return array("d", (normal((rank + 0.5) / _DRAWS) for rank in ranks))
-
-
-def _draws(part: Quantity) -> Sequence[float]:
-    """4,096 draws of a figure, in its unit: from its errors where they say all, through its inputs where a wide sum is among them."""
-    for node in _walk(part, _pending):
-        if _pending(node):
-            made = _drawn_sum(node) if node.op in ("+", "-") else _drawn_product(node)
-            centre = _centre(node)
-            scale = node.value / centre if centre else 1.0               # the unit of the result, whatever those of the inputs
-            node.__dict__["_drawn"] = [item * scale for item in made] if scale != 1.0 else made
-    return part.__dict__["_drawn"] if part.__dict__["_wide"] else _leaf(part)
-
-
-def _pending(node: Quantity) -> bool:
-    return node.__dict__["_wide"] and "_drawn" not in node.__dict__
-
-
-def _centre(node: Quantity) -> float:
-    """The result of the inputs' best values, in their units."""
-    first, *others = (child.value for child in node.inputs)
-    if node.op in ("+", "-"):
-        return math.fsum((first, *others)) if node.op == "+" else first - math.fsum(others)
-    return first * others[0] if node.op == "*" else first / others[0]
-
-
-def _drawn_sum(node: Quantity) -> list[float]:
-    """Terms with the very same errors move together, so they are added before they are drawn."""
-    alike: dict[tuple[tuple[str, float], ...], float] = {}
-    terms: list[tuple[float, Sequence[float]]] = []
-    for position, child in enumerate(node.inputs):
-        sign = -1.0 if node.op == "-" and position else 1.0
-        if child.__dict__["_wide"] or _straddles(child) or not child.value:
-            terms.append((sign, _draws(child)))
-        else:
-            key = tuple(child.errors.items())
-            alike[key] = alike.get(key, 0.0) + sign * child.value
-    made = [0.0] * _DRAWS
-    for sign, drawn in [*terms, *((1.0, _lognormal(value, key)) for key, value in alike.items())]:
-        made = [old + sign * new for old, new in zip(made, drawn, strict=True)]
-    return made
-
-
-def _drawn_product(node: Quantity) -> list[float]:
-    first, second = (_draws(child) for child in node.inputs)
-    if node.op == "*":
-        return [a * b for a, b in zip(first, second, strict=True)]
-    return [a / b if b else 0.0 for a, b in zip(first, second, strict=True)]
-
-
-def _leaf(part: Quantity) -> list[float]:
-    """Draws of a figure whose errors say all."""
-    if part.value and not _straddles(part):
-        return _lognormal(part.value, tuple(part.errors.items()))
-    made = [part.value] * _DRAWS
-    for name, size in _absolute(part).items():
-        made = [old + size * draw for old, draw in zip(made, _stream(name), strict=True)]
-    return made
-
-
-def _lognormal(value: float, errors: tuple[tuple[str, float], ...]) -> list[float]:
-    if not errors:
-        return [value] * _DRAWS
-    (name, size), *others = errors
-    sums = [size * draw for draw in _stream(name)]
-    for other, more in others:
-        sums = [old + more * draw for old, draw in zip(sums, _stream(other), strict=True)]
-    exp, most = math.exp, 700.0
-    return [value * exp(item if item < most else most) for item in sums]
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    return ordered[below] + (place - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
-
-
-# The graph of inputs
-def _walk(root: Quantity, into: Callable[[Quantity], bool] = lambda node: True) -> list[Quantity]:
-    """Every figure below `root` once, inputs before results; without recursion, for sums may be thousands deep. `into` says whose inputs to visit."""
-    done: dict[int, Quantity] = {}
-    stack: list[tuple[Quantity, bool]] = [(root, False)]
-    while stack:
-        node, ready = stack.pop()
-        if id(node) in done:
-            continue
-        if ready or not into(node):
-            done[id(node)] = node
-        else:
-            stack.append((node, True))
-            stack += [(child, False) for child in reversed(node.inputs)]
-    return list(done.values())
 
 
 def _restored(node: Quantity) -> Quantity:
     """A result read from a file, with what arithmetic had known of it."""
     if node.inputs and node.op in ("+", "-", "*", "/"):
-        origin = _origins(node.inputs)
-        wide = any(part.__dict__["_wide"] or (node.op in "+-" and _sigma(part) > _WIDE) for part in node.inputs)
+        origin = origins(node.inputs)
+        wide = any(part.__dict__["_wide"] or (node.op in "+-" and width(part) > _WIDE) for part in node.inputs)
         node._keep({name: origin.get(name, node.grade) for name in node.errors}, {} if node.errors else {node.grade: 1.0}, wide)
     return node
-
-
-def _terms(root: Quantity) -> dict[str, tuple[float, str]]:
-    """Share of the value and grade of each term of a sum, by the term's name; the terms of a product are those of the factor that is a sum."""
-    found: dict[int, dict[str, tuple[float, str]]] = {}
-    for node in _walk(root):
-        mine: dict[str, tuple[float, str]] = {node._name(): (1.0, node.grade)}
-        below = [found[id(child)] for child in node.inputs]
-        size = math.fsum(abs(child.value) for child in node.inputs)
-        if node.op in ("+", "-") and size:
-            mine = {}
-            for position, (child, terms) in enumerate(zip(node.inputs, below, strict=True)):
-                sign = -1.0 if node.op == "-" and position else 1.0
-                for name, (held, grade) in terms.items():
-                    before = mine.get(name, (0.0, grade))
-                    mine[name] = before[0] + sign * held * child.value / (node.value or size) * _rescale(node), weakest((grade, before[1]))
-        elif node.op in ("*", "/"):
-            sums = [terms for terms in (below if node.op == "*" else below[:1]) if len(terms) > 1]
-            mine = sums[0] if sums else mine
-        found[id(node)] = mine
-    return found[id(root)]
-
-
-def _rescale(node: Quantity) -> float:
-    """Size of the inputs' unit in the node's: inputs of a sum share a unit, which `to` may since have changed."""
-    return _unit(node.inputs[0].unit)[0] / _unit(node.unit)[0]
-
-
-def _words(node: Quantity) -> str:
-    return f"the number {node.value:g}" if node.op == "number" else str(node)
-
-
-def _spread(value: float, sigma: float) -> float:
-    """One end of the 90 % interval of a log-normal figure; signed sigma picks the end, for negative values too."""
-    try:
-        return value * math.exp(_Z90 * (sigma if value >= 0 else -sigma)) if sigma else value
-    except OverflowError:
-        raise InputError(f"An error of {abs(sigma):g} (log-standard deviation) has no finite interval.",
-                         "Errors are relative: 0.1 is about 10 %.") from None
 
 
 def _join(texts: Iterable[str]) -> str:
