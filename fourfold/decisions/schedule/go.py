@@ -1,0 +1,64 @@
+"""GO: one learned policy places, orders and fuses all ops at once, and looks at what came of it before it answers again.
+
+Zhou et al. (2020), "Transferable graph optimizers for ML compilers". `_go/network.py` holds the network, `_go/repair.py` what makes any of its
+answers valid, `fourfold pretrain` the training. Zero-shot: the likeliest answer and a few samples, priced by the simulator, over three rounds of
+refinement. Then, as options: fine-tuning on this one graph by PPO, and annealing from the best plan while the budget lasts (the hybrid, so named in
+the note).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fourfold.decide import Budget, Proposal, Solver
+from fourfold.decisions.schedule.problem import Answer, Schedule
+from fourfold.errors import Infeasible
+
+_PRICED = 120_000                                                      # nodes × samples in a round of zero-shot answers
+
+
+class Go(Solver):
+    """A learned policy. `polish`: anneal from its plan while the budget lasts; `finetune`: first learn on this graph, for half of it; `weights`: a
+    .safetensors file in place of the one that ships; `rounds` of refinement; `samples` a round (None: as many as the graph's size allows)."""
+
+    title: ClassVar[str] = "GO: a learned policy for placement, order and fusion, refined and polished"
+    lever: ClassVar[str] = "machine"
+    answers: ClassVar[str] = "schedule"
+    cites: ClassVar[tuple[str, ...]] = ("zhou2020go",)
+    needs: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
+    counts: ClassVar[str] = "plans priced"
+
+    def __init__(self, polish: bool = True, finetune: bool = False, weights: str | Path | None = None, rounds: int = 3,
+                 samples: int | None = None, updates: int = 10_000) -> None:
+        self.polish, self.finetune, self.weights, self.rounds, self.samples = polish, finetune, weights, rounds, samples
+        self.updates = updates
+
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+        from fourfold.decisions.schedule._go.network import read
+        from fourfold.decisions.schedule._go.policy import Case, plans
+
+        network, facts = read(None if self.weights is None else str(self.weights))
+        case = Case.of(problem)
+        samples = min(8, _PRICED // len(problem.graph)) if self.samples is None else self.samples
+        best = plans(network, case, budget, seed, self.rounds, samples)
+        notes = [f"Policy of {facts['updates']} updates." if "updates" in facts else ""]
+        if self.finetune and not budget.exhausted:
+            from fourfold.decisions.schedule._go.tune import tune
+
+            tuned, told = tune(network, case, budget, seed, updates=self.updates, share=0.5 if self.polish else 1.0)
+            best = tuned if best is None or tuned is not None and tuned.cost < best.cost else best
+            notes.append(told)
+        if best is None:
+            raise Infeasible("No answer of the policy could be mended to fit the devices' memory.", "Use more or larger devices, or another solver.")
+        answer, evidence = best.answer, {"policy": best.cost}
+        if self.polish and not budget.exhausted:
+            from fourfold.decisions.schedule.anneal import improve
+
+            answer = improve(problem, answer, budget, seed)
+            notes.append(f"Annealed from the policy's plan ({best.cost:.4g} {problem.unit}).")
+        return Proposal(answer, evidence=_plain(evidence), note=" ".join(note for note in notes if note))
+
+
+def _plain(evidence: dict[str, Any]) -> dict[str, Any]:
+    return evidence
