@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from fourfold.decide import Budget, Solver, solve
 from fourfold.decisions.schedule.corpus import make
 from fourfold.decisions.schedule.expert import Expert
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.graph import Graph
 from fourfold.plan import Plan
+from fourfold.run.local import Execution, Ran, Sent
 from fourfold.system import System
 
 
@@ -38,3 +41,24 @@ def renamed(graph: Graph, name: str) -> Graph:
 
     return dataclasses.replace(graph, name=name, names=tuple(f"{name} {n}" for n in range(len(graph))),
                                modules=tuple(f"{module}.{name}" for module in graph.modules))
+
+
+def executed(plan: Plan, compiled: bool = False) -> Execution:
+    """What an executor would hand back that takes twice as long as predicted; `compiled`: each device's tasks are one region with one span."""
+    timeline, place = plan.timeline(), plan.of_tasks[0]
+    start, finish = 2 * timeline.start, 2 * timeline.finish
+    rows = []
+    for d in range(len(plan.system)):
+        tasks = tuple(np.flatnonzero(place == d).tolist())
+        if tasks and compiled:
+            start[list(tasks)], finish[list(tasks)] = start[list(tasks)].min(), finish[list(tasks)].max()
+        if tasks:
+            rows.append(Ran(d, d, "inductor" if compiled else "eager", tasks, start[list(tasks)].min(), finish[list(tasks)].max(), 0.1))
+    value = {}                                                          # value of the tasks → value of the graph: the first that its task hands on
+    for v, maker in enumerate(plan.tasks.producer.tolist()):
+        value[v] = next(x for n in np.flatnonzero(plan.tasks.group == maker).tolist() for x in plan.graph.outputs_of(n).tolist())
+    sent = timeline.transfers
+    moved = tuple(Sent(value[v], a, b, 2 * s, 2 * f, 8) for v, a, b, s, f in zip(*(getattr(sent, name).tolist() for name in (
+        "value", "source", "target", "start", "finish")), strict=True))
+    total = 2 * timeline.makespan
+    return Execution(None, total, total, total, (total,) * 3, start, finish, total, tuple(rows), moved, {}, "planned")

@@ -254,4 +254,5 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = json.loads(done.stdout)
     assert told["equal"] and told["predicted"] > 0 and told["race"] is None and told["execution"]["engines"] == {"0": "eager"}
     done = CliRunner().invoke(app, ["run", "plan", "--no-race", "--repeat", "3"])
-    assert done.exit_code == 0 and "predicted" in done.output and "equal the original's" in done.output
+    assert done.exit_code == 0 and "predicted" in done.output and "The output equals the original's" in done.output
+    assert "<dt>measured</dt>" in (tmp_path / "plan" / "plan.html").read_text(encoding="utf-8")

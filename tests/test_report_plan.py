@@ -14,9 +14,7 @@ import pytest
 
 from fourfold.decisions.schedule.heft import Heft
 from fourfold.decisions.schedule.problem import Schedule
-from fourfold.plan import Plan
 from fourfold.report import trace
-from fourfold.run.local import Execution, Ran, Sent
 
 Event = dict[str, Any]
 
@@ -122,31 +120,10 @@ def test_large_files_are_packed_and_only_one_is_left(tmp_path: Path) -> None:
     assert not packed.exists()
 
 
-def executed(plan: Plan, compiled: bool = False) -> Execution:
-    """What an executor would hand back that takes twice as long as predicted; `compiled`: each device's tasks are one region with one span."""
-    timeline, place = plan.timeline(), plan.of_tasks[0]
-    start, finish = 2 * timeline.start, 2 * timeline.finish
-    rows = []
-    for d in range(len(plan.system)):
-        tasks = tuple(np.flatnonzero(place == d).tolist())
-        if tasks and compiled:
-            start[list(tasks)], finish[list(tasks)] = start[list(tasks)].min(), finish[list(tasks)].max()
-        if tasks:
-            rows.append(Ran(d, d, "inductor" if compiled else "eager", tasks, start[list(tasks)].min(), finish[list(tasks)].max(), 0.1))
-    value = {}                                                          # value of the tasks → value of the graph: the first that its task hands on
-    for v, maker in enumerate(plan.tasks.producer.tolist()):
-        value[v] = next(x for n in np.flatnonzero(plan.tasks.group == maker).tolist() for x in plan.graph.outputs_of(n).tolist())
-    sent = timeline.transfers
-    moved = tuple(Sent(value[v], a, b, 2 * s, 2 * f, 8) for v, a, b, s, f in zip(*(getattr(sent, name).tolist() for name in (
-        "value", "source", "target", "start", "finish")), strict=True))
-    total = 2 * timeline.makespan
-    return Execution(None, total, total, total, (total,) * 3, start, finish, total, tuple(rows), moved, {}, "planned")
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 def test_what_was_measured_stands_beside_what_was_predicted(compiled: bool, tmp_path: Path) -> None:
     plan = planned.solved(planned.problem("encoder_decoder", 120, system="cpux2"), Heft())
-    execution = executed(plan, compiled)
+    execution = planned.executed(plan, compiled)
     document = json.loads(trace.write(plan, tmp_path, execution).read_text())
     events = document["traceEvents"]
     if not compiled:                                                    # regions as long as everything overlap nothing that hangs together

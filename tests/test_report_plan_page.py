@@ -173,6 +173,19 @@ def test_headlines() -> None:
         assert "".join(graph.headline(changed)).startswith(said)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_was_measured_is_on_the_page(compiled: bool) -> None:
+    plan = planned.solved(planned.problem("encoder_decoder", 120, system="cpux2"), Heft())
+    execution = planned.executed(plan, compiled)
+    text = graph.page(plan, execution)
+    read(text)
+    rows = data(text)["strips"]
+    assert [row["kind"] for row in rows[:4]] == ["predicted", "measured"] * 2 and "<dt>measured</dt>" in text
+    assert sum(len(row["start"]) for row in rows if row["kind"] == "measured") == len(plan.tasks)
+    assert data(text)["whole"] == pytest.approx(2e9 * plan.timeline().makespan, rel=1e-6)
+    assert [name in text for name in ("Memory of cpu0", "Memory of measured")] == [True, False]
+
+
 def test_written_beside_a_plan(tmp_path: Path) -> None:
     plan = planned.solved(planned.problem("cnn", 60))
     plan.save(tmp_path)

@@ -32,6 +32,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Carry out a plan on this machine: devices as processes, order and groups as planned, transfers through shared memory."""
+    from fourfold.report.graph import write
     from fourfold.run.local import ONE, opened
     from fourfold.run.local import check as checked
     from fourfold.run.local import race as raced
@@ -46,11 +47,13 @@ def run(
     if one:
         engines = {"*": "eager"} | (dict(found.engines) if found.engines.get("placement") == ONE else {}) | {"placement": ONE}
     done = checked(found, model=captured, repeat=repeat, engines=engines, folder=folder)
+    written = write(found, folder.parent, done.execution)
     document = done.to_json() | {"race": [dict(row) for row in result.rows] if result else None, "plan": found.hash}
     if as_json:
         emit(document)
     else:
         _tell(found, done, result, check)
+        print(f"Wrote what was measured beside what was predicted into {' and '.join(str(path) for path in written)}.")
     if check and not done.equal:
         raise typer.Exit(_DIFFERS)
 
@@ -121,7 +124,8 @@ def _tell(plan: Plan, done: Check, race: Race | None, whole: bool) -> None:
         print(f"{len(wrong)} of {len(done.outputs)} outputs differ from the original's, {wrong[0].name} by {wrong[0].relative:.2g} of its largest "
               f"magnitude (allowed {wrong[0].tolerance:g}).")
     else:
-        print(f"All {len(done.outputs)} outputs equal the original's: they differ by at most {worst:.2g} of their largest magnitude.")
+        which = f"All {len(done.outputs)} outputs equal" if len(done.outputs) != 1 else "The output equals"
+        print(f"{which} the original's: {f'off by at most {worst:.2g} of the largest magnitude' if worst else 'no difference'}.")
     for note in done.notes:
         print(note)
 

@@ -39,6 +39,7 @@ def page(plan: Plan, execution: Any = None) -> str:
     timeline = plan.timeline(memory=True)
     root = boxes(plan)
     rows, held = strips.strips(plan, timeline, execution), strips.curves(plan, timeline)
+    last = "predicted" if execution is None else "measured"              # the strip of a device above its memory
     whole = max([timeline.makespan, *(float(row.finish.max()) for row in rows if len(row.finish))])
     task = _items_of_tasks(plan, root)
     facts = {
@@ -46,7 +47,7 @@ def page(plan: Plan, execution: Any = None) -> str:
         "headline": headline(plan), "proof": proof(plan), "cost": lambda value: amount(plan, value),
         "devices": _devices(plan, timeline), "sentences": plan.sentences, "groups": root.groups, "whole": whole,
         "table": sorted(plan.table, key=lambda row: (row["cost"] is None, row["cost"] or 0.0)),
-        "strips": [(row, Markup(strips.drawn(row, whole)), next((c for c in held if row.kind == "predicted" and c.device == row.device), None))
+        "strips": [(row, Markup(strips.drawn(row, whole)), next((c for c in held if row.kind == last and c.device == row.device), None))
                    for row in rows],
         "area": lambda curve: Markup(strips.area(curve, whole)), "wide": strips.WIDE, "high": strips.HIGH, "low": strips.LOW,
         "boxes": Markup(_drawn(plan, root)), "shown": sum(len(item.items) for item in root.walk() if item.open),
