@@ -164,25 +164,36 @@ def captured(model: Model) -> Any:
 
 # ---- time ----------------------------------------------------------------------------------------------------------------------------------------
 
-def quartile(times: Sequence[float]) -> float:
+def quartile(times: Any) -> float:
     return float(np.quantile(times, 0.25))
 
 
-def interval(times: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def interval(times: Any, seed: int = 0) -> tuple[float, float]:
     """90 % of the quartiles of resampled rounds."""
     dice = np.random.default_rng(seed)
     told = np.quantile(dice.choice(times, (500, len(times))), 0.25, axis=1)
     return float(np.quantile(told, 0.05)), float(np.quantile(told, 0.95))
 
 
-def interleaved(calls: Mapping[str, Callable[[], float]], rounds: int, seed: int = 0) -> dict[str, list[float]]:
-    """s of every call in every round, in random order within a round; two rounds before do not count."""
+Pair = tuple[float, float]                                              # s: wall, processor time of this process
+
+
+def _both(ready: Any) -> Pair:
+    """A warm run, as `execute` measures it: right after one that does not count."""
+    ready.run()
+    began = time.process_time()
+    wall = ready.run()[1]
+    return wall, time.process_time() - began
+
+
+def interleaved(calls: Mapping[str, Callable[[], Pair]], rounds: int, seed: int = 0) -> dict[str, list[Pair]]:
+    """s of every call in every round, in random order within a round; the round before does not count."""
     dice, names = np.random.default_rng(seed), list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(rounds + 2):
+    times: dict[str, list[Pair]] = {name: [] for name in names}
+    for round_ in range(rounds + 1):
         for k in dice.permutation(len(names)).tolist():
             took = calls[names[k]]()
-            if round_ >= 2:
+            if round_:
                 times[names[k]].append(took)
     return times
 
@@ -217,7 +228,7 @@ def given(found: Any) -> Any:
 
 # ---- whole models --------------------------------------------------------------------------------------------------------------------------------
 
-def models(wanted: Sequence[Model], system: Any, rounds: int, batch: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def models(wanted: Sequence[Model], system: Any, rounds: int, batch: int, single: bool, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """A row per model: predicted and measured seconds on the first device of `system`; `batch` models are timed interleaved."""
     from contextlib import ExitStack
 
@@ -227,7 +238,7 @@ def models(wanted: Sequence[Model], system: Any, rounds: int, batch: int, say: C
     rows: list[dict[str, Any]] = []
     for first in range(0, len(wanted), batch):
         with ExitStack() as stack:
-            calls: dict[str, Callable[[], float]] = {}
+            calls: dict[str, Callable[[], Pair]] = {}
             for model in wanted[first: first + batch]:
                 try:
                     found = captured(model)
@@ -239,11 +250,11 @@ def models(wanted: Sequence[Model], system: Any, rounds: int, batch: int, say: C
                 priced = seconds(found.graph, system)[:, 0]
                 rows.append({"model": model.name, "nodes": len(found.graph), "gflop": float(found.graph.flops.sum() / 1e9), "predicted": plan.cost,
                              "launch": float(_launches(found.graph, system)), "parts": _parts(found.graph, priced)})
-                calls[model.name] = lambda ready=ready: ready.run()[1]
+                calls[model.name] = lambda ready=ready: _both(ready)
             told = interleaved(calls, rounds)
         for row in rows:
             if row["model"] in told:
-                _measured(row, told[row["model"]])
+                _measured(row, told[row["model"]], single)
                 say(_line(row))
     return rows
 
@@ -262,15 +273,19 @@ def _parts(graph: Any, priced: np.ndarray) -> dict[str, float]:
     return dict(sorted(by.items(), key=lambda one: -one[1])[:8])
 
 
-def _measured(row: dict[str, Any], times: Sequence[float]) -> None:
-    low, high = interval(times)
-    row |= {"measured": quartile(times), "low": low, "high": high, "runs": len(times), "median": float(np.median(times))}
+def _measured(row: dict[str, Any], times: Sequence[Pair], single: bool) -> None:
+    """`measured`: by the wall clock; `busy`, where one thread does it all: its processor time, which others on the machine do not lengthen."""
+    wall, busy = (np.array(one) for one in zip(*times, strict=True))
+    row |= {"measured": quartile(wall), "interval": interval(wall), "median": float(np.median(wall)), "runs": len(wall)}
     row["error"] = row["predicted"] / row["measured"] - 1
+    if single:
+        row |= {"busy": quartile(busy), "busy_interval": interval(busy), "busy_error": row["predicted"] / quartile(busy) - 1}
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    told, low, high, measured = (row[name] * 1e3 for name in ("predicted", "low", "high", "measured"))
-    return f"{row['model']:<20} {row['nodes']:>5}  predicted {told:8.2f} ms  measured {measured:8.2f} ms [{low:.2f}, {high:.2f}]  {row['error']:+.1%}"
+    told, measured, low, high = (f"{one * 1e3:.2f}" for one in (row["predicted"], row["measured"], *row["interval"]))
+    busy = f"  processor time {row['busy'] * 1e3:.2f} ms {row['busy_error']:+.1%}" if "busy" in row else ""
+    return f"{row['model']:<24} {row['nodes']:>4}  predicted {told:>7} ms  measured {measured:>7} [{low}, {high}] {row['error']:+.1%}{busy}"
 
 
 # ---- random plans --------------------------------------------------------------------------------------------------------------------------------
@@ -311,28 +326,28 @@ def plans(wanted: Sequence[Model], system: Any, count: int, rounds: int, batch: 
         mine = drawn(found, system, count)
         for first in range(0, len(mine), batch):
             with ExitStack() as stack:
-                calls: dict[str, Callable[[], float]] = {}
+                calls: dict[str, Callable[[], Pair]] = {}
                 for name, plan in mine[first: first + batch]:
                     ready = stack.enter_context(Local(plan, found.program, given(found), engines="eager", placement="planned", stamps=False))
                     line = plan.timeline()
                     rows.append({"model": model.name, "plan": name, "predicted": float(line.makespan), "transfers": len(line.transfers),
                                  "busy": line.busy.tolist()})
-                    calls[name] = lambda ready=ready: ready.run()[1]
+                    calls[name] = lambda ready=ready: _both(ready)
                 told = interleaved(calls, rounds)
             for row in rows:
                 if row["model"] == model.name and row["plan"] in told:
-                    _measured(row, told[row["plan"]])
+                    _measured(row, told[row["plan"]], False)
                     say(_line(row | {"model": f"{row['model']} {row['plan']}", "nodes": row["transfers"]}))
     return rows
 
 
 # ---- main ----------------------------------------------------------------------------------------------------------------------------------------
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    errors = np.array([row["error"] for row in rows])
+def summary(rows: Sequence[Mapping[str, Any]], error: str = "error", time: str = "measured") -> dict[str, float]:
+    errors = np.array([row[error] for row in rows])
     off = np.abs(errors)
     return {"rows": len(rows), "mean_absolute_error": float(off.mean()), "worst": float(off.max()), "bias": float(errors.mean()),
-            "within_15_percent": int((off <= 0.15).sum()), "kendall": kendall([r["predicted"] for r in rows], [r["measured"] for r in rows])}
+            "within_15_percent": int((off <= 0.15).sum()), "kendall": kendall([r["predicted"] for r in rows], [r[time] for r in rows])}
 
 
 def main() -> None:
@@ -360,9 +375,10 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     for threads in asked.threads:
         workers = max(1, cores // threads)
         system = machine(asked.machines, workers, asked.seconds)
-        rows = models(zoo, system, asked.rounds, 8, print)
-        document["models"][f"{threads} thread{'s' * (threads > 1)}"] = {"summary": summary(rows), "rows": rows}
-        print(f"{threads} threads: {summary(rows)}")
+        rows = models(zoo, system, asked.rounds, 8, threads == 1, print)
+        told = {"wall clock": summary(rows)} | ({"processor time": summary(rows, "busy_error", "busy")} if threads == 1 else {})
+        document["models"][f"{threads} thread{'s' * (threads > 1)}"] = {"summary": told, "rows": rows}
+        print(f"{threads} thread{'s' * (threads > 1)}: {told}")
     if asked.plans:
         system = machine(asked.machines, cores, asked.seconds)
         chosen = [model for model in MODELS if model.name in ("clip", "bert")]

@@ -13,7 +13,7 @@
     idle = "30 W"
     busy = "250 W"
     unsupported = ["aten.nonzero*"]            # optional: kinds of op that it cannot run (shell patterns)
-    cold = [["1 MB", "2 us"], ["8 MB", "9 us"]]           # optional: what a call costs more after the op before it has moved so many bytes
+    cold = [["1 MB", "2 us"], ["8 MB", "9 us"]]           # optional: what a call costs more once so many bytes passed since one of its kind
     peak = { float32 = "9.3 TFLOP/s", float16 = "18.7 TFLOP/s" }
     [device.efficiency]
     matmul = 0.8                               # share of peak and of bandwidth that a family (or one kind, "aten.gelu") of ops gets
@@ -21,7 +21,8 @@
     launch = "9 us"                            # what one call costs besides; without it the device's
     peak = [["1 MFLOP", 0.2], ["1 GFLOP", 0.8]]           # size of the op, share of peak
     bandwidth = [["64 kB", 4.0], ["64 MB", 1.0]]          # bytes until they are used again, share of bandwidth; above 1 in caches
-    narrow = [[1, 0.1], [64, 1.0]]                        # least side of the matrix product, factor on the share of peak
+    narrow = [[1, 0.1], [64, 1.0]]                        # least side of the matrix product (a convolution: its depth), factor on the share of peak
+    relay = "7 GB/s"                                      # how fast weights are laid out anew by every call; without it they are not
 
     [[link]]
     a = "gpu*"                                 # a shell pattern: one link for each match; between = "gpu*" in place of a and b: one for each pair
@@ -94,12 +95,14 @@ class Efficiency:
 
     `launch` s a call costs besides its work, None: the device's. `peak`: FLOP of the op → share of peak, 0 to 1. `bandwidth`: bytes that pass until
     the same ones are used again → share of bandwidth; above 1 where caches hold them. `narrow`: least side of a matrix product → factor on `peak`.
+    `relay` B/s at which each call lays its weights out anew before it computes; inf: it need not.
     """
 
     launch: float | None = None
     peak: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
     bandwidth: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
     narrow: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+    relay: float = math.inf
 
     @staticmethod
     def at(curve: tuple[tuple[float, float], ...], size: Any) -> np.ndarray:
@@ -116,7 +119,7 @@ class Device:
 
     `peak` FLOP/s by dtype (torch's names: float32, bfloat16, int8), `bandwidth` B/s of its memory, `launch` s of fixed cost per op, `memory` B it may
     hold, `idle` and `busy` W, `efficiency` by family or kind of op, `unsupported` patterns of kinds of op, `cold` points (B, s): what a call costs
-    more after the op before it has moved so many bytes through the caches that hold the framework's own code and data.
+    more once so many bytes have passed, since one of its kind ran, through the caches that hold the framework's own code and data.
     """
 
     name: str
@@ -132,7 +135,7 @@ class Device:
     cold: tuple[tuple[float, float], ...] = ()
 
     def chill(self, size: Any) -> np.ndarray:
-        """s that a call costs more after an op that moved `size` bytes (a number or an array): 0 below the first point, level above the last."""
+        """s that a call costs more once `size` bytes (a number or an array) have passed: 0 below the first point, level above the last."""
         import numpy as np
 
         moved = np.maximum(np.asarray(size, dtype=float), 1.0)
@@ -328,7 +331,8 @@ class System:
         """What `to_json` gave. Raises InputError where a field is missing."""
         try:
             devices = tuple(Device(**{**one, "unsupported": tuple(one["unsupported"]), "cold": tuple((x, y) for x, y in one["cold"]), "efficiency": {
-                family: Efficiency(curve["launch"], *(tuple((x, y) for x, y in curve[part]) for part in _CURVES))
+                family: Efficiency(curve["launch"], relay=curve.get("relay", math.inf),
+                                   **{part: tuple((x, y) for x, y in curve[part]) for part in _CURVES})
                 for family, curve in one["efficiency"].items()}}) for one in data["devices"])
             return cls(data["name"], devices, tuple(Link(**one) for one in data["links"]), data["fingerprint"], tuple(data["hubs"]),
                        {name: Quantity.from_json(figure) for name, figure in data.get("figures", {}).items()})
@@ -338,8 +342,8 @@ class System:
     def to_json(self, figures: bool = True) -> dict[str, Any]:
         def plain(device: Device) -> dict[str, Any]:
             data = {name: getattr(device, name) for name in ("name", "kind", "bandwidth", "launch", "memory", "idle", "busy")}
-            curves = {family: {"launch": one.launch, **{part: [list(point) for point in getattr(one, part)] for part in _CURVES}}
-                      for family, one in device.efficiency.items()}
+            curves = {family: {"launch": one.launch, **{part: [list(point) for point in getattr(one, part)] for part in _CURVES},
+                               **({"relay": one.relay} if math.isfinite(one.relay) else {})} for family, one in device.efficiency.items()}
             return data | {"peak": dict(device.peak), "efficiency": curves, "unsupported": list(device.unsupported),
                            "cold": [list(point) for point in device.cold]}
 
@@ -506,7 +510,7 @@ class _Reader:
             value = {"peak": value, "bandwidth": value}
         if not isinstance(value, dict):
             raise InputError(f"{self.source}: {place} = {value!r}.", "Write a share such as 0.8, or a table with launch, peak, bandwidth.")
-        self._only(value, ("launch", "peak", "bandwidth", "narrow", "grade", "source"), f"in {place}")
+        self._only(value, ("launch", "peak", "bandwidth", "narrow", "relay", "grade", "source"), f"in {place}")
         launch = None
         if "launch" in value:
             told = value["launch"] if isinstance(value["launch"], dict) else {"value": value["launch"]}
@@ -514,7 +518,9 @@ class _Reader:
             figures[f"efficiency.{family}.launch"] = figure = self._figure(graded, "time", f"launch in {place}", strict=False)
             launch = figure.value
         parts = {"peak": ("work", 1.0), "bandwidth": ("size", 1000.0), "narrow": ("", 1.0)}
-        return Efficiency(launch, *(self._points(value.get(part, 1.0), what, top, f"{part} in {place}") for part, (what, top) in parts.items()))
+        relay = self._figure(value["relay"], "rate", f"relay in {place}").value if "relay" in value else math.inf
+        return Efficiency(launch, relay=relay, **{part: self._points(value.get(part, 1.0), what, top, f"{part} in {place}")
+                                                  for part, (what, top) in parts.items()})
 
     def _points(self, value: Any, what: str, top: float, where: str) -> tuple[tuple[float, float], ...]:
         pairs = [[1.0, value]] if isinstance(value, int | float) else value
@@ -625,6 +631,8 @@ def _written(system: System) -> str:
             if curve.launch is not None:
                 lines.append(f"launch = {_stated_as(system, f'{device.name}.efficiency.{family}.launch', curve.launch, 'time')}")
             lines += [f"{part} = {_points_as(getattr(curve, part), unit)}" for part, unit in zip(_CURVES, ("FLOP", "B", ""), strict=True)]
+            if math.isfinite(curve.relay):
+                lines.append(f'relay = "{curve.relay!r} B/s"')
     for link in system.links:
         lines += ["", "[[link]]", f"a = {_quoted(link.a)}", f"b = {_quoted(link.b)}", f"duplex = {str(link.duplex).lower()}"]
         lines += [f"overlap = {str(link.overlap).lower()}"]

@@ -105,6 +105,38 @@ def test_narrow_products_and_depthwise_convolutions() -> None:
     np.testing.assert_allclose(table, [2.0 / 0.01, 2 * 800 * 9 / 1e6 / 0.125, 2 * 800 * 72 / 1e6 / 0.5])
 
 
+def test_convolutions_lay_weights_out_anew_and_rare_kinds_are_cold() -> None:
+    shares = {"conv": Efficiency(relay=1e6), "elementwise": Efficiency(1e-3)}
+    cold = ((1e3, 0.0), (1e6, 3.0))
+    system = System("one", (Device("d", "cpu", {"float32": 1e9}, 1e15, 0.0, 1e9, efficiency=shares, cold=cold),))
+    build = Builder()
+    image, full = build.input((1, 8, 10, 10), "float32"), build.parameter((8, 8, 3, 3), "float32")
+    (y,) = build.node("aten.conv2d", [image, full], [((1, 8, 10, 10), "float32")], fusion=CONTRACTION, flops=2 * 800 * 72)
+    (z,) = build.node("aten.relu", [y], [((1, 8, 10, 10), "float32")], fusion=ELEMENTWISE)
+    (u,) = build.node("aten.relu", [z], [((1, 8, 10, 10), "float32")], fusion=ELEMENTWISE)
+    build.output(u)
+    graph = build.build()
+    conv, first, second = seconds(graph, system)[:, 0]
+    moved = 4 * (800 + 576 + 800)
+    assert math.isclose(conv, 2 * 800 * 72 / 1e9 + 4 * 576 / 1e6 + system.devices[0].chill(2 * 6400.0), rel_tol=1e-6)
+    assert math.isclose(first, 1e-3 + system.devices[0].chill(moved)) and math.isclose(second, 1e-3, rel_tol=1e-6)     # its kind has just run
+    fused = fused_seconds(graph, [0, 0, 0], system)
+    assert fused[0, 0] < conv                                           # compiled code keeps its weights as it needs them
+
+
+def test_linear_layers_of_transposed_views() -> None:
+    shares = {"matmul": Efficiency(peak=((1.0, 0.5),)), "strided": Efficiency(peak=((1.0, 0.25),))}
+    system = System("one", (Device("d", "cpu", {"float32": 1e9}, 1e15, 0.0, 1e9, efficiency=shares),))
+    build = Builder()
+    w = build.parameter((16, 16), "float32")
+    for shape in ((2, 8, 16), (1, 8, 16)):
+        x, turned = build.input(shape, "float32"), (shape[1], shape[0], 16)
+        (t,) = build.node("aten.transpose", [x], [(turned, "float32")], fusion=VIEW, alias=[x])
+        build.output(build.node("aten.linear", [t, w], [(turned, "float32")], fusion=CONTRACTION, flops=2.0 * shape[0] * 8 * 256)[0])
+    table = seconds(build.build(), system)[:, 0]
+    np.testing.assert_allclose(table[[1, 3]], [2.0 * 16 * 256 / 1e9 / 0.25, 2.0 * 8 * 256 / 1e9 / 0.5], rtol=1e-4)
+
+
 def test_types_that_a_device_lacks() -> None:
     build = Builder()
     a, b = build.input((64, 64), "float64"), build.input((64, 64), "float64")

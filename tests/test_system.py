@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fourfold.errors import InputError
 from fourfold.machine import chip
-from fourfold.system import UNITS, Device, Efficiency, Link, System, parse_figure, plain_dtype, systems
+from fourfold.system import UNITS, Device, Efficiency, Link, System, _written, parse_figure, plain_dtype, systems
 
 ONE = '[[device]]\nname = "a"\nkind = "cpu"\nbandwidth = "10 GB/s"\nmemory = "1 GiB"\nlaunch = "2 us"\npeak = { float32 = "50 GFLOP/s" }\n'
 TWO = ONE.replace('name = "a"', 'names = ["a", "b"]')
@@ -39,7 +39,7 @@ def test_p100_figures_are_the_chip_tables() -> None:
     assert len(found) == 8 and found.devices[7].peak["float32"] == card.peak["fp32"].value
     assert card.bandwidth is not None and found.devices[0].bandwidth == card.bandwidth.value
     assert found.route("gpu0", "gpu1").bandwidth == 11.7e9
-    assert found.figures["gpu3.peak.float32"].grade == "published"
+    assert found.figures["gpu3.peak.float32"].grade == card.peak["fp32"].grade
 
 
 @pytest.mark.parametrize(("line", "said"), [
@@ -121,6 +121,17 @@ def test_curves_stay_between_their_points(points: list[tuple[float, float]], siz
     share = float(Efficiency.at(curve, size))
     assert min(y for _, y in curve) * 0.999999 <= share <= max(y for _, y in curve) * 1.000001
     assert math.isclose(float(Efficiency.at(curve, curve[-1][0] * 10)), curve[-1][1])
+
+
+def test_a_curve_may_say_how_fast_weights_are_laid_out_anew() -> None:
+    text = ONE + '[device.efficiency.conv]\nrelay = "7 GB/s"\npeak = 0.5\n'
+    system = System.parse(text)
+    curve = system.devices[0].efficiency["conv"]
+    assert curve.relay == 7e9 and System.from_json(system.to_json()) == system and System.parse(_written(system)) == system
+    plain = System.parse(ONE + "[device.efficiency.conv]\npeak = 0.5\n")
+    assert plain.devices[0].efficiency["conv"].relay == math.inf and plain.hash != system.hash and "relay" not in _written(plain)
+    with pytest.raises(InputError, match="relay"):
+        System.parse(text.replace("7 GB/s", "7 GB"))
 
 
 def test_dtypes_without_a_figure_run_as_the_next_wider() -> None:

@@ -1,15 +1,16 @@
 """Roofline: how long each op, or each fused group of ops, takes alone on each device, and the joules of it.
 
-    seconds = launch + max( work / (peak · share by work · factor by least side),  bytes / (bandwidth · share by reuse) )
+    seconds = launch + max( work / (peak · share by work · factor by least side),  bytes / (bandwidth · share by reuse) ) + weights / relay
 
 (Williams, Waterman, Patterson 2009, with a fixed cost per call and shares that depend on size.) Work is FLOPs of contractions and scalar steps of
 others. Activations were written by the op before, so they are reused after the bytes that it and the op itself move; parameters come round once
 a run, so their reuse distance is the bytes of all parameters of the graph: that is how a curve of bandwidth by size tells the weights of a large
-model (from memory) from its activations (from caches). After an op that has moved much, a call itself costs more (`Device.cold`). Shares are looked
-up by the op's kind, then its short name, then its family:
+model (from memory) from its activations (from caches). The more bytes have passed since an op of the same kind ran, the more a call itself costs
+(`Device.cold`). Only what lays its weights out anew at every call (convolutions of a processor) has a `relay`. Shares are looked up by the op's kind,
+then its short name, then its family:
 
-    matmul batched conv pointwise depthwise attention recurrent · elementwise (add) and by name what costs more (gelu, tanh, …) · reduction and by
-    name (softmax, layer_norm, mean, …) · copy · gather · opaque · view · fused
+    matmul strided batched conv pointwise depthwise attention recurrent · elementwise (add) and by name what costs more (gelu, tanh, …) · reduction
+    and by name (softmax, layer_norm, mean, …) · copy · gather · opaque · view · fused
 
 A fused group reads what it needs from outside once, writes what others need once, and is launched once (`fused`'s launch where the device has that
 family, else the dearest of its members'). Its contractions cost what they cost alone; other members only the arithmetic by which they are slower
@@ -170,7 +171,7 @@ class Prices:
         self.weights = float(max(graph.size[parameters].sum(), 1.0))
         self.work, self.moved = graph.flops + graph.steps, (graph.reads + graph.writes).astype(np.float64)
         self.narrow, form = _sides(graph)
-        self.before = _before(graph, self.moved)
+        self.before, self.since = _before(graph, self.moved), _since(graph, self.moved)
         self.types = _types(graph)
         kinds, back = np.unique(graph.kind.astype(np.int64) * 8 + graph.fusion, return_inverse=True)
         code = back.reshape(-1) * len(_FORMS) + form
@@ -214,8 +215,8 @@ class Prices:
                 compute = np.where(work > 0, work / (speed * share), 0.0)
             warm = (moved - params) / (device.bandwidth * Efficiency.at(curve.bandwidth, np.maximum(moved + self.before[rows], 1.0)))
             memory = warm + self.cold(device, curve, params)
-            self.launch[rows, d] = launch + device.chill(self.before[rows])
-            self.alone[rows, d] = self.launch[rows, d] + np.maximum(compute, memory)
+            self.launch[rows, d] = launch + device.chill(self.since[rows])
+            self.alone[rows, d] = self.launch[rows, d] + np.maximum(compute, memory) + params / curve.relay
             if fusion == CONTRACTION:
                 self.arithmetic[rows, d] = compute
             elif fusion in (ELEMENTWISE, REDUCTION):
@@ -249,6 +250,22 @@ def _before(graph: Graph, moved: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([[0.0], moved[:-1]]) if len(moved) else moved
 
 
+def _since(graph: Graph, moved: NDArray[np.float64]) -> NDArray[np.float64]:
+    """f8[N] bytes that passed since a node of the same kind ran, in a program that runs again and again: the longer, the colder its code."""
+    upto = np.cumsum(moved)
+    order = np.argsort(graph.kind, kind="stable")
+    kind = graph.kind[order]
+    since = np.zeros(len(graph))
+    if len(order):
+        begins = np.flatnonzero(np.diff(kind, prepend=kind[0] - 1))
+        ends = np.append(begins[1:], len(order)) - 1
+        last = np.concatenate([[0], order[:-1]])
+        since[order] = upto[order] - moved[order] - upto[last]
+        first = order[begins]
+        since[first] = upto[first] - moved[first] + upto[-1] - upto[order[ends]]
+    return since
+
+
 def _types(graph: Graph) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """(dtypes, [N] which of them each node computes in): of a contraction its first input's, of others its first output's; float32 where there is
     none.
@@ -272,14 +289,15 @@ def elements(graph: Graph) -> NDArray[np.int64]:
     return count
 
 
-_FORMS = ("", "depthwise", "pointwise")
+_FORMS = ("", "depthwise", "pointwise", "strided")
+_TURNING = ("transpose", "permute", "t", "mt", "movedim", "swapaxes", "swapdims", "moveaxis")
 
 
 def _sides(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(least side of the matrix product f8[N]; which of _FORMS a convolution has [N]).
+    """(least side of the matrix product f8[N], of a convolution its depth; which of _FORMS a contraction has [N]).
 
-    A contraction with O outputs does FLOPs / 2O multiplications for each, its depth; the other sides are its output's columns (channels of a
-    convolution) and rows (the points of one matrix).
+    A contraction with O outputs does FLOPs / 2O multiplications for each, its depth; the other sides are its output's columns and rows (the points of
+    one matrix). A linear layer is strided where a transposed view of three or more sides reaches it.
     """
     least, form = np.full(len(graph), 1e9), np.zeros(len(graph), np.int64)
     nodes = np.flatnonzero((graph.fusion == CONTRACTION) & (graph.flops > 0) & (np.diff(graph.out_ptr) > 0))
@@ -298,9 +316,16 @@ def _sides(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     channels = np.where(conv, side(np.ones_like(rank), rank > 1), side(rank - 1, rank > 0))
     whole = conv | (families_of != 2) & (rank > 2)                      # linear on [batch, length, width] is one product
     rows = np.where(whole, points / np.maximum(channels, 1), side(rank - 2, rank > 1))
-    least[nodes] = np.maximum(1.0, np.minimum(np.minimum(graph.flops[nodes] / (2 * points), channels), rows))
-    for n, deep, wide in zip(nodes[conv].tolist(), rank[conv].tolist(), channels[conv].tolist(), strict=True):
+    depth = graph.flops[nodes] / (2 * points)
+    least[nodes] = np.maximum(1.0, np.where(conv, depth, np.minimum(np.minimum(depth, channels), rows)))
+    turning = np.array([short(kind) in _TURNING for kind in graph.kinds], bool)
+    linear = np.array([short(kind) == "linear" for kind in graph.kinds], bool)[graph.kind[nodes]]
+    read = graph.in_val[np.minimum(graph.in_ptr[nodes], len(graph.in_val) - 1)]
+    maker = graph.producer[read]
+    wide = np.array([np.count_nonzero(np.array(graph.shape_of(int(v))) > 1) > 2 for v in read], bool)
+    form[nodes[linear & wide & (maker >= 0) & turning[graph.kind[np.maximum(maker, 0)]]]] = _FORMS.index("strided")
+    for n, deep, made_of in zip(nodes[conv].tolist(), rank[conv].tolist(), channels[conv].tolist(), strict=True):
         weight = next((graph.shape_of(int(v)) for v in graph.inputs_of(n)[1:] if len(graph.shape_of(int(v))) == deep), ())
         if len(weight) > 1:
-            form[n] = 1 if weight[1] == 1 and wide > 1 else 2 if all(length == 1 for length in weight[2:]) else 0
+            form[n] = 1 if weight[1] == 1 and made_of > 1 else 2 if all(length == 1 for length in weight[2:]) else 0
     return least, form

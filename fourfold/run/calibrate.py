@@ -1,15 +1,15 @@
 """Calibrate: measure this machine into a System, in minutes. What a device reaches by kind and size of op, what a call and a hand-over cost.
 
 Every op is called as the eager engine calls it, on tensors of its own, so allocation is part of it (`run/samples.py` lists them; no model is among
-them). Ops are timed amid others of about their size, in random company that changes every round: eight of them are called in turn, three times or
-more, and the first third of the turns does not count. So kinds of ops recur every few calls, as in a program: a loop of equal calls would find code,
-data and freed memory hot as no program does, a first call colder. What an op reads was written right before, as the op before it would; its weights
-were read a turn ago. The lower quartile over all calls counts; a worker of one thread is timed by its processor time where calls are long, which
-neighbours do not stretch.
+them). Ops are timed amid others of about their size, in random company that changes every round: up to eight of them (fewer if they move much: few
+values live at a time in a program) are called in turn, three times or more, and the first third of the turns does not count. So kinds of ops recur
+every few calls, as in a program: a loop of equal calls would find code, data and freed memory hot as no program does, a first call colder. What an op
+reads was written right before, as the op before it would; its weights were read a turn ago. The lower quartile over all calls counts; a worker of one
+thread is timed by its processor time where calls are long, which neighbours do not stretch.
 
 Ops that move bytes are inverted point by point: share(bytes) = bytes / ((time − launch) · bandwidth). Contractions are fitted (robust log residuals,
 a penalty on curvature between knots): a share of peak by FLOPs, a factor by least side, a share of bandwidth by the bytes that pass until the same
-ones are used again. All of it is what `cost.roofline` reads back.
+ones are used again, and a bandwidth at which convolutions lay their weights out anew. All of it is what `cost.roofline` reads back.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 
 _LONG = 3e-4                                                            # s: calls longer than this may be timed by processor time
 _SLOW = 5e-3                                                            # s: calls longer than this are timed once a round
-_COMPANY = 8
+_COMPANY, _LIVE = 8, 8 * MB
 _TURNS, _MOST, _LEAST = 3, 12, 2e-3                                     # turns of a company: more, up to _MOST, if they take less than _LEAST s
 _ROUNDS = 60                                                            # more than this many rounds tell nothing new
 _FLOOR = 0.02                                                           # a time less launch is at least this share of the time
 _TOLD = 10.0                                                            # s between two words on how far it is
 _ECHO = "import os\nwhile os.read(0, 1): os.write(1, b'x')"              # the other side: answers every byte with one until the pipe closes
-_FITTED = ("matmul", "batched", "conv", "conv1d", "pointwise", "depthwise", "attention", "recurrent")
+_FITTED = ("matmul", "strided", "batched", "conv", "conv1d", "pointwise", "depthwise", "attention", "recurrent")
+_RELAID = ("conv", "conv1d", "pointwise", "depthwise")                  # these lay their weights out anew at every call
 _NARROW = (1.0, 4.0, 16.0, 64.0, 256.0)
 
 
@@ -95,14 +96,26 @@ def time_all(timed: Sequence[Sample], single: bool, until: float = 0.0, say: Cal
     told, size = began, np.log([max(sample.moved, KB) for sample in timed])
     while rounds < least or (rounds < _ROUNDS and time.monotonic() + (time.monotonic() - began) / rounds < until):
         order = np.argsort(size + dice.standard_normal(len(timed)))
-        for first in range(0, len(order), _COMPANY):
-            _turns([timed[k] for k in order[first: first + _COMPANY]], single, clock)
+        for first, company in _companies([timed[k] for k in order]):
+            _turns(company, single, clock)
             now, part = time.monotonic(), rounds + (first + 1) / len(order)
             if now - told > _TOLD:
                 told, needed = now, (now - began) * (1 + max(0.0, least - part) / part)
                 say(f"round {rounds + 1}: {now - began:.0f} s of about {max(until - began, needed):.0f}")
         rounds += 1
     return rounds
+
+
+def _companies(timed: Sequence[Sample]) -> Iterator[tuple[int, list[Sample]]]:
+    """(position of the first, samples that are called in turn): at most _COMPANY, and no more bytes than the few values that live in a program."""
+    company: list[Sample] = []
+    for k, sample in enumerate(timed):
+        if company and (len(company) == _COMPANY or sum(one.moved for one in company) + sample.moved > _LIVE):
+            yield k - len(company), company
+            company = []
+        company.append(sample)
+    if company:
+        yield len(timed) - len(company), company
 
 
 def _turns(company: Sequence[Sample], single: bool, clock: Callable[[], float] | None = None) -> None:
@@ -246,6 +259,7 @@ def fit_contraction(timed: Sequence[Sample], peak: float, bandwidth: float) -> E
     top = max(float(np.exp(near.max())), float(reach.max()) if params.any() else 0.0, 128 * KB)
     sizes = np.log(np.geomspace(64 * KB, top, 4))
     parts = np.cumsum([len(knots), len(sides), len(sizes)])
+    relaid = params if timed[0].family in _RELAID else np.zeros(len(timed))
 
     def split(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return x[: parts[0]], np.append(x[parts[0]: parts[1]], 0.0), x[parts[1]: parts[2]]
@@ -256,17 +270,19 @@ def fit_contraction(timed: Sequence[Sample], peak: float, bandwidth: float) -> E
         share, factor, band = split(x)
         speed = np.exp(np.minimum(np.interp(np.log(work), knots, share), 0.0) + np.minimum(np.interp(np.log(narrow), edge, factor), 0.0))
         warm, cold = (part / (bandwidth * np.exp(np.interp(size, sizes, band))) for part, size in ((moved - params, near), (params, far)))
-        error = np.log((launch + np.maximum(work / (peak * speed), warm + cold)) / took)
+        error = np.log((launch + np.maximum(work / (peak * speed), warm + cold) + relaid / np.exp(x[-1])) / took)
         bend = np.concatenate([0.15 * np.diff(part, 2) for part in (share, factor, band)])
-        return np.concatenate([error, bend, 0.02 * x[: parts[1]], 0.05 * (band - 1.0)])
+        return np.concatenate([error, bend, 0.02 * x[: parts[1]], 0.05 * (band - 1.0), [0.01 * (x[-1] - math.log(bandwidth))]])
 
-    start = np.concatenate([np.linspace(-2.0, -0.3, len(knots)), np.linspace(-1.0, -0.1, len(sides)), np.full(len(sizes), 1.0)])
-    low = np.concatenate([np.full(parts[1], -12.0), np.full(len(sizes), -4.0)])
-    high = np.concatenate([np.zeros(parts[1]) + 1e-9, np.full(len(sizes), 6.0)])
+    start = np.concatenate([np.linspace(-2.0, -0.3, len(knots)), np.linspace(-1.0, -0.1, len(sides)), np.full(len(sizes), 1.0),
+                            [math.log(bandwidth)]])
+    low = np.concatenate([np.full(parts[1], -12.0), np.full(len(sizes), -4.0), [math.log(1e6)]])
+    high = np.concatenate([np.zeros(parts[1]) + 1e-9, np.full(len(sizes), 6.0), [math.log(1e15)]])
     found = min((least_squares(residual, np.clip(start + shift, low + 1e-6, high - 1e-6), bounds=(low, high), loss="soft_l1", f_scale=0.2)
                  for shift in (0.0, -1.0, 0.5)), key=lambda one: one.cost)
     share, factor, band = split(found.x)
-    return Efficiency(launch, _pairs(knots, np.minimum(share, 0.0)), _pairs(sizes, band), _pairs(edge, np.minimum(factor, 0.0)))
+    relay = float(np.exp(found.x[-1])) if relaid.any() else math.inf
+    return Efficiency(launch, _pairs(knots, np.minimum(share, 0.0)), _pairs(sizes, band), _pairs(edge, np.minimum(factor, 0.0)), relay)
 
 
 def _pairs(sizes: np.ndarray, shares: np.ndarray) -> tuple[tuple[float, float], ...]:
@@ -279,7 +295,7 @@ def predicted(sample: Sample, peak: float, bandwidth: float, curve: Efficiency) 
     compute = sample.work / speed if sample.work else 0.0
     warm = (sample.moved - sample.params) / float(Efficiency.at(curve.bandwidth, max(sample.moved + sample.written, 1.0)))
     cold = sample.params / float(Efficiency.at(curve.bandwidth, sample.distance))
-    return (curve.launch or 0.0) + max(compute, (warm + cold) / bandwidth)
+    return (curve.launch or 0.0) + max(compute, (warm + cold) / bandwidth) + sample.params / curve.relay
 
 
 # ---- transfers -----------------------------------------------------------------------------------------------------------------------------------

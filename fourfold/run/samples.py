@@ -224,11 +224,21 @@ def _products(rand: _Tensors, aten: Any, large: float, bfloat: bool) -> Iterator
     sides = ((16, 16), (64, 64), (64, 256), (256, 64), (192, 192), (256, 256), (256, 1024), (1024, 256), (384, 384), (768, 768), (3072, 768),
              (768, 3072), (1000, 2048))
     shapes = [(m, n, k) for m in (1, 4, 16, 64, 128, 512) for n, k in sides]
-    shapes += [(8, 8, 8), (1024, 1024, 1024), (2048, 64, 64), (3136, 64, 64), (4096, 16, 16), (128, 2, 768), (1, 30000, 256), (64, 8000, 256),
-               (197, 576, 192), (250, 256, 256), (32, 256, 256)]
+    shapes += [(8, 8, 8), (1024, 1024, 1024), (2048, 64, 64), (3136, 64, 64), (4096, 16, 16), (128, 2, 768), (1, 30000, 256), (1, 4096, 4096),
+               (1, 1000, 4096), (64, 8000, 256), (197, 576, 192), (250, 256, 256), (32, 256, 256)]
     for m, n, k in shapes:
         if 2.0 * m * n * k <= most:
             yield Sample("matmul", 2.0 * m * n * k, 4.0 * (m * k + n * k + m * n), min(m, n, k), lambda s=(m, n, k): linear(*s), params=4.0 * n * k)
+
+    def strided(b: int, m: int, n: int, k: int) -> Call:
+        x, w, bias = rand(m, b, k).transpose(0, 1), rand(n, k), rand(n)
+        return _ready(lambda: aten.linear.default(x, w, bias), x)
+
+    for b, m, n, k in ((2, 4, 16, 16), (2, 16, 64, 64), (4, 16, 256, 64), (16, 8, 192, 192), (32, 4, 768, 256), (8, 32, 256, 256), (2, 128, 512, 512),
+                       (64, 4, 256, 1024), (8, 32, 768, 768), (32, 16, 1536, 512)):
+        if 2.0 * b * m * n * k <= most:
+            yield Sample("strided", 2.0 * b * m * n * k, 4.0 * (b * m * k + n * k + b * m * n), min(b * m, n, k),
+                         lambda s=(b, m, n, k): strided(*s), params=4.0 * n * k)
     side = 1024 if large == 1 else 384
     for name, dtype in (("float64", torch.float64), *((("bfloat16", torch.bfloat16),) if bfloat else ())):
         yield Sample("peak", 2.0 * side**3, 0.0, side, lambda dtype=dtype: linear(side, side, side, dtype), name)
@@ -250,7 +260,8 @@ FULL = [(3, 224, 64, 7, 2, 1), (3, 224, 32, 3, 2, 1), (3, 32, 16, 3, 1, 1), (16,
         (32, 112, 16, 1, 1, 1), (16, 112, 96, 1, 1, 1), (576, 14, 96, 1, 1, 1), (960, 7, 160, 1, 1, 1), (256, 14, 1024, 1, 1, 1),
         (64, 55, 192, 3, 1, 1), (128, 27, 192, 3, 1, 1), (32, 27, 128, 3, 1, 1), (64, 13, 256, 3, 1, 1), (192, 17, 320, 3, 1, 1),
         (16, 55, 64, 1, 1, 1), (3, 224, 192, 16, 16, 1), (32, 56, 32, 3, 1, 1), (128, 56, 128, 3, 2, 1), (512, 14, 512, 3, 2, 1),
-        (256, 28, 512, 1, 2, 1)]
+        (256, 28, 512, 1, 2, 1), (512, 5, 512, 3, 1, 1), (512, 12, 512, 3, 1, 1), (256, 12, 384, 3, 1, 1), (256, 10, 512, 3, 2, 1),
+        (3, 224, 256, 32, 32, 1), (64, 40, 64, 3, 1, 1), (128, 56, 32, 3, 1, 1)]
 DEEP = [(32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (384, 14, 3, 1), (576, 14, 5, 1), (960, 7, 3, 1), (16, 16, 3, 1), (96, 28, 7, 1),
         (240, 28, 5, 1)]                                                # channels, side, (outputs,) kernel, stride (, groups)
 
@@ -264,7 +275,7 @@ def _convolution(shape: tuple[int, int, int, int, int, int], prefix: str, make: 
     side = (s + 2 * (k // 2) - k) // stride + 1
     points, inner = side * side, (c // groups) * k * k
     family = "depthwise" if groups == c else "pointwise" if k == 1 else "conv"
-    return Sample(prefix + family, 2.0 * points * o * inner, 4.0 * (c * s * s + o * inner + points * o), min(inner, o, points),
+    return Sample(prefix + family, 2.0 * points * o * inner, 4.0 * (c * s * s + o * inner + points * o), inner,
                   lambda: make(*shape), params=4.0 * o * inner)
 
 
@@ -285,7 +296,7 @@ def _convolutions(rand: _Tensors, aten: Any, large: float) -> Iterator[Sample]:
                                        (256, 49, 256, 64, 1, 16), (16, 100, 16, 3, 1, 1)):
         points, inner = (n + 2 * (k // 2) - k) // stride + 1, (c // groups) * k
         if 2.0 * points * o * inner <= 4.4e9 * large:
-            yield Sample("conv1d", 2.0 * points * o * inner, 4.0 * (c * n + o * inner + points * o), min(inner, o, points),
+            yield Sample("conv1d", 2.0 * points * o * inner, 4.0 * (c * n + o * inner + points * o), inner,
                          lambda s=(c, n, o, k, stride, groups): line(*s), params=4.0 * o * inner)
 
 
@@ -294,10 +305,11 @@ def _attentions(rand: _Tensors, aten: Any, large: float) -> Iterator[Sample]:
 
     def attended(b: int, h: int, n: int, e: int) -> Call:
         q, k, v = (rand(b, n, h, e).transpose(1, 2) for _ in range(3))   # as a view of the projection leaves them
-        return _ready(lambda: aten.scaled_dot_product_attention.default(q, k, v), q, k, v)
+        mask = torch.zeros(1, 1, n, n) if b == 1 and n < 128 else None
+        return _ready(lambda: aten.scaled_dot_product_attention.default(q, k, v, mask), q, k, v)
 
-    for b, h, n, e in ((1, 2, 16, 16), (1, 12, 32, 64), (1, 4, 64, 64), (1, 12, 128, 64), (1, 12, 512, 64), (8, 12, 128, 64), (1, 4, 128, 32),
-                       (8, 4, 64, 32), (1, 3, 197, 64)):
+    for b, h, n, e in ((1, 4, 32, 64), (1, 4, 50, 64), (1, 8, 100, 32), (2, 4, 64, 64), (1, 4, 250, 64), (1, 2, 16, 16), (1, 12, 32, 64),
+                       (1, 4, 64, 64), (1, 12, 128, 64), (1, 12, 512, 64), (8, 12, 128, 64), (1, 4, 128, 32), (8, 4, 64, 32), (1, 3, 197, 64)):
         if 4.0 * b * h * n * n * e <= 4.4e9 * large:
             yield Sample("attention", 4.0 * b * h * n * n * e, 16.0 * b * h * n * e, min(n, e), lambda s=(b, h, n, e): attended(*s))
 
