@@ -1,6 +1,6 @@
 """Fusion, placement and order together: every solver at equal wall time on the models of GO's table 1 and on graphs of eight families.
 
-    python benchmarks/schedule.py [--solvers go,go+polish,auto] [--seconds 20] [--seeds 3] [--cases gnmt-8 …] [--quick] [--fresh] [--work FOLDER]
+    python benchmarks/schedule.py [--solvers go,go+polish,auto] [--seconds 15] [--seeds 3] [--cases gnmt-8 …] [--quick] [--fresh] [--work FOLDER]
 
 The models are training steps on 2, 4 and 8 P100 cards behind PCIe 3.0 (`fourfold/systems/p100x*.toml`); the families are inference graphs. Times are
 the simulator's; seconds are wall time of the solver here. Every figure is of a plan that the problem's validator passed; a solver that declines, or
@@ -243,7 +243,7 @@ def evidence(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--solvers", type=lambda text: text.split(","), default=None, help="names between commas; metis includes it without repair")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each slow solver")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each slow solver")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cases", nargs="*", default=[])
     parser.add_argument("--quick", action="store_true", help="four cases, one seed, 2 s")

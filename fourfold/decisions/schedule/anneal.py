@@ -11,6 +11,7 @@ are taken apart or fused anew within devices, and kept where that is no slower.
 from __future__ import annotations
 
 import math
+import time
 from functools import partial
 from typing import ClassVar
 
@@ -265,15 +266,17 @@ class _Search:
         place, priority = np.array(place, np.int16), self.work.priorities(priority).copy()
         cost, over = self.price(place, priority)
         best, state = (place.copy(), priority.copy()), (cost, over, cost)
-        total, done, cool = self.round, 0, 1e-5
+        total, done, cool, clock = min(self.round, max(1, budget.evaluations - budget.spent)), 0, 1e-5, time.monotonic()
         while done < total and not budget.exhausted:
-            count = min(self.chunk, total - done, max(1, budget.evaluations - budget.spent))
+            count = min(self.chunk, total - done)
             a, b = (heat * (cool / heat) ** (part / total) for part in (done, done + count))
             before = state[2]
             p, q, state = _anneal(self.work.plain, self.scratch, place, priority, *self.fixed, state, a, b, count, (seed * 1_000_003 + done) % 2**31)
             best = (p, q) if state[2] < before else best
             done += count
             budget.spend(count)
+            # a round that the clock would cut off cools down sooner
+            total = min(total, done + int(budget.left * done / max(1e-9, time.monotonic() - clock)))
         return best[0], best[1], float(state[2])
 
 
@@ -368,7 +371,9 @@ def _nearby(problem: Schedule, group: np.ndarray, dice: np.random.Generator, pla
     if len(fused):
         loose = np.flatnonzero(changed == dice.choice(fused))
         cut = int(dice.integers(0, len(loose)))                        # 0: every op alone
-        changed[loose[cut:] if cut else loose] = changed.max() + 1 + (0 if cut else np.arange(len(loose)))
+        halves = loose[:cut], loose[cut:]
+        whole = cut > 0 and not any(len(half) > 1 and any(True for _ in problem._unfit(half.tolist())) for half in halves)
+        changed[loose[cut:] if whole else loose] = changed.max() + 1 + (0 if whole else np.arange(len(loose)))
     return changed.astype(np.int32)
 
 

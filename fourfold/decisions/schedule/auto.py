@@ -25,6 +25,7 @@ from fourfold.errors import FourfoldError, Infeasible
 from fourfold.techniques import technique, techniques
 
 CHEAP = ("default", "expert", "heft", "peft", "metis")
+_GO, _NETWORK = 0.15, 5e-4                                             # share of the time that GO may take; s per op of its least work
 _SIZES = (300, 1000, 3000, 10_000, 30_000)                             # of graphs, nodes: the classes of the record
 
 
@@ -62,11 +63,11 @@ class Auto(Solver):
         bound = problem.bound()
         if not _proven(parts, bound) and Exact().declines(problem) is None and importlib.util.find_spec("ortools") is not None:
             parts.append(_ask(problem, "exact", _slice(budget, 0.4), budget, seed))
-        why = _skips(problem)
+        why = _skips(problem, budget)
         if why:
             parts.append(_Part("go", None, math.inf, 0.0, 0, note=why))
         elif not _proven(parts, bound) and not budget.exhausted:
-            parts.append(_ask(problem, "go", _slice(budget, 0.4), budget, seed))
+            parts.append(_ask(problem, "go", _slice(budget, _GO), budget, seed))
         if not _proven(parts, bound) and not budget.exhausted:
             parts.append(_polish(problem, parts, budget, seed))
         best = min(parts, key=lambda part: part.cost)
@@ -121,10 +122,12 @@ def _polish(problem: Schedule, parts: list[_Part], budget: Budget, seed: int) ->
 
 # ---- where GO is not worth its time
 
-def _skips(problem: Schedule) -> str:
+def _skips(problem: Schedule, budget: Budget) -> str:
     """Why GO is not asked, or ""."""
     if "go" not in techniques():
         return "not installed"
+    if (least := _NETWORK * len(problem.graph)) > _GO * budget.left:   # what it does at least cannot be cut short
+        return f"left out: its network would take {least:.0f} s, more than {100 * _GO:.0f} % of what is left"
     cell = record().get(f"{size(len(problem.graph))}", {})
     if cell.get("cases", 0) >= 3 and cell.get("ratio", 0.0) > 1.0:
         more = f"{100 * (cell['ratio'] - 1):.1f} %"
