@@ -15,8 +15,9 @@ from fourfold.decisions.schedule.expert import Expert
 from fourfold.decisions.schedule.heft import Heft
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.graph import CONTRACTION, ELEMENTWISE, Builder
+from fourfold.report import words
 from fourfold.report.counterfactual import PARTS, Simulated
-from fourfold.report.modules import span, tree
+from fourfold.report.modules import named, span, tree
 from fourfold.report.sentences import sentences
 from fourfold.system import Device, Link, System
 
@@ -88,6 +89,19 @@ def test_every_kind_of_problem_gets_its_sentences(family: str, train: bool, obje
         assert len(told) <= 20 and len(set(told)) == len(told)
         for one in told:
             assert one.endswith(".") and "nan" not in one and "inf " not in one and not re.search(r"\d{6,} ", one), one
+
+
+def test_fusion_saves_memory_because_what_passes_inside_is_not_held() -> None:
+    asked = planned.problem("cnn", 60, objective="memory")
+    answer = Expert().solve(asked, Budget(evaluations=10)).answer
+    apart = asked.cost(Answer(np.arange(len(answer)), answer.place, answer.priority))
+    said = next(one for one in sentences(asked, answer) if "ops fused into" in one)
+    saved = apart - asked.cost(answer)
+    assert said.endswith(f"saves {words.size(saved)} on the fullest device." if saved > 0 else "makes no difference.")
+
+
+def test_a_module_that_is_called_by_a_number_is_called_a_module() -> None:
+    assert named("3.conv") == "module 3.conv" and named("layer.3") == "layer.3" and named("") == ""
 
 
 def test_the_default_against_itself_has_little_to_tell() -> None:

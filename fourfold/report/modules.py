@@ -101,6 +101,11 @@ def tree(graph: Graph) -> Box:
     return root
 
 
+def named(path: str) -> str:
+    """A module's path, so that nobody takes it for a number: "module 3"."""
+    return f"module {path}" if path[:1].isdigit() else path
+
+
 def span(first: str, last: str, count: int) -> str:
     """What `count` siblings in a row are called: "encoder.layer.6 to 11"."""
     if count == 1:

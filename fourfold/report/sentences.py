@@ -12,7 +12,7 @@ import numpy as np
 from fourfold.graph import VIEW
 from fourfold.report import words
 from fourfold.report.counterfactual import PARTS, Outcome, Simulated
-from fourfold.report.modules import Box, label, members, span, tree
+from fourfold.report.modules import Box, label, members, named, span, tree
 
 if TYPE_CHECKING:
     from fourfold.decisions.schedule.problem import Answer, Schedule
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _TRIED = 24                                                             # moved modules, and kinds of fused groups, that are taken back
 _TOLD = 10                                                              # of which so many are told
 _FUSIONS = 4                                                            # for fused groups at least, where there are so many
+_LARGE = 20_000                                                         # nodes of a graph whose tasks take their time to make
 _NAMED = 3                                                              # decisions of the same effect that are named
 _SCATTERED = 4                                                          # more parts than this of one module that go to one device are one decision
 _LEAST = 0.001                                                          # share of the cost below which an effect is not worth a sentence
@@ -132,7 +133,7 @@ def _units(box: Box, place: np.ndarray, base: np.ndarray) -> list[Unit]:
     nodes = box.all()
     went = set(place[nodes].tolist())
     if len(went) == 1 and bool((place[nodes] != base[nodes]).all()):
-        return [(box.path or "everything", nodes, went.pop())]
+        return [(named(box.path) or "everything", nodes, went.pop())]
     found: list[Unit] = []
     run: list[Unit] = []
 
@@ -143,7 +144,7 @@ def _units(box: Box, place: np.ndarray, base: np.ndarray) -> list[Unit]:
 
     for child in box.children:
         units = _units(child, place, base)
-        if len(units) == 1 and units[0][0] == child.path:
+        if len(units) == 1 and units[0][0] == named(child.path):
             if run and run[0][2] != units[0][2]:
                 close()
             run.append(units[0])
@@ -164,8 +165,8 @@ def _units(box: Box, place: np.ndarray, base: np.ndarray) -> list[Unit]:
 
 
 def _some(part: int, whole: int, box: Box) -> str:
-    where = f" of {box.path}" if box.path else ""
-    return f"{part:,} of the {whole:,} ops{where}" if part < whole else box.path or "everything"
+    where = f" of {named(box.path)}" if box.path else ""
+    return f"{part:,} of the {whole:,} ops{where}" if part < whole else named(box.path) or "everything"
 
 
 def _spread(part: list[int], whole: int, box: Box) -> str:
@@ -175,7 +176,7 @@ def _spread(part: list[int], whole: int, box: Box) -> str:
     if not inside.isdisjoint(box.ops) or len(touched) == len(box.children) or touched[-1] - touched[0] + 1 != len(touched):
         return _some(len(part), whole, box)
     first, last = box.children[touched[0]], box.children[touched[-1]]
-    return f"{len(part):,} ops of {span(first.path, last.path, len(touched))}"
+    return f"{len(part):,} ops of {span(named(first.path), named(last.path), len(touched))}"
 
 
 def _tied(plan: Simulated, nodes: np.ndarray) -> np.ndarray:
@@ -226,8 +227,8 @@ def _fusions(plan: Simulated) -> Iterator[Decision]:
     alike: dict[tuple[str, str], list[int]] = {}
     for t in np.flatnonzero(np.bincount(tasks.group, minlength=len(tasks)) > 1).tolist():
         alike.setdefault((label(graph, nodes[t]), f"{spared[t]:.3g}"), []).append(t)
-    if len(alike) < 2:
-        return                                                          # said of all fusion already
+    if len(alike) < 2 or plan.problem.objective == "memory" and len(graph) > _LARGE:
+        return                                                          # said of all fusion already; or each would take a second
     several = len(np.unique(place)) > 1
     for (name, _), same in sorted(alike.items(), key=lambda item: -float(spared[item[1]].sum()))[:_TRIED // 2]:
         chosen = np.zeros(len(tasks), bool)
@@ -235,14 +236,18 @@ def _fusions(plan: Simulated) -> Iterator[Decision]:
         first = nodes[same[0]]
         devices = np.unique(place[same])
         on = f" on {plan.problem.system.devices[int(devices[0])].name}" * (several and len(devices) == 1)
-        where = graph.modules[first[0]] or graph.names[first[0]]
+        where = named(graph.modules[first[0]] or graph.names[first[0]])
         more = f" and {len(same) - 1:,} group{'s' * (len(same) > 2)} like it" if len(same) > 1 else ""
         what = f"{len(first)} ops of {where} ({name}){on}{more} run as one{' each' * bool(more)}{_spared(plan, chosen)}"
         yield _unfused(plan, chosen, what, f"{where} ({name}){on}")
 
 
 def _unfused(plan: Simulated, chosen: np.ndarray, what: str, where: str = "") -> Decision:
-    """Those tasks' ops one after the other instead."""
+    """Those tasks' ops one after the other instead; for memory each a task of its own, so that what passes between them is held."""
+    if plan.problem.objective == "memory":
+        answer, task = plan.answer, plan.given[0].group
+        apart = np.where(chosen[task], len(task) + np.arange(len(task)), task)
+        return Decision(what, where=where, without=Simulated(plan.problem, dataclasses.replace(answer, group=apart.astype(np.int32))).plan)
     return Decision(what, where=where, without=plan(seconds=np.where(chosen[:, None], plan.alone, plan.given[0].seconds)))
 
 
