@@ -109,14 +109,16 @@ def drawn(name: str, folder: Path) -> Path:
         elif key in role:
             arrays[key] = dice.uniform(0.5, 1.5, shape) if role[key] in (1, 4) else 0.1 * dice.standard_normal(shape)
         else:
-            arrays[key] = dice.standard_normal(shape) * (np.sqrt(2 / max(1, np.prod(shape[1:]))) if len(shape) > 1 else 0.01)
+            spread = np.sqrt(2 / max(1, np.prod(shape[1:]))) if len(shape) > 1 else 0.01
+            arrays[key] = dice.standard_normal(shape) * spread * (0.05 if len(shape) == 2 else 1.0)    # a softmax that is not all at one place
     model = type(program.model).FromString(program.model.SerializeToString())
-    nodes = [n for n in model.graph.node if n.output[0] not in arrays]
+    nodes = [n for n in model.graph.node if n.output[0] not in program.folded]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a, dtype=np.float32 if a.dtype.kind == "f" else a.dtype), key)
                                    for key, a in arrays.items())
-    keep = [i for i in model.graph.input if i.name not in arrays]
+    model.ir_version = max(model.ir_version, 8)                         # before 4 weights had to be inputs too
+    keep = [i for i in model.graph.input if i.name in program.inputs]
     del model.graph.input[:]
     model.graph.input.extend(keep)
     path = folder / f"{name}.onnx"

@@ -127,7 +127,8 @@ def _ahead(job: Job) -> Callable[..., Any]:
             if not place.exists():
                 exported = torch.export.export(graph, tuple(examples), strict=False)
                 with tempfile.TemporaryDirectory(dir=place.parent) as aside:
-                    made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(aside) / "region.pt2"), inductor_configs=OPTIONS)
+                    made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(aside) / "region.pt2"),
+                                                                       inductor_configs={**OPTIONS})
                     os.replace(made, place)
             loaded: Any = torch._inductor.aoti_load_package(str(place))
             loaded(*examples)

@@ -77,7 +77,7 @@ def _model(program: Any, nodes: Sequence[Any], reads: Sequence[int], weights: Se
     bound = program.weights() if weights else {}
     initial = [onnx.numpy_helper.from_array(np.ascontiguousarray(bound[v]).reshape(np.shape(bound[v])), name[v]) for v in weights]
     graph = onnx.helper.make_graph(list(nodes), "region", [entry(v) for v in reads], [entry(v) for v in makes], initial)
-    made = onnx.helper.make_model(graph, opset_imports=program.model.opset_import, ir_version=program.model.ir_version)
+    made = onnx.helper.make_model(graph, opset_imports=program.model.opset_import, ir_version=max(program.model.ir_version, 4))
     try:
         return made.SerializeToString()
     except (ValueError, RuntimeError) as error:                         # 2 GB is the most that a message holds
