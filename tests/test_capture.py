@@ -327,3 +327,33 @@ def test_formulas_equal_torchs_counter(case: int):
         layer(x.detach()).square().mean().backward()
     assert joint.graph.flops.sum() == counter.get_total_flops()
     assert found.graph.shape_of(found.graph.outputs[0]) == tuple(y.shape)
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+WORDS, SIZES = TINY | {"vocab_size": 50}, {"batch": 2, "length": 8}
+UNUSUAL = {
+    "layoutlm": ("LayoutLMForTokenClassification", "LayoutLMConfig", WORDS | {"max_2d_position_embeddings": 128}, SIZES),
+    "choices": ("BertForMultipleChoice", "BertConfig", WORDS, SIZES),
+    "spectrum": ("ASTForAudioClassification", "ASTConfig", TINY | {"max_length": 64, "num_mel_bins": 32}, {"batch": 2}),
+    "video": ("TimesformerForVideoClassification", "TimesformerConfig", TINY | {"image_size": 16, "patch_size": 8, "num_frames": 2}, {"batch": 2}),
+    "experts": ("MixtralForCausalLM", "MixtralConfig", WORDS | {"num_key_value_heads": 2, "num_local_experts": 4}, SIZES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_inputs_of_unusual_shape_are_guessed(name: str):
+    transformers = pytest.importorskip("transformers")
+    kind, config, values, dims = UNUSUAL[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**values)).eval()
+    model.config.architectures = [kind]
+    found = capture(model, dims=dims)
+    assert found.graph.validate() == [] and found.graph.unknown == () and found.inputs[0].shape[0] == 2
+    with torch.no_grad():
+        from fourfold.ingest.model import load_model
+
+        subject = load_model(model)
+        torch.testing.assert_close(found.run(*found.inputs), subject.wrap(model)(*found.inputs), rtol=1e-4, atol=1e-5)
+    if name == "experts":                                               # 2 × 8 tokens, each to two of four experts: rows by matrix, twice
+        flops = [float(f) for f, k in zip(found.graph.flops, found.graph.kind, strict=True) if "grouped" in found.graph.kinds[k]]
+        assert flops == [2 * 32 * 32 * 64, 2 * 32 * 32 * 32]

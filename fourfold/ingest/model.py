@@ -311,7 +311,8 @@ def inputs_of(module: nn.Module) -> tuple[str, ...]:
         drop = {"bbox"} if not hasattr(config, "max_2d_position_embeddings") else set()
         if not int(getattr(config, "type_vocab_size", 0) or 0) > 1:
             drop.add("token_type_ids")
-        if main in ("input_features", "pixel_values") or (main == "input_values" and getattr(config, "feat_extract_norm", "layer") == "group"):
+        sound = main == "input_values" and (getattr(config, "feat_extract_norm", "layer") == "group" or hasattr(config, "frequency_stride"))
+        if main in ("input_features", "pixel_values") or sound:
             drop.add("attention_mask")  # the mask is for training noise there, or the model was trained without one
         return tuple(n for n in names if n not in drop)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

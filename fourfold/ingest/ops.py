@@ -109,7 +109,7 @@ ATEN: dict[Any, int] = dict.fromkeys(
     _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
     _scaled_dot_product_attention_math _scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward
     _scaled_dot_product_cudnn_attention_backward lstm gru rnn_tanh rnn_relu mkldnn_rnn_layer lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
-    _trilinear""".split(),
+    _trilinear _grouped_mm grouped_mm_fallback grouped_mm_fallback_backward""".split(),
     CONTRACTION,
 ) | dict.fromkeys(
     """sum mean prod amax amin max min aminmax argmax argmin any all var std var_mean std_mean norm linalg_vector_norm logsumexp nansum

@@ -253,6 +253,8 @@ def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, A
     vocabulary = getattr(_part(config, "text_config"), "vocab_size", vocabulary) if config is not None else vocabulary
 
     def draw(name: str) -> Any:
+        if name == "bbox":                                             # left, top, right, bottom, each box of a size
+            return torch.tensor([0, 0, 1, 1]).expand(shapes[name]).contiguous()
         if name.endswith("mask"):
             return torch.ones(shapes[name], dtype=torch.long)
         if name == "token_type_ids":
@@ -283,13 +285,19 @@ def _shapes(config: Any, names: tuple[str, ...], dims: Mapping[str, int]) -> dic
     side = [size["image"]] * 2 if "image" in dims else list(image) if isinstance(image, list | tuple) else [image] * 2
     target = getattr(config, "max_target_positions", None) or 10**9
     frames = size.get("frames", 2 * getattr(config, "max_source_positions", 1500))
+    mels = getattr(config, "num_mel_bins", 80)
+    wide = getattr(config, "input_feat_per_channel", None) or getattr(config, "feature_projection_input_dim", None)
+    spectrum = [size.get("frames", getattr(config, "max_length", 1024)), mels]   # of models that cut a picture of the sound into patches
+    moving = [size.get("frames", config.num_frames)] if isinstance(getattr(config, "num_frames", None), int) else []    # of a video
     table = {
         "input_ids": [length], "attention_mask": [size["samples"] if "input_values" in names else length], "token_type_ids": [length],
         "decoder_input_ids": [size["decoder_length"] if "decoder_length" in dims else min(size["decoder_length"], target, longest - 2)],
-        "pixel_values": [getattr(vision, "num_channels", 3), *side], "input_values": [size["samples"]],
-        "input_features": [getattr(config, "num_mel_bins", 80), frames], "bbox": [length, 4],
+        "pixel_values": [*moving, getattr(vision, "num_channels", 3), *side],
+        "input_values": spectrum if hasattr(config, "frequency_stride") else [size["samples"]],
+        "input_features": [size.get("frames", 1000), wide] if wide else [mels, frames], "bbox": [length, 4],
     }  # fmt: skip
-    return {name: [size["batch"], *table[name]] for name in names if name in table}
+    choices = [2] if any("MultipleChoice" in kind for kind in getattr(config, "architectures", None) or ()) else []
+    return {name: [size["batch"], *choices, *table[name]] for name in names if name in table}
 
 
 __all__ = ["Captured", "Program", "capture", "samples"]

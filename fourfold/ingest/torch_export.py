@@ -833,7 +833,7 @@ def _class(node: fx.Node, space: str, op: str, alias: list[fx.Node | None]) -> i
     if alias and all(a is not None for a in alias):
         return VIEW
     found = ops.ATEN.get(op)
-    if found is not None and space in ("aten", "prims", "quantized_decomposed"):
+    if found is not None and space in ("aten", "prims", "quantized_decomposed", "transformers"):
         return found
     tags = getattr(node.target, "tags", ())
     if torch.Tag.pointwise in tags:
@@ -942,6 +942,10 @@ def _flops(node: fx.Node, op: str, values: list[Any]) -> float:
             return ops.convolution_backward(s[0], s[1], s[2], bool(s[7]), s[10])
         case "outer" | "ger" | "addr":
             return 0.0  # a product without a sum
+        case "_grouped_mm" | "grouped_mm_fallback":                   # every row meets the matrix of its group; of two matrices, rows are summed over
+            return float(2 * s[0][-1] * prod(out if len(s[0]) + len(s[1]) > 4 else out[1:]))
+        case "grouped_mm_fallback_backward":                          # rows [T, K] by [E, K, N]: as much for each of the two gradients
+            return float(4 * prod(s[0]) * s[1][-1])
     if op.endswith("_backward") and "scaled_dot_product" in op:
         return ops.attention_backward(s[1], s[2], s[3])
     if "scaled_dot_product" in op:
