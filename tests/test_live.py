@@ -238,7 +238,7 @@ def ask(grid: Grid, watch: Watch, tmp_path: Path) -> Callable[..., live.Provider
 
     def made(name: str, **options: Any) -> live.Provider:
         known = {"ELECTRICITYMAPS_TOKEN": TOKEN, "WATTTIME_USER": USER, "WATTTIME_PASSWORD": PASSWORD}
-        options = {"environment": known, "base": f"{grid.address}/{folders[name]}", "online": True, "cache": tmp_path / "cache", "timeout": 2.0,
+        options = {"environment": known, "base": f"{grid.address}/{folders[name]}", "online": True, "cache": tmp_path / "cache", "timeout": 30.0,
                    "wait": watch.wait, "clock": watch.time, **options}
         return live.provider(name, **options)
 
