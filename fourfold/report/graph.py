@@ -183,7 +183,8 @@ def _data(plan: Plan, root: Item, rows: list[strips.Strip], held: list[strips.Cu
         "strips": [{"title": row.title, "kind": row.kind, "device": row.device, "start": _ns(row.start), "finish": _ns(row.finish),
                     "what": row.what.tolist()} for row in rows],
         "sent": {"bytes": tasks.size[sent.value].tolist(), "from": tasks.producer[sent.value].tolist(), "to": sent.target.tolist()},
-        "curves": [{"at": _ns(curve.at), "held": curve.held.tolist(), "top": curve.top, "limit": curve.limit, "peak": curve.peak} for curve in held],
+        "curves": [{"at": _ns(curve.at), "held": curve.held.tolist(), "end": round(curve.end * 1e9), "top": curve.top, "limit": curve.limit,
+                    "peak": curve.peak} for curve in held],
     }
 
 

@@ -82,7 +82,7 @@ def drawn(strip: Strip, whole: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Bytes on a device over time: `at` s, `held` bytes from then on; `peak`, `limit` bytes; `top`: what the picture's height stands for."""
+    """Bytes on a device over time: `at` s, `held` bytes from then on; `peak`, `limit` bytes; `top`: what the picture's height stands for; `end` s."""
 
     device: int
     at: np.ndarray
@@ -90,6 +90,7 @@ class Curve:
     peak: int
     limit: float
     top: float
+    end: float
 
     @property
     def shows_limit(self) -> bool:
@@ -101,8 +102,8 @@ def curves(plan: Plan, timeline: Timeline) -> list[Curve]:
     peak = int(timeline.peak_bytes.max(initial=0))
     near = [device.memory for device, most in zip(plan.system.devices, timeline.peak_bytes, strict=True) if most > device.memory / 3]
     top = max([peak, *near]) * 1.08 or 1.0
-    return [Curve(d, at, held, int(timeline.peak_bytes[d]), float(device.memory), top) for d, (device, (at, held)) in
-            enumerate(zip(plan.system.devices, (thinned(*curve) for curve in timeline.memory), strict=True))]
+    return [Curve(d, at, held, int(timeline.peak_bytes[d]), float(device.memory), top, timeline.makespan)
+            for d, (device, (at, held)) in enumerate(zip(plan.system.devices, (thinned(*curve) for curve in timeline.memory), strict=True))]
 
 
 def thinned(at: np.ndarray, held: np.ndarray, points: int = _POINTS) -> tuple[np.ndarray, np.ndarray]:
@@ -126,4 +127,4 @@ def area(curve: Curve, whole: float) -> str:
     at, held = thinned(curve.at, curve.held, WIDE // 2)
     x, y = at / whole * WIDE, LOW - held / curve.top * LOW
     steps = "".join(f"H{a:.1f}V{b:.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
-    return f"M0,{LOW}{steps}H{WIDE}V{LOW}Z"
+    return f"M0,{LOW}{steps}H{curve.end / whole * WIDE:.1f}V{LOW}Z"

@@ -105,10 +105,10 @@
     if (canvas.width !== Math.round(wide * ratio) || canvas.height !== Math.round(high * ratio)) { canvas.width = Math.round(wide * ratio); canvas.height = Math.round(high * ratio); }
     pen.setTransform(ratio, 0, 0, ratio, 0, 0); pen.clearRect(0, 0, wide, high);
     if (lane.dataset.curve) {
-      const { at, held, top, limit } = D.curves[+lane.dataset.curve], y = (b) => high - (b / top) * (high - 2);
+      const { at, held, end, top, limit } = D.curves[+lane.dataset.curve], y = (b) => high - (b / top) * (high - 2);
       pen.beginPath(); pen.moveTo(-2, high);
-      for (let n = first(at, from); n < at.length && at[n] <= from + length; n++) { pen.lineTo(Math.max(x(at[n]), -2), y(held[n])); pen.lineTo(n + 1 < at.length ? Math.min(x(at[n + 1]), wide + 2) : x(D.whole), y(held[n])); }
-      pen.lineTo(Math.min(x(D.whole), wide + 2), high); pen.closePath(); pen.globalAlpha = 0.3; pen.fillStyle = colour(`d${lane.dataset.curve % 8}`); pen.fill(); pen.globalAlpha = 1; pen.strokeStyle = pen.fillStyle; pen.lineWidth = 1; pen.stroke();
+      for (let n = first(at, from); n < at.length && at[n] <= from + length; n++) { pen.lineTo(Math.max(x(at[n]), -2), y(held[n])); pen.lineTo(n + 1 < at.length ? Math.min(x(at[n + 1]), wide + 2) : Math.min(x(end), wide + 2), y(held[n])); }
+      pen.lineTo(Math.min(x(end), wide + 2), high); pen.closePath(); pen.globalAlpha = 0.3; pen.fillStyle = colour(`d${lane.dataset.curve % 8}`); pen.fill(); pen.globalAlpha = 1; pen.strokeStyle = pen.fillStyle; pen.lineWidth = 1; pen.stroke();
       if (limit <= top) { pen.strokeStyle = colour("red"); pen.setLineDash([5, 4]); pen.lineWidth = 1.5; pen.beginPath(); pen.moveTo(0, y(limit)); pen.lineTo(wide, y(limit)); pen.stroke(); pen.setLineDash([]); }
       return;
     }
