@@ -6,8 +6,9 @@
 
 Models: transformers families built from configurations with random weights, and the convolutional networks that ship in the onnx package (their
 weights, which are constants there, are drawn anew). All in float32, batch 1, all cores. A plan is made for this machine as one device (`expert`), its
-engine raced (`fourfold.run.local.race`), then stored; the timing that is reported is a later one, of all contestants in turns, in random order.
-A ratio is the other's time divided by the plan's in the same round: above 1, the plan is faster. Intervals are 90 % bootstrap ones of the median.
+engine raced (`fourfold.run.local.race`), then stored; the timing that is reported is a later one, of all contestants in turns, in random order, each
+time the best of three calls. A ratio is the other's time divided by the plan's in the same round: above 1, the plan is faster. Intervals are 90 %
+bootstrap ones of the median. All contestants of a model share one process, so each gains from the allocator's settings (`workers/heap.py`).
 """
 
 from __future__ import annotations
@@ -142,11 +143,11 @@ def one(name: str, rounds: int, cache: Path, prepare: bool) -> dict[str, Any]:
     torch.set_num_threads(threads)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / f"{name}.onnx"
+        file = cache / f"{name}.onnx"                                   # exporting takes long, and gives the same again
         if name in TORCH:
             inner, fed = _transformers()[name]()
             module, inputs = First(inner.eval(), tuple(fed)).eval(), tuple(fed.values())
-            why = exported(module, inputs, tuple(fed), file)
+            why = "" if file.exists() else exported(module, inputs, tuple(fed), file)
             found = capture(module, inputs)
             feeds = {key: value.numpy() for key, value in fed.items()}
         else:

@@ -179,13 +179,13 @@ def _plain(name: str) -> Callable[[_Node], _Found]:
 
 
 def _many(name: str) -> Callable[[_Node], _Found]:
-    return lambda n: (_fold, (_torch(name), [n.ref(k) for k in range(len(n))]), {})
+    return lambda n: (fold, (name, [n.ref(k) for k in range(len(n))]), {})
 
 
-def _fold(op: Callable[..., Any], given: Sequence[Any]) -> Any:
+def fold(name: str, given: Sequence[Any]) -> Any:
     found = given[0]
     for other in given[1:]:
-        found = op(found, other)
+        found = _torch(name)(found, other)
     return found
 
 
@@ -317,16 +317,17 @@ def _softmax(name: str) -> Callable[[_Node], _Found]:
         shape = n.shape(0)
         if n.version >= 13 or axis in (-1, len(shape) - 1):
             return _torch(name), (n.ref(0), axis), {}
-        return flat_softmax, (_torch(name), n.ref(0), axis % len(shape)), {}
+        return flat_softmax, (name, n.ref(0), axis % len(shape)), {}
     return maker
 
 
-def flat_softmax(op: Callable[..., Any], x: Any, axis: int) -> Any:
+def flat_softmax(name: str, x: Any, axis: int) -> Any:
     """Before opset 13: over all sides from `axis` on."""
-    return op(x.flatten(axis), axis).reshape(x.shape)
+    return _torch(name)(x.flatten(axis), axis).reshape(x.shape)
 
 
 def _lrn(n: _Node) -> _Found:
+    n.only(len(n.shape(0)) == 4)
     return lrn, (n.ref(0), int(n.get("size")), float(n.get("alpha", 1e-4)), float(n.get("beta", 0.75)), float(n.get("bias", 1.0))), {}
 
 
@@ -334,10 +335,8 @@ def lrn(x: Any, size: int, alpha: float, beta: float, bias: float) -> Any:
     import torch
     import torch.nn.functional as F
 
-    square = x.square().unsqueeze(1)
-    before, after = (size - 1) // 2, size // 2
-    around = F.pad(square.flatten(3), (0, 0, before, after)) if x.ndim != 4 else F.pad(square, (0, 0, 0, 0, before, after))
-    total = around.unfold(2, size, 1).sum(-1) if x.ndim != 4 else F.avg_pool3d(around, (size, 1, 1), 1) * size
+    around = F.pad(x.square().unsqueeze(1), (0, 0, 0, 0, (size - 1) // 2, size // 2))
+    total = F.avg_pool3d(around, (size, 1, 1), 1) * size
     return x / torch.pow(bias + alpha / size * total.reshape(x.shape), beta)
 
 
