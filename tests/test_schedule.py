@@ -18,15 +18,16 @@ from fourfold.decide import Budget, Proposal, Rejected, Solver, solve
 from fourfold.decisions.schedule import _list
 from fourfold.decisions.schedule._parts import Work, alone, fuse
 from fourfold.decisions.schedule._quick import Scratch, quick
-from fourfold.decisions.schedule.anneal import _causes
-from fourfold.decisions.schedule.corpus import FAMILIES, make
+from fourfold.decisions.schedule.anneal import _causes, _nearby
+from fourfold.decisions.schedule.auto import _skips, size
+from fourfold.decisions.schedule.corpus import FAMILIES, PUBLISHED, make, published
 from fourfold.decisions.schedule.problem import Answer, Schedule, random_graph, replay
 from fourfold.errors import Infeasible, InputError
-from fourfold.graph import CONTRACTION, ELEMENTWISE, OPAQUE, Builder, Graph
+from fourfold.graph import CONTRACTION, ELEMENTWISE, OPAQUE, REDUCTION, Builder, Graph
 from fourfold.system import Device, Link, System
 from fourfold.techniques import technique
 
-NAMES = ("default", "expert", "heft", "peft", "cpop", "metis", "anneal", "exact")
+NAMES = ("default", "expert", "heft", "peft", "cpop", "metis", "anneal", "exact", "auto")
 
 
 def solver(name: str) -> Solver:
@@ -119,7 +120,7 @@ def test_fixed_parts_are_kept_by_everyone() -> None:
     for part, value in fixed.items():
         problem = free.replace(**{part: value})
         for name in NAMES:
-            solve(problem, solver(name), Budget(5, 2000))
+            solve(problem, solver(name), Budget(1, 2000))
         other = {**fixed, part: value[::-1].copy() if part == "priority" else np.ones(nodes, int)}
         assert any("fixed" in one for one in problem.violations(Answer(**other)))
 
@@ -138,7 +139,7 @@ def test_an_impossible_baseline_says_by_how_many_bytes() -> None:
     graph = row(*[CONTRACTION] * 6, width=64)
     problem = Schedule(graph, system(3, memory=60_000))
     for name in NAMES:
-        found = solve(problem, solver(name), Budget(5, 3000))
+        found = solve(problem, solver(name), Budget(1, 3000))
         assert found.before is None and "more than its 60,000" in found.why
         assert problem.timeline(found.answer).peak_bytes.max() <= 60_000
 
@@ -215,6 +216,20 @@ def test_every_answer_is_valid_and_no_cheaper_than_the_bound_in_tight_memory(see
     for name in ("default", "expert", "heft", "peft", "cpop", "metis", "anneal"):
         found = solve(problem, solver(name), Budget(20, 300), seed)     # raises where a rule is broken or the bound lies
         assert found.bound is not None and found.bound <= found.cost
+
+
+@given(st.integers(0, 10_000), st.integers(6, 40))
+@settings(max_examples=30, deadline=None)
+def test_changed_fusion_breaks_no_rule_of_fusion(seed: int, nodes: int) -> None:
+    """A group that is cut in two may fall into more parts; then it is taken apart whole."""
+    dice = np.random.default_rng(seed)
+    problem = Schedule(random_graph(dice, nodes, colocated=0.0), system(2))
+    group, place = fuse(problem), np.zeros(nodes, np.int16)
+    for _ in range(12):
+        found = _nearby(problem, group, dice, place)
+        answer = Answer(found, place, np.zeros(nodes))
+        assert not problem._fusions(answer)
+        group = found if not problem._cycles(answer) else group
 
 
 def brute(problem: Schedule) -> float:
@@ -313,6 +328,37 @@ def test_a_family_follows_its_size() -> None:
         make("perceptron")
     with pytest.raises(InputError, match="too small"):
         make("cnn", 5)
+
+
+def test_published_models_have_the_sizes_that_are_named() -> None:
+    for name in ("rnnlm-2", "transformer-xl-2", "inception-32", "amoebanet", "resnet", "wavenet-2x18", "encoder-decoder"):
+        made = published(name)
+        assert not made.validate() and made == published(name) and (made.phase == 2).any()
+        assert len(made) > 2 * len(published(name, train=False))
+    assert published("wavenet-2x18", train=False).layer.max() == 36
+    assert {one.family for one in PUBLISHED.values()} == set(FAMILIES) and {one.devices for one in PUBLISHED.values()} == {2, 4, 8}
+    with pytest.raises(InputError, match="no published model"):
+        published("gnmt-3")
+
+
+def test_batch_normalisation_is_a_reduction_in_training_only() -> None:
+    for train in (False, True):
+        made = graph("cnn", train)
+        norms = made.fusion[[made.kinds[kind] == "aten.native_batch_norm" for kind in made.kind]]
+        assert len(norms) and (norms == (REDUCTION if train else ELEMENTWISE)).all()
+
+
+def test_gradients_of_embeddings_are_rows_and_those_of_shared_weights_add_up_as_they_come() -> None:
+    made = graph("rnnlm", True)
+    assert any(kind == "optim.sparse_sgd" for kind in made.kinds) and "aten.embedding_weight" not in made.kinds
+    last = int(np.flatnonzero(made.phase == 1).max())
+    assert (made.phase[last + 1:] == 2).all()                           # only updates are left when the last gradient is there
+
+
+def test_auto_leaves_go_out_where_its_network_takes_too_long_or_lost() -> None:
+    problem = Schedule(make("cnn", 100), system(2))
+    assert "of what is left" in _skips(problem, Budget(0.01)) or "not installed" in _skips(problem, Budget(0.01))
+    assert size(100) == 300 and size(300) == 300 and size(301) == 1000 and size(80_000) == 0
 
 
 def test_papers_are_in_the_bibliography() -> None:
