@@ -1,7 +1,7 @@
 """Plans executed against torch eager, torch.compile (plain, and with frozen weights) and ONNX Runtime as it comes, interleaved, on this machine.
 
     python benchmarks/execute.py                       # every model in a process of its own; writes benchmarks/results/execute.json
-    python benchmarks/execute.py --only bert --rounds 5
+    python benchmarks/execute.py --only bert,vit       # these anew; the file's other rows stay
     python benchmarks/execute.py --prepare             # compile only, so that a later run finds compilers' caches warm
 
 Models: transformers families built from configurations with random weights, and the convolutional networks that ship in the onnx package (their
@@ -271,10 +271,11 @@ def main() -> None:
         found = one(given.one, given.rounds, given.cache, given.prepare)
         print(json.dumps(found), file=sys.__stdout__)
         return
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(given.out.read_text())["models"] if given.only and given.out.exists() else []
     for name in [n for n in given.only.split(",") if n] or MODELS:
         command = [sys.executable, __file__, "--one", name, "--rounds", str(given.rounds), "--cache", str(given.cache)]
         done = subprocess.run(command + ["--prepare"] * given.prepare, capture_output=True, text=True, check=False)
+        rows = [row for row in rows if row["model"] != name]
         if done.returncode:
             print(f"{name}: failed\n{done.stderr[-2000:]}", flush=True)
             rows.append({"model": name, "failed": done.stderr.strip().splitlines()[-1][:300] if done.stderr.strip() else str(done.returncode)})
