@@ -14,7 +14,7 @@ from fourfold.cost.roofline import seconds
 from fourfold.errors import InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, Builder
 from fourfold.run import samples as operators
-from fourfold.run.calibrate import _transfers, calibrate, fit, fit_contraction, fit_moving, predicted, time_all
+from fourfold.run.calibrate import calibrate, fit, fit_contraction, fit_moving, predicted, time_all, transfers
 from fourfold.run.samples import Call, Sample
 from fourfold.system import Efficiency, System
 
@@ -157,9 +157,13 @@ def test_what_is_freed_is_kept_unless_the_environment_rules(monkeypatch: pytest.
     assert not heap.keep()
 
 
-def test_transfers_cost_more_when_they_are_larger() -> None:
-    latency, bandwidth = _transfers((1024, 2**20), rounds=6)
-    assert 0 < latency < 1 and 1e7 < bandwidth < 1e13
+def test_transfers_cost_more_when_they_are_larger(measured: System) -> None:
+    small, large = transfers(measured, ((8, 64), (512, 256)), rounds=5)
+    for value, low, high in (small, large):
+        assert 0 < low <= value <= high
+    assert small[0] < 1 and 1e6 < large[0] < 1e14
+    link = measured.links[0]
+    assert link.latency == measured.figures["cpu0-cpu1.latency"].value and measured.figures["cpu0-cpu1.bandwidth"].low is not None
 
 
 @pytest.mark.parametrize(("workers", "time"), [(0, 10.0), (1, 0.0), (1, math.nan)])

@@ -15,13 +15,10 @@ ones are used again, and a bandwidth at which convolutions lay their weights out
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import shared_memory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +40,7 @@ _TURNS, _MOST, _LEAST = 3, 12, 2e-3                                     # turns 
 _ROUNDS = 60                                                            # more than this many rounds tell nothing new
 _FLOOR = 0.02                                                           # a time less launch is at least this share of the time
 _TOLD = 10.0                                                            # s between two words on how far it is
-_ECHO = "import os\nwhile os.read(0, 1): os.write(1, b'x')"              # the other side: answers every byte with one until the pipe closes
+_HOPS = 16
 _FITTED = ("matmul", "strided", "batched", "conv", "conv1d", "pointwise", "depthwise", "attention", "recurrent")
 _RELAID = ("conv", "conv1d", "pointwise", "depthwise")                  # these lay their weights out anew at every call
 _NARROW = (1.0, 4.0, 16.0, 64.0, 256.0)
@@ -80,8 +77,8 @@ def calibrate(workers: int | None = None, seconds: float = 150.0, say: Callable[
         curves["fused"] = Efficiency(fused, bandwidth=curves["elementwise"].bandwidth)
     if workers > 1:
         say("transfers between processes")
-    wire = _transfers() if workers > 1 else None
-    return _assembled(workers, threads, peaks, bandwidth, curves, cold, wire, timed)
+    provisional = _assembled(workers, threads, peaks, bandwidth, curves, cold, ((1e-5, 1e-5, 1e-5), (1e10, 1e10, 1e10)), timed)
+    return _assembled(workers, threads, peaks, bandwidth, curves, cold, transfers(provisional), timed) if workers > 1 else provisional
 
 
 # ---- timing --------------------------------------------------------------------------------------------------------------------------------------
@@ -300,47 +297,75 @@ def predicted(sample: Sample, peak: float, bandwidth: float, curve: Efficiency) 
 
 # ---- transfers -----------------------------------------------------------------------------------------------------------------------------------
 
-def _transfers(sizes: Sequence[int] = (1024, 2**20, 2**24), rounds: int = 12) -> tuple[float, float]:
-    """(latency s, bandwidth B/s) of handing bytes to another process: copied into shared memory by the sender, announced through a pipe. The reader
-    maps the memory and copies nothing."""
-    memory = shared_memory.SharedMemory(create=True, size=max(sizes))
-    child = None
-    try:
-        child = subprocess.Popen([sys.executable, "-c", _ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        assert child.stdin is not None and child.stdout is not None and memory.buf is not None
-        times: dict[int, list[float]] = {size: [] for size in sizes}
-        for round_ in range(rounds + 2):
-            for size in sizes:
-                data = np.zeros(size, np.uint8)
-                into = np.frombuffer(memory.buf, np.uint8, size)
-                began = time.perf_counter()
-                into[:] = data
-                copied = time.perf_counter() - began
-                began = time.perf_counter()
-                child.stdin.write(b"x")
-                if child.stdout.read(1) != b"x":
-                    raise Missing("The other process of the transfer test ended early.", "Run it again; see its message above.")
-                told = (time.perf_counter() - began) / 2
-                if round_ >= 2:                                         # the first rounds touch pages for the first time
-                    times[size].append(copied + told)
-                del into
-        small, large = (float(np.quantile(times[size], 0.25)) for size in (sizes[0], sizes[-1]))
-        return small, (sizes[-1] - sizes[0]) / max(large - small, 1e-9)
-    finally:
-        if child is not None:
-            if child.stdin is not None:
-                child.stdin.close()
-            child.wait(10)
-            if child.stdout is not None:
-                child.stdout.close()
-        memory.close()
-        memory.unlink()
+Ends = tuple[float, float, float]                                       # a figure and the ends of its interval
+
+
+def transfers(system: System, sizes: Sequence[tuple[int, int]] = ((8, 1024), (2048, 256)), rounds: int = 30) -> tuple[Ends, Ends]:
+    """(latency s, bandwidth B/s) of handing a tensor from one worker of `system` to the next, each with the ends of its 90 % interval.
+
+    A chain of linear layers on tensors of `sizes` (rows, width) is carried out by the executor itself, once with two hops, there and back, and once
+    with every op on the other worker than the op before; the difference over the number of further hops is what a hop costs. Ops take as long as
+    those of models do, so that the switch between regions, the waking of a worker that has waited and what it finds cold are part of it. What it
+    costs to use a second worker at all, once a run, is not.
+    """
+    chains = [_hops(system, rows, width, rounds) for rows, width in sizes]
+    moved = [4.0 * rows * width for rows, width in sizes]
+    dice = np.random.default_rng(0)
+    drawn = [[dice.choice(times, (200, len(times))) for times in chain] for chain in chains]
+
+    def hop(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return np.maximum(np.quantile(two, 0.25, axis=-1) - np.quantile(one, 0.25, axis=-1), 1e-7) / (_HOPS - 2)
+
+    def told(small: Any, large: Any) -> tuple[Any, Any]:
+        rate = (moved[-1] - moved[0]) / np.maximum(large - small, 1e-9)
+        return np.maximum(small - moved[0] / rate, 1e-7), rate
+
+    latency, bandwidth = told(hop(*chains[0]), hop(*chains[-1]))
+    latencies, bandwidths = told(hop(*drawn[0]), hop(*drawn[-1]))
+    ends = [(min(float(value), float(np.quantile(many, 0.05))), max(float(value), float(np.quantile(many, 0.95))))
+            for value, many in ((latency, latencies), (bandwidth, bandwidths))]
+    return (float(latency), ends[0][0], ends[0][1]), (float(bandwidth), ends[1][0], ends[1][1])
+
+
+def _hops(system: System, rows: int, width: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """s of runs of the chain with two hops, and of runs with a hop after every op."""
+    import torch
+
+    from fourfold.ingest.program import capture
+    from fourfold.plan import Plan
+    from fourfold.run.local import PLANNED, Local
+
+    class Chain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(_HOPS + 1):
+                x = self.layer(x)
+            return x
+
+    found = capture(Chain(), (torch.randn(1, rows, width),))
+    count = len(found.graph)
+
+    def plan(place: np.ndarray) -> Plan:
+        return Plan(found.graph, system, "latency", np.full(count, -1), place, -np.arange(count, dtype=float), "by hand", 0.0, "s")
+
+    took: tuple[list[float], list[float]] = ([], [])
+    with Local(plan(np.arange(count) * 3 // count % 2), found.program, found.inputs, engines="eager", placement=PLANNED, stamps=False) as one, \
+            Local(plan(np.arange(count) % 2), found.program, found.inputs, engines="eager", placement=PLANNED, stamps=False) as two:
+        for round_ in range(rounds + 3):
+            for runner, times in zip((one, two), took, strict=True):
+                seconds = runner.run()[1]
+                if round_ >= 3:
+                    times.append(seconds)
+    return np.array(took[0]), np.array(took[1])
 
 
 # ---- the system ----------------------------------------------------------------------------------------------------------------------------------
 
 def _assembled(workers: int, threads: int, peaks: dict[str, float], bandwidth: float, curves: dict[str, Efficiency],
-               cold: tuple[tuple[float, float], ...], wire: tuple[float, float] | None,
+               cold: tuple[tuple[float, float], ...], wire: tuple[Ends, Ends],
                timed: Sequence[Sample]) -> System:
     machine = here()
     watts, share = power(machine), machine.cores / workers
@@ -372,10 +397,11 @@ def _assembled(workers: int, threads: int, peaks: dict[str, float], bandwidth: f
                               figures[f"{name}.memory"].value, figures[f"{name}.idle"].value, figures[f"{name}.busy"].value, dict(curves),
                               cold=cold))
     links = []
-    for a in range(workers if wire else 0):
+    for a in range(workers):
         for b in range(a + 1, workers):
-            links.append(Link(f"cpu{a}", f"cpu{b}", keep(f"cpu{a}-cpu{b}.latency", wire[0] if wire else 0.0, "s"),
-                              keep(f"cpu{a}-cpu{b}.bandwidth", wire[1] if wire else 1.0, "B/s"), overlap=False))
+            latency, rate_of = (keep(f"cpu{a}-cpu{b}.{name}", value, unit, (low / value, high / value))
+                                for (value, low, high), name, unit in zip(wire, ("latency", "bandwidth"), ("s", "B/s"), strict=True))
+            links.append(Link(f"cpu{a}", f"cpu{b}", latency, rate_of, overlap=False))
     title = f"{machine.name} as {workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
     return replace(System(title, tuple(devices), tuple(links), machine.fingerprint), figures=figures)
 
