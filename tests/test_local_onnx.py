@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fourfold.ingest.program import Captured, capture  # noqa: E402
 from fourfold.plan import Plan  # noqa: E402
-from fourfold.run.local import execute, race  # noqa: E402
+from fourfold.run.local import check, execute, race  # noqa: E402
 from fourfold.run.workers.onnx import Foreign, call  # noqa: E402
 from fourfold.system import System  # noqa: E402
 
@@ -152,6 +152,13 @@ def test_engines_of_whole_regions_answer_alike(net: Any, engine: str) -> None:
     done = execute(planned(found), found.program, inputs, repeat=1, engines=engine)
     np.testing.assert_allclose(done.outputs["y"], want, rtol=1e-4, atol=1e-5)
     assert done.regions[0].engine == engine
+
+
+def test_a_file_without_inputs_gets_some(net: Any) -> None:
+    found, _ = net
+    assert found.inputs is None
+    told = check(planned(found), model=found, repeat=1)
+    assert told.equal and told.outputs[0].name == "y"
 
 
 def test_inductor_declines_what_is_no_torch_op(net: Any) -> None:

@@ -33,14 +33,14 @@ def run(
 ) -> None:
     """Carry out a plan on this machine: devices as processes, order and groups as planned, transfers through shared memory."""
     from fourfold.report.graph import write
-    from fourfold.run.local import ONE, opened
+    from fourfold.run.local import ONE, inputs_of, opened
     from fourfold.run.local import check as checked
     from fourfold.run.local import race as raced
 
     found, captured = opened(plan, model, _inputs(inputs))
     folder, result = _kept(plan), None
     if race or (race is None and not one and not _stored(found)):
-        result = raced(found, captured.program, captured.inputs, folder=folder, say=say)
+        result = raced(found, captured.program, inputs_of(captured), folder=folder, say=say)
         found = found.replace(engines=dict(result.engines))
         found.save(plan)
     engines: Any = {"*": "eager"} if race is False else None

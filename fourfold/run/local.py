@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.errors import FourfoldError, InputError
+from fourfold.graph import VIEW
 from fourfold.machine import here
 from fourfold.run.workers.build import Declined, Job, Spec, build, spec_of
 from fourfold.run.workers.heap import keep
@@ -631,7 +632,7 @@ def check(plan: Plan | str | Path, *, model: Any = None, inputs: Any = None, rep
     does, and ArtefactError where the model is no longer the one that was planned for.
     """
     plan, captured = opened(plan, model, inputs)
-    given = captured.inputs if inputs is None or isinstance(inputs, str | Path) else inputs
+    given = inputs_of(captured) if inputs is None or isinstance(inputs, str | Path) else inputs
     first = Local(plan, captured.program, given, engines=engines)
     plain = all(engine == "eager" for engine in first.engines.values())
     ways = [(engines, None), *([] if plain else [("eager", first.placement)])]
@@ -644,7 +645,8 @@ def check(plan: Plan | str | Path, *, model: Any = None, inputs: Any = None, rep
         predicted = float(plan.tasks.seconds[:, home].sum())
         notes.append(f"It ran in one process; the prediction is that of {plan.system.devices[home].name} alone, of the plan as placed it is "
                      f"{1e3 * plan.timeline().makespan:.3f} ms.")
-    if random := sorted({plan.graph.kinds[k] for k in np.unique(plan.graph.kind).tolist() if _draws(plan.graph.kinds[k])}):
+    running = np.unique(plan.graph.kind[plan.graph.fusion != VIEW])
+    if random := sorted({plan.graph.kinds[k] for k in running.tolist() if _draws(plan.graph.kinds[k])}):
         notes.append(f"The program draws random numbers ({', '.join(random)}), so its outputs need not repeat.")
     return Check(all(o.equal for o in outputs), outputs, predicted, done, slow, _ratio(done.runs, slow.runs), _kinds(plan, slow), _regions(done),
                  tuple(notes))
@@ -659,6 +661,18 @@ def opened(plan: Plan | str | Path, model: Any = None, inputs: Any = None) -> tu
     found = plan if isinstance(plan, Plans) else Plans.load(plan)
     local(found)
     return found, model if isinstance(model, Captured) else recapture(found, model, inputs)
+
+
+def inputs_of(captured: Captured, seed: int = 0) -> Any:
+    """What the program was captured with; an .onnx file captured by its shapes alone gets normal numbers, and zeros where it takes integers."""
+    if captured.inputs is not None or captured.program.dialect != "onnx":
+        return captured.inputs
+    program: Any = captured.program
+    dice, found = np.random.default_rng(seed), {}
+    for name in program.inputs:
+        shape, dtype = program.spec[name]
+        found[name] = dice.standard_normal(shape).astype(dtype) if dtype.startswith("float") else np.zeros(shape, dtype)
+    return found
 
 
 def original_of(captured: Captured, inputs: Any) -> dict[int, Any]:
@@ -721,8 +735,6 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float
 
 def _kinds(plan: Plan, done: Execution) -> tuple[dict[str, Any], ...]:
     """Per kind of op (of a fused task: its kinds, views aside), tasks that were timed alone: number, predicted and measured s; dearest first."""
-    from fourfold.graph import VIEW
-
     graph, place = plan.graph, plan.of_tasks[0]
     alone = {t for r in done.regions if r.engine == "eager" for t in r.tasks}
     parts: dict[int, list[str]] = {}
