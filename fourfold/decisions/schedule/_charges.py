@@ -232,8 +232,8 @@ def charges(problem: Schedule, duty: Duties) -> tuple[np.ndarray, np.ndarray, np
             parts[part, :, d] = np.where(opaque, alone, np.minimum(seconds, alone))
     counted = parts.copy()
     counted[3, ~(heavy | opaque)] = 0.0                                 # of a group's nodes at most one has a last part
-    total = np.stack([[np.bincount(duty.cluster, part[:, d], nodes) for d in range(devices)] for part in counted])
-    best = np.swapaxes(np.argmax(total, axis=0), 0, 1)[duty.cluster]    # [N, D]
+    total = np.stack([[np.bincount(duty.cluster, counted[part, :, d], nodes) for d in range(devices)] for part in range(4)])
+    best = total.argmax(axis=0).T[duty.cluster]                         # [N, D]
     chosen = np.take_along_axis(counted, best[None], axis=0)[0]
     with_heavy = np.bincount(duty.cluster, heavy, nodes)[duty.cluster] > 0
     peers = np.bincount(duty.light, reduces, nodes)[duty.light]
