@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from fourfold.plan import Plan
 
 PLANNED, ONE = "planned", "one process"                                 # placements
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")                     # read when torch is loaded: threads that spin beside others burn minutes
+
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2, "complex64": 1e-3, "complex128": 1e-9}    # of the largest magnitude
 RACED = {"torch": ("inductor", "openvino"), "onnx": ("inductor", "openvino", "onnxruntime"), "jax": ("xla",)}   # against eager, by dialect
 SHORT = 1e-4                                                            # s: a shorter region is not worth compiling, a call costs about as much
