@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "schedule.json")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seconds, arguments.seeds = 2.0, 1
+        arguments.seconds, arguments.seeds, arguments.out = 2.0, 1, arguments.work / "quick.json"
     arguments.solvers = [one for name in arguments.solvers or SOLVERS for one in ((name, "metis, no repair") if name == "metis" else (name,))]
     arguments.solvers = list(dict.fromkeys(arguments.solvers))
     cases, rows = run(arguments)
