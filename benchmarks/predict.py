@@ -381,6 +381,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
 
     began, cores = time.time(), here().cores
     document: dict[str, Any] = {"machine": str(here()), "cores": cores, "date": time.strftime("%Y-%m-%d"), "rounds": asked.rounds,
+                                "scheduling": scheduling(), "load": os.getloadavg()[0],
                                 "execution": "fourfold.run.local, eager engine, one region per device between transfers",
                                 "held_out": "calibration times single operators only; no model is among them", "models": {}, "plans": {}}
     zoo = [model for model in MODELS + light() if not asked.only or model.name in asked.only]
@@ -401,6 +402,12 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         print({name: (one["kendall"], one["settled_kendall"]) for name, one in by.items()})
     document["seconds"] = time.time() - began
     return document
+
+
+def scheduling() -> str:
+    """By which rule the system shares its processors with this process: ahead of others ("SCHED_FIFO 1") or evenly ("SCHED_OTHER 0")."""
+    names = {getattr(os, name): name for name in ("SCHED_OTHER", "SCHED_FIFO", "SCHED_RR") if hasattr(os, name)}
+    return f"{names.get(os.sched_getscheduler(0), '?')} {os.sched_getparam(0).sched_priority}" if names else ""
 
 
 def machine(folder: Path, workers: int, seconds: float) -> Any:
