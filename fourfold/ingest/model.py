@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fourfold.errors import ModelError
+from fourfold.errors import MissingExtra, ModelError
 
 # inputs that carry data, in the order in which they are passed; all other arguments of a transformers model are switches and caches
 CARRIERS = (
@@ -226,6 +226,8 @@ def entry_of(ref: str) -> Any:
         for part in name.split("."):
             entry = getattr(entry, part)
     except ImportError as error:
+        if (error.name or "").split(".")[0] in ("jax", "jaxlib"):
+            raise MissingExtra(f"{ref} needs JAX, which is not installed.", "pip install 'fourfold[jax]'") from error
         raise ModelError(
             f"{ref}: module {module!r} cannot be imported: {_line(error)}", "Install it, or run from the folder that holds it."
         ) from error

@@ -131,7 +131,8 @@ def _named(ref: str, inputs: Any, name: str) -> tuple[Any, Any, str]:
         return entry, inputs, name
     made = made_by(ref, entry)
     if isinstance(made, tuple) and made and isinstance(made[0], torch.nn.Module):
-        made = made[0]
+        examples = _examples(made[1:])
+        made, inputs = made[0], examples if inputs is None else inputs
     if isinstance(made, torch.nn.Module):
         return made, inputs, name
     if isinstance(made, tuple) and len(made) == 2 and callable(made[0]):
@@ -140,6 +141,18 @@ def _named(ref: str, inputs: Any, name: str) -> tuple[Any, Any, str]:
     if callable(made):
         return made, inputs, name
     raise ModelError(f"{ref}() returned {type(made).__name__}", "It must return an nn.Module, or a JAX function with a tuple of example arguments.")
+
+
+def _examples(beside: tuple[Any, ...]) -> Any:
+    """Example inputs that a factory returned beside its module: a tensor, or a tuple or mapping of them; None where it is a tokenizer or the like."""
+    import torch
+
+    if len(beside) != 1:
+        return None
+    what = beside[0]
+    held = list(what.values()) if isinstance(what, Mapping) else list(what) if isinstance(what, tuple | list) else [what]
+    arrays = bool(held) and all(isinstance(one, torch.Tensor) or hasattr(one, "__array__") and hasattr(one, "dtype") for one in held)
+    return (what if isinstance(what, Mapping) else tuple(held)) if arrays else None
 
 
 def _lacking(function: Any) -> list[str]:
