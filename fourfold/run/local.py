@@ -408,7 +408,7 @@ def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None
     """Race `engines` against eager in every region, the dearest first, and a plan on several devices against one process; interleaved, on the wall
     clock.
 
-    An engine is chosen where it is faster than eager beyond doubt (the 99 % interval of the median ratio lies below 1) and answers alike; of
+    An engine is chosen where it is faster than eager beyond doubt (the 90 % interval of the median ratio lies below 1) and answers alike; of
     several the quickest. One process is used unless the planned placement is faster beyond doubt. Regions of a plan on several devices that were
     predicted to take less than `SHORT` stay eager, and no new one is begun after `seconds`. `engines`: all of the program's dialect. Raises what
     `execute` raises.
@@ -428,7 +428,7 @@ def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None
     with Local(plan, program, inputs, engines=single, folder=folder) as one, Local(plan, program, inputs, engines=spread, folder=folder) as two:
         found = timed({ONE: one.run, PLANNED: two.run}, ONE, rounds)
     rows += [_row("plan", name, found[name]) for name in (ONE, PLANNED)]
-    return Race({**(spread if found[PLANNED].faster("wall") else single), **mark}, tuple(rows))
+    return Race({**(spread if sooner(found[PLANNED]) else single), **mark}, tuple(rows))
 
 
 def timed(runners: Mapping[str, Callable[[], object]], baseline: str, rounds: int, *, tries: int = 3, deadline: float = 60.0, seed: int = 0,
@@ -453,15 +453,20 @@ def timed(runners: Mapping[str, Callable[[], object]], baseline: str, rounds: in
 
 def _row(region: str, engine: str, result: RaceResult) -> dict[str, Any]:
     return {"region": region, "engine": engine, "seconds": result.wall_median, "ratio": result.wall.value, "low": result.wall.low,
-            "high": result.wall.high, "faster": result.faster("wall"), "why": ""}
+            "high": result.wall.high, "faster": sooner(result), "why": ""}
 
 
 def _declined(region: str, engine: str, why: str) -> dict[str, Any]:
     return {"region": region, "engine": engine, "seconds": None, "ratio": None, "low": None, "high": None, "faster": False, "why": why}
 
 
+def sooner(result: RaceResult) -> bool:
+    """Whether the 90 % interval of the ratio lies below 1."""
+    return result.wall.high < 1
+
+
 def _quickest(results: Mapping[str, RaceResult]) -> str:
-    better = [name for name, result in results.items() if name != "eager" and result.faster("wall")]
+    better = [name for name, result in results.items() if name != "eager" and sooner(result)]
     return min(better, key=lambda name: results[name].wall.value, default="eager")
 
 
