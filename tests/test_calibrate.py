@@ -161,8 +161,8 @@ def test_transfers_cost_more_when_they_are_larger(measured: System) -> None:
     small, large = transfers(measured, ((8, 64), (512, 256)), rounds=5)
     for value, low, high in (small, large):
         assert 0 < low <= value <= high
-    assert small[0] < 1 and 1e6 < large[0] < 1e14
     link = measured.links[0]
+    assert small[0] < 1 and 1e5 < large[0] <= measured.devices[0].bandwidth and link.bandwidth <= measured.devices[0].bandwidth
     assert link.latency == measured.figures["cpu0-cpu1.latency"].value and measured.figures["cpu0-cpu1.bandwidth"].low is not None
 
 

@@ -317,7 +317,8 @@ def transfers(system: System, sizes: Sequence[tuple[int, int]] = ((8, 1024), (20
         return np.maximum(np.quantile(two, 0.25, axis=-1) - np.quantile(one, 0.25, axis=-1), 1e-7) / (_HOPS - 2)
 
     def told(small: Any, large: Any) -> tuple[Any, Any]:
-        rate = (moved[-1] - moved[0]) / np.maximum(large - small, 1e-9)
+        more = moved[-1] - moved[0]
+        rate = more / np.maximum(large - small, more / system.devices[0].bandwidth)     # noise must not make a copy quicker than memory
         return np.maximum(small - moved[0] / rate, 1e-7), rate
 
     latency, bandwidth = told(hop(*chains[0]), hop(*chains[-1]))
