@@ -39,7 +39,8 @@ _SCHEMA = 1
 class Settings:
     """What a run is. `updates` or `minutes` (0: not limited by it); `imitation` the share of either spent on annealed plans, found in `evaluations`
     simulations each; `count` graphs of `low` to `high` nodes, `batch` of them an update; PPO takes `samples` answers in each of `rounds` rounds.
-    `families` to learn from (all but those of `hold_out`), `graphs` further .npz files of captured graphs; `rate` of imitation, `step` of PPO."""
+    `families` to learn from (all but those of `hold_out`), `graphs` further .npz files of captured graphs; `rate` of imitation, `step` of PPO over
+    `epochs`, after each of which imitation goes on at the rate `anchor`."""
 
     seed: int = 0
     updates: int = 0
@@ -53,7 +54,9 @@ class Settings:
     samples: int = 12
     rounds: int = 2
     rate: float = 1e-3
-    step: float = 2e-4
+    step: float = 5e-5
+    epochs: int = 1
+    anchor: float = 1e-4
     every: int = 50
     check: int = 12
     hold_out: tuple[str, ...] = ()
@@ -117,9 +120,14 @@ class _Run:
         except OSError as error:
             raise unwritable(out, error, "the training run") from None
         torch.manual_seed(settings.seed)
-        self.network: Network = read(settings.start)[0].train() if settings.start else Network(Sizes(**settings.sizes))
+        self.before: dict[str, str] = {}                                # the record of the weights begun with
+        if settings.start:
+            self.network, self.before = read(settings.start)
+            self.network.train()
+        else:
+            self.network: Network = Network(Sizes(**settings.sizes))
         self.imitation = torch.optim.Adam(self.network.parameters(), settings.rate)
-        self.ppo = Ppo(self.network.parameters(), Rates(step=settings.step))
+        self.ppo = Ppo(self.network.parameters(), Rates(step=settings.step, epochs=settings.epochs))
         self.state: dict[str, Any] = {"schema": _SCHEMA, "settings": json.loads(json.dumps(asdict(settings))), "update": 0, "turned": None,
                                       "best": None, "unseen": None, "seconds": 0.0, "history": [], "corpus": ""}
         self._resume()
@@ -193,6 +201,8 @@ class _Run:
             raise InputError(f"{self.out} was begun with other graphs.", "Give an empty folder: the corpus has changed since.")
         self.state["corpus"] = told
         self.began = time.monotonic() - self.state["seconds"]             # what found the lessons is not counted
+        if settings.start and self.state["best"] is None:
+            self._check(checks, others, {})                            # what it begins with is to be beaten
         while self.share < 1.0:
             learnt = self._update(lessons)
             self.state["update"] += 1
@@ -233,7 +243,11 @@ class _Run:
             self.state["turned"] = update
         for group in self.ppo.adam.param_groups:
             group["lr"] = settings.step * max(0.1, 1.0 - max(0.0, share - settings.imitation) / max(1e-9, 1.0 - settings.imitation))
-        return {"phase": 1.0, **self._reinforce(chosen, generator, listed=bool(dice.random() < 0.7))}
+        listed = bool(dice.random() < 0.7)
+        told = self._reinforce(chosen, generator, listed)
+        if settings.anchor > 0:                                        # keeps PPO's noise from undoing what imitation has found
+            self._imitate(chosen, settings.anchor, generator, hot=False, listed=listed)
+        return {"phase": 1.0, **told}
 
     def _imitate(self, lessons: list[_Lesson], rate: float, generator: Any, hot: bool, listed: bool) -> dict[str, float]:
         """First round from nothing or a list schedule, second from what the policy itself has answered."""
@@ -313,7 +327,8 @@ class _Run:
             told["start"] = hashlib.sha256(Path(settings.start).read_bytes()).hexdigest()
         record = {"format": "fourfold go", "schema": str(_SCHEMA), "seed": str(settings.seed), "corpus": state["corpus"],
                   "updates": str(state["update"]), "imitation": str(turned), "families": ",".join(settings.families),
-                  "held_out": ",".join(settings.hold_out), "check": f"{state['best']:.6f}", "settings": json.dumps(told, sort_keys=True)}
+                  "held_out": ",".join(settings.hold_out), "check": f"{state['best']:.6f}", "settings": json.dumps(told, sort_keys=True),
+                  "before": json.dumps(self.before, sort_keys=True)}
         try:
             write(self.network, str(self.out / "go.safetensors"), record)
         except OSError as error:

@@ -9,18 +9,19 @@ the note).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule.problem import Answer, Schedule
-from fourfold.errors import Infeasible
 
+_LARGE = 30_000                                                        # nodes from which on one round of answers must do
 _PRICED = 120_000                                                      # nodes × samples in a round of zero-shot answers
 
 
 class Go(Solver):
     """A learned policy. `polish`: anneal from its plan while the budget lasts; `finetune`: first learn on this graph, for half of it; `weights`: a
-    .safetensors file in place of the one that ships; `rounds` of refinement; `samples` a round (None: as many as the graph's size allows)."""
+    .safetensors file in place of the one that ships; `rounds` of refinement and `samples` a round (None: as many as the graph's
+    size allows); most `updates` of fine-tuning."""
 
     title: ClassVar[str] = "GO: a learned policy for placement, order and fusion, refined and polished"
     lever: ClassVar[str] = "machine"
@@ -29,7 +30,7 @@ class Go(Solver):
     needs: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
     counts: ClassVar[str] = "plans priced"
 
-    def __init__(self, polish: bool = True, finetune: bool = False, weights: str | Path | None = None, rounds: int = 3,
+    def __init__(self, polish: bool = True, finetune: bool = False, weights: str | Path | None = None, rounds: int | None = None,
                  samples: int | None = None, updates: int = 10_000) -> None:
         self.polish, self.finetune, self.weights, self.rounds, self.samples = polish, finetune, weights, rounds, samples
         self.updates = updates
@@ -40,8 +41,10 @@ class Go(Solver):
 
         network, facts = read(None if self.weights is None else str(self.weights))
         case = Case.of(problem)
-        samples = min(8, _PRICED // len(problem.graph)) if self.samples is None else self.samples
-        best = plans(network, case, budget, seed, self.rounds, samples)
+        nodes = len(problem.graph)
+        samples = (min(8, _PRICED // nodes) if nodes <= _LARGE else 0) if self.samples is None else self.samples
+        rounds = (3 if nodes <= _LARGE else 1) if self.rounds is None else self.rounds
+        best = plans(network, case, budget, seed, rounds, samples)
         notes = [f"Policy of {facts['updates']} updates." if "updates" in facts else ""]
         if self.finetune and not budget.exhausted:
             from fourfold.decisions.schedule._go.tune import tune
@@ -50,15 +53,21 @@ class Go(Solver):
             best = tuned if best is None or tuned is not None and tuned.cost < best.cost else best
             notes.append(told)
         if best is None:
-            raise Infeasible("No answer of the policy could be mended to fit the devices' memory.", "Use more or larger devices, or another solver.")
-        answer, evidence = best.answer, {"policy": best.cost}
+            answer, cost = _listed(problem, budget)
+            notes = ["No answer of the policy could be mended to fit the devices' memory; the best list schedule stands in."]
+        else:
+            answer, cost = best.answer, best.cost
         if self.polish and not budget.exhausted:
             from fourfold.decisions.schedule.anneal import improve
 
             answer = improve(problem, answer, budget, seed)
-            notes.append(f"Annealed from the policy's plan ({best.cost:.4g} {problem.unit}).")
-        return Proposal(answer, evidence=_plain(evidence), note=" ".join(note for note in notes if note))
+            notes.append(f"Annealed from the policy's plan ({cost:.4g} {problem.unit}).")
+        return Proposal(answer, evidence={"policy": cost} if best else {}, note=" ".join(note for note in notes if note))
 
 
-def _plain(evidence: dict[str, Any]) -> dict[str, Any]:
-    return evidence
+def _listed(problem: Schedule, budget: Budget) -> tuple[Answer, float]:
+    """The best of the cheap techniques, and its cost. Raises Infeasible where none fits either."""
+    from fourfold.decisions.schedule.anneal import starts
+
+    cost, answer = starts(problem, budget)[0]
+    return answer, cost

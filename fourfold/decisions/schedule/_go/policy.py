@@ -123,12 +123,12 @@ class State:
 class Policy:
     """The network as `solvers/ppo.py` wants it."""
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, linked: bool = True) -> None:
+        self.network, self.linked = network, linked
 
     def score(self, state: State, action: Action) -> tuple[Tensor, Tensor]:
         """(log π, entropy) f4[B, decisions]."""
-        scores: Scores = self.network(state.batch, action)[1]
+        scores: Scores = self.network(state.batch, action, linked=self.linked)[1]
         return scores.log, scores.entropy
 
 

@@ -16,7 +16,7 @@ RATES = Rates(step=5e-4, clip=0.2, epochs=2, entropy=1e-3)
 
 
 def tune(network: Network, case: Case, budget: Budget, seed: int = 0, updates: int = 10_000, share: float = 1.0, samples: int = 16, rounds: int = 2,
-         rates: Rates = RATES, trace: list[tuple[int, float]] | None = None) -> tuple[Mended | None, str]:
+         rates: Rates = RATES, opening: bool = True, trace: list[tuple[int, float]] | None = None) -> tuple[Mended | None, str]:
     """(the best plan seen, what was done) of at most `updates` updates in `share` of what is left of the budget. `trace` gets (plans priced, best
     cost) after each update. The network given is left as it is."""
     network = copy.deepcopy(network).train()
@@ -25,7 +25,7 @@ def tune(network: Network, case: Case, budget: Budget, seed: int = 0, updates: i
     best: Mended | None = None
     done = spent = 0
     while done < updates and not budget.exhausted and budget.left > until and budget.spent < most:
-        steps, found, priced = rollouts(network, case, samples, rounds, generator)
+        steps, found, priced = rollouts(network, case, samples, rounds, generator, opening)
         budget.spend(priced)
         spent += priced
         if found is not None and (best is None or found.cost < best.cost):
