@@ -73,8 +73,8 @@ def plain(answer: Any) -> str:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", NAMES)
 def test_on_samples_it_declines_in_words_or_answers_validly_and_alike(name: str, seed: int) -> None:
-    """`solve` itself rejects invalid answers, false bounds and prices; here they must not occur. Evaluations end the search, long before the seconds: a
-    clock would end two runs of one seed at different moments.
+    """`solve` itself rejects invalid answers, false bounds and prices; here they must not occur. Evaluations end the search, long before the
+    seconds: a clock would end two runs of one seed at different moments.
     """
     problem = problem_of(name).sample(seed)
     solver = technique(name)()
