@@ -44,7 +44,10 @@ class Go(Solver):
         nodes = len(problem.graph)
         samples = (min(8, _PRICED // nodes) if nodes <= _LARGE else 0) if self.samples is None else self.samples
         rounds = (3 if nodes <= _LARGE else 1) if self.rounds is None else self.rounds
-        best = plans(network, case, budget, seed, rounds, samples)
+        found = [plans(network, case, budget, seed, rounds, samples)]
+        if nodes <= _LARGE and not budget.exhausted:                    # once more, from nothing but the graph
+            found.append(plans(network, case, budget, seed, rounds, samples, opening=False))
+        best = min((plan for plan in found if plan is not None), key=lambda plan: plan.cost, default=None)
         notes = [f"Policy of {facts['updates']} updates." if "updates" in facts else ""]
         if self.finetune and not budget.exhausted:
             from fourfold.decisions.schedule._go.tune import tune

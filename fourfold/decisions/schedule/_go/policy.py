@@ -59,19 +59,32 @@ class Case:
         return plans
 
     def opening(self) -> tuple[Feedback, Mended] | None:
-        """A list schedule (HEFT) to look at before the first answer, and what it did; None where it does not fit. Made once."""
+        """The cheaper of a list schedule (HEFT) and of all on one device, fused, to look at before the first answer, and what it did; None where
+        neither fits. Made once.
+        """
         if not self._opened:
-            from fourfold.decisions.schedule.heft import plan
-
-            work = Work.of(self.problem, fuse(self.problem))
-            try:
-                place, priority = fit(work, plan)
-            except Infeasible:
-                self._opened.append(None)
-                return None
-            listed = Mended(work, place, priority, work.over(place, priority)[0])
-            self._opened.append((self.look(taken(self.reading, listed.answer), [listed]), listed))
+            found = [plan for plan in (self._listed(), *self.mend(self._together())) if plan is not None]
+            first = min(found, key=lambda plan: plan.cost, default=None)
+            self._opened.append(None if first is None else (self.look(taken(self.reading, first.answer), [first]), first))
         return self._opened[0]
+
+    def _listed(self) -> Mended | None:
+        from fourfold.decisions.schedule.heft import plan
+
+        work = Work.of(self.problem, fuse(self.problem))
+        try:
+            place, priority = fit(work, plan)
+        except Infeasible:
+            return None
+        return Mended(work, place, priority, work.over(place, priority)[0])
+
+    def _together(self) -> Action:
+        """Everything on the device that runs it soonest, units that it cannot take on the next."""
+        reading, count = self.reading, len(self.reading)
+        soonest = np.argsort(np.nan_to_num(self.problem.seconds, posinf=1e9).sum(0), kind="stable")
+        place = soonest[reading.mask[:, soonest].argmax(1)].astype(np.int64)
+        join = (reading.candidate >= 0).astype(np.int64)
+        return Action(torch.from_numpy(place)[None], torch.full((1, count), LEVELS // 2), torch.from_numpy(join)[None])
 
     def look(self, action: Action, plans: list[Mended]) -> Feedback:
         """What the network is told of those plans (of what was mended, not of what it chose)."""
