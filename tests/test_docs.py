@@ -62,7 +62,7 @@ def test_commands_in_documents_are_real(page: Path) -> None:
                 words = words[: words.index("--")] if "--" in words else words      # what follows is another command's
                 command = COMMANDS[words[1]]
                 command = getattr(command, "commands", {}).get(words[2], command) if len(words) > 2 else command
-                known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+                known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
                 used = {word.strip("[]").split("=")[0] for word in words if word.strip("[]").startswith("--")}
                 assert used <= known, f"{page.name}: {line}: no option {used - known}"
 

@@ -70,11 +70,12 @@ def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str
 @contextmanager
 def _answering(model: Any, train: bool) -> Iterator[None]:
     """A module of the user's is captured as it answers (dropout off, norms fixed) unless training is planned, and left in the mode it was in."""
-    modules: Any = getattr(model, "modules", None)
+    modules = getattr(model, "modules", None)
     if train or isinstance(model, str | Path) or not callable(modules) or not hasattr(model, "eval"):
         yield
         return
-    modes = [(module, module.training) for module in modules()]
+    held: Any = modules()
+    modes = [(module, module.training) for module in held]
     model.eval()
     try:
         yield
