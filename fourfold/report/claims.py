@@ -1,7 +1,8 @@
 """Published figures beside what this project measured for them; one that we miss says so.
 
-`claims/NAME.toml` holds who published what, and the command that reproduces it. The benchmark writes `claims/results/NAME.json`: `relative_quality`
-and `relative_energy`, each {value, low, high} (90 % intervals, fractions of the original), and what else it knows (machine, date). No file: not run.
+`claims/NAME.toml` holds who published what, and the command that reproduces it. The benchmark writes `claims/results/NAME.json`: `relative_quality`,
+`relative_energy` or `relative_time`, each {value, low, high} (90 % intervals, fractions of the original), and what else it knows (machine, date). No
+file: not run.
 
 A claim may also be of absolute figures to be met within `tolerance` (relative, both ways): `energy_mwh`, `carbon_gross_t`, `carbon_net_t` of a
 training run, `factor_gross`, `factor_net` of a what-if. `remembered` names the published figures that nobody looked up again; the verdict repeats it.
@@ -19,16 +20,16 @@ from typing import Any
 from fourfold.errors import ArtefactError, InputError
 from fourfold.report.words import percent
 
-_WORDS = {"relative_quality": "quality", "relative_energy": "energy", "energy_mwh": "energy", "carbon_gross_t": "gross", "carbon_net_t": "net",
-          "factor_gross": "gross", "factor_net": "net"}
+_WORDS = {"relative_quality": "quality", "relative_energy": "energy", "relative_time": "time", "energy_mwh": "energy",
+          "carbon_gross_t": "gross", "carbon_net_t": "net", "factor_gross": "gross", "factor_net": "net"}
 _UNITS = {"energy_mwh": "MWh", "carbon_gross_t": "t", "carbon_net_t": "t", "factor_gross": "times", "factor_net": "times"}
 _TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One published figure. `published` and `measured` are keyed by "relative_quality" (more is better) and "relative_energy" (less is better), or by
-    absolute figures ("energy_mwh" …), which must agree.
+    """One published figure. `published` and `measured` are keyed by "relative_quality" (more is better), "relative_energy" and "relative_time"
+    (less is better), or by absolute figures ("energy_mwh" …), which must agree.
 
     `same_work`: whether `ours` is the very same task, or a smaller stand-in. `verdict` is a sentence; `met` None while nothing was run.
     """
