@@ -15,6 +15,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.run.workers.region import Call, Region, Step, module, printed
+from fourfold.run.workers.spelling import spelled
 
 ENGINES = ("eager", "inductor", "openvino", "onnxruntime", "xla")
 OPTIONS = {"freezing": True}                                            # of Inductor
@@ -194,7 +196,7 @@ def _openvino(job: Job) -> Callable[..., Any]:
         if job.file is not None:
             converted = openvino.Core().read_model(job.file)
         else:
-            graph, examples = _fx(job), job.examples()
+            graph, examples = spelled(_fx(job)), job.examples()
             with torch.no_grad(), _muted():
                 converted = openvino.convert_model(graph.eval(), example_input=tuple(examples))
             converted.reshape({port: openvino.PartialShape(list(e.shape)) for port, e in zip(converted.inputs, examples, strict=True)})
@@ -289,4 +291,6 @@ def _muted() -> Iterator[None]:
 
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if unknown := re.search(r"No conversion rule found for operations: ([\w:., ]+?)(?= --|$)", text):
+        return f"it has no rule for {unknown[1]}"
     return (text or type(error).__name__)[:200]
