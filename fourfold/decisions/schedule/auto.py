@@ -127,7 +127,7 @@ def _skips(problem: Schedule, budget: Budget) -> str:
     if "go" not in techniques():
         return "not installed"
     if (least := _NETWORK * len(problem.graph)) > _GO * budget.left:   # what it does at least cannot be cut short
-        return f"left out: its network would take {least:.1g} s, more than {100 * _GO:.0f} % of the {budget.left:.1g} s that are left"
+        return f"left out: its network would take {least:.3g} s, more than {100 * _GO:.0f} % of the {budget.left:.3g} s that are left"
     cell = record().get(f"{size(len(problem.graph))}", {})
     if cell.get("cases", 0) >= 3 and cell.get("ratio", 0.0) > 1.0:
         more = f"{100 * (cell['ratio'] - 1):.1f} %"
