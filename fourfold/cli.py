@@ -159,7 +159,7 @@ def race(
     as_json: AsJson = False,
 ) -> None:
     """Race precisions and back ends again, on this machine, and keep the winner in the artefact."""
-    from fourfold.run.artefact import rerace
+    from fourfold.run.rerace import rerace
     from fourfold.workload import seconds
 
     outcome = rerace(folder, data, budget=seconds(budget), log=None if as_json else say)

@@ -145,7 +145,7 @@ def _facts(report: Any) -> list[Any]:
 
 
 def show_race(outcome: Any, console: Console | None = None) -> None:
-    """Print what `fourfold.run.artefact.rerace` found: for each part the choice before and after, all times, and who could not run."""
+    """Print what `fourfold.run.rerace.rerace` found: for each part the choice before and after, all times, and who could not run."""
     from rich.console import Console
 
     console = console or Console(highlight=False)
