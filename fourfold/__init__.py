@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fourfold.plan import Plan
     from fourfold.planner import plan
     from fourfold.recipe import Recipe
-    from fourfold.run.artefact import load
+    from fourfold.run.loading import load
     from fourfold.units import Quantity
     from fourfold.workload import Workload
 
@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ArtefactError": "errors", "FourfoldError": "errors", "Infeasible": "errors", "InputError": "errors", "MetricError": "errors",
     "MissingExtra": "errors", "ModelError": "errors",
-    "Front": "optimize", "optimize": "optimize", "load": "run.artefact", "Recipe": "recipe",
+    "Front": "optimize", "optimize": "optimize", "load": "run.loading", "Recipe": "recipe",
     "Plan": "plan", "plan": "planner",
     "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger", "Machine": "machine", "here": "machine",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",

@@ -44,9 +44,9 @@ class Choice:
         return self.job.cost(self.point)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the artefact; see `fourfold.run.artefact.save`."""
+        """Write the artefact; see `fourfold.run.saving.save`."""
         from fourfold.run.account import ledger_of, manifest_facts
-        from fourfold.run.artefact import save
+        from fourfold.run.saving import save
 
         book = "".join(f"{line}\n" for line in ledger_of(self.job).lines())
         extra = {"report.json": json.dumps(self.report_data, indent=1), "ledger.jsonl": book}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.run.artefact import Part, Setting, digest, load
+from fourfold.run.artefact import Part, Setting, digest
+from fourfold.run.loading import load
 
 if TYPE_CHECKING:
     from fourfold.ingest.data import Examples

@@ -1,0 +1,131 @@
+"""Reading an artefact: verify every file, rebuild the shapes, fill in the weights, open the stored back end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fourfold.errors import ArtefactError, FourfoldError
+from fourfold.ingest.task import Task
+from fourfold.run.artefact import FORMAT, Assembly, Model, Part, Setting, digest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fourfold.recipe import Recipe
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any]:
+    """manifest.json, or ArtefactError."""
+    path = Path(folder) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtefactError(f"{folder} is not an artefact: it has no manifest.json.", "Give a folder that `fourfold optimize --out` wrote.") from None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}.", "Copy the artefact again.") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArtefactError(
+            f"{path} has format {manifest.get('format') if isinstance(manifest, dict) else None!r}; this version reads {FORMAT!r}.",
+            "Use the version that wrote it.",
+        )
+    return manifest
+
+
+def verify(folder: Path | str, manifest: Mapping[str, Any]) -> None:
+    """Compare every file with its recorded sha256; raises ArtefactError naming the first that is missing or altered."""
+    for name, wanted in manifest["files"].items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise ArtefactError(f"{path} is missing.", "Copy the artefact again.")
+        if digest(path) != wanted:
+            raise ArtefactError(f"{path} was altered: its sha256 is not the one in the manifest.", "Copy the artefact again; nothing was loaded.")
+
+
+def load(folder: Path | str) -> Model:
+    """Open an artefact: verifies every file, rebuilds the shapes, opens the stored back end (or PyTorch in its place, with a warning).
+
+    Raises ArtefactError for anything damaged, altered or unknown. Needs no training code and unpickles nothing.
+    """
+    root = Path(folder)
+    manifest = read_manifest(root)
+    verify(root, manifest)
+    warnings: list[str] = []
+    parts = [_load_part(root / spec["name"], spec, warnings) for spec in manifest["parts"]]
+    gates = []
+    if manifest["gates"]:
+        from fourfold.rewrites.compress.cascade import Gate
+
+        gates = [Gate(**g) for g in manifest["gates"]]
+    return Model(root, manifest, Assembly(manifest["name"], parts, gates), Task.from_json(manifest["task"], _tokenizer(parts)), warnings)
+
+
+def _tokenizer(parts: list[Part]) -> Any:
+    """The tokenizer that turns answers into text: that of the last part which has one."""
+    return next((p.subject.tokenizer for p in reversed(parts) if p.subject is not None and p.subject.tokenizer is not None), None)
+
+
+def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part:
+    from fourfold.ingest.model import Subject
+
+    setting = Setting(**spec["setting"])
+    if spec["kind"] == "bag_of_words":
+        from fourfold.rewrites.compress.bag_of_words import BagOfWords
+
+        return Part(spec["name"], None, None, None, setting, words=BagOfWords.load(home))  # type: ignore[arg-type]
+    from fourfold.recipe import Recipe
+    from fourfold.run.engines import engine
+    from fourfold.run.engines.base import Signature
+
+    recipe = Recipe.from_json(spec["recipe"])
+    module = None if spec["origin"]["kind"] == "opaque" else restore(spec["origin"], recipe, home / "model.safetensors")
+    tokenizer, processor = encoders(home / "tokenizer")
+    subject = Subject(module, spec["origin"], tuple(spec["inputs"]), tokenizer, processor, home)  # type: ignore[arg-type]
+    part = Part(spec["name"], subject, module, recipe, setting, Signature.from_json(spec["signature"]), home, list(spec["engine_files"]))
+    from fourfold.machine import here
+
+    reason = engine(setting.engine).declines(setting.precision, here())
+    if reason is None:
+        try:
+            part.open()
+        except FourfoldError as error:
+            reason = error.message
+    if reason and module is None:
+        raise ArtefactError(f"{home} only runs on {setting.engine}, which cannot run here: {reason}.", "Install that back end.")
+    if reason:
+        warnings.append(f"{setting.engine} {setting.precision} cannot run here ({reason}); PyTorch fp32 stands in. Run: fourfold race {home.parent}")
+        part.setting = Setting("torch", "fp32", setting.threads, setting.batch, setting.bucketing)
+        part.session = None
+    return part
+
+
+def bare(origin: Mapping[str, Any]) -> nn.Module:
+    """The architecture before any edit: our own static student, or whatever the user's model came from."""
+    if origin["kind"] == "static":
+        from fourfold.rewrites.compress.static import StaticStudent
+
+        return StaticStudent(**origin["shape"])
+    from fourfold.ingest.model import rebuild
+
+    return rebuild(dict(origin))
+
+
+def restore(origin: Mapping[str, Any], recipe: Recipe, weights: Path) -> nn.Module:
+    """Bare architecture → shape → weights, in evaluation mode."""
+    from safetensors.torch import load_file
+
+    from fourfold.ingest.model import load_state
+    from fourfold.recipe import apply
+
+    return load_state(apply(bare(origin), recipe), load_file(str(weights))).eval()
+
+
+def encoders(folder: Path) -> tuple[Any, Any]:
+    """(tokenizer, processor) saved with a part; None where there is none."""
+    if not folder.is_dir():
+        return None, None
+    from fourfold.ingest.model import companions
+
+    return companions(folder)

@@ -1,0 +1,107 @@
+"""Writing an artefact: everything aside first, then into place in one step, so that what was there stays whole until the new one is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fourfold.errors import FourfoldError, ModelError
+from fourfold.run.artefact import FORMAT, Assembly, Part, digest
+
+if TYPE_CHECKING:
+    from fourfold.ingest.task import Task
+
+
+def save(
+    assembly: Assembly, task: Task, folder: Path, facts: Mapping[str, Any], *, extra: Mapping[str, str] | None = None, max_length: int | None = None
+) -> Path:
+    """Write the artefact beside `folder` and move it into place when complete; an older artefact there is replaced only then.
+
+    `facts` go into the manifest (metrics, hardware, methods, versions …); `extra` are further text files by name. Raises FourfoldError on a full
+    disk.
+    """
+    from safetensors import SafetensorError
+
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        parts = [_save_part(part, aside) for part in assembly.parts]
+        for name, text in (extra or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
+        files = {str(p.relative_to(aside)): digest(p) for p in sorted(aside.rglob("*")) if p.is_file()}
+        manifest = {
+            "format": FORMAT,
+            "name": assembly.name,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "task": task.to_json(),
+            "max_length": max_length,
+            "parts": parts,
+            "gates": [{"temperature": g.temperature, "threshold": g.threshold} for g in assembly.gates],
+            **facts,
+            "files": files,
+        }
+        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _replace(aside, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise FourfoldError(
+            f"could not write {folder}: {getattr(error, 'strerror', None) or error}.",
+            "Free some space or choose another --out; the search is kept, so a rerun goes straight to saving.",
+        ) from error
+    return folder
+
+
+def _replace(aside: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        keep = [p for p in folder.iterdir() if p.name.startswith(".fourfold")]
+        for path in keep:  # the journal lives in the folder it is about
+            os.replace(path, aside / path.name)
+        os.replace(folder, old)
+    os.replace(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _save_part(part: Part, root: Path) -> dict[str, Any]:
+    home = root / part.name
+    home.mkdir()
+    if part.words is not None:
+        part.words.save(home)
+        return {"name": part.name, "kind": "bag_of_words", "setting": part.setting.to_json()}
+    from safetensors.torch import save_file
+
+    from fourfold.ingest.model import state
+    from fourfold.run.engines import engine
+
+    assert part.module is not None and part.signature is not None
+    if part.subject.origin.get("kind") == "opaque" and not engine(part.setting.engine).standalone:
+        raise ModelError(
+            f"{part.subject.origin['class']} cannot be made again in another process: {part.subject.origin['why']}.",
+            "Give the model as package.module:factory, or let ONNX Runtime or OpenVINO run it (their files stand alone).",
+        )
+    save_file(state(part.module), str(home / "model.safetensors"), metadata={"format": "pt"})
+    for name in part.files:
+        assert part.folder is not None
+        shutil.copy2(part.folder / name, home / name)
+    for encoder in (part.subject.tokenizer, part.subject.processor):
+        if encoder is not None and hasattr(encoder, "save_pretrained"):
+            encoder.save_pretrained(home / "tokenizer")
+    return {
+        "name": part.name,
+        "kind": "network",
+        "origin": part.subject.origin,
+        "recipe": json.loads(part.recipe.to_json()) if part.recipe else {"edits": []},
+        "inputs": list(part.subject.inputs),
+        "setting": part.setting.to_json(),
+        "signature": part.signature.to_json(),
+        "engine_files": part.files,
+        "parameters": sum(p.numel() for p in part.module.parameters()),
+        "sizes": {n: list(p.shape) for n, p in part.module.named_parameters()},
+    }
