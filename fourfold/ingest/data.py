@@ -124,6 +124,10 @@ class Examples:
             groups=self.groups[index],
         )
 
+    def read(self) -> Examples:
+        """Themselves: they were read when they were made (`fourfold.ingest.unread.Unread` reads later)."""
+        return self
+
     def with_targets(self, targets: Any) -> Examples:
         """The same inputs with other targets (the original's own answers, where there are no labels)."""
         return replace(self, targets=targets)

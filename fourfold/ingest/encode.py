@@ -15,6 +15,7 @@ from fourfold.ingest import split
 from fourfold.ingest.data import Examples, Ragged
 from fourfold.ingest.readers import Table, picture, read, sound
 from fourfold.ingest.task import DEFAULTS, Speech, Task, Writing, default_metric, text_of
+from fourfold.ingest.unread import Unread
 from fourfold.metric import METRICS
 
 if TYPE_CHECKING:
@@ -41,8 +42,11 @@ def encode(table: Table, role: roles.Roles, kind: str, subject: Subject, max_len
     return examples, task, np.arange(len(table)), notes
 
 
-def load_inputs(ref: Any, task: Task, subject: Subject | None, *, columns: dict[str, str] | None = None, max_length: int | None = None) -> Examples:
+def load_inputs(
+    ref: Any, task: Task, subject: Subject | None, *, columns: dict[str, str] | None = None, max_length: int | None = None, later: bool = False
+) -> Examples | Unread:
     """New inputs to predict, without targets. ref: a path or anything that `load_data` reads, one text, or a list of texts (pairs of texts, arrays).
+    `later`: texts to classify or to value are tokenised only when a network asks for them.
 
     Language models get their own inputs as targets, so that records and perplexity can be had. Without a subject (a bag of words) only `raw`
     matters: texts stay texts. Raises InputError as `load_data` does.
@@ -55,6 +59,9 @@ def load_inputs(ref: Any, task: Task, subject: Subject | None, *, columns: dict[
         texts = roles.texts_of(table, role.text or "text")
         raw = list(zip(texts, roles.texts_of(table, role.pair), strict=True)) if role.pair else texts
         return Examples({"row": np.arange(len(raw))}, raw=list(raw))
+    if later and task.kind in ("classification", "regression") and table.nature in ("table", "text") and role.text is not None:
+        texts = roles.texts_of(table, role.text)
+        return Unread(list(zip(texts, roles.texts_of(table, role.pair), strict=True)) if role.pair else texts, subject, max_length)
     examples = _inputs(table, role, subject, max_length, [])
     if task.kind == "causal_lm":
         examples.targets = examples.columns[tokens_in(subject)]

@@ -21,6 +21,7 @@ import numpy as np
 
 from fourfold.errors import FourfoldError
 from fourfold.ingest.task import Task
+from fourfold.ingest.unread import Unread
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,11 +95,12 @@ class Part:
             )
         return self.session
 
-    def outputs(self, examples: Examples, task: Task) -> np.ndarray:
-        """Records float64 [N, k] of this part over encoded examples, in their order, at its own batch size and bucketing."""
+    def outputs(self, given: Examples | Unread, task: Task) -> np.ndarray:
+        """Records float64 [N, k] of this part over examples, in their order, at its own batch size and bucketing."""
         if self.words is not None:
-            return self.words.records(examples.raw or [])
-        session, rows, examples = self.open(), None, self.sees(examples)
+            return self.words.records(given.raw or [])
+        session, rows = self.open(), None
+        examples = given.read() if isinstance(given, Unread) else self.sees(given)
         for index in examples.batches(self.setting.batch, bucket=self.setting.bucketing):
             batch = examples.collate(index)
             targets = examples.collate_targets(index) if examples.targets is not None else None
@@ -123,11 +125,11 @@ class Assembly:
     parts: list[Part]
     gates: list[Gate] = field(default_factory=list)
 
-    def outputs(self, examples: Examples, task: Task) -> np.ndarray:
+    def outputs(self, examples: Examples | Unread, task: Task) -> np.ndarray:
         """Records [N, k]; the later, dearer parts only read what the gates hand on."""
         return self.routed(examples, task)[0]
 
-    def routed(self, examples: Examples, task: Task) -> tuple[np.ndarray, list[float]]:
+    def routed(self, examples: Examples | Unread, task: Task) -> tuple[np.ndarray, list[float]]:
         """Records and the share of examples answered by each part."""
         rows = self.parts[0].outputs(examples, task)
         owner = np.zeros(len(examples), np.int64)
@@ -141,6 +143,24 @@ class Assembly:
             rows[open_] = part.outputs(examples.take(open_), task)
             owner[open_] = number
         return rows, [float((owner == n).mean()) for n in range(len(self.parts))]
+
+    def reader(self) -> Subject:
+        """The member whose tokenizer reads what is handed on: the one with the most inputs, the last of them."""
+        return max(reversed(self.parts), key=lambda part: len(part.subject.inputs) if part.subject is not None else 0).subject
+
+    def answers(self, examples: Examples | Unread, task: Task) -> list[Any]:
+        """What a person reads, one per example: this is what `predict` runs, and what every race of whole services times."""
+        if task.kind == "seq2seq" and task.writing is not None:
+            return self._written(examples.read(), task)
+        return list(task.predict(self.outputs(examples, task)))
+
+    def _written(self, examples: Examples, task: Task) -> list[str]:
+        part = self.parts[-1]
+        session, texts = part.open(), [""] * len(examples)
+        for index in examples.batches(part.setting.batch, bucket=part.setting.bucketing):
+            for i, text in zip(index, task.write(session.run, examples.collate(index)), strict=True):
+                texts[i] = text
+        return texts
 
     def close(self) -> None:
         for part in self.parts:
@@ -164,27 +184,21 @@ class Model:
 
     def encode(self, data: Any) -> Examples:
         """Raw inputs (list of texts or pairs, arrays, a file, rows without labels) as this model reads them."""
+        return self.inputs(data).read()
+
+    def inputs(self, data: Any) -> Examples | Unread:
+        """The same, except that texts stay texts until a network asks for their tokens."""
         from fourfold.ingest.encode import load_inputs
 
-        return load_inputs(data, self.task, self.assembly.parts[-1].subject, max_length=self.manifest.get("max_length"))
+        return load_inputs(data, self.task, self.assembly.reader(), max_length=self.manifest.get("max_length"), later=True)
 
     def records(self, data: Any) -> np.ndarray:
         """What the metric sees: class scores [N, C], values [N, 1] …"""
-        return self.assembly.outputs(self.encode(data), self.task)
+        return self.assembly.outputs(self.inputs(data), self.task)
 
     def predict(self, data: Any) -> list[Any]:
         """Predictions that a person reads: class names, floats, texts; one per input. Encoder–decoders write their texts greedily."""
-        if self.task.kind == "seq2seq" and self.task.writing is not None:
-            return self._write(self.encode(data))
-        return list(self.task.predict(self.records(data)))
-
-    def _write(self, examples: Examples) -> list[str]:
-        part = self.assembly.parts[-1]
-        session, texts = part.open(), [""] * len(examples)
-        for index in examples.batches(part.setting.batch, bucket=part.setting.bucketing):
-            for i, text in zip(index, self.task.write(session.run, examples.collate(index)), strict=True):
-                texts[i] = text
-        return texts
+        return self.assembly.answers(self.inputs(data), self.task)
 
     __call__ = predict
 

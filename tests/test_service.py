@@ -1,0 +1,113 @@
+"""Costs of services: sums over calls of other rows, a cascade's share of rows among them, and what cannot be is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fourfold.ingest.data import Examples
+from fourfold.ingest.task import Task
+from fourfold.metric import METRICS
+from fourfold.run.service import Runner, Served, disagrees, race_services, ratio
+
+
+class Ticking:
+    """A clock that only work moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def wall(self) -> float:
+        return self.now
+
+    def cpu(self) -> float:
+        return self.now
+
+    def utc(self) -> float:
+        return self.now
+
+
+@dataclass
+class Worker:
+    """Stands for an assembly: each row takes the seconds that its own column says, and the machine is a little unsteady."""
+
+    clock: Ticking
+    column: str
+    noise: np.random.Generator
+
+    def answers(self, examples: Examples, task: Task) -> list[Any]:
+        self.clock.now += float(np.asarray(examples.columns[self.column]).sum()) * float(self.noise.lognormal(0, 0.01))
+        return [0] * len(examples)
+
+    def reader(self) -> None:
+        return None
+
+
+TASK = Task("regression", None, METRICS["spearman"])
+
+
+def raced(share: float, rows: int, seed: int, seconds: float, owners: bool = True) -> tuple[dict[str, Served], float]:
+    """A cascade of a first member at 1 % and a second at 30 % of the original's cost; (what was measured, what is true of all rows)."""
+    rng, clock = np.random.default_rng(seed), Ticking()
+    handed = rng.random(rows) < share
+    columns = {
+        "original": rng.gamma(4, 0.25e-2, rows), "first": np.full(rows, 1e-4),
+    }
+    columns["second"] = 0.3 * columns["original"]
+    columns["cascade"] = columns["first"] + np.where(handed, columns["second"], 0.0)
+    examples = Examples(columns)
+    noise = np.random.default_rng(seed + 1)
+    runners = {name: Runner(Worker(clock, name, noise)) for name in ("original", "first", "second")}  # type: ignore[arg-type]
+    runners["cascade"] = Runner(Worker(clock, "cascade", noise), handed.astype(np.int64) if owners else None, ("first", "second"))  # type: ignore[arg-type]
+    found = race_services(runners, examples, TASK, seconds=seconds, seed=seed, clock=clock)
+    return found, float(columns["cascade"].sum() / columns["original"].sum())
+
+
+def test_the_share_that_is_handed_on_is_in_the_cost() -> None:
+    """Of some hundred rows that there is time for, two to eight are handed on; the figure is that of all rows all the same, within its interval."""
+    off: dict[bool, list[float]] = {True: [], False: []}
+    inside = 0
+    for seed in range(20):
+        for owners in off:
+            found, true = raced(0.04, 3000, seed, seconds=2.0, owners=owners)
+            assert found["cascade"].rows < 600
+            off[owners].append(abs(found["cascade"].result.cpu.value / true - 1))
+        inside += found["cascade"].result.cpu.low <= true <= found["cascade"].result.cpu.high
+        assert found["cascade"].result.cpu.value > found["first"].result.cpu.value
+    assert np.mean(off[True]) < 0.8 * np.mean(off[False])
+    assert inside >= 16
+
+
+def test_intervals_cover_the_cost_of_the_population() -> None:
+    """90 % intervals from a sample of rows cover what the next rows cost at least 85 % of the time."""
+    covered = 0
+    for seed in range(60):
+        found, _ = raced(0.15, 400, seed, seconds=60.0)
+        population = (1e-4 + 0.15 * 0.3 * 1e-2) / 1e-2
+        covered += found["cascade"].result.cpu.low <= population <= found["cascade"].result.cpu.high
+    assert covered >= 0.85 * 60
+
+
+def test_all_rows_are_answered_where_there_is_time() -> None:
+    found, true = raced(0.2, 500, 3, seconds=1000.0)
+    assert found["cascade"].rows == 500 and found["cascade"].result.cpu.value == pytest.approx(true, rel=0.02)
+    assert found["original"].result.cpu.value == 1.0
+
+
+def test_faster_is_said_only_beyond_doubt() -> None:
+    rng = np.random.default_rng(0)
+    same = rng.gamma(100, 1e-3, 12)
+    assert ratio(same * rng.lognormal(0, 0.02, 12), same).verdict == 0
+    assert ratio(0.5 * same, same).verdict == -1 and ratio(2 * same, same).verdict == 1
+    assert ratio(0.5 * same[:2], same[:2]).verdict == 0
+
+
+def test_a_cascade_below_its_own_first_member_is_named() -> None:
+    found, _ = raced(0.3, 400, 0, seconds=100.0)
+    parts = [found["first"], found["second"]]
+    assert disagrees(found["cascade"], parts, [1.0, 0.3]) is None
+    assert "first member" in str(disagrees(found["first"], [found["second"], found["first"]], [1.0, 0.3]))
+    assert "add up" in str(disagrees(found["original"], parts, [1.0, 0.3]))
