@@ -17,6 +17,7 @@ import numpy as np
 
 from fourfold.measure.quality import Relative, relative
 from fourfold.run.artefact import Part, Setting
+from fourfold.run.deadline import Deadline
 from fourfold.run.finals import Point, weight_bytes
 from fourfold.workload import Workload
 
@@ -81,6 +82,7 @@ class Job:
     refusals: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     started: float = field(default_factory=time.time)
+    deadline: Deadline = field(init=False)  # begins with the job; `read` takes off what killed runs have spent
 
     # read: `batch` rows of a training step, `each` seconds of the original per row
     subject: Subject = field(init=False)
@@ -117,6 +119,17 @@ class Job:
     order: list[str] = field(default_factory=list)
     energy: dict[str, Any] = field(default_factory=dict)
     ladder: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.deadline = Deadline(self.work.budget)
+
+    def left(self) -> float:
+        """Wall seconds until the whole run must be done."""
+        return self.deadline.left()
+
+    def decide(self, key: str, fn: Callable[[], Any]) -> Any:
+        """What was decided from a clock or a measured speed (JSON), journalled, so that a resumed run decides alike."""
+        return self.journal.once(f"budget:{key}", fn)
 
     @property
     def sequences(self) -> bool:

@@ -18,7 +18,7 @@ import pytest
 
 import fourfold
 
-MEASURED = ("race:", "cost-table", "plan", "energy", "ladder:")
+MEASURED = ("race:", "cost-table", "plan", "energy", "ladder:", "budget:", "rows")
 SCRIPT = """
 import sys, fourfold
 front = fourfold.optimize(sys.argv[1], sys.argv[2], floor=0.9, budget="40s", out=sys.argv[3], engines=["torch"], seed=1)

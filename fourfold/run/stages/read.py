@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourfold.run.deadline import spent_before
 from fourfold.run.job import capped
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def read(job: Job, model: Any, data: Any) -> None:
         job.notes.append(splits.note)
     job.batch = 32 if not job.sequences else int(np.clip(1024 // max(1, int(np.mean(splits.train.lengths))), 2, 32))
     job.journal = _journal(job)
+    job.deadline.before = spent_before(job.journal.events()[:-1])  # the last line is this run's own beginning
     _limit(job)
 
 
