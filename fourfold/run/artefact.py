@@ -12,6 +12,7 @@ stored choice still runs, or falls back to plain PyTorch with a warning; `fourfo
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from fourfold.errors import FourfoldError
 from fourfold.ingest.task import Task
 from fourfold.ingest.unread import Unread
+from fourfold.run.engines._pool import OneAtATime, leave
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,23 +79,33 @@ class Part:
         """The examples as this part reads them: re-encoded once where it has a smaller vocabulary than the original."""
         if self.reencode is None:
             return examples
-        if self._seen is None or self._seen[0] is not examples:
-            self._seen = (examples, self.reencode(examples))
-        return self._seen[1]
+        seen = self._seen  # another thread may put its own examples there meanwhile
+        if seen is None or seen[0] is not examples:
+            self._seen = seen = (examples, self.reencode(examples))
+        return seen[1]
 
-    _seen: tuple[Examples, Examples] | None = field(default=None, repr=False)
+    _seen: tuple[Examples, Examples] | None = field(default=None, repr=False, compare=False)
+    _opening: OneAtATime = field(default_factory=OneAtATime, init=False, repr=False, compare=False)
 
     def open(self) -> Session:
-        """The engine session, opened once."""
-        if self.session is None:
-            from fourfold.run.engines import engine
+        """The engine session, opened once in each process, whatever threads ask for it."""
+        session = self.session
+        if session is not None and not session.foreign:
+            return session
+        with self._opening:
+            if self.session is not None and self.session.foreign:
+                leave(self.session)
+                self.session = None
+            if self.session is None:
+                from fourfold.run.engines import engine
 
-            assert self.signature is not None
-            wrapped = None if self.module is None else self.subject.wrap(self.module)
-            self.session = engine(self.setting.engine).open(
-                self.folder or Path("."), wrapped, self.signature, self.setting.precision, self.setting.threads
-            )
-        return self.session
+                assert self.signature is not None
+                kind = engine(self.setting.engine)
+                wrapped = None if kind.standalone or self.module is None else self.subject.wrap(self.module)
+                session = kind.open(self.folder or Path("."), wrapped, self.signature, self.setting.precision, self.setting.threads)
+                session.home = os.getpid()
+                self.session = session
+            return self.session
 
     def outputs(self, given: Examples | Unread, task: Task) -> np.ndarray:
         """Records float64 [N, k] of this part over examples, in their order, at its own batch size and bucketing."""
@@ -112,9 +124,10 @@ class Part:
         return rows
 
     def close(self) -> None:
-        if self.session is not None:
-            self.session.close()
-            self.session = None
+        with self._opening:
+            if self.session is not None:
+                leave(self.session) if self.session.foreign else self.session.close()
+                self.session = None
 
 
 @dataclass

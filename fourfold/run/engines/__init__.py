@@ -19,7 +19,7 @@ ROOM = Path(__file__).parent
 
 def names() -> list[str]:
     """Every engine there is a file for, sorted; whether it can run here is `Engine.declines`'s to say."""
-    return sorted(file.stem for file in ROOM.glob("*.py") if file.stem not in ("__init__", "base"))
+    return sorted(file.stem for file in ROOM.glob("[a-z]*.py") if file.stem != "base")
 
 
 def engine(name: str) -> type[Engine]:

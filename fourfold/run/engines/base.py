@@ -101,9 +101,19 @@ class Signature:
 
 
 class Session(ABC):
-    """A model that is loaded and ready; not for use by two threads at once. `bytes` is the size of its weights as they are held."""
+    """A model that is loaded and ready, and answers several threads at once. `bytes` is the size of its weights as they are held.
+
+    It belongs to the process that opened it: threads of an engine do not live on in a forked child, which opens its own (see `Part.open`).
+    """
 
     bytes: int = 0
+    #: Process that opened it, where its part has said so.
+    home: int | None = None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether another process opened it, of which this one is a forked child."""
+        return self.home is not None and self.home != os.getpid()
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

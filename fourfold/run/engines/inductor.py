@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from fourfold.rewrites.compress.quantise import narrow, to_bf16
+from fourfold.run.engines._pool import Turns, forked
 from fourfold.run.engines.base import Batch, Engine, Session, Signature, TimeIsUp, Unexportable, first_line, limit, missing, weigh
 
 #: Seconds that one compilation may take. Overridden by the environment variable FOURFOLD_COMPILE_LIMIT.
@@ -56,18 +58,22 @@ class Inductor(Engine):
 
 
 class InductorSession(Session):
-    """Compiles on opening, for one thread count."""
+    """Compiles on opening, for one thread count. Compiled code may run in several threads at once, but compiling may not: inputs whose sizes are new
+    in kind (which axes are 1, which are equal) are run alone, since they may have to be compiled for."""
+
+    turns: ClassVar[Turns] = Turns()  # one for all sessions: the compiler's state is the process's
 
     def __init__(self, module: nn.Module, signature: Signature, precision: str, threads: int) -> None:
         from torch._inductor import config
 
-        self.signature, self.precision, self.threads = signature, precision, threads
+        self.signature, self.precision, self.threads = signature, precision, 1 if forked() else threads
         quiet()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self.threads)
         torch._dynamo.reset()
         self.frozen = precision == "int8"
         self.bytes = weigh(module)
         self.patch = config.patch(freezing=self.frozen, compile_threads=1)
+        self.seen: set[tuple[int, ...]] = set()
         self.compiled: Any = torch.compile(module, dynamic=True)
         started = time.perf_counter()
         try:
@@ -88,9 +94,16 @@ class InductorSession(Session):
         tensors = self.signature.tensors(inputs)
         if self.precision == "bf16":
             tensors = tuple(narrow(t) if t.is_floating_point() else t for t in tensors)
+        flat = [size for tensor in tensors for size in tensor.shape]
+        sizes = tuple(-1 if size == 1 else flat.index(size) for size in flat)
         # no_grad, not inference_mode: freezing looks at the former only.
-        with self.patch, torch.no_grad():
-            return self.compiled(*tensors).float().numpy()
+        if sizes in self.seen:
+            with contextlib.suppress(Exception), self.turns.together(), torch.no_grad():
+                return self.compiled(*tensors).float().numpy()
+        with self.turns.alone(), self.patch, torch.no_grad():
+            answer = self.compiled(*tensors).float().numpy()
+            self.seen.add(sizes)
+            return answer
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -6,13 +6,14 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import nn
 
-from fourfold.measure.clock import race
 from fourfold.run.engines.base import Batch, Engine, Session, Signature, TimeIsUp, Unexportable, export_onnx, first_line, limit, missing
+
+if TYPE_CHECKING:
+    from torch import nn
 
 GRAPHS = ("torchscript", "dynamo")
 #: Seconds that one exporter may take; the second one sometimes takes minutes.
@@ -59,7 +60,7 @@ class OnnxRuntime(Engine):
 
 
 class OnnxSession(Session):
-    """Threads do not spin between operators, so that processor time is work."""
+    """Threads do not spin between operators, so that processor time is work. ONNX Runtime itself lets several threads run one session."""
 
     def __init__(self, path: Path, signature: Signature, precision: str, threads: int) -> None:
         import onnxruntime
@@ -167,6 +168,8 @@ def fastest(made: dict[str, Path], signature: Signature, calibration: Sequence[B
     """The file that takes the least processor time on a calibration batch."""
     if len(made) == 1:
         return next(iter(made.values()))
+    from fourfold.measure.clock import race
+
     batch = calibration[0] if calibration else signature.example
     sessions = {graph: OnnxSession(path, signature, "", 1) for graph, path in made.items()}
     runners = {graph: (lambda session=session: session.run(batch)) for graph, session in sessions.items()}

@@ -10,11 +10,11 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import nn
 
+from fourfold.run.engines._pool import Pool
 from fourfold.run.engines.base import (
     Batch,
     Engine,
@@ -29,6 +29,9 @@ from fourfold.run.engines.base import (
     slow_bf16,
     spelled_out,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Neither converter needs to phone home, and this package does not let them.
 os.environ.setdefault("NNCF_CI", "1")
@@ -92,7 +95,7 @@ class OpenVino(Engine):
 
 
 class OpenVinoSession(Session):
-    """One infer request, one stream, `threads` threads that are not pinned to cores."""
+    """One stream of `threads` threads that are not pinned to cores; an infer request for each caller at a time, since a request holds its result."""
 
     def __init__(self, model: Any, signature: Signature, precision: str, threads: int) -> None:
         import openvino
@@ -109,14 +112,15 @@ class OpenVinoSession(Session):
             "INFERENCE_PRECISION_HINT": "bf16" if halves else "f32",
         }
         self.compiled: Any = openvino.Core().compile_model(model, "CPU", wish)
-        self.request: Any = self.compiled.create_infer_request()
+        self.requests: Pool[Any] = Pool(self.compiled.create_infer_request)
         self.wanted = [port.get_any_name() for port in self.compiled.inputs]
         self.signature, self.precision, self.threads = signature, precision, threads
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         feed = [np.ascontiguousarray(inputs[name], dtype=self.signature.dtypes[name]) for name in self.wanted]
-        # The result lives in memory that the next call overwrites.
-        return np.array(self.request.infer(feed, share_inputs=True, share_outputs=True)[0], dtype=np.float32, copy=True)
+        with self.requests.one() as request:
+            # The result lives in memory that the next call of this request overwrites.
+            return np.array(request.infer(feed, share_inputs=True, share_outputs=True)[0], dtype=np.float32, copy=True)
 
     def describe(self) -> dict[str, Any]:
         import openvino
@@ -125,7 +129,8 @@ class OpenVinoSession(Session):
         return {"engine": "openvino", "version": openvino.__version__, "precision": self.precision, "threads": self.threads, **ran}
 
     def close(self) -> None:
-        self.request = self.compiled = None  # safe to call twice: points of one candidate share a session
+        self.requests.clear()  # safe to call twice: points of one candidate share a session
+        self.compiled = None
 
 
 def save(model: Any, path: Path, half: bool = False) -> None:

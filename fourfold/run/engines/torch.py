@@ -14,6 +14,7 @@ from torch import nn
 
 from fourfold.recipe import Recipe
 from fourfold.rewrites.compress.quantise import Quantise, narrow, plan, to_bf16
+from fourfold.run.engines._pool import Pool, forked, replica
 from fourfold.run.engines.base import Batch, Engine, Session, Signature, Unexportable, weigh
 
 
@@ -50,11 +51,14 @@ class Torch(Engine):
 
 
 class TorchSession(Session):
-    """Calls the module under inference mode with its own thread count."""
+    """Calls the module under inference mode with its own thread count. A forward pass may leave things in its module, so each caller at a time has
+    a replica of its own, which shares the weights."""
 
     def __init__(self, module: nn.Module, signature: Signature, precision: str, threads: int) -> None:
-        self.module, self.signature, self.precision, self.threads = module, signature, precision, threads
+        # A forked child has none of the threads that its parent computed with, and would wait for them.
+        self.module, self.signature, self.precision, self.threads = module, signature, precision, 1 if forked() else threads
         self.bytes = weigh(module)
+        self.replicas: Pool[nn.Module] = Pool(lambda: replica(module), shared=module)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         if pytorch.get_num_threads() != self.threads:
@@ -62,12 +66,13 @@ class TorchSession(Session):
         tensors = self.signature.tensors(inputs)
         if self.precision == "bf16":
             tensors = tuple(narrow(t) if t.is_floating_point() else t for t in tensors)
-        with pytorch.inference_mode():
-            return self.module(*tensors).float().numpy()
+        with self.replicas.one() as module, pytorch.inference_mode():
+            return module(*tensors).float().numpy()
 
     def describe(self) -> dict[str, Any]:
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in [*self.module.parameters(), *self.module.buffers()]})
         return {"engine": "torch", "version": pytorch.__version__, "precision": self.precision, "threads": self.threads, "dtypes": dtypes}
 
     def close(self) -> None:
+        self.replicas.clear()
         self.module = nn.Identity()
