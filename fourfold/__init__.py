@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from fourfold.ledger import Ledger
     from fourfold.machine import Machine, here
     from fourfold.measure.meter import Meter
-    from fourfold.optimize import Front, optimize
+    from fourfold.optimize import optimize
     from fourfold.plan import Plan
     from fourfold.planner import plan
     from fourfold.recipe import Recipe
+    from fourfold.report.front import Choice, Front
     from fourfold.run.loading import load
     from fourfold.units import Quantity
     from fourfold.workload import Workload
@@ -31,15 +32,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "ArtefactError": "errors", "FourfoldError": "errors", "Infeasible": "errors", "InputError": "errors", "MetricError": "errors",
     "MissingExtra": "errors", "ModelError": "errors",
-    "Front": "optimize", "optimize": "optimize", "load": "run.loading", "Recipe": "recipe",
+    "Choice": "report.front", "Front": "report.front", "optimize": "optimize", "load": "run.loading", "Recipe": "recipe",
     "Plan": "plan", "plan": "planner",
     "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger", "Machine": "machine", "here": "machine",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
 }                                                                      # public name → the module that holds it
 
 __all__ = [
-    "ArtefactError", "FourfoldError", "Front", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter", "MetricError", "MissingExtra",
-    "ModelError", "Plan", "Quantity", "Recipe", "Workload", "footprint", "here", "load", "optimize", "plan", "whatif",
+    "ArtefactError", "Choice", "FourfoldError", "Front", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter", "MetricError",
+    "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "footprint", "here", "load", "optimize", "plan", "whatif",
 ]
 
 

@@ -6,78 +6,15 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import FourfoldError, Infeasible, InputError, ModelError
+from fourfold.report.front import Choice, Front
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from fourfold.run.finals import Point
-    from fourfold.run.job import Job
-
-
-@dataclass
-class Choice:
-    """A point of the front that can be kept."""
-
-    point: Point
-    job: Job
-    report_data: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return self.point.name
-
-    @property
-    def quality(self) -> float:
-        """Relative quality on the unseen split (1 = as good as the original)."""
-        return self.point.test.value if self.point.test else float("nan")
-
-    @property
-    def cost(self) -> float:
-        """What the objective minimises, relative to the original."""
-        return self.job.cost(self.point)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the artefact; see `fourfold.run.saving.save`."""
-        from fourfold.run.account import ledger_of, manifest_facts
-        from fourfold.run.saving import save
-
-        book = "".join(f"{line}\n" for line in ledger_of(self.job).lines())
-        extra = {"report.json": json.dumps(self.report_data, indent=1), "ledger.jsonl": book}
-        return save(
-            self.point.assembly,
-            self.job.task,
-            Path(folder),
-            manifest_facts(self.job, self.point, self.report_data),
-            extra=extra,
-            max_length=self.job.options.max_length,
-        )
-
-
-@dataclass
-class Front:
-    """All that was found. `best` is the cheapest point whose lower 95 % bound of relative quality clears the floor on the unseen split, or None."""
-
-    job: Job
-    report_data: dict[str, Any]
-    best: Choice | None
-    infeasible: Infeasible | None = None
-    points: list[Choice] = field(default_factory=list)
-
-    def report(self, path: str | Path) -> Path:
-        """Write the report: .html, .json, .svg or .md by the ending of `path`."""
-        from fourfold.report import write
-
-        return write(self.report_data, Path(path))
-
-    def __iter__(self) -> Any:
-        return iter(self.points)
 
 
 def optimize(
@@ -110,14 +47,17 @@ def optimize(
     quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
     energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
     -> float. With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
-    so far. `site`, `to_site`, `hall` and `pue` put the other two levers into the report (`fourfold.run.levers`).
+    so far. progress: None shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`,
+    `hall` and `pue` put the other two levers into the report (`fourfold.run.levers`).
 
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
     """
     from fourfold.report.schema import SCHEMA
+    from fourfold.report.terminal import listener
+    from fourfold.report.words import percent, span
     from fourfold.run import engines as registry
     from fourfold.run.account import report_data
-    from fourfold.run.job import Job, Options, Silent
+    from fourfold.run.job import Job, Options
     from fourfold.run.levers import examine, levers
     from fourfold.run.stages.baseline import baseline
     from fourfold.run.stages.contest import contest
@@ -138,8 +78,15 @@ def optimize(
     if counts and min(counts) < 1:
         raise InputError(f"{min(counts)} threads were asked for.", "Give a positive number of threads.")
     options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
-    job = Job(work, options, progress or Silent(), folder)
-    read(job, model, data)
+    shown, ours = listener(progress, work.budget)
+    shown.note(f"budget {span(work.budget)}, floor {percent(work.floor)}, {work.objective}")
+    job = Job(work, options, shown, folder)
+    try:
+        read(job, model, data)
+    except BaseException:
+        if ours:
+            shown.close()
+        raise
     try:
         baseline(job)
         try:
@@ -166,6 +113,8 @@ def optimize(
         return front
     finally:
         job.close()
+        if ours:
+            shown.close()
 
 
 def _write(front: Front, target: Path) -> None:

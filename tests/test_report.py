@@ -11,6 +11,7 @@ import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from rich.console import Console
 from fourfold.errors import ArtefactError, InputError
 from fourfold.report import html, markdown, place, plot, story, terminal, words, write
 from fourfold.report import json as files
+from fourfold.report.front import Choice, Front
 from fourfold.report.schema import validate
 
 
@@ -165,6 +167,53 @@ def test_a_race_is_told_with_before_after_and_who_could_not_run() -> None:
     assert "Nothing to race" in text
 
 
+# ---- the front in a console and in a notebook ----
+
+
+def front_of(document: Any) -> Front:
+    """A front over an invented report: its points have names and costs, and nothing that could answer."""
+    def choice(row: Any) -> Choice:
+        return Choice(SimpleNamespace(name=row["name"], test=None), job, document)  # type: ignore[arg-type]
+
+    costs = {row["name"]: row["relative_energy"]["value"] for row in document["candidates"]}
+    job: Any = SimpleNamespace(cost=lambda point: costs[point.name])
+    rows = [document["candidates"][index] for index in document["front"]]
+    best = None if document["best"] is None else choice(document["candidates"][document["best"]])
+    return Front(job, document, best, points=[choice(row) for row in rows])
+
+
+@pytest.mark.parametrize("feasible", [True, False])
+def test_a_front_is_a_sequence_and_one_screen_of_text(feasible: bool) -> None:
+    document = report(feasible)
+    front = front_of(document)
+    assert len(front) == len(document["front"]) == len(list(front)) and bool(front)
+    assert front[0].cost == min(choice.cost for choice in front) and front[-1].cost == max(choice.cost for choice in front)
+    assert front[front[1].name] is front[1] and front[:2] == [front[0], front[1]]
+    text = repr(front)
+    assert len(text.splitlines()) <= 24 and all(choice.name in text for choice in front)
+    assert ("front.best.predict" in text) == feasible and "object at" not in repr(front[0]) and len(repr(front[0]).splitlines()) <= 8
+    with pytest.raises(InputError, match="c9999"):
+        front["c9999"]
+    with pytest.raises(IndexError):
+        front[999]
+
+
+def test_a_front_of_many_points_is_still_one_screen() -> None:
+    document = report()
+    document["front"] = list(range(40))
+    for row in document["candidates"]:
+        row["relative_energy"] = row["relative_energy"] or {"value": 0.5, "low": 0.4, "high": 0.6}
+    text = repr(front_of(document))
+    assert len(text.splitlines()) <= 24 and "24 more" in text
+
+
+def test_a_front_in_a_notebook_is_its_picture_and_a_table() -> None:
+    document = report()
+    document["candidates"][document["best"]]["how"] = "<script>alert(1)</script>"
+    found = front_of(document)._repr_html_()
+    assert "<svg" in found and found.count("<tr>") == 1 + len(document["front"]) and "<script>" not in found
+
+
 # ---- progress ----
 
 
@@ -213,12 +262,52 @@ def test_the_forecast_follows_what_was_measured() -> None:
     estimate.plan({"a": 10.0, "b": 100.0})
     estimate.stage("a", 10, 0.0)
     assert estimate.left(0.0) == pytest.approx(110.0)
-    estimate.done = 5
+    estimate.step(5, 10.0)
     assert estimate.left(10.0) == pytest.approx(10.0 + 100.0)
     estimate.stage("b", 0, 20.0)  # a took twice its plan, so b is expected to
     assert estimate.left(20.0) == pytest.approx(200.0)
     estimate.stage("unplanned", 0, 220.0)
     assert estimate.left(220.0) is None
+
+
+def test_the_forecast_of_what_takes_longer_than_foreseen_grows() -> None:
+    estimate = terminal.Estimate()
+    estimate.plan({"a": 5.0})
+    estimate.stage("a", 0, 0.0)
+    assert estimate.left(65.0) == pytest.approx(16.25)                  # a minute over its plan is not "a few seconds"
+    estimate.stage("b", 10, 70.0)
+    estimate.plan({"b": 5.0})
+    estimate.step(10, 72.0)
+    assert (estimate.left(132.0) or 0) >= 15.0                          # nor is a minute after the last step
+    estimate = terminal.Estimate()
+    estimate.plan({"b": 5.0})
+    estimate.stage("b", 10, 0.0)
+    estimate.step(9, 9.0)
+    assert (estimate.left(69.0) or 0) >= 15.0                           # nor a last step that takes a minute
+
+
+def test_no_forecast_says_more_than_the_budget_leaves() -> None:
+    estimate = terminal.Estimate()
+    estimate.bound(100.0, 0.0)
+    assert estimate.left(10.0) == 90.0                                  # before there is a plan
+    estimate.plan({"a": 500.0})
+    estimate.stage("a", 0, 10.0)
+    assert estimate.left(40.0) == 60.0
+
+
+def test_progress_of_a_library_call_is_shown_where_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert terminal.listener()[0].mode == "silent" and terminal.listener("plain")[0].mode == "plain"
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert terminal.listener()[0].mode == "bars" and terminal.listener(False)[0].mode == "silent"
+    mine = terminal.Progress("json", io.StringIO())
+    assert terminal.listener(mine) == (mine, False)
+    with pytest.raises(InputError, match="loud"):
+        terminal.listener("loud")
 
 
 # ---- files ----

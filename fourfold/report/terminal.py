@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
+from fourfold.errors import InputError
 from fourfold.report import story, words
 from fourfold.report.waterfall import NAMES
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+Mode = Literal["auto", "notebook", "bars", "plain", "json", "silent"]
 _CLOSEST = 3  # nearest candidates shown when the floor is missed
 
 
@@ -200,14 +202,22 @@ def _cell(value: Any) -> str:
 
 
 class Estimate:
-    """Time left over a whole job: measured step time for this stage, planned seconds for those to come, corrected by how the finished ones went."""
+    """Time left over a whole job: measured step time for this stage, planned seconds for those to come, corrected by how the finished ones went, and
+    no more than the budget leaves. What takes longer than foreseen is expected to take longer still: a quarter of the time it has stood.
+    """
 
     def __init__(self) -> None:
         self.planned: dict[str, float] = {}
-        self.whole = False  # a plan was given, so the forecast is for the whole job
+        self.whole = False  # a plan or a budget was given, so the forecast is for the whole job
         self.spent = 0.0  # seconds of finished stages, …
         self.foreseen = 0.0  # … and what had been planned for them
         self.name, self.steps, self.done, self.began = "", 0, 0, 0.0
+        self.moved = 0.0  # when the last step ended
+        self.budget, self.opened = 0.0, 0.0
+
+    def bound(self, budget: float, now: float) -> None:
+        """The whole job has `budget` seconds from `now` on."""
+        self.budget, self.opened, self.whole = budget, now, True
 
     def plan(self, stages: dict[str, float]) -> None:
         self.planned = dict(stages)
@@ -215,7 +225,10 @@ class Estimate:
 
     def stage(self, name: str, steps: int, now: float) -> None:
         self.finish(now)
-        self.name, self.steps, self.done, self.began = name, steps, 0, now
+        self.name, self.steps, self.done, self.began, self.moved = name, steps, 0, now, now
+
+    def step(self, n: int, now: float) -> None:
+        self.done, self.moved = self.done + n, now
 
     def finish(self, now: float) -> None:
         if self.name in self.planned:
@@ -225,15 +238,26 @@ class Estimate:
 
     def left(self, now: float) -> float | None:
         """Seconds left, or None while nothing is known."""
+        known = self._planned(now)
+        if not self.budget:
+            return known
+        rest = self.budget - (now - self.opened)
+        if rest <= 0:
+            return max(known or 0.0, 0.25 * -rest)
+        return rest if known is None else min(known, rest)
+
+    def _planned(self, now: float) -> float | None:
         pace = self.spent / self.foreseen if self.foreseen > 0 else 1.0
         pace = min(max(pace, 0.2), 5.0)  # one odd stage must not make the forecast absurd
         rest = sum(seconds for name, seconds in self.planned.items() if name != self.name) * pace
-        elapsed = now - self.began
+        elapsed, stood = now - self.began, now - self.moved
         if self.done and self.steps:
-            return rest + elapsed / self.done * max(self.steps - self.done, 0)
+            each = (self.moved - self.began) / self.done
+            to_come = each * max(self.steps - self.done, 0) - stood
+            return rest + max(to_come, (each if self.done < self.steps else 0.0) - stood, 0.25 * stood)
         if self.name in self.planned:
-            return rest + max(self.planned[self.name] * pace - elapsed, 0.0)
-        return rest if self.planned else None
+            return rest + max(self.planned[self.name] * pace - elapsed, 0.25 * elapsed)
+        return rest + 0.25 * elapsed if self.planned else None
 
 
 def _plain(text: str) -> str:
@@ -243,16 +267,46 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, which shows HTML."""
+    kernel = sys.modules.get("IPython")
+    shell = kernel.get_ipython() if kernel is not None and hasattr(kernel, "get_ipython") else None
+    return type(shell).__name__ in ("ZMQInteractiveShell", "Shell")     # Jupyter's, Colab's
+
+
+def listener(progress: Any = None, budget: float = 0.0) -> tuple[Any, bool]:
+    """(who is told of a job of `budget` seconds, whether it is ours to close). None or True: bars on a terminal, a line in a notebook, else nobody;
+    False: nobody; a mode of `Progress`: that; anything else is a listener of the caller's own.
+    """
+    if progress is None or progress is True:
+        shown = in_notebook() or sys.stderr is not None and sys.stderr.isatty()
+        progress, ours = Progress("auto" if shown else "silent"), True
+    elif progress is False or isinstance(progress, str):
+        progress, ours = Progress("silent" if progress in (False, "none") else progress), True  # type: ignore[arg-type]
+    else:
+        ours = False
+    if budget and isinstance(progress, Progress):
+        progress.budget(budget)
+    return progress, ours
+
+
 class Progress:
     """What `fourfold.optimize` tells while it works; a context manager.
 
-    `mode`: "auto" (bars on a terminal, else plain lines), "bars", "plain" (a line per stage and one every few seconds), "json" (an object a line),
-    "silent". Everything goes to `stream` (stderr), so that stdout stays one document. Errors of the stream (a closed pipe) never stop the job.
+    `mode`: "auto" (one line that is rewritten in a notebook, bars on a terminal, else plain lines), "notebook", "bars", "plain" (a line per stage
+    and one every few seconds), "json" (an object a line), "silent". Everything goes to `stream` (stderr), so that stdout stays one document. Errors
+    of the stream (a closed pipe) never stop the job. Raises InputError for another mode.
     """
 
-    def __init__(self, mode: Literal["auto", "bars", "plain", "json", "silent"] = "auto", stream: TextIO | None = None, every: float = 5.0) -> None:
+    def __init__(self, mode: Mode = "auto", stream: TextIO | None = None, every: float = 5.0) -> None:
+        if mode not in get_args(Mode):
+            raise InputError(f"progress {mode!r} is not known.", f"Choose from: {', '.join(get_args(Mode))}.")
         self.stream = stream or sys.stderr
-        self.mode = ("bars" if self.stream.isatty() else "plain") if mode == "auto" else mode
+        if mode == "auto":
+            mode = "notebook" if stream is None and in_notebook() else "bars" if self.stream.isatty() else "plain"
+        self.mode: Mode = mode
+        self.page: Any = None  # a notebook's display, rewritten in place
+        self.noted = ""
         self.every, self.start, self.last, self.best_text = every, time.monotonic(), 0.0, ""
         self.estimate, self.bars = Estimate(), None
         self.task: Any = None  # rich's id of the stage's bar
@@ -262,6 +316,10 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def budget(self, seconds: float) -> None:
+        """The whole job may take `seconds` from now on: no forecast says more."""
+        self.estimate.bound(seconds, time.monotonic())
 
     def plan(self, stages: dict[str, float]) -> None:
         """Expected seconds of each stage to come, by name and in order: the forecast rests on it. May be called again when more is known."""
@@ -274,14 +332,16 @@ class Progress:
             self._bar(name, total_steps)
         elif self.mode == "plain":
             self._line(f"{name}{self._left()}")
+        self._page()
         self._event("stage", name=name, steps=total_steps)
 
     def advance(self, n: int = 1) -> None:
         """`n` steps of the stage are done."""
         estimate = self.estimate
-        estimate.done += n
+        estimate.step(n, time.monotonic())
+        self._page(0.5)
         if self.bars is not None:
-            self.bars.update(self.task, advance=n, left=self._left())
+            self.bars.update(self.task, advance=n)
         elif self.mode in ("plain", "json") and time.monotonic() - self.last >= self.every:
             self._line(f"{estimate.name} {estimate.done}{f'/{estimate.steps}' if estimate.steps else ''}{self._left()}")
             self._event("advance", name=estimate.name, done=estimate.done, steps=estimate.steps)
@@ -291,6 +351,7 @@ class Progress:
         if text == self.best_text:
             return
         self.best_text = text
+        self._page()
         if self.bars is not None:
             self.bars.update(self.task, best=_plain(text))
         else:
@@ -299,6 +360,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Something worth a line of its own."""
+        self.noted = text
+        self._page()
         if self.bars is not None:
             self.bars.console.print(text, style="dim", markup=False)
         else:
@@ -308,6 +371,7 @@ class Progress:
     def close(self) -> None:
         """End the last stage and the display."""
         self.estimate.finish(time.monotonic())
+        self._page()
         if self.bars is not None:
             self.bars.stop()
             self.bars = None
@@ -318,25 +382,54 @@ class Progress:
 
     def _bar(self, name: str, steps: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
+        from rich.text import Text
 
         if self.bars is None:
-            line = TextColumn("[dim]{task.fields[left]}  {task.fields[best]}", markup=True)
+            told = self
+
+            class Left(ProgressColumn):
+                """The forecast anew at every refresh, so that it does not stand still while a step takes long."""
+
+                def render(self, task: Any) -> Text:
+                    return Text(told._left() if task.id == told.task and not task.finished else "", style="dim")
+
+            line = TextColumn("[dim]{task.fields[best]}", markup=True)
             columns = (
                 SpinnerColumn(),
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                Left(),
                 line,
             )
             self.bars = Bars(*columns, console=Console(file=self.stream), transient=False)
             self.bars.start()
         elif self.task is not None:
             done = self.bars.tasks[-1]
-            self.bars.update(self.task, total=done.completed or 1, completed=done.completed or 1, left="", best="")
-        self.task = self.bars.add_task(_plain(name), total=steps or None, left=self._left(), best=_plain(self.best_text))
+            self.bars.update(self.task, total=done.completed or 1, completed=done.completed or 1, best="")
+        self.task = self.bars.add_task(_plain(name), total=steps or None, best=_plain(self.best_text))
+
+    def _page(self, pause: float = 0.0) -> None:
+        """The notebook's line, rewritten; not again within `pause` seconds."""
+        if self.mode != "notebook" or time.monotonic() - self.last < pause:
+            return
+        from html import escape
+
+        from IPython.display import HTML, display  # type: ignore[import-not-found]
+
+        estimate, self.last = self.estimate, time.monotonic()
+        steps = f" {estimate.done:,}/{estimate.steps:,}" if estimate.steps and estimate.name else ""
+        stage = f"<b>{escape(estimate.name or 'done')}</b>{steps}{escape(self._left()) if estimate.name else ''}"
+        told = [f"best so far: {self.best_text}" if self.best_text else "", self.noted]
+        lines = [f"{stage} · {words.span(self.last - self.start)}", *(escape(text) for text in told if text)]
+        shown = HTML("<br>".join(lines))
+        if self.page is None:
+            self.page = display(shown, display_id=True)
+        else:
+            self.page.update(shown)
 
     def _line(self, text: str) -> None:
         if self.mode == "plain":

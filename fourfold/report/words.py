@@ -132,6 +132,11 @@ def clip(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[-(width - 1) :]
 
 
+def clip_end(text: str, width: int) -> str:
+    """At most `width` characters, the beginning kept: "3 of 6 blocks, 24 of 72 h…"."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def roughly(value: float) -> str:
     """A forecast, no finer than it deserves: 7 → "a few seconds", 130 → "about 2 min"."""
     if value < 8:

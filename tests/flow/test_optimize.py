@@ -24,6 +24,13 @@ def test_best_clears_the_floor_and_costs_less(front: fourfold.Front) -> None:
     assert front.best.cost < 1
 
 
+def test_the_front_answers_as_the_saved_artefact_does(front: fourfold.Front) -> None:
+    assert front.best is not None and "►" in repr(front) and "<svg" in front._repr_html_()
+    texts = ["ember smoke word1", "word2 not river ash", "lake word3"]
+    assert front.best.predict(texts) == fourfold.load(front.job.options.out or "").predict(texts)
+    assert all(len(choice.predict(texts)) == 3 for choice in front)
+
+
 def test_ledger_says_what_the_report_says(front: fourfold.Front) -> None:
     """The book saved with the artefact is sound by its own rules, and its factor is the report's total."""
     out = front.job.options.out
