@@ -193,7 +193,8 @@ def test_the_ten_dearest_hours_are_those_that_are_fought_over() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "jobs.csv").write_text("name,hours,kw,release,slack,home\na,2,1,2022-05-01T00:00Z,2h,north\nb,1,2,2022-05-01T00:00Z,3h,north\n")
-    (tmp_path / "hours.csv").write_text("time,north,south\n" + "".join(f"2022-05-01T0{t}:00Z,{500 - 10 * t},{100 + 50 * t}\n" for t in range(4)))
+    (tmp_path / "hours.csv").write_text("# unit: g/kWh\ntime,north,south\n" + "".join(
+        f"2022-05-01T0{t}:00Z,{500 - 10 * t},{100 + 50 * t}\n" for t in range(4)))
     return tmp_path
 
 

@@ -32,7 +32,9 @@ def place(
     pue: Annotated[list[str] | None, typer.Option(help="PUE: a number, or site=number; may be repeated. [the sites' tables]")] = None,
     price: Annotated[list[str] | None, typer.Option(help="USD per kWh: a number, or site=number; may be repeated. [the sites' tables]")] = None,
     egress: Annotated[float, typer.Option(help="USD per GB that leaves a site.")] = 0.0,
-    zone: Annotated[str, typer.Option(help="IANA time zone of local times in the jobs.")] = "",
+    zone: Annotated[str, typer.Option(help="IANA time zone of local times in the jobs, and in an intensity file that says none.")] = "",
+    unit: Annotated[str, typer.Option(help="Unit of the intensity file: g/kWh, lb/MWh, kg/MWh … [what it says itself]")] = "",
+    signal: Annotated[str, typer.Option(help="average or marginal. [what the intensity file says, else average]")] = "",
     replay: Annotated[bool, typer.Option("--replay", help="Let the hours of another year stand in for the jobs'.")] = False,
     error: Annotated[float, typer.Option(help="Error of forecasts, as a share of the mean.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -52,7 +54,8 @@ def place(
     found = plan(jobs, sites=[name.strip() for name in sites.split(",") if name.strip()] or None, intensity=intensity or None,
                  capacity=_by_site(capacity, "--capacity"), slack=slack or None, objective=objective, carbon_price=carbon_price,
                  contiguous=contiguous, online=online, budget=budget, pue=_by_site(pue, "--pue"), price=_by_site(price, "--price"),
-                 egress=egress, zone=zone or None, replay=replay, error=error, seed=seed, compare=not quick)
+                 egress=egress, zone=zone or None, replay=replay, error=error, seed=seed, compare=not quick,
+                 unit=unit or None, signal=signal or None)
     files = found.save(out) if out else []
     document = found.to_json()
     if html:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from fourfold.errors import InputError
+from fourfold.ingest.exports import Export, no_site, rate, recognised
 from fourfold.ingest.grid import Cells, spacing
 from fourfold.ingest.moments import epoch, zoned
 from fourfold.ingest.text import text as decoded
@@ -27,6 +28,10 @@ _INTENSITY = re.compile(r"^carbon_?intensity(.*?)(avg|average|direct|life_?cycle
 _MASS = {"g": 1.0, "kg": 1e3, "lb": 453.59237, "lbs": 453.59237, "t": 1e6}
 _ENERGY = {"kwh": 1.0, "mwh": 1e3, "gwh": 1e6, "mj": 1 / 3.6}
 COMMENT = re.compile(r"^#\s*(unit|signal|source|zone|site|time)\s*[:=]\s*(.+?)\s*$", re.IGNORECASE)
+_ENDING = re.compile(r"_((?:g|kg|lbs?|t)_?(?:co2_?(?:eq?)?)?_?(?:per|/)_?(?:kwh|mwh|gwh|mj))$")
+_TITLED = re.compile(r"^(.+?)[\s_]*[\[(]?(?:g|kg|lbs?|t)[\s_]*(?:co2(?:eq?)?)?[\s_]*(?:per|/)[\s_]*(?:kwh|mwh|gwh|mj)[\])]?$", re.IGNORECASE)
+_MORE_TIMES = ("to", "end", "until", "updatedat", "createdat", "updated_at", "created_at", "generated_at", "last_updated",
+               "datetime_local", "local_datetime", "timestamp_local", "local_timestamp")   # beside the one to read
 _ZULU = re.compile(r"\s*(UTC|GMT|Z)$", re.IGNORECASE)
 
 
@@ -43,7 +48,9 @@ def unpacked(data: bytes, name: str) -> list[str]:
     return text.splitlines()
 
 
-def readings(lines: Sequence[str], name: str, facts: Mapping[str, str]) -> Cells:
+def readings(lines: Sequence[str], name: str, facts: Mapping[str, str], sites: Sequence[str] = ()) -> Cells:
+    """The readings of a file's lines. `facts`: what a person or its comments say (unit, signal, zone, "local": the zone of times that say none);
+    `sites`: columns to read of a wide file, where it has them all. Raises InputError naming line and column."""
     rows = _rows(lines, name)
     _, header = next(rows, (0, []))
     keys = [_key(cell) for cell in header]
@@ -54,17 +61,19 @@ def readings(lines: Sequence[str], name: str, facts: Mapping[str, str]) -> Cells
         raise InputError(f"{name} has no time column; its columns are {', '.join(header)}.", "Call it time: time,site,g_per_kwh or time,SITE,SITE…")
     if len({cell.strip() for cell in header}) < len(header):
         raise InputError(f"{name} has two columns of the same name: {', '.join(header)}.", "Give each site one column.")
-    clock = _Clock(keys[times[0]], facts, name)
-    layout = _Layout(header, keys, times[0], facts, name)
-    cells = Cells([], [], [], [], [], layout.stated, "", [])
+    time = next((index for index in times if "utc" in keys[index]), times[0])
+    clock = _Clock(keys[time], facts, name)
+    named = {cell.strip().casefold() for cell in header}
+    layout = _Layout(header, keys, time, facts, name, sites if len(sites) == 1 or all(site.casefold() in named for site in sites) else ())
+    cells = Cells([], [], [], [], [], "unit" in facts, "", [])
     numbers: dict[str, int] = {}
     signals: dict[str, int] = {}
     body = list(rows)
-    if len(body) > 1 and body[0][1][times[0]] > body[-1][1][times[0]]:   # newest first: the order tells the two hours of one name apart in autumn
+    if len(body) > 1 and body[0][1][time] > body[-1][1][time]:   # newest first: the order tells the two hours of one name apart in autumn
         body.reverse()
     for line, row in body:
         here = list(layout.read(row, line))
-        moment = clock.read(row[times[0]], line, [place for place, *_ in here])
+        moment = clock.read(row[time], line, [place for place, *_ in here])
         for place, value, said in here:
             signals.setdefault(said, line)
             cells.seconds.append(moment[place])
@@ -75,6 +84,8 @@ def readings(lines: Sequence[str], name: str, facts: Mapping[str, str]) -> Cells
         raise InputError(f"{name} has a header but no hours.", "Expected a line an hour.")
     cells.names = list(numbers)
     cells.signal = _one_signal(signals, facts, name)
+    if layout.said is not None and layout.said.least and not cells.stated:
+        _above(cells, layout.said, name)
     cells.notes += [*layout.notes, *clock.notes]
     step = spacing(cells)
     if clock.ending:
@@ -106,7 +117,7 @@ class _Clock:
     def __init__(self, key: str, facts: Mapping[str, str], name: str) -> None:
         self.name = name
         self.notes: list[str] = []
-        said = facts.get("zone") or ("UTC" if "utc" in key else None)
+        said = facts.get("zone") or ("UTC" if "utc" in key else None) or facts.get("local")
         self.zone = zoned(said) if said else None
         self.label = said or ""
         self.ending = "end" in key or "end" in facts.get("time", "").lower()
@@ -132,7 +143,7 @@ class _Clock:
             return dict.fromkeys(places, self.last[1])
         if self.zone is None:
             raise InputError(f"{self.name}, line {line}: {text!r} has no time zone.",
-                             "Say zone='Europe/Berlin' or zone='UTC', or write offsets: 13:00+02:00.")
+                             "Say it: --zone Europe/Berlin or --zone UTC, a first line '# zone: UTC' in the file, or offsets: 13:00+02:00.")
         return {place: self._local(moment, line, place) for place in places}
 
     def _local(self, moment: datetime, line: int, place: str) -> int:
@@ -142,7 +153,7 @@ class _Clock:
         if first.astimezone(UTC).astimezone(self.zone).replace(tzinfo=None) != moment:
             raise InputError(
                 f"{self.name}, line {line}: {moment:%Y-%m-%d %H:%M} does not exist in {self.label}: the clocks went forward.",
-                "If the file keeps one offset all year, say so: zone='UTC' or zone='+01:00'.",
+                "If the file keeps one offset all year, say so in its first line: '# zone: UTC' or '# zone: +01:00'.",
             )
         times = self.seen[place, moment] = self.seen.get((place, moment), 0) + 1
         note = f"{moment:%Y-%m-%d %H} o'clock comes twice in {self.label}: the first reading is summer time, the second winter time."
@@ -152,32 +163,73 @@ class _Clock:
 
 
 class _Layout:
-    """Where the sites and values of a row are: long or wide."""
+    """Where the sites and values of a row are: long or wide, or as a known maker exports them (`exports.py`)."""
 
-    def __init__(self, header: Sequence[str], keys: Sequence[str], time: int, facts: Mapping[str, str], name: str) -> None:
+    def __init__(self, header: Sequence[str], keys: Sequence[str], time: int, facts: Mapping[str, str], name: str, sites: Sequence[str] = ()) -> None:
         self.name = name
         self.notes: list[str] = []
+        self.said: Export | None = None
         extra = {word: keys.index(word) for word in ("unit", "signal") if word in keys}
-        figures = [index for index in range(len(keys)) if index not in (time, *extra.values()) and not (index == 0 and not keys[0])]
-        places = sorted((index for index in figures if keys[index] in PLACES), key=lambda index: PLACES.index(keys[index]))
-        sure = [index for index in figures if _INTENSITY.match(keys[index]) or _scale(keys[index]) is not None]
-        values = self._one_basis(sure, keys) or [index for index in figures if keys[index] in VALUES]
         self.unit, self.signal = extra.get("unit"), extra.get("signal")
-        self.stated = "unit" in facts or self.unit is not None
-        self.place = places[0] if places else None
+        clocks = [index for index, key in enumerate(keys) if key in TIMES or key in _MORE_TIMES]
+        bare = [index for index, key in enumerate(keys[:1]) if not key or re.fullmatch(r"unnamed:?_*\d+", key)]   # pandas' index
+        figures = [index for index in range(len(keys)) if index not in (time, *clocks, *bare, *extra.values())]
         if not figures:
             raise InputError(f"{name} has times but no values.", "Add a column a site, or the columns site and g_per_kwh.")
-        if self.place is not None and len(values) != 1:
-            raise InputError(f"{name} has a column of sites but {len(values) or 'no'} columns of values.", "Expected time,site,g_per_kwh.")
-        lone_value = len(figures) == len(values) == 1 or (not places and sure and len(values) == 1)
-        chosen = values if self.place is not None or lone_value else figures
-        if lone_value and len(figures) > 1:
-            unused = ", ".join(header[index].strip() for index in figures if index not in values)
-            self.notes.append(f"Columns that were not used: {unused}.")
-        lone = facts.get("site", "site") if self.place is None and chosen == values else ""
-        self.columns = [(index, lone or header[index].strip(), _known_scale(facts, keys[index], name)) for index in chosen]
+        titles = [header[index].strip() for index in range(len(header))]
+        asked = [index for index in figures if titles[index].casefold() in {site.casefold() for site in sites}]
+        export = None if asked else recognised(header, keys, name, facts.get("signal", "").lower())
+        places = sorted((index for index in figures if keys[index] in PLACES), key=lambda index: PLACES.index(keys[index]))
+        self.place = places[0] if places and not asked else None
+        lone = facts.get("site") or (sites[0] if len(sites) == 1 else "") or "site"
+        stated: dict[int, str] = {}
+        if export is not None:
+            chosen, stated = list(export.columns), dict.fromkeys(export.columns, export.unit)
+            self.said, self.place = export, export.place if export.place is not None else self.place
+            self.notes += [export.note] if export.note else []
+            one = len(chosen) == 1 and self.place is None
+            title = {chosen[0]: facts.get("site") or export.site or lone} if one else {}
+        else:
+            chosen, title = self._unknown(titles, keys, figures, asked, lone)
+        unused = [titles[index] for index in figures if index not in (*chosen, self.place, *bare) and index not in clocks]
+        if unused:
+            self.notes.append(f"Columns that were not used: {', '.join(unused)}.")
+        if export is not None and len(chosen) > 1 and self.place is not None:
+            raise InputError(f"{name} has {len(chosen)} columns of intensity: {', '.join(titles[index] for index in chosen)}.", "Keep one of them.")
+        scales = [self._scale_of(keys[index], facts, stated.get(index, "")) for index in chosen]
+        self.columns = [(index, title.get(index, titles[index]), scale) for index, scale in zip(chosen, scales, strict=True)]
+        unsaid = [titles[index] for index, _, scale in self.columns if scale is None]
+        if unsaid and self.unit is None:
+            raise InputError(f"{name} does not say in which unit {', '.join(unsaid[:6])}{' …' if len(unsaid) > 6 else ''} "
+                             f"{'is' if len(unsaid) == 1 else 'are'}.",
+                             "Say it: --unit g/kWh, lb/MWh or kg/MWh, or a first line '# unit: g/kWh' in the file (units are never guessed).")
         if self.place is None and not all(title for _, title, _ in self.columns):
             raise InputError(f"{name} has a column without a name.", "Name every column after its site.")
+
+    def _unknown(self, titles: Sequence[str], keys: Sequence[str], figures: list[int], asked: list[int],
+                 lone: str) -> tuple[list[int], dict[int, str]]:
+        """The columns to read of a file whose maker is not known, and what the sites of some are called."""
+        sure = [index for index in figures if _INTENSITY.match(keys[index]) or _scale(keys[index]) is not None]
+        values = self._one_basis(sure, keys) or [index for index in figures if keys[index] in VALUES]
+        if self.place is not None and len(values) != 1:
+            raise InputError(f"{self.name} has a column of sites but {len(values) or 'no'} columns of values.", "Expected time,site,g_per_kwh.")
+        if self.place is not None:
+            return values, {}
+        if asked:
+            return asked, {}
+        if len(values) == 1 and (sure or len(figures) == 1):
+            return values, {values[0]: lone}
+        odd = [titles[index] for index in figures if no_site(titles[index], keys[index])]
+        if odd:
+            raise InputError(f"{self.name} has columns that are no sites: {', '.join(odd)}.",
+                             "Name the columns to read (--sites FR,DE), or leave the others out of the file.")
+        return figures, {index: _bare(titles[index]) for index in figures}
+
+    def _scale_of(self, key: str, facts: Mapping[str, str], export: str) -> float | None:
+        """g/kWh a unit of that column: as a person says, else as the column's own name says, else as its maker does; None where nobody does."""
+        if "unit" in facts:
+            return _known_scale(facts["unit"], self.name)
+        return _scale(key) or _ending(key) or (_scale(export) if export else None)
 
     def _one_basis(self, values: list[int], keys: Sequence[str]) -> list[int]:
         """Of columns that differ in what they count, the life-cycle one."""
@@ -190,14 +242,26 @@ class _Layout:
     def read(self, row: Sequence[str], line: int) -> Iterable[tuple[str, float, str]]:
         """(site, g/kWh, signal) of each value of a row."""
         said = row[self.signal].strip().lower() if self.signal is not None else ""
+        if self.said is not None and self.signal is None:
+            said = self._rate(row, line) if self.said.said is not None else self.said.signal
         for index, title, scale in self.columns:
             if self.place is not None:
                 title = row[self.place].strip()
                 if not title:
                     raise InputError(f"{self.name}, line {line}: the site is empty.", "Name the site of every line.")
             if self.unit is not None:
-                scale = _known_scale({"unit": row[self.unit]}, "", f"{self.name}, line {line}")
+                scale = _known_scale(row[self.unit], f"{self.name}, line {line}")
+            assert scale is not None
             yield title, self._number(row[index], line, title) * scale, said
+
+    def _rate(self, row: Sequence[str], line: int) -> str:
+        """The signal that a row of WattTime's names: one that is no rate of CO2 is refused."""
+        assert self.said is not None and self.said.said is not None
+        word = row[self.said.said]
+        found = rate(word)
+        if found is None:
+            raise InputError(f"{self.name}, line {line}: the signal {word!r} is no rate of CO2.", "Export co2_moer (marginal) or co2_aoer (average).")
+        return found
 
     def _number(self, text: str, line: int, title: str) -> float:
         word = text.strip()
@@ -227,13 +291,31 @@ def _scale(text: str) -> float | None:
     return _MASS[found[1]] / _ENERGY[found[5]] if found else None
 
 
-def _known_scale(facts: Mapping[str, str], key: str, name: str) -> float:
-    if "unit" not in facts:
-        return _scale(key) or 1.0                                      # documented: g/kWh unless the file says otherwise
-    scale = _scale(facts["unit"])
+def _ending(key: str) -> float | None:
+    """The unit that a column's name ends in: fr_g/kwh, north_scotland_gco2_per_kwh."""
+    found = _ENDING.search(key)
+    return _scale(found[1]) if found else None
+
+
+def _bare(title: str) -> str:
+    """A column's name without the unit that it ends in."""
+    found = _TITLED.match(title)
+    return found[1].strip() if found else title
+
+
+def _known_scale(unit: str, name: str) -> float:
+    scale = _scale(unit)
     if scale is None:
-        raise InputError(f"{name}: {facts['unit']!r} is not a unit of carbon intensity.", "Use g/kWh, kg/kWh, kg/MWh, lb/MWh, t/MWh or g/MJ.")
+        raise InputError(f"{name}: {unit!r} is not a unit of carbon intensity.", "Use g/kWh, kg/kWh, kg/MWh, lb/MWh, t/MWh or g/MJ.")
     return scale
+
+
+def _above(cells: Cells, export: Export, name: str) -> None:
+    """Refuse what the maker also exports in another unit: an index in percent never rises above 100."""
+    scale = _known_scale(export.unit, name)
+    most = max((value / scale for value in cells.values if not math.isnan(value)), default=math.inf)
+    if most <= export.least:
+        raise InputError(f"{name}: no value is above {most:.4g}, as in {export.maker}'s index, which is in percent and no intensity.", export.mend)
 
 
 def _one_signal(seen: Mapping[str, int], facts: Mapping[str, str], name: str) -> str:

@@ -12,7 +12,8 @@ from fourfold.ingest.marks import FILLED, MISSING, PARTIAL, READ
 from fourfold.ingest.moments import HOUR
 
 ABSURD = 5000.0                                                        # g/kWh: above any grid there is (oil in an old plant gives about 1,200)
-KILOGRAMS = 2.0                                                        # g/kWh: a series that never rises above is rather in kg/kWh
+UNUSUAL = 2000.0                                                       # g/kWh: no grid's average is above, so a site's usual value is not either
+KILOGRAMS = 2.0                                                        # g/kWh: a series that never rises above may be in kg/kWh, which is asked
 MOST = 24 * 366 * 30                                                   # hours a file may span; more is a mistyped year
 
 
@@ -100,16 +101,22 @@ def _check_values(cells: Cells, values: np.ndarray, name: str) -> None:
     if values[worst] > ABSURD:
         title = cells.names[cells.sites[worst]]
         raise InputError(f"{name}, line {cells.lines[worst]}: {title} has {values[worst]:g} g/kWh, more than any grid.",
-                         "State the unit of the file, such as unit='kg/MWh', or leave the hour empty.")
-    if cells.stated:
-        return
+                         "Say the file's unit, such as --unit kg/MWh or '# unit: kg/MWh' in its first line, or leave the hour empty.")
     sites = np.array(cells.sites)
     for number, title in enumerate(cells.names):
         known = values[sites == number]
         known = known[~np.isnan(known)]
-        if known.size and known.max() <= KILOGRAMS:
-            raise InputError(f"{name}: {title} never rises above {known.max():g} g/kWh, which looks like kilograms.",
-                             "Say unit='kg/kWh' if it is, or unit='g/kWh' if it is not.")
+        if not known.size:
+            continue
+        usual, most = float(np.median(known)), float(known.max())
+        if usual > UNUSUAL and not cells.stated:
+            raise InputError(f"{name}: {title} is at {usual:g} g/kWh as a rule, and no grid is above {UNUSUAL:g}.",
+                             "Say the file's unit: --unit lb/MWh, kg/MWh or, if it is so, g/kWh.")
+        if most > UNUSUAL:
+            count = int((known > UNUSUAL).sum())
+            cells.notes.append(f"{title}: {count} value(s) above {UNUSUAL:g} g/kWh, more than any grid's average: is the unit right?")
+        elif most <= KILOGRAMS and np.any(known != np.round(known)):
+            cells.notes.append(f"{title} never rises above {most:g} g/kWh: if those are kilograms, say --unit kg/kWh.")
 
 
 def _once(seconds: np.ndarray, sites: np.ndarray, values: np.ndarray, lines: np.ndarray, cells: Cells,
@@ -152,6 +159,6 @@ def odd(values: np.ndarray, half: int = 24, reach: int = 3) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
     residual = np.zeros(values.shape)
     residual[known] = np.abs(values[known] - np.nanmedian(windows[known], axis=1))
-    scale = max(1.4826 * float(np.median(residual[known])), 0.02 * float(np.median(values[known])), 1e-9)
+    scale = max(1.4826 * float(np.median(residual[known])), 0.02 * float(np.median(values[known])), 0.5)
     gaps = np.convolve(~known, np.ones(2 * reach + 1), "same") > 0
     return known & (residual / scale > np.where(gaps, 6.0, 15.0))

@@ -190,12 +190,14 @@ class Hours:
 
 
 def read_hours(ref: str | Path, fill: int = 3, *, zone: str | None = None, unit: str | None = None, signal: str | None = None,
-               suspects: str = "keep") -> Hours:
+               suspects: str = "keep", local: str | None = None, sites: Sequence[str] = ()) -> Hours:
     """Hours from a CSV file (`.gz` too), or the bundled set of that name ("eia-2022").
 
-    `fill` is the longest run of missing hours filled linearly; `zone` the IANA zone of times without an offset; `unit` and `signal` override or state
-    what the file does not say; `suspects`: keep (marked) or drop (missing) values that a robust z-score finds unlikely. Raises InputError for
-    unreadable or unfit files, naming the line: times without a zone, overlapping hours that differ, negative or absurd values, likely kilograms.
+    `fill` is the longest run of missing hours filled linearly; `zone` the IANA zone of times without an offset, whatever the file says, and `local`
+    the same where the file says none; `unit` and `signal` override or state what the file does not say; `suspects`: keep (marked) or drop (missing)
+    values that a robust z-score finds unlikely; `sites` the columns to read of a wide file, or the one name of a series that has none. Raises
+    InputError for unreadable or unfit files, naming the line: no unit, columns that are no sites, times without a zone, overlapping hours that
+    differ, negative or absurd values.
     """
     if not isinstance(fill, int) or fill < 0:
         raise InputError(f"fill is a number of hours from 0 up, got {fill!r}.", "Example: fill=3")
@@ -209,7 +211,7 @@ def read_hours(ref: str | Path, fill: int = 3, *, zone: str | None = None, unit:
     except OSError as error:
         known = ", ".join(_bundles())
         raise InputError(f"Cannot read hours from {path}: {error.strerror or error}.", f"Give a CSV file, or a bundled set: {known}.") from None
-    return _parsed(data, path.name, fill, zone, unit, signal, suspects)
+    return _parsed(data, path.name, fill, zone, unit, signal, suspects, local, sites)
 
 
 def bundled(name: str, fill: int = 3, *, suspects: str = "keep") -> Hours:
@@ -255,7 +257,8 @@ def _bundles() -> dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
     return {file.partition(".")[0]: (file, record, sources()[record["source"]]) for file, record in files().items() if file.endswith(".csv.gz")}
 
 
-def _parsed(data: bytes, name: str, fill: int, zone: str | None, unit: str | None, signal: str | None, suspects: str) -> Hours:
+def _parsed(data: bytes, name: str, fill: int, zone: str | None, unit: str | None, signal: str | None, suspects: str,
+            local: str | None = None, sites: Sequence[str] = ()) -> Hours:
     lines = unpacked(data, name)
     facts = {found[1].lower(): found[2] for line in lines if (found := COMMENT.match(line))}
     if unit:
@@ -264,7 +267,9 @@ def _parsed(data: bytes, name: str, fill: int, zone: str | None, unit: str | Non
         facts["signal"] = signal
     if zone:
         facts["zone"] = zone
-    cells = readings(lines, name, facts)
+    if local:
+        facts["local"] = local
+    cells = readings(lines, name, facts, sites)
     made = gridded(cells, name)
     source = facts.get("source") or name
     hours = Hours(tuple(cells.names), made[0], made[1], cells.signal, source, made[2], tuple(cells.notes), hashlib.sha256(data).hexdigest())

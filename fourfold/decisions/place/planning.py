@@ -144,10 +144,12 @@ def plan(jobs: str | Path | Iterable[Mapping[str, Any]], *, sites: Sequence[str]
          capacity: float | Mapping[str, float] | None = None, slack: str | float | None = None, objective: str = "carbon",
          carbon_price: float | None = None, contiguous: bool = False, online: bool = False, budget: float = 60.0,
          pue: float | Mapping[str, float] | None = None, price: float | Mapping[str, float] | None = None, zone: str | None = None,
-         replay: bool = False, error: float = 0.2, seed: int = 0, kwh_per_gb: float = 0.001, egress: float = 0.0, compare: bool = True) -> Plan:
+         replay: bool = False, error: float = 0.2, seed: int = 0, kwh_per_gb: float = 0.001, egress: float = 0.0, compare: bool = True,
+         unit: str | None = None, signal: str | None = None) -> Plan:
     """Plan where and when jobs run.
 
-    jobs        a file or rows as `fourfold.ingest.jobs` reads them; `slack`, `contiguous` and `zone` as there
+    jobs        a file or rows as `fourfold.ingest.jobs` reads them; `slack`, `contiguous` and `zone` as there (`zone` for an hourly file too that
+                says none); unit, signal: of an hourly file that says none, or says it wrongly
     sites       names to choose from; intensity: an hourly file, "eia-2022" or Hours (default: eia-2022 where it has all sites and the time, else the
                 sites' yearly averages, which leave only the place to choose); replay: move its year to the jobs' (weekdays kept)
     capacity    units at once, for all sites or by name; pue, price (USD/kWh) likewise, from the sites' tables where not given
@@ -162,7 +164,8 @@ def plan(jobs: str | Path | Iterable[Mapping[str, Any]], *, sites: Sequence[str]
 
     listed = read_jobs(jobs, slack=slack, contiguous=contiguous, zone=zone)
     problem, start, priced, notes = build(listed, sites=sites, intensity=intensity, capacity=capacity, objective=objective,
-                                          carbon_price=carbon_price, pue=pue, price=price, replay=replay, kwh_per_gb=kwh_per_gb, egress=egress)
+                                          carbon_price=carbon_price, pue=pue, price=price, replay=replay, kwh_per_gb=kwh_per_gb, egress=egress,
+                                          zone=zone, unit=unit, signal=signal)
     known = np.array([0 if job.known is None else max(0, -((start - job.known) // _HOUR)) for job in listed])
     solver = Online(error=error, known=known) if online else None
     return study(problem, start=start, solver=solver, budget=budget, error=error, seed=seed, priced=priced, objective=objective, notes=notes,
@@ -197,11 +200,18 @@ def study(problem: Place, *, start: datetime | None = None, solver: Any = None, 
 
 def build(jobs: Sequence[Job], *, sites: Sequence[str] | None = None, intensity: Any = None, capacity: Any = None, objective: str = "carbon",
           carbon_price: float | None = None, pue: Any = None, price: Any = None, replay: bool = False, kwh_per_gb: float = 0.001,
-          egress: float = 0.0) -> tuple[Place, datetime, bool, list[str]]:
+          egress: float = 0.0, zone: str | None = None, unit: str | None = None,
+          signal: str | None = None) -> tuple[Place, datetime, bool, list[str]]:
     """(the problem in arrays, the moment of hour 0, whether all prices are known, notes); arguments as of `plan`."""
     notes: list[str] = []
     start, end = min(job.release for job in jobs), max(job.deadline for job in jobs)
     wanted: list[str] = list(dict.fromkeys([*(sites or []), *(name for job in jobs for name in (*job.sites, *([job.home] if job.home else [])))]))
+    if intensity is not None and isinstance(intensity, str | Path):
+        from fourfold.ingest.hours import read_hours
+
+        intensity = read_hours(intensity, local=zone, unit=unit, signal=signal, sites=tuple(sites or ()))
+    elif unit is not None or signal is not None:
+        raise InputError("A unit or a signal is that of an hourly file, and none is given.", "Give the file: --intensity hours.csv")
     hours, names = _hours(wanted, sites, intensity, replay, start, end, notes)
     values, start, total = _cut(hours, jobs, start, end, notes)
     index = {name.casefold(): r for r, name in enumerate(names)}
@@ -254,7 +264,7 @@ def _hours(wanted: list[str], sites: Sequence[str] | None, intensity: Any, repla
     """The hourly series of the sites to choose from, and their names as the user knows them; yearly averages stand in where there are none."""
     from dataclasses import replace
 
-    from fourfold.ingest.hours import Hours, bundled, read_hours
+    from fourfold.ingest.hours import Hours, bundled
 
     if intensity is None:
         default = bundled("eia-2022")
@@ -264,7 +274,8 @@ def _hours(wanted: list[str], sites: Sequence[str] | None, intensity: Any, repla
             intensity = default
         else:
             return _yearly(wanted, start, end, notes), wanted
-    hours = intensity if isinstance(intensity, Hours) else read_hours(intensity)
+    assert isinstance(intensity, Hours)
+    hours = intensity
     notes.extend(hours.notes)
     names = list(sites) if sites else list(hours.names)
     columns = [_column(name, hours) for name in names]
