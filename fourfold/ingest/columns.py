@@ -133,7 +133,9 @@ def _kind_by_targets(label: Any) -> str:
 
 
 def config_of(subject: Subject | None) -> Any:
-    """The model's configuration, or None where it has none."""
+    """The model's configuration, or None where it has none. A saved member knows its own without making its module."""
+    if hasattr(type(subject), "config"):
+        return getattr(subject, "config")  # noqa: B009
     return getattr(getattr(subject, "module", None), "config", None)
 
 

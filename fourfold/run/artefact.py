@@ -24,6 +24,7 @@ from fourfold.errors import FourfoldError
 from fourfold.ingest.task import Task
 from fourfold.ingest.unread import Unread
 from fourfold.run.engines._pool import OneAtATime, leave
+from fourfold.run.later import OnDemand
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,9 +66,9 @@ class Part:
 
     name: str
     subject: Subject
-    module: nn.Module | None
-    recipe: Recipe | None
-    setting: Setting
+    module: OnDemand[nn.Module | None] = OnDemand()
+    recipe: OnDemand[Recipe | None] = OnDemand()
+    setting: Setting  # pyright: ignore[reportGeneralTypeIssues]
     signature: Signature | None = None
     folder: Path | None = None
     files: list[str] = field(default_factory=list)
@@ -83,6 +84,9 @@ class Part:
         if seen is None or seen[0] is not examples:
             self._seen = seen = (examples, self.reencode(examples))
         return seen[1]
+
+    def _read(self, given: Unread) -> Examples:
+        return given.read() if self.reencode is None else Unread(given.raw, self.subject, given.max_length).read()
 
     _seen: tuple[Examples, Examples] | None = field(default=None, repr=False, compare=False)
     _opening: OneAtATime = field(default_factory=OneAtATime, init=False, repr=False, compare=False)
@@ -112,7 +116,7 @@ class Part:
         if self.words is not None:
             return self.words.records(given.raw or [])
         session, rows = self.open(), None
-        examples = given.read() if isinstance(given, Unread) else self.sees(given)
+        examples = self._read(given) if isinstance(given, Unread) else self.sees(given)
         for index in examples.batches(self.setting.batch, bucket=self.setting.bucketing):
             batch = examples.collate(index)
             targets = examples.collate_targets(index) if examples.targets is not None else None

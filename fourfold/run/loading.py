@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fourfold.errors import ArtefactError, FourfoldError
 from fourfold.ingest.task import Task
 from fourfold.run.artefact import FORMAT, Assembly, Model, Part, Setting, digest
+from fourfold.run.later import Later
+from fourfold.run.shelf import Shelved
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from fourfold.ingest.model import Subject
     from fourfold.recipe import Recipe
 
 
@@ -54,6 +57,7 @@ def load(folder: Path | str) -> Model:
     verify(root, manifest)
     warnings: list[str] = []
     parts = [_load_part(root / spec["name"], spec, warnings) for spec in manifest["parts"]]
+    _apart(parts, manifest)
     gates = []
     if manifest["gates"]:
         from fourfold.rewrites.compress.cascade import Gate
@@ -68,37 +72,69 @@ def _tokenizer(parts: list[Part]) -> Any:
 
 
 def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part:
-    from fourfold.ingest.model import Subject
-
     setting = Setting(**spec["setting"])
     if spec["kind"] == "bag_of_words":
         from fourfold.rewrites.compress.bag_of_words import BagOfWords
 
         return Part(spec["name"], None, None, None, setting, words=BagOfWords.load(home))  # type: ignore[arg-type]
-    from fourfold.recipe import Recipe
+    from fourfold.machine import here
     from fourfold.run.engines import engine
     from fourfold.run.engines.base import Signature
 
-    recipe = Recipe.from_json(spec["recipe"])
-    module = None if spec["origin"]["kind"] == "opaque" else restore(spec["origin"], recipe, home / "model.safetensors")
-    tokenizer, processor = encoders(home / "tokenizer")
-    subject = Subject(module, spec["origin"], tuple(spec["inputs"]), tokenizer, processor, home)  # type: ignore[arg-type]
-    part = Part(spec["name"], subject, module, recipe, setting, Signature.from_json(spec["signature"]), home, list(spec["engine_files"]))
-    from fourfold.machine import here
-
-    reason = engine(setting.engine).declines(setting.precision, here())
+    opaque = spec["origin"]["kind"] == "opaque"
+    # Neither is made before somebody asks for it: ONNX Runtime and OpenVINO need their own files only.
+    recipe: Later[Recipe | None] = Later(lambda: _recipe(spec))
+    module = Later(lambda: None if opaque else restore(spec["origin"], _recipe(spec), home / "model.safetensors"))
+    subject = Shelved(home, spec["origin"], tuple(spec["inputs"]), spec.get("reading"), module)
+    part = Part(
+        spec["name"],
+        cast("Subject", subject),
+        Later(lambda: subject.module),
+        recipe,
+        setting,
+        Signature.from_json(spec["signature"]),
+        home,
+        list(spec["engine_files"]),
+    )
+    reason = engine(setting.engine).refuses(setting.precision, here())
     if reason is None:
         try:
             part.open()
         except FourfoldError as error:
             reason = error.message
-    if reason and module is None:
+    if reason and opaque:
         raise ArtefactError(f"{home} only runs on {setting.engine}, which cannot run here: {reason}.", "Install that back end.")
     if reason:
         warnings.append(f"{setting.engine} {setting.precision} cannot run here ({reason}); PyTorch fp32 stands in. Run: fourfold race {home.parent}")
         part.setting = Setting("torch", "fp32", setting.threads, setting.batch, setting.bucketing)
         part.session = None
+        part.open()
     return part
+
+
+def _recipe(spec: Mapping[str, Any]) -> Recipe:
+    from fourfold.recipe import Recipe
+
+    return Recipe.from_json(spec["recipe"])
+
+
+def _apart(parts: list[Part], manifest: Mapping[str, Any]) -> None:
+    """Members whose tokenizer is not that of the member that reads for all read the texts themselves."""
+    from fourfold.ingest.unread import Unread
+
+    reader = Assembly("", parts).reader()
+    if reader is None or reader.tokenizer is None:
+        return
+
+    def files(part: Part) -> list[tuple[str, str]]:
+        begin = f"{part.name}/tokenizer/"
+        return sorted((name.removeprefix(begin), digest) for name, digest in manifest["files"].items() if name.startswith(begin))
+
+    most = manifest.get("max_length")
+    held = {id(part.subject): files(part) for part in parts if part.subject is not None}
+    for part in parts:
+        if part.subject is not None and part.subject.tokenizer is not None and held[id(part.subject)] != held[id(reader)]:
+            part.reencode = lambda examples, s=part.subject: Unread(examples.raw or [], s, most).read()
 
 
 def bare(origin: Mapping[str, Any]) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import FourfoldError, ModelError
 from fourfold.run.artefact import FORMAT, Assembly, Part, digest
+from fourfold.run.shelf import reading
 
 if TYPE_CHECKING:
     from fourfold.ingest.task import Task
@@ -99,6 +100,7 @@ def _save_part(part: Part, root: Path) -> dict[str, Any]:
         "origin": part.subject.origin,
         "recipe": json.loads(part.recipe.to_json()) if part.recipe else {"edits": []},
         "inputs": list(part.subject.inputs),
+        "reading": reading(part.subject, part.module, home),
         "setting": part.setting.to_json(),
         "signature": part.signature.to_json(),
         "engine_files": part.files,

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy import optimize, sparse
-from scipy.sparse.linalg import LinearOperator, lsqr
+from scipy import sparse
 
 from fourfold.errors import ArtefactError, InputError
 from fourfold.rewrite import Option, Rewrite
@@ -208,6 +207,8 @@ def _shape(x: sparse.csr_matrix) -> tuple[int, int]:
 
 def _classify(x: sparse.csr_matrix, wanted: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression: least strength · Σ cross-entropy + ½ ‖W‖², the bias free (L-BFGS, Byrd et al. 1995)."""
+    from scipy import optimize  # half a second that answering need not wait for
+
     (rows, columns), classes = _shape(x), wanted.shape[1]
     flipped = x.T.tocsr()
 
@@ -231,6 +232,8 @@ def _classify(x: sparse.csr_matrix, wanted: np.ndarray, strength: float) -> tupl
 
 def _regress(x: sparse.csr_matrix, targets: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression with a free bias: least ‖Xw + b − y‖² + ‖w‖² / strength, by conjugate gradients on the centred problem."""
+    from scipy.sparse.linalg import LinearOperator, lsqr
+
     y = targets.astype(np.float64).reshape(len(targets))
     middle, mean = np.asarray(x.mean(axis=0)).ravel(), float(y.mean())
     centred = LinearOperator(x.shape, matvec=lambda w: x @ w - middle @ w, rmatvec=lambda r: x.T @ r - middle * r.sum(), dtype=np.float64)  # type: ignore[call-arg]

@@ -133,6 +133,8 @@ class Engine(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    #: Those of `needs` without which its files cannot be opened (none named: all of them).
+    opens: ClassVar[tuple[str, ...]] = ()
     precisions: ClassVar[tuple[str, ...]]
     #: Whether `open` needs the torch module, or works from the files alone.
     standalone: ClassVar[bool] = False
@@ -143,6 +145,11 @@ class Engine(ABC):
         if precision not in cls.precisions:
             return f"{cls.title} has no {precision} (it has {', '.join(cls.precisions)})"
         return missing(cls.needs) or (slow_bf16(machine) if precision == "bf16" else None)
+
+    @classmethod
+    def refuses(cls, precision: str, machine: Any) -> str | None:
+        """Why files that `export` wrote cannot be opened and run on this machine, or None: what only making them needs is not asked for."""
+        return missing(cls.opens or cls.needs) or (slow_bf16(machine) if precision == "bf16" else None)
 
     @classmethod
     @abstractmethod

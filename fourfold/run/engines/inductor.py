@@ -41,6 +41,10 @@ class Inductor(Engine):
         return reason
 
     @classmethod
+    def refuses(cls, precision: str, machine: Any) -> str | None:
+        return cls.declines(precision, machine)  # its code is made where it runs
+
+    @classmethod
     def export(cls, wrapped: nn.Module, signature: Signature, calibration: Sequence[Batch], precision: str, folder: Path) -> list[str]:
         """Nothing to write: code is compiled for the machine that it runs on, when it is opened."""
         return []

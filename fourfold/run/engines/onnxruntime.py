@@ -26,6 +26,7 @@ class OnnxRuntime(Engine):
     name: ClassVar[str] = "onnxruntime"
     title: ClassVar[str] = "ONNX Runtime"
     needs: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
+    opens: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8", "int8-static")
     standalone: ClassVar[bool] = True
 
