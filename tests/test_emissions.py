@@ -2,6 +2,7 @@
 
 import csv
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,8 @@ def test_misleading_figures_are_warned_of(tmp_path: Path, column: str, change: s
 
 def test_doubled_cumulative_and_overlapping_rows_count_once(tmp_path: Path) -> None:
     first, second = rows()[0], rows()[0]
-    second.update(duration="3", run_id=first["run_id"], project_name="earlier")
+    ended = datetime.fromisoformat(first["timestamp"]) - timedelta(seconds=float(first["duration"]) - 3)
+    second.update(duration="3", timestamp=ended.isoformat(), project_name="earlier")
     third = {**first, "run_id": "another", "project_name": "beside"}
     path = written(tmp_path / "emissions.csv", [first, first, second, third])
     found = audit(path)
@@ -229,3 +231,71 @@ def test_decimal_commas_and_files_without_a_usable_row(tmp_path: Path) -> None:
     comma = [{name: cell.replace(".", ",") if name in NUMBERS else cell for name, cell in row.items()} for row in rows()]
     assert audit(written(tmp_path / "semicolons.csv", comma, ";")).to_json()["stated_j"] == pytest.approx(audit(REAL).to_json()["stated_j"])
     assert audit(written(tmp_path / "commas.csv", comma)).lines()[0] == "None of 4 rows can be used."
+
+
+# Rows that are several runs, and headers that are several
+
+
+def runs(count: int, **cells: str) -> list[dict[str, str]]:
+    """So many runs of the real file's kind, a day apart, each with an id and an energy of its own."""
+    made = []
+    for day in range(1, count + 1):
+        row = {**rows()[0], "run_id": f"run-{day}", "timestamp": f"2026-03-{day:02d}T10:00:00"}
+        for name in ("energy_consumed", "cpu_energy", "gpu_energy", "ram_energy", "emissions", "duration"):
+            row[name] = repr(day * float(row[name] or 0))
+        made.append({**row, **cells})
+    return made
+
+
+@pytest.mark.parametrize("word", ["None", "nan", "", "null", "one-id-for-all"])
+def test_an_id_that_is_none_or_shared_drops_no_run(tmp_path: Path, word: str) -> None:
+    path = written(tmp_path / "emissions.csv", runs(4, run_id=word))
+    found = audit(path)
+    assert [entry.counts for entry in found.entries] == [True] * 4 and not found.to_json()["faults"]
+    assert found.to_json()["stated_j"] == pytest.approx(10 * 3.6e6 * float(rows()[0]["energy_consumed"]))
+    assert any("both count" in text for text in said(path, "warning")) == (word == "one-id-for-all")
+    book = tmp_path / "ledger.jsonl"
+    assert append_rows(book, found.ledger_rows()) == 4 and len({row["run"] for row in chain.rows(book)}) == 4
+    longer = written(tmp_path / "emissions.csv", runs(5, run_id=word))
+    assert append_rows(book, audit(longer).ledger_rows()) == 1, "the file grew by one run"
+
+
+def test_rows_of_one_id_at_one_time_that_are_not_one_run_are_a_fault(tmp_path: Path) -> None:
+    long, other = runs(2, run_id="same")
+    long.update(duration="7200", timestamp="2026-03-01T12:00:00")
+    inside = {**other, "duration": "600", "timestamp": "2026-03-01T11:30:00"}
+    faults = said(written(tmp_path / "emissions.csv", [long, inside]))
+    assert any("line 3" in text and "run_id of line 2" in text and "began at another time" in text for text in faults)
+    more = {**long, "duration": "3600", "timestamp": "2026-03-01T11:00:00", "energy_consumed": repr(3 * float(long["energy_consumed"]))}
+    assert any("more than that of the longer row" in text for text in said(written(tmp_path / "emissions.csv", [long, more])))
+
+
+@pytest.mark.parametrize("change", ["order", "fewer", "more", "same"])
+def test_rows_after_a_second_header_are_read_by_it(tmp_path: Path, change: str) -> None:
+    made = runs(4)
+    names = list(made[0])
+    second = {"order": names[::-1], "fewer": [name for name in names if name not in ("gpu_count", "gpu_model")], "more": [*names, "site"],
+              "same": names}[change]
+    path = tmp_path / "emissions.csv"
+    with open(path, "w", newline="") as file:
+        for header, part in ((names, made[:2]), (second, made[2:])):
+            writer = csv.DictWriter(file, header, extrasaction="ignore", restval="x")
+            writer.writeheader()
+            writer.writerows(part)
+    found, plain = audit(path), audit(written(tmp_path / "plain.csv", made))
+    assert not [finding for finding in found.findings if finding.kind == "fault"] and len(found.counted) == found.rows == 4
+    assert [entry.stated for entry in found.entries] == [entry.stated for entry in plain.entries] and found.shares == plain.shares
+    assert any("line 4 is a header again" in str(finding) for finding in found.findings)
+    if change != "more":
+        path.write_text(path.read_text() + written(tmp_path / "again.csv", made).read_text())
+        assert len(audit(path).counted) == 4, "the same rows under any header count once"
+
+
+def test_a_second_header_that_does_not_fit_is_refused_by_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "emissions.csv", runs(1))
+    for header, words in (("timestamp,project_name,run_id,duration", "line 3: a second header there lacks energy"),
+                          ("timestamp,duration,duration,energy_consumed", "line 3: a second header there has the column duration twice")):
+        other = tmp_path / "other.csv"
+        other.write_text(path.read_text() + header + "\nx,1,2,3\n")
+        with pytest.raises(InputError, match=words):
+            audit(other)

@@ -11,6 +11,7 @@ Formulas of CodeCarbon 3.3.2 (MIT), read in its source and written anew here, so
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from fourfold.units import Quantity, total
 
 ENERGIES = {"cpu": "cpu_energy", "gpu": "gpu_energy", "memory": "ram_energy"}
 UNKNOWN_THREAD = 4.0  # W a thread of a processor that CodeCarbon does not know
+_NO_NAME = ("", "none", "nan", "null", "na", "n/a", "-", "<na>")
 _GIB = 1.073741824  # its "GB" are 2^30 bytes
 _MEMORY = (0.3725, 0.2, 0.7)  # W/GB: Green Algorithms' rate; interval over published rates and module sizes
 
@@ -59,6 +61,11 @@ def cpu_watts(tdp: float, load: float, mode: str = "machine") -> float:
     return {"machine": tdp * (0.1 + 0.9 * load**3), "process": tdp * load, "constant": tdp * 0.5}[mode]
 
 
+def named(text: str) -> str:
+    """A name or an id, "" where the word says that there is none."""
+    return "" if text.strip().lower() in _NO_NAME else text.strip()
+
+
 @dataclass
 class Entry:
     """One row. `stated` joules by component as CodeCarbon has them (PUE in them), `restated` ours of the machine alone (None: `why`)."""
@@ -76,8 +83,19 @@ class Entry:
     intensity: Quantity | None = None
 
     @property
+    def run(self) -> str:
+        """The run's id; "" where the tracker wrote none, in whatever word ("None", "nan")."""
+        return named(self.cells.get("run_id", ""))
+
+    @property
+    def digest(self) -> str:
+        """Names the row by all that it says, 16 hexadecimal digits: the same under any order of columns and in any file."""
+        said = sorted((name, cell) for name, cell in self.cells.items() if cell)
+        return hashlib.sha256(repr(said).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+    @property
     def name(self) -> str:
-        return self.cells.get("project_name") or self.cells.get("run_id") or f"line {self.line}"
+        return named(self.cells.get("project_name", "")) or self.run or f"line {self.line}"
 
     @property
     def mode(self) -> str:

@@ -135,7 +135,9 @@ class Audit:
     def ledger_rows(self) -> list[dict[str, Any]]:
         """Rows for a ledger, kind "import": the figures worked out anew, and the file's own cells as they are."""
         found = []
+        ids = [entry.run for entry in self.counted]
         for entry in self.counted:
+            alone = bool(entry.run) and ids.count(entry.run) == 1
             figures = {name: part.to_json() if part else None for name, part in entry.restated.items()}
             place = (
                 {
@@ -149,7 +151,7 @@ class Audit:
             found.append(
                 {
                     "kind": "import",
-                    "run": entry.cells.get("run_id") or f"{self.sha256[:12]}-{entry.line}",
+                    "run": entry.run if alone else "-".join(filter(None, (entry.run, entry.digest))),
                     "parent": None,
                     "name": entry.name,
                     "place": place["id"] if place else None,
@@ -171,6 +173,7 @@ class Audit:
                         "file": self.path.name,
                         "sha256": self.sha256,
                         "line": entry.line,
+                        "row": entry.digest,
                     },
                     "data_hashes": {self.path.name: self.sha256},
                 }
@@ -184,12 +187,18 @@ def audit(path: str | Path) -> Audit:
     Raises InputError where the file cannot be read, is empty, or is not such a file.
     """
     path = Path(path)
-    data, header, rows, comma = table_of(path)
+    sheet = table_of(path)
     findings = Findings()
+    first = sheet.headers[0][1]
+    for line, header in sheet.headers[1:]:
+        gone = [name for name in first if name not in header]
+        other = "the same columns" if header == first else "the same columns in another order" if set(header) == set(first) else "other columns"
+        lacking = f" (without {', '.join(gone[:5])}{' …' if len(gone) > 5 else ''})" if gone else ""
+        findings.note("", f"line {line} is a header again, with {other}{lacking}: the rows after it are read by it.")
     for name, why in _MISSED.items():
-        if name not in header:
-            findings.note(name, f"the column {name} is missing: {why}.")
-    entries = [entry for line, cells in rows if (entry := entry_of(line, header, cells, comma, findings)) is not None]
+        if sheet.lacks(name):
+            findings.note(name, f"the column {name} is missing{'' if all(name not in header for _, header in sheet.headers) else ' in part'}: {why}.")
+    entries = [entry for row in sheet.rows if (entry := entry_of(row, sheet.comma, findings)) is not None]
     for entry in entries:
         check(entry, findings)
     repeated(entries, findings)
@@ -199,8 +208,9 @@ def audit(path: str | Path) -> Audit:
         disguised(entry, findings)
     constant(entries, findings)
     if entries:
-        about(entries, header, findings)
-    return Audit(path, hashlib.sha256(data).hexdigest(), entries, sorted(findings, key=lambda one: (KINDS.index(one.kind), one.line)), len(rows))
+        about(entries, {name for _, header in sheet.headers for name in header}, findings)
+    ordered = sorted(findings, key=lambda one: (KINDS.index(one.kind), one.line))
+    return Audit(path, hashlib.sha256(sheet.data).hexdigest(), entries, ordered, len(sheet.rows))
 
 
 def _short(figure: Quantity | None) -> str:

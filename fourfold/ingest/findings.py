@@ -117,29 +117,96 @@ def _factor(ratio: float) -> str:
 
 
 def repeated(entries: list[Entry], findings: Findings) -> None:
-    """Rows that stand twice, and earlier rows of one run: its figures are cumulative, so only the last counts."""
-    seen: dict[tuple[Any, ...], Entry] = {}
-    last: dict[str, Entry] = {}
+    """Rows that stand twice, and earlier rows of one run, whose figures are cumulative: only the last counts.
+
+    A run's id alone proves nothing, for trackers write one id for many runs: rows under it that ran at other times all count, and those that ran at
+    the same time are one run only where they began together and the longer one took more.
+    """
+    seen: dict[str, Entry] = {}
+    times: dict[tuple[str, str], list[Entry]] = {}
+    runs: dict[str, list[Entry]] = {}
     for entry in entries:
-        key = tuple(sorted(entry.cells.items()))
-        if key in seen:
+        moment = (entry.cells.get("timestamp", ""), entry.cells.get("duration", ""))
+        twin = seen.get(entry.digest) or _twin(entry, times.get(moment, ()) if moment[0] else ())
+        if twin is not None:
             entry.counts = False
-            findings.fault(entry.line, "", f"the same as line {seen[key].line}: counted once.")
+            findings.fault(entry.line, "", f"the same as line {twin.line}: counted once.")
             continue
-        seen[key] = entry
-        run = entry.cells.get("run_id", "")
-        before = last.get(run) if run else None
-        if before is not None:
-            less, more = sorted((before, entry), key=lambda one: one.numbers["duration"])
-            less.counts = False
-            findings.warn(
-                less.line,
-                "run_id",
-                f"an earlier row of the run in line {more.line}: its figures are cumulative, so adding them would count them twice.",
-            )
-            last[run] = more
-        elif run:
-            last[run] = entry
+        seen[entry.digest] = entry
+        times.setdefault(moment, []).append(entry)
+        if entry.run:
+            runs.setdefault(entry.run, []).append(entry)
+    for rows in runs.values():
+        _one_run(rows, findings)
+
+
+def _one_run(rows: list[Entry], findings: Findings) -> None:
+    """Of the rows under one id those that count."""
+    kept: list[Entry] = []
+    for entry in sorted(rows, key=_began):
+        before = kept[-1] if kept else None
+        if before is None or _apart(before, entry):
+            kept.append(entry)
+            continue
+        less, more = sorted((before, entry), key=lambda one: one.numbers["duration"])
+        less.counts = False
+        kept[-1] = more
+        if _began_together(less, more) and less.joules <= 1.001 * more.joules:
+            findings.warn(less.line, "run_id", f"an earlier row of the run in line {more.line}: its figures are cumulative, so adding them would "
+                                               "count them twice.")
+        else:
+            why = "its energy is more than that of the longer row" if _began_together(less, more) else "it began at another time"
+            findings.fault(less.line, "run_id", f"it has the run_id of line {more.line} and ran beside it, but {why}: which of them is the run "
+                                                f"cannot be told, and only line {more.line} counts.")
+    if len(kept) > 1:
+        lines = sorted(entry.line for entry in kept)
+        findings.warn(lines[1], "run_id", f"it has the run_id of line {lines[0]} and ran at another time: both count"
+                                          f"{f' (so do {len(lines) - 2} more)' if len(lines) > 2 else ''}.")
+
+
+def _twin(entry: Entry, others: Iterable[Entry]) -> Entry | None:
+    """A row of the same time and length under another header that says the same wherever both say something."""
+    for other in others:
+        if other.cells.keys() == entry.cells.keys():
+            continue
+        if all(not cell or other.cells.get(name) in ("", None, cell) for name, cell in entry.cells.items()):
+            return other
+    return None
+
+
+def _began(entry: Entry) -> float:
+    """Seconds from some moment to the row's beginning; rows without a time come first."""
+    end = _ended(entry)
+    return (end - datetime(1970, 1, 1)).total_seconds() - entry.numbers["duration"] if end is not None else -math.inf
+
+
+def _ended(entry: Entry) -> datetime | None:
+    try:
+        end = datetime.fromisoformat(entry.cells.get("timestamp", ""))
+    except ValueError:
+        return None
+    return end.astimezone(UTC).replace(tzinfo=None) if end.tzinfo is not None else end
+
+
+def _spans(one: Entry, other: Entry) -> tuple[float, float, float, float] | None:
+    """Begin and end of both, in seconds from the end of the first; None where a time is not on record."""
+    ends = _ended(one), _ended(other)
+    if ends[0] is None or ends[1] is None:
+        return None
+    later = (ends[1] - ends[0]).total_seconds()
+    return -one.numbers["duration"], 0.0, later - other.numbers["duration"], later
+
+
+def _apart(one: Entry, other: Entry) -> bool:
+    """Whether two rows surely ran at different times."""
+    spans = _spans(one, other)
+    return spans is not None and min(spans[1], spans[3]) - max(spans[0], spans[2]) <= 1.5
+
+
+def _began_together(one: Entry, other: Entry) -> bool:
+    """Whether two rows may be of one run: their beginnings agree within 5 s or 2 % (or are not on record)."""
+    spans = _spans(one, other)
+    return spans is None or abs(spans[0] - spans[2]) <= max(5.0, 0.02 * max(one.numbers["duration"], other.numbers["duration"]))
 
 
 def overlaps(entries: list[Entry], findings: Findings) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fourfold.errors import InputError
@@ -23,8 +25,32 @@ NUMBERS = (
 ).split()
 
 
-def table_of(path: Path) -> tuple[bytes, list[str], list[tuple[int, list[str]]], bool]:
-    """The file, its header, its rows with their lines, and whether commas may be decimal points."""
+@dataclass(frozen=True)
+class Row:
+    """One row of the file: its line, its cells, and the header that it stands under (a file may hold several, one after the other)."""
+
+    line: int
+    header: tuple[str, ...]
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The file's bytes, its headers with their lines, its rows, and whether commas may be decimal points."""
+
+    data: bytes
+    headers: tuple[tuple[int, tuple[str, ...]], ...]
+    rows: tuple[Row, ...]
+    comma: bool
+
+    def lacks(self, name: str) -> bool:
+        """Whether some row stands under a header without that column."""
+        return any(name not in header for header in {row.header for row in self.rows})
+
+
+def table_of(path: Path) -> Sheet:
+    """The file as it stands, each row under the last header before it. Raises InputError where it is not CodeCarbon's, naming the line of a header
+    that is not."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -33,25 +59,50 @@ def table_of(path: Path) -> tuple[bytes, list[str], list[tuple[int, list[str]]],
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+    headers: list[tuple[int, tuple[str, ...]]] = []
+    rows: list[Row] = []
     try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+        for cells in reader:
+            if not any(cell.strip() for cell in cells) and headers:
+                continue
+            named = tuple(cell.strip().lower().removeprefix("\ufeff") for cell in cells)
+            if not headers or _is_header(named, headers[0][1]):
+                headers.append((reader.line_num, named))
+                _fit(path, named, reader.line_num if len(headers) > 1 else 0)
+            else:
+                rows.append(Row(reader.line_num, headers[-1][1], tuple(cells)))
     except csv.Error as error:
         raise InputError(f"{path} is not a readable CSV file (line {reader.line_num}: {error}).", "Write it again from the run.") from None
+    if not headers:
+        _fit(path, (), 0)
+    if not rows:
+        raise InputError(f"{path} has a header and no rows.", "Let a tracked run finish first.")
+    return Sheet(data, tuple(headers), tuple(rows), delimiter != ",")
+
+
+def _is_header(named: Sequence[str], first: Sequence[str]) -> bool:
+    """Whether a row is a header once more: most of its cells are names of columns, which no row of figures has."""
+    known = {*COLUMNS, *(name for name in first if name)}
+    return sum(name in known for name in named) > len(named) / 2
+
+
+def _fit(path: Path, header: Sequence[str], line: int) -> None:
+    """Raises InputError for a header under which no energy can be read, or not for certain."""
+    place = f", line {line}: a second header there" if line else ""
     energies = [name for name in (*ENERGIES.values(), "energy_consumed") if name in header]
     if "duration" not in header or not energies:
         lacking = "duration" if "duration" not in header else "energy_consumed, cpu_energy, gpu_energy and ram_energy"
+        if line:
+            raise InputError(f"{path}{place} lacks {lacking}.", "Split the file there.")
         raise InputError(f"{path} is not CodeCarbon's emissions.csv: {lacking} missing.", "Give the file that its tracker writes.")
-    if not rows:
-        raise InputError(f"{path} has a header and no rows.", "Let a tracked run finish first.")
     doubled = [name for name in header if name and header.count(name) > 1]
     if doubled:
-        raise InputError(f"{path} has the column {doubled[0]} twice.", "Rename or drop one of them.")
-    return data, header, rows, delimiter != ","
+        raise InputError(f"{path}{place} has the column {doubled[0]} twice.", "Rename or drop one of them.")
 
 
-def entry_of(line: int, header: list[str], cells: list[str], comma: bool, findings: Findings) -> Entry | None:
+def entry_of(row: Row, comma: bool, findings: Findings) -> Entry | None:
     """The row, or None where its figures cannot be used. `comma`: 0,5 is a half."""
+    line, header, cells = row.line, row.header, row.cells
     if len(cells) != len(header):
         findings.fault(line, "", f"{len(cells)} cells under {len(header)} columns: the row is left out.")
         return None

@@ -455,11 +455,13 @@ def _entries(book: Book) -> list[dict[str, Any]]:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Add imported rows to a ledger, those of runs that it has already left out; how many. Raises ArtefactError where it is not sound."""
+    """Add imported rows to a ledger, those of rows and runs that it has already left out; how many. Raises ArtefactError where it is not sound."""
     if path.exists() and (faults := chain.verify(path)):
         raise ArtefactError(f"{path} is not sound: {faults[0]}", "Look at it with `fourfold ledger verify`.")
-    known = {(row.get("kind"), row.get("run")) for row in chain.rows(path)} if path.exists() else set()
-    new = [row for row in rows if (row["kind"], row["run"]) not in known]
+    stored = chain.rows(path) if path.exists() else []
+    known = {(row.get("kind"), row.get("run")) for row in stored}
+    told = {row["source"].get("row") for row in stored if isinstance(row.get("source"), dict)} - {None}
+    new = [row for row in rows if (row["kind"], row["run"]) not in known and row.get("source", {}).get("row") not in told]
     for row in new:
         chain.append(path, row)
     return len(new)
