@@ -1086,6 +1086,25 @@ def test_a_command_is_charged_with_all_that_it_started(tmp_path) -> None:
     assert use.code == 0 and use.cpu == pytest.approx(0.6, abs=0.2)
 
 
+@linux
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_work_that_a_command_leaves_behind_is_counted_and_named(tmp_path, count: int) -> None:
+    fifo = tmp_path / "left"
+    os.mkfifo(fifo)
+    sleeper = f"{sys.executable} -c 'import os, time; print(os.getpid(), flush=True); time.sleep(60)' > {fifo} & "
+    script = sleeper * count + (f"head -n {count} {fifo} > {tmp_path}/pids; sleep 0.2" if count else "true")
+    use = run(["sh", "-c", f"exec 3<> {fifo}; {script}"], ledger=None)
+    left = [int(pid) for pid in (tmp_path / "pids").read_text().split()] if count else []
+    try:
+        notes = [note for note in use.notes if "outlived" in note]
+        assert len(notes) == (count > 0) and all(note.startswith(f"{count} of the processes") and "python" in note for note in notes)
+        assert use.readings and next(row for row in use.readings if row["kind"] == "cpu")["living_end"] == count == len(left)
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)                                          # the metering process adopts what is left behind
+
+
 def test_a_command_inside_another_knows_its_run(tmp_path) -> None:
     inner = f"import fourfold\nwith fourfold.Meter('inner', ledger={str(tmp_path / 'runs.jsonl')!r}): pass"
     use = run([sys.executable, "-c", inner], ledger=tmp_path / "runs.jsonl", environment={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -37,6 +37,7 @@ class Used:
     written: int | None = 0
     held: int | None = 0
     processes: int = 1
+    living: int = 0                                                    # descendants that still run; `processes` counts ended ones not yet waited for
     unseen: int = 0                                                    # that ended unwaited for: they may have worked on after the last look
     why: dict[str, str] = field(default_factory=dict)
 
@@ -204,7 +205,7 @@ class Tree:
         moved = self._moved(self.root) if self._linux else None
         if not self._seen and not self._lost and moved is not None and self._gone_moved is not None and (held := self._root_held()) is not None:
             return Used(own if self.itself else 0.0, reaped, 0.0, self._gone, moved[0] + self._gone_moved[0], moved[1] + self._gone_moved[1], held,
-                        int(self.itself), self._unseen, why)                         # nearly always: no live children, everything readable
+                        int(self.itself), 0, self._unseen, why)                         # nearly always: no live children, everything readable
         parts = [moved, *(seen.moved for seen in self._seen.values()), *(lost.moved for lost in self._lost)]
         if moved is None:
             why["disk"] = f"{self._proc}/{self.root}/io cannot be read: bytes to and from disks are unknown"
@@ -218,11 +219,22 @@ class Tree:
             held = max(0, held - (self._lent if self._seen else 0)) + int(sum(seen.held * seen.pss for seen in self._seen.values()))
         read, written = (None, None) if "disk" in why else (sum(part[end] for part in [*known, self._gone_moved or (0, 0)]) for end in (0, 1))
         return Used(own if self.itself else 0.0, reaped, sum(seen.cpu for seen in self._seen.values()), self._gone + sum(x.cpu for x in self._lost),
-                    read, written, held, len(self._seen) + self.itself, self._unseen + len(self._lost), why)
+                    read, written, held, len(self._seen) + self.itself, sum(seen.held > 0 for seen in self._seen.values()),
+                    self._unseen + len(self._lost), why)
 
     def members(self) -> set[int]:
         """Process numbers of the tree as last walked, the root's among them."""
         return {self.root, *self._seen}
+
+    def names(self) -> list[str]:
+        """What the descendants that still run are called, as last walked: their programs, not their arguments, which may hold secrets."""
+        found = []
+        for pid, seen in sorted(self._seen.items()):
+            try:
+                found += [self._text(f"{pid}/comm").decode("utf-8", "replace").strip()] if seen.held else []
+            except OSError:
+                continue
+        return found
 
     def opened(self, prefix: str) -> set[str]:
         """Files beginning with `prefix` that members of the tree hold open, where they may be looked at."""

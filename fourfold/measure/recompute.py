@@ -13,6 +13,7 @@ than the host. A component that neither a meter nor a model can tell is None wit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -132,9 +133,15 @@ def _notes(read: _Readings) -> list[str]:
     if window.get("gaps_s", 0.0) > 0:
         found.append(f"No sample was taken for {window['gaps_s']:.1f} s in all (stopped, or starved): memory there is interpolated.")
     if read.work.get("living_end"):
-        found.append(f"{read.work['living_end']} of the processes that it started outlived it; they count until its end.")
+        count, names = read.work["living_end"], Counter(read.work.get("left", ()))
+        called = ", ".join(f"{times} × {name}" if times > 1 else name for name, times in names.most_common(5)) + (" …" if len(names) > 5 else "")
+        found.append(f"{count} of the processes that it started outlived it{f' ({called})' if names else ''}: "
+                     f"what {'it' if count == 1 else 'they'} did after the window's end is not counted. To count all of it, wait for "
+                     f"{'it' if count == 1 else 'them'} (in a shell: wait).")
     if read.work.get("unseen", 0) > 0:
-        found.append(f"{read.work['unseen']} processes ended with nobody waiting for them: what they did after the last sample is unknown.")
+        count = read.work["unseen"]
+        found.append(f"{count} process{'es' * (count > 1)} ended with nobody waiting for {'them' if count > 1 else 'it'}: what "
+                     f"{'they' if count > 1 else 'it'} did after the last sample is unknown.")
     found += [f"{what}: {why}" for what, why in read.work.get("why", {}).items()]
     return found
 

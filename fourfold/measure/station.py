@@ -311,8 +311,8 @@ class Station:
     def _cpu(self, window: Window, now: Snapshot) -> dict[str, Any]:
         start = window.start
         return {"kind": "cpu", "scope": getattr(self.body, "scope", "process and its children"), "start": _parts(start.used), "end": _parts(now.used),
-                "elsewhere_s": window.elsewhere.get("cpu", 0.0), "tick_s": self.body.tick, "living_start": max(0, start.used.processes - 1),
-                "living_end": max(0, now.used.processes - 1),
+                "elsewhere_s": window.elsewhere.get("cpu", 0.0), "tick_s": self.body.tick, "living_start": start.used.living,
+                "living_end": now.used.living, **({"left": names()} if now.used.living and (names := getattr(self.body, "names", None)) else {}),
                 "unseen": now.used.unseen - start.used.unseen, "period_s": 1.0 / self.rate if self.rate else now.wall - start.wall,
                 "host_start": start.host, "host_end": now.host,
                 "why": {what: why for what, why in now.used.why.items() if what not in ("disk", "memory")}}
