@@ -170,6 +170,104 @@ def _front(found: list[Chain], most: int) -> list[Chain]:
     return kept[::step]
 
 
+@dataclass(frozen=True)
+class Path:
+    """An ordered family of cascades of the same members: gates from cautious (much is handed on) to bold, each a `Chain`."""
+
+    members: tuple[int, ...]
+    chains: tuple[Chain, ...]
+
+
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.43, 0.37, 0.32, 0.28, 0.24, 0.2, 0.17, 0.145, 0.12, 0.1, 0.08, 0.06, 0.045, 0.03)
+
+
+def paths(
+    costs: Sequence[float],
+    logits: Sequence[np.ndarray],
+    targets: np.ndarray,
+    score: Callable[[np.ndarray], float],
+    *,
+    wanted: float,
+    fallback: Sequence[bool] | None = None,
+    most: int = 3,
+    steps: int = 16,
+) -> list[Path]:
+    """The `most` likeliest sets of members, each with its whole family of gates, for fixed-sequence testing (`fourfold.measure.sequence`).
+
+    Sets are ranked by the least cost at which they score `wanted` on the search split; a set that differs from a better one in its first and last
+    member comes before one that does not. Arguments as of `chains`.
+    """
+    found = chains(costs, logits, targets, score, fallback=fallback, keep=400)
+    cheapest: dict[tuple[int, ...], float] = {}
+    for chain in found:
+        if chain.score >= wanted:
+            cheapest[chain.members] = min(cheapest.get(chain.members, np.inf), chain.cost)
+    if not cheapest and found:
+        top = max(found, key=lambda c: c.score)
+        cheapest[top.members] = top.cost
+    ranked = sorted(cheapest, key=lambda m: cheapest[m])
+    picked: list[tuple[int, ...]] = []
+    for fresh in (True, False):
+        for members in ranked:
+            known = any(m[0] == members[0] and m[-1] == members[-1] for m in picked)
+            if len(picked) < most and members not in picked and (not fresh or not known):
+                picked.append(members)
+    return [_path(members, costs, logits, targets, score, steps) for members in sorted(picked, key=lambda m: cheapest[m])]
+
+
+def _path(
+    members: tuple[int, ...],
+    costs: Sequence[float],
+    logits: Sequence[np.ndarray],
+    targets: np.ndarray,
+    score: Callable[[np.ndarray], float],
+    steps: int,
+) -> Path:
+    """All gates of one set of members, thinned to those that no other beats on the search split, from dear to cheap, `steps` at most."""
+    found: list[Chain] = []
+    first = logits[members[0]]
+    for _, gate in gates(first, targets, SHARES):
+        open_ = ~gate.keeps(first)
+        if len(members) == 2:
+            rows = np.where(open_[:, None], logits[members[1]], first / gate.temperature)
+            found.append(Chain(members, (gate,), costs[members[0]] + float(open_.mean()) * costs[members[1]], score(rows), rows))
+            continue
+        if open_.sum() < 30:
+            continue
+        middle, last = logits[members[1]], logits[members[2]]
+        for _, second in gates(middle[open_], targets[open_], SHARES[2:]):
+            handed = open_ & ~second.keeps(middle)
+            rows = np.where(handed[:, None], last, middle / second.temperature)
+            rows = np.where(open_[:, None], rows, first / gate.temperature)
+            price = costs[members[0]] + float(open_.mean()) * costs[members[1]] + float(handed.mean()) * costs[members[2]]
+            found.append(Chain(members, (gate, second), price, score(rows), rows))
+    kept: list[Chain] = []
+    for chain in sorted(_front(found, len(found)), key=lambda c: -c.cost):
+        if not kept or chain.cost < 0.96 * kept[-1].cost:
+            kept.append(chain)
+    if len(kept) > steps:   # the bold end decides, so it is the cautious end that is thinned
+        kept = [*kept[: -steps + 1 : max(1, (len(kept) - steps) // 2)][:2], *kept[-steps + 2:]]
+    return Path(members, tuple(kept))
+
+
+def owners(gates: Sequence[Gate], logits: Sequence[np.ndarray]) -> np.ndarray:
+    """Which member answers each example, int64 [N], from the logits [N, C] of all members on the same examples."""
+    owner = np.full(len(logits[0]), len(gates), np.int64)
+    open_ = np.ones(len(logits[0]), bool)
+    for number, (gate, z) in enumerate(zip(gates, logits, strict=False)):
+        kept = open_ & gate.keeps(z)
+        owner[kept] = number
+        open_ &= ~kept
+    return owner
+
+
+def assembled(gates: Sequence[Gate], logits: Sequence[np.ndarray]) -> np.ndarray:
+    """Joint logits [N, C] of a cascade, from those of all members on the same examples."""
+    owner = owners(gates, logits)
+    heats = [*[gate.temperature for gate in gates], 1.0]
+    return np.choose(owner[:, None], [z / t for z, t in zip(logits, heats, strict=True)])
+
+
 class Cascade(Rewrite):
     """The cheap model first, the dear one when unsure; temperature-scaled confidence (Guo et al. 2017; Viola & Jones 2001; Chen et al. 2023)."""
 
