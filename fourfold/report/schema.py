@@ -170,7 +170,7 @@ class Candidate(TypedDict):
     bytes: NotRequired[int | None]  # on disk
     search_quality: Interval | None  # relative, search split
     test_quality: Interval | None  # relative, test split, with n; finalists only
-    agreement: NotRequired[Interval | None]  # share of the test split's rows that it answers as the original does, with n; finalists only
+    agreement: NotRequired[Interval | None]  # share of the test split that it answers as the original does (rank correlation for values)
     relative_energy: Interval | None
     relative_latency: Interval | None
     relative_memory: float | None

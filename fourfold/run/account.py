@@ -103,7 +103,7 @@ def report_data(job: Job) -> dict[str, Any]:
         "timeline": _timeline(job),
         "cost": _cost(job, energy),
         "citations": [{"key": k, "text": str(BIBLIOGRAPHY[k]), "bibtex": BIBLIOGRAPHY[k].bibtex(k)} for k in keys],
-        "notes": [*job.notes, *_tokenising(job)],
+        "notes": [*job.notes, *_service(job)],
         "warnings": job.warnings,
     }
 
@@ -286,6 +286,7 @@ def _candidate(job: Job, p: Point) -> dict[str, Any]:
         "bytes": p.bytes,
         "search_quality": _interval(p.search),
         "test_quality": _interval(p.test),
+        "agreement": _interval(p.agreement),
         "relative_energy": _ratio(p.timing.cpu, p.timing.rounds) if p.timing else None,
         "relative_latency": _ratio(p.timing.wall, p.timing.rounds) if p.timing else None,
         "relative_memory": p.bytes / max(1, weight_bytes(job.part("original", job.subject.module, None, type(p.setting)()))),
@@ -308,6 +309,7 @@ def _unraced(job: Job, c: Candidate) -> dict[str, Any]:
         "bytes": None,
         "search_quality": _interval(c.quality),
         "test_quality": None,
+        "agreement": None,
         "relative_energy": {"value": c.cost, "low": None, "high": None},
         "relative_latency": None,
         "relative_memory": None,
@@ -465,7 +467,7 @@ STAGES = {
     "harm": ("quality", "{1} compared after a short trial"),
     "point": ("quality", "{1} answers the {2} split"),
     "energy": ("energy", "joules of the original"),
-    "tokenising": ("race", "tokenising timed"), "rows": ("plan", "the original timed on a few rows"), "shares": ("quality", "who answered what"),
+    "rows": ("plan", "the original timed on a few rows"), "shares": ("quality", "who answered what"),
     "ladder": ("factors", "the factors of the chosen point, measured one by one"),
 }  # journal key → stage and sentence; {1}, {2} are the key's own words
 
@@ -512,25 +514,17 @@ def _cited(job: Job) -> list[str]:
     return [*used, *[k for k in ("efron1979", "patterson2022") if k in BIBLIOGRAPHY]]
 
 
-def _tokenising(job: Job) -> list[str]:
-    """What turning texts into token ids costs on top, the same for the original and for what replaces it."""
-    raw, tokenizer = job.splits.test.raw, job.subject.tokenizer
-    if tokenizer is None or not raw or not isinstance(raw[0], str) or job.best is None or job.best.timing is None:
+def _service(job: Job) -> list[str]:
+    """What the costs are of, and what the members of a cascade read, in sentences."""
+    if job.served is None:
         return []
-    texts = raw[:512]
-
-    def run() -> float:
-        tokenizer(texts)
-        began = time.process_time()
-        tokenizer(texts)
-        return (time.process_time() - began) / len(texts)
-
-    each = float(job.journal.once("tokenising", run))
-    with_it = (job.best.timing.cpu.value * job.base_cpu + each) / (job.base_cpu + each)
-    return [
-        f"Figures are of the models themselves. Turning a text into tokens costs {1e6 * each:.0f} µs of CPU time more, before and after alike; "
-        f"counted in, the chosen point uses {with_it:.1%} of the original's CPU time."
-    ]
+    texts = job.splits.test.raw is not None and job.task.kind in ("classification", "regression")
+    what = "text in, answer out: tokenising, counting words, collating, engine and gates" if texts else "arrays in, answer out: collating and engine"
+    said = [f"Costs are of the whole service, as `predict` runs it ({what}), over {job.served.rows:,} unseen rows in calls of {job.served.call}."]
+    cut = job.splits.test.cut
+    if cut and any(p.candidate.kind == "bag_of_words" for p in job.points):
+        said.append("Counted words read whole texts, also those that the original cuts to the length it can read.")
+    return said
 
 
 def _family(job: Job) -> str:

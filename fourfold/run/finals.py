@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fourfold.ingest.data import Examples
     from fourfold.ingest.task import Task
     from fourfold.rewrites.compress.combine import Candidate
+    from fourfold.run.service import Served
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Point:
     search_records: np.ndarray | None = None
     search: Relative | None = None
     test: Relative | None = None
+    agreement: Relative | None = None
+    served: Served | None = None
     timing: RaceResult | None = None
     predicted: float = 1.0
     shares: list[float] = field(default_factory=list)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from fourfold.ingest.task import Task
     from fourfold.journal import Journal
     from fourfold.rewrites.compress.combine import Candidate, Listener, Node, Plan, Searcher
+    from fourfold.run.service import Served
+    from fourfold.run.stages.cascades import Gated
 
 
 class Silent:
@@ -57,6 +59,7 @@ class Options:
     max_length: int | None = None
     fresh: bool = False
     command: str = ""
+    agree: float | None = None
 
 
 @dataclass
@@ -117,6 +120,8 @@ class Job:
     points: list[Point] = field(default_factory=list)
     best: Point | None = None
     order: list[str] = field(default_factory=list)
+    families: list[Gated] = field(default_factory=list)
+    served: Served | None = None
     energy: dict[str, Any] = field(default_factory=dict)
     ladder: list[dict[str, Any]] = field(default_factory=list)
 
@@ -141,6 +146,10 @@ class Job:
     def raced(self, examples: Examples) -> Examples:
         """The rows that races, calibration of int8 and parity checks read: few where every row's output is large."""
         return capped(examples, 8, self.work.seed) if self.sequences else examples
+
+    def served_rows(self, examples: Examples) -> Examples:
+        """The rows that races of whole services may answer: all of them, but few where every row's output is large."""
+        return capped(examples, 64, self.work.seed) if self.sequences else examples
 
     def sample(self, module: nn.Module) -> torch.Tensor:
         """A forward pass over a few short rows: what anatomy probes the model with."""
@@ -192,6 +201,28 @@ class Job:
         examples: Examples = getattr(self.splits, split)
         base = self.base_search if split == "search" else self.base_test
         return relative(self.task.metric, base, records, examples.targets, seed=self.work.seed, groups=examples.groups)
+
+    def agreement(self, records: np.ndarray) -> Relative | None:
+        """How often the answers on the unseen split are the original's own: a share with its Wilson interval for classes and texts, the rank
+        correlation for values; None where a task's records hold no answers."""
+        from fourfold.measure.quality import relative, wilson
+        from fourfold.metric import METRICS
+
+        if self.task.kind == "regression":
+            examples, spearman = self.splits.test, METRICS["spearman"]
+            own = self.base_test[:, 0]
+            if not own.std() > 0:
+                return None
+            return relative(spearman, self.base_test, records, own, seed=self.work.seed, groups=examples.groups)
+        if self.task.kind == "classification":
+            same = records.argmax(1) == self.base_test.argmax(1)
+        elif self.task.kind in ("seq2seq", "ctc") and self.task.width:
+            start = 4 if self.task.kind == "seq2seq" else 2
+            same = (records[:, start:] == self.base_test[:, start:]).all(1)
+        else:
+            return None
+        low, high = wilson(float(same.sum()), len(same))
+        return Relative(float(same.mean()), low, high, len(same))
 
     def array(self, key: str, fn: Callable[[], np.ndarray]) -> np.ndarray:
         """The array of a journalled step; `fn` runs only if it is not on record."""

@@ -1,9 +1,9 @@
-"""Cascades of finished points: a cheap member answers where it is sure, a dearer one the rest."""
+"""Cascades of finished points: a cheap member answers where it is sure, a dearer one the rest. Each set of members is one family of gates, from
+cautious to bold, so that the test split can choose among them (`fourfold.measure.sequence`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,43 +16,59 @@ if TYPE_CHECKING:
     from fourfold.run.job import Job
 
 
-def cascades(job: Job, most: int = 6) -> list[Point]:
-    """Cascades, `most` at most, that on the search split promise the floor for less than any single point; their cost is still to be raced."""
-    from fourfold.recipe import Recipe
-    from fourfold.rewrites.compress.cascade import chains, expected
-    from fourfold.rewrites.compress.combine import Candidate
+@dataclass
+class Gated:
+    """A family: `members`, cheapest first, and a point for each setting of the gates between them, from cautious to bold."""
 
-    if job.task.kind != "classification" or job.work.objective == "memory":
+    name: str
+    members: list[Point]
+    points: list[Point] = field(default_factory=list)
+
+
+def cascades(job: Job, most: int = 4) -> list[Gated]:
+    """The `most` likeliest families of cascades, by what they promise on the search split; [] where answers have no confidence to gate on."""
+    from fourfold.rewrites.compress.cascade import paths
+
+    if job.task.kind != "classification" or job.work.objective == "memory" or job.splits.search.targets is None:
         return []
     targets = np.asarray(job.splits.search.targets)
     usable = [p for p in job.points if p.status == "open" and p.search_records is not None and len(p.assembly.parts) == 1]
     rows = [p.search_records for p in usable if p.search_records is not None]
+    if len(usable) < 2 or len(targets) < 60:
+        return []
     base = float(job.task.metric.score(job.base_search, targets))
     sign = 1.0 if job.task.metric.greater_is_better else -1.0
-    found = chains(
+    found = paths(
         [job.cost(p) for p in usable], rows, targets, lambda z: sign * float(job.task.metric.score(z, targets)) / base,
-        fallback=[p.assembly.parts[0].words is None for p in usable],
+        wanted=job.work.floor + 1.645 * _error(job, usable), fallback=[p.assembly.parts[0].words is None for p in usable], most=most,
     )
-    made = []
-    for number, chain in enumerate(_picked(found, job.work.floor, most)):
-        members = [usable[i] for i in chain.members]
-        name = f"cascade-{number}: {' → '.join(m.name for m in members)}"
-        extra = {"members": members, "gates": list(chain.gates)}
-        candidate = Candidate(f"cascade-{number}", "cascade", Recipe(()), {}, chain.cost, 2, extra=extra)
-        parts = [replace(m.assembly.parts[0], name=f"member-{k}") for k, m in enumerate(members)]
-        point = Point(name, candidate, Assembly(name, parts, list(chain.gates)), chain.logits, predicted=chain.cost)
-        point.search = job.relative(chain.logits, "search")
-        point.shares = expected(chain.gates, [m.search_records for m in members if m.search_records is not None])
-        made.append(point)
-    return made
+    families = []
+    for number, path in enumerate(found):
+        family = Gated(f"cascade-{number}", [usable[i] for i in path.members])
+        family.points = [_point(job, family, chain, step) for step, chain in enumerate(path.chains)]
+        families.append(family)
+    return families
 
 
-def _picked(found: Sequence[Chain], floor: float, most: int) -> list[Chain]:
-    """The cheapest chain for each of several qualities around the floor, no two of nearly the same cost."""
-    margin = 0.012  # the search's own optimism: about one standard error of a paired ratio at two thousand rows
-    picked: list[Chain] = []
-    for wanted in (floor + 1.5 * margin, floor + 0.7 * margin, floor, floor - 0.02, floor - 0.04, min(0.995, floor + 0.02)):
-        fit = [f for f in found if f.score >= wanted and all(f.cost < 0.97 * q.cost or f.cost > 1.03 * q.cost for q in picked)]
-        if fit and len(picked) < most:
-            picked.append(min(fit, key=lambda f: f.cost))
-    return picked
+def _point(job: Job, family: Gated, chain: Chain, step: int) -> Point:
+    """One setting of a family's gates as a point; its cost is the arithmetic of its members' until it is raced itself."""
+    from fourfold.recipe import Recipe
+    from fourfold.rewrites.compress.cascade import expected
+    from fourfold.rewrites.compress.combine import Candidate
+
+    name = f"{family.name}{chr(ord('a') + step)}: {' → '.join(m.name for m in family.members)}"
+    extra = {"members": family.members, "gates": list(chain.gates)}
+    candidate = Candidate(f"{family.name}{chr(ord('a') + step)}", "cascade", Recipe(()), {}, chain.cost, 2, extra=extra)
+    parts = [replace(m.assembly.parts[0], name=f"member-{k}") for k, m in enumerate(family.members)]
+    point = Point(name, candidate, Assembly(name, parts, list(chain.gates)), chain.logits, predicted=chain.cost)
+    point.search = job.relative(chain.logits, "search")
+    point.shares = expected(chain.gates, [m.search_records for m in family.members if m.search_records is not None])
+    return point
+
+
+def _error(job: Job, usable: list[Point]) -> float:
+    """Standard error on the test split of relative qualities near the floor: that of the point nearest to it on the search split, scaled by rows."""
+    near = min((p for p in usable if p.search is not None), key=lambda p: abs(p.search.value - job.work.floor - 0.01))  # type: ignore[union-attr]
+    assert near.search is not None
+    spread = (near.search.high - near.search.low) / (2 * 1.645)
+    return spread * float(np.sqrt(len(job.splits.search) / max(1, len(job.splits.test))))

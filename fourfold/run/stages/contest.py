@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.errors import FourfoldError, ModelError
-from fourfold.measure.clock import RaceResult
 from fourfold.measure.quality import Relative
 from fourfold.run.artefact import Assembly, Part, Setting
-from fourfold.run.finals import Point, prepare, race_points
+from fourfold.run.finals import Point, prepare
 from fourfold.run.stages.cascades import cascades
 
 if TYPE_CHECKING:
@@ -38,10 +37,8 @@ def contest(job: Job) -> None:
         job.points.append(_point(job, candidate, Setting(engine, precision, **how)))
         job.listener.advance()
     job.points += _words(job)
-    _race(job, "race:points", [p for p in job.points if p.status == "open"], 0.10)
-    made = cascades(job)
-    job.points += made
-    _race(job, "race:cascades", made, 0.05)
+    _race(job, [p for p in job.points if p.status == "open"])
+    job.families = cascades(job)
 
 
 def _original(job: Job) -> Candidate:
@@ -187,22 +184,28 @@ def _words(job: Job) -> list[Point]:
     return made
 
 
-def _race(job: Job, key: str, points: list[Point], share: float) -> None:
-    """Race open points against the tuned original in `share` of the budget; journalled under `key` and the points' names."""
+def _race(job: Job, points: list[Point]) -> None:
+    """Race the open points' services against the tuned original's, on rows of the search split; journalled under the points' names."""
+    from fourfold.run.service import ORIGINAL, Runner, Served, race_services
+
     if not points:
         return
 
     def run() -> dict[str, Any]:
         job.listener.stage("racing", 0)
-        base = job.signed("original", job.subject.module)
-        seconds = max(6.0, min(90.0, share * job.work.budget))
-        rows = job.raced(job.splits.test)
-        results = race_points(points, base, rows, job.task, seconds=seconds, seed=job.work.seed, objective=job.work.objective)
-        return {n: r.to_json() for n, r in results.items()}
+        runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [job.signed(ORIGINAL, job.subject.module)]))}
+        runners |= {p.name: Runner(p.assembly) for p in points}
+        seconds = max(6.0, min(90.0, 0.08 * job.work.budget, job.deadline.until("contest")))
+        found = race_services(
+            runners, job.served_rows(job.splits.search), job.task, seconds=seconds, seed=job.work.seed, objective=job.work.objective,
+            max_length=job.options.max_length,
+        )
+        return {n: s.to_json() for n, s in found.items()}
 
-    results = job.journal.once(f"{key}:{_names(points)}", run)
+    results = {n: Served.from_json(s) for n, s in job.journal.once(f"race:points:{_names(points)}", run).items()}
     for point in points:
-        point.timing = RaceResult.from_json(results[point.name])
+        point.served = results[point.name]
+        point.timing = point.served.result
 
 
 def _names(points: list[Point]) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.run.artefact import Assembly
-from fourfold.run.finals import Point, race_points
+from fourfold.run.finals import Point
+from fourfold.run.service import ORIGINAL, Runner, race_services, runner
 
 if TYPE_CHECKING:
     from fourfold.rewrites.compress.combine import Candidate
@@ -27,14 +28,16 @@ def _energy(job: Job) -> dict[str, Any]:
     """Joules per example of the original, over about two seconds of unseen rows; with interval, grade, method, boundary, and why no better meter."""
     from fourfold.measure.power import window
 
-    part = job.signed("original", job.subject.module)
-    examples = job.splits.test
-    session, batches = part.open(), examples.batches(part.setting.batch, bucket=part.setting.bucketing)
+    whole, examples = Assembly("original", [job.signed("original", job.subject.module)]), job.served_rows(job.splits.test)
+    rows = np.random.default_rng(job.work.seed).permutation(len(examples))
+    calls = [np.sort(part) for part in np.array_split(rows, max(1, len(rows) // 128))]
+    ready = [runner(whole, examples, part, job.task, job.options.max_length, job.work.objective == "latency") for part in calls]
+    ready[0]()
     seen, began = 0, time.perf_counter()
     with window() as used:
-        for index in [batches[i] for i in np.random.default_rng(job.work.seed).permutation(len(batches))]:
-            session.run(examples.collate(index))
-            seen += len(index)
+        for run, part in zip(ready, calls, strict=True):
+            run()
+            seen += len(part)
             if time.perf_counter() - began > 2.0:
                 break
     joules = used.joules
@@ -99,13 +102,9 @@ def _only_removal(job: Job, candidate: Candidate) -> float | None:
     module, recipe, kept = prune(job.root, shape, mend=False)
     variant = Candidate("removal", "network", recipe, shape, 1.0, kept=kept, module=module)
     point = Point("removal", variant, Assembly("removal", [job.signed("removal", module, variant)]))
-    found = race_points(
-        [point],
-        job.signed("original", job.subject.module),
-        job.raced(job.splits.test),
-        job.task,
-        seconds=max(3.0, 0.02 * job.work.budget),
-        seed=job.work.seed,
-        objective="energy",
+    runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [job.signed(ORIGINAL, job.subject.module)])), "removal": Runner(point.assembly)}
+    found = race_services(
+        runners, job.served_rows(job.splits.test), job.task, seconds=max(3.0, 0.02 * job.work.budget), seed=job.work.seed,
+        max_length=job.options.max_length,
     )
-    return found["removal"].cpu.value
+    return found["removal"].result.cpu.value
