@@ -5,6 +5,7 @@ Nothing is imported until it is asked for: `import fourfold` costs a millisecond
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from fourfold.workload import Workload
 
 __version__ = "0.1.0"
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # read when torch is loaded: threads that spin for one another burn minutes beside other work
 
 _HOMES = {
     "ArtefactError": "errors", "FourfoldError": "errors", "Infeasible": "errors", "InputError": "errors", "MetricError": "errors",

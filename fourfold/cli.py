@@ -79,6 +79,7 @@ def optimize(
     to_site: ToSite = None,
     hall: InHall = None,
     pue: OnePue = None,
+    agree: Annotated[str | None, typer.Option(help="Second floor: share of answers that must be the original's own, e.g. 95%.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Search for a model that does the same work for less, prove its quality on unseen data, and save it.
@@ -114,6 +115,7 @@ def optimize(
             to_site=to_site,
             hall=hall,
             pue=pue,
+            agree=agree,
         )
     if report:
         front.report(report)

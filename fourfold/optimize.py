@@ -40,13 +40,14 @@ def optimize(
     to_site: Any = None,
     hall: str | None = None,
     pue: float | str | None = None,
+    agree: float | str | None = None,
 ) -> Front:
     """Make `model` cheaper and prove it.
 
     model: a Hugging Face style directory, "package.module:factory", or an nn.Module. data: see `fourfold.ingest.data.load_data`. floor: relative
     quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
     energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
-    -> float. With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
+    -> float. agree: a second floor, the share of answers that must be the original's own, held in the same way. With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
     so far. progress: None shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`,
     `hall` and `pue` put the other two levers into the report (`fourfold.run.levers`).
 
@@ -66,7 +67,7 @@ def optimize(
     from fourfold.run.stages.prove import prove
     from fourfold.run.stages.read import read
     from fourfold.run.stages.search import search
-    from fourfold.workload import Workload
+    from fourfold.workload import Workload, fraction
 
     work = Workload(model=_words(model), data=_words(data), floor=floor, objective=objective, budget=budget, seed=seed)  # type: ignore[arg-type]
     for name in engines or ():
@@ -78,6 +79,7 @@ def optimize(
     if counts and min(counts) < 1:
         raise InputError(f"{min(counts)} threads were asked for.", "Give a positive number of threads.")
     options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
+    options.agree = None if agree is None else fraction(agree)
     shown, ours = listener(progress, work.budget)
     shown.note(f"budget {span(work.budget)}, floor {percent(work.floor)}, {work.objective}")
     job = Job(work, options, shown, folder)

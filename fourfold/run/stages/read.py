@@ -69,6 +69,7 @@ def _journal(job: Job) -> Journal:
         "budget": job.work.budget,
         "seed": job.work.seed,
         "metric": job.task.metric.name,
+        "agree": job.options.agree,
         "engines": job.options.engines,
         "threads": job.options.threads,
         "machine": here().fingerprint,
