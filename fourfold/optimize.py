@@ -47,7 +47,8 @@ def optimize(
     model: a Hugging Face style directory, "package.module:factory", or an nn.Module. data: see `fourfold.ingest.data.load_data`. floor: relative
     quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
     energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
-    -> float. agree: a second floor, the share of answers that must be the original's own, held in the same way. With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
+    -> float. agree: a second floor, the share of answers that must be the original's own, held in the same way.
+    With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
     so far. progress: None shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`,
     `hall` and `pue` put the other two levers into the report (`fourfold.run.levers`).
 
