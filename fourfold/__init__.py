@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fourfold.recipe import Recipe
     from fourfold.report.front import Choice, Front
     from fourfold.run.loading import load
+    from fourfold.run.verify import verify
     from fourfold.units import Quantity
     from fourfold.workload import Workload
 
@@ -35,7 +36,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # read when torch is loade
 _HOMES = {
     "ArtefactError": "errors", "FourfoldError": "errors", "Infeasible": "errors", "InputError": "errors", "MetricError": "errors",
     "MissingExtra": "errors", "ModelError": "errors",
-    "Choice": "report.front", "Front": "report.front", "optimize": "optimize", "load": "run.loading", "Recipe": "recipe",
+    "Choice": "report.front", "Front": "report.front", "optimize": "optimize", "load": "run.loading", "Recipe": "recipe", "verify": "run.verify",
     "Plan": "plan", "plan": "planner",
     "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger", "Machine": "machine", "here": "machine",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
@@ -43,7 +44,7 @@ _HOMES = {
 
 __all__ = [
     "ArtefactError", "Choice", "FourfoldError", "Front", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter", "MetricError",
-    "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "footprint", "here", "load", "optimize", "plan", "whatif",
+    "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "footprint", "here", "load", "optimize", "plan", "verify", "whatif",
 ]
 
 

@@ -57,10 +57,13 @@ class Choice:
     def save(self, folder: str | Path) -> Path:
         """Write the artefact; see `fourfold.run.saving.save`."""
         from fourfold.run.account import ledger_of, manifest_facts
+        from fourfold.run.original import NAME, answers
         from fourfold.run.saving import save
 
         book = "".join(f"{line}\n" for line in ledger_of(self.job).lines())
         extra = {"report.json": json.dumps(self.report_data, indent=1), "ledger.jsonl": book}
+        stored = answers(self.job)
+        extra |= {NAME: stored} if stored is not None else {}
         return save(
             self.point.assembly,
             self.job.task,

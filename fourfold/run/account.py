@@ -111,6 +111,7 @@ def report_data(job: Job) -> dict[str, Any]:
 def manifest_facts(job: Job, point: Point, report: dict[str, Any]) -> dict[str, Any]:
     """What the manifest adds to the structure: metrics with intervals, hardware, methods, versions, where the race was run."""
     from fourfold.machine import here
+    from fourfold.run import original
 
     index = next(i for i, c in enumerate(report["candidates"]) if c["name"] == point.name)
     return {
@@ -128,6 +129,7 @@ def manifest_facts(job: Job, point: Point, report: dict[str, Any]) -> dict[str, 
         "command": report["command"],
         "energy": report["energy"],
         "lengths": _lengths(job),
+        "original": original.facts(job),
     }
 
 
