@@ -19,7 +19,7 @@ def verify(
     data: Annotated[str, typer.Option(help="Rows with labels, as `optimize` reads them; of parts, the test part.")],
     floor: Annotated[str | None, typer.Option(help="Least share of the original's quality. The manifest's where left out.")] = None,
     original: Annotated[
-        str | None, typer.Option(help="Folder or package.module:factory of the original. The folder it came from, or its stored answers, where left out.")
+        str | None, typer.Option(help="Folder or package.module:factory of the original. Its folder or its stored answers where left out.")
     ] = None,
     text_column: Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the label.")] = None,
@@ -59,5 +59,5 @@ def _row(check: Any) -> dict[str, str]:
 def _verdict(found: Any) -> str:
     if found.holds:
         skipped = [check.name for check in found.checks if check.verdict == "not checked"]
-        return f"All that was checked holds{f' (not checked: {', '.join(skipped)})' if skipped else ''}."
+        return "All that was checked holds" + (f" (not checked: {', '.join(skipped)})." if skipped else ".")
     return "Does not hold: " + "; ".join(f"{check.name}, {check.why}" for check in found.failed) + "."

@@ -1,4 +1,4 @@
-"""The original, remembered: where it lay, what its weights were, and what it answered on the unseen split, so that `fourfold verify` can ask it again.
+"""The original, remembered: where it lay, what its weights were, and what it answered on the unseen split, so that `verify` can ask again.
 
 The manifest says where; `answers.json` in the artefact holds the answers, each beside a hash of its row, for the day the original is gone.
 """
@@ -27,8 +27,8 @@ MOST = 200_000  # numbers stored at most: some 2 MB of text
 
 
 def facts(job: Job) -> dict[str, Any]:
-    """What the manifest says of the original: {"kind": "folder", "factory" or "memory", "reference": absolute path or module:function, "sha256": of its
-    weights}."""
+    """What the manifest says of the original: {"kind": "folder", "factory" or "memory", "reference": absolute path or module:function, "sha256": of
+    its weights}."""
     name = job.work.model
     kind = "folder" if Path(name).is_dir() else "factory" if ":" in name else "memory"
     return {"kind": kind, "reference": str(Path(name).resolve()) if kind == "folder" else name, "sha256": digest(job.subject.module)}
@@ -58,8 +58,8 @@ def digest(module: nn.Module) -> str:
 
 
 def find(manifest: Mapping[str, Any], given: Any = None) -> tuple[Subject | None, str]:
-    """(the original or None, in words which it is). `given` is opened as it is, whatever the manifest says; else the folder in the manifest is, where it
-    is still there. A manifest never makes a factory run: that must be given.
+    """(the original or None, in words which it is). `given` is opened as it is, whatever the manifest says; else the folder in the manifest is, where
+    it is still there. A manifest never makes a factory run: that must be given.
 
     Raises ModelError for another model than the one that was optimised.
     """

@@ -34,8 +34,8 @@ Span = dict[str, Any]  # {"value", "low", "high"}
 
 @dataclass(frozen=True)
 class Check:
-    """One figure. `verdict`: "holds", "fails" or "not checked"; `by`: how far it lies outside, in the figure's own unit (a share), 0 where it holds;
-    `why`: in words."""
+    """One figure. `verdict`: "holds", "fails" or "not checked"; `by`: how far it lies outside of what a second measurement may be, a share of the
+    original's (below it negative, 0 where it holds); `why`: in words, which interval was violated and by how much."""
 
     name: str
     stated: Span | float | None
@@ -188,8 +188,8 @@ def read(ref: Any, task: Task, subject: Subject | None, columns: Mapping[str, st
 
 
 def agreement(task: Task, base: np.ndarray, records: np.ndarray, groups: np.ndarray, seed: int = 0) -> Relative | None:
-    """How often the answers are the original's own: a share with its Wilson interval for classes and texts, the rank correlation for values; None where
-    a task's records hold no answers. base, records: [N, k]."""
+    """How often the answers are the original's own: a share with its Wilson interval for classes and texts, the rank correlation for values; None
+    where a task's records hold no answers. base, records: [N, k]."""
     from fourfold.metric import METRICS
 
     if task.kind == "regression":
@@ -243,7 +243,7 @@ def _least(name: str, stated: Span | None, found: Relative | None) -> Check:
         return Check(name, None, _span(found), "not checked", "the manifest states none")
     by = outside(stated, _span(found))
     if by < 0:
-        return Check(name, stated, _span(found), "fails", f"{-100 * by:.1f} points below what a second measurement may be", by)
+        return Check(name, stated, _span(found), "fails", f"{100 * (_end(stated, 'low') - found.value):.1f} points below the stated interval", by)
     return Check(name, stated, _span(found), "holds", "better than stated" if by > 0 else "")
 
 
@@ -276,8 +276,8 @@ def _costs(model: Model, part: Any, examples: Examples, own: Examples | Unread, 
         return [Check(name, stated, found, "not checked", "stated for another processor; `fourfold race` decides anew on this one")]
     by = outside(stated, found, log=True)
     if by:
-        side = "above" if by > 0 else "below"
-        return [Check(name, stated, found, "fails", f"{abs(100 * by):.2g} points {side} what a second measurement may be", by)]
+        side, end = ("above", "high") if by > 0 else ("below", "low")
+        return [Check(name, stated, found, "fails", f"{abs(100 * (found['value'] - _end(stated, end))):.2g} points {side} the stated interval", by)]
     return [Check(name, stated, found, "holds")]
 
 
