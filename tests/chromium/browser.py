@@ -30,9 +30,12 @@ def _pipe() -> tuple[int, int]:
 
 
 class Browser:
-    """One Chromium with one page; a context manager. `complaints` gathers console errors, exceptions and requests that left the file."""
+    """One Chromium with one page; a context manager. `complaints` gathers console errors, exceptions and requests that left the file.
 
-    def __init__(self) -> None:
+    `environment`: variables that this browser sees besides the process's own.
+    """
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
         if PROGRAM is None:
             raise FileNotFoundError("chromium is not installed")
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -42,6 +45,7 @@ class Browser:
         self.process = subprocess.Popen(
             ["bash", "-c", shell, "chromium", PROGRAM, *_FLAGS, f"--user-data-dir={self.profile.name}", "about:blank"],
             pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})},
         )  # fmt: skip
         os.close(to_browser)
         os.close(from_browser)
