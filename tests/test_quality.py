@@ -86,7 +86,31 @@ def test_identical_is_one_and_intervals_hold_their_value(seed: int, n: int, base
     assert found.low <= found.value <= found.high
     better = second.copy()
     better[y != second.argmax(1)] = np.eye(2)[y[y != second.argmax(1)]]
-    assert relative(METRICS["accuracy"], first, better, y, seed=seed).low >= found.low  # more right answers never lower the bound
+    if not np.array_equal(first, second):  # equal answers are certainly as good; answers that differ for the better are not certain to stay so
+        assert relative(METRICS["accuracy"], first, better, y, seed=seed).low >= found.low  # more right answers never lower the bound
+
+
+@pytest.mark.parametrize("n", [20, 33])
+def test_more_right_answers_never_lower_the_bound(n: int) -> None:
+    """Every table of who is right of so many examples: right answers added to the second never lower its bound, which is never below zero."""
+
+    def bound(both: int, first: int, second: int) -> float:
+        order = np.arange(n)
+        only = (order >= both + first) & (order < both + first + second)
+        return max(accuracy_bound(order < both + first, (order < both) | only, pseudo=1.0), 0.0)
+
+    for both in range(n + 1):
+        for first in range(max(1 - both, 0), n + 1 - both):
+            for second in range(n + 1 - both - first):
+                assert bound(both + first, 0, n - both - first) >= bound(both, first, second) - 1e-12
+
+
+def test_equal_answers_are_certain_and_better_ones_are_not() -> None:
+    y = np.zeros(20, dtype=np.int64)
+    right = np.arange(20) < 17
+    first, better = scores(y, right), scores(y, np.ones(20, dtype=bool))
+    assert relative(METRICS["accuracy"], first, first.copy(), y).low == 1.0
+    assert relative(METRICS["accuracy"], first, better, y).low < 1.0 < relative(METRICS["accuracy"], first, better, y).value
 
 
 def simulated(p_b: float, p_c: float, shared: float, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -122,7 +122,8 @@ def relative(
     ratios = np.where(np.isnan(ratios), 0.0, ratios)  # a resample in which the base scores 0 says nothing good about the candidate
     low, high = np.quantile(ratios, [0.05, 0.95])
     if metric.right:
-        low = min(low, accuracy_bound(metric.right(base_records, targets), metric.right(records, targets), groups=groups, pseudo=1.0))
+        bound = accuracy_bound(metric.right(base_records, targets), metric.right(records, targets), groups=groups, pseudo=1.0)
+        low = min(low, max(bound, 0.0))  # a ratio of shares is never negative
     return Relative(value, float(min(low, value)), float(max(high, value)), units)
 
 
