@@ -16,6 +16,8 @@ from fourfold.report.front import Choice, Front
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fourfold.run.job import Job
+
 
 def optimize(
     model: Any,
@@ -54,15 +56,14 @@ def optimize(
 
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
     """
-    from fourfold.report.schema import SCHEMA
     from fourfold.report.terminal import listener
     from fourfold.report.words import percent, span
     from fourfold.run import engines as registry
-    from fourfold.run.account import report_data
     from fourfold.run.job import Job, Options
-    from fourfold.run.levers import examine, levers
+    from fourfold.run.levers import examine
     from fourfold.run.stages.baseline import baseline
     from fourfold.run.stages.contest import contest
+    from fourfold.run.stages.early import early
     from fourfold.run.stages.ladder import ladder
     from fourfold.run.stages.measure import measure
     from fourfold.run.stages.prove import prove
@@ -93,6 +94,11 @@ def optimize(
     try:
         baseline(job)
         try:
+            early(job)
+            if target is not None and job.best is not None and not (target / "manifest.json").exists():
+                ladder(job)
+                _write(_front(job, place), target)
+                job.listener.note(f"a first proved answer is in {target}; the search goes on")
             measure(job)
             search(job)
         except KeyboardInterrupt:
@@ -103,14 +109,7 @@ def optimize(
         contest(job)
         prove(job)
         ladder(job)
-        found: dict[str, Any] = {"schema": SCHEMA, **report_data(job)}
-        found["levers"] = levers(found, **place)
-        best = Choice(job.best, job, found) if job.best is not None else None
-        front = Front(job, found, best, points=[Choice(p, job, found) for p in job.points if p.status == "front"])
-        if best is None:
-            front.infeasible = Infeasible(
-                found["infeasible"]["reason"], "Lower the floor, raise the budget, or take one of the nearest candidates.", front
-            )
+        front = _front(job, place)
         if target is not None:
             _write(front, target)
         return front
@@ -118,6 +117,23 @@ def optimize(
         job.close()
         if ours:
             shown.close()
+
+
+def _front(job: Job, place: dict[str, Any]) -> Front:
+    """What has been found, with its report."""
+    from fourfold.report.schema import SCHEMA
+    from fourfold.run.account import report_data
+    from fourfold.run.levers import levers
+
+    found: dict[str, Any] = {"schema": SCHEMA, **report_data(job)}
+    found["levers"] = levers(found, **place)
+    best = Choice(job.best, job, found) if job.best is not None else None
+    front = Front(job, found, best, points=[Choice(p, job, found) for p in job.points if p.status == "front"])
+    if best is None:
+        front.infeasible = Infeasible(
+            found["infeasible"]["reason"], "Lower the floor, raise the budget, or take one of the nearest candidates.", front
+        )
+    return front
 
 
 def _write(front: Front, target: Path) -> None:

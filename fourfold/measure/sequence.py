@@ -45,8 +45,3 @@ def safe(families: Sequence[Family], error: Callable[[str], float]) -> tuple[lis
         carried = level if whole else 0.0
     return list(passed), list(tested)
 
-
-def levels(wished: Sequence[float]) -> list[float]:
-    """Shares of the 5 % in proportion to `wished`."""
-    total = sum(wished)
-    return [LEVEL * one / total for one in wished]

@@ -120,6 +120,7 @@ class Job:
     points: list[Point] = field(default_factory=list)
     best: Point | None = None
     order: list[str] = field(default_factory=list)
+    built: dict[str, Point] = field(default_factory=dict)
     families: list[Gated] = field(default_factory=list)
     served: Served | None = None
     energy: dict[str, Any] = field(default_factory=dict)
@@ -232,10 +233,11 @@ class Job:
 
     def close(self) -> None:
         """Give sessions and the journal back. Points of one candidate and the cascades over them share sessions, which are closed once."""
-        sessions = {id(part.session): part.session for point in self.points for part in point.assembly.parts if part.session is not None}
+        points = [*self.points, *self.built.values()]
+        sessions = {id(part.session): part.session for point in points for part in point.assembly.parts if part.session is not None}
         for session in sessions.values():
             session.close()
-        for point in self.points:
+        for point in points:
             for part in point.assembly.parts:
                 part.session = None
         self.journal.close()

@@ -26,22 +26,26 @@ def contest(job: Job) -> None:
     """Every candidate in its likeliest precisions and back ends, and cascades of them, raced against the tuned original."""
     from fourfold.solvers.bayes import dominated
 
-    everyone = [_original(job), *[c for c in job.candidates if c.status == "open" and c.module is not None]]
+    everyone = [original(job), *[c for c in job.candidates if c.status == "open" and c.module is not None]]
     everyone += _smaller_vocabularies(job, everyone)
     judged = [c for c in everyone if c.quality]
     beaten = dominated([(c.cost, -c.quality.value) for c in judged if c.quality])
     worth = {c.name for c, gone in zip(judged, beaten, strict=True) if not gone}
     ways = _affordable(job, [(c, w) for c in everyone for w in _ways(job, c, c.name in worth)])
+    for done in job.built.values():
+        done.status, done.reason = ("open", "") if done.status == "front" else (done.status, done.reason)
+    job.points, job.best = [], None     # what was proved early is tested again with the others
     job.listener.stage("building precisions and back ends", len(ways))
     for candidate, (engine, precision, how) in ways:
-        job.points.append(_point(job, candidate, Setting(engine, precision, **how)))
+        setting = Setting(engine, precision, **how)
+        job.points.append(job.built.get(named(candidate, setting)) or point(job, candidate, setting))
         job.listener.advance()
     job.points += _words(job)
     _race(job, [p for p in job.points if p.status == "open"])
     job.families = cascades(job)
 
 
-def _original(job: Job) -> Candidate:
+def original(job: Job) -> Candidate:
     """The original as a candidate: run better, it may be all that passes."""
     from fourfold.recipe import Recipe
     from fourfold.rewrites.compress.combine import Candidate
@@ -126,24 +130,29 @@ def bits(precision: str) -> int:
     return {"fp32": 32, "bf16": 16}.get(precision, 8)
 
 
-def _point(job: Job, candidate: Candidate, setting: Setting) -> Point:
+def point(job: Job, candidate: Candidate, setting: Setting) -> Point:
     """A candidate built for a setting, with its answers on the search split; rejected, with the reason, where that fails."""
-    name = f"{candidate.name} · {setting.engine} {setting.precision}"
+    name = named(candidate, setting)
     part = job.part(candidate.name, candidate.module, candidate, setting)
-    point = Point(name, candidate, Assembly(name, [part]), predicted=candidate.cost * _ratio(job, setting))
+    made = Point(name, candidate, Assembly(name, [part]), predicted=candidate.cost * _ratio(job, setting))
     _, reason = prepare(part, job.raced(job.splits.search), job.folder / "engines" / candidate.name.replace(" ", "-"), job.work.seed)
     if reason:
-        point.status, point.reason = "rejected", reason
-        return point
+        made.status, made.reason = "rejected", reason
+        return made
     try:
-        point.search_records = job.array(f"point:{name}:search", lambda: _answers(job, part, candidate))
+        made.search_records = job.array(f"point:{name}:search", lambda: _answers(job, part, candidate))
     except FourfoldError as error:
-        point.status, point.reason = "rejected", error.message
-    if point.search_records is not None and not np.isfinite(point.search_records).all():
-        point.status, point.reason = "rejected", "answers with NaN or infinity on the search split"
-    if point.status == "open" and point.search_records is not None:
-        point.search = job.relative(point.search_records, "search")
-    return point
+        made.status, made.reason = "rejected", error.message
+    if made.search_records is not None and not np.isfinite(made.search_records).all():
+        made.status, made.reason = "rejected", "answers with NaN or infinity on the search split"
+    if made.status == "open" and made.search_records is not None:
+        made.search = job.relative(made.search_records, "search")
+    return made
+
+
+def named(candidate: Candidate, setting: Setting) -> str:
+    """A point's name."""
+    return f"{candidate.name} · {setting.engine} {setting.precision}"
 
 
 def _answers(job: Job, part: Part, candidate: Candidate) -> np.ndarray:

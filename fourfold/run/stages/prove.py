@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.measure.sequence import Family, levels, safe
+from fourfold.measure.sequence import LEVEL, Family, safe
 
 if TYPE_CHECKING:
     from fourfold.run.finals import Point
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """Points, besides the answer's own members, whose service is raced on the unseen rows."""
+
+
+EARLY = 0.04
+"""Share of the 5 % error that the early look at the original, run better, may spend (`fourfold.run.stages.early`)."""
 
 
 def prove(job: Job) -> None:
@@ -29,7 +33,7 @@ def prove(job: Job) -> None:
     tried = list({p.name: p for p in asked}.values())
     job.listener.stage("proving on the unseen split", len(tried))
     for point in tried:
-        _test(job, point)
+        test(job, point)
         job.listener.advance()
     for family in job.families:
         _test_family(job, family)
@@ -38,9 +42,10 @@ def prove(job: Job) -> None:
     plans = [(f.name, [p.name for p in f.points]) for f in job.families]
     plans += [(f"singles-{n}", [p.name for p in order]) for n, order in enumerate(orders)]
     plans = [(name, names) for name, names in plans if names]
-    wished = [5.0, 2.0, 1.0, 1.0, *[1.0] * len(plans)] if job.families else [4.0, 1.0, *[0.5] * len(plans)]
-    families = [Family(name, level, tuple(names)) for (name, names), level in zip(plans, levels(wished[: len(plans)]), strict=False)] if plans else []
-    passed, job.order = safe(families, lambda name: _error(job, by_name[name]))
+    wished = ([4.6, 2.0, 1.0] if job.families else []) + [1.0] * len(plans)
+    shares = [w * (1 - EARLY) / sum(wished[: len(plans)]) for w in wished[: len(plans)]]
+    families = [Family(name, LEVEL * share, tuple(names)) for (name, names), share in zip(plans, shares, strict=True)]
+    passed, job.order = safe(families, lambda name: error(job, by_name[name]))
     winners = [by_name[name] for name in passed]
     shown = _raced(job, winners, tried, gated)
     job.points += [p for p in gated if p in shown]
@@ -174,7 +179,7 @@ def _dearer(found: dict[str, Served], point: Point, route: np.ndarray) -> Served
     return replace(served, result=replace(served.result, cpu=cpu, wall=wall))
 
 
-def _error(job: Job, point: Point) -> float:
+def error(job: Job, point: Point) -> float:
     """One-sided p-value of "it is below a floor": of quality, normal with the standard error that the bootstrap's lower bound implies; of agreement,
     where that was asked for, binomial. Both must hold, so the larger counts (intersection–union test, Berger 1982)."""
     from scipy.stats import binom, norm
@@ -182,14 +187,14 @@ def _error(job: Job, point: Point) -> float:
     test = point.test
     assert test is not None
     spread = (test.value - test.low) / 1.6449
-    error = float(norm.sf((test.value - job.work.floor) / spread)) if spread > 0 else float(test.value < job.work.floor)
+    chance = float(norm.sf((test.value - job.work.floor) / spread)) if spread > 0 else float(test.value < job.work.floor)
     wanted = job.options.agree
     if wanted is not None:
         if point.agreement is None:
             return 1.0
         n = point.agreement.n
-        error = max(error, float(binom.sf(round(point.agreement.value * n) - 1, n, wanted)) if wanted < 1 else float(point.agreement.value < 1))
-    return error
+        chance = max(chance, float(binom.sf(round(point.agreement.value * n) - 1, n, wanted)) if wanted < 1 else float(point.agreement.value < 1))
+    return chance
 
 
 def _records(job: Job, point: Point) -> np.ndarray:
@@ -199,7 +204,7 @@ def _records(job: Job, point: Point) -> np.ndarray:
     return job.array(f"point:{point.name}:test", lambda: point.assembly.outputs(job.splits.test, job.task))
 
 
-def _test(job: Job, point: Point) -> None:
+def test(job: Job, point: Point) -> None:
     """Quality and agreement of a point on the unseen split."""
     rows = _records(job, point)
     point.test, point.agreement = job.relative(rows, "test"), job.agreement(rows)
