@@ -156,15 +156,31 @@ def predict(
 @app.command(epilog="Example: fourfold race cheap/ --data new.csv")
 def race(
     folder: Folder,
-    data: Annotated[str | None, typer.Option(help="File of inputs: with it int8 may win too, where it answers as fp32 does.")] = None,
+    data: Annotated[str | None, typer.Option(help="Rows to race on. With labels another precision may win, if they prove the floor.")] = None,
+    original: Annotated[str | None, typer.Option(help="The model that was optimised, to prove the floor against.")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the label.")] = None,
+    engines: Annotated[str | None, typer.Option(help="Back ends that may run, separated by commas. All where left out.")] = None,
     budget: Annotated[str, typer.Option(help="Time to spend: 90s, 10min, 1h.")] = "60s",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would change, and write nothing.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Put back the choice that ran before the last race.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Race precisions and back ends again, on this machine, and keep the winner in the artefact."""
-    from fourfold.run.rerace import rerace
+    """Race precisions and back ends again, on this machine, and keep what wins. Nothing is removed: --undo goes back."""
     from fourfold.workload import seconds
 
-    outcome = rerace(folder, data, budget=seconds(budget), log=None if as_json else say)
+    if undo:
+        from fourfold.run.choices import undo as go_back
+
+        outcome = go_back(folder, dry_run=dry_run)
+    else:
+        from fourfold.run.rerace import rerace
+
+        names = [name.strip() for name in engines.split(",") if name.strip()] if engines else None
+        columns = _columns(text_column, label_column, None)
+        outcome = rerace(
+            folder, data, budget=seconds(budget), columns=columns, original=original, engines=names, dry_run=dry_run, log=None if as_json else say
+        )
     if as_json:
         emit(outcome)
     else:

@@ -44,6 +44,8 @@ def network(layers: int = 2, width: int = 32, classes: int = 3, seed: int = 0) -
     with torch.no_grad():
         net.bert.embeddings.word_embeddings.weight.mul_(20.0)
         net.classifier.weight.mul_(20.0)
+        some = tokenizer()(texts(64, 99), truncation=True, padding=True, return_tensors="pt")
+        net.classifier.bias.sub_(net(**some).logits.median(0).values)  # so that every class is somebody's answer
     return net
 
 

@@ -85,6 +85,7 @@ def story(report: Any) -> list[str]:
         lines += [sentence for stack in best["structure"] for sentence in _stack(stack)]
         lines += _vocabulary(best) + _cascade(best)
         lines += [_factor(row) for row in report["factors"]]
+    lines += [note for note in report["notes"] if note.startswith("Raced again")]
     lines += levers(report)
     lines += _refused(report)
     cost = report["cost"]

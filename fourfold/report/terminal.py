@@ -147,26 +147,35 @@ def _facts(report: Any) -> list[Any]:
 
 
 def show_race(outcome: Any, console: Console | None = None) -> None:
-    """Print what `fourfold.run.rerace.rerace` found: for each part the choice before and after, all times, and who could not run."""
+    """Print what `fourfold.run.rerace.rerace` found, or what `fourfold.run.choices.undo` put back: for each part the choice before and after, all
+    times, who could not run, and why it was decided so."""
     from rich.console import Console
 
     console = console or Console(highlight=False)
     for part in outcome["parts"]:
         before, after = words.setting(part["before"]), words.setting(part["after"])
         console.print(f"{part['part']}: {f'stays on {after}' if before == after else f'{before} → {after}'}", style="bold", markup=False)
+        if "race" not in part:
+            continue
         rows = [row for row in part["race"]["table"] if row["stage"] != "tuning"]
         console.print(table([_raced(row) for row in rows]))
         for row in part["race"]["rejected"]:
             console.print(f"  not raced: {row['engine']} {row['precision']}: {row['reason']}", style="dim", markup=False)
     if not outcome["parts"]:
         console.print("Nothing to race: no part of this artefact is a network.")
-    console.print(f"Raced on {outcome['machine']}; ratios to the plain model, below 1 is faster. Saved in {outcome['folder']}.", markup=False)
+    for text in outcome.get("said", []):
+        console.print(text, markup=False)
+    if "machine" in outcome:
+        console.print(f"Raced on {outcome['machine']}; ratios to the stored choice, below 1 is faster.", markup=False)
+    where = outcome["folder"]
+    done = f"Saved in {where}. Back again: fourfold race {where} --undo" if outcome["stored"] else "Nothing was written."
+    console.print(done, markup=False)
 
 
 def _raced(row: Any) -> dict[str, Any]:
     setting = words.setting({**row, "bucketing": row["bucket"]})
     verdict = "chosen" if row["chosen"] else row["verdict"]
-    return {"stage": row["stage"], "configuration": setting, "CPU time": _ratio(row["cpu"]), "wall time": _ratio(row["wall"]), "": verdict}
+    return {"": row["who"], "configuration": setting, "CPU time": _ratio(row["cpu"]), "wall time": _ratio(row["wall"]), "verdict": verdict}
 
 
 def _ratio(figure: Any) -> str:

@@ -93,7 +93,7 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part
         recipe,
         setting,
         Signature.from_json(spec["signature"]),
-        home,
+        _engine_folder(home, spec),
         list(spec["engine_files"]),
     )
     reason = engine(setting.engine).refuses(setting.precision, here())
@@ -110,6 +110,16 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part
         part.session = None
         part.open()
     return part
+
+
+def _engine_folder(home: Path, spec: Mapping[str, Any]) -> Path:
+    """Where the back end's files lie: beside the weights, or in a folder that a later race made there."""
+    name = str(spec.get("engine_folder") or "")
+    if not name:
+        return home
+    if not name.startswith("raced-") or not name.removeprefix("raced-").isdigit():
+        raise ArtefactError(f"the manifest of {home.parent} names {name!r} as a folder of engine files.", "Copy the artefact again.")
+    return home / name
 
 
 def _recipe(spec: Mapping[str, Any]) -> Recipe:
