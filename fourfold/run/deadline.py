@@ -37,6 +37,11 @@ class Deadline:
         return time.monotonic() + ENDS[stage] * self.budget - self.spent()
 
 
+def spell(seconds: float) -> str:
+    """Seconds as `--budget` takes them: "90s", "10min"."""
+    return f"{seconds / 60:.0f}min" if seconds >= 120 and seconds % 60 == 0 else f"{seconds:.0f}s"
+
+
 def spent_before(events: Iterable[Mapping[str, Any]]) -> float:
     """Wall seconds that finished runs spent, from a journal's events: each from its own beginning to the end of its last line. Lines before any
     beginning count by their own seconds."""

@@ -94,6 +94,7 @@ class Job:
     journal: Journal = field(init=False)
     batch: int = 32
     each: float = 0.0
+    threads: int | None = None  # that PyTorch trains and judges with; None: every core
 
     # baseline: the original's records, absolute quality, best setting, (engine, precision, settings) worth building, and seconds per example
     base_search: np.ndarray = field(init=False)
@@ -113,6 +114,7 @@ class Job:
     sites: list[Site] = field(default_factory=list)
     plan: Plan | None = None
     augment: float = 0.0
+    bf16_from: float = 0.0  # cost of a shape from which on bfloat16 trains quicker
 
     # search, contest, prove, ladder
     searcher: Searcher | None = None

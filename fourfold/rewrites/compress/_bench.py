@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.cost.table import CostTable, Site
-from fourfold.ingest.anatomy import hidden
 from fourfold.measure.quality import Relative
 from fourfold.recipe import Recipe
 from fourfold.rewrites.calibration import bulky
 from fourfold.rewrites.compress._shape import Shape
-from fourfold.rewrites.compress.distil import Recovery, Schedule, Teacher, all_cores, autocast, counted, fast_bf16, recover, tensors
+from fourfold.rewrites.compress.distil import Limit, Recovery, Schedule, Teacher, all_cores, autocast, fast_bf16, tensors
 
 if TYPE_CHECKING:
     from fourfold.ingest.data import Examples, Splits
@@ -25,11 +24,65 @@ if TYPE_CHECKING:
     from fourfold.ingest.task import Task
 
 
+LEAST_SECONDS = 1.5
+"""Seconds below which no training is begun."""
+
+
 class Diary(Protocol):
     """What the search needs of a journal: remembered steps."""
 
     def once(self, key: str, fn: Callable[[], Any]) -> Any: ...
     def tensors(self, key: str, fn: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]: ...
+    def __contains__(self, key: str) -> bool: ...
+
+
+@dataclass
+class Work:
+    """One training: the student as it begins, how it is called, how long, where its middle is kept, and whose hidden states it matches."""
+
+    name: str
+    student: nn.Module
+    subject: Subject
+    schedule: Schedule
+    limit: Limit | None
+    checkpoint: Path | None
+    pairs: list[tuple[str, str]] | None = None
+
+
+@dataclass
+class Done:
+    """What came of a training: the trained state, its record, and the changes that its limit made."""
+
+    name: str
+    state: dict[str, Tensor]
+    recovery: Recovery
+    changes: list[list[int]]
+
+
+class Crew(Protocol):
+    """Who trains: `lanes` trainings at once, `free` of them idle now; `next` waits for the first that ends."""
+
+    lanes: int
+
+    @property
+    def free(self) -> int: ...
+    def start(self, work: Work) -> None: ...
+    def next(self) -> Done: ...
+
+
+@dataclass
+class Training:
+    """A training to come. `begin` makes the student as it begins, with the facts to remember of it (only asked where the journal has no result);
+    `seconds` is asked as it begins; `finish` gets the trained state and the facts, and hands back what shall be trained next."""
+
+    name: str
+    key: str
+    begin: Callable[[], tuple[nn.Module, dict[str, Any]]]
+    subject: Subject
+    schedule: Schedule
+    seconds: Callable[[], float]
+    finish: Callable[[nn.Module | None, dict[str, Tensor], dict[str, Any]], list[Training]]
+    pairs: Callable[[dict[str, Any]], list[tuple[str, str]] | None] = lambda facts: None
 
 
 class Listener(Protocol):
@@ -66,9 +119,9 @@ class Candidate:
 
 @dataclass
 class Plan:
-    """What the time allows, decided once from measured step times and then journalled: no later decision looks at a clock.
+    """What the time allows, decided once from measured step times and then journalled.
 
-    `levels` cost targets from large to small · `steps` of full recovery per level · `short` steps of rung 1 · `sketches` shapes tried at rung 0 ·
+    `levels` cost targets from large to small · `steps` of full recovery per level, at most, and how many are `expected` in its time · `short` steps of rung 1 · `sketches` shapes tried at rung 0 ·
     `rivals` at rung 1 per level.
     """
 
@@ -79,6 +132,7 @@ class Plan:
     rivals: int
     refine: int
     hidden: float = 0.0
+    expected: int = 0
 
 
 @dataclass
@@ -105,24 +159,70 @@ class Bench:
     hidden_weight: float = 1.0
     label_weight: float = 0.0
     calibration: int = 384
+    crew: Crew = field(kw_only=True)
+    left: Callable[[], float] = field(kw_only=True)  # seconds until the search must have ended
+    bf16_from: float = field(default=0.0, kw_only=True)  # predicted cost from which on a training step is quicker in bf16; infinite: nowhere
 
-    def recover(
-        self, module: nn.Module, schedule: Schedule, *, pairs: list[tuple[str, str]] | None = None, checkpoint: Path | None = None
-    ) -> Recovery:
-        """Distil a pruned module in place: from the shared teacher, on the shared pool, with hidden states of `pairs`."""
-        return recover(
-            module,
-            self.subject,
-            self.task,
-            self.pool,
-            schedule,
-            teacher=self.teacher,
-            answers=self.answers,
-            pairs=pairs,
-            hidden=hidden,
-            checkpoint=checkpoint,
-            progress=counted(self.listener.advance),
-        )
+    def carry_out(self, waiting: list[Training], tick: Callable[[], None] = lambda: None) -> None:
+        """Do trainings, as many at once as there are lanes, and what they hand back before what waits. Each is remembered with its weights, its
+        facts, and the changes that the clock made to its number of steps."""
+        waiting, running = list(waiting), {}
+        while waiting or running:
+            while waiting and (waiting[0].key in self.diary or self.crew.free > 0):
+                training = waiting.pop(0)
+                if training.key in self.diary:
+                    waiting[:0] = self._remember(training, None, None)
+                    continue
+                if not self._in_time(training):
+                    continue
+                student, facts = training.begin()
+                running[training.name] = training, student, facts
+                self.crew.start(self._work(training, student, facts))
+            if running:
+                done = self.crew.next()
+                training, student, facts = running.pop(done.name)
+                waiting[:0] = self._remember(training, done, (student, facts))
+            tick()
+
+    def _in_time(self, training: Training) -> bool:
+        """Whether there is time for it; remembered."""
+        key = f"budget:begin:{training.key}"
+        return bool(self.diary.once(key, lambda: f"budget:{training.key}" in self.diary or training.seconds() >= LEAST_SECONDS))
+
+    def _work(self, training: Training, student: nn.Module, facts: dict[str, Any]) -> Work:
+        key = f"budget:{training.key}"
+        known = key in self.diary
+        limit = Limit(0.0, self.diary.once(key, list), True) if known else Limit(training.seconds())
+        checkpoint = self.folder / f"{training.name}.ckpt.safetensors"
+        return Work(training.name, student, training.subject, training.schedule, limit, checkpoint, training.pairs(facts))
+
+    def _remember(self, training: Training, done: Done | None, begun: tuple[nn.Module, dict[str, Any]] | None) -> list[Training]:
+        if done is not None:
+            changes = done.changes
+            self.diary.once(f"budget:{training.key}", lambda: changes)
+
+        def again() -> dict[str, Tensor]:  # weights on record whose file was lost: the same training once more
+            nonlocal done, begun
+            if done is None:
+                begun = training.begin()
+                self.crew.start(self._work(training, *begun))
+                done = self.crew.next()
+            return done.state
+
+        state = self.diary.tensors(training.key, again)
+        made = done
+
+        def facts() -> dict[str, Any]:
+            known = begun[1] if begun is not None else training.begin()[1]  # facts that a kill lost: how it begins is deterministic
+            told = made.recovery if made else Recovery(0, 0.0, 0.0, ())
+            return known | {"wall": told.wall, "cpu": told.cpu, "curve": list(told.curve), "made": told.steps}
+
+        student = None
+        if begun is not None:
+            student = begun[0]
+            student.load_state_dict(state)
+            student.eval()
+        return training.finish(student, state, self.diary.once(f"{training.key}:facts", facts))
 
 
 @torch.no_grad()

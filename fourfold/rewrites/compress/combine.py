@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrite import Option, Rewrite
 from fourfold.rewrites.calibration import Sensitivities, bulky, calibrate, divergence
-from fourfold.rewrites.compress._bench import Bench, Candidate, Diary, Listener, Plan, evaluate_with
+from fourfold.rewrites.compress._bench import Bench, Candidate, Diary, Listener, Plan, Training, evaluate_with
 from fourfold.rewrites.compress._shape import Node, Shape, cheapest, cost_sites, original, prune, signature, site_ids
-from fourfold.rewrites.compress.distil import Recovery, Schedule, all_cores, autocast, fast_bf16, layer_map, snapshot, tensors
+from fourfold.rewrites.compress.distil import Schedule, all_cores, autocast, fast_bf16, layer_map, tensors
 from fourfold.rewrites.compress.layer_removal import LayerRemoval, block_order
 from fourfold.rewrites.compress.matrix_pruning import MatrixPruning
 from fourfold.solvers import bayes, knapsack
@@ -52,6 +52,7 @@ class Searcher:
         self.ids = site_ids(root.anatomy)
         self.counts = {s.name: len(s.blocks) for s in root.anatomy.stacks}
         self.candidates: list[Candidate] = []
+        self.tick: Callable[[], None] = lambda: None  # tells the listener how far the running stage is
         self.probe = self._probe()
 
     # ---- rung 0 -------------------------------------------------------------------------------------------------------------------
@@ -190,64 +191,42 @@ class Searcher:
 
     # ---- rungs 1 and 2 ------------------------------------------------------------------------------------------------------------
 
-    def train(self, name: str, node: Node, shape: Shape, steps: int, *, seed: int) -> tuple[nn.Module, Recipe, dict[str, list[int]], dict[str, Any]]:
-        """Prune `node` to `shape` and distil for `steps`; remembered with its weights."""
-        key = f"train:{name}:{node.name}:{signature(shape)}:{steps}:{seed}"
-        made: dict[str, Any] = {}
+    def training(
+        self, name: str, node: Node, shape: Shape, steps: int, seconds: Callable[[], float],
+        finish: Callable[[nn.Module, Recipe, dict[str, list[int]], dict[str, Any]], list[Training]], *, seed: int,
+    ) -> Training:  # fmt: skip
+        """`node` pruned to `shape` and distilled for at most `steps` and about `seconds`."""
+        bench = self.bench
 
-        def start() -> tuple[nn.Module, Recipe, dict[str, list[int]]]:
+        def begin() -> tuple[nn.Module, dict[str, Any]]:
+            if signature(shape) == signature(node.shape) and node is not self.root:  # trained further as it is
+                return copy.deepcopy(node.module), {"recipe": node.recipe.to_json(), "kept": node.kept}
             if node.sensitivities is None:
                 node.sensitivities = calibrate(
-                    self.bench.subject,
-                    node.module,
-                    self.bench.task,
-                    self.bench.splits.train,
-                    node.anatomy,
-                    examples=self.bench.calibration,
-                    ablated=0,
-                    seed=self.bench.seed,
+                    bench.subject, node.module, bench.task, bench.splits.train, node.anatomy, examples=bench.calibration, ablated=0, seed=bench.seed
                 )
-            return prune(node, shape)
+            module, recipe, kept = prune(node, shape)
+            return module, {"recipe": recipe.to_json(), "kept": kept}
 
-        def run() -> dict[str, Tensor]:
-            module, recipe, kept = start()
-            done = self.distil(module, kept, steps, seed, self.bench.folder / f"{name}.ckpt.safetensors")
-            made.update(module=module, recipe=recipe, kept=kept, wall=done.wall, cpu=done.cpu, curve=list(done.curve))
-            return snapshot(module)
+        def ended(module: nn.Module | None, state: dict[str, Tensor], facts: dict[str, Any]) -> list[Training]:
+            recipe = Recipe.from_json(facts["recipe"])
+            if module is None:
+                module = apply_recipe(copy.deepcopy(self.root.module), Recipe(recipe.edits[len(self.root.recipe.edits) :]))
+                module.load_state_dict(state)
+                module.eval()
+            return finish(module, recipe, facts["kept"], facts)
 
-        state = self.bench.diary.tensors(key, run)
-        facts = self.bench.diary.once(
-            f"{key}:facts",
-            lambda: (
-                {"recipe": made["recipe"].to_json(), "kept": made["kept"], **{k: made[k] for k in ("wall", "cpu", "curve")}}
-                if made
-                else self._facts(start)
-            ),
-        )
-        recipe, kept = Recipe.from_json(facts["recipe"]), facts["kept"]
-        if "module" in made:
-            return made["module"], recipe, kept, facts
-        module = apply_recipe(copy.deepcopy(self.root.module), Recipe(recipe.edits[len(self.root.recipe.edits):]))
-        module.load_state_dict(state)
-        return module.eval(), recipe, kept, facts
-
-    @staticmethod
-    def _facts(start: Callable[[], tuple[nn.Module, Recipe, dict[str, list[int]]]]) -> dict[str, Any]:
-        """The facts of a training whose weights were saved but whose facts a kill lost: pruning is deterministic, so it is done again."""
-        _, recipe, kept = start()
-        return {"recipe": recipe.to_json(), "kept": kept, "wall": 0.0, "cpu": 0.0, "curve": []}
-
-    def distil(self, module: nn.Module, kept: dict[str, list[int]], steps: int, seed: int, checkpoint: Path | None) -> Recovery:
-        """Recovery of a pruned module from the shared teacher."""
-        bench = self.bench
         schedule = Schedule(
-            steps, bench.batch, bench.lr, seed=seed, hidden_weight=bench.hidden_weight, label_weight=bench.label_weight, dropout=False
-        )
-        pairs = layer_map(self.root.anatomy, kept) if bench.hidden_weight > 0 else None
-        return bench.recover(module, schedule, pairs=pairs, checkpoint=checkpoint)
+            steps, bench.batch, bench.lr, seed=seed, hidden_weight=bench.hidden_weight, label_weight=bench.label_weight, dropout=False,
+            bf16=fast_bf16() and self.cost(shape) >= bench.bf16_from,
+        )  # fmt: skip
+        return Training(
+            name, f"train:{name}:{node.name}:{signature(shape)}:{steps}:{seed}", begin, bench.subject, schedule, seconds, ended,
+            lambda facts: layer_map(self.root.anatomy, facts["kept"]) if bench.hidden_weight > 0 else None,
+        )  # fmt: skip
 
     def judge(self, candidate: Candidate) -> Candidate:
-        """Search-split quality of a trained candidate, remembered; refuses to go on with one whose upper bound misses the floor by far."""
+        """Search-split quality of a trained candidate, remembered."""
         bench = self.bench
         assert candidate.module is not None
         module = candidate.module
@@ -261,25 +240,85 @@ class Searcher:
         )
         return candidate
 
-    def descend(self, sketches: list[tuple[Shape, float, float]]) -> list[Candidate]:
-        """Rungs 1 and 2 from the largest level to the smallest, each starting from the last one recovered."""
-        bench, node = self.bench, self.root
-        total = sum(self.plan.steps) + sum(self.plan.short * max(0, self.plan.rivals) for _ in self.plan.levels)
-        bench.listener.stage("pruning and distilling", total)
-        for number, (level, steps) in enumerate(zip(self.plan.levels, self.plan.steps, strict=True)):
-            shapes = self.rivals(sketches, level)
-            if not shapes:  # what cannot be removed already costs more than any level asks for
-                continue
-            best, start = shapes[0], node
-            if len(shapes) > 1:
-                trials = []
-                for r, shape in enumerate(shapes):
-                    module, _, _, _ = self.train(f"short-{number}-{r}", self.fit(node, shape), shape, self.plan.short, seed=bench.seed + 100 + number)
-                    trials.append((self.remember_harm(f"short-{number}-{r}", shape, module), r))
-                best = shapes[min(trials)[1]]
-            start = self.fit(node, best)
-            candidate = self.finish(f"level-{number}", start, best, steps, bench.seed + number)
-            node = self.node(candidate)
+    def descend(self, sketches: list[tuple[Shape, float, float]], beside: Callable[[Callable[[float], float]], list[Training]]) -> list[Candidate]:
+        """Rungs 1 and 2 from the largest level to the smallest, each starting from the last one recovered. `beside` (told how to get a share of this
+        phase's seconds) gives trainings of other kinds, which fill the other lanes; then the smallest level is trained once more, straight from the
+        original and of another depth.
+
+        Two thirds of the time that the search has are spent here; less only where no refinement follows.
+        """
+        bench = self.bench
+        phase = bench.left() * (PHASE if self.plan.refine else 1.0)
+        end = time.monotonic() + phase
+        lanes = bench.crew.lanes
+        trials = bool(bench.diary.once("budget:trials", lambda: phase * lanes >= 40))
+        shares = _shares([self.cost(s[0]) if s else v for v in self.plan.levels for s in [self.rivals(sketches, v)]])
+        clock = self._clock("pruning and distilling", phase)
+        others = beside(lambda share: share * phase if lanes > 1 else 0.5 * share * phase)
+
+        def rest(share: float) -> float:
+            return max(0.0, share * (end - time.monotonic()))
+
+        def level(number: int, node: Node) -> list[Training]:
+            while number < len(self.plan.levels) and not self.rivals(sketches, self.plan.levels[number]):
+                number += 1  # what cannot be removed already costs more than this level asks for
+            if number == len(self.plan.levels):
+                return []
+            shapes, steps = self.rivals(sketches, self.plan.levels[number]), self.plan.steps[number]
+            if number or len(shapes) < 2 or not trials:
+                fitting = [s for s in shapes if self.fit(node, s) is node] or shapes
+                return full(number, node, fitting[0], steps)
+            harms: dict[int, float] = {}
+
+            def tried(r: int, module: nn.Module) -> list[Training]:
+                harms[r] = self.remember_harm(f"short-{number}-{r}", shapes[r], module)
+                if len(harms) < len(shapes):
+                    return []
+                return full(number, node, shapes[min(harms, key=lambda k: (harms[k], k))], steps)
+
+            return [
+                self.training(
+                    f"short-{number}-{r}", self.fit(node, shape), shape, self.plan.short, lambda: TRIAL * phase,
+                    lambda module, _recipe, _kept, _facts, r=r: tried(r, module), seed=bench.seed + 100 + number,
+                )
+                for r, shape in enumerate(shapes)
+            ]  # fmt: skip
+
+        def full(number: int, node: Node, shape: Shape, steps: int) -> list[Training]:
+            def ended(candidate: Candidate) -> list[Training]:
+                return level(number + 1, self.node(candidate)) if number + 1 < len(self.plan.levels) else []
+
+            weight = shares[number] / sum(shares[number:])
+            return [self.finish(f"level-{number}", self.fit(node, shape), shape, steps, bench.seed + number, lambda: rest(weight), ended)]
+
+        waiting = level(0, self.root) if self.plan.levels else []
+        waiting = [*waiting, *others] if lanes > 1 else [*others, *waiting]
+        if lanes > 1 and self.plan.levels and self.plan.refine:
+            shapes = self.rivals(sketches, self.plan.levels[-1])
+            if shapes:
+                number = len(self.plan.levels) - 1
+                waiting.append(self.finish("side", self.root, shapes[-1], self.plan.steps[number], bench.seed + 30, lambda: rest(1.0), lambda _: []))
+        bench.carry_out(waiting, clock)
+        return self._sorted()
+
+    def _clock(self, stage: str, seconds: float) -> Callable[[], None]:
+        """Progress of a stage in seconds."""
+        self.bench.listener.stage(stage, max(1, round(seconds)))
+        begun, told = time.monotonic(), 0
+
+        def tick() -> None:
+            nonlocal told
+            now = min(round(seconds), int(time.monotonic() - begun))
+            if now > told:
+                self.bench.listener.advance(now - told)
+                told = now
+
+        self.tick = tick
+        return tick
+
+    def _sorted(self) -> list[Candidate]:
+        """In the order of their names, not in that in which they happened to end."""
+        self.candidates.sort(key=lambda c: (c.kind, c.name))
         return self.candidates
 
     def remember_harm(self, name: str, shape: Shape, module: nn.Module) -> float:
@@ -292,30 +331,33 @@ class Searcher:
     def _full(self, ident: str) -> int:
         return next(s.full for s in self.bench.sites if s.name == ident)
 
-    def finish(self, name: str, node: Node, shape: Shape, steps: int, seed: int) -> Candidate:
-        """Rung 2 of one shape: the trained candidate with its search-split quality."""
-        module, recipe, kept, facts = self.train(name, node, shape, steps, seed=seed)
-        candidate = Candidate(
-            name,
-            "network",
-            recipe,
-            shape,
-            self.cost(shape),
-            2,
-            steps,
-            node.name,
-            kept,
-            module=module,
-            extra={"curve": facts["curve"], "seconds": facts["wall"]},
-        )
-        self.judge(candidate)
-        assert candidate.quality is not None
-        found = candidate.quality
-        self.bench.listener.best(f"{name}: cost {candidate.cost:.0%} of the original, quality {found.value:.1%} [{found.low:.1%}, {found.high:.1%}]")
-        if candidate.quality.high < self.bench.floor - 0.15:
-            candidate.status, candidate.reason = "stopped", "its upper bound misses the floor by more than 15 points"
-        self.candidates.append(candidate)
-        return candidate
+    def finish(
+        self, name: str, node: Node, shape: Shape, steps: int, seed: int, seconds: Callable[[], float],
+        then: Callable[[Candidate], list[Training]],
+    ) -> Training:  # fmt: skip
+        """Rung 2 of one shape: trained, it is a candidate with its search-split quality."""
+
+        def ended(module: nn.Module, recipe: Recipe, kept: dict[str, list[int]], facts: dict[str, Any]) -> list[Training]:
+            candidate = Candidate(
+                name, "network", recipe, shape, self.cost(shape), 2, steps, node.name, kept, module=module,
+                extra={"curve": facts["curve"], "seconds": facts["wall"]},
+            )  # fmt: skip
+            self.judge(candidate)
+            found = candidate.quality
+            assert found is not None
+            told = f"{name}: cost {candidate.cost:.0%} of the original, quality {found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
+            self.bench.listener.note(told)
+            if found.high < self.bench.floor - 0.15 and not self.cascading:
+                candidate.status, candidate.reason = "stopped", "its upper bound misses the floor by more than 15 points"
+            self.candidates.append(candidate)
+            return then(candidate)
+
+        return self.training(name, node, shape, steps, seconds, ended, seed=seed)
+
+    @property
+    def cascading(self) -> bool:
+        """Whether candidates may be joined: then a weak one may still answer what it is sure of."""
+        return self.bench.task.kind == "classification"
 
     def node(self, candidate: Candidate) -> Node:
         """A finished candidate as the start of a further descent."""
@@ -324,34 +366,83 @@ class Searcher:
         return Node(candidate.name, module, anatomize(module, self.bench.sample), candidate.kept, candidate.recipe, candidate.shape)
 
     def refine(self) -> list[Candidate]:
-        """The rest of the budget goes where the decision is: between the cheapest candidate above the floor and the dearest below it."""
+        """The rest of the time goes where the decision is: to a new shape between the cheapest candidate above the floor and the dearest below it,
+        and to the candidate that is likeliest to carry a cascade, trained further. Nothing that would cost more than half is refined where cascades
+        or cheaper shapes are in reach."""
         bench = self.bench
-        options = self.options()
-        for number in range(self.plan.refine):
-            done = sorted((c for c in self.candidates if c.kind == "network" and c.quality), key=lambda c: c.cost)
-            passing = [c for c in done if c.quality and c.quality.low >= bench.floor]
-            failing = [c for c in done if c.quality and c.quality.low < bench.floor]
-            above = passing[0] if passing else None
-            below = max((c for c in failing if above is None or c.cost < above.cost), key=lambda c: c.cost, default=None)
-            high = above.cost if above else 0.85
-            low = below.cost if below else high * 0.5
-            target = math.sqrt(high * low)
-            if above is None and below is not None:
-                target = min(0.9, below.cost + 0.5 * (0.9 - below.cost))
-            if high / low < 1.12:
-                break
-            node = self.node(above) if above else self.root
-            depth = {s: sum(1 for i in k) for s, k in (above.kept if above else node.kept).items()}
-            shape = self.shapes([target], depth, 0.0, options)[0]
-            if shape is None:
-                break
-            shape = {i: min(v, node.shape.get(i, v)) for i, v in shape.items()}
-            if signature(shape) in {signature(c.shape) for c in done}:
-                break
-            steps = self.plan.steps[min(len(self.plan.steps) - 1, number)]
-            bench.listener.stage("refining near the floor", steps)
-            self.finish(f"refine-{number}", node, shape, steps, bench.seed + 50 + number)
-        return self.candidates
+        seconds = bench.left()
+        if not self.plan.refine or not bench.diary.once("budget:refine", lambda: seconds >= 5):
+            return self.candidates
+        end = time.monotonic() + seconds
+        lanes = bench.crew.lanes
+        clock = self._clock("refining near the floor", seconds)
+        made = [t for t in (self._longer(lambda: self._part(end, lanes)), self._between(lambda: end - time.monotonic())) if t is not None]
+        bench.carry_out(made[: max(1, min(self.plan.refine, 2))], clock)
+        return self._sorted()
+
+    @staticmethod
+    def _part(end: float, lanes: int) -> float:
+        return (end - time.monotonic()) * (1.0 if lanes > 1 else 0.5)
+
+    def _networks(self) -> list[Candidate]:
+        return sorted((c for c in self.candidates if c.kind == "network" and c.quality), key=lambda c: (c.cost, c.name))
+
+    def _longer(self, seconds: Callable[[], float]) -> Training | None:
+        """The cheapest network within reach of the floor (six points where a cascade may hand its doubts on, one and a half elsewhere), trained
+        further; it takes the place of its former self where it has become better."""
+        slack = 0.06 if self.cascading else 0.015
+        done = self._networks()
+        near = [c for c in done if c.quality and c.quality.value >= self.bench.floor - slack and c.cost < 0.5]
+        best = near[0] if near else max((c for c in done if c.cost < 0.5), key=lambda c: c.quality.value if c.quality else 0.0, default=None)
+        if best is None:
+            return None
+
+        def then(candidate: Candidate) -> list[Training]:
+            if candidate.quality and best.quality and candidate.quality.value > best.quality.value:
+                best.status, best.reason = "stopped", f"trained further as {candidate.name}"
+            return []
+
+        steps = max(self.plan.steps)
+        return self.finish("longer", self.node(best), best.shape, steps, self.bench.seed + 70, seconds, then)
+
+    def _between(self, seconds: Callable[[], float]) -> Training | None:
+        """A new shape near the floor, pruned from the nearest larger one."""
+        bench, done = self.bench, self._networks()
+        passing = [c for c in done if c.quality and c.quality.low >= bench.floor]
+        failing = [c for c in done if c.quality and c.quality.low < bench.floor]
+        above = passing[0] if passing else None
+        below = max((c for c in failing if above is None or c.cost < above.cost), key=lambda c: c.cost, default=None)
+        high = above.cost if above else 0.85
+        low = below.cost if below else high * 0.5
+        target = math.sqrt(high * low)
+        if above is None and below is not None:
+            target = min(0.9, below.cost + 0.5 * (0.9 - below.cost))
+        if self.cascading:
+            target = min(target, 0.5)
+        if high / low < 1.12:
+            return None
+        larger = [c for c in done if c.cost > 1.05 * target]
+        start = larger[0] if larger else None
+        node = self.node(start) if start else self.root
+        depth = {s: len(k) for s, k in node.kept.items()}
+        shape = self.shapes([target], depth, 0.0, self.options())[0]
+        if shape is None:
+            return None
+        shape = {i: min(v, node.shape.get(i, v)) for i, v in shape.items()}
+        if signature(shape) in {signature(c.shape) for c in done}:
+            return None
+        return self.finish("refine-0", node, shape, max(self.plan.steps), bench.seed + 50, seconds, lambda _: [])
+
+
+PHASE = 0.68
+"""Share of the search's time that descends; the rest refines."""
+TRIAL = 0.07
+"""Share of that for one short trial."""
+
+
+def _shares(costs: list[float]) -> list[float]:
+    """What each level of a descent gets of its time: a dear one more, but less than its steps cost more."""
+    return [math.sqrt(max(c, 0.02)) for c in costs]
 
 
 class Combine(Rewrite):

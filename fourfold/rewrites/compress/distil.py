@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class Schedule:
     """How long and how hard to train. `steps` optimiser steps of `batch` examples; `lr` peak of AdamW, warm-up then linear to zero.
 
     `dropout`: whether the student's own dropout acts. A pruned student that copies a teacher's logits gains nothing from it and trains slower.
+    `bf16`: whether it multiplies in bfloat16; None: where the processor has instructions for it.
     """
 
     steps: int
@@ -53,6 +54,41 @@ class Schedule:
     clip: float = 1.0
     seed: int = 0
     dropout: bool = True
+    bf16: bool | None = None
+
+
+@dataclass
+class Limit:
+    """The wall-clock time that one training may take, and what that made of its number of steps.
+
+    Every few steps the total is set anew to what the rest of the time holds at the pace seen (never above the schedule's), and the learning rate
+    falls to zero by then. `changes` lists [step, total from there]; a training that is given a finished list (`replay`) follows it instead.
+    """
+
+    seconds: float
+    changes: list[list[int]] = field(default_factory=list)
+    replay: bool = False
+
+    def begin(self) -> None:
+        self._began, self._last, self._pace = time.monotonic(), time.monotonic(), 0.0
+
+    def total(self, step: int, total: int, most: int) -> int:
+        """How many steps there will be in all, asked before step number `step`, with `total` as it stands."""
+        if self.replay:
+            return next((t for s, t in reversed(self.changes) if s <= step), total)
+        now = time.monotonic()
+        gone, self._last = now - self._last, now
+        self._pace = gone if not self._pace else 0.9 * self._pace + 0.1 * gone
+        left = self.seconds - (now - self._began)
+        wanted = total
+        if left <= 0 and step > 0:
+            wanted = step
+        elif step >= 4 and (step % 8 == 0 or step == 4):
+            wanted = max(step + 1, min(most, step + int(left / max(self._pace, 1e-6))))
+        if wanted != total and (wanted <= step + 1 or abs(wanted - total) > 0.04 * total):
+            self.changes.append([step, wanted])
+            return wanted
+        return total
 
 
 @dataclass(frozen=True)
@@ -72,12 +108,46 @@ def fast_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(here().flags))
 
 
+_threads: int | None = None
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch use `count` threads wherever a model is trained or judged from now on; None: every core. Results differ in their last bits by this
+    number, so a job decides it once and journals it."""
+    global _threads
+    _threads = count
+
+
 def all_cores() -> None:
-    """Let torch use every core that this process may have: engine sessions leave behind the thread count they were raced with."""
+    """Let torch use the threads it may have (`use_threads`, else every core): engine sessions leave behind the count they were raced with."""
     from fourfold.machine import here
 
-    if torch.get_num_threads() != here().cores:
-        torch.set_num_threads(here().cores)
+    wanted = _threads or here().cores
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
+
+
+def pays_threads(rounds: int = 3) -> int:
+    """The number of threads, one or every core, with which a small layer's forward and backward pass ends sooner here and now, by the clock.
+
+    Beside a busy neighbour, threads that wait for one another at the end of every operation take several times longer than one alone.
+    """
+    from fourfold.machine import here
+
+    cores = here().cores
+    if cores == 1:
+        return 1
+    layer, x = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)), torch.randn(512, 256)
+    best: dict[int, list[float]] = {1: [], cores: []}
+    for _ in range(rounds + 1):
+        for count in best:
+            torch.set_num_threads(count)
+            began = time.perf_counter()
+            for _ in range(12):
+                layer(x).sum().backward()
+            best[count].append(time.perf_counter() - began)
+    all_cores()
+    return min(best, key=lambda count: float(np.median(best[count][1:])))
 
 
 def autocast(enabled: bool) -> Any:
@@ -264,7 +334,7 @@ class Checkpoint:
     def due(self) -> bool:
         return self.path is not None and time.monotonic() - self.last > self.every
 
-    def save(self, student: nn.Module, optimiser: Optimiser, step: int, losses: list[float]) -> None:
+    def save(self, student: nn.Module, optimiser: Optimiser, step: int, losses: list[float], limit: Limit | None = None) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -274,7 +344,7 @@ class Checkpoint:
         for i, (part, p) in enumerate(optimiser.slots()):
             for key, value in part.state.get(p, {}).items():
                 flat[f"o.{i}.{key}"] = torch.as_tensor(value).detach().clone()
-        meta = {"schedule": self.stamp, "step": str(step), "losses": json.dumps(losses)}
+        meta = {"schedule": self.stamp, "step": str(step), "losses": json.dumps(losses), "changes": json.dumps(limit.changes if limit else [])}
         aside = self.path.with_suffix(".part")
         try:
             save_file(flat, str(aside), metadata=meta)
@@ -284,7 +354,7 @@ class Checkpoint:
             self.path = None
         self.last = time.monotonic()
 
-    def load(self, student: nn.Module, optimiser: Optimiser) -> tuple[int, list[float]]:
+    def load(self, student: nn.Module, optimiser: Optimiser, limit: Limit | None = None) -> tuple[int, list[float]]:
         from safetensors import SafetensorError, safe_open
 
         if self.path is None or not self.path.exists():
@@ -292,7 +362,9 @@ class Checkpoint:
         try:
             with safe_open(str(self.path), "pt") as file:
                 meta = file.metadata() or {}
-                if meta.get("schedule") != self.stamp:
+                changes = json.loads(meta.get("changes", "[]"))
+                other = limit is not None and limit.replay and changes != [c for c in limit.changes if c[0] < int(meta["step"])]
+                if meta.get("schedule") != self.stamp or other:
                     return 0, []
                 flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no dict
         except (SafetensorError, OSError):
@@ -307,6 +379,8 @@ class Checkpoint:
             state = {key.split(".", 2)[2]: value for key, value in flat.items() if key.startswith(f"o.{i}.")}
             if state:
                 part.state[p] = {k: int(v) if k == "step" and part is not optimiser.parts[0] else v for k, v in state.items()}
+        if limit and not limit.replay:
+            limit.changes = changes
         return int(meta["step"]), json.loads(meta["losses"])
 
     def clear(self) -> None:
@@ -327,8 +401,9 @@ def recover(
     hidden: Callable[[Any], Tensor | None] | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
+    limit: Limit | None = None,
 ) -> Recovery:
-    """Train `student` in place and return what was done.
+    """Train `student` in place and return what was done; in less time, with fewer steps, where `limit` says so.
 
     With a `teacher`: on its `answers` (logits over `pool`, [N, C]; asked batch by batch where None) plus hidden states of `pairs`, plus labels where
     `schedule.label_weight` > 0. Without one: on labels alone (plain fine-tuning). Raises FourfoldError when the loss stops being a number.
@@ -336,10 +411,10 @@ def recover(
     if teacher is None and schedule.label_weight <= 0:
         schedule = replace(schedule, label_weight=1.0)
     all_cores()
-    bf16 = fast_bf16()
+    bf16 = fast_bf16() if schedule.bf16 is None else schedule.bf16
     optimiser = Optimiser(student, schedule.lr, schedule.decay)
     saved = Checkpoint(checkpoint, schedule)
-    start, losses = saved.load(student, optimiser)
+    start, losses = saved.load(student, optimiser, limit)
     match = bool(pairs) and teacher is not None and schedule.hidden_weight > 0
     wall, cpu = time.perf_counter(), time.process_time()
     student.train()
@@ -354,7 +429,18 @@ def recover(
         if match:
             assert pairs is not None and teacher is not None and hidden is not None
             taps = [Tap(student, tuple(s for s, _ in pairs), hidden), Tap(teacher.module, tuple(t for _, t in pairs), hidden)]
-        for step in range(start, schedule.steps):
+        total, done = schedule.steps, 0.0  # `done`: the share of the training that is over, which the learning rate follows
+        past = list(limit.changes) if limit else []
+        for step in range(start):
+            total = next((t for s, t in past if s == step), total)
+            done += (1 - done) / max(1, total - step)
+        if limit:
+            limit.begin()
+        step = start
+        while True:
+            total = limit.total(step, total, schedule.steps) if limit else total
+            if step >= total:
+                break
             index = next(batches)
             torch.manual_seed(schedule.seed * 1_000_003 + step)  # dropout is then a function of the step, not of what ran before a kill
             inputs = tensors(pool.collate(index))
@@ -366,12 +452,14 @@ def recover(
                     "Lower the learning rate or look for extreme inputs.",
                 )
             loss.backward()
-            optimiser.step(schedule.lr * rate(step, schedule), schedule.clip)
+            optimiser.step(schedule.lr * rate(done, total, schedule.warmup), schedule.clip)
             losses.append(value)
+            done += (1 - done) / (total - step)
+            step += 1
             if progress:
-                progress(step + 1, value)
+                progress(step, value)
             if saved.due():
-                saved.save(student, optimiser, step + 1, losses)
+                saved.save(student, optimiser, step, losses, limit)
     finally:
         optimiser.close()
         for tap in taps:
@@ -379,13 +467,13 @@ def recover(
     student.eval()
     saved.clear()
     cut = np.array_split(np.asarray(losses), min(10, max(1, len(losses)))) if losses else []
-    return Recovery(schedule.steps, time.perf_counter() - wall, time.process_time() - cpu, tuple(float(np.mean(c)) for c in cut))
+    return Recovery(len(losses), time.perf_counter() - wall, time.process_time() - cpu, tuple(float(np.mean(c)) for c in cut))
 
 
-def rate(step: int, schedule: Schedule) -> float:
-    """Share of the peak learning rate at `step`: linear warm-up, then linear to zero."""
-    warm = max(1.0, schedule.warmup * schedule.steps)
-    return min((step + 1) / warm, (schedule.steps - step) / max(1.0, schedule.steps - warm))
+def rate(done: float, total: int, warmup: float) -> float:
+    """Share of the peak learning rate when `done` (0 to 1) of `total` steps are over: linear warm-up, then linear to zero."""
+    warm = max(1.0, warmup * total)
+    return min((done * total + 1) / warm, total * (1 - done) / max(1.0, total - warm))
 
 
 def _loss(

@@ -41,17 +41,16 @@ def measure(job: Job) -> None:
     root.sensitivities = _sensitivities(job, root)
     job.table = _cost_table(job, root)
     job.plan = plan(job, root)
-    share = max(10.0, job.work.budget - job.journal.elapsed)
+    window, rest = job.deadline.until("search"), job.deadline.left()
     job.listener.plan(
         {
-            "asking the original": 0.08 * share,
-            "sketching shapes": 0.07 * share,
-            "pruning and distilling": 0.45 * share,
-            "distilling a static student": 0.08 * share,
-            "refining near the floor": 0.08 * share,
-            "building precisions and back ends": 0.14 * share,
-            "racing": 0.07 * share,
-            "proving on the unseen split": 0.03 * share,
+            "asking the original": 0.1 * window,
+            "sketching shapes": 0.1 * window,
+            "pruning and distilling": 0.55 * window,
+            "refining near the floor": 0.25 * window,
+            "building precisions and back ends": 0.5 * (rest - window),
+            "racing": 0.25 * (rest - window),
+            "proving on the unseen split": 0.15 * (rest - window),
         }
     )
 
@@ -62,8 +61,10 @@ def _sensitivities(job: Job, root: Node) -> Sensitivities:
 
     stacks = root.anatomy.stacks
     units = sum(1 + len(b.sublayers) for stack in stacks for b in stack.blocks)
-    count = min(len(job.splits.train), int(np.clip(0.08 * job.work.budget / (4 * max(job.each, 1e-9)), 8, 384)))
-    ablated = min(count, int(0.06 * job.work.budget / (units * max(job.each, 1e-9))), 128 if not job.sequences else 16)
+    seconds = 0.5 * job.deadline.until("measure")
+    most = [min(len(job.splits.train), int(np.clip(0.55 * seconds / (4 * max(job.each, 1e-9)), 8, 384)))]
+    most.append(min(most[0], int(0.45 * seconds / (units * max(job.each, 1e-9))), 128 if not job.sequences else 16))
+    count, ablated = job.decide("calibration", lambda: most)
 
     def run() -> dict[str, torch.Tensor]:
         import torch
@@ -106,16 +107,18 @@ def _cost_table(job: Job, root: Node) -> CostTable:
 
     def run() -> dict[str, float]:
         job.listener.stage("timing removable units on this machine", len(shapes))
+        allowed = max(2.0, min(25.0, 0.06 * job.work.budget, 0.5 * job.deadline.until("search")))
         runners: dict[str, Callable[[], None]] = {}
         sample: Examples | None = None
         for name in shapes:
             part = job.signed(name, module(name))
             if sample is None:
-                sample = sample_for(part, job.raced(job.splits.search), min(0.6, job.work.budget / 600), job.work.seed, job.work.objective)
+                # warm-up, five rounds and the growing number of shapes must fit in the time; a smaller shape takes less than the original
+                one = min(0.6, job.work.budget / 600, allowed / (5.0 * len(shapes)))
+                sample = sample_for(part, job.raced(job.splits.search), one, job.work.seed, job.work.objective)
             runners[name] = runner(Assembly(name, [part]), sample, job.task)
             job.listener.advance()
-        seconds = max(3.0, min(25.0, 0.06 * job.work.budget))
-        results = race(runners, baseline="full", rounds=9, seed=job.work.seed, deadline=seconds, warmup=1, min_time=0.02)
+        results = race(runners, baseline="full", rounds=9, at_least=3, seed=job.work.seed, deadline=0.7 * allowed, warmup=1, min_time=0.02)
         return {n: (r.wall if job.work.objective == "latency" else r.cpu).value for n, r in results.items()}
 
     if job.work.objective == "memory":

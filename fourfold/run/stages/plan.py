@@ -1,4 +1,4 @@
-"""What the budget allows: how many levels, trials, steps and refinements, from the measured time of a training step."""
+"""What the budget allows: how many levels, trials and refinements, from the measured time of a training step."""
 
 from __future__ import annotations
 
@@ -10,99 +10,156 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourfold.run.deadline import ENDS
+
 if TYPE_CHECKING:
+    from torch import nn
+
+    from fourfold.ingest.data import Examples
     from fourfold.rewrites.compress.combine import Node, Plan
+    from fourfold.rewrites.compress.distil import Schedule, Teacher
     from fourfold.run.job import Job
     from fourfold.workload import Workload
 
 
 def plan(job: Job, root: Node) -> Plan:
     """What the budget allows, from the measured time of a training step; journalled, so that a resumed run follows the same plan."""
-    from fourfold.rewrites.compress.combine import Plan, cheapest, prune
-    from fourfold.rewrites.compress.distil import Schedule, Teacher, recover
+    from fourfold.rewrites.compress.combine import Plan, cheapest
 
     assert job.table is not None
     table = job.table
 
     def run() -> dict[str, Any]:
-        teacher = Teacher(job.subject, root.module, job.task)
-        warm, count = (1, 2) if job.sequences else (2, 6)
-        quick = Schedule(warm, job.batch, hidden_weight=0, seed=991, dropout=False)
-        thin = {s.name: max(s.least, s.full // 4) for s in job.sites}  # as deep as the original: a step costs by depth more than by width
-        pace: dict[float, float] = {}
-        for shape in ({}, thin, {s.name: s.least for s in job.sites}):
-            module = prune(root, shape, mend=False)[0] if shape else copy.deepcopy(root.module)
-            recover(module, job.subject, job.task, job.splits.train, quick, teacher=teacher)
-            began = time.perf_counter()
-            recover(module, job.subject, job.task, job.splits.train, replace(quick, steps=count), teacher=teacher)
-            pace[table.total(job.sites, shape)] = (time.perf_counter() - began) / count
-        return plan_for(
+        pace, bf16_from = _pace(job, root)
+        made = plan_for(
             pace,
             cheapest(root.anatomy, table, job.sites),
             job.work,
             len(job.splits.train),
-            job.journal.elapsed,
+            job.deadline.spent(),
             job.batch,
             online=job.sequences,
+            answer=job.each,
+            cascades=job.task.kind == "classification" and job.work.objective != "memory",
         )
+        return {**made, "bf16_from": bf16_from}
 
     found = job.journal.once("plan", run)
-    job.augment = float(found.pop("augment"))
+    job.augment, job.bf16_from = float(found.pop("augment")), float(found.pop("bf16_from"))
     return Plan(**found)
+
+
+def _pace(job: Job, root: Node) -> tuple[dict[float, float], float]:
+    """Seconds of a training step, by the predicted cost of the shape trained, in the precision that is quicker for it; and the cost from which on
+    that is bfloat16. On one thread where several trainings will run beside one another. The original itself is timed only where a tenth of the time
+    that the search has holds it."""
+    from fourfold.rewrites.compress.combine import prune
+    from fourfold.rewrites.compress.distil import Schedule, Teacher, fast_bf16, use_threads
+    from fourfold.run.stages.search import ROOM, weight_bytes
+
+    assert job.table is not None
+    few = job.splits.train.take(np.arange(min(len(job.splits.train), 40 * job.batch)))
+    teacher = Teacher(job.subject, root.module, job.task)
+    answers = None
+    if not job.sequences:  # any numbers of the right shape will do: as in the real thing, the teacher is not asked in the steps
+        import torch
+
+        answers = torch.randn(len(few), job.base_search.shape[1]) if job.task.kind in ("classification", "regression") else None
+    if answers is not None and weight_bytes(job) <= ROOM:
+        use_threads(1)
+    end = time.monotonic() + max(2.0, 0.12 * job.deadline.until("search"))
+    thin = {s.name: max(s.least, s.full // 4) for s in job.sites}  # as deep as the original: a step costs by depth more than by width
+    pace: dict[float, float] = {}
+    bf16_from = 0.0 if fast_bf16() else float("inf")
+    try:
+        for shape in ({s.name: s.least for s in job.sites}, thin, {}):
+            cost = job.table.total(job.sites, shape)
+            seconds: dict[bool, float] = {}
+            for bf16 in (True, False) if fast_bf16() else (False,):
+                if pace and time.monotonic() > end and bf16 is not (bf16_from <= cost):
+                    continue  # no time for the precision that lost on a smaller shape, or has not been seen to win
+                module = prune(root, shape, mend=False)[0] if shape else copy.deepcopy(root.module)
+                quick = Schedule(2, job.batch, hidden_weight=0, seed=991, dropout=False, bf16=bf16)
+                seconds[bf16] = _step(job, module, few, teacher, answers, quick, end)
+            pace[cost] = min(seconds.values())
+            if fast_bf16() and True in seconds and False in seconds and seconds[False] < seconds[True]:
+                bf16_from = 1.5 * cost
+            if len(pace) == 2 and time.monotonic() > end:
+                break
+    finally:
+        use_threads(job.threads)
+    return pace, bf16_from
+
+
+def _step(job: Job, module: nn.Module, few: Examples, teacher: Teacher, answers: Any, quick: Schedule, end: float) -> float:
+    """Seconds of one step: the median of a handful, the first two not counted; fewer where time is short."""
+    from fourfold.rewrites.compress.distil import recover
+
+    marks: list[float] = []
+
+    def tick(_step: int, _loss: float) -> None:
+        marks.append(time.perf_counter())
+
+    began = time.perf_counter()
+    recover(module, job.subject, job.task, few, quick, teacher=teacher, answers=answers, progress=tick)
+    more = 2 if time.monotonic() > end or time.perf_counter() - began > 4 else 8
+    recover(module, job.subject, job.task, few, replace(quick, steps=more), teacher=teacher, answers=answers, progress=tick)
+    return float(np.median(np.diff(marks[2:]))) if len(marks) > 3 else float(np.diff(marks)[-1])
 
 
 LEAST_STEPS = 20
 """Fewer do not recover anything; a level is dropped sooner."""
+GOOD_STEPS = 300
+"""About what a level needs to be worth more than fewer levels with more steps each."""
 
 
 def plan_for(
-    pace: Mapping[float, float], reach: float, work: Workload, rows: int, spent: float, batch: int = 32, online: bool = False
+    pace: Mapping[float, float], reach: float, work: Workload, rows: int, spent: float, batch: int = 32, online: bool = False,
+    answer: float | None = None, cascades: bool = True,
 ) -> dict[str, Any]:
-    """The plan for a budget, from `pace`: seconds of a training step (the teacher's own pass included) by the predicted cost of the shape trained,
-    1.0 the original; and from the cost of the smallest shape, `reach`.
+    """The plan for a budget, from `pace`: seconds of a training step by the predicted cost of the shape trained, 1.0 the original; and from the cost
+    of the smallest shape, `reach`. `answer`: seconds that the original takes for one row; None: a fifth of its step.
 
-    Three fifths of what is left goes to short trials, full recoveries and refinement; the rest is for the teacher's answers, back ends, races and
-    the proof. `online`: the teacher answers in every step (its logits are too large to keep).
+    The levels share the time that `ENDS` gives to the search, less the original's answers and the refinement; each training is then held to its
+    seconds by the clock, so `steps` is only the most it may take. `online`: the teacher answers in every step (its logits are too large to keep).
+    `cascades`: a small level is wanted early, since what it is unsure of may be handed on.
     """
     costs, seconds = zip(*sorted(pace.items()), strict=True)
-    whole = pace[max(pace)]
-    teacher = 0.0 if online else 0.22 * whole  # answered once for all steps, not in each of them
+    whole = pace[max(pace)] / max(pace) if max(pace) < 0.9 else pace[max(pace)]
 
     def each(cost: float) -> float:
-        return max(0.02 * whole, float(np.interp(cost, costs, seconds)) - teacher)
+        return max(0.02 * whole, float(np.interp(cost, costs, seconds)))
 
-    left = max(10.0, work.budget - spent)
-    share = 0.6 * left
-    levels = [v for v in (0.6, 0.35, 0.2, 0.1, 0.05) if v > 1.1 * reach] or [0.5 + 0.5 * reach]
-    if reach > 0.93:  # nothing worth having can be removed: precision and back ends are all there is
-        return {"levels": [], "steps": [], "short": 0, "sketches": 0, "rivals": 0, "refine": 0, "hidden": 0.0, "augment": 0.0 if online else 1.0}
+    window = max(0.0, ENDS["search"] * work.budget - spent)
+    price = batch * answer if answer is not None else 0.22 * whole
+    augment = 0.0 if online else max(0.0, min(4.0, 0.12 * window / max(1e-9, rows * price / batch) - 1.0))
+    nothing = {"levels": [], "steps": [], "expected": 0, "short": 0, "sketches": 0, "rivals": 0, "refine": 0, "hidden": 0.0, "augment": 0.0 if online else 1.0}
+    if reach > 0.93 or window < LEAST_STEPS * each(max(0.35, reach)) / 2:  # nothing worth having can be removed, or no time to win it back
+        return nothing
+    wanted = (0.2, 0.1, 0.35, 0.6, 0.05) if cascades else (0.35, 0.2, 0.6, 0.1, 0.05)
     if work.floor >= 0.985 or online:
-        levels = [0.8, *levels]
-    rivals = 2
-    refine = 0 if left < 40 else 1 if left < 600 else 2
-
-    def steps_for(chosen: list[float], refine: int = refine) -> int:
-        """As many per level, with rivals' trials of a sixth as many, and refinements that tend to lie above the middle level."""
-        full = sum(each(v) for v in chosen)
-        return int(share / (full * (1 + rivals / 6) + refine * each(chosen[len(chosen) // 2] * 1.5)))
-
+        wanted = (0.6, 0.35, 0.8, 0.2, 0.1)
+    wanted = tuple(v for v in wanted if v > 1.1 * reach) or (0.5 + 0.5 * reach,)
+    refine = 0 if window < 25 else 2
+    share = window * (0.85 if online else 0.75) * (0.68 if refine else 1.0)
     cap = max(150, 8 * rows // batch)
-    if steps_for(levels) < min(500, cap):  # better few levels well recovered than many badly
-        few = [v for v in levels if v in (0.35, 0.2, 0.1)] if not online else [v for v in levels if v in (0.8, 0.6)]
-        levels = few or levels[:2]
-    if steps_for(levels) < LEAST_STEPS:
-        refine = 0
-    while len(levels) > 1 and steps_for(levels, refine) < LEAST_STEPS:
-        levels = levels[:-1]
-    steps = max(LEAST_STEPS, min(steps_for(levels, refine), cap))
-    price = teacher or 0.22 * whole
-    augment = 0.0 if online else min(5.0, 0.10 * left / max(1e-9, rows * price / batch), max(0.0, steps * batch * 1.2 / rows - 1.0) + 0.5)
+
+    def steps_for(chosen: tuple[float, ...]) -> int:
+        return int(share / sum(each(v) for v in chosen))
+
+    levels = wanted[:1]
+    for count in range(2, len(wanted) + 1):
+        if steps_for(wanted[:count]) >= min(GOOD_STEPS, cap):
+            levels = wanted[:count]
+    steps = max(LEAST_STEPS, min(steps_for(levels), cap))
+    levels = tuple(sorted(levels, reverse=True))
     return {
-        "levels": levels,
-        "steps": [steps] * len(levels),
+        "levels": list(levels),
+        "steps": [cap if steps > LEAST_STEPS else LEAST_STEPS] * len(levels),
+        "expected": steps,
         "short": max(8, min(80, steps // 6)),
-        "sketches": int(np.clip(left / 12, 4, 40)) if not online else 6,
-        "rivals": rivals if steps >= 120 else 1,
+        "sketches": int(np.clip(window / 10, 4, 40)) if not online else 6,
+        "rivals": 2 if steps >= 120 else 1,
         "refine": refine,
         "hidden": 1.0 if steps >= 2500 else 0.0,
         "augment": round(augment, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.run.deadline import spent_before
+from fourfold.errors import InputError
+from fourfold.run.deadline import spell, spent_before
 from fourfold.run.job import capped
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from fourfold.journal import Journal
     from fourfold.run.job import Job
 
+FEWEST = {"search": 24, "test": 48}
+"""Rows without which nothing can be judged."""
+LEAST_PASSES, LEAST_SECONDS = 4.0, 4.0
+"""Passes of the original over those rows, and seconds beside them, that a run needs at the very least."""
 SEARCH_ROWS, TEST_ROWS = 3_000, 20_000
 """Rows of the search and test splits that are judged at most; more would cost time and no longer narrow the interval that matters."""
 
@@ -47,9 +53,14 @@ def read(job: Job, model: Any, data: Any) -> None:
     job.splits = replace(splits, search=capped(splits.search, SEARCH_ROWS, work.seed), test=capped(splits.test, TEST_ROWS, work.seed))
     if splits.note:
         job.notes.append(splits.note)
+    from fourfold.rewrites.compress.distil import pays_threads, use_threads
+
+    use_threads(None)
     job.batch = 32 if not job.sequences else int(np.clip(1024 // max(1, int(np.mean(splits.train.lengths))), 2, 32))
     job.journal = _journal(job)
     job.deadline.before = spent_before(job.journal.events()[:-1])  # the last line is this run's own beginning
+    job.threads = int(job.decide("threads", pays_threads))
+    use_threads(job.threads)
     _limit(job)
 
 
@@ -73,7 +84,7 @@ def _journal(job: Job) -> Journal:
         "engines": job.options.engines,
         "threads": job.options.threads,
         "machine": here().fingerprint,
-        "version": 5,
+        "version": 6,
     }
     journal = Journal(job.folder, fingerprint)
     if job.options.fresh and any("key" in e for e in journal.events()):
@@ -85,21 +96,35 @@ def _journal(job: Job) -> Journal:
 
 
 def _limit(job: Job) -> None:
-    """Time the original on a few rows, and keep only as many search and test rows as the budget can judge a dozen times over."""
+    """Time the original on a few rows, and keep only as many search and test rows as the budget can judge a dozen times over. A budget that cannot
+    even hold the original's answers to the fewest rows is refused, with the least that can be done with."""
     from fourfold.rewrites.compress.combine import evaluate_with
 
-    few = job.splits.test.take(np.arange(min(16, len(job.splits.test))))
-
     def run() -> float:
-        evaluate_with(job.subject, job.task, job.subject.module, few, exact=True)
-        began = time.perf_counter()
-        evaluate_with(job.subject, job.task, job.subject.module, few, exact=True)
-        return (time.perf_counter() - began) / len(few)
+        each, count = 0.0, 2
+        while True:
+            few = job.splits.test.take(np.arange(min(count, len(job.splits.test))))
+            began = time.perf_counter()
+            evaluate_with(job.subject, job.task, job.subject.module, few, exact=True)
+            seconds = time.perf_counter() - began
+            each = seconds / len(few)
+            if count >= 16 and seconds > 0.05 or len(few) < count or seconds > 0.01 * job.work.budget:
+                return each
+            count *= 2 if count > 2 else 4
 
     job.each = float(job.journal.once("rows", run))
-    for name, share, least in (("search", 0.04, 100), ("test", 0.15, 300)):
+    spent = job.decide("read", job.deadline.spent)
+    least = 1.1 * spent + LEAST_PASSES * (FEWEST["search"] + FEWEST["test"]) * job.each + LEAST_SECONDS
+    if least > job.work.budget:
+        raise InputError(
+            f"a budget of {spell(job.work.budget)} is too small for this model, which takes {job.each:.2g} s for one row.",
+            f"The least is about {spell(math.ceil(least / 5) * 5)}: give --budget {spell(math.ceil(least / 5) * 5)} or more.",
+        )
+    room = max(0.0, job.work.budget - spent)
+    for name, share, few in (("search", 0.04, 100), ("test", 0.11, 300)):
         whole: Examples = getattr(job.splits, name)
-        kept = capped(whole, max(least, int(share * job.work.budget / max(job.each, 1e-9))), job.work.seed)
+        fits = int(share * room / max(job.each, 1e-9))
+        kept = capped(whole, max(FEWEST[name], fits if fits >= few else min(few, int(1.5 * fits))), job.work.seed)
         if len(kept) < len(whole):
             job.notes.append(
                 f"{len(kept):,} of {len(whole):,} {name} rows are used, which is what the budget of {job.work.budget:.0f} s can judge; "

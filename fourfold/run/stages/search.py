@@ -4,36 +4,52 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fourfold.run.job import capped
 from fourfold.run.stages.students import students
 
 if TYPE_CHECKING:
     import torch
 
+    from fourfold.ingest.data import Examples
     from fourfold.rewrites.compress.combine import Bench
+    from fourfold.run.crew import Crew
     from fourfold.run.job import Job
+
+ROOM = 600 << 20
+"""Bytes of weights up to which students are trained beside one another, each in a process of its own."""
+AGREES = 0.03
+"""Root mean square difference, as a share of the answers' own spread, up to which a back end may answer for the original before its students."""
 
 
 def search(job: Job) -> None:
-    """The combined search: sketches, short trials, full recoveries, refinement near the floor; and the static students."""
+    """The combined search: sketches, short trials, full recoveries with the static students beside them, and refinement near the floor."""
     from fourfold.rewrites.compress.combine import Searcher
+    from fourfold.rewrites.compress.distil import use_threads
 
-    if job.root is not None and job.plan is not None:
-        bench = _bench(job)
-        job.searcher = Searcher(bench, job.root, job.plan)
-        sketches = job.searcher.propose()
-        job.searcher.descend(sketches)
+    if job.root is not None and job.plan is not None and job.plan.levels:
+        bench, crew = _bench(job)
+        try:
+            crew.open()
+            job.searcher = Searcher(bench, job.root, job.plan)
+            sketches = job.searcher.propose()
+            job.searcher.descend(sketches, lambda seconds: students(job, bench, seconds))
+            job.candidates = job.searcher.candidates
+            job.searcher.refine()
+        finally:
+            use_threads(job.threads)
+            job.journal.once("crew", crew.close)  # within a step, so that the processor time of the children is booked
         job.candidates = job.searcher.candidates
-        students(job, bench)
-        job.searcher.refine()
-    job.candidates = job.searcher.candidates if job.searcher else job.candidates
 
 
-def _bench(job: Job) -> Bench:
-    """All that the search works on: the pool of inputs, widened as the plan allows, and the original's answers to it, journalled."""
+def _bench(job: Job) -> tuple[Bench, Crew]:
+    """All that the search works on: the pool of inputs, widened as the plan allows, and the original's answers to it, journalled; and who trains."""
+    from fourfold.machine import here
     from fourfold.rewrites.augmentation import augment
     from fourfold.rewrites.compress.combine import Bench
     from fourfold.rewrites.compress.distil import Teacher
+    from fourfold.run.crew import Crew
 
     assert job.root is not None and job.table is not None and job.plan is not None
     tokenizer = job.subject.tokenizer
@@ -54,17 +70,22 @@ def _bench(job: Job) -> Bench:
         import torch
 
         job.listener.stage("asking the original", len(pool))
-        found = teacher.answer(pool, job.listener.advance)
+        found = None if job.sequences else quick_answers(job, pool)
+        found = found if found is not None else teacher.answer(pool, job.listener.advance)
         return {"answers": found if found is not None else torch.zeros(0)}
 
     answers = job.journal.tensors("answers", answer)["answers"]
-    return Bench(
+    known = answers if answers.numel() else None
+    least = weight_bytes(job) > ROOM or known is None  # large models, and language models, are trained one at a time, on every core
+    crew = Crew(1 if least else min(2, here().cores), job.task, pool, teacher, known, lambda _: job.searcher.tick() if job.searcher else None)
+    crew.hidden = job.plan.hidden > 0
+    bench = Bench(
         job.subject,
         job.task,
         job.splits,
         pool,
         teacher,
-        answers if answers.numel() else None,
+        known,
         job.sample,
         job.table,
         job.sites,
@@ -78,5 +99,56 @@ def _bench(job: Job) -> Bench:
         lr=5e-5 if job.task.kind == "causal_lm" else 2e-4,
         hidden_weight=job.plan.hidden,
         label_weight=0.0,
-        calibration=min(384, job.root.sensitivities.examples if job.root.sensitivities else 384),
+        calibration=min(192, job.root.sensitivities.examples if job.root.sensitivities else 192),
+        crew=crew,
+        left=lambda: job.deadline.until("search"),
+        bf16_from=job.bf16_from,
     )
+    return bench, crew
+
+
+def weight_bytes(job: Job) -> int:
+    """Bytes of the original's weights."""
+    return sum(p.numel() * p.element_size() for p in job.subject.module.parameters())
+
+
+def quick_answers(job: Job, pool: Examples) -> torch.Tensor | None:
+    """The original's answers to the pool by the cheapest back end that the race of the original found and that answers as it does: on the search
+    split's first rows, `AGREES` of the answers' own spread is the most that they may differ by (root mean square). None where plain PyTorch is as
+    cheap, no other is that close, or it fails on the way; the reason is noted."""
+    import torch
+
+    from fourfold.errors import FourfoldError
+    from fourfold.rewrites.compress.combine import evaluate_with
+    from fourfold.run.artefact import Setting
+    from fourfold.run.finals import prepare
+
+    few = job.splits.search.take(np.arange(min(128, len(job.splits.search))))
+    with torch.no_grad():
+        wanted = evaluate_with(job.subject, job.task, job.subject.module, few, exact=True)
+    for engine, precision, how in job.pairs:
+        if (engine, precision) == ("torch", "fp32") or precision not in ("fp32", "bf16"):
+            continue
+        part = job.part("original", job.subject.module, None, Setting(engine, precision, **how))
+        try:
+            _, reason = prepare(part, job.raced(job.splits.search), job.folder / "engines" / "original", job.work.seed)
+            if reason:
+                continue
+            apart = float(np.sqrt(np.mean((part.outputs(few, job.task) - wanted) ** 2))) / max(1e-9, float(wanted.std()))
+            if apart > AGREES:
+                job.listener.note(f"{engine} {precision} answers {apart:.1%} apart from the original: not asked for the students")
+                continue
+            session, rows = part.open(), None
+            for index in pool.batches(part.setting.batch, bucket=True):
+                z = torch.from_numpy(session.run(pool.collate(index))).float()
+                if z.dim() != 2:
+                    return None
+                rows = torch.empty((len(pool), z.shape[1])) if rows is None else rows
+                rows[torch.from_numpy(index)] = z
+                job.listener.advance(len(index))
+            return rows
+        except (FourfoldError, RuntimeError, ValueError, KeyError) as error:
+            job.listener.note(f"{engine} {precision} could not answer for the students: {type(error).__name__}")
+        finally:
+            part.close()
+    return None
