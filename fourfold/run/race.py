@@ -208,6 +208,7 @@ def race_model(
     contenders, rejected = prepare(pairs, wrapped, signature, few, examples, folder, machine, course, accept, first)
     try:
         each = price(base.session(counts[0]), [theirs.collate(index) for index in theirs.batches(32, True, seed)[:6]], base.signature)
+        course.each = each
         rows = representative(len(examples), each, course.left(), objective, seed)
         base.data = theirs.take(rows)
         for contender in contenders.values():
@@ -311,6 +312,7 @@ class Field:
     say: Callable[[str], None]
     budget: float
     started: float = field(default_factory=time.perf_counter)
+    each: float = 0.0  # seconds of the baseline per example, roughly
     best_baseline: Choice = field(init=False)
     steps: dict[str, list[Step]] = field(default_factory=dict)
 
@@ -338,7 +340,8 @@ class Field:
             tuned[label] = self.tune(contenders[label], label, contenders[label].like(self.best_baseline))
         self.say("final race")
         runners = {BASELINE: self.base.runner(self.best_baseline)} | {label: contenders[label].runner(choice) for label, choice in tuned.items()}
-        results = race(runners, baseline=BASELINE, rounds=15, at_least=7, seed=self.seed, deadline=max(0.8 * self.left(), 1.0))
+        least = 5 if self.short(len(runners) * 9) else 7
+        results = race(runners, baseline=BASELINE, rounds=15, at_least=least, warmup=1, seed=self.seed, deadline=max(0.8 * self.left(), 1.0))
         winners = [label for label in tuned if self.wins(results[label])]
         winner = min(winners, key=lambda label: self.rank(contenders[label], results[label]), default=None)
         table = self.table(contenders, first, heats, tuned, results, winner)
@@ -348,7 +351,15 @@ class Field:
         """Every pair in the first configuration, hopeless ones given up early."""
         runners = {BASELINE: self.base.runner(first)} | {label: contender.runner(contender.like(first)) for label, contender in contenders.items()}
         self.say(f"racing {len(contenders)} back ends with the baseline")
-        return race(runners, baseline=BASELINE, rounds=6, seed=self.seed, warmup=1, eliminate=self.by, deadline=0.3 * self.left())
+        few = self.short(len(runners) * 7)
+        return race(
+            runners, baseline=BASELINE, rounds=6, at_least=3 if few else 5, seed=self.seed, warmup=1, eliminate=self.by, deadline=0.3 * self.left(),
+            min_time=0.01 if few else 0.025,
+        )  # fmt: skip
+
+    def short(self, passes: int) -> bool:
+        """Whether so many passes of the baseline would take more than half of what is left."""
+        return passes * self.each * len(self.base.data) > 0.5 * self.left()
 
     def finalists(self, contenders: dict[str, Contender], heats: dict[str, RaceResult]) -> list[str]:
         """At most three, within a quarter of the best; for memory the smallest two."""
@@ -365,9 +376,13 @@ class Field:
             options = [replace(best, **{name: value}) for value in values]
             if len(options) < 2:
                 continue
+            if self.short(len(options) * 2):
+                self.say(f"{label}: no time to vary {name}")
+                continue
             try:
                 runners = {str(option): contender.runner(option) for option in options}
-                results = race(runners, baseline=str(best), rounds=3, seed=self.seed, warmup=1)
+                results = race(runners, baseline=str(best), rounds=3, at_least=1 if self.short(len(options) * 4) else 3, deadline=0.3 * self.left(),
+                               seed=self.seed, warmup=1)  # fmt: skip
             except Exception as error:
                 # A setting that one engine cannot run (a fixed batch, say) is no setting; the one that ran stays.
                 self.say(f"{label} cannot vary {name}: {first_line(error)}")
@@ -473,8 +488,8 @@ def price(session: Session, few: list[Batch], signature: Signature) -> float:
 def representative(count: int, each: float, seconds: float, objective: str, seed: int) -> np.ndarray:
     """Row numbers (sorted) of a seeded random subset, sized so that the PASSES that a race takes fit into `seconds`; `each` is seconds per example.
 
-    Never fewer than 32 rows (4 for latency, which takes one at a time) nor more than 512 (64), nor more than there are (`count`).
+    Never fewer than 16 rows (4 for latency, which takes one at a time) nor more than 512 (64), nor more than there are (`count`).
     """
-    low, high = (4, 64) if objective == "latency" else (32, 512)
+    low, high = (4, 64) if objective == "latency" else (16, 512)
     size = min(count, max(low, min(high, int(seconds / PASSES / each))))
     return np.sort(np.random.default_rng(seed).permutation(count)[:size])

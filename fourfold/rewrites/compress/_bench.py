@@ -121,7 +121,8 @@ class Candidate:
 class Plan:
     """What the time allows, decided once from measured step times and then journalled.
 
-    `levels` cost targets from large to small · `steps` of full recovery per level, at most, and how many are `expected` in its time · `short` steps of rung 1 · `sketches` shapes tried at rung 0 ·
+    `levels` cost targets from large to small · `steps` of full recovery per level, at most, and how many are
+    `expected` in its time · `short` steps of rung 1 · `sketches` shapes tried at rung 0 ·
     `rivals` at rung 1 per level.
     """
 

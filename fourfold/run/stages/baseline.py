@@ -103,7 +103,7 @@ def _tune(job: Job) -> None:
             engines=job.options.engines,
             threads=job.options.threads,
             batch_sizes=[1, 2, 4, 8] if job.sequences else None,
-            budget_s=max(2.0, min(90.0, 0.08 * job.work.budget + 3.0, 0.8 * job.deadline.until("baseline"))),
+            budget_s=max(2.0, min(90.0, 0.1 * job.work.budget + 3.0, 0.8 * job.deadline.until("baseline"))),
             folder=folder,
             seed=job.work.seed,
             log=job.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
