@@ -219,18 +219,33 @@ def cascades(job: Job, members: Sequence[Point], floors: Sequence[float], label:
 
 
 def final(job: Job, points: Sequence[Point], seconds: float, rounds: int = 15) -> None:
-    """Judge every point on the unseen split and race all of them, interleaved, against the original at its own best settings."""
+    """Judge every point on the unseen split and race all their services (text in, answer out), interleaved, against the original's own best."""
     from fourfold.measure.quality import relative
-    from fourfold.run.finals import race_points
+    from fourfold.rewrites.compress.cascade import owners
+    from fourfold.run.artefact import Assembly
+    from fourfold.run.service import ORIGINAL, Runner, race_services
 
     for point in points:
         rows, point.shares = point.assembly.routed(job.splits.test, job.task)
         point.test = relative(job.task.metric, job.base_test, rows, job.splits.test.targets, seed=job.work.seed)
-    base = original(job).assembly.parts[0]
-    rows = few(job, job.splits.test)
-    found = race_points(points, base, rows, job.task, seconds=seconds, seed=job.work.seed, objective=job.work.objective, rounds=rounds)
+        point.agreement = job.agreement(rows)
+    runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [original(job).assembly.parts[0]]))}
+    known = {p.name for p in points}
     for point in points:
-        point.timing = found[point.name]
+        members = point.candidate.extra.get("members", ())
+        owner = None
+        if members and all(m.name in known for m in members):
+            owner = owners(point.candidate.extra["gates"], [m.assembly.outputs(job.splits.test, job.task) for m in members])
+        runners[point.name] = Runner(point.assembly, owner, tuple(m.name for m in members))
+    found = race_services(
+        runners, job.served_rows(job.splits.test), job.task, seconds=seconds, seed=job.work.seed, objective=job.work.objective,
+        max_length=job.options.max_length, calls=rounds,
+    )
+    for point in points:
+        point.served = found[point.name]
+        point.timing = point.served.result
+    job.served = found[ORIGINAL]
+    job.base_cpu, job.base_wall = job.served.cpu, job.served.wall
 
 
 def row(point: Point, who: str) -> dict[str, Any]:
