@@ -279,14 +279,17 @@ def claims(as_json: AsJson = False) -> None:
 @app.command(epilog="Example: fourfold demo --out fourfold-demo/")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to work in; a second run goes on where the first stopped.")] = Path("fourfold-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the search and of the fine-tuning.")] = 0,
+    progress: Annotated[str, typer.Option(help="auto, plain, json or none.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Run the main job on a real model and real reviews, from download to report."""
     from fourfold import demo as room
     from fourfold.report.terminal import Progress
 
-    with Progress("silent" if as_json else "auto") as shown:
-        front: Any = room.run(out, progress=shown)
+    mode: Any = "silent" if progress == "none" or as_json else progress
+    with Progress(mode) as shown:
+        front: Any = room.run(out, seed=seed, progress=shown)
     page = out / "report.html"
     front.report(page)
     _show(front.report_data, as_json)

@@ -175,7 +175,7 @@ def fine_tune(
     subject.module.save_pretrained(target)  # type: ignore[operator]
 
 
-def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: str = "6min", progress: Any = None) -> Front:
+def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: str = "6min", seed: int = 0, progress: Any = None) -> Front:
     """Fetch, fine-tune, optimise; returns the front. Files land in `folder` (cheap/, report.html, report.json)."""
     from fourfold.optimize import optimize
 
@@ -183,5 +183,7 @@ def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: st
     folder.mkdir(parents=True, exist_ok=True)
     base = encoder(folder)
     train, test = snippets(folder)
-    model = teacher(folder, base, train, test, progress=progress)
-    return optimize(model, {"train": train, "test": test}, floor=floor, budget=budget, out=folder / "cheap", max_length=64, progress=progress)
+    model = teacher(folder, base, train, test, seed=seed, progress=progress)
+    return optimize(
+        model, {"train": train, "test": test}, floor=floor, budget=budget, out=folder / "cheap", max_length=64, seed=seed, progress=progress
+    )

@@ -8,14 +8,14 @@ faster by its interval is accepted, whatever its FLOPs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fourfold.measure.clock import RaceResult, race
+from fourfold.measure.clock import RaceResult
 from fourfold.measure.quality import Relative
 from fourfold.run.artefact import Assembly, Part, Setting
 from fourfold.run.engines import engine
@@ -135,11 +135,3 @@ def sample_for(baseline: Part, examples: Examples, seconds: float, seed: int, ob
     return examples.take(np.sort(np.random.default_rng(seed).permutation(len(examples))[:count]))
 
 
-def race_points(
-    points: Sequence[Point], baseline: Part, examples: Examples, task: Task, *, seconds: float, seed: int, objective: str, rounds: int = 11
-) -> dict[str, RaceResult]:
-    """Interleaved race of all points against the tuned original; results by point name."""
-    sample = sample_for(baseline, examples, min(1.5, max(0.15, seconds / 60)), seed, objective)
-    runners: dict[str, Callable[[], None]] = {"original": runner(Assembly("original", [baseline]), sample, task)}
-    runners |= {p.name: runner(p.assembly, sample, task) for p in points}
-    return race(runners, baseline="original", rounds=rounds, seed=seed, deadline=seconds, warmup=1, min_time=0.02)
