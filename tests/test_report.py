@@ -16,11 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
 from invented import plan, report
 from rich.console import Console
 
+from fourfold import cli
 from fourfold.errors import ArtefactError, InputError
-from fourfold.report import html, markdown, place, plot, story, terminal, words, write
+from fourfold.report import advice, html, markdown, place, plot, story, terminal, words, write
 from fourfold.report import json as files
 from fourfold.report.front import Choice, Front
 from fourfold.report.schema import validate
@@ -165,6 +169,87 @@ def test_a_race_is_told_with_before_after_and_who_could_not_run() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[b]: torch fp32" in text and "→ openvino" in text and "0.50 [0.45, 0.55]" in text and "[not] installed" in text and "77" not in text
     assert "Nothing to race" in text
+
+
+# ---- what a reader asks next ----
+
+
+def agreeing(share: float) -> Any:
+    document = report()
+    document["candidates"][document["best"]]["agreement"] = {"value": share, "low": share - 0.01, "high": min(1.0, share + 0.01), "n": 2_145}
+    return document
+
+
+def test_the_same_work_is_said_only_where_the_answers_are_the_same() -> None:
+    assert story.headline(agreeing(0.995)) == "The same work for 6.2 % of the energy."
+    assert story.headline(agreeing(0.88)) == "98.1 % of the accuracy for 6.2 % of the energy; answers agree with the original's on 88.0 %."
+    assert story.headline(report()) == "98.1 % of the accuracy for 6.2 % of the energy."
+    values = agreeing(0.88)
+    values["data"]["task"] = "regression"
+    assert "rank correlation with the original's answers 0.880" in story.headline(values)
+
+
+def test_agreement_stands_beside_quality_in_every_reader_and_old_reports_are_read() -> None:
+    document = agreeing(0.88)
+    assert validate(document) == []
+    for text in (shown(document, 140), html.page(document), markdown.card(document), story.decision(document)):
+        assert "88.0" in text and "87.0" in text
+    assert "agrees, %" in shown(document, 140) and "agrees, %" not in shown(report(), 140)
+    assert "<em>6.2 %</em>" in html.page(document)
+
+
+def test_every_candidate_that_is_not_the_answer_has_a_reason() -> None:
+    for document in (report(), report(False)):
+        for index, row in enumerate(document["candidates"]):
+            row["reason"] = ""
+            assert bool(advice.why(document, index)) == (index != document["best"])
+        cheap = advice.cheaper(document)
+        best = document["candidates"][document["best"]]["relative_energy"]["value"] if document["best"] is not None else 1.0
+        assert cheap and all(document["candidates"][i]["relative_energy"]["value"] < best for i in cheap)
+    assert "points below the floor" in shown(report()) and "Cheaper, and not chosen" in html.page(report())
+
+
+def test_a_near_miss_names_the_floor_that_gives_it() -> None:
+    document = report()
+    assert advice.near_miss(document) == "97 % was missed by 2.1 points at 3.4 %: `--floor 94.9%` gives it (c004)."
+    document["candidates"][4]["test_quality"] = {"value": 0.983, "low": 0.9681, "high": 0.99, "n": 900}
+    assert advice.near_miss(document) == "97 % was missed by 0.2 points at 3.4 %: `--floor 96.8%` gives it (c004)."
+    assert all("--floor 96.8%" in " ".join(text.split()) for text in (shown(document), html.page(document), markdown.card(document)))
+    for row in document["candidates"]:
+        row["test_quality"] = row["test_quality"] and {**row["test_quality"], "low": 0.5}
+    assert advice.near_miss(document) == ""
+
+
+@pytest.mark.parametrize(
+    "metric, greater, share, own", [("accuracy", True, 0.9, 0.7677), ("perplexity", False, 0.5, 1.706), ("wer", False, 0.9, 0.8677)]
+)
+def test_the_winners_own_score_is_told(metric: str, greater: bool, share: float, own: float) -> None:
+    document = report()
+    document["data"] |= {"metric": metric, "greater_is_better": greater}
+    best = document["candidates"][document["best"]]
+    best["test_quality"] = {"value": share, "low": share - 0.05, "high": share + 0.05, "n": 99}
+    found = advice.absolute_quality(document, best)
+    assert found and found["value"] == pytest.approx(own) and found["low"] < found["value"] < found["high"]
+    assert f"{metric} {own:.3f}" in advice.winner(document) and "340 ms CPU time" in advice.winner(document)
+
+
+def test_what_next_fits_the_data_and_the_shell() -> None:
+    document = report()
+    document["folder"] = "my models/cheap"
+    told = dict(advice.steps(document))
+    assert told["use"] == "fourfold predict 'my models/cheap' --text \"…\"" and "fourfold verify 'my models/cheap'" in told["check on new data"]
+    document["data"]["inputs"] = "rows"
+    assert "--text" not in dict(advice.steps(document))["use"] and validate(document) == []
+    known = set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    assert {how.split()[1] for _, how in advice.steps(document) if how.startswith("fourfold ")} <= known
+    assert advice.steps({**document, "folder": None}) == [] == advice.steps({**report(False), "folder": "cheap"})
+
+
+@given(st.lists(st.floats(0.2, 60.0), min_size=1, max_size=6))
+def test_printed_factors_multiply_to_the_printed_total(factors: list[float]) -> None:
+    total = math.prod(factors)
+    shown_, whole = words.chain(factors, total)
+    assert words.times(math.prod(float(text.rstrip("×").replace(",", "")) for text in shown_)) == whole == words.times(total)
 
 
 # ---- the front in a console and in a notebook ----

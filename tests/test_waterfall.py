@@ -187,6 +187,6 @@ def test_every_reader_tells_the_levers_with_their_grades() -> None:
     page = html.page(document)
     assert "The four levers" in page and page.count('class="grade g-') == 5 and "Average intensity" in page
     sentence = next(line for line in story.story(document) if "Mechanization" in line)
-    assert sentence.startswith("Model 3.8× (measured) × Machine 4.2× (measured)") and "329×" in sentence and sentence in markdown.card(document)
+    assert sentence.startswith("Model 3.817× (measured) × Machine 4.226× (measured)") and "329×" in sentence and sentence in markdown.card(document)
     assert "1 × " not in page
     assert "nothing chosen" in html.page(with_levers(report(False)))

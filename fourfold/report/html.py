@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fourfold.report import plot, story, waterfall, words
+from fourfold.report import advice, plot, story, waterfall, words
 from fourfold.report.json import replace
 
 _WIDE, _NARROW = (920, 480), (374, 400)  # px: what a desktop column and a phone show
@@ -54,6 +54,13 @@ def page(report: Any) -> str:
         "decision": _unbroken(story.decision(report)),
         "order": _order(report),
         "break_even": story.break_even(report),
+        "near_miss": advice.near_miss(report),
+        "lost": advice.lost(report),
+        "steps": advice.steps(report),
+        "agreed": advice.agrees(report, subject) if subject else "",
+        "own": advice.absolute_quality(report, best) if best else None,
+        "chained": words.chain([row["factor"]["value"] for row in report["levers"]["rows"]], report["levers"]["total"]["value"])[0]
+        if report.get("levers") else [],
         "plots": plots,
         "any_untested": any(not point.tested for point in plot.points(report) if point.kind == "front"),
         "shapes": _shapes(report, subject),
@@ -78,6 +85,8 @@ def page(report: Any) -> str:
         "sublayer": _sublayer,
         "kept_blocks": _kept_blocks,
         "lever_unit": story.unit_of,
+        "why": partial(advice.why, report),
+        "agrees": partial(advice.agrees, report),
     }
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(asset("page.html")).render(**facts, **ways)
@@ -100,7 +109,8 @@ def _marked(report: Any) -> Any:
     text = story.headline(report)
     best = None if report["best"] is None else story.spent(report["candidates"][report["best"]], report["objective"])
     figure = words.percent(report["floor"] if best is None else best["value"])
-    return Markup(str(escape(text)).replace(figure, f"<em>{figure}</em>", 1))
+    before, found, after = str(escape(text)).rpartition(f" {figure}")
+    return Markup(f"{before} <em>{figure}</em>{after}") if found else escape(text)
 
 
 def _unbroken(text: str) -> str:
@@ -128,7 +138,10 @@ def _told(report: Any) -> dict[int, list[str]]:
         parts += [f"quality {words.interval(quality)}{'' if test else ' on the search split'}"] if quality else []
         parts += [f"energy {words.interval(candidate['relative_energy'])}", f"{words.count(candidate['parameters'])} parameters"]
         parts += [words.setting(candidate["setting"])] if candidate["setting"] else []
-        parts += [candidate["reason"]] if candidate["reason"] else []
+        agreed = advice.agrees(report, candidate)
+        parts[3:3] = [f"agrees with the original on {agreed}"] if agreed else []
+        reason = advice.why(report, index)
+        parts += [reason] if reason else []
         told[index] = parts
     return told
 
@@ -180,12 +193,11 @@ def _falls(report: Any) -> list[dict[str, Any]]:
         return []
     high = math.log(max(values))
     low = math.log(min(values)) - 0.22 * (high - math.log(min(values)) or 1.0)  # room on the left for the last bar's figure
-    spots = []
-    for row in rows:
+    spots, (printed, _) = [], words.chain([row["before"] / row["after"] for row in rows], report["total"] or rows[0]["before"] / rows[-1]["after"])
+    for row, fall in zip(rows, printed, strict=True):
         ends = sorted((math.log(row["before"]), math.log(row["after"])))
         left, right = (100 * (end - low) / (high - low) for end in ends)
         place = f"right:{100 - left + 1:.2f}%"
-        fall = words.times(row["before"] / row["after"])
         now = words.percent(row["after"])
         spots.append(
             {

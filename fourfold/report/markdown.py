@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fourfold.report import story, words
+from fourfold.report import advice, story, words
 from fourfold.report.json import replace
 
 
@@ -21,6 +21,7 @@ def card(report: Any) -> str:
     parts = [f"# {report['model']['name']}, made cheaper", f"**{story.headline(report)}** {story.decision(report)}", table(report)]
     parts += ["\n".join(f"- {line}" for line in story.story(report)[1:])]
     parts += [f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {words.sentence(report['valid'])}"]
+    parts += ["Next:\n\n" + "\n".join(f"- {what}: `{how}`" for what, how in advice.steps(report))] if advice.steps(report) else []
     parts += [f"```\n{report['command']}\n```"]
     return "\n\n".join(parts) + "\n"
 
@@ -31,6 +32,7 @@ def table(report: Any) -> str:
     for candidate in sorted((report["candidates"][i] for i in report["front"]), key=lambda c: -(c["relative_energy"] or {"value": 0})["value"]):
         name = f"**{candidate['name']}**" if report["best"] is not None and candidate is report["candidates"][report["best"]] else candidate["name"]
         quality = words.interval(story.quality_of(candidate)) + ("" if candidate["test_quality"] else " (search split)")
+        quality += f"; agrees on {advice.agrees(report, candidate)}" if candidate.get("agreement") else ""
         rows.append((name, quality, words.interval(candidate["relative_energy"]), words.count(candidate["parameters"]), candidate["how"]))
     for simple in report["simple"]:
         quality, cost = words.interval(simple["relative_quality"]), words.interval(simple["relative_energy"])

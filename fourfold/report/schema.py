@@ -66,6 +66,7 @@ class Data(TypedDict):
     search: int
     test: int
     note: str  # how the splits were made
+    inputs: NotRequired[str]  # what a row is: "texts", "pairs" or "rows" (arrays, images, sounds)
 
 
 class Host(TypedDict):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from fourfold.report.advice import agrees, lost, near_miss, winner
 from fourfold.report.waterfall import NAMES
-from fourfold.report.words import count, energy, factor, grams, interval, percent, setting, span, times
+from fourfold.report.words import chain, count, energy, factor, grams, interval, percent, setting, span, times
 
 _SPENT = {"energy": "energy", "latency": "time", "memory": "memory"}
+SAME = 0.99  # agreement from which on "the same work" is said
 _FEW = 4  # refusals told by name
 
 
@@ -33,7 +35,17 @@ def headline(report: Any) -> str:
     what = _SPENT[report["objective"]]
     if cost is None:
         return f"The floor of {percent(report['floor'])} is met."
-    return f"The same work for {percent(cost['value'])} of the {what}."
+    agreed = best.get("agreement")
+    if agreed is not None and agreed["value"] >= SAME:
+        return f"The same work for {percent(cost['value'])} of the {what}."
+    named = report["data"]["greater_is_better"] and report["data"]["metric"] != "agreement"
+    kept = f"{percent(quality_of(best)['value'])} of the {report['data']['metric'] if named else 'quality'}"
+    told = f"{kept} for {percent(cost['value'])} of the {what}"
+    if agreed is None:
+        return f"{told}."
+    if report["data"]["task"] == "regression":
+        return f"{told}; rank correlation with the original's answers {agrees(report, best, False)}."
+    return f"{told}; answers agree with the original's on {agrees(report, best, False)}."
 
 
 def decision(report: Any) -> str:
@@ -45,7 +57,9 @@ def decision(report: Any) -> str:
     tested = report["candidates"][report["best"]]["test_quality"] is not None
     split = f"{quality.get('n', data['test']):,} unseen examples" if tested else "the search split"
     floor = f"the floor is {percent(report['floor'])} ({data['metric']}, lower 95 % bound)"
-    return f"Quality is {interval(quality)} of the original's on {split}; {floor}."
+    agreed = agrees(report, report["candidates"][report["best"]])
+    how = "; rank correlation with its answers " if data["task"] == "regression" else "; it answers as the original does on "
+    return f"Quality is {interval(quality)} of the original's on {split}{how + agreed if agreed else ''}; {floor}."
 
 
 def _missed(report: Any) -> str:
@@ -85,7 +99,10 @@ def story(report: Any) -> list[str]:
         lines += [sentence for stack in best["structure"] for sentence in _stack(stack)]
         lines += _vocabulary(best) + _cascade(best)
         lines += [_factor(row) for row in report["factors"]]
+        lines.append(winner(report))
     lines += [note for note in report["notes"] if note.startswith("Raced again")]
+    lines += [near_miss(report)] if near_miss(report) else []
+    lines += [f"Cheaper, and not chosen: {'; '.join(lost(report))}."] if lost(report) else []
     lines += levers(report)
     lines += _refused(report)
     cost = report["cost"]
@@ -98,8 +115,9 @@ def levers(report: Any) -> list[str]:
     found = report.get("levers")
     if not found or not any(row["given"] for row in found["rows"]):
         return []
-    parts = [f"{NAMES[row['lever']]} {times(row['factor']['value'])} ({row['factor']['grade'] or row['title']})" for row in found["rows"]]
-    lines = [f"{' × '.join(parts)} = {factor(found['total'])} less {unit_of(found)} ({found['total']['grade']})."]
+    printed, whole = chain([row["factor"]["value"] for row in found["rows"]], found["total"]["value"])
+    parts = [f"{NAMES[row['lever']]} {shown} ({row['factor']['grade'] or row['title']})" for row, shown in zip(found["rows"], printed, strict=True)]
+    lines = [f"{' × '.join(parts)} = {factor(found['total'], whole)} less {unit_of(found)} ({found['total']['grade']})."]
     carbon = found["carbon"]
     if carbon:
         lines.append(f"{carbon['run']}: {grams(carbon['before'])} before, {grams(carbon['after'])} after ({carbon['after']['grade']}, "

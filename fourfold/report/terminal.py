@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
 from fourfold.errors import InputError
-from fourfold.report import story, words
+from fourfold.report import advice, story, words
 from fourfold.report.waterfall import NAMES
 
 if TYPE_CHECKING:
@@ -54,17 +54,20 @@ def _front(report: Any, width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
     table.add_column("", no_wrap=True, max_width=max(18, width // 4))      # a cascade's long name must not push the figures out
     table.add_column("quality, %", justify="right", no_wrap=True)
+    told = wide and any(report["candidates"][index].get("agreement") for index in _ordered(report))
+    if told:
+        table.add_column("agrees, %" if report["data"]["task"] != "regression" else "correlation", justify="right", no_wrap=True)
     table.add_column("energy, %", justify="right", no_wrap=True)
     if wide:
         table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("how", overflow="fold", ratio=1)
 
-    def row(name: str, quality: str, cost: str, parameters: float | None, how: str, style: str = "") -> None:
-        table.add_row(name, quality, cost, *([words.count(parameters)] if wide else []), how, style=style)
+    def row(name: str, quality: str, cost: str, parameters: float | None, how: str, style: str = "", agreed: str = "–") -> None:
+        table.add_row(name, quality, *([agreed] if told else []), cost, *([words.count(parameters)] if wide else []), how, style=style)
 
-    row("  original", "100", "100", report["model"]["parameters"], words.setting(report["baseline"]["setting"]))
+    row("  original", "100", "100", report["model"]["parameters"], words.setting(report["baseline"]["setting"]), agreed="100")
     for index in _ordered(report):
-        row(*_candidate(report, index))
+        row(*_candidate(report, index), agreed=advice.agrees(report, report["candidates"][index]).replace(" %", "") or "–")
     for simple in report["simple"]:
         quality, cost = words.interval(simple["relative_quality"], False), words.interval(simple["relative_energy"], False)
         row(f"  {simple['name']}", quality, cost, simple.get("parameters"), "no network", "dim")
@@ -107,16 +110,18 @@ def levers(found: Any, width: int = 100) -> Any:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, footer_style="bold")
     total = found["total"]
 
-    def said(figure: Any) -> str:
-        return words.factor(figure) if width >= 50 else words.times(figure["value"])
+    printed, whole = words.chain([row["factor"]["value"] for row in found["rows"]], total["value"])
+
+    def said(figure: Any, text: str) -> str:
+        return words.factor(figure, text) if width >= 50 else text
 
     shown.add_column("lever", footer="together", no_wrap=True)
-    shown.add_column("times less" if width >= 50 else "less", footer=said(total), justify="right", no_wrap=True)
+    shown.add_column("times less" if width >= 50 else "less", footer=said(total, whole), justify="right", no_wrap=True)
     shown.add_column("grade", footer=total["grade"] or "", no_wrap=True)
     if width >= 70:
         shown.add_column("what", footer=f"less {story.unit_of(found)}", overflow="fold", ratio=1)
-    for row in found["rows"]:
-        cells = [NAMES[row["lever"]], said(row["factor"]), row["factor"]["grade"] or "–", *([escape(row["title"])] if width >= 70 else [])]
+    for row, text in zip(found["rows"], printed, strict=True):
+        cells = [NAMES[row["lever"]], said(row["factor"], text), row["factor"]["grade"] or "–", *([escape(row["title"])] if width >= 70 else [])]
         shown.add_row(*cells, style="" if row["given"] else "dim")
     carbon, lines = found["carbon"], []
     if carbon:
@@ -131,18 +136,24 @@ def _facts(report: Any) -> list[Any]:
     baseline, cost, data = report["baseline"], report["cost"], report["data"]
     lines = ["► chosen  ◆ knee  [90 % interval: its lower end is a 95 % bound]  dim: below the floor"]
     lines += [f"Original: {data['metric']} {words.absolute(baseline['quality'])}, {words.energy(baseline['joules_per_1000'])} and "
-             f"{words.span(baseline['cpu_s_per_1000'])} CPU per 1,000 examples."]  # fmt: skip
+             f"{words.span(baseline['cpu_s_per_1000'])} CPU time per 1,000 examples."]  # fmt: skip
+    lines += [advice.winner(report)] if report["best"] is not None else []
     if report["total"] is not None and len(report["factors"]) > 1:
-        steps = " × ".join(f"{row['technique']} {words.times(row['before'] / row['after'])}" for row in report["factors"])
-        lines.append(f"Factors: {steps} = {words.times(report['total'])} cheaper in energy.")
+        shown, whole = words.chain([row["before"] / row["after"] for row in report["factors"]], report["total"])
+        steps = " × ".join(f"{row['technique']} {text.removesuffix('×')}" for row, text in zip(report["factors"], shown, strict=True))
+        lines.append(f"Factors: {steps} = {whole} cheaper in energy.")
     lines.append(f"Optimising took {words.span(cost['wall_s'])} and {words.energy(cost['joules'])}. {story.break_even(report)}".rstrip())
     lines.append(f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {words.sentence(report['valid'])}")
     if any(not report["candidates"][i]["test_quality"] for i in _ordered(report)):
         lines.append("* on the search split, not confirmed on unseen data.")
+    lines += [f"Cheaper, and not chosen: {'; '.join(advice.lost(report))}."] if advice.lost(report) else []
     lines += [f"Note: {text}" for text in report["notes"]]
     shown = [Text(line, style="dim") for line in lines] + [Text(f"Warning: {text}", style="yellow") for text in report["warnings"]]
+    hint = advice.near_miss(report)
+    shown += [Text(hint, style="bold")] if hint else []
     if report["folder"] and report["best"] is not None:
-        shown.append(Text(f'Saved in {report["folder"]}. Use it: fourfold predict {report["folder"]} --text "…"'))
+        shown.append(Text(f"Saved in {report['folder']}. Next:"))
+        shown += [Text(f"  {what}: {how}") for what, how in advice.steps(report)]
     return shown
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -45,12 +47,22 @@ def times(factor: float | None) -> str:
     return "–" if factor is None else f"{factor:,.0f}×" if factor >= 19.95 else f"{factor:.1f}×" if factor >= 1.995 else f"{factor:.2f}×"
 
 
-def factor(figure: Any) -> str:
-    """How many times less, with its interval: "15× [13, 17]"."""
+def chain(factors: Sequence[float], total: float) -> tuple[list[str], str]:
+    """Factors and their product in as few digits as let the printed factors multiply to the printed product: (["2.13×", "3.29×"], "7.0×")."""
+    whole = times(total)
+    for digits in range(2, 14):
+        shown = [times(f) if digits == 2 else f"{f:,.{max(0, digits - 1 - math.floor(math.log10(f)))}f}×" if f > 0 else times(f) for f in factors]
+        if times(math.prod(float(text.removesuffix("×").replace(",", "")) for text in shown)) == whole:
+            return shown, whole
+    return shown, whole
+
+
+def factor(figure: Any, shown: str | None = None) -> str:
+    """How many times less, with its interval: "15× [13, 17]"; `shown` stands for the value where it has been put in words already."""
     if figure is None:
         return "–"
     ends = "" if figure["low"] is None or figure["high"] is None or figure["low"] == figure["high"] else f" {span_of(figure)}"
-    return times(figure["value"]) + ends
+    return (shown or times(figure["value"])) + ends
 
 
 def span_of(figure: Any) -> str:

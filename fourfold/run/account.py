@@ -66,6 +66,7 @@ def report_data(job: Job) -> dict[str, Any]:
             "search": len(job.splits.search),
             "test": len(job.splits.test),
             "note": job.splits.note,
+            "inputs": _inputs(job),
         },
         "machine": {
             "name": str(machine),
@@ -75,7 +76,7 @@ def report_data(job: Job) -> dict[str, Any]:
             "memory_bytes": machine.memory,
             "system": machine.os,
         },
-        "valid": f"measured on {machine.name}; on another processor run: fourfold race {job.options.out or 'DIR'}",
+        "valid": f"raced on {machine.name}; on another processor run: fourfold race {job.options.out or 'DIR'}",
         "folder": str(job.options.out) if job.options.out and job.best is not None else None,
         "objective": job.work.objective,
         "floor": job.work.floor,
@@ -131,6 +132,14 @@ def manifest_facts(job: Job, point: Point, report: dict[str, Any]) -> dict[str, 
         "lengths": _lengths(job),
         "original": original.facts(job),
     }
+
+
+def _inputs(job: Job) -> str:
+    """What a row of the data is: "texts", "pairs" of them, or "rows" of something else."""
+    raw = job.splits.test.raw
+    if not raw or job.subject.tokenizer is None:
+        return "rows"
+    return "texts" if isinstance(raw[0], str) else "pairs" if isinstance(raw[0], tuple) else "rows"
 
 
 def _lengths(job: Job) -> list[int]:

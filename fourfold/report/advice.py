@@ -1,0 +1,144 @@
+"""What a reader asks after the figures: why the cheaper points lost, which floor would have let one through, what the winner is in absolute terms,
+and what to do next."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from importlib.util import find_spec
+from typing import Any
+
+from fourfold.report.words import absolute, energy, percent, span
+
+NEAR = 0.03  # a floor missed by more than this is no near miss
+TOLD = 4  # cheaper points told by name
+
+
+def cost_of(report: Any, candidate: Any) -> float | None:
+    """The candidate's relative figure for the objective; None where it was not measured."""
+    if report["objective"] == "memory":
+        return candidate["relative_memory"]
+    figure = candidate["relative_latency" if report["objective"] == "latency" else "relative_energy"]
+    return None if figure is None else figure["value"]
+
+
+def cheaper(report: Any) -> list[int]:
+    """Candidates left of the winner (of the original where there is none), those that are nearest in quality first."""
+    best = None if report["best"] is None else cost_of(report, report["candidates"][report["best"]])
+    limit = 1.0 if best is None else best
+    found = []
+    for index, row in enumerate(report["candidates"]):
+        cost, quality = cost_of(report, row), row["test_quality"] or row["search_quality"]
+        if index != report["best"] and cost is not None and cost < limit and quality is not None:
+            found.append((row["test_quality"] is None, -(_low(quality)), index))
+    return [index for *_, index in sorted(found)]
+
+
+def why(report: Any, index: int) -> str:
+    """Why that candidate is not the answer, in words; "" for the answer itself."""
+    row, best = report["candidates"][index], report["best"]
+    if index == best:
+        return ""
+    if row["reason"]:
+        return row["reason"]
+    test, cost = row["test_quality"], cost_of(report, row)
+    if test is None:
+        return "it was not among the points that were tested on unseen data"
+    if test["low"] is not None and test["low"] < report["floor"]:
+        return f"its lower bound {percent(test['low'])} is {100 * (report['floor'] - test['low']):.1f} points below the floor"
+    if best is None or cost is None:
+        return "it is not cheaper than the original beyond doubt"
+    if cost > (cost_of(report, report["candidates"][best]) or math.inf):
+        return "it holds the floor, and costs more than the chosen one"
+    return "it holds the floor taken alone, but not after correction for the points that were tested"
+
+
+def lost(report: Any) -> list[str]:
+    """A line for each of the cheaper points that came nearest."""
+    rows = cheaper(report)
+    lines = [f"{report['candidates'][i]['name']} at {percent(cost_of(report, report['candidates'][i]))}: {why(report, i)}" for i in rows[:TOLD]]
+    return lines + ([f"and {len(rows) - TOLD:,} more, farther below"] if len(rows) > TOLD else [])
+
+
+def near_miss(report: Any) -> str:
+    """The largest lower floor at which a cheaper tested point would have won: "97 % was missed by 0.2 points at 5.0 %: `--floor 96.8%` gives it."; ""
+    where none is near."""
+    floor = report["floor"]
+    tested = [row for row in (report["candidates"][i] for i in cheaper(report)) if row["test_quality"] and row["test_quality"]["low"] is not None]
+    close = [row for row in tested if floor - NEAR <= row["test_quality"]["low"] < floor]
+    if not close:
+        return ""
+    row = max(close, key=lambda one: one["test_quality"]["low"])
+    low = row["test_quality"]["low"]
+    wanted = math.floor(low * 1000 + 1e-9) / 10
+    missed = 100 * (floor - low)
+    by = f"{missed:.1f} points" if missed >= 0.05 else f"{missed:.2g} points"
+    return f"{percent(floor)} was missed by {by} at {percent(cost_of(report, row))}: `--floor {wanted:.1f}%` gives it ({row['name']})."
+
+
+def absolute_quality(report: Any, candidate: Any) -> dict[str, Any] | None:
+    """The candidate's own score in the metric's unit, from the original's and its share of it: {"value", "low", "high"}."""
+    from fourfold.metric import METRICS
+
+    relative, base = candidate["test_quality"] or candidate["search_quality"], report["baseline"]["quality"]["value"]
+    if relative is None:
+        return None
+    known = METRICS.get(report["data"]["metric"])
+
+    def score(share: float | None) -> float | None:
+        if share is None:
+            return None
+        if known is not None and known.ceiling == "complement":
+            return 1 - (1 - base) * share
+        return base * share if report["data"]["greater_is_better"] else base / max(share, 1e-12)
+
+    ends = score(relative["low"]), score(relative["high"])
+    low, high = ends if report["data"]["greater_is_better"] else ends[::-1]
+    return {"value": score(relative["value"]), "low": low, "high": high}
+
+
+def winner(report: Any) -> str:
+    """The chosen point in absolute terms: "Chosen: accuracy 0.837 [0.829, 0.845], 2.5 J (modelled), 340 ms CPU and 350 ms per 1,000 examples."."""
+    if report["best"] is None:
+        return ""
+    best, baseline = report["candidates"][report["best"]], report["baseline"]
+    parts = [f"{report['data']['metric']} {absolute(absolute_quality(report, best))}"]
+    share, slow, joules = best["relative_energy"], best["relative_latency"], baseline["joules_per_1000"]
+    if share is not None:
+        parts += [energy({**joules, "value": joules["value"] * share["value"]})] if joules else []
+        parts.append(f"{span(baseline['cpu_s_per_1000'] * share['value'])} CPU time")
+    if slow is not None:
+        parts.append(f"{span(baseline['wall_s_per_1000'] * slow['value'])} from first to last")
+    return f"Chosen: {', '.join(parts)} per 1,000 examples."
+
+
+def steps(report: Any) -> list[tuple[str, str]]:
+    """(what to do next, how) for a saved winner; [] where nothing was saved. What this version has no command for is not told."""
+    if not report["folder"] or report["best"] is None:
+        return []
+    folder = shlex.quote(report["folder"])
+    texts = report["data"].get("inputs", "texts" if report["data"]["task"] == "classification" else "rows") == "texts"
+    say = '--text "…"' if texts else "--data FILE"
+    found = [
+        ("use", f"fourfold predict {folder} {say}"),
+        ("in Python", f"model = fourfold.load({report['folder']!r}); model.predict(inputs)"),
+        ("check on new data", f"fourfold verify {folder} --data new.csv"),
+        ("export", f"fourfold export {folder} --to onnx") if find_spec("fourfold.commands.export") else ("", ""),
+        ("on another machine", f"fourfold race {folder}"),
+    ]
+    return [step for step in found if step[0]]
+
+
+def agrees(report: Any, candidate: Any, ends: bool = True) -> str:
+    """How far the answers are the original's: "88.1 % [86.9, 89.2]", a rank correlation for values; "" where it was not measured."""
+    figure = candidate.get("agreement")
+    if figure is None:
+        return ""
+    if report["data"]["task"] == "regression":
+        return absolute(figure if ends else {**figure, "low": None})
+    shown = f"{percent(figure['value'], False, 1)} %"
+    return shown + (f" [{percent(figure['low'], False, 1)}, {percent(figure['high'], False, 1)}]" if ends and figure["low"] is not None else "")
+
+
+def _low(figure: Any) -> float:
+    return figure["value"] if figure["low"] is None else figure["low"]
