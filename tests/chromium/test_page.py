@@ -14,7 +14,7 @@ from fourfold.report import html
 pytestmark = pytest.mark.chromium
 
 PROMISED = [
-    "The same work for 6.2 % of the energy.",
+    "98.1 % of the accuracy for 6.2 % of the energy.",
     "Quality against energy",
     "What stays, layer by layer",
     "block removed",
