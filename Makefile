@@ -4,6 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NICE := OMP_WAIT_POLICY=PASSIVE TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(NICE) $(BIN)/python -m pytest -rs
+# One process a core (8 at most, each holds a torch), each with one thread; tests that share fixtures stay together.
+CORES := -n auto --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test slow bench lint types layers check torch-untouched clean
@@ -25,11 +27,12 @@ setup:               ## .venv with torch first, then this package and all it can
 demo: setup          ## the main job on a real model: at most 10 minutes after installation
 	@$(NICE) $(BIN)/fourfold demo
 
-test: setup          ## the fast tests; lists what it skipped and why
-	$(PYTEST) tests
+test: setup          ## the fast tests, on all cores; lists what it skipped and why
+	$(PYTEST) $(CORES) --durations=15 tests
 
-slow: setup          ## the tests that take minutes
+slow: setup          ## the tests that take minutes, and the property tests with new examples each time
 	$(PYTEST) -m slow tests
+	FOURFOLD_HYPOTHESIS=random $(PYTEST) $(CORES) -m 'hypothesis and not bench' tests
 
 bench: setup         ## race the peers, write the figures that claims/ points to
 	$(NICE) $(BIN)/python benchmarks/compress.py

@@ -495,6 +495,7 @@ def _charged(readings) -> float:
     return sum(cpu["end"].values()) - sum(cpu["start"].values()) - cpu["elsewhere_s"]
 
 
+@pytest.mark.apart
 def test_windows_in_threads_overlap_honestly() -> None:
     barrier = threading.Barrier(2)
 
@@ -534,6 +535,7 @@ def test_impossible_options_are_refused_before_the_work_starts(options) -> None:
 
 
 @linux
+@pytest.mark.apart
 def test_children_count_once_waited_for_or_not() -> None:
     with Meter() as m:                                                  # ends and is waited for
         child = multiprocessing.get_context("fork").Process(target=burn, args=(0.3,))
@@ -565,6 +567,7 @@ def look() -> None:
 
 
 @linux
+@pytest.mark.apart
 def test_children_nobody_waits_for_keep_their_last_reading() -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
@@ -592,6 +595,7 @@ def test_children_nobody_waits_for_keep_their_last_reading() -> None:
 
 
 @linux
+@pytest.mark.apart
 def test_an_orphan_that_was_seen_stays_counted() -> None:
     with Meter() as m:
         ready, child, orphan = os.pipe(), os.pipe(), os.pipe()           # one for each reader: neither may take what the other waits for
@@ -619,6 +623,7 @@ def test_an_orphan_that_was_seen_stays_counted() -> None:
 
 
 @linux
+@pytest.mark.apart
 def test_a_forked_child_has_windows_of_its_own_inside_its_parents(tmp_path) -> None:
     out = tmp_path / "child.json"
     with Meter("parent") as parent:
@@ -745,6 +750,7 @@ def test_a_system_without_proc_says_what_it_cannot_count(tmp_path) -> None:
 
 
 @linux
+@pytest.mark.apart
 def test_memory_is_charged_by_what_is_held_for_how_long() -> None:
     with Meter() as small:
         time.sleep(0.3)
@@ -759,6 +765,7 @@ def test_memory_is_charged_by_what_is_held_for_how_long() -> None:
 
 
 @linux
+@pytest.mark.apart
 def test_pages_shared_after_a_fork_are_held_once() -> None:
     block = bytearray(os.urandom(4096)) * 25_000                         # 100 MB
     reader, writer = os.pipe()
@@ -1054,6 +1061,7 @@ def test_signals_reach_the_command_and_the_row_is_still_written(tmp_path, number
 
 
 @linux
+@pytest.mark.apart
 def test_ctrl_c_at_a_terminal_arrives_once_and_the_row_is_written(tmp_path) -> None:
     import pty
 
