@@ -41,7 +41,8 @@ class Watch:
     def __enter__(self) -> Watch:
         self._token, self._before = _WATCH.set(self), None
         try:
-            self._before = signal.signal(signal.SIGINT, self._stop)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:   # ignored before we began (`nohup … &`): so it stays
+                self._before = signal.signal(signal.SIGINT, self._stop)
         except ValueError:                                              # not the main thread: its signals are another's to catch
             pass
         return self

@@ -102,3 +102,18 @@ def test_an_interrupt_spends_every_budget_and_the_second_one_interrupts() -> Non
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert not budget.exhausted and signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_that_was_ignored_before_stays_ignored() -> None:
+    import signal
+
+    from fourfold.decide import Watch
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)                 # as `nohup fourfold … &` begins
+    try:
+        with Watch() as watch:
+            signal.raise_signal(signal.SIGINT)
+            assert not watch.stopped and not Budget(5.0).exhausted
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
