@@ -1,13 +1,15 @@
-"""Fills README's result, table and picture from a finished run: `python docs/refresh.py fourfold-demo/cheap/report.json`. Nobody types a number."""
+"""Fills README's result, table and picture from `benchmarks/results/demo.json` and one run's report: `python docs/refresh.py
+fourfold-bench/demo/idle-0/cheap/report.json`. Nobody types a number."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from fourfold.report import markdown, story, words, write
+from fourfold.report import words, write
 from fourfold.report.json import read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,22 +23,52 @@ def between(text: str, name: str, new: str) -> str:
     return re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", lambda _: f"{opening}\n{new}\n{closing}", text, flags=re.S)
 
 
-def result(report: Any) -> str:
-    """The decision, the table, and what both rest on."""
-    data, cost = report["data"], report["cost"]
-    ground = (
-        f"{report['model']['name'].rstrip('/').rsplit('/', 1)[-1]} ({words.count(report['model']['parameters'])} parameters), {data['metric']}, "
-        f"{data['test']:,} unseen examples, {report['machine']['name']}; energy is {report['energy']['grade']} ({report['energy']['method']}). "
-        f"Brackets are 90 % intervals. Finding it took {words.span(cost['wall_s'])}. {story.break_even(report)}"
-    )
-    return f"**{story.headline(report)}** {story.decision(report)}\n\n{markdown.table(report)}\n\n{ground.strip()}"
+def spread(figure: dict[str, float], form: str) -> str:
+    """Median and range: "4.1 % (3.0 to 6.2 %)"."""
+    unit = " %" if form.endswith("%") else " s"
+    scale = 100 if unit == " %" else 1
+    digits = 1 if unit == " %" else 0
+    value, low, high = (f"{scale * figure[key]:.{digits}f}" for key in ("median", "least", "most"))
+    return f"{value}{unit} ({low} to {high}{unit})"
 
 
-def refresh(report: Any, readme: Path, picture: Path) -> None:
-    """Write `picture` (SVG) and put result and picture into `readme`."""
+def result(runs: Any, report: Any) -> str:
+    """Medians and ranges over the runs of `benchmarks/demo.py`, every run, and what they rest on."""
+    whole, about = runs["summary"]["all"], runs["about"]
+    n = whole["energy"]["n"]
+    where = ", ".join(name for name in runs["summary"] if name != "all")
+    seeds = len({row["seed"] for row in runs["runs"]})
+    lines = [
+        f"**Answers for {spread(whole['energy'], '%')} of the energy**, median and range over {n} runs ({where}; {seeds} seeds): text in, answer out, "
+        f"measured again by `fourfold verify` in a fresh process. Quality is {spread(whole['quality'], '%')} of the original's on "
+        f"{report['data']['test']:,} unseen examples (floor 97 %, lower 95 % bound); answers are the original's own on {spread(whole['agreement'], '%')} of "
+        f"them. The whole run took {spread(whole['wall_s'], 's')} after installation; the first figure stood on the screen after "
+        f"{spread(whole['first_s'], 's')}.",
+        "",
+        "| run | energy stated | energy verified | quality | agreement | total | answer |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in runs["runs"]:
+        stated = row["stated"]
+        if not stated:
+            lines.append(f"| {row['condition']}, seed {row['seed']} | – | – | – | – | {row['wall_s']:.0f} s | no cheaper model was proved |")
+            continue
+        checks = row["verified"].get("checks", [])
+        again = next((c["measured"] for c in checks if isinstance(c, dict) and c["name"] == "energy" and c["measured"]), None)
+        lines.append(
+            f"| {row['condition']}, seed {row['seed']} | {words.interval(stated['relative_energy'])} | {words.interval(again) if again else '–'} "
+            f"| {words.interval(stated['test_quality'])} | {words.interval(stated['agreement'])} | {row['wall_s']:.0f} s | {stated['how']} |"
+        )
+    lines += ["", f"{about['machine'].get('name', '')}, {about['date'][:10]}, load {', '.join(f'{x:.1f}' for x in about['load'] or [])}; energy is "
+              f"{report['energy']['grade']} ({report['energy']['method']}). Brackets are 90 % intervals. `python benchmarks/demo.py` runs them all."]
+    return "\n".join(lines)
+
+
+def refresh(runs: Any, report: Any, readme: Path, picture: Path) -> None:
+    """Write `picture` (SVG) of one run and put the result of all and the picture into `readme`."""
     write(report, picture)
     link = picture.relative_to(readme.parent).as_posix()
-    text = between(readme.read_text(encoding="utf-8"), "table", result(report))
+    text = between(readme.read_text(encoding="utf-8"), "table", result(runs, report))
     text = between(text, "picture", f"![Relative quality against relative energy, with intervals and the floor]({link})")
     readme.write_text(text, encoding="utf-8")
 
@@ -44,5 +76,6 @@ def refresh(report: Any, readme: Path, picture: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("usage: python docs/refresh.py FOLDER|REPORT.JSON")
-    refresh(read(Path(sys.argv[1])), ROOT / "README.md", ROOT / "docs" / "front.svg")
+    results = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8"))
+    refresh(results, read(Path(sys.argv[1])), ROOT / "README.md", ROOT / "docs" / "front.svg")
     print("README.md and docs/front.svg are written; look at both before you commit them.")
