@@ -39,10 +39,11 @@ def result(runs: Any, report: Any) -> str:
     where = ", ".join(name for name in runs["summary"] if name != "all")
     seeds = len({row["seed"] for row in runs["runs"]})
     lines = [
-        f"**Answers for {spread(whole['energy'], '%')} of the energy**, median and range over {n} runs ({where}; {seeds} seeds): text in, answer out, "
-        f"measured again by `fourfold verify` in a fresh process. Quality is {spread(whole['quality'], '%')} of the original's on "
-        f"{report['data']['test']:,} unseen examples (floor 97 %, lower 95 % bound); answers are the original's own on {spread(whole['agreement'], '%')} of "
-        f"them. The whole run took {spread(whole['wall_s'], 's')} after installation; the first figure stood on the screen after "
+        f"**Answers for {spread(whole['energy'], '%')} of the energy**, median and range over {n} runs ({where}; {seeds} seeds): text in, "
+        f"answer out, measured again by `fourfold verify` in a fresh process. Quality is {spread(whole['quality'], '%')} of the original's on "
+        f"{report['data']['test']:,} unseen examples (floor 97 %, lower 95 % bound); answers are the original's own on "
+        f"{spread(whole['agreement'], '%')} of them. The whole run took {spread(whole['wall_s'], 's')} after installation; the first figure stood "
+        f"on the screen after "
         f"{spread(whole['first_s'], 's')}.",
         "",
         "| run | energy stated | energy verified | quality | agreement | total | answer |",
