@@ -1099,7 +1099,7 @@ def test_a_command_is_charged_with_all_that_it_started(tmp_path) -> None:
 def test_work_that_a_command_leaves_behind_is_counted_and_named(tmp_path, count: int) -> None:
     fifo = tmp_path / "left"
     os.mkfifo(fifo)
-    sleeper = f"{sys.executable} -c 'import os, time; print(os.getpid(), flush=True); time.sleep(60)' > {fifo} & "
+    sleeper = f"{sys.executable} -c 'import os, time; os.write(1, (str(os.getpid()) + chr(10)).encode()); time.sleep(60)' > {fifo} & "
     script = sleeper * count + (f"head -n {count} {fifo} > {tmp_path}/pids; sleep 0.2" if count else "true")
     use = run(["sh", "-c", f"exec 3<> {fifo}; {script}"], ledger=None)
     left = [int(pid) for pid in (tmp_path / "pids").read_text().split()] if count else []
