@@ -43,6 +43,12 @@ MORE = 10  # times as many examples as a test asks for, in the profile `random`
 settings.load_profile(PROFILE)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a worker for each core that this process may use, at most 8, for each holds a torch."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file share its fixtures, so they go to one worker; a file may name a smaller group (`xdist_group`)."""
     for item in items:
