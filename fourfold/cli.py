@@ -130,27 +130,45 @@ def optimize(
 def predict(
     folder: Folder,
     text: Annotated[list[str] | None, typer.Option(help="An input; may be given several times.")] = None,
-    data: Annotated[str | None, typer.Option(help="File of inputs.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write predictions to this CSV file.")] = None,
+    data: Annotated[str | None, typer.Option(help="File of inputs, a row each (a text file: a line each); - reads standard input.")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="The score of each class too.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="The probability of each class too.")] = False,
+    identity: Annotated[str | None, typer.Option("--id", help="Column of the input that names its rows, put before the answers.")] = None,
+    with_inputs: Annotated[bool, typer.Option("--with-inputs", help="The columns of the input too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the answers to this file: .csv, .tsv or .jsonl.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer with the cheaper model."""
-    if bool(text) == bool(data):
+    """Answer with the cheaper model. A row that cannot be read costs that row."""
+    if (text is None) == (data is None):
         raise InputError("predict takes inputs from --text or from --data, and needs one of them.", 'Add --text "…" or --data new.csv.')
+    if out is not None and out.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
+        raise InputError(f"--out {out} is none of .csv, .tsv and .jsonl.", "Choose one of these endings.")
     import fourfold
+    from fourfold.ingest.asked import lines
+    from fourfold.run.answers import answer, table
 
     model = fourfold.load(folder)
-    answers = [_plain(answer) for answer in model.predict(text or data)]
+    given: Any = text if data is None else lines(sys.stdin, model.assembly.reader()) if data == "-" else Path(data)
+    found = answer(model, given, _columns(text_column, None, None))
+    rows = table(model, found, scores=scores, probabilities=probabilities, identity=identity, inputs=with_inputs)
     for warning in [] if as_json else model.warnings:
         say(f"warning: {warning}")
+    for row, reason in [] if as_json else list(found.errors.items())[:20]:
+        say(f"row {row + 1}: {reason}")
+    plain = not (scores or probabilities or identity or with_inputs)
     if out:
-        _write_csv(answers, out)
+        _write_rows(rows, out)
     if as_json:
-        emit({"predictions": answers, "warnings": model.warnings, **({"file": str(out)} if out else {})})
+        answers = [_plain(one) for one in (found if plain else rows)]
+        errors = {"errors": {str(row + 1): reason for row, reason in found.errors.items()}} if found.errors else {}
+        emit({"predictions": answers, "warnings": model.warnings, **errors, **({"file": str(out)} if out else {})})
     elif out:
-        print(f"{len(answers):,} predictions in {out}")
+        print(f"{len(found) - len(found.errors):,} predictions in {out}")
+    elif plain:
+        print("\n".join("" if one is None else _line(_plain(one)) for one in found))
     else:
-        print("\n".join(_line(answer) for answer in answers))
+        _write_csv(rows, sys.stdout, ",")
 
 
 @app.command(epilog="Example: fourfold race cheap/ --data new.csv")
@@ -332,14 +350,23 @@ def _line(answer: Any) -> str:
     return "\t".join(str(item) for item in answer.values()) if isinstance(answer, dict) else str(answer)
 
 
-def _write_csv(answers: list[Any], path: Path) -> None:
+def _write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Rows as CSV, TSV or JSON lines, by the file's ending."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix.lower() == ".jsonl":
+            import json
+
+            file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+        else:
+            _write_csv(rows, file, "\t" if path.suffix.lower() == ".tsv" else ",")
+
+
+def _write_csv(rows: list[dict[str, Any]], file: Any, delimiter: str) -> None:
     import csv
 
-    rows = [answer if isinstance(answer, dict) else {"prediction": answer} for answer in answers]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)) or ["prediction"])
-        writer.writeheader()
-        writer.writerows(rows)
+    writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)) or ["prediction"], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
 
 
 def _sources(train: str, search: str | None, test: str | None) -> Any:

@@ -291,7 +291,7 @@ def _csv(path: Path) -> Table:
         raise InputError(
             f"{path.name}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL character in a text file.", "Save it as plain CSV in UTF-8."
         )
-    delimiter = _delimiter(text, path.suffix.lower())
+    delimiter = delimiter_of(text, path.suffix.lower())
     rows, lines = _records(text, delimiter, path.name)
     header, notes = [" ".join(cell.split()) for cell in rows[0]], []
     if any(_number(cell) is not None for cell in header) or (len(header) > 1 and "" in header[1:]):
@@ -313,7 +313,7 @@ def _csv(path: Path) -> Table:
     return Table({name or "row number": cells for name, cells in columns.items()}, path.name, lines=lines, notes=notes)
 
 
-def _delimiter(text: str, suffix: str) -> str:
+def delimiter_of(text: str, suffix: str) -> str:
     """The character that cuts the first rows into the same number of cells, more than one; tabs first, then commas, semicolons, bars."""
     head = list(itertools.islice(io.StringIO(text, newline=""), 60))
     if suffix == ".tsv" and "\t" in head[0]:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.errors import FourfoldError
+from fourfold.errors import FourfoldError, InputError
 from fourfold.ingest.task import Task
 from fourfold.ingest.unread import Unread
 from fourfold.run.engines._pool import OneAtATime, leave
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fourfold.recipe import Recipe
     from fourfold.rewrites.compress.bag_of_words import BagOfWords
     from fourfold.rewrites.compress.cascade import Gate
+    from fourfold.run.answers import Answers
     from fourfold.run.engines.base import Session, Signature
 
 FORMAT = "fourfold.artefact/1"
@@ -204,18 +205,30 @@ class Model:
         return self.inputs(data).read()
 
     def inputs(self, data: Any) -> Examples | Unread:
-        """The same, except that texts stay texts until a network asks for their tokens."""
-        from fourfold.ingest.encode import load_inputs
+        """The same, except that texts stay texts until a network asks for their tokens. Raises InputError where a row cannot be read."""
+        from fourfold.ingest.asked import asked, encoded
 
-        return load_inputs(data, self.task, self.assembly.reader(), max_length=self.manifest.get("max_length"), later=True)
+        reader = self.assembly.reader()
+        what = asked(data, reader)
+        examples, _ = encoded(what, self.task, reader, max_length=self.manifest.get("max_length"))
+        if what.errors or examples is None:
+            row, reason = next(iter(sorted(what.errors.items())), (0, "there are no rows"))
+            raise InputError(f"{what.source}, row {row + 1}: {reason}.", "Leave it out, or use predict, which answers the others.")
+        return examples
 
     def records(self, data: Any) -> np.ndarray:
         """What the metric sees: class scores [N, C], values [N, 1] …"""
         return self.assembly.outputs(self.inputs(data), self.task)
 
-    def predict(self, data: Any) -> list[Any]:
-        """Predictions that a person reads: class names, floats, texts; one per input. Encoder–decoders write their texts greedily."""
-        return self.assembly.answers(self.inputs(data), self.task)
+    def predict(self, data: Any, columns: Mapping[str, str] | None = None) -> Answers:
+        """Predictions that a person reads: class names, floats, texts; one per input. Encoder–decoders write their texts greedily.
+
+        data: a text, a list, series, array, dict, generator or data frame of texts, pairs of texts, rows or arrays, or the path of a file. The answer
+        of a row that cannot be read is None; `.errors` of what is returned says why. columns: {"text": …, "pair": …} where names do not tell.
+        """
+        from fourfold.run.answers import answer
+
+        return answer(self, data, columns)
 
     __call__ = predict
 
