@@ -189,9 +189,9 @@ def test_predictions_are_lines_csv_and_json(tmp_path: Path) -> None:
 
     plain = [cli._plain(answer) for answer in (np.float32(0.5), np.array([1, 2]), {"label": np.int64(3)}, "x", None, np.bool_(True))]
     assert plain == [0.5, [1, 2], {"label": 3}, "x", None, True]
-    cli._write_csv(["good", "bad, very"], tmp_path / "p.csv")
+    cli._write_rows([{"prediction": "good"}, {"prediction": "bad, very"}], tmp_path / "p.csv")
     assert list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text()))) == [{"prediction": "good"}, {"prediction": "bad, very"}]
-    cli._write_csv([{"label": "a", "score": 0.1}, {"label": "b", "score": 0.2}], tmp_path / "q.csv")
+    cli._write_rows([{"label": "a", "score": 0.1}, {"label": "b", "score": 0.2}], tmp_path / "q.csv")
     assert (tmp_path / "q.csv").read_text().splitlines()[0] == "label,score"
 
 
