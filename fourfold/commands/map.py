@@ -10,7 +10,7 @@ import typer
 from fourfold.commands._print import AsJson, emit, table
 from fourfold.errors import InputError
 
-_VERIFY_FAILED = 4
+_VERIFY_FAILED, _INTERRUPTED = 4, 130
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def place(
     carbon_price: Annotated[float | None, typer.Option(help="USD per tonne of CO2e, for the mixed objective.")] = None,
     contiguous: Annotated[bool, typer.Option("--contiguous", help="No job may pause.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Plan on forecasts renewed every hour, not on known hours.")] = False,
-    budget: Annotated[float, typer.Option(help="Seconds for the plan.")] = 60.0,
+    budget: Annotated[float, typer.Option(help="Seconds for all of it, reading included.")] = 60.0,
     pue: Annotated[list[str] | None, typer.Option(help="PUE: a number, or site=number; may be repeated. [the sites' tables]")] = None,
     price: Annotated[list[str] | None, typer.Option(help="USD per kWh: a number, or site=number; may be repeated. [the sites' tables]")] = None,
     egress: Annotated[float, typer.Option(help="USD per GB that leaves a site.")] = 0.0,
@@ -64,12 +64,16 @@ def place(
         files.append(write(document, html))
     if as_json:
         emit(document | ({"files": [str(file) for file in files]} if files else {}))
+        if found.stopped:
+            raise typer.Exit(_INTERRUPTED)
         return
     _tell(document)
     if html:
         print(f"Page: {files.pop()}")
     if files:
         print(f"Wrote {', '.join(file.name for file in files)} to {out}. Check with: fourfold map verify {out}")
+    if found.stopped:
+        raise typer.Exit(_INTERRUPTED)
 
 
 def _by_site(given: list[str] | None, option: str) -> float | dict[str, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,11 @@ def row(problem: Place, name: str, title: str, found: Schedule | None, kind: str
 
 def policies(problem: Place, best: Solution[Schedule], *, error: float, draws: int, seed: int, budget: float, prices: bool) -> list[dict[str, Any]]:
     """A row each: run now, home, greenest, Let's Wait Awhile, threshold, forecast, oracle. What draws noise is the mean of `draws`."""
-    rows = []
+    return list(_policies(problem, best, error=error, draws=draws, seed=seed, budget=budget, prices=prices))
+
+
+def _policies(problem: Place, best: Solution[Schedule], *, error: float, draws: int, seed: int, budget: float,
+              prices: bool) -> Iterator[dict[str, Any]]:
     solvers: list[tuple[Solver, int]] = [(Now(), 1), (Home(), 1), (Greenest(), 1), (LetsWaitAwhile(), draws), (Threshold(), 1),
                                          (Forecast(error), draws if _light(problem, best) else 1), (Oracle(), 1)]
     for solver, times in solvers:
@@ -47,7 +51,7 @@ def policies(problem: Place, best: Solution[Schedule], *, error: float, draws: i
         try:
             found = [solve(problem, solver, Budget(budget), seed + i) for i in range(times)]
         except FourfoldError as why:
-            rows.append(row(problem, name, solver.title, None, kind, why.message, prices))
+            yield row(problem, name, solver.title, None, kind, why.message, prices)
             continue
         made = [row(problem, name, solver.title, each.answer, kind, prices=prices) for each in found]
         mean = {**made[0], "draws": times}
@@ -59,8 +63,18 @@ def policies(problem: Place, best: Solution[Schedule], *, error: float, draws: i
             mean["low"], mean["high"] = min(each["value"] for each in made), max(each["value"] for each in made)
         if name == "forecast":
             mean["error"], mean["regret"] = error, mean["value"] / best.cost - 1 if best.cost else None
-        rows.append(mean)
-    return rows
+        yield mean
+
+
+def everything(problem: Place, best: Solution[Schedule], *, error: float, draws: int, seed: int, budget: float, prices: bool,
+               limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(part, row) of all that a plan is held against, one by one: policies, ablations, without."""
+    for each in _policies(problem, best, error=error, draws=draws, seed=seed, budget=budget, prices=prices):
+        yield "policies", each
+    for each in ablations(problem, budget=budget, seed=seed, prices=prices):
+        yield "ablations", each
+    for each in without(problem, best, limit=limit, budget=budget, seed=seed, prices=prices) if len(problem.sites) > 1 else []:
+        yield "without", each
 
 
 def _light(problem: Place, best: Solution[Schedule]) -> bool:

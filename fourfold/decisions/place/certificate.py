@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,10 @@ FORMAT = "fourfold place certificate 1"
 
 @dataclass(frozen=True)
 class Certificate:
-    """value and bound in `unit`; gap = (value - bound) / bound; lam [J]; mu [R, T]; hashes of every input and of the schedule."""
+    """value and bound in `unit`; gap = (value - bound) / bound; lam [J]; mu [R, T]; hashes of every input and of the schedule.
+
+    `loose`: jobs that may pause at a price are bounded as if starts, pauses and moves cost nothing, which proves less and is quick.
+    """
 
     value: float
     bound: float
@@ -41,13 +45,14 @@ class Certificate:
     lam: np.ndarray
     mu: np.ndarray
     hashes: Mapping[str, str]
+    loose: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; only prices above zero are listed."""
         site, hour = np.nonzero(self.mu)
         return {"format": FORMAT, "value": self.value, "bound": self.bound, "gap": self.gap, "unit": self.unit, "signal": self.signal,
-                "lambda": self.lam.tolist(), "mu": {"site": site.tolist(), "hour": hour.tolist(), "price": self.mu[site, hour].tolist()},
-                "hashes": dict(self.hashes)}
+                "loose": self.loose, "lambda": self.lam.tolist(), "hashes": dict(self.hashes),
+                "mu": {"site": site.tolist(), "hour": hour.tolist(), "price": self.mu[site, hour].tolist()}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], shape: tuple[int, int]) -> Certificate:
@@ -59,7 +64,7 @@ class Certificate:
                 raise IndexError("negative index")
             mu[site, hour] = data["mu"]["price"]
             return cls(float(data["value"]), float(data["bound"]), float(data["gap"]), str(data["unit"]), str(data["signal"]),
-                       np.array(data["lambda"], float), mu, dict(data["hashes"]))
+                       np.array(data["lambda"], float), mu, dict(data["hashes"]), data.get("loose") is True)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ArtefactError(f"The certificate cannot be read: {type(error).__name__} {error}.",
                                 "Take the file as `fourfold map` wrote it.") from None
@@ -78,13 +83,22 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def certify(problem: Place, schedule: Schedule, mu: np.ndarray | None = None) -> Certificate:
-    """The certificate of `schedule` with capacity prices mu [R, T] (0 = none known: the bound of jobs that are alone)."""
+def certify(problem: Place, schedule: Schedule, mu: np.ndarray | None = None, *,
+            proof: tuple[np.ndarray, float, bool] | None = None) -> Certificate:
+    """The certificate of `schedule` with capacity prices mu [R, T] (0 = none known: the bound of jobs that are alone).
+
+    `proof`: (lambda [J], the bound that it and mu prove, loose), where that is known already.
+    """
     mu = np.where(np.isfinite(problem.capacity), np.maximum(np.zeros(problem.intensity.shape) if mu is None else mu, 0.0), 0.0)
-    lam = np.array([_price(problem, j, mu) for j in range(len(problem.names))])
     value = problem.cost(schedule)
-    bound = min(lower(problem, lam, mu), value)
-    return Certificate(value, bound, _gap(value, bound), problem.unit, problem.signal, lam, mu, digests(problem, schedule))
+    lam, low, loose = proof or _best(problem, mu)
+    bound = min(low, value)
+    return Certificate(value, bound, _gap(value, bound), problem.unit, problem.signal, lam, mu, digests(problem, schedule), loose)
+
+
+def _best(problem: Place, mu: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    lam = np.array([_price(problem, j, mu) for j in range(len(problem.names))])
+    return lam, lower(problem, lam, mu), False
 
 
 def verify(problem: Place, schedule: Schedule, certificate: Certificate) -> list[str]:
@@ -108,7 +122,7 @@ def verify(problem: Place, schedule: Schedule, certificate: Certificate) -> list
         return [*sorted(wrong), "a price is negative or not a number, so it proves nothing"]
     if certificate.mu[~np.isfinite(problem.capacity)].any():
         wrong.append("a price is put on a capacity that has no limit")
-    bound = lower(problem, certificate.lam, certificate.mu)
+    bound = lower(problem, certificate.lam, certificate.mu, certificate.loose)
     if not certificate.bound <= bound + _ROUNDING * scale:
         wrong.append(f"the prices prove a bound of {bound:.12g} {problem.unit}, not {certificate.bound:.12g}")
     if not abs(_gap(certificate.value, certificate.bound) - certificate.gap) <= _ROUNDING:
@@ -118,13 +132,22 @@ def verify(problem: Place, schedule: Schedule, certificate: Certificate) -> list
     return sorted(wrong)
 
 
-def lower(problem: Place, lam: np.ndarray, mu: np.ndarray) -> float:
-    """The bound that prices lam [J] and mu [R, T] ≥ 0 prove, in the objective's unit."""
+def lower(problem: Place, lam: np.ndarray, mu: np.ndarray, loose: bool = False) -> float:
+    """The bound that prices lam [J] and mu [R, T] ≥ 0 prove, in the objective's unit; `loose` as of `Certificate`."""
     limited = np.isfinite(problem.capacity)
     total = -float((np.where(limited, mu, 0.0)[limited] * problem.room[limited]).sum())
     for j in range(len(problem.names)):
-        total += _share(problem, j, mu, float(lam[j]))
+        total += _share(problem, j, mu, float(lam[j]), loose)
     return total
+
+
+def seconds(problem: Place, count: int = 16) -> float:
+    """About how long one look at every job takes here (`verify` takes one, `certify` two), from `count` of them."""
+    jobs = np.linspace(0, len(problem.names) - 1, min(count, len(problem.names))).astype(int)
+    zero, began = np.zeros(problem.intensity.shape), time.perf_counter()
+    for j in jobs.tolist():
+        _share(problem, j, zero, 0.0, True)
+    return (time.perf_counter() - began) * len(problem.names) / max(1, len(jobs))
 
 
 def _gap(value: float, bound: float) -> float:
@@ -151,9 +174,9 @@ def _price(problem: Place, j: int, mu: np.ndarray) -> float:
     return float(np.sort(cost.min(axis=0))[problem.hours[j] - 1]) if _plain(problem, j) else _whole(problem, j, cost)
 
 
-def _share(problem: Place, j: int, mu: np.ndarray, lam: float) -> float:
+def _share(problem: Place, j: int, mu: np.ndarray, lam: float, loose: bool = False) -> float:
     cost = _priced(problem, j, mu)
-    if _plain(problem, j):
+    if _plain(problem, j) or loose and problem.interruptible[j] and problem.hours[j] > 1:
         return lam * float(problem.hours[j]) + float(np.minimum(0.0, cost.min(axis=0) - lam).sum())
     return min(lam, _whole(problem, j, cost))
 
@@ -168,6 +191,12 @@ def _whole(problem: Place, j: int, cost: np.ndarray) -> float:
     finish = problem.checkpoint_kwh[j] * rate if problem.checkpoint_kwh[j] else np.zeros((sites, window))
     if problem.interruptible[j] and need > 1:
         return _pausing(problem, j, cost, begin, finish)
+    if not problem.data_gb[j]:
+        known = np.isfinite(cost)
+        total, gaps = (np.pad(np.cumsum(part, axis=1), ((0, 0), (1, 0))) for part in (np.where(known, cost, 0.0), ~known))
+        whole = total[:, need:] - total[:, : window - need + 1] + begin[:, : window - need + 1] + finish[:, need - 1:]
+        whole[gaps[:, need:] > gaps[:, : window - need + 1]] = np.inf
+        return float(whole.min())
     best = np.inf
     for s in range(window - need + 1):
         whole = cost[:, s: s + need].sum(axis=1) + begin[:, s] + finish[:, s + need - 1] + _transfer(problem, j, first + s)[problem.home[j]]

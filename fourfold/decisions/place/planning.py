@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.decide import Budget, Solution, solve
+from fourfold.decide import Budget, Solution, Watch, solve
 from fourfold.decisions.place import _compare
 from fourfold.decisions.place._choose import planner
-from fourfold.decisions.place.certificate import Certificate, certify, save, verify
+from fourfold.decisions.place.certificate import Certificate, certify, save, seconds, verify
 from fourfold.decisions.place.online import Online
 from fourfold.decisions.place.problem import Place, Schedule
 from fourfold.errors import Infeasible, InputError
@@ -45,7 +46,8 @@ class Plan:
                     capacity_kept, broken, why, and low, high, draws, error, regret where drawn}]
       ablations, without   rows alike: time only, place only; each used region left out
       dearest    [{site, hour, utc, price}], the ten region-hours where one more unit of capacity is worth most
-      certificate  {value, bound, gap, unit, lambda, mu: {site, hour, price}, hashes}; verified: sentences, [] = sound
+      certificate  {value, bound, gap, unit, lambda, mu: {site, hour, price}, hashes}; verified: sentences, [] = sound,
+                   None = not looked at within the budget; stopped: by Ctrl-C
       notes      sentences on what was assumed, filled or cut
     """
 
@@ -59,7 +61,8 @@ class Plan:
     priced: bool                                                        # every site's price is known
     objective: str
     notes: tuple[str, ...] = ()
-    verified: tuple[str, ...] = field(default=())
+    verified: tuple[str, ...] | None = field(default=())                # None: not looked at for want of time
+    stopped: bool = False                                               # by Ctrl-C: the best so far
 
     @property
     def schedule(self) -> list[dict[str, Any]]:
@@ -94,7 +97,8 @@ class Plan:
             "saving": solution.saving, "kg": bill["kg"], "usd": bill["usd"] if self.priced else None, "it_kwh": bill["it_kwh"],
             "hall_kwh": bill["hall_kwh"], "moved_gb": bill["moved_gb"], "delay_h": bill["delay_h"], "technique": solution.solver,
             "solver_note": solution.note, "seconds": solution.seconds, "comparators": list(self.comparators), "ablations": list(self.ablations),
-            "without": list(self.without), "dearest": self.dearest, "certificate": self.certificate.to_json(), "verified": list(self.verified),
+            "without": list(self.without), "dearest": self.dearest, "certificate": self.certificate.to_json(), 
+            "verified": None if self.verified is None else list(self.verified), "stopped": self.stopped,
             "notes": list(self.notes),
         }
 
@@ -155,13 +159,15 @@ def plan(jobs: str | Path | Iterable[Mapping[str, Any]], *, sites: Sequence[str]
     capacity    units at once, for all sites or by name; pue, price (USD/kWh) likewise, from the sites' tables where not given
     objective   carbon (kg CO2e), cost (USD) or mixed (USD + carbon_price USD per tonne)
     online      plan on forecasts that are renewed every hour, with error `error` × mean, in place of knowing the hours
-    budget      seconds for the plan itself; a comparator that needs an integer programme gets a quarter of it
+    budget      seconds for all of it, from the call on: reading, planning, comparing. Where an exact technique would take longer, the best schedule
+                so far stands with what bound is proved; comparators that there is no time for are left out. The first Ctrl-C ends it likewise
     kwh_per_gb, egress   energy and USD of moving a GB between sites (assumed)
 
     Raises InputError for what cannot be read or does not fit, Infeasible where deadlines and capacities cannot be met or a price is missing.
     """
     from fourfold.ingest.jobs import read_jobs
 
+    began = time.monotonic()
     listed = read_jobs(jobs, slack=slack, contiguous=contiguous, zone=zone)
     problem, start, priced, notes = build(listed, sites=sites, intensity=intensity, capacity=capacity, objective=objective,
                                           carbon_price=carbon_price, pue=pue, price=price, replay=replay, kwh_per_gb=kwh_per_gb, egress=egress,
@@ -169,12 +175,20 @@ def plan(jobs: str | Path | Iterable[Mapping[str, Any]], *, sites: Sequence[str]
     known = np.array([0 if job.known is None else max(0, -((start - job.known) // _HOUR)) for job in listed])
     solver = Online(error=error, known=known) if online else None
     return study(problem, start=start, solver=solver, budget=budget, error=error, seed=seed, priced=priced, objective=objective, notes=notes,
-                 compare=compare)
+                 compare=compare, began=began)
 
 
 def study(problem: Place, *, start: datetime | None = None, solver: Any = None, budget: float = 60.0, error: float = 0.2, seed: int = 0,
-          priced: bool = True, objective: str = "carbon", notes: Sequence[str] = (), compare: bool = True) -> Plan:
-    """Plan a problem given as arrays, certify it, and hold it against the comparators. `solver` replaces the technique that suits the instance."""
+          priced: bool = True, objective: str = "carbon", notes: Sequence[str] = (), compare: bool = True, began: float | None = None) -> Plan:
+    """Plan a problem given as arrays, certify it, and hold it against the comparators. `solver` replaces the technique that suits the instance;
+    `began` is when the budget's clock started (`time.monotonic()`; now if not given)."""
+    from fourfold.decisions.place import _apart
+
+    end = (time.monotonic() if began is None else began) + budget
+    if solver is None and not _apart.light(problem):
+        with Watch() as watch:
+            return _by_the_clock(problem, watch, end, start or datetime(1970, 1, 1, tzinfo=UTC), budget, error, seed, priced, objective, list(notes),
+                                 compare)
     found = solve(problem, solver or planner(problem), Budget(budget), seed)
     mu, notes = found.evidence.get("mu"), list(notes)
     if mu is None and solver is not None:                               # an online plan proves nothing itself; the plan with all known does
@@ -183,16 +197,48 @@ def study(problem: Place, *, start: datetime | None = None, solver: Any = None, 
         notes.append(f"Online: with all hours known the plan would take {known.cost:.6g} {problem.unit}; {found.note}.")
     certificate = certify(problem, found.answer, mu)
     share = budget / 4                                                  # only integer programmes take it all
-    rows = _compare.policies(problem, found, error=error, draws=5, seed=seed, budget=share, prices=priced) if compare else []
-    mine = _compare.row(problem, "plan", "This plan", found.answer, "plan", prices=priced)
-    other = {"budget": share, "seed": seed, "prices": priced}
-    cuts = _compare.ablations(problem, **other) if compare else []
-    out = _compare.without(problem, found, limit=2 * budget, **other) if compare and len(problem.sites) > 1 else []
-    scored = _compare.scored([*rows, mine, *cuts, *out])
-    count = len(rows) + 1
+    options = {"error": error, "draws": 5, "seed": seed, "budget": share, "prices": priced, "limit": 2 * budget}
+    rows = list(_compare.everything(problem, found, **options)) if compare else []
     wrong = verify(problem, found.answer, certificate)
-    return Plan(problem, found, certificate, start or datetime(1970, 1, 1, tzinfo=UTC), tuple(scored[:count]),
-                tuple(scored[count: count + len(cuts)]), tuple(scored[count + len(cuts):]), priced, objective, tuple(notes), tuple(wrong))
+    return _plan(problem, found, certificate, start or datetime(1970, 1, 1, tzinfo=UTC), rows, priced, objective, notes, tuple(wrong))
+
+
+def _by_the_clock(problem: Place, watch: Watch, end: float, start: datetime, budget: float, error: float, seed: int, priced: bool, objective: str,
+                  notes: list[str], compare: bool) -> Plan:
+    """The same where an exact technique may take longer than there is time: what is done by `end`."""
+    from fourfold.decisions.place import _apart
+
+    left = end - time.monotonic()
+    try:
+        found, certificate = _apart.within(problem, (0.55 if compare else 0.85) * left, left, seed)
+    except Infeasible:
+        if watch.stopped:                                               # before there was any plan
+            raise KeyboardInterrupt from None
+        raise
+    options = {"error": error, "draws": 5, "seed": seed, "budget": budget / 8, "prices": priced, "limit": budget / 4}
+    rows: list[tuple[str, dict[str, Any]]] = []
+    if compare and not watch.stopped:
+        rows = list(_apart.rows(problem, found, lambda: not watch.stopped and time.monotonic() < end - 0.05 * budget, **options))
+    wrong: tuple[str, ...] | None = None
+    if not watch.stopped and seconds(problem) < end - time.monotonic():
+        wrong = tuple(verify(problem, found.answer, certificate))
+    else:
+        notes.append("The certificate was not verified here, for want of time: `fourfold map verify` on the saved folder does.")
+    if compare and not any(part == "without" for part, _ in rows):
+        notes.append("Comparators that there was no time for are left out.")
+    if watch.stopped:
+        notes.append("Interrupted: this is the best plan so far, and the bound is what was proved so far.")
+    return _plan(problem, found, certificate, start, rows, priced, objective, notes, wrong, watch.stopped)
+
+
+def _plan(problem: Place, found: Solution[Schedule], certificate: Certificate, start: datetime, rows: list[tuple[str, dict[str, Any]]], priced: bool,
+          objective: str, notes: Sequence[str], wrong: tuple[str, ...] | None, stopped: bool = False) -> Plan:
+    policies, cuts, out = ([row for part, row in rows if part == wanted] for wanted in ("policies", "ablations", "without"))
+    mine = _compare.row(problem, "plan", "This plan", found.answer, "plan", prices=priced)
+    scored = _compare.scored([*policies, mine, *cuts, *out])
+    count = len(policies) + 1
+    return Plan(problem, found, certificate, start, tuple(scored[:count]), tuple(scored[count: count + len(cuts)]), tuple(scored[count + len(cuts):]),
+                priced, objective, tuple(notes), wrong, stopped)
 
 
 # ---- from jobs and files to arrays ----
