@@ -65,7 +65,8 @@ def test_a_compiled_pass_is_what_each_job_costs_alone(seed: int) -> None:
 
 @pytest.mark.parametrize("kind", ["free", "mixed", "pieces", "wide"])
 def test_what_it_finds_is_valid_and_its_bound_is_proved_and_true(kind: str) -> None:
-    problem = {"free": crowd(80), "mixed": mixed(1), "pieces": crowd(60, capacity=3, interruptible=False), "wide": crowd(60, width=2, capacity=5)}[kind]
+    problem = {"free": crowd(80), "mixed": mixed(1), "pieces": crowd(60, capacity=3, interruptible=False),
+               "wide": crowd(60, width=2, capacity=5)}[kind]
     found = solve(problem, Lagrangean(), Budget(1e6, 60))
     exact = solve(problem, Milp() if SuccessiveShortestPaths().declines(problem) else SuccessiveShortestPaths(), Budget(20.0))
     assert found.bound is not None and exact.bound is not None and found.bound <= exact.cost * (1 + 1e-9) and found.cost >= exact.bound * (1 - 1e-9)

@@ -113,7 +113,7 @@ def within(problem: Place, seconds: float, most: float, seed: int) -> tuple[Solu
             refused = none
         while not apart.ended and budget.left > 0:
             word, what = apart.take(min(0.1, budget.left)) or ("", None)
-            if word == "infeasible" and quick is None:
+            if word == "infeasible" and what is not None and quick is None:
                 raise Infeasible(*what)
             exact, proof = (what if word == "answer" else exact), (what if word == "certificate" else proof)
             if proof is not None:
