@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,10 +20,10 @@ app = typer.Typer(
     name="fourfold",
     help="Make a trained model cheaper on your machine, above a quality floor, and prove it.",
     epilog="Example: fourfold optimize model/ --data reviews.csv --floor 97% --out cheap/",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"max_content_width": 110},
+    context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
 )
 
 Subject = Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="Artefact folder or report.json, or a technique of `fourfold list`.")]
@@ -33,6 +32,34 @@ ToSite = Annotated[str | None, typer.Option("--to-site", help="Where it will run
 InHall = Annotated[str | None, typer.Option("--hall", help="PUE before and after, 1.58:1.10; or means, 1.58:immersion; or a file of hall --json.")]
 OnePue = Annotated[str | None, typer.Option("--pue", help="The hall's PUE, before and after alike.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `fourfold optimize --out` wrote.")]
+
+
+def _configured(context: typer.Context, path: Path | None) -> Path | None:
+    """Options of a TOML file as this command's defaults; what the command line says wins. Raises InputError for a file that cannot be read so."""
+    if path is None:
+        return None
+    import tomllib
+
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror or error}.", "Give a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} is not TOML ({error}).", 'Write a line an option: floor = "97%".') from None
+    found = {**{key: value for key, value in found.items() if not isinstance(value, dict)}, **found.get(context.command.name or "", {})}
+    names = {option.lstrip("-").replace("-", "_"): one for one in context.command.params for option in (one.name or "", *one.opts)}
+    unknown = [key for key in found if key.replace("-", "_") not in names or key in ("config", "help")]
+    if unknown:
+        known = ", ".join(sorted({(one.name or "").replace("_", "-") for one in names.values()} - {"config", "as-json"}))
+        raise InputError(f"--config {path}: there is no option {unknown[0]!r}.", f"There are: {known}.")
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        one = names[key.replace("-", "_")]
+        many = getattr(one, "multiple", False)
+        listed = isinstance(value, list)
+        values[one.name or key] = [value] if many and not listed else ",".join(map(str, value)) if listed and not many else value
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
 
 
 def _version(asked: bool) -> None:
@@ -53,7 +80,7 @@ def _fourfold(version: Annotated[bool, typer.Option("--version", callback=_versi
 
 @app.command(epilog="Example: fourfold optimize model/ --data reviews.csv --floor 97% --budget 10min --out cheap/")
 def optimize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face style folder, or package.module:factory.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face style folder, hub id in the local cache, or package.module:factory.")],
     data: Annotated[str, typer.Option(help="CSV, JSONL, Parquet, text file, folder of images or WAVs, or package.module:factory.")],
     floor: Annotated[str, typer.Option(help="Least share of the original's quality: 97%, 97 or 0.97.")] = "97%",
     budget: Annotated[str, typer.Option(help="Time to spend: 90s, 10min, 1h.")] = "10min",
@@ -80,6 +107,10 @@ def optimize(
     hall: InHall = None,
     pue: OnePue = None,
     agree: Annotated[str | None, typer.Option(help="Second floor: share of answers that must be the original's own, e.g. 95%.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(callback=_configured, is_eager=True, help="TOML file of these options; the command line wins over it.")
+    ] = None,
+    online: Annotated[bool, typer.Option("--online", help="Fetch MODEL from the Hugging Face hub where it is not on this machine.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Search for a model that does the same work for less, prove its quality on unseen data, and save it.
@@ -90,12 +121,14 @@ def optimize(
     if progress not in ("auto", "plain", "json", "none"):
         raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
     import fourfold
+    from fourfold.ingest.hub import resolved
     from fourfold.report.terminal import Progress
 
+    del config  # its values have become this command's own
     mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
         front: Any = fourfold.optimize(
-            model,
+            resolved(model, online=online),
             _sources(data, search_data, test_data),
             floor=floor,
             budget=budget,
@@ -110,7 +143,6 @@ def optimize(
             max_length=max_length,
             fresh=fresh,
             progress=shown,
-            command=shlex.join(["fourfold", *sys.argv[1:]]),
             site=site,
             to_site=to_site,
             hall=hall,
@@ -252,7 +284,10 @@ def list_techniques(as_json: AsJson = False) -> None:
     if as_json:
         emit({"techniques": rows})
     else:
-        keys = ("name", "lever", "title", "needs", "installed")
+        from shutil import get_terminal_size
+
+        narrow = get_terminal_size().columns < 100
+        keys = ("name", "lever", "title", *([] if narrow else ["needs"]), "installed")
         table([{key: row[key] for key in keys} for row in rows])
 
 
@@ -473,8 +508,17 @@ def _unexpected(error: Exception, as_json: bool) -> int:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         place = f" ({error.filename})" if error.filename else ""
         return _fail(f"the disk is full{place}.\nWhat was written before is whole; make room and run the same command again.", 1, as_json)
-    text = " ".join(str(error).split())[:300]
-    return _fail(f"{type(error).__name__}: {text}\nThis is not foreseen; run with FOURFOLD_DEBUG=1 for the traceback.", 1, as_json)
+    more = "This is not foreseen; run with FOURFOLD_DEBUG=1 for its words and the traceback."
+    return _fail(f"{type(error).__name__} {_place(error)}.\n{more}", 1, as_json)
+
+
+def _place(error: Exception) -> str:
+    """Where in our own files an error that nobody foresaw came about. Its words may hold a user's texts, and stay unsaid."""
+    import traceback
+
+    home = Path(__file__).parent
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(home)]
+    return f"at fourfold/{Path(frames[-1].filename).relative_to(home)}:{frames[-1].lineno}" if frames else "outside fourfold"
 
 
 def _quiet() -> None:
@@ -491,6 +535,8 @@ def _quiet() -> None:
 
 def main() -> None:
     """Entry point of the `fourfold` command."""
+    if "_FOURFOLD_COMPLETE" in os.environ:                             # a shell asks what may come next
+        app(prog_name="fourfold")
     if sys.argv[1:2] != ["meter"]:                                     # the metered command gets the environment that the user has
         _quiet()
     for stream in (sys.stdout, sys.stderr):

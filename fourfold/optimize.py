@@ -59,6 +59,7 @@ def optimize(
     from fourfold.report.terminal import listener
     from fourfold.report.words import percent, span
     from fourfold.run import engines as registry
+    from fourfold.run.command import spelled
     from fourfold.run.job import Job, Options
     from fourfold.run.levers import examine
     from fourfold.run.stages.baseline import baseline
@@ -80,6 +81,10 @@ def optimize(
     counts = [threads] if isinstance(threads, int) else list(threads) if threads else None
     if counts and min(counts) < 1:
         raise InputError(f"{min(counts)} threads were asked for.", "Give a positive number of threads.")
+    command = command or spelled(
+        model, data, floor=work.floor, budget=work.budget, columns=columns, objective=objective, out=out, metric=metric, task=task, splits=splits,
+        seed=seed, engines=engines, threads=threads, max_length=max_length, site=site, to_site=to_site, hall=hall, pue=pue, agree=agree,
+    )
     options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
     options.agree = None if agree is None else fraction(agree)
     shown, ours = listener(progress, work.budget)

@@ -50,7 +50,7 @@ def report_data(job: Job) -> dict[str, Any]:
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": versions,
-        "command": job.options.command or _command(job),
+        "command": job.options.command,
         "model": {
             "name": job.work.model,
             "family": _family(job),
@@ -541,11 +541,6 @@ def _service(job: Job) -> list[str]:
 def _family(job: Job) -> str:
     config = getattr(job.subject.module, "config", None)
     return str(getattr(config, "model_type", "") or type(job.subject.module).__name__)
-
-
-def _command(job: Job) -> str:
-    w = job.work
-    return f"fourfold optimize {w.model} --data {w.data} --floor {w.floor:.4g} --budget {w.budget:.0f}s --objective {w.objective} --seed {w.seed}"
 
 
 def _versions() -> dict[str, str]:
