@@ -89,6 +89,8 @@ def append(path: str | Path, row: Mapping[str, Any]) -> dict[str, Any]:
         with _locked(handle, path):
             size = os.fstat(handle).st_size
             last, tail = _end(handle, size)
+            if size and last is None:
+                _ledger_only(handle, size, path)
             ended = _row(tail)                                          # only the line's end is missing, or an altered row: it stays for `verify`
             torn = {"bytes": len(tail), "sha256": hashlib.sha256(tail).hexdigest()} if tail and not _begins_with_row(tail) else None
             last = ended if ended is not None and not _fault(ended, tail) else last
@@ -255,6 +257,17 @@ def _begins_with_row(raw: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and not _fault(row, None)
+
+
+def _ledger_only(handle: int, size: int, path: Path) -> None:
+    """Raises InputError where a file without an intact row was never a ledger: no line of it looks like a row, nor like the begin of a first one."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    *whole, tail = _exactly(handle, min(size, 1 << 24)).split(b"\n")
+    rows = [row for row in map(_row, whole) if row is not None]
+    if any({"n", "hash", "prev_hash"} & set(row) for row in rows):
+        return
+    if any(line.strip() for line in whole) or not tail.startswith(b"{") or _row(tail) is not None and not {"n", "hash"} & set(_row(tail) or {}):
+        raise InputError(f"{path} is there and is no ledger, so nothing is appended.", "Name another file.")
 
 
 def _title(row: dict[str, Any] | None) -> str:

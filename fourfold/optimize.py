@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import FourfoldError, Infeasible, InputError, ModelError
+from fourfold.folder import MANIFEST, beside, foreign, journal_of, may_replace, swap
 from fourfold.report.front import Choice, Front
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def optimize(
     threads: int | Sequence[int] | None = None,
     max_length: int | None = None,
     fresh: bool = False,
+    force: bool = False,
     progress: Any = None,
     command: str = "",
     site: Any = None,
@@ -51,8 +53,9 @@ def optimize(
     energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
     -> float. agree: a second floor, the share of answers that must be the original's own, held in the same way.
     With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
-    so far. progress: None shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`,
-    `hall` and `pue` put the other two levers into the report (`fourfold.run.levers`).
+    so far. A folder `out` that holds anything but an earlier artefact is refused before any work; with `force` it moves aside, whole. progress: None
+    shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`, `hall` and `pue` put the
+    other two levers into the report (`fourfold.run.levers`).
 
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
     """
@@ -76,7 +79,7 @@ def optimize(
     for name in engines or ():
         registry.engine(name)
     place = examine(site=site, to_site=to_site, hall=hall, pue=pue)   # before hours of work, not after
-    target = Path(out) if out is not None else None
+    target = may_replace(out, inputs=[model, data], force=force) if out is not None else None
     folder = _folder(target)
     counts = [threads] if isinstance(threads, int) else list(threads) if threads else None
     if counts and min(counts) < 1:
@@ -102,7 +105,7 @@ def optimize(
             early(job)
             if target is not None and job.best is not None and not (target / "manifest.json").exists():
                 ladder(job)
-                _write(_front(job, place), target)
+                _write(_front(job, place), target, force)
                 job.listener.note(f"a first proved answer is in {target}; the search goes on")
             measure(job)
             search(job)
@@ -116,7 +119,7 @@ def optimize(
         ladder(job)
         front = _front(job, place)
         if target is not None:
-            _write(front, target)
+            _write(front, target, force)
         return front
     finally:
         job.close()
@@ -141,19 +144,27 @@ def _front(job: Job, place: dict[str, Any]) -> Front:
     return front
 
 
-def _write(front: Front, target: Path) -> None:
-    """Artefact (where the floor is met) and reports. A model that cannot be made again elsewhere is a warning here: the front in memory is still
-    good."""
+def _write(front: Front, target: Path, force: bool) -> None:
+    """Artefact with its reports where the floor is met, else the reports alone. A model that cannot be made again elsewhere is a warning here: the
+    front in memory is still good. An earlier artefact stays until a new one is complete; a search without one leaves its reports there as
+    attempt.json and attempt.html."""
     if front.best is not None:
         try:
-            front.best.save(target)
+            front.best.save(target, force=force)
+            return
         except ModelError as error:
             front.report_data["folder"] = None
             front.report_data["warnings"].append(f"not saved: {error.message} {error.mend}")
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        front.report(target / "report.json")
-        front.report(target / "report.html")
+        if (target / MANIFEST).exists() and not foreign(target):
+            front.report(target / "attempt.json")
+            front.report(target / "attempt.html")
+            front.report_data["warnings"].append(f"{target} still holds the model of an earlier run; this run's report is attempt.html in it.")
+            return
+        with beside(target) as made:
+            front.report(made / "report.json")
+            front.report(made / "report.html")
+            swap(made, target, force=force)
     except OSError as error:
         raise FourfoldError(
             f"could not write the report into {target}: {error.strerror or error}.", "Free some space; a rerun goes straight to writing."
@@ -164,9 +175,7 @@ def _folder(out: Path | None) -> Path:
     """Where the journal lives: beside the artefact, so that replacing the artefact never touches it."""
     if out is None:
         return Path(tempfile.mkdtemp(prefix="fourfold-"))
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; --out wants a folder.", "Choose another name.")
-    return out.parent / f".{out.name}.fourfold"
+    return journal_of(out)
 
 
 def _words(reference: Any) -> str:

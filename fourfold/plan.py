@@ -16,7 +16,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.errors import ArtefactError, InputError, unwritable
+from fourfold.folder import may_fill
 from fourfold.graph import Graph
 from fourfold.system import System
 
@@ -162,7 +163,7 @@ class Plan:
         Other files there are left alone. Raises InputError where the folder cannot be written or holds the plan.json of something else.
         """
         root = Path(folder)
-        _ours(root)
+        may_save(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as aside:
@@ -214,18 +215,18 @@ class Plan:
         return plan
 
 
-def _ours(root: Path) -> None:
-    """Raises InputError where writing would replace the plan.json of something else."""
-    file = root / "plan.json"
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file.", "Name a folder: --out DIR")
-    if file.exists():
-        try:
-            _head(file)
-        except ArtefactError as error:
-            if "newer" in error.message or "schema" in error.message:
-                return
-            raise InputError(f"{file} was written by something else, and is not replaced.", "Name another folder: --out DIR") from error
+def may_save(root: str | Path, inputs: Iterable[Any] = ()) -> Path:
+    """The folder, where a plan may be written into it: one that has none of a plan's files, or an earlier plan. Raises InputError otherwise."""
+    return may_fill(root, ("plan.json", *FILES, "plan.html", "trace.json", "trace.json.gz"), _ours, inputs=inputs)
+
+
+def _ours(root: Path) -> bool:
+    """Whether the folder holds a plan of ours, of whatever version."""
+    try:
+        _head(root / "plan.json")
+    except ArtefactError as error:
+        return "newer" in error.message or "schema" in error.message
+    return True
 
 
 def _head(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fourfold.plan import Plan
+    from fourfold.plan import Plan, may_save
 
 
 def plan(
@@ -53,6 +53,8 @@ def plan(
 
     listener, patience = progress or Silent(), seconds(budget)
     check(solver, objective)
+    if out is not None:                                                # before hours of work, not after
+        may_save(out, [model, data_or_inputs, machine])
     system, notes = system_of(machine)                                 # before the model is captured, which takes longer
     listener.stage("capture")
     source = read(model, data_or_inputs, train=train, dims=dims, seed=seed)

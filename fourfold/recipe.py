@@ -29,6 +29,8 @@ from torch.nn import functional as F
 
 from fourfold.errors import ModelError
 
+LONGEST = 1 << 24  # indices of one edit; the largest axis of a layer is a vocabulary's
+
 
 def pack(index: Iterable[int]) -> str:
     """Indices as text of ranges: [0, 1, 2, 5] → "0-2,5". Order is kept."""
@@ -47,9 +49,12 @@ def unpack(text: str) -> list[int]:
     try:
         for part in filter(None, text.split(",")):
             first, _, last = part.partition("-")
-            out.extend(range(int(first), int(last or first) + 1))
+            span = range(int(first), int(last or first) + 1)
+            if len(out) + len(span) > LONGEST:
+                raise ValueError(f"more than {LONGEST:,} indices")
+            out.extend(span)
     except (ValueError, AttributeError) as error:
-        raise ModelError(f"a recipe holds the index list {text!r}", 'Expected ranges such as "0-3,7".') from error
+        raise ModelError(f"a recipe holds the index list {str(text)[:80]!r}", 'Expected ranges such as "0-3,7".') from error
     return out
 
 
@@ -128,6 +133,8 @@ def is_depthwise(module: nn.Module) -> bool:
 
 
 def _cut(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+    if len(index) > tensor.shape[axis]:
+        raise RuntimeError(f"{len(index):,} indices to keep of {tensor.shape[axis]:,}")
     kept = tensor.detach().index_select(axis, index.to(tensor.device)).clone(memory_format=torch.contiguous_format)
     return nn.Parameter(kept, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else kept
 
@@ -381,6 +388,8 @@ def _keep(module: nn.Module, edit: dict[str, Any]) -> None:
     container = module.get_submodule(edit["path"])
     children = list(container._modules.items())
     kept = [children[i] for i in unpack(edit["index"])]
+    if len(kept) > len(children):
+        raise RuntimeError(f"{len(kept):,} indices to keep of {len(children):,}")
     if isinstance(container, nn.ModuleDict):
         container._modules = dict(kept)  # type: ignore[assignment]
     else:
@@ -396,13 +405,20 @@ def _slice(module: nn.Module, edit: dict[str, Any]) -> None:
         slice_module(module.get_submodule(edit["path"]), edit["axis"], index)
 
 
+_OWN = frozenset(vars(nn.Module()))  # what every module has of its own
+
+
 def _set(module: nn.Module, edit: dict[str, Any]) -> None:
     target: Any = module.get_submodule(edit["path"])
     *holders, name = edit["name"].split(".")
+    if any(part.startswith("__") for part in (*holders, name)) or "implementation" in name or (not holders and name in _OWN):
+        raise RuntimeError(f"{edit['name']} is not an attribute that an edit may set")
     for holder in holders:
         if edit.get("own"):
             setattr(target, holder, copy.copy(getattr(target, holder)))
         target = getattr(target, holder)
+    if callable(target) and not isinstance(target, nn.Module):  # a function or a class is everybody's
+        raise RuntimeError(f"{edit['name']} is an attribute of a {type(target).__name__}")
     setattr(target, name, edit["value"])
 
 

@@ -43,7 +43,6 @@ import hashlib
 import heapq
 import json
 import math
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,6 +53,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import InputError
+from fourfold.folder import write
 from fourfold.machine import Machine, chip
 from fourfold.machine import here as this_machine
 from fourfold.machine import power as stated_power
@@ -353,13 +353,7 @@ class System:
 
     def write(self, path: str | Path) -> None:
         """Store it as a TOML file that `read` gives back equal, grades and sources included; an old one stays whole till then."""
-        target = Path(path)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            aside.write_text(_written(self), encoding="utf-8")
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+        write(path, _written(self))
 
     def __str__(self) -> str:
         return f"{self.name}: {', '.join(device.name for device in self.devices)}; {len(self.links)} link{'s' * (len(self.links) != 1)}"
@@ -617,6 +611,11 @@ def _stated(machine: Machine, workers: int) -> System:
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------------------------------------
+
+def ours(head: bytes) -> bool:
+    """Whether a file that begins so is a machine file as `System.write` writes it."""
+    return head.startswith(b"name = ") and b"\nfingerprint = " in head
+
 
 def _written(system: System) -> str:
     lines = [f"name = {_quoted(system.name)}", f"fingerprint = {_quoted(system.fingerprint)}", f"hubs = {json.dumps(list(system.hubs))}"]

@@ -24,8 +24,11 @@ def calibrate(
 ) -> None:
     """Measure what this machine reaches by kind and size of operation, what a call costs and what handing a tensor to another process costs."""
     from fourfold.errors import unwritable
+    from fourfold.folder import may_overwrite
     from fourfold.run.calibrate import calibrate as measure
+    from fourfold.system import ours
 
+    may_overwrite(out, "--out", kind=ours)
     try:
         system = measure(workers, min(seconds, 25.0) if quick else seconds, say)
     except KeyboardInterrupt:

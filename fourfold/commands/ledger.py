@@ -108,12 +108,17 @@ def export(
 ) -> None:
     """Write runs to a CSV file or an Impact Framework manifest, or print their SCI score."""
     from fourfold.errors import InputError
+    from fourfold.folder import headed, may_overwrite, starting
     from fourfold.report import books
     from fourfold.report.impact import manifest, write
 
     if not (csv or impact or sci):
         raise InputError("It is not said what to export.", "Give --csv FILE, --impact FILE.yml or --sci.")
     book = books.find(run)
+    if csv:
+        may_overwrite(csv, "--csv", inputs=[book.path], kind=headed("start_utc", "lever"))
+    if impact:
+        may_overwrite(impact, "--impact", inputs=[book.path], kind=starting("name:"))
     rows = books.export(book, csv) if csv else 0
     pieces, score = _score(book, per, site, embodied, life, share) if impact or sci else ([], None)
     if impact and score:

@@ -49,8 +49,13 @@ def place(
         return
     if certificate is not None:
         raise InputError(f"{certificate} is one argument too many.", "Give one file of jobs, or: fourfold map verify certificate.json")
-    from fourfold.decisions.place.planning import plan
+    from fourfold.decisions.place.planning import may_save, plan
+    from fourfold.folder import may_overwrite
 
+    if out is not None:
+        may_save(out, [jobs, intensity])
+    if html is not None:
+        may_overwrite(html, "--html", inputs=[jobs, intensity])
     found = plan(jobs, sites=[name.strip() for name in sites.split(",") if name.strip()] or None, intensity=intensity or None,
                  capacity=_by_site(capacity, "--capacity"), slack=slack or None, objective=objective, carbon_price=carbon_price,
                  contiguous=contiguous, online=online, budget=budget, pue=_by_site(pue, "--pue"), price=_by_site(price, "--price"),

@@ -32,8 +32,11 @@ def meter(
 
     The report goes to stderr. The exit code is the command's (128 + N where signal N ended it; 127 where there is no such command).
     """
+    from fourfold.folder import KINDS, may_overwrite
     from fourfold.measure.command import run
 
+    if out is not None and out.exists():                               # before the command runs; a place that fails later costs only the file
+        may_overwrite(out, "--out", inputs=[wall, None if no_ledger else ledger], kind=KINDS[".json"])
     meters = None
     if wall is not None:
         from fourfold.measure.external import External
@@ -55,10 +58,10 @@ def _written(document: dict[str, Any], path: Path) -> bool:
     import json
 
     from fourfold.errors import unwritable
+    from fourfold.folder import write
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write(path, json.dumps(document, ensure_ascii=False, indent=2) + "\n", parents=True)
     except OSError as error:
         say(f"error: {unwritable(path, error, 'the document')}")
         return False

@@ -26,6 +26,7 @@ def verify(
     budget: Annotated[str, typer.Option(help="Time that the race of both services may take.")] = "20s",
     cost: Annotated[bool, typer.Option("--cost/--no-cost", help="Race the artefact against the original too.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="The lower 95 % bound must clear the floor, not the estimate alone.")] = False,
+    trust: Annotated[list[str] | None, typer.Option(help="Package whose code the artefact may run, such as the model's own.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Measure quality, agreement and cost again on data of your own, and compare with what was stated.
@@ -36,7 +37,7 @@ def verify(
 
     roles = {**dict(zip(("text", "pair"), text_column or [], strict=False)), "label": label_column}
     columns = {role: name for role, name in roles.items() if name} or None
-    found = fourfold.verify(folder, data, floor=floor, original=original, columns=columns, budget=budget, cost=cost, strict=strict)
+    found = fourfold.verify(folder, data, floor=floor, original=original, columns=columns, budget=budget, cost=cost, strict=strict, trust=trust or ())
     if as_json:
         emit(found.to_json())
         return found.exit_code

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fourfold.errors import InputError
+from fourfold.folder import write
 from fourfold.ingest.cells import ABSENT, COMMENT, PLACES, SIGNALS, TIMES, VALUES, readings, unpacked
 from fourfold.ingest.grid import ABSURD, KILOGRAMS, MOST, Cells, bridge, gridded, odd
 from fourfold.ingest.marks import ANNUAL, ESTIMATED, FILLED, FORECAST, MISSING, PARTIAL, READ, STALE, SUSPECT
@@ -176,8 +177,7 @@ class Hours:
         for hour, moment in enumerate(_moments(self)):
             writer.writerow([f"{moment:%Y-%m-%dT%H:%MZ}", *("" if math.isnan(value) else repr(float(value)) for value in self.values[:, hour])])
         data = text.getvalue().encode()
-        file.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
-        return file
+        return write(file, gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
 
     def _quantity(self, name: str, value: float, mark: int) -> Quantity:
         annual = bool(mark & ANNUAL)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fourfold.errors import MissingExtra, ModelError
+from fourfold.ingest.trust import EVERYONE, Trust, sane
 
 # inputs that carry data, in the order in which they are passed; all other arguments of a transformers model are switches and caches
 CARRIERS = (
@@ -195,7 +196,7 @@ def companions(folder: Path) -> tuple[Any, Any]:
     tokenizer = processor = None
     if has & {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"}:
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             raise ModelError(
                 f"the tokenizer in {folder} cannot be loaded: {_line(error)}", "Save it again with tokenizer.save_pretrained(folder)."
@@ -203,7 +204,7 @@ def companions(folder: Path) -> tuple[Any, Any]:
     if has & {"preprocessor_config.json", "processor_config.json"}:
         for kind in (transformers.AutoProcessor, transformers.AutoImageProcessor, transformers.AutoFeatureExtractor):
             try:
-                processor = kind.from_pretrained(folder, local_files_only=True)
+                processor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
                 break
             except Exception:  # each class reads only its own kind of folder
                 continue
@@ -356,16 +357,19 @@ def _same_shape(module: nn.Module, origin: dict[str, Any]) -> bool:
     return shapes[0] == shapes[1]
 
 
-def rebuild(origin: dict[str, Any]) -> nn.Module:
-    """The bare architecture in eval mode, weights arbitrary; needs no training code. Raises `ModelError` where `origin` or its class is unknown."""
+def rebuild(origin: dict[str, Any], trust: Trust = EVERYONE) -> nn.Module:
+    """The bare architecture in eval mode, weights arbitrary; needs no training code. What `origin` names must be what `trust` lets run.
+
+    Raises `ModelError` where `origin` or its class is unknown, `ArtefactError` where it must not run here or takes absurdly much memory.
+    """
     kind = origin.get("kind")
     if kind == "tree":
         from fourfold.ingest import skeleton
 
-        return skeleton.build(origin["tree"]).eval()
+        return skeleton.build(origin["tree"], trust).eval()
     if kind == "factory":
-        entry = str(origin["entry"])
-        return _from_factory(entry, *entry.split(":", 1)).module.eval()
+        trust.called(origin["entry"])
+        return _from_factory(str(origin["entry"])).module.eval()
     if kind == "opaque":
         raise ModelError(f"{origin['class']} cannot be made again from data: {origin['why']}", "Give the model as package.module:factory.")
     if kind != "transformers":
@@ -373,10 +377,22 @@ def rebuild(origin: dict[str, Any]) -> nn.Module:
     import transformers
 
     model = getattr(transformers, str(origin["class"]), None)
-    if model is None:
+    if not (isinstance(model, type) and issubclass(model, transformers.PreTrainedModel)):
         raise ModelError(f"transformers {transformers.__version__} has no {origin['class']}", "Install the version that the artefact was made with.")
+    data = origin["config"] if trust is EVERYONE else sane(origin["config"])
     with _quiet(), _Unfilled():
-        return model(_config(model.config_class, origin["config"])).eval()
+        if trust is not EVERYONE:
+            trust.room(_size(model, data))
+        return model(_config(model.config_class, data)).eval()
+
+
+def _size(model: Any, data: dict[str, Any]) -> int:
+    """Bytes of a transformers model's parameters, found without making them; 0 where it cannot be made so."""
+    with torch.device("meta"):
+        try:
+            return sum(p.numel() * p.element_size() for p in model(_config(model.config_class, data)).parameters())
+        except (RuntimeError, NotImplementedError):
+            return 0
 
 
 def _config(kind: Any, data: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import enum
 import json
-from importlib import import_module
+import math
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -19,9 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.errors import ModelError
+from fourfold.ingest.trust import ATTENTION, EVERYONE, Trust, sane
+from fourfold.ingest.trust import imported as _import
 
 OWN = frozenset(vars(nn.Module())) | {"_flat_weights", "_flat_weight_refs"}  # rebuilt, not stored: what every module has, and recurrent ones' views
 ADVICE = "Give the model as package.module:factory, so that it can be made again by calling that."
+DAMAGED = "The artefact is damaged; copy it again."
 LIMIT = 1 << 22  # elements of a tensor that is stored inside the JSON (buffers that state_dict leaves out)
 
 
@@ -30,9 +33,12 @@ def describe(module: nn.Module) -> dict[str, Any]:
     return _Writer().module(module, type(module).__name__)
 
 
-def build(tree: dict[str, Any]) -> nn.Module:
-    """The tree again, weights zero, in eval mode where it was so. Raises `ModelError` if a class can no longer be imported."""
-    return _Builder().module(tree)
+def build(tree: dict[str, Any], trust: Trust = EVERYONE) -> nn.Module:
+    """The tree again, weights zero, in eval mode where it was so. What it names must be what `trust` lets be imported, made and called.
+
+    Raises `ArtefactError` where it must not or takes absurdly much memory, `ModelError` if a class can no longer be imported.
+    """
+    return _Builder(trust).module(tree)
 
 
 def _named(thing: Any) -> str | None:
@@ -48,17 +54,6 @@ def _named(thing: Any) -> str | None:
         return f"{where}:{name}" if _import(f"{where}:{name}") is thing else None
     except ModelError:
         return None
-
-
-def _import(ref: str) -> Any:
-    where, _, name = ref.partition(":")
-    try:
-        thing: Any = import_module(where)
-        for part in name.split("."):
-            thing = getattr(thing, part)
-        return thing
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"the model needs {where}.{name}, which cannot be imported here", "Install the package that defines it.") from error
 
 
 class _Writer:
@@ -167,16 +162,16 @@ def _bytes(tensor: Tensor) -> str:
     return base64.b64encode(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"").decode()
 
 
-def _tensor(data: dict[str, Any]) -> Tensor:
-    dtype = getattr(torch, data["dtype"])
-    if "data" not in data:
-        return torch.zeros(data["shape"], dtype=dtype)
-    raw = bytearray(base64.b64decode(data["data"]))
-    return torch.frombuffer(raw, dtype=dtype).reshape(data["shape"]).clone() if raw else torch.zeros(data["shape"], dtype=dtype)
+def _dtype(name: Any) -> torch.dtype:
+    found = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(found, torch.dtype):
+        raise ModelError(f"the artefact holds a tensor of type {str(name)[:40]!r}", DAMAGED)
+    return found
 
 
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, trust: Trust) -> None:
+        self.trust, self.taken = trust, 0
         self.modules: list[nn.Module] = []
         self.tensors: list[Tensor] = []
         self.configs: list[Any] = []
@@ -184,15 +179,17 @@ class _Builder:
     def module(self, tree: dict[str, Any]) -> nn.Module:
         if "again" in tree:
             return self.modules[tree["again"]]
-        kind = _import(tree["class"])
+        kind = self.trust.thing(tree["class"], "module")
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise ModelError(f"{tree['class']} is not a class of modules", "The artefact is damaged.")
+            raise ModelError(f"{tree['class']} is not a class of modules", DAMAGED)
         module = kind.__new__(kind)
         nn.Module.__init__(module)
         self.modules.append(module)
         for name, value in tree.get("attributes", {}).items():
+            if name in OWN or (name.startswith("__") and name.endswith("__")):
+                raise ModelError(f"the artefact sets {name}, which every module has of its own", DAMAGED)
             module.__dict__[name] = self.value(value)
-        module.training = tree.get("training", False)
+        module.training = bool(tree.get("training", False))
         for name, data in tree.get("parameters", {}).items():
             module._parameters[name] = self.tensor(data, True)
         for name, data in tree.get("buffers", {}).items():
@@ -210,7 +207,7 @@ class _Builder:
             return None
         if "again" in data:
             return self.tensors[data["again"]]
-        made = _tensor(data)
+        made = self.filled(data)
         if parameter:
             made = nn.Parameter(made, requires_grad=not data.get("frozen", False) and made.is_floating_point())
         self.tensors.append(made)
@@ -224,37 +221,53 @@ class _Builder:
         if "float" in value:
             return float(value["float"])
         if "tensor" in value:
-            return _tensor(value["tensor"])
+            return self.filled(value["tensor"])
         if "torch" in value:
-            return torch.device(value["torch"]) if value["of"] == "device" else getattr(torch, value["torch"])
+            return torch.device(value["torch"]) if value["of"] == "device" else _dtype(value["torch"])
         if "module" in value:
             return self.module(value["module"])
         if "enum" in value:
-            return _import(value["enum"])[value["member"]]
+            return self.trust.thing(value["enum"], "enum")[value["member"]]
         if "made" in value:
-            return _import(value["made"])(*[self.value(v) for v in value["with"]])
+            return self.trust.thing(value["made"], "tuple")(*[self.value(v) for v in value["with"]])
         if "dict" in value:
             return {self.value(k): self.value(v) for k, v in value["dict"]}
         for kind in (tuple, set, frozenset):
             if kind.__name__ in value:
                 return kind(self.value(v) for v in value[kind.__name__])
         if "name" in value:
-            return _import(value["name"])
+            return self.trust.thing(value["name"], "value")
         if "config" in value:
             return self.configuration(value)
         if "fields" in value:
-            kind = _import(value["data"])
+            kind = self.trust.thing(value["data"], "data")
             made = kind.__new__(kind)
-            for name, field in value["fields"].items():
-                object.__setattr__(made, name, self.value(field))
+            for name in {f.name for f in dataclasses.fields(kind)} & set(value["fields"]):
+                object.__setattr__(made, name, self.value(value["fields"][name]))
             return made
-        raise ModelError(f"the artefact holds an unknown value: {str(value)[:80]}", "The artefact is damaged.")
+        raise ModelError(f"the artefact holds an unknown value: {str(value)[:80]}", DAMAGED)
+
+    def filled(self, data: dict[str, Any]) -> Tensor:
+        """A tensor of the shape and type that are told, with the numbers that are given, else zeros; its size is checked before it is made."""
+        dtype, shape = _dtype(data["dtype"]), data["shape"]
+        if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
+            raise ModelError(f"the artefact holds a tensor of shape {str(shape)[:60]}", DAMAGED)
+        size = math.prod(shape) * dtype.itemsize
+        self.taken += size
+        self.trust.room(self.taken)
+        if "data" not in data:
+            return torch.zeros(shape, dtype=dtype)
+        raw = bytearray(base64.b64decode(data["data"], validate=True))
+        if len(raw) != size:
+            raise ModelError(f"the artefact holds {len(raw):,} bytes for a tensor of {size:,}", DAMAGED)
+        return torch.frombuffer(raw, dtype=dtype).reshape(shape).clone() if raw else torch.zeros(shape, dtype=dtype)
 
     def configuration(self, value: dict[str, Any]) -> Any:
         if isinstance(value["config"], int):
             return self.configs[value["config"]]
-        config = _import(value["config"]).from_dict(value["data"])
-        if value["attention"] is not None:
+        kind = self.trust.thing(value["config"], "config")
+        config = kind.from_dict(value["data"] if self.trust is EVERYONE else sane(value["data"]))
+        if value["attention"] in ATTENTION:
             config._attn_implementation = value["attention"]
         self.configs.append(config)
         return config

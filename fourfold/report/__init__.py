@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,25 @@ from typing import Any
 def write(report: Any, path: Path | str) -> Path:
     """Write `report` (a dict of the schema) to `path` in the form that its ending names: .html, .json, .svg or .md. Returns the path.
 
-    Raises InputError for another ending, ArtefactError for a report that breaks the schema (.json).
+    Raises InputError for another ending and for a file there that is no report, ArtefactError for a report that breaks the schema (.json).
     """
-    from fourfold.errors import InputError
     from fourfold.report import html, json, markdown
 
-    path = Path(path)
-    ways = {".html": html.write, ".json": json.write, ".svg": html.picture, ".md": markdown.write}
-    if path.suffix.lower() not in ways:
-        raise InputError(f"a report cannot be written as {path.suffix or 'a file without an ending'!r}.", f"Choose an ending of: {', '.join(ways)}.")
-    return ways[path.suffix.lower()](report, path)
+    path = may_write(path)
+    return {".html": html.write, ".json": json.write, ".svg": html.picture, ".md": markdown.write}[path.suffix.lower()](report, path)
+
+
+def may_write(path: Path | str, option: str = "a report", inputs: Iterable[Any] = ()) -> Path:
+    """The path, where a report may be written there. Raises InputError for another ending and for a file that is no report."""
+    from fourfold.errors import InputError
+    from fourfold.folder import may_overwrite
+    from fourfold.report.markdown import ours
+
+    path, endings = Path(path), (".html", ".json", ".svg", ".md")
+    if path.suffix.lower() not in endings:
+        what = path.suffix or "a file without an ending"
+        raise InputError(f"a report cannot be written as {what!r}.", f"Choose an ending of: {', '.join(endings)}.")
+    return may_overwrite(path, option, inputs=inputs, kind=ours if path.suffix.lower() == ".md" else None)
 
 
 def with_levers(report: Any, **place: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fourfold import chain
 from fourfold.cost import embodied as made
 from fourfold.cost.sci import Sci, operational, sci
 from fourfold.errors import ArtefactError, FourfoldError, Infeasible, InputError, unwritable
+from fourfold.folder import write
 from fourfold.ledger import Ledger
 from fourfold.units import Quantity, Share, total
 
@@ -415,11 +417,12 @@ def export(book: Book, path: Path) -> int:
     if not flat:
         raise InputError(f"{book.path} holds no run and no account.", "Name a ledger that does.")
     columns = list(dict.fromkeys(key for row in flat for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(flat)
     try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(flat)
+        write(path, text.getvalue())
     except OSError as error:
         raise unwritable(path, error, "the table") from None
     return len(flat)

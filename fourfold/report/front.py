@@ -54,8 +54,12 @@ class Choice:
 
     __call__ = predict
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the artefact; see `fourfold.run.saving.save`."""
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write the artefact, once a fresh process has loaded it and answered alike; see `fourfold.run.saving.save`.
+
+        `folder` must be absent, empty or an artefact of ours; with `force` whatever else is there moves aside (folder.before-1), whole.
+        """
+        from fourfold.report.html import page
         from fourfold.run.account import ledger_of, manifest_facts
         from fourfold.run.original import NAME, answers
         from fourfold.run.saving import save
@@ -70,7 +74,10 @@ class Choice:
             Path(folder),
             manifest_facts(self.job, self.point, self.report_data),
             extra=extra,
+            pages={"report.html": page(self.report_data)},
             max_length=self.job.options.max_length,
+            examples=self.job.splits.test,
+            force=force,
         )
 
     @property

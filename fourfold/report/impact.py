@@ -15,6 +15,7 @@ from typing import Any
 
 from fourfold.cost.sci import Sci
 from fourfold.errors import unwritable
+from fourfold.folder import write as replace
 from fourfold.report.books import Owing
 
 _MULTIPLY, _SUM = "Multiply", "Sum"
@@ -72,7 +73,7 @@ _TAKEN = ("carbon", "sci", "energy", "duration", "time", "timestamp", "pue", "na
 def write(data: Mapping[str, Any], path: Path) -> None:
     """Write a manifest as YAML. Raises InputError where the file cannot be written."""
     try:
-        path.write_text("\n".join(_yaml(data)) + "\n", encoding="utf-8")
+        replace(path, "\n".join(_yaml(data)) + "\n")
     except OSError as error:
         raise unwritable(path, error, "the manifest") from None
 

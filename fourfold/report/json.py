@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from fourfold import folder
 from fourfold.errors import ArtefactError, InputError
 from fourfold.report.schema import validate
 
@@ -44,19 +43,8 @@ def read(path: Path | str) -> Any:
 
 
 def replace(path: Path, text: str | bytes) -> None:
-    """Put `text` (as UTF-8) at `path` in one step (write beside it, flush, rename), so that a kill or a full disk leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(text.encode("utf-8") if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Put `text` (as UTF-8) at `path` in one step, so that a kill or a full disk leaves the old file whole; see `fourfold.folder.write`."""
+    folder.write(path, text, parents=True)
 
 
 def _check(report: Any, path: Path) -> None:

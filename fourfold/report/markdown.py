@@ -16,6 +16,11 @@ def write(report: Any, path: Path | str) -> Path:
     return path
 
 
+def ours(head: bytes) -> bool:
+    """Whether a file that begins so is a card of ours."""
+    return head.lstrip().startswith(b"# ") and b", made cheaper" in head.split(b"\n", 1)[0]
+
+
 def card(report: Any) -> str:
     """Decision, front, how it came about and how to reproduce it."""
     parts = [f"# {report['model']['name']}, made cheaper", f"**{story.headline(report)}** {story.decision(report)}", table(report)]

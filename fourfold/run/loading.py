@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fourfold.errors import ArtefactError, FourfoldError
+from fourfold.errors import ArtefactError, FourfoldError, MissingExtra
 from fourfold.ingest.task import Task
+from fourfold.ingest.trust import EVERYONE, Trust
 from fourfold.run.artefact import FORMAT, Assembly, Model, Part, Setting, digest
 from fourfold.run.later import Later
 from fourfold.run.shelf import Shelved
@@ -19,51 +21,80 @@ if TYPE_CHECKING:
     from fourfold.ingest.model import Subject
     from fourfold.recipe import Recipe
 
+LARGEST = 1 << 28  # bytes of a manifest, which holds small tensors of a module's tree
+
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
-    """manifest.json, or ArtefactError."""
+    """manifest.json, its shape and its paths checked (`fourfold.run.manifest`), or ArtefactError."""
+    from fourfold.run.manifest import check
+
     path = Path(folder) / "manifest.json"
     try:
+        if path.stat().st_size > LARGEST:
+            raise ArtefactError(f"{path} has {path.stat().st_size:,} bytes, which no manifest has.", "Copy the artefact again.")
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(f"{folder} is not an artefact: it has no manifest.json.", "Give a folder that `fourfold optimize --out` wrote.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}.", "Copy the artefact again.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ArtefactError(
-            f"{path} has format {manifest.get('format') if isinstance(manifest, dict) else None!r}; this version reads {FORMAT!r}.",
+            f"{path} has format {str(manifest.get('format') if isinstance(manifest, dict) else None)[:60]!r}; this version reads {FORMAT!r}.",
             "Use the version that wrote it.",
         )
+    check(path, manifest)
     return manifest
 
 
 def verify(folder: Path | str, manifest: Mapping[str, Any]) -> None:
-    """Compare every file with its recorded sha256; raises ArtefactError naming the first that is missing or altered."""
+    """Compare every file with its recorded sha256; raises ArtefactError naming the first that is missing, altered or a link out of the folder."""
+    root = Path(folder)
     for name, wanted in manifest["files"].items():
-        path = Path(folder) / name
+        path = root / name
         if not path.is_file():
             raise ArtefactError(f"{path} is missing.", "Copy the artefact again.")
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise ArtefactError(f"{path} is a link to a place outside of the artefact.", "Copy the artefact with the files themselves (cp -L).")
         if digest(path) != wanted:
             raise ArtefactError(f"{path} was altered: its sha256 is not the one in the manifest.", "Copy the artefact again; nothing was loaded.")
 
 
-def load(folder: Path | str) -> Model:
+def load(folder: Path | str, *, trust: Iterable[str] = ()) -> Model:
     """Open an artefact: verifies every file, rebuilds the shapes, opens the stored back end (or PyTorch in its place, with a warning).
 
-    Raises ArtefactError for anything damaged, altered or unknown. Needs no training code and unpickles nothing.
+    trust: packages whose code may run because the artefact names it, such as the one that defines the model's classes or its factory; torch,
+    transformers and fourfold need no mention, and only what is on a list of theirs is used (docs/threats.md).
+
+    Raises ArtefactError for anything damaged, altered or unknown, or that is not trusted. Needs no training code and unpickles nothing.
     """
     root = Path(folder)
+    packages = [trust] if isinstance(trust, str) else list(trust)
     manifest = read_manifest(root)
     verify(root, manifest)
     warnings: list[str] = []
-    parts = [_load_part(root / spec["name"], spec, warnings) for spec in manifest["parts"]]
-    _apart(parts, manifest)
-    gates = []
-    if manifest["gates"]:
-        from fourfold.rewrites.compress.cascade import Gate
+    with sound(root):
+        parts = [_load_part(root / spec["name"], spec, warnings, Trust(packages)) for spec in manifest["parts"]]
+        _apart(parts, manifest)
+        gates = []
+        if manifest["gates"]:
+            from fourfold.rewrites.compress.cascade import Gate
 
-        gates = [Gate(**g) for g in manifest["gates"]]
-    return Model(root, manifest, Assembly(manifest["name"], parts, gates), Task.from_json(manifest["task"], _tokenizer(parts)), warnings)
+            gates = [Gate(**g) for g in manifest["gates"]]
+        return Model(root, manifest, Assembly(manifest["name"], parts, gates), Task.from_json(manifest["task"], _tokenizer(parts)), warnings)
+
+
+@contextmanager
+def sound(root: Path) -> Iterator[None]:
+    """Whatever goes wrong inside because the artefact's data do not fit together is an ArtefactError."""
+    try:
+        yield
+    except (ArtefactError, MissingExtra):
+        raise
+    except FourfoldError as error:
+        raise ArtefactError(error.message, error.mend) from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ArtefactError(f"{root} does not fit together: {what}", "It is damaged, or made with other versions of its libraries.") from error
 
 
 def _tokenizer(parts: list[Part]) -> Any:
@@ -71,7 +102,7 @@ def _tokenizer(parts: list[Part]) -> Any:
     return next((p.subject.tokenizer for p in reversed(parts) if p.subject is not None and p.subject.tokenizer is not None), None)
 
 
-def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part:
+def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str], trust: Trust) -> Part:
     setting = Setting(**spec["setting"])
     if spec["kind"] == "bag_of_words":
         from fourfold.rewrites.compress.bag_of_words import BagOfWords
@@ -84,7 +115,7 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str]) -> Part
     opaque = spec["origin"]["kind"] == "opaque"
     # Neither is made before somebody asks for it: ONNX Runtime and OpenVINO need their own files only.
     recipe: Later[Recipe | None] = Later(lambda: _recipe(spec))
-    module = Later(lambda: None if opaque else restore(spec["origin"], _recipe(spec), home / "model.safetensors"))
+    module = Later(lambda: None if opaque else _module(home, spec, trust))
     subject = Shelved(home, spec["origin"], tuple(spec["inputs"]), spec.get("reading"), module)
     part = Part(
         spec["name"],
@@ -147,25 +178,32 @@ def _apart(parts: list[Part], manifest: Mapping[str, Any]) -> None:
             part.reencode = lambda examples, s=part.subject: Unread(examples.raw or [], s, most).read()
 
 
-def bare(origin: Mapping[str, Any]) -> nn.Module:
-    """The architecture before any edit: our own static student, or whatever the user's model came from."""
+def _module(home: Path, spec: Mapping[str, Any], trust: Trust) -> nn.Module:
+    with sound(home):
+        return restore(spec["origin"], _recipe(spec), home / "model.safetensors", trust)
+
+
+def bare(origin: Mapping[str, Any], trust: Trust = EVERYONE) -> nn.Module:
+    """The architecture before any edit: our own static student, or whatever the user's model came from. `trust`: see `fourfold.ingest.trust`."""
     if origin["kind"] == "static":
         from fourfold.rewrites.compress.static import StaticStudent
 
-        return StaticStudent(**origin["shape"])
+        shape = {name: origin["shape"][name] for name in ("vocabulary", "width", "outputs", "window", "hidden", "pair")}
+        trust.room(4 * (shape["vocabulary"] * (shape["width"] + 1) + shape["width"] ** 2 * shape["window"] + 8 * shape["width"] * shape["hidden"]))
+        return StaticStudent(**shape)
     from fourfold.ingest.model import rebuild
 
-    return rebuild(dict(origin))
+    return rebuild(dict(origin), trust)
 
 
-def restore(origin: Mapping[str, Any], recipe: Recipe, weights: Path) -> nn.Module:
+def restore(origin: Mapping[str, Any], recipe: Recipe, weights: Path, trust: Trust = EVERYONE) -> nn.Module:
     """Bare architecture → shape → weights, in evaluation mode."""
     from safetensors.torch import load_file
 
     from fourfold.ingest.model import load_state
     from fourfold.recipe import apply
 
-    return load_state(apply(bare(origin), recipe), load_file(str(weights))).eval()
+    return load_state(apply(bare(origin, trust), recipe), load_file(str(weights))).eval()
 
 
 def encoders(folder: Path) -> tuple[Any, Any]:

@@ -26,6 +26,7 @@ import numpy as np
 from fourfold.decisions.schedule._go.lessons import Instance, draw, teach
 from fourfold.decisions.schedule.corpus import FAMILIES
 from fourfold.errors import ArtefactError, InputError, unwritable
+from fourfold.folder import may_fill
 
 if TYPE_CHECKING:
     from fourfold.decisions.schedule._go.network import Network
@@ -107,6 +108,16 @@ def pretrain(out: str | Path, settings: Settings, say: Callable[[str], None] = l
     return _Run(Path(out), settings, say).go()
 
 
+def _keys(file: Path) -> set[str]:
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError):
+        return {"settings", "checkpoint"}                               # damaged: going on says so
+    return set(kept) if isinstance(kept, dict) else set()
+
+
 class _Run:
     def __init__(self, out: Path, settings: Settings, say: Callable[[str], None]) -> None:
         import torch
@@ -115,6 +126,9 @@ class _Run:
         from fourfold.solvers.ppo import Ppo, Rates
 
         self.out, self.settings, self.say = out, settings, say
+        if out.is_dir() and any(out.iterdir()) and not {"settings", "checkpoint"} <= _keys(out / "state.json"):
+            raise InputError(f"{out} holds what no training run wrote.", "Name an empty folder, or one that holds a run: --out policy")
+        may_fill(out, [], lambda _: True)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

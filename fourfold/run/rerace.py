@@ -67,6 +67,7 @@ def rerace(
     columns: Mapping[str, str] | None = None,
     original: Any = None,
     engines: Sequence[str] | None = None,
+    trust: Sequence[str] = (),
     dry_run: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -75,12 +76,12 @@ def rerace(
     data: rows as for `optimize`. Without them, inputs of the recorded lengths are drawn at random, which is fine for timing. With labels another
     precision may win too: half of the rows (those beyond 512) must prove that the assembly with it still clears the manifest's floor; against
     `original` (a model as for `optimize`) where it is given, else through the stored choice, whose own shortfall is then counted too. engines: back
-    ends that may run (None: all). budget: seconds. dry_run: tell, and write nothing. Raises InputError, ArtefactError.
+    ends that may run (None: all). trust: as in `load`. budget: seconds. dry_run: tell, and write nothing. Raises InputError, ArtefactError.
     """
     from fourfold.machine import here
 
     root = Path(folder)
-    model = load(root)
+    model = load(root, trust=trust)
     say = log or (lambda text: None)
     try:
         race_rows, proof_rows, said = _rows(model, data, columns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,46 +10,65 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import FourfoldError, ModelError
+from fourfold.folder import MANIFEST, beside, may_replace, swap
+from fourfold.ingest.trust import strangers
+from fourfold.run.afresh import confirm
 from fourfold.run.artefact import FORMAT, Assembly, Part, digest
 from fourfold.run.shelf import reading
 
 if TYPE_CHECKING:
+    from fourfold.ingest.data import Examples
     from fourfold.ingest.task import Task
 
 
 def save(
-    assembly: Assembly, task: Task, folder: Path, facts: Mapping[str, Any], *, extra: Mapping[str, str] | None = None, max_length: int | None = None
+    assembly: Assembly,
+    task: Task,
+    folder: Path,
+    facts: Mapping[str, Any],
+    *,
+    extra: Mapping[str, str] | None = None,
+    pages: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+    examples: Examples | None = None,
+    force: bool = False,
 ) -> Path:
     """Write the artefact beside `folder` and move it into place when complete; an older artefact there is replaced only then.
 
-    `facts` go into the manifest (metrics, hardware, methods, versions …); `extra` are further text files by name. Raises FourfoldError on a full
-    disk.
+    `facts` go into the manifest (metrics, hardware, methods, versions …); `extra` are further text files by name, which the manifest answers for;
+    `pages` are written beside it and may be written again. With `examples`, a fresh process first loads the new artefact and must answer some of them
+    as `assembly` does, member by member; else ModelError says why, and what was there before stays.
+
+    Raises InputError where the folder holds anything but an artefact (with `force` it moves
+    aside), FourfoldError on a full disk.
     """
     from safetensors import SafetensorError
 
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    folder = may_replace(folder, force=force, option="the artefact's folder")
     try:
-        aside.mkdir(parents=True)
-        parts = [_save_part(part, aside) for part in assembly.parts]
-        for name, text in (extra or {}).items():
-            (aside / name).write_text(text, encoding="utf-8")
-        files = {str(p.relative_to(aside)): digest(p) for p in sorted(aside.rglob("*")) if p.is_file()}
-        manifest = {
-            "format": FORMAT,
-            "name": assembly.name,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "task": task.to_json(),
-            "max_length": max_length,
-            "parts": parts,
-            "gates": [{"temperature": g.temperature, "threshold": g.threshold} for g in assembly.gates],
-            **facts,
-            "files": files,
-        }
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _replace(aside, folder)
+        with beside(folder) as aside:
+            parts = [_save_part(part, aside) for part in assembly.parts]
+            for name, text in (extra or {}).items():
+                (aside / name).write_text(text, encoding="utf-8")
+            manifest = {
+                "format": FORMAT,
+                "name": assembly.name,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "task": task.to_json(),
+                "max_length": max_length,
+                "parts": parts,
+                "gates": [{"temperature": g.temperature, "threshold": g.threshold} for g in assembly.gates],
+                "trust": list(trusted(assembly)),
+                **facts,
+                "files": {str(p.relative_to(aside)): digest(p) for p in sorted(aside.rglob("*")) if p.is_file()},
+            }
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            for name, text in (pages or {}).items():
+                (aside / name).write_text(text, encoding="utf-8")
+            if examples is not None and len(examples):
+                confirm(aside, assembly, task, examples, trusted(assembly))
+            swap(aside, folder, force=force)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise FourfoldError(
             f"could not write {folder}: {getattr(error, 'strerror', None) or error}.",
             "Free some space or choose another --out; the search is kept, so a rerun goes straight to saving.",
@@ -58,16 +76,9 @@ def save(
     return folder
 
 
-def _replace(aside: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        keep = [p for p in folder.iterdir() if p.name.startswith(".fourfold")]
-        for path in keep:  # the journal lives in the folder it is about
-            os.replace(path, aside / path.name)
-        os.replace(folder, old)
-    os.replace(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+def trusted(assembly: Assembly) -> tuple[str, ...]:
+    """The packages that the members' own code comes from: whoever loads the artefact must trust them, as `load(folder, trust=…)` says."""
+    return tuple(sorted({name for part in assembly.parts if part.subject is not None for name in strangers(part.subject.origin)}))
 
 
 def _save_part(part: Part, root: Path) -> dict[str, Any]:
@@ -87,7 +98,8 @@ def _save_part(part: Part, root: Path) -> dict[str, Any]:
             f"{part.subject.origin['class']} cannot be made again in another process: {part.subject.origin['why']}.",
             "Give the model as package.module:factory, or let ONNX Runtime or OpenVINO run it (their files stand alone).",
         )
-    save_file(state(part.module), str(home / "model.safetensors"), metadata={"format": "pt"})
+    if part.subject.origin.get("kind") != "opaque":  # what stands in where the back end cannot run; an opaque model has nothing to fill them into
+        save_file(state(part.module), str(home / "model.safetensors"), metadata={"format": "pt"})
     for name in part.files:
         assert part.folder is not None
         shutil.copy2(part.folder / name, home / name)

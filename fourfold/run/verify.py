@@ -8,7 +8,7 @@ worse; a cost must be neither: cheaper than stated is as untrue as dearer. The f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +98,7 @@ def verify(
     cost: bool = True,
     strict: bool = False,
     seed: int = 0,
+    trust: Sequence[str] = (),
 ) -> Verification:
     """Measure the artefact in `folder` again on `data` (labelled as for `optimize`; a "test" part is used alone) and compare with its manifest.
 
@@ -114,7 +115,7 @@ def verify(
 
     allowed = seconds(budget)
     wanted = None if floor is None else fraction(floor)
-    model = load(folder)
+    model = load(folder, trust=trust)
     try:
         manifest = model.manifest
         subject, told = find(manifest, original)

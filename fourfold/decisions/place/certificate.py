@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ import numpy as np
 
 from fourfold.decisions.place.problem import JOB_FIELDS, SITE_FIELDS, Place, Schedule
 from fourfold.errors import ArtefactError
+from fourfold.folder import write
 
 _ARRAYS = (*SITE_FIELDS, *JOB_FIELDS, "allowed", "egress")
 _WORDS = ("sites", "names", "unit", "signal")
@@ -238,17 +240,16 @@ def _transfer(problem: Place, j: int, hour: int) -> np.ndarray:
 
 def save(folder: Path, problem: Place, schedule: Schedule, certificate: Certificate) -> Path:
     """Write certificate.json, problem.npz (all inputs) and schedule.csv (job, site, hour) into `folder`; the path of the first."""
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: getattr(problem, name) for name in _ARRAYS}
     words = {name: getattr(problem, name) for name in (*_WORDS, *_NUMBERS)}
-    np.savez_compressed(folder / "problem.npz", words=np.array(json.dumps(words)), **arrays)
-    with open(folder / "schedule.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("job", "site", "hour"))
-        writer.writerows((problem.names[j], problem.sites[r], t) for j, r, t in zip(schedule.job, schedule.site, schedule.hour, strict=True))
-    path = folder / "certificate.json"
-    path.write_text(json.dumps(certificate.to_json()), encoding="utf-8")
-    return path
+    packed, table = io.BytesIO(), io.StringIO(newline="")
+    np.savez_compressed(packed, words=np.array(json.dumps(words)), **arrays)
+    writer = csv.writer(table)
+    writer.writerow(("job", "site", "hour"))
+    writer.writerows((problem.names[j], problem.sites[r], t) for j, r, t in zip(schedule.job, schedule.site, schedule.hour, strict=True))
+    write(folder / "problem.npz", packed.getvalue(), parents=True)
+    write(folder / "schedule.csv", table.getvalue())
+    return write(folder / "certificate.json", json.dumps(certificate.to_json()))
 
 
 def load(path: Path) -> tuple[Place, Schedule, Certificate]:

@@ -18,13 +18,15 @@ from fourfold.decisions.place._choose import planner
 from fourfold.decisions.place.certificate import Certificate, certify, save, seconds, verify
 from fourfold.decisions.place.online import Online
 from fourfold.decisions.place.problem import Place, Schedule
-from fourfold.errors import Infeasible, InputError
+from fourfold.errors import Infeasible, InputError, unwritable
+from fourfold.folder import may_fill, write
 
 if TYPE_CHECKING:
     from fourfold.ingest.hours import Hours
     from fourfold.ingest.jobs import Job
 
 _HOUR = timedelta(hours=1)
+FILES = ("plan.json", "schedule.csv", "schedule.json", "certificate.json", "problem.npz")
 SENTENCES = {
     "average": "Average intensity says whose share of a grid's emissions this work is; moving load does not cut what the grids emit one for one.",
     "marginal": "Marginal intensity is a model of what one more kWh makes a grid emit; it must not be added to, or compared with, average figures.",
@@ -129,18 +131,22 @@ class Plan:
     def save(self, folder: str | Path) -> list[Path]:
         """Write plan.json, schedule.csv, schedule.json, certificate.json and problem.npz into `folder`; their paths."""
         import csv
+        import io
         import json
 
-        folder = Path(folder)
-        certificate = save(folder, self.problem, self.solution.answer, self.certificate)
-        with open(folder / "schedule.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+        folder = may_save(folder)
+        try:
+            certificate = save(folder, self.problem, self.solution.answer, self.certificate)
+            table, answer = io.StringIO(newline=""), self.solution.answer
+            writer = csv.writer(table)
             writer.writerow(("job", "site", "hour", "start_utc"))
-            answer = self.solution.answer
             writer.writerows((self.problem.names[j], self.problem.sites[r], t, self._when(t))
                              for j, r, t in zip(answer.job, answer.site, answer.hour, strict=True))
-        (folder / "schedule.json").write_text(json.dumps(self.schedule), encoding="utf-8")
-        (folder / "plan.json").write_text(json.dumps(self.to_json(), ensure_ascii=False), encoding="utf-8")
+            write(folder / "schedule.csv", table.getvalue())
+            write(folder / "schedule.json", json.dumps(self.schedule))
+            write(folder / "plan.json", json.dumps(self.to_json(), ensure_ascii=False))
+        except OSError as error:
+            raise unwritable(folder, error, "the plan") from error
         return [folder / "plan.json", folder / "schedule.csv", folder / "schedule.json", certificate, folder / "problem.npz"]
 
 
@@ -433,3 +439,18 @@ def _by_site(given: Any, names: Sequence[str], default: np.ndarray, what: str) -
                              f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(names)}.")
         made[index[name.casefold()]] = float(value)
     return made
+
+
+def may_save(folder: str | Path, inputs: Iterable[Any] = ()) -> Path:
+    """The folder, where a plan may be written into it: one that has none of its files, or an earlier plan. Raises InputError otherwise."""
+    return may_fill(folder, FILES, lambda held: _keys(held / "certificate.json") >= {"format", "bound", "gap"}, inputs=inputs)
+
+
+def _keys(path: Path) -> set[str]:
+    import json
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return set(found) if isinstance(found, dict) else set()
