@@ -3,7 +3,8 @@ without a trace (a hash chain: Haber and Stornetta 1991, "How to time-stamp a di
 
 A row on disk is its canonical JSON (sorted keys, no spaces, UTF-8, shortest round-trip floats) with four keys of ours: `n` counts rows from 0,
 `prev_hash` is the `hash` of row n − 1, `id` names the row, `hash` is the sha256 of the canonical JSON of all the rest. The end of a file can be cut
-off without a trace in the file itself; `seal` writes beside it what it was. Standard library only.
+off without a trace in the file itself, so `append` keeps beside it, in `<file>.head`, how it ends; `seal` writes the same for good. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def append(path: str | Path, row: Mapping[str, Any]) -> dict[str, Any]:
             if torn:
                 os.ftruncate(handle, size := size - len(tail))
             _write(handle, (b"\n" if tail and not torn else b"") + canonical(whole) + b"\n", size, path)
+            _keep_head(path, whole, last)
         if new:
             _flush_folder(path.parent)
         return whole
@@ -178,7 +180,7 @@ def check(path: str | Path, head: str = "") -> Check:
                 faults.append(f"Row {row['n']} (line {line}{_title(row)}) does not continue {known}: one of the two was exchanged.")
             expected = max(expected, row["n"] + 1)
     last = intact[max(intact)] if intact else None
-    faults += _sealed(path, intact, head)
+    faults += [*_headed(path, intact, head, notes), *_sealed(path, intact, head)]
     return Check(len(intact), last["hash"] if last else GENESIS, faults, notes)
 
 
@@ -289,6 +291,54 @@ def _order(row: dict[str, Any], line: int, expected: int, places: Mapping[int, i
     if n < expected and n in altered:
         found.append(f"Row {n} stands in line {line}, where row {expected} belongs: the rows were reordered, or a line was put in.")
     return found
+
+
+def _head_of(path: Path) -> Path:
+    return path.with_name(path.name + ".head")
+
+
+def _keep_head(path: Path, row: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
+    """Write down how the file ends now, whole or not at all. What an earlier head knew and the file no longer held is kept as `lost`.
+
+    A crash between the row and its head leaves a head that is one row behind, which is no fault; a head that cannot be written leaves the row.
+    """
+    lost: list[Any] = []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(_head_of(path).read_bytes())
+        rows = before["n"] + 1 if before else 0
+        gone = int(known["rows"]) > rows or (int(known["rows"]) == rows and rows and known["head"] != before["hash"])   # type: ignore[index]
+        lost = [*known.get("lost", []), *([{"rows": known["rows"], "head": known["head"], "found": rows}] if gone else [])]
+    aside = path.with_name(path.name + ".head.new")
+    with suppress(OSError):
+        aside.write_bytes(canonical({"rows": row["n"] + 1, "head": row["hash"], **({"lost": lost[-100:]} if lost else {})}) + b"\n")
+        os.replace(aside, _head_of(path))
+
+
+def _headed(path: Path, intact: Mapping[int, dict[str, Any]], head: str, notes: list[str]) -> list[str]:
+    """What the head file has to say of rows missing at the end."""
+    name = _head_of(path).name
+    try:
+        known = json.loads(_head_of(path).read_bytes())
+        count, end, lost = int(known["rows"]), str(known["head"]), [(int(one["rows"]), int(one["found"])) for one in known.get("lost", [])]
+    except FileNotFoundError:
+        if not head and not _seal_of(path).exists():
+            notes.append(f"There is no {name} beside the ledger, so rows cut off its end would not be seen: `fourfold ledger verify --head HASH` "
+                         "looks, with the hash of an earlier `fourfold ledger seal`.")
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{name} cannot be read ({type(error).__name__}), so the end of the ledger is not vouched for."]
+    found = [f"{_rows_are(had, rows - 1)} missing: {name} knew {rows} rows when the file had {had} left, and it was written on."
+             for rows, had in lost]
+    have = max(intact, default=-1) + 1
+    if have < count:
+        found.append(f"{_rows_are(have, count - 1)} missing at the end: {name} counts {count} rows, the file holds {have}.")
+    elif count and intact.get(count - 1, {}).get("hash") != end and count - 1 in intact:
+        found.append(f"Row {count - 1} is not the one that {name} knows: it was exchanged.")
+    return found
+
+
+def _rows_are(first: int, last: int) -> str:
+    return f"Row {first} is" if first >= last else f"Rows {first} to {last} are"
 
 
 def _seal_of(path: Path) -> Path:

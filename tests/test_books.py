@@ -48,6 +48,7 @@ def altered(path: Path, change: Callable[[dict], None]) -> None:
     stored = [chain.plain(row) for row in chain.rows(path)]
     change(stored[0])
     path.write_text("".join(line + "\n" for line in chain.lines(stored)))
+    path.with_name(path.name + ".head").unlink(missing_ok=True)         # a forger who knows of it
 
 
 # Which ledger
@@ -159,6 +160,8 @@ def test_a_seal_finds_what_is_cut_off(here: Path, capsys: pytest.CaptureFixture[
     books.DEFAULT.write_text("".join(lines[:2]))
     assert "Row 2 is missing at the end" in said(capsys, "verify", code=4)
     books.DEFAULT.with_name("ledger.jsonl.seal").unlink()
+    assert "ledger.jsonl.head counts 3 rows" in said(capsys, "verify", code=4)
+    books.DEFAULT.with_name("ledger.jsonl.head").unlink()
     said(capsys, "verify")
     assert "missing, or were exchanged" in said(capsys, "verify", "--head", head, code=4)
 
