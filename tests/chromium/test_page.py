@@ -49,6 +49,15 @@ def test_it_renders_without_complaint_or_sideways_scroll(browser: Browser, page:
     assert browser.run(outside) == []
 
 
+def test_tables_are_read_without_dragging_in_a_phones_window(browser: Browser, page: Path) -> None:
+    browser.open(page, 390, 844, phone=True)
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.getAttribute('aria-label'))"
+    assert browser.run(wide) == []
+    assert browser.run("document.querySelectorAll('table.cards td[data-l=Quality]').length") == 40
+    browser.open(page, 1280, 900)
+    assert browser.run("getComputedStyle(document.querySelector('table.cards tr')).display") == "table-row"
+
+
 @pytest.mark.parametrize("width, height", WIDTHS)
 def test_what_was_promised_can_be_read(browser: Browser, page: Path, width: int, height: int) -> None:
     browser.open(page, width, height)

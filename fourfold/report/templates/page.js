@@ -41,4 +41,10 @@
       catch { getSelection().selectAllChildren(button.previousElementSibling); button.textContent = "Selected"; }
     });
   });
+  // ---- tables in a narrow window: a cell knows its head's words, and the style makes cards of rows
+  document.querySelectorAll(".scroll table").forEach((table) => {
+    const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim());
+    [...table.tBodies[0].rows].forEach((row) => [...row.cells].forEach((cell, i) => { cell.dataset.l = heads[i] || ""; }));
+    table.classList.add("cards");
+  });
 })();
