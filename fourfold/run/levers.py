@@ -1,4 +1,4 @@
-"""The four levers of a result: how many times less Model and Machine take (measured in its race), and the hall and the place (as given, modelled or
+"""The four levers of a result: how many times less Model and Machine take (from its race), and the hall and the place (as given, modelled or
 tabled).
 
 Patterson et al. 2022: CO2e = energy of the work on the machine × PUE × gCO2e/kWh, so the factors Model, Machine, Mechanization and Map multiply to
@@ -69,7 +69,7 @@ def examine(**place: Any) -> dict[str, Any]:
 
 def _race(report: Mapping[str, Any]) -> dict[str, Quantity]:
     """Factors of the levers that have steps in the ladder. A step's cost has the interval of the candidate that was raced there, where one was."""
-    costs = [Quantity(1.0, "1", "measured", method=RACE)]
+    costs = [Quantity(1.0, "1", _grade(report), method=RACE)]
     costs += [_raced(report, float(row["after"]), last=row is report["factors"][-1]) for row in report["factors"]]
     found: dict[str, Quantity] = {}
     for row, before, after in zip(report["factors"], costs, costs[1:], strict=False):
@@ -86,8 +86,13 @@ def _raced(report: Mapping[str, Any], cost: float, last: bool) -> Quantity:
         if figure and figure["low"] is not None and figure["high"] is not None and math.isclose(figure["value"], cost, rel_tol=1e-6):
             low, high = min(figure["low"], cost), max(figure["high"], cost)
             if low > 0:
-                return Quantity(cost, "1", "measured", low=low, high=high, method=RACE, source=f"race of {row['name']}")
-    return Quantity(cost, "1", "measured", method=RACE)
+                return Quantity(cost, "1", _grade(report), low=low, high=high, method=RACE, source=f"race of {row['name']}")
+    return Quantity(cost, "1", _grade(report), method=RACE)
+
+
+def _grade(report: Mapping[str, Any]) -> Any:
+    """A ratio of raced times stands for a ratio of joules, so it is no better than they are: modelled where joules are processor time × watts."""
+    return weakest(["measured", report["energy"]["grade"]])
 
 
 def _titles(report: Mapping[str, Any]) -> dict[str, str]:
