@@ -24,11 +24,21 @@ if TYPE_CHECKING:
     from fourfold.run.job import Job
 
 
+LEAST = 0.2
+"""Share of the budget that must be left for the search, or nothing is begun that it would need."""
+
+
 def measure(job: Job) -> None:
     """Anatomy, sensitivities in one calibration pass, the cost table, and the plan that the time allows."""
     from fourfold.ingest.anatomy import anatomize
     from fourfold.rewrites.compress.combine import cost_sites, original
 
+    if not job.decide("measure", lambda: job.deadline.until("search") > LEAST * job.work.budget):
+        job.warnings.append(
+            "Measuring the original took the time that removing and training would have needed: only precisions, back ends, counted words and "
+            "cascades of these were tried. A larger budget, or an idle machine, gives more."
+        )
+        return
     job.listener.stage("finding what can be removed", 0)
     anatomy = anatomize(job.subject.module, job.sample)
     job.refusals = dict(anatomy.refusals)
