@@ -31,6 +31,23 @@ def test_the_front_answers_as_the_saved_artefact_does(front: fourfold.Front) -> 
     assert all(len(choice.predict(texts)) == 3 for choice in front)
 
 
+def test_costs_are_of_the_whole_service_on_unseen_rows(front: fourfold.Front) -> None:
+    """The answer and its neighbours were raced from raw text on the unseen split; a cascade costs at least its first member, about its parts' sum."""
+    from fourfold.run.service import disagrees
+
+    job = front.job
+    assert job.served is not None and job.served.rows <= len(job.splits.test)
+    assert front.best is not None and front.best.point.served is not None
+    raced = {p.name: p for p in job.points if p.served is not None and p.agreement is not None}
+    for point in raced.values():
+        assert 0 <= point.agreement.low <= point.agreement.value <= 1  # type: ignore[union-attr]
+        members = point.candidate.extra.get("members", [])
+        if members and not any(point.candidate.name in warning for warning in job.warnings):
+            reach = [sum(point.shares[k:]) for k in range(len(members))]
+            assert disagrees(point.served, [m.served for m in members], reach) is None  # type: ignore[arg-type]
+    assert any("whole service" in note for note in front.report_data["notes"])
+
+
 def test_ledger_says_what_the_report_says(front: fourfold.Front) -> None:
     """The book saved with the artefact is sound by its own rules, and its factor is the report's total."""
     out = front.job.options.out
