@@ -102,3 +102,32 @@ def test_a_zone_said_on_the_command_line_holds_for_the_hours(tmp_path: Path, cap
     assert local.start == datetime(2025, 1, 23, 23, tzinfo=UTC) and np.array_equal(local.values[0], np.arange(5) + 300.0)
     file.write_text("# zone: UTC\n" + file.read_text())
     assert read_hours(file, unit="g/kWh", local="Europe/Berlin").start == datetime(2025, 1, 24, tzinfo=UTC), "the file's own word goes first"
+
+
+def test_advice_names_options_that_the_command_line_has() -> None:
+    """In what is said of hours, jobs, plans, meters and ledgers: every option exists, and none is written as an argument of Python."""
+    import ast
+    import re
+
+    import typer
+
+    from fourfold.cli import app
+
+    known: set[str] = {"--help"}
+    commands = [typer.main.get_command(app)]
+    while commands:
+        command = commands.pop()
+        known |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        commands += list(getattr(command, "commands", {}).values())
+    root = Path(__file__).parent.parent / "fourfold"
+    seen = 0
+    for folder in ("ingest", "decisions/place", "measure", "cost"):
+        for file in sorted((root / folder).glob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("InputError", "Infeasible", "Missing"):
+                    said = " ".join(part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str))
+                    options = re.findall(r"--[a-z][a-z-]+", said)
+                    seen += len(options)
+                    assert set(options) <= known, f"{file.name}, line {node.lineno}: {said}"
+                    assert not re.search(r"\b(unit|zone|signal|sites|budget)='", said), f"{file.name}, line {node.lineno}: {said}"
+    assert seen > 5

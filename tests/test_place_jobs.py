@@ -241,3 +241,29 @@ def test_map_online_keeps_the_deadlines(folder: Path, capsys: Any) -> None:
 def test_the_example_is_planned() -> None:
     made = plan(Path(__file__).parent.parent / "examples/jobs.csv", capacity=3, compare=False)
     assert made.certificate.gap < 1e-3 and made.to_json()["saving"] > 0.8
+
+
+def test_quarters_of_an_hour_are_rounded_and_said(folder: Path, capsys: Any) -> None:
+    """A job of a quarter of an hour in a window of one holds that hour; one that no run of whole hours holds is refused, with the rounding said."""
+    jobs = folder / "short.csv"
+    head = "name,hours,kw,release,deadline\n"
+    jobs.write_text(head + "short,0.25,4,2022-05-01T01:15Z,2022-05-01T01:30Z\n")
+    arguments = ["map", str(jobs), "--intensity", str(folder / "hours.csv"), "--pue", "1", "--quick", "--json"]
+    assert run(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["jobs"][0]["start_utc"] == "2022-05-01T01:00Z"
+    assert document["it_kwh"] == pytest.approx(1.0) and document["kg"] == pytest.approx(0.15)
+    assert any("whole hours" in note for note in document["notes"])
+    jobs.write_text(head + "astride,0.5,4,2022-05-01T00:45Z,2022-05-01T01:15Z\n")
+    assert run(arguments[:-1]) == 3
+    assert "in whole hours: release rounded up, deadline down" in capsys.readouterr().err
+
+
+def test_advice_for_a_date_alone_can_be_followed(folder: Path, capsys: Any) -> None:
+    jobs = folder / "dates.csv"
+    jobs.write_text("name,hours,kw,release,slack\na,1,1,2022-05-01,2h\n")
+    arguments = ["map", str(jobs), "--intensity", str(folder / "hours.csv"), "--quick"]
+    assert run(arguments) == 2
+    advised = capsys.readouterr().err.split("offset (")[1].split(")")[0]
+    jobs.write_text(jobs.read_text().replace("2022-05-01,", f"{advised},"))
+    assert run(arguments) == 0

@@ -62,6 +62,7 @@ class Job:
     startup_kwh: float = 0.0
     checkpoint_kwh: float = 0.0
     known: datetime | None = None
+    rounded: bool = False                                               # its times or its length were no whole hours
 
 
 def read_jobs(ref: str | Path | Iterable[Mapping[str, Any]], *, slack: str | float | None = None, contiguous: bool = False,
@@ -90,7 +91,9 @@ def read_jobs(ref: str | Path | Iterable[Mapping[str, Any]], *, slack: str | flo
         others = ", ".join(f"{other.name}: {short} h" for other, short in late[1:4])
         more = f"; so are {len(late) - 1} others ({others})" if others else ""
         window = job.hours - missing
-        raise Infeasible(f"Job {job.name} cannot meet its deadline: it needs {job.hours} h and has {window} h, {missing} h too few{more}.",
+        whole = " (in whole hours: release rounded up, deadline down, a begun hour held whole)" if job.rounded else ""
+        raise Infeasible(f"Job {job.name} cannot meet its deadline: it needs {job.hours} h and has {max(0, window)} h{whole}, "
+                         f"{missing} h too few{more}.",
                          "Release it earlier, set the deadline later, or shorten it.")
     return tuple(replace(job, interruptible=False) for job in jobs) if contiguous else tuple(jobs)
 
@@ -164,13 +167,18 @@ def _job(where: str, row: Mapping[str, Any], slack: str | float | None, zone: st
     release = _moment(row["release"], zone, where, "release")
     if "deadline" in row and "slack" in row:
         raise InputError(f"{where}: give deadline or slack, not both.", "Leave one of them empty.")
-    first = _EPOCH - (_EPOCH - release) // _HOUR * _HOUR                # up to the hour
+    first, due = _EPOCH - (_EPOCH - release) // _HOUR * _HOUR, None     # up to the hour
     if "deadline" in row:
-        last = _moment(row["deadline"], zone, where, "deadline")
+        last = due = _moment(row["deadline"], zone, where, "deadline")
     else:
         given = row.get("slack", slack)
         last = first + held * _HOUR + span(0 if given is None else given, f"{where}: slack")
     last = _EPOCH + (last - _EPOCH) // _HOUR * _HOUR                    # down to the hour
+    rounded = first != release or due not in (None, last) or length != held
+    if due is not None and last - first < held * _HOUR and release + timedelta(hours=length) <= due + timedelta(seconds=1):
+        begin = _EPOCH + (release - _EPOCH) // _HOUR * _HOUR            # it fits its window: the hours that it touches from its release on hold it
+        if release + timedelta(hours=length) <= begin + held * _HOUR + timedelta(seconds=1):
+            first, last = begin, begin + held * _HOUR
     width = _number(row, "width", where) if "width" in row else 1.0
     if width < 1 or width != int(width):
         raise InputError(f"{where}: width is {width:g}.", "It is a whole number of units of capacity, 1 or more.")
@@ -179,7 +187,8 @@ def _job(where: str, row: Mapping[str, Any], slack: str | float | None, zone: st
     sites = tuple(part.strip() for part in re.split(r"[;|]", listed) if part.strip()) if isinstance(listed, str) else tuple(map(str, listed))
     extra = {key: _number(row, key, where) for key in ("data_gb", "startup_kwh", "checkpoint_kwh") if key in row}
     pauses = _flag(row.get("interruptible", True), where)
-    return Job(name, energy / held, held, first, last, str(row.get("home", "")).strip(), int(width), pauses, sites, known=known, **extra)
+    home = str(row.get("home", "")).strip()
+    return Job(name, energy / held, held, first, last, home, int(width), pauses, sites, known=known, rounded=rounded, **extra)
 
 
 def _number(row: Mapping[str, Any], key: str, where: str) -> float:
@@ -208,8 +217,9 @@ def _moment(value: Any, zone: str | None, where: str, key: str) -> datetime:
     if moment.tzinfo is not None:
         return moment.astimezone(UTC)
     if zone is None:
+        full = value if re.search(r"[T ]\d", str(value).strip()) else f"{str(value).strip()}T00:00"
         raise InputError(f"{where}: {key} {value} has no time zone.",
-                         f"Append an offset ({value}+00:00), fill the zone column, or give --zone.")
+                         f"Append an offset ({full}+00:00), fill the zone column, or give --zone.")
     try:
         place = ZoneInfo(zone)
     except Exception:

@@ -61,7 +61,7 @@ class Flow(Solver):
         if solved.status == 2:
             raise Infeasible("No schedule meets every deadline within the capacities.", "Raise the capacity, the slack, or the number of sites.")
         if solved.status != 0 or solved.x is None:
-            raise Infeasible(f"HiGHS found no optimum in time: {solved.message}", "Give more seconds, or use successive_shortest_paths.")
+            raise Infeasible(f"HiGHS found no optimum in time: {solved.message}", "Give more time: --budget")
         picked = np.flatnonzero(solved.x > 0.5)
         mu = np.zeros(problem.intensity.size)
         mu[spot[rows]] = np.maximum(0.0, -solved.ineqlin.marginals[len(pair):]) / problem.width[0]

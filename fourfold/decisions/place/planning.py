@@ -291,6 +291,9 @@ def build(jobs: Sequence[Job], *, sites: Sequence[str] | None = None, intensity:
                     startup_kwh=np.array([job.startup_kwh for job in jobs]), checkpoint_kwh=np.array([job.checkpoint_kwh for job in jobs]),
                     data_gb=np.array([job.data_gb for job in jobs]), allowed=allowed, kwh_per_gb=kwh_per_gb, egress=egress,
                     signal=hours.signal if hours is not None else "average", **weights)
+    if rounded := sum(job.rounded for job in jobs):
+        notes.append(f"Plans are in whole hours: times or lengths of {rounded} job{'s' * (rounded > 1)} were rounded (release up, deadline down, a "
+                     "begun hour held whole, its energy unchanged).")
     if problem.data_gb.any():
         notes.append(f"Moving data takes {kwh_per_gb:g} kWh and {egress:g} USD per GB (assumed).")
     return problem, start, priced, notes
@@ -302,10 +305,10 @@ def _weights(objective: str, carbon_price: float | None, priced: bool, names: Se
     if carbon_price is not None and not (np.isfinite(carbon_price) and carbon_price >= 0):
         raise InputError(f"A carbon price of {carbon_price:g} USD per tonne cannot be used.", "Give 0 or more.")
     if objective == "mixed" and carbon_price is None:
-        raise InputError("The mixed objective needs a price of carbon.", "Give it in USD per tonne of CO2e, such as 100.")
+        raise InputError("The mixed objective needs a price of carbon.", "Give it in USD per tonne of CO2e: --carbon-price 100")
     if objective != "carbon" and not priced:
         absent = [name for name, value in zip(names, prices, strict=True) if np.isnan(value)]
-        raise Infeasible(f"No electricity price is known for {', '.join(absent[:5])}.", "Give prices in USD/kWh, or choose carbon.")
+        raise Infeasible(f"No electricity price is known for {', '.join(absent[:5])}.", "Give prices in USD/kWh (--price 0.1, or --price SITE=0.1), or choose --objective carbon.")
     if objective == "carbon":
         return {"carbon": 1.0, "money": 0.0, "unit": "kgCO2e"}
     return {"carbon": (carbon_price or 0.0) / 1000 if objective == "mixed" else 0.0, "money": 1.0, "unit": "USD"}
@@ -365,7 +368,7 @@ def _yearly(wanted: list[str], start: datetime, end: datetime, notes: list[str])
     from fourfold.site import site
 
     if not wanted:
-        raise InputError("There are no sites to choose from.", "Name sites, give homes in the jobs, or an hourly intensity file.")
+        raise InputError("There are no sites to choose from.", "Name sites (--sites FR,DE), give homes in the jobs, or an hourly file (--intensity).")
     total = max(1, -((start - end) // _HOUR))
     level = np.array([site(name).intensity.value for name in wanted])
     notes.append("Yearly averages stand in for hours: only the place can be chosen, waiting gains nothing. Give hourly intensities to plan hours.")
@@ -384,7 +387,7 @@ def _cut(hours: Hours | None, jobs: Sequence[Job], start: datetime, end: datetim
                              "Give intensities for a longer time, or split the job.")
         if job.release < hours.start or job.release >= last:
             raise InputError(f"Job {job.name} is released at {job.release:%Y-%m-%d %H:%M} UTC; the hours run from {hours.start:%Y-%m-%d %H:%M} to "
-                             f"{last:%Y-%m-%d %H:%M}.", "Give intensities for that time, or replay those of another year.")
+                             f"{last:%Y-%m-%d %H:%M}.", "Give intensities for that time, or let those of another year stand in: --replay")
         short = job.hours - (last - job.release) // _HOUR
         if short > 0:
             window = job.hours - short

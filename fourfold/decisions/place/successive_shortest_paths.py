@@ -83,7 +83,7 @@ def _routed(problem: Place, listed: list[np.ndarray], budget: Budget) -> tuple[S
     if state >= 0:
         raise Infeasible(*hall(problem, state, reached, hit))
     if state == _OUT_OF_BUDGET:
-        raise Infeasible("The budget of augmenting paths was spent before every job had its hours.", "Allow more evaluations.")
+        raise Infeasible("The budget of augmenting paths was spent before every job had its hours.", "Give more time: --budget")
     total = problem.intensity.shape[1]
     shut = np.where(problem.room > 0, 0.0, lam.max(initial=0.0))        # keeps everybody out of an hour with no room, and costs nothing
     price = np.where(room > 0, np.maximum(mu, 0.0), shut) / problem.width[0]
