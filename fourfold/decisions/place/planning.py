@@ -308,7 +308,8 @@ def _weights(objective: str, carbon_price: float | None, priced: bool, names: Se
         raise InputError("The mixed objective needs a price of carbon.", "Give it in USD per tonne of CO2e: --carbon-price 100")
     if objective != "carbon" and not priced:
         absent = [name for name, value in zip(names, prices, strict=True) if np.isnan(value)]
-        raise Infeasible(f"No electricity price is known for {', '.join(absent[:5])}.", "Give prices in USD/kWh (--price 0.1, or --price SITE=0.1), or choose --objective carbon.")
+        raise Infeasible(f"No electricity price is known for {', '.join(absent[:5])}.",
+                         "Give prices in USD/kWh (--price 0.1, or --price SITE=0.1), or choose --objective carbon.")
     if objective == "carbon":
         return {"carbon": 1.0, "money": 0.0, "unit": "kgCO2e"}
     return {"carbon": (carbon_price or 0.0) / 1000 if objective == "mixed" else 0.0, "money": 1.0, "unit": "USD"}
