@@ -49,7 +49,7 @@ def _part(path: Path, part: Any, files: Mapping[str, Any]) -> str:
     _inside(path, name, "parts")
     kind = _held(path, part, "kind", str)
     _need(path, kind in ("network", "bag_of_words"), f"the kind of {name} is {kind[:40]!r}")
-    _setting(path, _held(path, part, "setting", dict), name)
+    _setting(path, _held(path, part, "setting", dict), name, kind)
     if kind == "bag_of_words":
         _need(path, {f"{name}/words.json", f"{name}/words.safetensors"} <= set(files), f"files of {name} are not listed")
         return name
@@ -76,12 +76,14 @@ def _part(path: Path, part: Any, files: Mapping[str, Any]) -> str:
     return name
 
 
-def _setting(path: Path, setting: Mapping[str, Any], name: str) -> None:
+def _setting(path: Path, setting: Mapping[str, Any], name: str, kind: str) -> None:
     from fourfold.run.engines import names
+
+    engines = ["numpy"] if kind == "bag_of_words" else names()          # counted words need no back end
 
     known = {"engine", "precision", "threads", "batch", "bucketing"}
     _need(path, set(setting) == known, f"{name}.setting has other keys than {', '.join(sorted(known))}")
-    _need(path, isinstance(setting["engine"], str) and setting["engine"] in names(), f"{name}.setting.engine is unknown")
+    _need(path, isinstance(setting["engine"], str) and setting["engine"] in engines, f"{name}.setting.engine is unknown")
     precision = setting["precision"]
     _need(path, isinstance(precision, str) and re.fullmatch(r"[a-z0-9-]{2,20}", precision) is not None, f"{name}.setting.precision is unknown")
     for key, most in (("threads", 4096), ("batch", 1 << 20)):
