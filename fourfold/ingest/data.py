@@ -52,16 +52,18 @@ class Ragged(Sequence[np.ndarray]):
         where = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], sizes)
         return Ragged(self.values[where], offsets)
 
-    def padded(self, index: np.ndarray, pad: float) -> np.ndarray:
-        """[B, longest] with `pad` at the right."""
+    def padded(self, index: np.ndarray, pad: float, left: bool = False) -> np.ndarray:
+        """[B, longest] with `pad` at the right, or at the left."""
         sizes, starts = self.sizes()[index], self.offsets[index]
         steps = np.arange(max(int(sizes.max(initial=0)), 1))
+        at = steps - (len(steps) - sizes[:, None]) if left else np.broadcast_to(steps, (len(index), len(steps)))
+        real = (at >= 0) & (at < sizes[:, None])
         out = (
-            self.values[np.minimum(starts[:, None] + steps, max(len(self.values) - 1, 0))]
+            self.values[np.clip(starts[:, None] + at, 0, len(self.values) - 1)]
             if len(self.values)
             else np.zeros((len(index), len(steps)), self.values.dtype)
         )
-        return np.where(steps < sizes[:, None], out, np.asarray(pad, dtype=self.values.dtype))
+        return np.where(real, out, np.asarray(pad, dtype=self.values.dtype))
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Examples:
 
     columns: input name → [N, …] array of equal shapes, or ragged 1-D rows (lists of arrays are made `Ragged`). targets: int64 [N] classes, float64
     [N] values, ragged int64 tokens, any list for custom tasks, or None. lengths: int64 [N], what batches are sorted by. pad: padding value by
-    column. raw: what the user gave (texts, pairs of texts), or None. groups: int64 [N], equal for duplicates and for pieces of one document. `cut`
+    column; left: the columns that are padded at the left, the others are at the right. raw: what the user gave (texts, pairs of texts), or None. groups: int64 [N], equal for duplicates and for pieces of one document. `cut`
     counts texts that were longer than the model reads.
     """
 
@@ -81,6 +83,7 @@ class Examples:
     raw: list[Any] | None = None
     groups: Any = None
     cut: int = 0
+    left: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.columns = {name: value if isinstance(value, np.ndarray | Ragged) else Ragged.of(value) for name, value in self.columns.items()}
@@ -133,10 +136,11 @@ class Examples:
         return replace(self, targets=targets)
 
     def collate(self, index: Any) -> dict[str, np.ndarray]:
-        """A padded batch of inputs: int64 or float32 arrays [B, …], padded at the right to the longest row."""
+        """A padded batch of inputs: int64 or float32 arrays [B, …], padded to the longest row at the side that the tokenizer names."""
         index = np.asarray(index)
         return {
-            name: value.padded(index, self.pad.get(name, 0)) if isinstance(value, Ragged) else value[index] for name, value in self.columns.items()
+            name: value.padded(index, self.pad.get(name, 0), name in self.left) if isinstance(value, Ragged) else value[index]
+            for name, value in self.columns.items()
         }
 
     def collate_targets(self, index: Any) -> Any:
@@ -167,7 +171,7 @@ class Examples:
 
     def digest(self) -> str:
         """sha256 of inputs and targets: equal on every machine, different if anything differs."""
-        total = hashlib.sha256()
+        total = hashlib.sha256(",".join(sorted(self.left)).encode())
         for name, value in sorted({**self.columns, "": self.targets}.items()):
             parts = (
                 (value.values, value.offsets)

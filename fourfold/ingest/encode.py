@@ -36,6 +36,8 @@ def encode(table: Table, role: roles.Roles, kind: str, subject: Subject, max_len
     if kind == "causal_lm" and table.nature in ("table", "text"):
         return _language(table, role, subject, max_length)
     examples = _inputs(table, role, subject, max_length, notes)
+    if kind == "causal_lm":
+        examples.left = ()  # every position is judged as if its text stood alone, which padding behind it never changes
     task = _targets(examples, table, role, kind, subject, notes)
     _decoder(examples, task, subject)
     _check_inputs(examples, subject)
@@ -64,6 +66,7 @@ def load_inputs(
         return Unread(list(zip(texts, roles.texts_of(table, role.pair), strict=True)) if role.pair else texts, subject, max_length)
     examples = _inputs(table, role, subject, max_length, [])
     if task.kind == "causal_lm":
+        examples.left = ()
         examples.targets = examples.columns[tokens_in(subject)]
     _decoder(examples, task, subject)
     _check_inputs(examples, subject)
@@ -104,7 +107,7 @@ def _inputs(table: Table, role: roles.Roles, subject: Subject, max_length: int |
     columns, cut = tokenised(texts, pairs, subject, max_length)
     pads = paddings(subject)
     pads.setdefault(tokens_in(subject), pads["input_ids"])
-    examples = Examples(columns, None, None, pads, raw, np.array([split.group_of(one) for one in raw], dtype=np.int64), cut)
+    examples = Examples(columns, None, None, pads, raw, np.array([split.group_of(one) for one in raw], dtype=np.int64), cut, padded_left(subject))
     if cut:
         notes.append(f"{cut:,} of {len(texts):,} texts are longer than {longest(subject, max_length)} tokens and were cut.")
     return examples
@@ -188,7 +191,7 @@ def longest(subject: Subject, max_length: int | None = None) -> int:
 
 
 def paddings(subject: Subject) -> dict[str, float]:
-    """What fills each column at the right. A model without a padding token gets its end token: the mask hides it."""
+    """What fills up each column. A model without a padding token gets its end token: the mask hides it."""
     config, tokenizer = roles.config_of(subject), subject.tokenizer or getattr(subject.processor, "tokenizer", None)
     found = next(
         (
@@ -202,11 +205,19 @@ def paddings(subject: Subject) -> dict[str, float]:
         "input_ids": found,
         "decoder_input_ids": found,
         "attention_mask": 0,
-        "token_type_ids": 0,
+        "token_type_ids": kind if isinstance(kind := getattr(tokenizer, "pad_token_type_id", 0), int) else 0,
         "decoder_attention_mask": 0,
         "position_ids": 0,
         "input_values": 0.0,
     }
+
+
+def padded_left(subject: Subject) -> tuple[str, ...]:
+    """The columns that the model's own tokenizer pads at the left; none where it pads at the right or where there is no tokenizer."""
+    tokenizer = subject.tokenizer or getattr(subject.processor, "tokenizer", None)
+    if getattr(tokenizer, "padding_side", "right") != "left":
+        return ()
+    return tuple(dict.fromkeys((tokens_in(subject), "input_ids", "attention_mask", "token_type_ids", "position_ids")))
 
 
 def _arrays(table: Table, role: roles.Roles, subject: Subject) -> Examples:
@@ -228,7 +239,8 @@ def _arrays(table: Table, role: roles.Roles, subject: Subject) -> Examples:
     first = next(iter(columns.values()))
     if "attention_mask" in wanted and "attention_mask" not in columns and isinstance(first, Ragged):
         columns["attention_mask"] = Ragged(np.ones(len(first.values), dtype=np.int64), first.offsets)
-    return Examples({name: columns[name] for name in sorted(columns, key=wanted.index)}, None, None, paddings(subject))
+    made = {name: columns[name] for name in sorted(columns, key=wanted.index)}
+    return Examples(made, None, None, paddings(subject), left=padded_left(subject))
 
 
 def _numbers(table: Table, name: str, model_input: str) -> Any:
@@ -332,7 +344,9 @@ def _sounds(table: Table, subject: Subject, max_length: int | None, notes: list[
     columns = {name: values}
     if "attention_mask" in subject.inputs:
         columns["attention_mask"] = Ragged(np.ones(len(values.values), dtype=np.int64), values.offsets)
-    return Examples(columns, None, None, {name: 0.0, "attention_mask": 0}, None, groups)
+    left = (name, "attention_mask") if getattr(extractor, "padding_side", "right") == "left" else ()
+    fill = float(getattr(extractor, "padding_value", 0.0) or 0.0)
+    return Examples(columns, None, None, {name: fill, "attention_mask": 0}, None, groups, left=left)
 
 
 # ---------------------------------------------------------------------------------------------------------------- targets

@@ -42,7 +42,7 @@ def augment(examples: Examples, factor: float, task: Task, *, special: Iterable[
         return bare
     columns = {n: _joined(c, made[n]) for n, c in examples.columns.items()}
     lengths = np.concatenate([examples.lengths, made["input_ids"].sizes() if isinstance(ids, Ragged) else np.resize(examples.lengths, count)])
-    return Examples(columns, None, lengths, dict(examples.pad), None, np.arange(len(examples) + count, dtype=np.int64))
+    return Examples(columns, None, lengths, dict(examples.pad), None, np.arange(len(examples) + count, dtype=np.int64), left=examples.left)
 
 
 def _mixed(column: np.ndarray, a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
