@@ -113,6 +113,9 @@ def optimize(
         Path | None, typer.Option(callback=_configured, is_eager=True, help="TOML file of these options; the command line wins over it.")
     ] = None,
     online: Annotated[bool, typer.Option("--online", help="Fetch MODEL from the Hugging Face hub where it is not on this machine.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Go on though the original is no better than the most frequent class, or its classes look reordered.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Search for a model that does the same work for less, prove its quality on unseen data, and save it.
@@ -154,6 +157,7 @@ def optimize(
             hall=hall,
             pue=pue,
             agree=agree,
+            anyway=anyway,
         )
     if report:
         front.report(report)

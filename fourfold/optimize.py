@@ -45,6 +45,7 @@ def optimize(
     hall: str | None = None,
     pue: float | str | None = None,
     agree: float | str | None = None,
+    anyway: bool = False,
 ) -> Front:
     """Make `model` cheaper and prove it.
 
@@ -52,6 +53,7 @@ def optimize(
     quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
     energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
     -> float. agree: a second floor, the share of answers that must be the original's own, held in the same way.
+    anyway: go on though the original is no better than the most frequent class, or its classes seem to be in another order.
     With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
     so far. A folder `out` that holds anything but an earlier artefact is refused before any work; with `force` it moves aside, whole. progress: None
     shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`, `hall` and `pue` put the
@@ -89,6 +91,7 @@ def optimize(
         seed=seed, engines=engines, threads=threads, max_length=max_length, site=site, to_site=to_site, hall=hall, pue=pue, agree=agree,
     )
     options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
+    options.anyway = anyway
     options.agree = None if agree is None else fraction(agree)
     shown, ours = listener(progress, work.budget)
     shown.note(f"budget {span(work.budget)}, floor {percent(work.floor)}, {work.objective}")

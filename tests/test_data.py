@@ -334,11 +334,11 @@ BAD: dict[str, tuple[bytes, str]] = {
     "broken.parquet": (b"PAR1 nothing", "not a readable Parquet"),
     "broken.npz": (b"PK nothing", "not a readable NPZ"),
     "sheet.xlsx": (b"PK", r"files ending in '.xlsx' are not read"),
-    "one.csv": (b"text,label\n" + b"".join(b"good %d,1\n" % i for i in range(60)), "every row has the label '1'"),
+    "one.csv": (b"text,label\n" + b"".join(b"good %d,1\n" % i for i in range(60)), "every row has the same label in column 'label'"),
     "few.csv": (b"text,label\ngood,1\nbad,0\n", "2 different rows to learn from; at least 24"),
     "hole.csv": (b"text,label\ngood,1\n,0\nfine,0\n ,1\n", r"hole.csv, lines 3 and 5: no text in column 'text' \(2 rows\)"),
     "nolabel.csv": (b"text,label\ngood,1\nbad,\nfine,nan\n", r"nolabel.csv, lines 3 and 4: no label"),
-    "mixed.csv": (b"text,label\ngood,1\nbad,negative\n", "'1' is a number, while 'negative' .line 3. is a word"),
+    "mixed.csv": (b"text,label\ngood,1\nbad,negative\n", "line 2: the label in column 'label' is a number, while in line 3 it is a word"),
     "range.csv": (b"text,label\ngood,1\nbad,2\n", "line 3: label 2 in column 'label', but the model has classes 0 to 1"),
     "half.csv": (b"text,label\ngood,1\nbad,0.5\n", "line 3: the label 0.5 is not a class number"),
     "twice.csv": (b"text,text\na,b\n", "two columns called 'text'"),
@@ -359,7 +359,7 @@ def test_infinite_targets_and_words_in_regression(tmp_path: Path) -> None:
     regressor = bert(num_labels=1)
     with pytest.raises(InputError, match="line 3: column 'label' is infinite"):
         load_data(csv_file(tmp_path / "a.csv", [("good", 1.5), ("bad", "inf")]), None, regressor)
-    with pytest.raises(InputError, match="line 3: 'very' in column 'label' is not a number"):
+    with pytest.raises(InputError, match="line 3: column 'label' holds a word, not a number"):
         load_data(csv_file(tmp_path / "a.csv", [("good", 1.5), ("bad", "very")]), None, regressor)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ SOURCE_TARGET = (
 )  # fmt: skip
 TRANSCRIPT = ("text", "transcript", "transcription", "sentence", "target", "label")
 ARRAY_TARGET = ("y", "target", "targets", "label", "labels")
+OPTIONS = {"text": "--text-column", "source": "--text-column", "target": "--label-column"}
 HEADS = {
     "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForConditionalGeneration": "seq2seq", "ForSeq2SeqLM": "seq2seq", "ForCTC": "ctc",
     "ForSequenceClassification": "classification", "ForImageClassification": "classification", "ForAudioClassification": "classification",
@@ -172,7 +174,7 @@ def roles_of(table: Table, columns: Mapping[str, str] | None, subject: Subject |
     text, pair = told.get("text"), told.get("pair")
     if text is None:
         text, pair = _texts(table, wordy, told)
-    label = told.get("label") or _label(table, [name for name in table.columns if name not in (text, pair, told.get("side"))])
+    label = told.get("label") or _label(table, [name for name in table.columns if name not in (text, pair, told.get("side"))], head)
     return Roles(text, pair, label, told.get("side"))
 
 
@@ -242,19 +244,38 @@ def _longest(table: Table, names: list[str]) -> str | None:
     return max(names, key=lambda name: sum(len(str(value)) for value in table.columns[name][:500]), default=None)
 
 
-def _label(table: Table, rest: list[str]) -> str | None:
-    """By name, else the column with the fewest distinct values; a column of which no value repeats is a name, not a label, unless it holds
-    fractions."""
+def _label(table: Table, rest: list[str], head: str) -> str | None:
+    """By name, else a column whose values repeat; a column of which no value repeats is a name, not a label, unless it holds fractions.
+
+    InputError where several columns could be it and say different things: which one is meant is never guessed.
+    """
     lower = {name.lower(): name for name in rest}
-    for name in LABEL:
-        if name in lower:
-            return lower[name]
-    for name in rest:
-        if any(part in LABEL for part in name.lower().replace("-", "_").split("_")):
-            return name
-    distinct = {name: len(set(map(str, table.columns[name]))) for name in rest}
-    useful = [name for name in rest if 1 < distinct[name] <= max(2, len(table) // 3) or _fractions(table.columns[name])]
-    return min(useful, key=lambda name: distinct[name], default=None)
+    plain = next((lower[name] for name in ("label", "labels") if name in lower), None)
+    named = [lower[name] for name in LABEL if name in lower]
+    parted = [name for name in rest if any(part in LABEL for part in name.lower().replace("-", "_").split("_"))]
+    repeated = [name for name in rest if 1 < len(set(map(str, table.columns[name]))) <= max(2, len(table) // 3)]
+    real = [name for name in rest if _fractions(table.columns[name])]
+    useful = [name for name in rest if name in repeated and name not in real or name in real and head != "classification"] or real
+    for found in ([plain] if plain else [], named, parted, useful):
+        if found:
+            return _sole(table, found)
+    return None
+
+
+def _sole(table: Table, names: list[str]) -> str:
+    """The one column, or the first of several that tell the same classes apart under other names."""
+    first = [str(value) for value in table.columns[names[0]]]
+    others = []
+    for name in names[1:]:
+        pairs = set(zip(first, map(str, table.columns[name]), strict=True))
+        if not len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs):
+            others.append(name)
+    if others:
+        raise InputError(
+            f"{table.source} has several columns that could be the label: {', '.join([names[0], *others][:6])}.",
+            f'Say which one it is: --label-column "{names[0]}", or columns={{"label": "{names[0]}"}}.',
+        )
+    return names[0]
 
 
 def _fractions(values: Sequence[Any]) -> bool:
@@ -276,9 +297,10 @@ def _some(values: Any) -> list[Any]:
 
 def _missing(table: Table, what: str, names: Sequence[str]) -> InputError:
     near = [name for name in table.columns if difflib.get_close_matches(name.lower(), names, 1, 0.6)]
+    example = (near or list(table.columns) or ["…"])[0]
     return InputError(
         f"{table.source} has no column that looks like {what!r}; it has {', '.join(table.columns)}.",
-        f'Say which one it is: columns={{"{what}": "{(near or list(table.columns) or ["…"])[0]}"}}.',
+        f'Say which one it is: {OPTIONS[what]} "{example}", or columns={{"{what}": "{example}"}}.',
     )
 
 
@@ -290,7 +312,7 @@ def unlabelled(table: Table, role: Roles) -> InputError:
     there = f"Nearest: {', '.join(near[:4])}; say" if near else "Add one, or say"
     return InputError(
         f"{table.source} has no column {name} (it has {', '.join(table.columns)}).",
-        f"{there} which it is, or judge by the original's own answers: metric agreement.",
+        f"{there} which it is (--label-column), or judge by the original's own answers: --metric agreement.",
     )
 
 
@@ -300,7 +322,7 @@ def sides_of(table: Table, name: str) -> np.ndarray:
     bad = [row for row, side in enumerate(found) if side is None]
     if bad:
         raise InputError(
-            f"{table.where(bad)}: the split column {name!r} says {str(table.columns[name][bad[0]])!r}.",
+            f"{table.where(bad)}: the split column {name!r} says something else than a part ({_rows(len(bad))}).",
             "It must say train, search (or validation) or test.",
         )
     return np.array(found)
@@ -340,6 +362,13 @@ def _rows(count: int) -> str:
     return f"{count:,} row" + "s" * (count != 1)
 
 
+def _kind(value: Any) -> str:
+    """What a cell is, without saying what it holds: errors go into logs that others read."""
+    if not isinstance(value, str):
+        return f"a {type(value).__name__}"
+    return "a word" if len(value.split()) == 1 else f"a text of {len(value.split())} words"
+
+
 def values_of(table: Table, name: str) -> np.ndarray:
     """A column of real numbers, float64 [N]. InputError for words, NaN, infinities."""
     raw = table.columns[name]
@@ -357,8 +386,8 @@ def values_of(table: Table, name: str) -> np.ndarray:
     words = [row for row, value in enumerate(found) if value is None]
     if words:
         raise InputError(
-            f"{table.where(words)}: {str(raw[words[0]])[:40]!r} in column {name!r} is not a number, and the task is regression.",
-            "Give numbers, or say task='classification'.",
+            f"{table.where(words)}: column {name!r} holds {_kind(raw[words[0]])}, not a number, and the task is regression.",
+            "Give numbers, or say --task classification.",
         )
     wild = [row for row, value in enumerate(found) if value is not None and not math.isfinite(value)]
     if wild:
@@ -395,11 +424,11 @@ def labels_of(table: Table, name: str, config: Any) -> Labels:
             f"{table.where(odd)}: the label is {type(raw[odd[0]]).__name__}, and classification wants one class per row.",
             "Give one name or whole number per row.",
         )
-    words = [" ".join(value.split()) if isinstance(value, str) else str(value) for value in raw]
+    words = [_canonical(value) for value in raw]
     if len(set(words)) == 1:
-        raise InputError(f"{table.source}: every row has the label {words[0]!r}.", "Give rows of at least two classes.")
+        raise InputError(f"{table.source}: every row has the same label in column {name!r}.", "Give rows of at least two classes.")
     known, generic = _names(config)
-    lookup = {label.lower(): i for i, label in enumerate(known)}
+    lookup = {_canonical(label).lower(): i for i, label in enumerate(known)}
     if not generic and all(word.lower() in lookup for word in set(words)):
         return Labels(np.array([lookup[word.lower()] for word in words], dtype=np.int64), known, True)
     numbers = [number(value) for value in raw]
@@ -407,9 +436,27 @@ def labels_of(table: Table, name: str, config: Any) -> Labels:
     if plain and len(plain) < len(raw):
         other = next(row for row, value in enumerate(numbers) if value is None)
         there = table.where([other]).rsplit(", ", 1)[-1]
-        said = f"the label {words[plain[0]]!r} is a number, while {words[other]!r} ({there}) is a word."
+        said = f"the label in column {name!r} is a number, while in {there} it is {_kind(raw[other])}."
         raise InputError(f"{table.where([plain[0]])}: {said}", "Use one kind of label.")
-    return _numbered(table, name, numbers, known, generic) if plain else _worded(table, words, known, generic, lookup)
+    return _numbered(table, name, numbers, known, generic) if plain else _worded(table, name, words, known, generic, lookup)
+
+
+def _canonical(value: Any) -> str:
+    """A label as a word: single blanks, and a whole number however it is written ("1", 1, 1.0, "1.00")."""
+    word = " ".join(value.split()) if isinstance(value, str) else str(value)
+    as_number = None if isinstance(value, bool | np.bool_) else number(value)
+    if as_number is not None and math.isfinite(as_number) and as_number.is_integer():
+        return str(int(as_number))
+    return word
+
+
+def _counted(known: list[str]) -> dict[int, int]:
+    """Class number by the one whole number that its name holds ("1 star" → 1); empty unless every name holds one and no two the same."""
+    found = [re.findall(r"(?<![\d.])\d+(?![\d.])", label) for label in known]
+    if not all(len(one) == 1 for one in found):
+        return {}
+    places = {int(one[0]): i for i, one in enumerate(found)}
+    return places if len(places) == len(known) else {}
 
 
 def _names(config: Any) -> tuple[list[str], bool]:
@@ -430,36 +477,49 @@ def _numbered(table: Table, name: str, numbers: list[float | None], known: list[
             "Give whole numbers or names, or say task='regression'.",
         )
     targets, most = values.astype(np.int64), len(known) or None
+    counted = {} if generic else _counted(known)
+    if counted and any(n != i for n, i in counted.items()) and set(targets.tolist()) <= set(counted):
+        if targets.min() >= 0 and targets.max() < len(known):
+            first = min(set(targets.tolist()))
+            raise InputError(
+                f"{table.source}: the label {first} in column {name!r} may be the model's class number {first} ({known[first]!r}) or its class "
+                f"{known[counted[first]]!r}.",
+                "Write the model's class names into the column.",
+            )
+        note = f"Labels are the numbers in the model's class names ({', '.join(f'{n} = {known[i]}' for n, i in list(counted.items())[:6])})."
+        return Labels(np.array([counted[n] for n in targets.tolist()], dtype=np.int64), known, False, note)
     bad = np.flatnonzero((targets < 0) | (targets >= most if most else False))
     if len(bad):
         expected = f"the model has classes 0 to {most - 1}" if most else "classes are numbered from 0"
         raise InputError(
             f"{table.where(bad)}: label {targets[bad[0]]} in column {name!r}, but {expected}.",
-            "Number the classes as the model does, or use its class names.",
+            "Number the classes from 0 as the model does, or use its class names.",
         )
     if most is None and targets.max() >= 10_000:
         raise InputError(
             f"{table.source}: label {targets.max()} in column {name!r} looks like a quantity, not a class.",
             "Say task='regression', or number the classes from 0.",
         )
-    return Labels(targets, known if not generic else [str(i) for i in range(most or int(targets.max()) + 1)], False)
+    classes = known if not generic else [str(i) for i in range(most or int(targets.max()) + 1)]
+    note = f"Labels are read as class numbers from 0, and no row of column {name!r} has 0." if targets.min() > 0 else ""
+    return Labels(targets, classes, False, note)
 
 
-def _worded(table: Table, words: list[str], known: list[str], generic: bool, lookup: dict[str, int]) -> Labels:
+def _worded(table: Table, name: str, words: list[str], known: list[str], generic: bool, lookup: dict[str, int]) -> Labels:
     distinct = sorted(set(words))
     matched = [word for word in distinct if word.lower() in lookup]
     if matched and not generic:
         row = next(row for row, word in enumerate(words) if word.lower() not in lookup)
         raise InputError(
-            f"{table.where([row])}: label {words[row]!r} is not one of the model's classes ({', '.join(known[:8])}).",
+            f"{table.where([row])}: the label in column {name!r} ({_kind(words[row])}) is not one of the model's classes ({', '.join(known[:8])}).",
             "Use the model's names, or whole numbers from 0.",
         )
     if generic and matched and len(matched) == len(distinct):
         return Labels(np.array([lookup[word.lower()] for word in words], dtype=np.int64), known, True)
     if known and len(distinct) > len(known):
         raise InputError(
-            f"{table.source}: {len(distinct)} different labels ({', '.join(distinct[:6])} …), but the model has {len(known)} classes.",
-            'Check the label column, or say which it is: columns={"label": …}.',
+            f"{table.source}: {len(distinct):,} different labels in column {name!r}, but the model has {len(known)} classes.",
+            'Check the label column, or say which it is: --label-column, or columns={"label": …}.',
         )
     place = {word: i for i, word in enumerate(distinct)}
     classes = distinct + [f"class {i}" for i in range(len(distinct), len(known))]

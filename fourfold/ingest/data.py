@@ -72,7 +72,8 @@ class Examples:
 
     columns: input name → [N, …] array of equal shapes, or ragged 1-D rows (lists of arrays are made `Ragged`). targets: int64 [N] classes, float64
     [N] values, ragged int64 tokens, any list for custom tasks, or None. lengths: int64 [N], what batches are sorted by. pad: padding value by
-    column; left: the columns that are padded at the left, the others are at the right. raw: what the user gave (texts, pairs of texts), or None. groups: int64 [N], equal for duplicates and for pieces of one document. `cut`
+    column; left: the columns that are padded at the left, the others are at the right.
+    raw: what the user gave (texts, pairs of texts), or None. groups: int64 [N], equal for duplicates and for pieces of one document. `cut`
     counts texts that were longer than the model reads.
     """
 

@@ -324,23 +324,24 @@ def _sounds(table: Table, subject: Subject, max_length: int | None, notes: list[
     files = roles.texts_of(table, "file")
     waves = [sound(file, rate)[: max_length or None] for file in files]
     groups = np.array([split.group_of(wave) for wave in waves], dtype=np.int64)
-    if "input_features" in subject.inputs or "input_features" in (getattr(extractor, "model_input_names", None) or []):
-        if extractor is None:
+    name = next((n for n in ("input_features", "input_values") if n in subject.inputs), subject.inputs[0])
+    if extractor is None:
+        if name == "input_features":
             raise InputError(
                 "The model reads spectra (input_features), but comes without a feature extractor.",
                 "Put preprocessor_config.json into the model's folder, or give arrays.",
             )
-        features = [np.asarray(extractor(wave, sampling_rate=rate, return_tensors="np")["input_features"][0], dtype=np.float32) for wave in waves]
-        if len({row.shape for row in features}) > 1:
-            most = max(row.shape[0] for row in features)
-            features = [np.pad(row, ((0, most - row.shape[0]), *((0, 0) for _ in row.shape[1:]))) for row in features]
-        return Examples({"input_features": np.stack(features)}, None, None, {}, None, groups)
-    if extractor is None:
         notes.append(f"Sounds were resampled to {rate:,} Hz, since the model has no processor of its own.")
-    elif getattr(extractor, "do_normalize", False):
-        waves = [(wave - wave.mean()) / np.sqrt(wave.var() + 1e-7) for wave in waves]
-    values = Ragged.of(waves, np.float32)
-    name = "input_values" if "input_values" in subject.inputs else subject.inputs[0]
+        rows = waves
+    else:
+        named = (getattr(extractor, "model_input_names", None) or [name])[0]
+        rows = [np.asarray(extractor(wave, sampling_rate=rate, return_tensors="np")[named][0], dtype=np.float32) for wave in waves]
+    if rows[0].ndim > 1:  # spectra
+        if len({row.shape for row in rows}) > 1:
+            most = max(row.shape[0] for row in rows)
+            rows = [np.pad(row, ((0, most - row.shape[0]), *((0, 0) for _ in row.shape[1:]))) for row in rows]
+        return Examples({name: np.stack(rows)}, None, None, {}, None, groups)
+    values = Ragged.of(rows, np.float32)
     columns = {name: values}
     if "attention_mask" in subject.inputs:
         columns["attention_mask"] = Ragged(np.ones(len(values.values), dtype=np.int64), values.offsets)
@@ -462,13 +463,29 @@ def _decoder(examples: Examples, task: Task, subject: Subject) -> None:
 
 
 def _check_inputs(examples: Examples, subject: Subject) -> None:
-    optional = {"attention_mask", "token_type_ids", "position_ids", "decoder_attention_mask", "labels"}
+    optional = {"attention_mask", "token_type_ids", "position_ids", "decoder_attention_mask", "labels", *_defaulted(subject)}
     lost = [name for name in subject.inputs if name not in examples.columns and name not in optional]
     if lost:
         raise InputError(
             f"The model wants the input {lost[0]!r}, which the data do not give (they give {', '.join(examples.columns)}).",
             f"Give arrays named {', '.join(subject.inputs)}.",
         )
+
+
+def _defaulted(subject: Subject) -> set[str]:
+    """Inputs that forward() can do without: those of a plain module with a default, and what an encoder–decoder makes itself of its input for a
+    head that is no language model's (whether it can is seen when the first batch is tried)."""
+    import inspect
+
+    module = getattr(subject, "module", None)
+    if hasattr(module, "config"):
+        writes = any(type(module).__name__.endswith(head) for head, kind in roles.HEADS.items() if kind in ("seq2seq", "causal_lm"))
+        return set() if writes else {"decoder_input_ids"}
+    try:
+        given = inspect.signature(module.forward).parameters  # type: ignore[union-attr]
+    except (AttributeError, TypeError, ValueError):
+        return set()
+    return {name for name, parameter in given.items() if parameter.default is not inspect.Parameter.empty} - set(subject.inputs[:1])
 
 
 # ------------------------------------------------------------------------------------------------------ language modelling

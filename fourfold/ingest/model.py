@@ -131,6 +131,11 @@ def load_model(ref: Any) -> Subject:
 def _from_folder(folder: Path) -> Subject:
     import transformers
 
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter (adapter_config.json), which is a change to another model and no model",
+            "Merge it: peft.AutoPeftModel….from_pretrained(folder).merge_and_unload().save_pretrained(merged); save the tokenizer there too.",
+        )
     names = _architecture(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -157,14 +162,57 @@ def _from_folder(folder: Path) -> Subject:
             raise ModelError(
                 f"{folder} cannot be loaded as {kind.__name__}: {_line(error)}", "Check that config.json and the weights belong together."
             ) from error
-        missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+        missing = used_of(module, sorted(info["missing_keys"]))
         if missing:
             raise ModelError(
                 f"the weights in {folder} lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
-                f"config.json says {kind.__name__}: is that right?",
+                f"The answers of {kind.__name__} (config.json) depend on them: is that the right class, and are the files complete?",
             )
         tokenizer, processor = companions(folder)
     return _subject(module, None, tokenizer, processor, folder)
+
+
+def used_of(module: nn.Module, names: list[str]) -> list[str]:
+    """Those of the parameters `names` that the answer depends on, by its derivative; the others are set to zero, so that a model is the same at
+    every load. All of them where no input can be made up to try it with."""
+    if not names:
+        return []
+    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    tensors = [own.get(name) for name in names]
+    if any(not isinstance(tensor, nn.Parameter) for tensor in tensors):
+        return names
+    wanted = [tensor for tensor in tensors if tensor is not None]
+    module.eval()
+    try:
+        with torch.enable_grad():
+            slopes = torch.autograd.grad(run(module, _made_up(module), inputs_of(module)).sum(), wanted, allow_unused=True)
+    except Exception:  # a forward that nobody here can feed: nothing is known of it
+        return names
+    used = [name for name, slope in zip(names, slopes, strict=True) if slope is not None]
+    with torch.no_grad():
+        for name, tensor in zip(names, wanted, strict=True):
+            if name not in used:
+                tensor.zero_()
+    return used
+
+
+def _made_up(module: nn.Module) -> dict[str, Tensor]:
+    """A small input of the right kind for a transformers model. KeyError for an input that cannot be made up."""
+    config: Any = module.config
+    config = getattr(config, "vision_config", config) if "pixel_values" in inputs_of(module) else config
+    side = getattr(config, "image_size", None) or 32
+    high, wide = side if isinstance(side, list | tuple) else (side, side)
+    ids = torch.arange(1, 9)[None] % int(getattr(module.config, "vocab_size", None) or 8)
+    makers = {
+        "input_ids": lambda: ids,
+        "decoder_input_ids": lambda: ids,
+        "attention_mask": lambda: torch.ones(1, 8, dtype=torch.long),
+        "token_type_ids": lambda: torch.zeros(1, 8, dtype=torch.long),
+        "pixel_values": lambda: torch.linspace(-1, 1, int(getattr(config, "num_channels", 3)) * high * wide).view(1, -1, high, wide),
+        "input_values": lambda: torch.linspace(-1, 1, 16_000)[None],
+        "input_features": lambda: torch.zeros(1, int(config.num_mel_bins), 2 * int(config.max_source_positions)),
+    }
+    return {name: makers[name]() for name in inputs_of(module)}
 
 
 def _architecture(folder: Path) -> list[str]:
@@ -194,6 +242,7 @@ def companions(folder: Path) -> tuple[Any, Any]:
 
     has = {p.name for p in folder.iterdir()}
     tokenizer = processor = None
+    said = ""
     if has & {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"}:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -206,8 +255,13 @@ def companions(folder: Path) -> tuple[Any, Any]:
             try:
                 processor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
                 break
-            except Exception:  # each class reads only its own kind of folder
+            except Exception as error:  # each class reads only its own kind of folder
+                said = _line(error)
                 continue
+        if processor is None and "preprocessor_config.json" in has:
+            raise ModelError(
+                f"the processor in {folder} (preprocessor_config.json) cannot be loaded: {said}", "Install what it needs, or save it again."
+            )
     return tokenizer, processor
 
 
@@ -266,11 +320,20 @@ def _subject(module: nn.Module, entry: str | None, tokenizer: Any = None, proces
     if lazy:
         raise ModelError(f"parameter {lazy} has no shape yet", "Run the model once before giving it.")
     module.eval()
+    _pad(module, tokenizer)
     try:
         origin = origin_of(module, entry)
     except ModelError as error:  # it can be worked on all the same; saving it needs an engine whose files stand alone
         origin = {"kind": "opaque", "class": f"{type(module).__module__}.{type(module).__qualname__}", "why": error.message}
     return Subject(module, origin, inputs_of(module), tokenizer, processor, folder)
+
+
+def _pad(module: nn.Module, tokenizer: Any) -> None:
+    """A classifier that looks for its last token by the padding token learns which one it is from its tokenizer."""
+    config: Any = getattr(module, "config", None)
+    told = getattr(tokenizer, "pad_token_id", None)
+    if type(module).__name__.endswith("ForSequenceClassification") and isinstance(told, int) and getattr(config, "pad_token_id", 0) is None:
+        config.pad_token_id = told
 
 
 def _line(error: BaseException) -> str:

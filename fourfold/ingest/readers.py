@@ -29,6 +29,11 @@ PARTS = {
 }
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+HEADINGS = frozenset(
+    "text sentence sentence1 sentence2 review snippet content comment message body document utterance tweet question query input prompt title "
+    "description label labels target class category sentiment intent polarity score rating stars similarity gold answer y value id idx index split "
+    "premise hypothesis source output summary article file path filename audio image transcript date name".split()
+)  # words that columns are called by and rows hardly ever consist of
 MANY = 1_000_000  # rows after which an iterable is taken to have no end
 csv.field_size_limit(2**31 - 1)
 
@@ -294,7 +299,7 @@ def _csv(path: Path) -> Table:
     delimiter = delimiter_of(text, path.suffix.lower())
     rows, lines = _records(text, delimiter, path.name)
     header, notes = [" ".join(cell.split()) for cell in rows[0]], []
-    if any(_number(cell) is not None for cell in header) or (len(header) > 1 and "" in header[1:]):
+    if _is_row(rows, path.name):
         header, notes = [f"column {i + 1}" for i in range(len(header))], [f"{path.name} has no header: its columns are called column 1, column 2 …"]
     else:
         rows, lines = rows[1:], lines[1:]
@@ -311,6 +316,28 @@ def _csv(path: Path) -> Table:
             )
     columns = {name: list(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
     return Table({name or "row number": cells for name, cells in columns.items()}, path.name, lines=lines, notes=notes)
+
+
+def _is_row(rows: list[list[str]], name: str) -> bool:
+    """Whether the first line is a row like the others and no header. InputError where nothing tells."""
+    first = [" ".join(cell.split()) for cell in rows[0]]
+    if any(_number(cell) is not None for cell in first) or (len(first) > 1 and "" in first[1:]):
+        return True
+    if {word for cell in first for word in cell.lower().replace("-", "_").split("_")} & HEADINGS:
+        return False
+    below = [row for row in rows[1:] if len(row) == len(first) and row != rows[0]][:5_000]
+    if not below:
+        return False
+    columns = list(zip(*below, strict=True))
+    if any(sum(_number(cell) is not None for cell in column) > 0.9 * len(column) for column in columns):
+        return False  # a word above a column of numbers names it
+    if any(first[i] in {" ".join(cell.split()) for cell in column} for i, column in enumerate(columns)):
+        return True
+    if any(len(cell.split()) >= 5 for cell in first):
+        raise InputError(
+            f"{name}, line 1: it may be a header or a first row, and nothing tells which.", "Name the columns in the first line, e.g. text,label."
+        )
+    return False
 
 
 def delimiter_of(text: str, suffix: str) -> str:
@@ -537,14 +564,28 @@ def _manifest(path: Path, table: Path) -> Table:
 
 
 def picture(path: str, channels: int) -> Any:
-    """A PIL image in RGB or grey. InputError naming a file that is damaged."""
-    from PIL import Image
+    """A PIL image in grey (1 channel), RGB or RGBA (4), turned as its EXIF data say; 16 bits a channel are scaled to 8.
+
+    InputError naming a file that is damaged, or whose numbers have no range that the file states (32-bit integers and floats).
+    """
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return image.convert("L" if channels == 1 else "RGB")
+            deep = image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG"  # older Pillow opens PNG's 16 bits as 32
+            ranged = deep or image.mode not in ("I", "F")
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+            if deep:
+                turned = Image.fromarray(np.round(np.asarray(turned).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+            made = turned.convert({1: "L", 4: "RGBA"}.get(channels, "RGB")) if ranged else None
     except Exception as error:  # PIL raises OSError, SyntaxError and ValueError for damaged files
         raise InputError(f"{path} is not a readable image: {str(error).splitlines()[0][:100]}", "Replace or delete it.") from None
+    if made is None:
+        raise InputError(
+            f"{path} holds 32-bit numbers, and nothing says which of them is black and which white.", "Save the images with 8 or 16 bits a channel."
+        )
+    return made
 
 
 def sound(path: str, rate: int) -> np.ndarray:

@@ -120,6 +120,8 @@ def relative(
         return Relative(1.0, 1.0, 1.0, units)
     ratios = _resampled(metric, base_records, records, targets, unit, units, seed, resamples)
     ratios = np.where(np.isnan(ratios), 0.0, ratios)  # a resample in which the base scores 0 says nothing good about the candidate
+    if not np.isfinite(ratios).all():  # … and where it scores 0 and the candidate does not, no ratio does: the largest that is one stands for it
+        ratios = np.where(np.isinf(ratios), max(ratios[np.isfinite(ratios)].max(initial=value), value), ratios)
     low, high = np.quantile(ratios, [0.05, 0.95])
     if metric.right:
         bound = accuracy_bound(metric.right(base_records, targets), metric.right(records, targets), groups=groups, pseudo=1.0)

@@ -60,6 +60,7 @@ class Options:
     fresh: bool = False
     command: str = ""
     agree: float | None = None
+    anyway: bool = False
 
 
 @dataclass

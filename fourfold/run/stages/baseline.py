@@ -12,6 +12,7 @@ import numpy as np
 from fourfold.errors import InputError, MetricError, ModelError
 from fourfold.run.artefact import Setting
 from fourfold.run.job import Simple
+from fourfold.run.stages.question import questioned
 
 if TYPE_CHECKING:
     from fourfold.ingest.data import Examples
@@ -23,6 +24,8 @@ def baseline(job: Job) -> None:
     job.listener.stage("measuring the original", 3)
     for name in ("search", "test"):
         _answer(job, name)
+        if name == "search":
+            questioned(job)
         job.listener.advance()
     job.quality = _quality(job)
     job.listener.best(f"the original: {job.task.metric.name} {job.quality:.4g} on {len(job.base_test):,} unseen examples")

@@ -14,6 +14,7 @@ import numpy as np
 from fourfold.errors import InputError
 from fourfold.run.deadline import spell, spent_before
 from fourfold.run.job import capped
+from fourfold.run.stages.question import tried
 
 if TYPE_CHECKING:
     from fourfold.ingest.data import Examples
@@ -59,6 +60,7 @@ def read(job: Job, model: Any, data: Any) -> None:
     job.batch = 32 if not job.sequences else int(np.clip(1024 // max(1, int(np.mean(splits.train.lengths))), 2, 32))
     job.journal = _journal(job)
     job.deadline.before = spent_before(job.journal.events()[:-1])  # the last line is this run's own beginning
+    tried(job)
     job.threads = int(job.decide("threads", pays_threads))
     use_threads(job.threads)
     _limit(job)
