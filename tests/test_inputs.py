@@ -48,7 +48,7 @@ def test_batches_are_padded_where_the_tokenizer_pads(tmp_path: Path, left: bool)
     lines = [(text, i % 2) for i, text in enumerate(texts)]
     splits, _ = load_data(table(tmp_path / "r.csv", "text,label", lines), None, model)
     rows = np.arange(6)
-    wanted = tokenizer([splits.train.raw[i] for i in rows], padding=True, return_tensors="np")  # type: ignore[index]
+    wanted = tokenizer([splits.train.raw[i] for i in rows], padding=True, return_token_type_ids=True, return_tensors="np")  # type: ignore[index]
     for examples in (splits.train, load_inputs(list(splits.train.raw or []), Task("classification", None, METRICS["accuracy"]), model),
                      Unread(splits.train.raw or [], model).read()):
         batch = examples.collate(rows)

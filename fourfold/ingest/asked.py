@@ -172,7 +172,7 @@ def _roles(what: Asked, task: Task) -> dict[str, str]:
     if len(what.columns) == 1:
         return {"text": next(iter(what.columns))}
     kind = task.kind if task.kind in ("classification", "regression") else "causal_lm"
-    role = roles.roles_of(what.table(range(len(what))), None, None, kind)
+    role = roles.roles_of(what.table(range(len(what))), None, None, kind, labelled=False)
     return {key: name for key, name in (("text", role.text), ("pair", role.pair)) if name}
 
 

@@ -150,10 +150,10 @@ def outputs_of(config: Any) -> int | None:
 # ------------------------------------------------------------------------------------------------------------------ roles
 
 
-def roles_of(table: Table, columns: Mapping[str, str] | None, subject: Subject | None, hint: str | None) -> Roles:
+def roles_of(table: Table, columns: Mapping[str, str] | None, subject: Subject | None, hint: str | None, *, labelled: bool = True) -> Roles:
     """Which column is what: as told, else by name, else by what the columns hold (text: the longest words; label: few distinct values).
 
-    `columns` may name text, pair, label, split (also target, text_a, text_b). Raises InputError for a column that does not exist, nearest names
+    `columns` may name text, pair, label, split (also target, text_a, text_b). `labelled` False: nobody needs the label of a table. Raises InputError for a column that does not exist, nearest names
     offered.
     """
     told = _told(table, columns)
@@ -174,7 +174,9 @@ def roles_of(table: Table, columns: Mapping[str, str] | None, subject: Subject |
     text, pair = told.get("text"), told.get("pair")
     if text is None:
         text, pair = _texts(table, wordy, told)
-    label = told.get("label") or _label(table, [name for name in table.columns if name not in (text, pair, told.get("side"))], head)
+    label = told.get("label")
+    if label is None and labelled:
+        label = _label(table, [name for name in table.columns if name not in (text, pair, told.get("side"))], head)
     return Roles(text, pair, label, told.get("side"))
 
 

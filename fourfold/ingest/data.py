@@ -230,7 +230,7 @@ def load_data(
     if isinstance(splits, str):
         given["split"], splits = splits, None
     part_shares = split.fractions(splits)
-    role = roles.roles_of(table, given, subject, task_hint)
+    role = roles.roles_of(table, given, subject, task_hint, labelled=metric != "agreement")
     if metric == "agreement":  # judged by the original's own answers, whatever the labels say
         role = replace(role, label=None)
     kind = roles.kind_of(task_hint, subject, table, None if role.label is None else table.columns[role.label])

@@ -54,9 +54,8 @@ def load_inputs(
     matters: texts stay texts. Raises InputError as `load_data` does.
     """
     table = _given(ref)
-    role = roles.roles_of(
-        table, columns, subject, "causal_lm" if task.kind in ("causal_lm", "seq2seq") and table.nature in ("table", "text") else task.kind
-    )
+    head = "causal_lm" if task.kind in ("causal_lm", "seq2seq") and table.nature in ("table", "text") else task.kind
+    role = roles.roles_of(table, columns, subject, head, labelled=False)
     if subject is None:
         texts = roles.texts_of(table, role.text or "text")
         raw = list(zip(texts, roles.texts_of(table, role.pair), strict=True)) if role.pair else texts
