@@ -153,7 +153,8 @@ def outputs_of(config: Any) -> int | None:
 def roles_of(table: Table, columns: Mapping[str, str] | None, subject: Subject | None, hint: str | None, *, labelled: bool = True) -> Roles:
     """Which column is what: as told, else by name, else by what the columns hold (text: the longest words; label: few distinct values).
 
-    `columns` may name text, pair, label, split (also target, text_a, text_b). `labelled` False: nobody needs the label of a table. Raises InputError for a column that does not exist, nearest names
+    `columns` may name text, pair, label, split (also target, text_a, text_b). `labelled` False: nobody needs the label of a table.
+    Raises InputError for a column that does not exist, nearest names
     offered.
     """
     told = _told(table, columns)
