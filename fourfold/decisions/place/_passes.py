@@ -30,10 +30,10 @@ class Passes:
         self.p = p
         self.loose = bool(((p.kind != FREE) & (p.kind != BLOCK)).any())
         self.starts = np.concatenate([[0], np.cumsum(p.hours)]).astype(np.int64)
-        self.work = (problem.deadline - problem.release).astype(np.int64) * len(problem.sites)
 
-    def _parts(self, order: np.ndarray) -> list[np.ndarray]:
-        cuts = np.searchsorted(np.cumsum(self.work[order]), np.arange(_PART, max(_PART, int(self.work.sum())) + 1, _PART))
+    @staticmethod
+    def _parts(order: np.ndarray, work: np.ndarray) -> list[np.ndarray]:
+        cuts = np.searchsorted(np.cumsum(work[order]), np.arange(_PART, max(_PART, int(work.sum())) + 1, _PART))
         return [part for part in np.split(order, np.unique(cuts)) if len(part)]
 
     def price(self, mu: np.ndarray, more: Callable[[], bool]) -> tuple[float, np.ndarray, Schedule] | None:
@@ -53,21 +53,24 @@ class Passes:
         room = np.where(self.limited, self.problem.room, 0.0)
         return float(share.sum() - (mu * room).sum()), lam, schedule
 
-    def insert(self, mu: np.ndarray, order: np.ndarray, more: Callable[[], bool]) -> tuple[Schedule, np.ndarray] | None:
-        """(schedule of the jobs that found room, those that found none), put in that order at prices mu; None where `more` says to stop."""
+    def insert(self, mu: np.ndarray, order: np.ndarray, more: Callable[[], bool],
+               windows: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[Schedule, np.ndarray] | None:
+        """(schedule of the jobs that found room, those that found none), put in that order at prices mu; None where `more` says to stop. `windows`:
+        (first hour, hour after the last) [J] to look at, within each job's own."""
         mu, left = np.where(self.limited, mu, 0.0), np.where(self.limited, self.problem.room, np.inf)
-        found = self._run(mu, left, order, True, more)
+        found = self._run(mu, left, order, True, more, windows)
         return None if found is None else (found[2], np.flatnonzero(~np.isfinite(found[0])))
 
     def _run(self, mu: np.ndarray, left: np.ndarray, order: np.ndarray, take: bool,
-             more: Callable[[], bool]) -> tuple[np.ndarray, np.ndarray, Schedule] | None:
+             more: Callable[[], bool], windows: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray, Schedule] | None:
         p, count = self.p, len(self.problem.names)
         lam, share = np.zeros(count), np.zeros(count)
         site, hour = np.zeros(int(self.starts[-1]), np.int64), np.zeros(int(self.starts[-1]), np.int64)
-        each = (p.kw, p.hours, p.release, p.deadline, p.home, p.width, self.kind, p.startup, p.checkpoint, p.data)
+        release, deadline = windows or (p.release, p.deadline)
+        each = (p.kw, p.hours, release, deadline, p.home, p.width, self.kind, p.startup, p.checkpoint, p.data)
         fixed = (self.rate, self.net, np.array(p.out), *(np.array(part) for part in each), np.array(p.allowed, order="C"))
         kernel: Any = _pass
-        for part in self._parts(order):
+        for part in self._parts(order, (deadline - release) * len(self.problem.sites)):
             if not more():
                 return None
             kernel(part, *fixed, mu, left, take, self.starts, site, hour, lam, share)

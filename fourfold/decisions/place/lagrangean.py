@@ -15,6 +15,7 @@ from fourfold.decisions.place._passes import Passes
 from fourfold.decisions.place.problem import Place, Schedule
 from fourfold.errors import Infeasible
 
+_LOOK = 168                                                             # hours of a window that a first schedule looks at
 _ENOUGH, _FINE = 1e-9, 1e-3                                             # a gap that is rounding; steps too short to gain anything
 
 
@@ -37,7 +38,7 @@ class Lagrangean(Solver):
         def more() -> bool:
             return budget.left > 0
 
-        best = self._first(problem, passes, mu, budget)
+        best = self._first(problem, passes, mu, budget, seed)
         if best is None:
             raise Infeasible("No schedule was found in time that meets every deadline within the capacities.",
                              "Raise the capacity, the slack, the number of sites, or the budget.")
@@ -74,20 +75,26 @@ class Lagrangean(Solver):
                     best, value = again[0], cost
         return Proposal(best, min(low, value), {"mu": mu, "lam": lam, "low": low, "loose": passes.loose}, f"{count} passes over all jobs")
 
-    def _first(self, problem: Place, passes: Passes, mu: np.ndarray, budget: Budget) -> Schedule | None:
-        """A valid schedule, by need; jobs without room go first in the next round."""
-        order = _order(problem, 0)
+    def _first(self, problem: Place, passes: Passes, mu: np.ndarray, budget: Budget, seed: int) -> Schedule | None:
+        """A valid schedule, by need; jobs without room go first in the next round. Of long windows a part is looked at, somewhere in them, and the
+        whole only by jobs that found no room there."""
+        order, dice = _order(problem, 0), np.random.default_rng(seed)
+        spare = np.maximum(0, problem.deadline - problem.release - problem.hours - _LOOK)
+        begin = problem.release + (dice.random(len(spare)) * spare).astype(np.int64)
+        end = np.minimum(problem.deadline, begin + problem.hours + _LOOK)
+        begin = np.where(spare > 0, begin, problem.release)
         for _ in range(50):
             budget.spend()
             if (self.first or budget).left <= 0 or budget.spent > budget.evaluations:
                 return None
-            found = passes.insert(mu, order, lambda: (self.first or budget).left > 0)
+            found = passes.insert(mu, order, lambda: (self.first or budget).left > 0, (begin, end))
             if found is None:
                 return None
             if not len(found[1]):
                 return found[0]
             homeless = np.isin(order, found[1])
             order = np.concatenate([order[homeless], order[~homeless]])
+            begin[found[1]], end[found[1]] = problem.release[found[1]], problem.deadline[found[1]]
         return None
 
 
