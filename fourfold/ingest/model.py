@@ -61,13 +61,18 @@ class Wrapped(nn.Module):
 
 
 def run(module: nn.Module, inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
+    return answer(called(module, inputs, order))
+
+
+def called(module: nn.Module, inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Any:
+    """What `module` returns, as it returns it."""
     if not hasattr(module, "config"):
         given = [inputs[name] for name in order if name in inputs]
         names = _parameters(module)
         named = bool(names) and all(name in names for name in order)
-        return answer(module(**{n: inputs[n] for n in order if n in inputs}) if named else module(*given))
+        return module(**{n: inputs[n] for n in order if n in inputs}) if named else module(*given)
     switches = {"use_cache": False} if "use_cache" in _parameters(module) and _caches(module) else {}
-    return answer(module(**{name: inputs[name] for name in order if name in inputs}, **switches))
+    return module(**{name: inputs[name] for name in order if name in inputs}, **switches)
 
 
 def _caches(module: nn.Module) -> bool:

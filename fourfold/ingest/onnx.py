@@ -71,6 +71,7 @@ def capture(
     model = _read(onnx, file)
     _opsets(onnx, file, model)
     _external(onnx, file, model)
+    _inside(onnx, file, model)
     if len(model.functions):
         from onnx import inliner
 
@@ -79,7 +80,7 @@ def capture(
     if check:
         _check(onnx, file, model)
     _dimensions(file, model, _named(model, inputs), dict(dims or {}))
-    return _Build(onnx, file, model, name or file.stem).captured()
+    return _Build(onnx, file, model, name or file.stem, _named(model, inputs)).captured()
 
 
 def _import() -> Any:
@@ -126,7 +127,7 @@ def _opsets(onnx: Any, file: Path, model: Any) -> None:
 
 def _external(onnx: Any, file: Path, model: Any) -> None:
     """External weights must be there, inside the model's folder, and long enough."""
-    for tensor in _tensors(model.graph):
+    for tensor in _all_tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         told = {e.key: e.value for e in tensor.external_data}
@@ -146,11 +147,34 @@ def _external(onnx: Any, file: Path, model: Any) -> None:
             )
 
 
+def _inside(onnx: Any, file: Path, model: Any) -> None:
+    """External data of all but the main graph's own weights (those of If, Loop and Scan, of constants, of functions) is read now: onnx's checker and
+    ONNX Runtime look for it in the working folder."""
+    for tensor in _all_tensors(model)[len(model.graph.initializer):]:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(file.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def _all_tensors(model: Any) -> list[Any]:
+    """The main graph's initialisers first."""
+    return _tensors(model.graph) + [t for function in model.functions for t in _held(function.node)]
+
+
 def _tensors(graph: Any) -> list[Any]:
-    found = list(graph.initializer)
-    for node in graph.node:
+    sparse = [t for s in graph.sparse_initializer for t in (s.values, s.indices)]
+    return [*graph.initializer, *sparse, *_held(graph.node)]
+
+
+def _held(nodes: Any) -> list[Any]:
+    """Tensors in attributes of nodes, those of their sub-graphs included."""
+    found: list[Any] = []
+    for node in nodes:
         for attribute in node.attribute:
             found += [attribute.t] if attribute.HasField("t") else []
+            found += attribute.tensors
+            found += [t for s in (attribute.sparse_tensor, *attribute.sparse_tensors) for t in (s.values, s.indices)]
             found += [t for sub in _subgraphs(attribute) for t in _tensors(sub)]
     return found
 
@@ -346,8 +370,8 @@ def _inferred(onnx: Any, file: Path, model: Any) -> dict[str, _Spec]:
 
 
 class _Build:
-    def __init__(self, onnx: Any, file: Path, model: Any, title: str) -> None:
-        self.onnx, self.file, self.model = onnx, file, model
+    def __init__(self, onnx: Any, file: Path, model: Any, title: str, given: Mapping[str, Any] | None = None) -> None:
+        self.onnx, self.file, self.model, self.given = onnx, file, model, dict(given or {})
         self.builder, self.layers = Builder(title), ops.Layers()
         self.version = next((o.version for o in model.opset_import if o.domain in _STANDARD), onnx.defs.onnx_opset_version())
         self.spec = _inferred(onnx, file, model)
@@ -392,15 +416,24 @@ class _Build:
         missing += [name for name in self.folded if name not in self.spec]
         if not missing:
             return
+        real = bool(self.given) and set(self.given) >= set(_fed(self.model))
+        told = _told_by_data(self.model, set(missing) - set(self.folded))
+        if told and not real:
+            name, op = next(iter(told.items()))
+            raise InputError(f"{self.file}: the size of {name!r} depends on the data ({op}).", "Plan from a real example: --inputs FILE.npz")
         try:
-            found = _probe(self.onnx, self.file, self.model, self.spec, missing)
+            found = _probe(self.onnx, self.file, self.model, self.spec, missing, self.given if real else None)
         except Exception as error:
             raise InputError(
                 f"{self.file}: the shape of {missing[0]!r} cannot be inferred, and running the model to see it failed: {_line(error)}.",
                 "Export it with static shapes.",
             ) from error
         self.spec |= found
-        self.note.append(f"{len(missing)} shapes could not be inferred and were read off a run on zeros, {missing[0]!r} among them.")
+        run = "the inputs that were given" if real else "zeros"
+        self.note.append(f"{len(missing)} shapes could not be inferred and were read off a run on {run}, {missing[0]!r} among them.")
+        if told:
+            self.note.append(f"{len(told)} sizes depend on the data, {next(iter(told))!r} among them: the plan holds for the inputs that were given, "
+                             "and for others that make the same sizes.")
 
     def read(self, name: str) -> int:
         """The value of a name, made a parameter or constant on first reading."""
@@ -508,15 +541,42 @@ def _flops(op: str, attributes: Mapping[str, Any], shapes: Sequence[ops.Shape], 
 # --- running ---------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _probe(onnx: Any, file: Path, model: Any, spec: Mapping[str, _Spec], names: Sequence[str]) -> dict[str, _Spec]:
-    """Shapes and types of values in one run on zeros."""
+_MAKES_SIZES = frozenset("NonZero Unique Compress NonMaxSuppression Loop If Scan StringSplit ImageDecoder SequenceAt SplitToSequence".split())
+_TAKES_SIZES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "Range": (0, 1, 2), "ConstantOfShape": (0,), "Slice": (1, 2, 3, 4), "Pad": (1, 3),
+                "Resize": (2, 3), "Upsample": (1,), "TopK": (1,), "OneHot": (1,), "Split": (1,), "CenterCropPad": (1,), "Unsqueeze": (1,),
+                "Squeeze": (1,), "Col2Im": (1, 2), "AffineGrid": (1,), "MaxUnpool": (2,), "DFT": (1,), "STFT": (1,)}   # op → inputs that say sizes
+
+
+def _told_by_data(model: Any, open_: set[str]) -> dict[str, str]:
+    """Of the values `open_`, whose shapes inference left open, those whose size follows from the values of the inputs: name → kind of op."""
+    moved = set(_fed(model))                                            # values that follow from the inputs' values; a shape alone does not
+    sized: dict[str, str] = {}
+    for node in model.graph.node:
+        reads = _reads(node)
+        makes = next((sized[name] for name in reads if name in sized), "")
+        shaping = [node.input[i] for i in _TAKES_SIZES.get(node.op_type, ()) if i < len(node.input)]
+        if node.op_type in _MAKES_SIZES and moved.intersection(reads) or moved.intersection(shaping):
+            makes = makes or node.op_type
+        asks = node.op_type in ("Shape", "Size")
+        for name in node.output:
+            if name and makes and name in open_:
+                sized[name] = makes
+            if name and (makes and asks or not asks and moved.intersection(reads)):
+                moved.add(name)
+    return sized
+
+
+def _probe(
+    onnx: Any, file: Path, model: Any, spec: Mapping[str, _Spec], names: Sequence[str], given: Mapping[str, Any] | None = None
+) -> dict[str, _Spec]:
+    """Shapes and types of values in one run on `given`, or zeros."""
     import numpy as np
 
     shown = type(model).FromString(model.SerializeToString())
     have = {o.name for o in shown.graph.output}
     names = list(dict.fromkeys(names))
     shown.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in have)
-    fed = {name: np.zeros(spec[name][0], dtype=spec[name][1]) for name in _fed(model)}
+    fed = {name: np.asarray(given[name]) if given else np.zeros(spec[name][0], dtype=spec[name][1]) for name in _fed(model)}
     found = dict(zip(names, _runner(onnx, file, shown, names)(fed), strict=True))
     return {name: (tuple(array.shape), str(array.dtype)) for name, array in found.items()}
 

@@ -6,13 +6,31 @@ import inspect
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeGuard
 
 from fourfold.errors import InputError, ModelError
 from fourfold.graph import Graph
+
+
+@dataclass(frozen=True)
+class Both:
+    """Example inputs by position and by name, of a program that takes some of each."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(by position, by name) of example inputs: one, a tuple or list, a mapping by name, or `Both`."""
+    if isinstance(inputs, Both):
+        return inputs.args, inputs.kwargs
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
 class Program(ABC):
@@ -84,6 +102,8 @@ def capture(
     `inputs`: example inputs, whose shapes are captured: a tuple, or a mapping by name (names "arr_0", "arr_1" … count positions, as numpy.savez has
     them). Without them a transformers model gets random ones of its configuration (by `seed`), and a file zeros of its declared shapes. `dims` gives
     sizes by name: "batch", "length" (or "sequence") and the like, a file's own dynamic dimensions, or "input.axis".
+    All tensors that the model returns are outputs of the program. Unless `train`, a module is captured as it answers (dropout off, norms fixed),
+    whatever mode it is in, and left in that mode.
     Raises InputError, ModelError or MissingExtra as the dialects do; a dimension without a value is refused by name.
     """
     given, inputs = dict(dims or {}), _positions(inputs)
@@ -105,7 +125,25 @@ def capture(
         if given:
             raise InputError(f"A JAX function has no dimension {min(given)!r}.", "Its sizes are those of its example inputs.")
         return jaxpr.capture(model, _arguments(model, inputs), train=train, name=name)
-    return _torch(model, inputs, train, given, loss, level, name, seed)
+    with answering(model, train):
+        return _torch(model, inputs, train, given, loss, level, name, seed)
+
+
+@contextmanager
+def answering(model: Any, train: bool) -> Iterator[None]:
+    """Inside, a module is as it answers unless training is planned; afterwards every part is in the mode it was in."""
+    modules = getattr(model, "modules", None)
+    if train or isinstance(model, str | Path) or not callable(modules) or not hasattr(model, "eval"):
+        yield
+        return
+    held: Any = modules()
+    modes = [(module, module.training) for module in held]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _positions(inputs: Any) -> Any:
@@ -150,8 +188,11 @@ def _examples(beside: tuple[Any, ...]) -> Any:
     if len(beside) != 1:
         return None
     what = beside[0]
-    held = list(what.values()) if isinstance(what, Mapping) else list(what) if isinstance(what, tuple | list) else [what]
-    arrays = bool(held) and all(isinstance(one, torch.Tensor) or hasattr(one, "__array__") and hasattr(one, "dtype") for one in held)
+    several = isinstance(what, Mapping | tuple | list)
+    held = list(what.values()) if isinstance(what, Mapping) else list(what) if several else [what]
+    tensors = [isinstance(one, torch.Tensor) or hasattr(one, "__array__") and hasattr(one, "dtype") for one in held]
+    plain = [several and isinstance(one, bool | int | float | None) for one in held]     # numbers beside tensors are the model's own arguments
+    arrays = any(tensors) and all(a or b for a, b in zip(tensors, plain, strict=True))
     return (what if isinstance(what, Mapping) else tuple(held)) if arrays else None
 
 
@@ -201,8 +242,9 @@ def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any
     if isinstance(model, str | Path) and str(model).endswith(".pt2"):
         model, name = torch_export.load(model), name or Path(model).stem
     if isinstance(model, torch.export.ExportedProgram):
-        model, inputs = torch_export.fixed(model, inputs, dims)
-        return replace(torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name), inputs=inputs)
+        model, inputs, noted = torch_export.fixed(model, inputs, dims)
+        found = torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name)
+        return replace(found, inputs=inputs, note=(*found.note, *noted))
     if isinstance(model, torch.nn.Module) and inputs is not None:
         if dims:
             raise InputError(f"The size {min(dims)!r} is given twice: by name, and by the example inputs.", "Give one of them.")
@@ -216,7 +258,8 @@ def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any
             raise InputError(f"The model's input {lacking[0]!r} is missing.", f"Give {', '.join(subject.inputs)}.")
         examples = tuple(examples[n] for n in subject.inputs)
     title = name or (subject.folder.name if subject.folder else type(subject.module).__name__)
-    found = torch_export.capture(subject.wrap(subject.module), examples, train=train, loss=loss, level=level, name=title)
+    kind = torch_export.Wrapped if train else torch_export.Whole
+    found = torch_export.capture(kind(subject.module, subject.inputs), examples, train=train, loss=loss, level=level, name=title)
     return replace(found, inputs=tuple(examples))
 
 

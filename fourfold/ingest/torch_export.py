@@ -13,7 +13,7 @@ import operator
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from fourfold.errors import InputError, ModelError
 from fourfold.graph import BACKWARD, CONTRACTION, ELEMENTWISE, FORWARD, GATHER, OPAQUE, REDUCTION, VIEW, Builder
 from fourfold.ingest import ops
-from fourfold.ingest.model import Wrapped
-from fourfold.ingest.program import Captured, Program
+from fourfold.ingest.model import Wrapped, called
+from fourfold.ingest.program import Both, Captured, Program, arguments
 
 Level = Literal["ops", "core"]
 _SILENT = (
@@ -55,7 +55,7 @@ def capture(
     first floating tensor). The module is captured in the mode it is in (`module.training`), and left as it was.
     Raises ModelError naming what cannot be exported, such as a size that depends on data.
     """
-    args, kwargs = _arguments(inputs)
+    args, kwargs = arguments(inputs)
     title = name or (type(model).__name__ if isinstance(model, nn.Module) else "exported")
     if train:
         if not isinstance(model, nn.Module):
@@ -64,7 +64,45 @@ def capture(
     else:
         source = _inference(model, args, kwargs, level)
     source.prefix += "module." if isinstance(model, Wrapped) else ""
+    if isinstance(model, Whole) and model.left:
+        source.note.append(f"Not planned, since it is no tensor, list or mapping of them: {', '.join(model.left)} of the model's answer.")
     return _graph(source, title)
+
+
+class Whole(Wrapped):
+    """A model seen as tensors in, all that it answers out: tensors in tuples and mappings (a dataclass is a mapping), what is None left out, and a
+    tensor that is alone as itself. `left` names what was not taken.
+    """
+
+    def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
+        super().__init__(module, inputs)
+        self.left: list[str] = []
+
+    def forward(self, *tensors: Tensor) -> Any:
+        answer = called(self.module, dict(zip(self.inputs, tensors, strict=False)), self.inputs)
+        self.left[:] = []
+        found = self.kept(answer, "")
+        while isinstance(found, dict | tuple) and len(found) == 1:
+            found = next(iter(found.values())) if isinstance(found, dict) else found[0]
+        if found is None:
+            raise ModelError(f"the model answers {type(answer).__name__}, in which there is no tensor",
+                             "Let forward return a tensor, a tuple or a mapping of tensors.")
+        return found
+
+    def kept(self, value: Any, path: str) -> Any:
+        """Tensors of `value` in plain containers; None where there are none."""
+        if isinstance(value, Tensor) or value is None:
+            return value
+        if is_dataclass(value) and not isinstance(value, Mapping):
+            value = {f.name: getattr(value, f.name) for f in fields(value)}
+        if isinstance(value, Mapping):
+            held = {str(k): self.kept(v, f"{path}.{k}".lstrip(".")) for k, v in value.items()}
+            return {k: v for k, v in held.items() if v is not None} or None
+        if isinstance(value, list | tuple):
+            return tuple(v for v in [self.kept(v, f"{path}.{i}".lstrip(".")) for i, v in enumerate(value)] if v is not None) or None
+        if not isinstance(value, bool | int | float | str):
+            self.left.append(f"{path or 'all'} ({type(value).__name__})")
+        return None
 
 
 def load(path: str | Path) -> torch.export.ExportedProgram:
@@ -115,36 +153,51 @@ def _risk(path: Path) -> str:
     return ""
 
 
-def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str, int]) -> tuple[Any, Any]:
-    """The program with all sizes fixed, and inputs of these sizes. `dims` names a size by its symbol ("s0") or as "input.axis".
+def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str, int]) -> tuple[Any, Any, list[str]]:
+    """The program with all sizes fixed, inputs of these sizes, and notes. `dims` names a size by its symbol ("s0") or as "input.axis". Numbers that
+    the program was exported with stay the constants they are, whether they are given again or not.
 
     Raises InputError naming the dimensions that have no value, or a name in `dims` that the program does not have.
     """
     from torch.utils import _pytree
 
-    names = [n for n in program.graph_signature.user_inputs if isinstance(n, str)]
+    told, plain = _given(program)
+    names = [n for n in told if n not in plain]
     vals = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names}
     axes = {f"{n}.{i}": d for n, v in vals.items() if isinstance(v, Tensor) for i, d in enumerate(v.shape) if isinstance(d, torch.SymInt)}
+    axes |= {n: v for n, v in vals.items() if isinstance(v, torch.SymInt)}     # a whole number that may vary
     symbols = sorted({str(d) for d in axes.values()})
     if stray := sorted(set(dims) - set(axes) - set(symbols)):
         known = f"It has: {', '.join([*symbols, *axes])}." if axes else "All its shapes are fixed."
         raise InputError(f"The program has no dynamic dimension {stray[0]!r}.", known)
-    if isinstance(inputs, Mapping) and set(inputs) == set(names):      # by the program's own names, however it takes them
-        args, kwargs = _pytree.tree_unflatten([inputs[n] for n in names], program.call_spec.in_spec)  # type: ignore[arg-type]
-        inputs = kwargs if kwargs and not args else args
+    spec: Any = program.call_spec.in_spec
+
+    def arranged(leaves: list[Any]) -> Any:
+        args, kwargs = _pytree.tree_unflatten(leaves, spec)
+        return Both(args, kwargs) if args and kwargs else kwargs if kwargs else args
+
+    drawn = [op for op in ("dropout", "batch_norm") if _trains(program, op)]
+    notes = [f"The program was exported in training mode ({', '.join(drawn)}), and is planned as it is: export it from model.eval() for inference."]
+    if isinstance(inputs, Mapping) and set(names) <= set(inputs) <= set(told):    # by the program's own names, however it takes them
+        if other := [n for n in plain if n in inputs and not _same(inputs[n], plain[n])]:
+            raise InputError(f"The program was exported for {other[0]} = {plain[other[0]]}.", "Export it again for another value.")
+        inputs = arranged([plain[n] if n in plain else _number(inputs[n], vals.get(n)) for n in told])
+    elif plain and isinstance(inputs, tuple | list) and len(inputs) == len(names) < len(told):
+        rest = iter(inputs)
+        inputs = arranged([plain[n] if n in plain else next(rest) for n in told])
     if inputs is None:
-        told = {str(axes[key]) if key in axes else key: size for key, size in dims.items()}
-        if lacking := [s for s in symbols if s not in told and all(c in symbols for c in [s])]:
+        values = {str(axes[key]) if key in axes else key: size for key, size in dims.items()}
+        if lacking := [s for s in symbols if s not in values]:
             where = [f"{s} ({', '.join(key for key, d in axes.items() if str(d) == s)})" for s in lacking]
             raise InputError(
                 f"The program has dimensions without a value: {', '.join(where)}.", "Give them: --dims " + ",".join(f"{s}=…" for s in lacking)
             )
-        leaves = [_zeros(vals[n], told) if n in vals else None for n in names]
-        spec: Any = program.call_spec.in_spec
-        args, kwargs = _pytree.tree_unflatten(leaves, spec)
-        inputs = kwargs if kwargs and not args else args
+        if _unbacked(program):
+            raise InputError(f"{_unbacked(program)} of the program has a size that depends on the data, which zeros cannot tell.",
+                             "Give a real example: --inputs FILE.npz")
+        inputs = arranged([plain[n] if n in plain else _zeros(vals.get(n), values) for n in told])
     if axes:
-        args, kwargs = _arguments(inputs)
+        args, kwargs = arguments(inputs)
         with _quiet(), torch.no_grad():
             try:
                 program = torch.export.export(program.module(), args, kwargs, strict=False)
@@ -152,20 +205,57 @@ def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str,
                 raise InputError(
                     f"The program does not take these sizes: {_line(error)}", "Give sizes within the ranges it was exported for."
                 ) from error
-    return program, inputs
+    return program, inputs, notes if drawn else []
+
+
+def _given(program: torch.export.ExportedProgram) -> tuple[list[str], dict[str, Any]]:
+    """Names of the program's arguments in their order, and the values of those that are no tensors but constants of it."""
+    from torch.export.graph_signature import ConstantArgument, InputKind
+
+    given = [spec.arg for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    names = [arg.name or f"argument{i}" for i, arg in enumerate(given)]  # type: ignore[union-attr]
+    return names, {name: arg.value for name, arg in zip(names, given, strict=True) if isinstance(arg, ConstantArgument)}
+
+
+def _number(value: Any, example: Any) -> Any:
+    """An array of one number where the program takes a number."""
+    return value.item() if isinstance(example, torch.SymInt) and hasattr(value, "item") else value
+
+
+def _same(given: Any, wanted: Any) -> bool:
+    given = given.item() if hasattr(given, "item") and getattr(given, "size", 1) not in (0,) and wanted is not None else given
+    return given is wanted or given == wanted or (isinstance(wanted, float) and abs(float(given) - wanted) <= 1e-6 * abs(wanted))
+
+
+def _trains(program: torch.export.ExportedProgram, op: str) -> bool:
+    """Whether the program holds this op as it is in training."""
+    at = {"dropout": 2, "batch_norm": 5}[op]
+    for node in program.graph.nodes:
+        name = str(node.target)
+        if name.startswith(f"aten.{op}.") and len(node.args) > at and node.args[at] is True:
+            return True
+        if op == "batch_norm" and "_native_batch_norm_legit_functional" in name or op == "dropout" and "aten.native_dropout" in name:
+            return True
+    return False
+
+
+def _unbacked(program: torch.export.ExportedProgram) -> str:
+    """The first value whose size no input tells, "" where there is none."""
+    for node in program.graph.nodes:
+        for value in _leaves(node.meta.get("val")) if node.op == "call_function" else ():
+            sizes = value.shape if isinstance(value, Tensor) else ()
+            if any(isinstance(d, torch.SymInt) and re.search(r"\bu\d+\b", str(d)) for d in sizes):
+                return node.name
+    return ""
 
 
 def _zeros(value: Any, sizes: Mapping[str, int]) -> Any:
+    if isinstance(value, torch.SymInt):
+        return sizes.get(str(value), value.node.maybe_as_int())
     if not isinstance(value, Tensor):
         return value
     shape = [sizes[str(d)] if isinstance(d, torch.SymInt) else int(d) for d in value.shape]
     return torch.zeros(shape, dtype=value.dtype)
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
 # --- sources: an fx graph and what its placeholders and outputs mean ---------------------------------------------------------------------------
@@ -193,7 +283,12 @@ def _inference(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], level:
             with _quiet(), torch.no_grad():
                 program = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
-            return _followed(model, args, kwargs, None, error)
+            if not _registered(model, args, kwargs):
+                return _followed(model, args, kwargs, None, error)
+            return _inference(model, args, kwargs, level)
+    if open_ := _unbacked(program):
+        module = program.module() if isinstance(model, torch.export.ExportedProgram) else model
+        return _followed(module, args, kwargs, None, RuntimeError(f"the size of {open_} is data-dependent"))
     _reshape(program.graph_module)
     with _quiet():
         try:
@@ -201,6 +296,21 @@ def _inference(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], level:
         except Exception as error:
             raise ModelError(f"the exported program cannot be decomposed: {_line(error)}", "Try the other level of detail.") from error
     return _exported(program)
+
+
+def _registered(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the model answers with a dataclass that torch's exporter did not know; it knows it now."""
+    from torch.utils import _pytree
+
+    try:
+        with torch.no_grad():
+            leaves = _pytree.tree_leaves(model(*args, **kwargs))
+    except Exception:  # noqa: BLE001 — the exporter's own error says more
+        return False
+    found = {type(leaf) for leaf in leaves if is_dataclass(leaf) and not isinstance(leaf, type)}
+    for kind in found:
+        torch.export.register_dataclass(kind)
+    return bool(found)
 
 
 def _reshape(module: fx.GraphModule) -> None:
@@ -229,12 +339,16 @@ def _exported(program: torch.export.ExportedProgram) -> _Source:
     kept = [n for n, spec in zip(result.args[0], signature.output_specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT]
     in_spec: Any = program.call_spec.in_spec
     out_spec: Any = program.call_spec.out_spec
+    told, plain = _given(program)
 
     def flatten(*given: Any, **named: Any) -> list[Any]:
         given, named = _ordered(in_spec, given, named)
         flat, spec = _pytree.tree_flatten((given, named))
         if spec != in_spec:
             raise InputError("The inputs are structured unlike those that the model was captured with.", f"Expected {in_spec.num_leaves} tensors.")
+        for label, value in zip(told, flat, strict=True):
+            if label in plain and not _same(value, plain[label]):
+                raise InputError(f"{label} is {value!r}; the program was captured for {plain[label]!r}.", "Capture it again for this value.")
         return flat
 
     return _Source(program.graph_module, roles, kept, lambda flat: _pytree.tree_unflatten(flat, out_spec), flatten)

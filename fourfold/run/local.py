@@ -645,7 +645,8 @@ def check(plan: Plan | str | Path, *, model: Any = None, inputs: Any = None, rep
     ways = [(engines, None), *([] if plain else [("eager", first.placement)])]
     done, slow = (executions(plan, captured.program, given, ways, repeat=repeat, folder=folder) * 2)[:2]
     original, values = original_of(captured, given), flat(plan, captured, done.outputs)
-    outputs = tuple(compared(plan.graph.labels[v] or f"output {k}", values[v], original[v]) for k, v in enumerate(original))
+    names = paths(plan, captured)
+    outputs = tuple(compared(names.get(v) or plan.graph.labels[v] or f"output {k}", values[v], original[v]) for k, v in enumerate(original))
     notes, predicted = [*done.notes], float(plan.timeline().makespan)
     if done.placement == ONE:
         home = done.regions[0].device
@@ -686,9 +687,12 @@ def original_of(captured: Captured, inputs: Any) -> dict[int, Any]:
     """Output values of the program run node by node, by its own `step`."""
     import torch
 
+    from fourfold.ingest.program import arguments
+
     with torch.no_grad():
         kept = replace(captured, program=_Keeping(captured.program, captured.graph.outputs.tolist()))
-        return kept.run(**inputs) if isinstance(inputs, Mapping) else kept.run(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
+        args, kwargs = arguments(inputs)
+        return kept.run(*args, **kwargs)
 
 
 class _Keeping:
@@ -706,6 +710,27 @@ def flat(plan: Plan, captured: Captured, outputs: Any) -> dict[int, Any]:
     marks = {v: _Mark(v) for v in plan.graph.outputs.tolist()}
     found: dict[int, Any] = {}
     _walk(captured.program.collect(marks), outputs, found)
+    return found
+
+
+def paths(plan: Plan, captured: Captured) -> dict[int, str]:
+    """Where each output stands in the model's answer: "logits", "boxes.0"; of an answer that is one tensor, nothing."""
+    found: dict[int, str] = {}
+
+    def walk(form: Any, path: tuple[str, ...]) -> None:
+        if isinstance(form, _Mark):
+            found.setdefault(form.value, ".".join(path))
+        elif isinstance(form, Mapping):
+            for key, part in form.items():
+                walk(part, (*path, str(key)))
+        elif isinstance(form, list | tuple):
+            for k, part in enumerate(form):
+                walk(part, (*path, str(k)))
+        elif hasattr(form, "__dict__"):
+            for key, part in vars(form).items():
+                walk(part, (*path, str(key)))
+
+    walk(captured.program.collect({v: _Mark(v) for v in plan.graph.outputs.tolist()}), ())
     return found
 
 
@@ -819,11 +844,10 @@ def allotted(plan: Plan, used: Sequence[int], threads: Mapping[int, int]) -> dic
 
 def feed(program: Any, inputs: Any) -> dict[int, Any]:
     """Values of the inputs as the executor's tensors."""
-    if isinstance(inputs, Mapping):
-        found = program.feed(**inputs)
-    else:
-        found = program.feed(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
-    return tensors(program, found)
+    from fourfold.ingest.program import arguments
+
+    args, kwargs = arguments(inputs)
+    return tensors(program, program.feed(*args, **kwargs))
 
 
 def tensors(program: Any, found: Mapping[int, Any]) -> dict[int, Any]:

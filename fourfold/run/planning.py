@@ -8,8 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,27 +60,9 @@ def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str
             model, inputs = _batch(model, data, sizes)
     else:
         inputs = data
-    with _answering(model, train):
-        found = capture(model, inputs, train=train, dims=sizes, seed=seed)
+    found = capture(model, inputs, train=train, dims=sizes, seed=seed)
     given = {"train": train, "level": "ops", "dims": dict(dims or {}), "seed": seed, "inputs": _specs(found), **told}
     return Source(found, {"ref": _words(model), "kind": _kind(model), "path": _path(model), "weights": weights_hash(found)}, given)
-
-
-@contextmanager
-def _answering(model: Any, train: bool) -> Iterator[None]:
-    """A module of the user's is captured as it answers (dropout off, norms fixed) unless training is planned, and left in the mode it was in."""
-    modules = getattr(model, "modules", None)
-    if train or isinstance(model, str | Path) or not callable(modules) or not hasattr(model, "eval"):
-        yield
-        return
-    held: Any = modules()
-    modes = [(module, module.training) for module in held]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def recapture(plan: Plan, model: Any = None, inputs: Any = None) -> Captured:
