@@ -81,7 +81,9 @@ def _fourfold(version: Annotated[bool, typer.Option("--version", callback=_versi
 
 @app.command(epilog="Example: fourfold optimize model/ --data reviews.csv --floor 97% --budget 10min --out cheap/")
 def optimize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face style folder, hub id in the local cache, or package.module:factory.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hugging Face style folder, hub id in the local cache, package.module:factory, or .onnx file.")
+    ],
     data: Annotated[str, typer.Option(help="CSV, JSONL, Parquet, text file, folder of images or WAVs, or package.module:factory.")],
     floor: Annotated[str, typer.Option(help="Least share of the original's quality: 97%, 97 or 0.97.")] = "97%",
     budget: Annotated[str, typer.Option(help="Time to spend: 90s, 10min, 1h.")] = "10min",
@@ -108,6 +110,7 @@ def optimize(
     to_site: ToSite = None,
     hall: InHall = None,
     pue: OnePue = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer, where its files do not lie beside the model.")] = None,
     agree: Annotated[str | None, typer.Option(help="Second floor: share of answers that must be the original's own, e.g. 95%.")] = None,
     config: Annotated[
         Path | None, typer.Option(callback=_configured, is_eager=True, help="TOML file of these options; the command line wins over it.")
@@ -158,6 +161,7 @@ def optimize(
             pue=pue,
             agree=agree,
             anyway=anyway,
+            tokenizer=tokenizer,
         )
     if report:
         front.report(report)

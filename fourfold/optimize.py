@@ -46,10 +46,12 @@ def optimize(
     pue: float | str | None = None,
     agree: float | str | None = None,
     anyway: bool = False,
+    tokenizer: str | Path | None = None,
 ) -> Front:
     """Make `model` cheaper and prove it.
 
-    model: a Hugging Face style directory, "package.module:factory", or an nn.Module. data: see `fourfold.ingest.data.load_data`. floor: relative
+    model: a Hugging Face style directory, "package.module:factory", an .onnx file, or an nn.Module. tokenizer: a folder with the tokenizer's files,
+    where they do not lie beside the model. data: see `fourfold.ingest.data.load_data`. floor: relative
     quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
     energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
     -> float. agree: a second floor, the share of answers that must be the original's own, held in the same way.
@@ -93,6 +95,7 @@ def optimize(
     options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
     options.anyway = anyway
     options.agree = None if agree is None else fraction(agree)
+    options.tokenizer = tokenizer
     shown, ours = listener(progress, work.budget)
     shown.note(f"budget {span(work.budget)}, floor {percent(work.floor)}, {work.objective}")
     job = Job(work, options, shown, folder)

@@ -158,7 +158,8 @@ def tokenizer_of(subject: Subject) -> Any:
     found = subject.tokenizer or getattr(subject.processor, "tokenizer", None)
     if found is None:
         raise InputError(
-            "The data are texts, but the model comes without a tokenizer.", "Put the tokenizer's files into the model's folder, or give arrays."
+            "The data are texts, but the model comes without a tokenizer.",
+            "Name its folder (--tokenizer FOLDER), put its files into the model's folder, or give arrays.",
         )
     return found
 

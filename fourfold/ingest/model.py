@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fourfold.errors import MissingExtra, ModelError
+from fourfold.errors import InputError, MissingExtra, ModelError
 from fourfold.ingest.trust import EVERYONE, Trust, sane
 
 # inputs that carry data, in the order in which they are passed; all other arguments of a transformers model are switches and caches
@@ -27,6 +27,18 @@ CARRIERS = (
 )  # fmt: skip
 ANSWERS = ("logits", "logits_per_image", "prediction_logits", "last_hidden_state")  # in order of preference
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_ELSEWHERE = {                                                          # files that hold models of which the main job can make nothing, and what can
+    ".pt2": "An exported program has no modules to work on: give the module as package.module:factory. To place it: fourfold plan MODEL.pt2",
+    ".gguf": "It is quantised already, for llama.cpp: give the folder that it was converted from.",
+    ".ggml": "It is quantised already, for llama.cpp: give the folder that it was converted from.",
+    ".safetensors": "It holds weights without the architecture: give the folder that it lies in, with its config.json.",
+    ".h5": "It is Keras's: convert it with tf2onnx and give the .onnx file.",
+    ".keras": "It is Keras's: convert it with tf2onnx and give the .onnx file.",
+    ".pb": "It is TensorFlow's: convert it with tf2onnx and give the .onnx file.",
+    ".tflite": "It is TensorFlow's: convert it with tf2onnx and give the .onnx file.",
+    ".joblib": "It may hold a pickle, which can run code when opened: export it with skl2onnx and give the .onnx file.",
+    ".xml": "It is OpenVINO's: give the model that it was converted from, or its .onnx file.",
+}
 
 
 @dataclass
@@ -110,7 +122,7 @@ def answer(output: Any) -> Tensor:
 
 
 def load_model(ref: Any) -> Subject:
-    """ref: a folder (config.json, *.safetensors, tokenizer files), "package.module:factory", or an `nn.Module`.
+    """ref: a folder (config.json, *.safetensors, tokenizer files), an .onnx file, "package.module:factory", or an `nn.Module`.
 
     A factory is called without arguments and returns a module, or (module, tokenizer). Weights are taken as they come, in float32.
     Raises `ModelError` saying what was found and what was expected.
@@ -124,6 +136,14 @@ def load_model(ref: Any) -> Subject:
     folder = Path(ref)
     if folder.is_dir():
         return _from_folder(folder)
+    if folder.is_file() and folder.suffix == ".onnx":
+        from fourfold.ingest import onnx_model
+
+        module, origin, tokenizer, processor = onnx_model.read(folder)
+        return Subject(module, origin, module.inputs, tokenizer, processor)
+    if folder.is_file() and folder.suffix in _ELSEWHERE:
+        raise ModelError(f"{folder} is a {folder.suffix} file; a model is a folder with config.json and *.safetensors, or an .onnx file",
+                         _ELSEWHERE[folder.suffix])
     if folder.is_file():
         advice = "It may hold a pickle, which can run code when opened; save as safetensors." if folder.suffix in PICKLES else ""
         raise ModelError(f"{folder} is a file; a model is a folder with config.json and *.safetensors", advice)
@@ -218,6 +238,17 @@ def _made_up(module: nn.Module) -> dict[str, Tensor]:
         "input_features": lambda: torch.zeros(1, int(config.num_mel_bins), 2 * int(config.max_source_positions)),
     }
     return {name: makers[name]() for name in inputs_of(module)}
+
+
+def tokenizer_in(folder: str | Path) -> tuple[Any, Any]:
+    """(tokenizer, processor) of a folder that the user names. Raises InputError where there is neither."""
+    place = Path(folder)
+    if not place.is_dir():
+        raise InputError(f"There is no folder {folder}.", "--tokenizer wants a folder as tokenizer.save_pretrained(folder) writes it.")
+    found = companions(place)
+    if found == (None, None):
+        raise InputError(f"{folder} holds no tokenizer.", "Give a folder as tokenizer.save_pretrained(folder) writes it.")
+    return found
 
 
 def _architecture(folder: Path) -> list[str]:
@@ -435,13 +466,17 @@ def rebuild(origin: dict[str, Any], trust: Trust = EVERYONE) -> nn.Module:
         from fourfold.ingest import skeleton
 
         return skeleton.build(origin["tree"], trust).eval()
+    if kind == "onnx":
+        from fourfold.ingest import onnx_model
+
+        return onnx_model.rebuild(origin)
     if kind == "factory":
         trust.called(origin["entry"])
         return _from_factory(str(origin["entry"])).module.eval()
     if kind == "opaque":
         raise ModelError(f"{origin['class']} cannot be made again from data: {origin['why']}", "Give the model as package.module:factory.")
     if kind != "transformers":
-        raise ModelError(f"the artefact's origin is of unknown kind {kind!r}", "Known kinds: transformers, tree, factory.")
+        raise ModelError(f"the artefact's origin is of unknown kind {kind!r}", "Known kinds: transformers, tree, onnx, factory.")
     import transformers
 
     model = getattr(transformers, str(origin["class"]), None)

@@ -61,6 +61,7 @@ class Options:
     command: str = ""
     agree: float | None = None
     anyway: bool = False
+    tokenizer: str | Path | None = None
 
 
 @dataclass

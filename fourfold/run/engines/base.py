@@ -278,7 +278,14 @@ def export_onnx(wrapped: nn.Module, signature: Signature, path: Path, graph: str
 
     import torch
 
+    from fourfold.ingest.onnx_model import chosen, graph_in, write
+
     example = signature.tensors(signature.example)
+    if (held := graph_in(wrapped)) is not None:
+        if graph != "torchscript":
+            raise Unexportable("an .onnx file is taken as it is")
+        write(held, signature.names, signature.dtypes, chosen(held, example, signature.names), path)
+        return
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad(), spelled_out(wrapped):
         warnings.simplefilter("ignore")

@@ -47,6 +47,8 @@ class Inductor(Engine):
     @classmethod
     def export(cls, wrapped: nn.Module, signature: Signature, calibration: Sequence[Batch], precision: str, folder: Path) -> list[str]:
         """Nothing to write: code is compiled for the machine that it runs on, when it is opened."""
+        if sealed := getattr(getattr(wrapped, "module", None), "sealed", None):
+            raise Unexportable(sealed)
         return []
 
     @classmethod

@@ -150,6 +150,10 @@ def convert(wrapped: nn.Module, signature: Signature, route: str) -> Any:
     import openvino
     import torch
 
+    from fourfold.ingest.onnx_model import graph_in
+
+    if route != "onnx" and graph_in(wrapped) is not None:
+        raise Unexportable("an .onnx file is read as it is")
     if route == "onnx":
         if reason := missing(("onnx",)):
             raise Unexportable(reason)

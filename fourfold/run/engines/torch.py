@@ -29,6 +29,8 @@ class Torch(Engine):
     @classmethod
     def export(cls, wrapped: nn.Module, signature: Signature, calibration: Sequence[Batch], precision: str, folder: Path) -> list[str]:
         """fp32 and bf16 need no files. int8 leaves its recipe, with the calibrated ranges of static quantisation as data."""
+        if precision != "fp32" and (sealed := getattr(getattr(wrapped, "module", None), "sealed", None)):
+            raise Unexportable(sealed)
         if precision in ("fp32", "bf16"):
             return []
         recipe = plan(wrapped, precision, [signature.tensors(batch) for batch in calibration])

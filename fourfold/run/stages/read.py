@@ -32,12 +32,16 @@ SEARCH_ROWS, TEST_ROWS = 3_000, 20_000
 def read(job: Job, model: Any, data: Any) -> None:
     """Load model and data, split, open the journal."""
     from fourfold.ingest.data import load_data
-    from fourfold.ingest.model import load_model
+    from fourfold.ingest.model import load_model, tokenizer_in
 
     work, options = job.work, job.options
     job.listener.stage("reading model and data", 0)
     job.subject = load_model(model)
+    if options.tokenizer is not None:
+        job.subject.tokenizer, job.subject.processor = tokenizer_in(options.tokenizer)
     job.subject.module.eval()
+    if job.subject.origin.get("kind") == "onnx":
+        job.notes.append("The original is an .onnx file, which ONNX Runtime runs as it is; where PyTorch fp32 is named, that is what ran.")
     if job.subject.origin.get("kind") == "opaque":
         job.warnings.append(f"{job.subject.origin['why']}: the result can be used here, and saved only where a back end's own files carry it.")
     splits, job.task = load_data(
