@@ -84,7 +84,8 @@ def test_a_graph_written_for_one_row_takes_more(tmp_path: Path) -> None:
 def test_a_mask_that_nobody_gives_is_ones(tmp_path: Path) -> None:
     subject, given = load_model(classifier(tmp_path / "m.onnx")), batch()
     ones = {**given, "attention_mask": np.ones_like(given["attention_mask"])}
-    np.testing.assert_allclose(subject.logits(subject.module, tensors({"input_ids": given["input_ids"]})), wanted(tmp_path / "m.onnx", ones), rtol=1e-5)
+    bare = subject.logits(subject.module, tensors({"input_ids": given["input_ids"]}))
+    np.testing.assert_allclose(bare, wanted(tmp_path / "m.onnx", ones), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("engine", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32")])
@@ -163,6 +164,6 @@ def test_the_whole_job_on_a_file(tmp_path: Path) -> None:
     chosen.save(tmp_path / "kept")
     code = ("import sys, json, numpy as np, fourfold; z = np.load(sys.argv[2]); rows = {n: z[n][:50] for n in ('input_ids', 'attention_mask')}; "
             "print(json.dumps([str(a) for a in fourfold.load(sys.argv[1]).predict(rows)]))")
-    told = subprocess.run([sys.executable, "-c", code, str(tmp_path / "kept"), str(tmp_path / "rows.npz")], capture_output=True, text=True, check=True)
+    told = subprocess.run([sys.executable, "-c", code, tmp_path / "kept", tmp_path / "rows.npz"], capture_output=True, text=True, check=True)
     answers = json.loads(told.stdout.splitlines()[-1])
     assert np.mean([a == str(b) for a, b in zip(answers, labels[:50], strict=True)]) > 0.8
