@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
@@ -196,8 +197,10 @@ def candidates(problem: Schedule) -> list[tuple[int, ...]] | None:
     return [tuple(sorted(one)) for one in sorted(seen, key=sorted) if len(one) == 1 or not any(True for _ in problem._unfit(sorted(one)))]
 
 
-def model(problem: Schedule, groups: list[tuple[int, ...]], incumbent: float, hint: Answer, seconds: float, seed: int) -> tuple[Answer | None, float]:
-    """(plan or None, bound in s) of CP-SAT over these groups; time and contention as the module's docstring says."""
+def model(problem: Schedule, groups: list[tuple[int, ...]], incumbent: float, hint: Answer, budget: Budget, seed: int) -> tuple[Answer | None, float]:
+    """(plan or None, bound in s) of CP-SAT over these groups, in four fifths of what is left of `budget`; time and contention as the module's
+    docstring says.
+    """
     from ortools.sat.python import cp_model
 
     from fourfold.cost.roofline import fused_seconds
@@ -265,9 +268,9 @@ def model(problem: Schedule, groups: list[tuple[int, ...]], incumbent: float, hi
             cp.add_hint(on[n][d], int(hint.place[n] == d))
     cp.minimize(makespan)
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = max(0.2, seconds)
+    solver.parameters.max_time_in_seconds = max(0.2, 0.8 * budget.left)
     solver.parameters.random_seed, solver.parameters.num_workers = seed % 2**31, 1
-    status = solver.solve(cp)
+    status = _solved(solver, cp, budget)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None, (solver.best_objective_bound * tick if status == cp_model.UNKNOWN else 0.0)
     group, place = np.zeros(nodes, np.int32), np.zeros(nodes, np.int16)
@@ -276,6 +279,28 @@ def model(problem: Schedule, groups: list[tuple[int, ...]], incumbent: float, hi
         group[n], place[n] = groups[i][0], d
     order = -np.array([solver.value(one) for one in start], np.float64)
     return Answer(group, place, order if problem.priority is None else problem.priority), solver.best_objective_bound * tick
+
+
+def _solved(solver: Any, cp: Any, budget: Budget) -> Any:
+    """The status of `solver.solve(cp)`, which hears nobody while it runs: so it runs beside this thread, which looks at the budget (and lets a Ctrl-C
+    spend it) and stops the search then."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(solver.solve(cp))
+        except BaseException as error:  # noqa: BLE001 — raised again below, in the thread that asked
+            found.append(error)
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(0.1)
+        if worker.is_alive() and budget.left <= 0:
+            solver.stop_search()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
 
 
 class Exact(Solver):
@@ -307,7 +332,7 @@ class Exact(Solver):
         if groups is None:
             return Proposal(anneal.improve(problem, best, budget, seed), note="Annealed: too many groups could be formed for an exact model.")
         cost = problem.cost(best)
-        found, bound = model(problem, groups, cost, best, budget.left * 0.8, seed)
+        found, bound = model(problem, groups, cost, best, budget, seed)
         bound = min(bound * (1 - 1e-9), cost)
         for answer in ([found] if found is not None else []):
             if not problem.violations(answer) and problem.cost(answer) < cost:
