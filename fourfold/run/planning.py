@@ -235,9 +235,10 @@ class Decided:
 
 def decide(problem: Schedule, solver: str = "auto", *, budget: float = 60.0, evaluations: int | None = None, seed: int = 0, finetune: bool = False,
            listener: Any = None) -> Decided:
-    """Ask `solver` with the `budget` (s) for the plan, and before it `COMPARED` for the table, with a tenth each (`auto` asks those itself); what they
-    took beyond a tenth in all is taken off its share, down to a quarter. `decide.solve` examines each. Where `solver` finds no plan that fits, the
-    cheapest of the others stands in, and the note says so.
+    """Ask `solver` with the `budget` (s) for the plan, and before it `COMPARED` for the table, with a tenth each (`auto` asks those itself).
+
+    What those take beyond a tenth in all is taken off the solver's share, down to a quarter. `decide.solve` examines each. Where `solver` finds no
+    plan that fits, the cheapest of the others stands in, and the note says so.
 
     Raises Infeasible where nobody finds a plan that fits, InputError where `solver` declines, and KeyboardInterrupt on a second Ctrl-C.
     """
