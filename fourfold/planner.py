@@ -47,7 +47,7 @@ def plan(
     from fourfold.report.graph import write
     from fourfold.report.sentences import sentences
     from fourfold.run.job import Silent
-    from fourfold.run.planning import check, decide, read
+    from fourfold.run.planning import check, decide, dispatched, read
     from fourfold.run.planning import machine as system_of
     from fourfold.workload import seconds
 
@@ -59,6 +59,7 @@ def plan(
     listener.stage("capture")
     source = read(model, data_or_inputs, train=train, dims=dims, seed=seed)
     graph = source.captured.graph
+    system, more = dispatched(system, source.captured)
     listener.note(f"{graph.name}: {len(graph):,} ops on {system.name}")
     problem = Schedule(graph, system, objective)
     found = decide(problem, solver, budget=patience, evaluations=evaluations, seed=seed, finetune=finetune, listener=listener)
@@ -67,7 +68,7 @@ def plan(
                 before=best.before, why=best.why, bound=best.bound, gap=best.gap, seconds=best.seconds, evaluations=best.evaluations, seed=seed,
                 table=tuple(found.table), model=source.model, capture=source.capture,
                 sentences=tuple(sentences(problem, best.answer, problem.baseline())),
-                notes=(*notes, *source.captured.note, *([best.note] if best.note else [])), interrupted=found.interrupted)
+                notes=(*notes, *more, *source.captured.note, *([best.note] if best.note else [])), interrupted=found.interrupted)
     if out is not None:
         made.save(out)
         write(made, Path(out))

@@ -106,7 +106,7 @@ def _tell(plan: Plan, done: Check, race: Race | None, whole: bool) -> None:
              "prediction off by": f"{100 * done.error:+.1f} %"}]
     if eager is not ran:
         rows.append({"": "measured, eager", "time": _ms(eager.seconds), "90 %": _span(eager.low, eager.high),
-                     "prediction off by": f"{100 * (done.predicted / eager.seconds - 1):+.1f} %"})
+                     "prediction off by": f"{100 * ((done.unfused or done.predicted) / eager.seconds - 1):+.1f} %"})
     table(rows)
     if whole:
         print("Ops run one by one")

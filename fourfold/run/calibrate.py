@@ -33,6 +33,7 @@ from fourfold.units import Quantity
 if TYPE_CHECKING:
     from torch import Tensor
 
+QUICK = "quickly"                                                       # stands in the source of figures that were measured without large sizes
 _LONG = 3e-4                                                            # s: calls longer than this may be timed by processor time
 _SLOW = 5e-3                                                            # s: calls longer than this are timed once a round
 _COMPANY, _LIVE = 8, 8 * MB
@@ -75,10 +76,12 @@ def calibrate(workers: int | None = None, seconds: float = 150.0, say: Callable[
     peaks, bandwidth, curves = fit(timed)
     if fused is not None:
         curves["fused"] = Efficiency(fused, bandwidth=curves["elementwise"].bandwidth)
+    told = f" in {time.monotonic() - began:.0f} s, {QUICK}" if large < 1.0 else ""
     if workers > 1:
         say("transfers between processes")
-    provisional = _assembled(workers, threads, peaks, bandwidth, curves, cold, ((1e-5, 1e-5, 1e-5), (1e10, 1e10, 1e10)), timed)
-    return _assembled(workers, threads, peaks, bandwidth, curves, cold, transfers(provisional), timed) if workers > 1 else provisional
+    provisional = _assembled(workers, threads, peaks, bandwidth, curves, cold, ((1e-5, 1e-5, 1e-5), (1e10, 1e10, 1e10)), timed,
+                             told)
+    return _assembled(workers, threads, peaks, bandwidth, curves, cold, transfers(provisional), timed, told) if workers > 1 else provisional
 
 
 # ---- timing --------------------------------------------------------------------------------------------------------------------------------------
@@ -367,10 +370,10 @@ def _hops(system: System, rows: int, width: int, rounds: int) -> tuple[np.ndarra
 
 def _assembled(workers: int, threads: int, peaks: dict[str, float], bandwidth: float, curves: dict[str, Efficiency],
                cold: tuple[tuple[float, float], ...], wire: tuple[Ends, Ends],
-               timed: Sequence[Sample]) -> System:
+               timed: Sequence[Sample], told: str = "") -> System:
     machine = here()
     watts, share = power(machine), machine.cores / workers
-    source = f"fourfold calibrate on {machine.name}, {threads} thread{'s' * (threads > 1)}"
+    source = f"fourfold calibrate on {machine.name}, {threads} thread{'s' * (threads > 1)}{told}"
     figures: dict[str, Quantity] = {}
 
     def keep(name: str, value: float, unit: str, spread: tuple[float, float] = (1.0, 1.0), note: str = "") -> float:
