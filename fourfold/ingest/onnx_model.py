@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.errors import FourfoldError, InputError, MissingExtra, ModelError
+from fourfold.ingest.trust import sane
 
 FILLED = {"token_type_ids": 0, "attention_mask": 1}                     # inputs that a tokenizer may not give, and what they are then
 LEAST = 64                                                              # elements of a weight that is kept beside the graph
 SEALED = ("an ONNX graph has neither torch modules nor a gradient, so no layers or units are removed and no student learns from its inside; "
           "give the torch model for that")
+_MOST = 1_900_000_000                                                   # bytes of weights: what one ONNX message holds, and room for the graph
 _LIMIT = 1 << 26                                                        # bytes of a graph without its weights, at most
 
 
@@ -189,7 +192,7 @@ def read(file: Path) -> tuple[OnnxGraph, dict[str, Any], Any, Any]:
             weights.append(np.array(array))
         elif external:
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    if sum(a.nbytes for a in weights) > 1_900_000_000:
+    if sum(a.nbytes for a in weights) > _MOST:
         raise InputError(f"{file} holds more than 1.9 GB of weights, which one ONNX message cannot carry.", "Give the torch model.")
     del model.graph.value_info[:]
     config = _config(file.parent)
@@ -211,7 +214,9 @@ def rebuild(origin: Mapping[str, Any]) -> OnnxGraph:
         model = _onnx().ModelProto.FromString(graph)
         if any(t.data_location == _onnx().TensorProto.EXTERNAL for t in model.graph.initializer):
             raise ValueError("the graph reads files")
-        return OnnxGraph(graph, tuple(str(n) for n in origin["inputs"]), _configured(origin.get("config"))).eval()
+        if sum(math.prod(t.dims) for t in model.graph.initializer if _hollow(_onnx(), t)) > _MOST:
+            raise ValueError("the graph's weights are larger than one message")     # before anything is allocated
+        return OnnxGraph(graph, tuple(str(n) for n in origin["inputs"]), _configured(sane(origin.get("config")))).eval()
     except FourfoldError:
         raise
     except Exception as error:
@@ -223,7 +228,7 @@ _KEPT = ("float32", "float64", "float16", "int8", "uint8", "int16", "int32", "in
 
 def _hollow(onnx: Any, tensor: Any) -> bool:
     """Whether an initialiser waits for its data."""
-    size = int(np.prod(tensor.dims)) if tensor.dims else 1
+    size = math.prod(tensor.dims)
     held = tensor.raw_data or tensor.float_data or tensor.int32_data or tensor.int64_data or tensor.double_data or tensor.uint64_data
     return size >= LEAST and not held
 
