@@ -172,6 +172,21 @@ def test_without_the_original_its_stored_answers_serve(original: Path, data: Pat
         fourfold.verify(folder, str(other))
 
 
+def test_counted_words_are_saved_loaded_and_verified(original: Path, data: Path, tmp_path: Path) -> None:
+    from fourfold.rewrites.compress.bag_of_words import fit
+
+    table = list(csv.DictReader(data.open()))
+    words = fit([row["text"] for row in table], np.array([CLASSES.index(row["label"]) for row in table]), CLASSES, strength=1.0)
+    part = Part("bag-of-words", load_model(str(original)), None, None, Setting("numpy", "fp32", 1, 256, False), words=words)
+    facts = {
+        "candidate": {"test_quality": {"value": 1.0, "low": 0.2, "high": 1.8}}, "floor": 0.1, "objective": "energy", "fingerprint": "another",
+        "data": {"metric": "accuracy"}, "baseline": {"setting": Setting().to_json()},
+    }  # fmt: skip
+    folder = save(Assembly("words", [part]), Task("classification", CLASSES, METRICS["accuracy"], named=True), tmp_path / "cheap", facts)
+    found = fourfold.verify(folder, str(data), original=str(original), budget=1.0)
+    assert found.exit_code == 0 and found["quality"].verdict == "holds" and found["energy"].measured is not None
+
+
 def test_another_model_is_not_taken_for_the_original(original: Path, data: Path, tmp_path: Path) -> None:
     folder = artefact(original, tmp_path / "cheap", data)
     other = load_model(str(original)).module
