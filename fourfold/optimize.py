@@ -91,6 +91,7 @@ def optimize(
     command = command or spelled(
         model, data, floor=work.floor, budget=work.budget, columns=columns, objective=objective, out=out, metric=metric, task=task, splits=splits,
         seed=seed, engines=engines, threads=threads, max_length=max_length, site=site, to_site=to_site, hall=hall, pue=pue, agree=agree,
+        tokenizer=None if tokenizer is None else str(tokenizer),
     )
     options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
     options.anyway = anyway

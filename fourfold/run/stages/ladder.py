@@ -21,7 +21,8 @@ def ladder(job: Job) -> None:
     job.listener.stage("keeping the account", 0)
     job.energy = job.journal.once("energy", lambda: _energy(job))
     if job.best is not None:
-        job.ladder = job.journal.once(f"ladder:{job.best.name}", lambda: _climb(job))
+        end = job.best.timing.cpu.value if job.best.timing else 0.0      # an early answer may be timed again, and then ends elsewhere
+        job.ladder = job.journal.once(f"ladder:{job.best.name}:{end!r}", lambda: _climb(job))
 
 
 def _energy(job: Job) -> dict[str, Any]:
