@@ -19,8 +19,9 @@ def forking(tree: ast.Module) -> list[str]:
     """Functions that fork and are not marked `apart`."""
     found = []
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-        forks = any(call.func.attr in FORKS or (call.func.attr == "get_context" and "'fork'" in ast.unparse(call)) for call in calls)
+        nodes = (node for node in ast.walk(function) if isinstance(node, ast.Call))
+        calls = [(node.func.attr, ast.unparse(node)) for node in nodes if isinstance(node.func, ast.Attribute)]
+        forks = any(name in FORKS or (name == "get_context" and "'fork'" in call) for name, call in calls)
         if forks and not any(ast.unparse(mark).startswith("pytest.mark.apart") for mark in function.decorator_list):
             found.append(function.name)
     return found
