@@ -12,6 +12,7 @@ import numpy as np
 
 from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.place._passes import Passes
+from fourfold.decisions.place._pricing import BLOCK
 from fourfold.decisions.place.problem import Place, Schedule
 from fourfold.errors import Infeasible
 
@@ -46,7 +47,8 @@ class Lagrangean(Solver):
         for turn in (1, 3):                                             # the costliest first: dearer to mend, and often far better
             if budget.spend() and (again := passes.insert(mu, _order(problem, turn), more)) is not None and not len(again[1]):
                 best, value = min((best, value), (again[0], problem.cost(again[0])), key=lambda pair: pair[1])
-        low, lam = 0.0, np.zeros(len(problem.names))                    # no job costs less than nothing
+        lam = _floor(problem, passes)                                   # a bound to begin with, before the first pass over all hours
+        low = float((lam * np.where(passes.kind == BLOCK, 1, problem.hours)).sum())
         trial, scale, stale, count = mu, 1.0, 0, 1
         guess: np.ndarray | None = None
         while scale > _FINE and value - low > _ENOUGH * abs(value) and budget.spend():
@@ -96,6 +98,13 @@ class Lagrangean(Solver):
             order = np.concatenate([order[homeless], order[~homeless]])
             begin[found[1]], end[found[1]] = problem.release[found[1]], problem.deadline[found[1]]
         return None
+
+
+def _floor(problem: Place, passes: Passes) -> np.ndarray:
+    """Lambda [J] where no job pays less than the cheapest hour of any site in its window: an hour, or for a piece all its hours."""
+    least = np.where(np.isfinite(passes.rate), passes.rate, np.inf).min(axis=0)
+    hour = np.array([least[first:last].min() for first, last in zip(problem.release, problem.deadline, strict=True)])
+    return np.where(np.isfinite(hour), hour, 0.0) * problem.kw * np.where(passes.kind == BLOCK, problem.hours, 1)
 
 
 def _order(problem: Place, turn: int) -> np.ndarray:
