@@ -50,10 +50,20 @@ class Crew:
     running: dict[str, tuple[Work, Child]] = field(default_factory=dict)
     messages: queue.Queue[tuple[Child, Any]] = field(default_factory=queue.Queue)
 
+    def hire(self) -> None:
+        """Start the children, which read their libraries while there is other work to do."""
+        if self.lanes > 1 and not self.children:
+            try:
+                self.children = [Child(self.messages) for _ in range(self.lanes)]
+            except OSError:
+                self.lanes = 1
+
     def open(self) -> None:
-        """Start the children and hand them what all trainings share. What cannot be sent is trained here."""
+        """Hand the children what all trainings share. What cannot be sent is trained here."""
+        self.hire()
         if self.lanes < 2:
             self.lanes = 1
+            self.close()
             return
         from torch import nn
 
@@ -72,7 +82,6 @@ class Crew:
         }
         try:
             data = pickle.dumps(material, protocol=5)
-            self.children = [Child(self.messages) for _ in range(self.lanes)]
             for child in self.children:
                 child.send(data)
         except (pickle.PicklingError, AttributeError, TypeError, OSError):

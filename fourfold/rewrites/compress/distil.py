@@ -68,9 +68,10 @@ class Limit:
     seconds: float
     changes: list[list[int]] = field(default_factory=list)
     replay: bool = False
+    made: float = field(default_factory=time.monotonic)  # one clock for all processes: what a child takes to begin counts
 
     def begin(self) -> None:
-        self._began, self._last, self._pace = time.monotonic(), time.monotonic(), 0.0
+        self._last, self._pace = time.monotonic(), 0.0
 
     def total(self, step: int, total: int, most: int) -> int:
         """How many steps there will be in all, asked before step number `step`, with `total` as it stands."""
@@ -79,7 +80,7 @@ class Limit:
         now = time.monotonic()
         gone, self._last = now - self._last, now
         self._pace = gone if not self._pace else 0.9 * self._pace + 0.1 * gone
-        left = self.seconds - (now - self._began)
+        left = self.seconds - (now - self.made)
         wanted = total
         if left <= 0 and step > 0:
             wanted = step

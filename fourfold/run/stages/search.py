@@ -74,10 +74,16 @@ def _bench(job: Job) -> tuple[Bench, Crew]:
         found = found if found is not None else teacher.answer(pool, job.listener.advance)
         return {"answers": found if found is not None else torch.zeros(0)}
 
-    answers = job.journal.tensors("answers", answer)["answers"]
-    known = answers if answers.numel() else None
-    least = weight_bytes(job) > ROOM or known is None  # large models, and language models, are trained one at a time, on every core
-    crew = Crew(1 if least else min(2, here().cores), job.task, pool, teacher, known, lambda _: job.searcher.tick() if job.searcher else None)
+    least = weight_bytes(job) > ROOM or job.sequences  # large models, and language models, are trained one at a time, on every core
+    crew = Crew(1 if least else min(2, here().cores), job.task, pool, teacher, None, lambda _: job.searcher.tick() if job.searcher else None)
+    try:
+        crew.hire()
+        answers = job.journal.tensors("answers", answer)["answers"]
+    except BaseException:
+        crew.close()
+        raise
+    known = crew.answers = answers if answers.numel() else None
+    crew.lanes = crew.lanes if known is not None else 1
     crew.hidden = job.plan.hidden > 0
     bench = Bench(
         job.subject,
