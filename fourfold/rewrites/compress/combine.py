@@ -349,6 +349,8 @@ class Searcher:
             self.bench.listener.note(told)
             if found.high < self.bench.floor - 0.15 and not self.cascading:
                 candidate.status, candidate.reason = "stopped", "its upper bound misses the floor by more than 15 points"
+            if 0 < facts.get("made", 0) < min(8, steps):
+                candidate.status, candidate.reason = "stopped", "there was no time to train it"
             self.candidates.append(candidate)
             return then(candidate)
 
