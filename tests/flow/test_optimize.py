@@ -48,6 +48,18 @@ def test_costs_are_of_the_whole_service_on_unseen_rows(front: fourfold.Front) ->
     assert any("whole service" in note for note in front.report_data["notes"])
 
 
+def test_the_printed_command_reaches_the_same_answer(front: fourfold.Front, capsys: pytest.CaptureFixture[str]) -> None:
+    import shlex
+
+    from fourfold import cli
+
+    assert front.best is not None
+    words = shlex.split(front.report_data["command"])
+    assert words[0] == "fourfold" and cli.run([*words[1:], "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["candidates"][again["best"]]["name"] == front.best.name and again["command"] == front.report_data["command"]
+
+
 def test_ledger_says_what_the_report_says(front: fourfold.Front) -> None:
     """The book saved with the artefact is sound by its own rules, and its factor is the report's total."""
     out = front.job.options.out
