@@ -67,8 +67,12 @@ def _part(path: Path, part: Any, files: Mapping[str, Any]) -> str:
     _words(path, _held(path, part, "inputs", list), f"{name}.inputs")
     engine_files = _held(path, part, "engine_files", list)
     _words(path, engine_files, f"{name}.engine_files")
+    place = part.get("engine_folder")
+    _need(path, place is None or (isinstance(place, str) and "/" not in place), f"{name}.engine_folder is no plain name")
+    home = name if not place else f"{name}/{place}"
+    _inside(path, home, "engine_folder")
     for file in engine_files:
-        _need(path, "/" not in file and f"{name}/{file}" in files, f"the engine file {file[:80]!r} is not one of the listed files")
+        _need(path, "/" not in file and f"{home}/{file}" in files, f"the engine file {file[:80]!r} is not one of the listed files")
     _need(path, origin["kind"] == "opaque" or f"{name}/model.safetensors" in files, f"the weights of {name} are not listed")
     reading = part.get("reading")
     _need(path, reading is None or isinstance(reading, dict), f"{name}.reading is no mapping")
