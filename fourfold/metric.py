@@ -165,7 +165,7 @@ SUITED = {
     "classification": ("accuracy", "f1", "f1_binary", "agreement"),
     "regression": ("spearman", "pearson", "r2", "mse"),
     "causal_lm": ("perplexity", "token_accuracy"),
-    "seq2seq": ("exact_match", "token_accuracy", "perplexity"),
+    "seq2seq": ("exact_match", "wer", "token_accuracy", "perplexity"),
     "ctc": ("wer",),
     "custom": (),
 }

@@ -400,12 +400,67 @@ def _text_targets(examples: Examples, table: Table, role: roles.Roles, kind: str
         if kind == "ctc":
             texts = [_spoken(text, speech) for text in texts]
         examples.targets = rows_of(tokenizer_of(subject)(text_target=texts, truncation=True, max_length=longest(subject))["input_ids"])
+    start, prefix = _start(subject), ()
+    if kind == "seq2seq":
+        examples.targets, start, prefix = _begun(examples.targets, subject, tokenizer)
     metric = default_metric(kind)
     if kind == "seq2seq" and examples.targets.sizes().mean() > SHORT + 1:
-        metric = METRICS["token_accuracy"]
+        metric = METRICS["wer" if {"input_features", "input_values"} & set(subject.inputs) else "token_accuracy"]
     width = int(examples.targets.sizes().max(initial=1)) * (2 if kind == "ctc" else 1) if kind in ("seq2seq", "ctc") else 0
-    writing = Writing(_start(subject), _stop(subject), 2 * width + 8) if kind == "seq2seq" else None
+    writing = None
+    if kind == "seq2seq":
+        room = _room(subject) - len(prefix) - 1
+        writing = Writing(start, _stop(subject), max(1, min(2 * width + 8, room)), prefix)
+        width = max(width, writing.limit)  # records hold all that was written
     return Task(kind, None, metric, speech=speech, width=width, decoder=text_of(tokenizer) if kind != "ctc" else None, writing=writing)
+
+
+def _begun(targets: Ragged, subject: Subject, tokenizer: Any) -> tuple[Ragged, int, tuple[int, ...]]:
+    """Targets without the decoder's first token, that token, and the special tokens that follow it in every text.
+
+    Tokenizers differ: some put the first token before the target themselves (Whisper), some a token that the decoder is told to begin with (BART's
+    <s>, the language of mBART-50), the old mBART the language behind the end, and some nothing (T5, Marian).
+    """
+    start, stop = _start(subject), _stop(subject)
+    rows = [targets[i].tolist() for i in range(len(targets))]
+    special = set(getattr(tokenizer, "all_special_ids", ()) or ()) - {stop}
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    special |= {i for i, token in added.items() if getattr(token, "special", False)} - {stop}
+    last = {row[-1] for row in rows if row}
+    told = getattr(roles.config_of(subject), "decoder_start_token_id", None)
+    if len(last) == 1 and last <= special and all(stop in row for row in rows if row) and (told is None or last == {told}):
+        start = last.pop()
+        rows = [row[:-1] for row in rows]
+    if rows and all(row[:1] == [start] for row in rows):
+        rows = [row[1:] for row in rows]
+    prefix: list[int] = []
+    while rows and all(len(row) > len(prefix) for row in rows):
+        one = {row[len(prefix)] for row in rows}
+        if len(one) != 1 or not one <= special:
+            break
+        prefix.extend(one)
+    if not prefix and (forced := _forced(subject)):
+        prefix = forced
+        rows = [[*forced, *row] for row in rows]
+    return rows_of(rows), start, tuple(prefix)
+
+
+def _forced(subject: Subject) -> list[int]:
+    """Tokens that the model's own generation settings put after the first."""
+    settings = getattr(getattr(subject, "module", None), "generation_config", None)
+    pairs = getattr(settings, "forced_decoder_ids", None) or getattr(roles.config_of(subject), "forced_decoder_ids", None) or []
+    found = [token for _, token in sorted(pairs) if isinstance(token, int)]
+    one = getattr(settings, "forced_bos_token_id", None)
+    one = getattr(roles.config_of(subject), "forced_bos_token_id", None) if one is None else one
+    return found or ([one] if isinstance(one, int) else [])
+
+
+def _room(subject: Subject) -> int:
+    """Tokens that the decoder has positions for; many where its configuration does not say."""
+    config = roles.config_of(subject)
+    config = getattr(config, "decoder", None) or config
+    limits = (getattr(config, name, None) for name in ("max_target_positions", "max_position_embeddings"))
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), 1_000_000)
 
 
 def _start(subject: Subject) -> int:
@@ -443,7 +498,7 @@ def _decoder(examples: Examples, task: Task, subject: Subject) -> None:
     """Inputs of the decoder, made of the targets: shifted right behind the start token (teacher forcing)."""
     if task.kind != "seq2seq":
         return
-    start = _start(subject)
+    start = task.writing.start if task.writing is not None else _start(subject)
     targets = (
         examples.targets if isinstance(examples.targets, Ragged) else Ragged(np.zeros(len(examples), dtype=np.int64), np.arange(len(examples) + 1))
     )

@@ -38,11 +38,13 @@ class Speech:
 
 @dataclass(frozen=True)
 class Writing:
-    """How an encoder–decoder writes: its first token, the token that ends a text (None: none does), the most tokens."""
+    """How an encoder–decoder writes: its first token, the token that ends a text (None: none does), the most tokens, and the tokens that always
+    follow the first (a language, a task, a start that the tokenizer adds): they are given, not chosen."""
 
     start: int
     stop: int | None
     limit: int
+    prefix: tuple[int, ...] = ()
 
 
 def text_of(tokenizer: Any) -> Callable[[list[list[int]]], list[str]] | None:
@@ -67,6 +69,13 @@ class Task:
     width: int = 0
     decoder: Callable[[list[list[int]]], list[str]] | None = None  # token ids → text, where there is a tokenizer
     writing: Writing | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether quality is judged on texts that are written token by token, as users get them. token_accuracy and perplexity are of the given
+        texts (teacher forcing)."""
+        named = getattr(self.metric, "name", "token_accuracy")  # a task that only trains has left its metric behind
+        return self.kind == "seq2seq" and self.writing is not None and named not in ("token_accuracy", "perplexity")
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -142,10 +151,9 @@ class Task:
         """All that the metric needs to know of a batch: float64 [B, k], one row per example.
 
         classification: the logits [C] · regression: the value [1] · causal_lm and seq2seq: sum of −ln p of the target tokens, their number, 1 if
-        every token is the most likely one, number of tokens that are · ctc: word edits, words of the reference · custom: the output, flattened.
-        `targets`: what `Examples.collate_targets` gives. Exact match under teacher forcing is the same event as exact match of greedy decoding: if
-        all tokens are the most likely ones given the true prefix, greedy decoding produces that prefix itself; if one is not, the first such token
-        is where greedy decoding departs.
+        every token is the most likely one, number of tokens that are (where texts are judged `written` makes them instead) · ctc: word edits, words
+        of the reference · custom: the output, flattened.
+        `targets`: what `Examples.collate_targets` gives.
         """
         logits = np.asarray(logits)
         if targets is None and self.kind in ("causal_lm", "seq2seq", "ctc"):  # nothing to compare with: the predicted tokens only
@@ -221,10 +229,28 @@ class Task:
         run: one forward pass, inputs → logits [B, T, V]. The whole prefix is passed each time, so that any engine will do. Raises InputError for
         other tasks.
         """
+        return self.texts(self.tokens(run, inputs))
+
+    def written(self, run: Callable[[dict[str, np.ndarray]], np.ndarray], inputs: dict[str, np.ndarray], targets: Any) -> np.ndarray:
+        """Records of texts written greedily, float64 [B, 4 + width]: word edits, words of the reference, 1 if the texts are equal, tokens that are,
+        and the written tokens. `run`, `inputs` as in `write`; targets: int64 [B, T] padded with −100, or None."""
+        found = self.tokens(run, inputs)
+        texts = self.texts(found)
+        wanted = [[]] * len(found) if targets is None else [[int(i) for i in row if i != IGNORE] for row in targets]
+        rows = []
+        for ids, text, want, reference in zip(found, texts, wanted, self.texts(wanted), strict=True):
+            words = reference.split()
+            same = sum(a == b for a, b in zip(ids, want, strict=False))
+            judged = [edits(words, text.split()), len(words), float(text.strip() == reference.strip()), same]
+            rows.append(self._widened(judged, np.array(ids, np.int64)))
+        return np.stack(rows)
+
+    def tokens(self, run: Callable[[dict[str, np.ndarray]], np.ndarray], inputs: dict[str, np.ndarray]) -> list[list[int]]:
+        """Token ids written by greedy decoding, one list per example, without the prefix and what ends a text. As `write`."""
         if self.writing is None:
             raise InputError(f"A {self.kind} task does not write texts.", "Use predict.")
-        count = len(next(iter(inputs.values())))
-        ids, done = np.full((count, 1), self.writing.start, dtype=np.int64), np.zeros(count, dtype=bool)
+        count, given = len(next(iter(inputs.values()))), [self.writing.start, *self.writing.prefix]
+        ids, done = np.tile(np.array(given, dtype=np.int64), (count, 1)), np.zeros(count, dtype=bool)
         for _ in range(self.writing.limit):
             batch = {**inputs, "decoder_input_ids": ids}
             if "decoder_attention_mask" in inputs:
@@ -234,8 +260,9 @@ class Task:
             done |= token == self.writing.stop
             if done.all():
                 break
-        ends = [np.flatnonzero(row == self.writing.stop) for row in ids[:, 1:]]
-        return self.texts([row[: end[0]].tolist() if len(end) else row.tolist() for row, end in zip(ids[:, 1:], ends, strict=True)])
+        chosen = ids[:, len(given) :]
+        ends = [np.flatnonzero(row == self.writing.stop) for row in chosen]
+        return [row[: end[0]].tolist() if len(end) else row.tolist() for row, end in zip(chosen, ends, strict=True)]
 
     def confidence(self, records: np.ndarray) -> np.ndarray:
         """Probability of the predicted class, [N]. Only for classification."""
@@ -318,7 +345,7 @@ class Task:
             Speech(tuple(speech["tokens"]), speech["blank"], speech["delimiter"]) if speech else None,
             data.get("width", 0),
             text_of(tokenizer) if not speech else None,
-            Writing(**writing) if writing else None,
+            Writing(**{**writing, "prefix": tuple(writing.get("prefix", ()))}) if writing else None,
         )
 
 

@@ -121,7 +121,7 @@ class Part:
         for index in examples.batches(self.setting.batch, bucket=self.setting.bucketing):
             batch = examples.collate(index)
             targets = examples.collate_targets(index) if examples.targets is not None else None
-            part = task.records(session.run(batch), batch, targets)
+            part = task.written(session.run, batch, targets) if task.generates else task.records(session.run(batch), batch, targets)
             rows = np.zeros((len(examples), part.shape[1])) if rows is None else rows
             rows[index] = part
         if rows is None:

@@ -234,11 +234,35 @@ def evaluate_with(subject: Subject, task: Task, module: nn.Module, examples: Exa
     rows: np.ndarray | None = None
     for index in examples.batches(4 if bulky(task, examples) else 64, bucket=True):
         batch = examples.collate(index)
+        targets = examples.collate_targets(index) if examples.targets is not None else None
         with autocast(fast_bf16() and not exact):
-            z = subject.logits(module, tensors(batch)).float().numpy()
-        part = task.records(z, batch, examples.collate_targets(index) if examples.targets is not None else None)
+            if task.generates:
+                part = task.written(forward(subject, module), batch, targets)
+            else:
+                part = task.records(subject.logits(module, tensors(batch)).float().numpy(), batch, targets)
         if rows is None:
             rows = np.zeros((len(examples), part.shape[1]))
         rows[index] = part
     assert rows is not None
     return rows
+
+
+def forward(subject: Subject, module: nn.Module) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """One pass of an encoder–decoder, inputs → logits [B, T, V]; the encoder runs once for as long as its inputs stay the same arrays."""
+    from fourfold.ingest.model import answer
+
+    names = [name for name in subject.inputs if not name.startswith("decoder_") and name != "labels"]
+    last: dict[str, Any] = {}
+
+    def run(batch: dict[str, np.ndarray]) -> np.ndarray:
+        if not (hasattr(module, "get_encoder") and hasattr(module, "config")):
+            return subject.logits(module, tensors(batch)).float().numpy()
+        key = tuple(id(batch[name]) for name in names if name in batch)
+        own = tensors({name: batch[name] for name in names if name in batch})
+        if last.get("key") != key:
+            last.update(key=key, kept=batch, encoded=module.get_encoder()(**own, return_dict=True))  # pyright: ignore[reportCallIssue]
+        rest = {name: value for name, value in own.items() if name == "attention_mask"}
+        more = tensors({name: value for name, value in batch.items() if name in ("decoder_input_ids", "decoder_attention_mask")})
+        return answer(module(encoder_outputs=last["encoded"], use_cache=False, **rest, **more)).float().numpy()
+
+    return run
