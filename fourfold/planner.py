@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fourfold.plan import Plan, may_save
+    from fourfold.plan import Plan
 
 
 def plan(
@@ -43,7 +43,7 @@ def plan(
     Infeasible where the program fits no device or not all of them (which op, by how many bytes).
     """
     from fourfold.decisions.schedule.problem import Schedule
-    from fourfold.plan import Plan
+    from fourfold.plan import Plan, may_save
     from fourfold.report.graph import write
     from fourfold.report.sentences import sentences
     from fourfold.run.job import Silent

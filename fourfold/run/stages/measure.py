@@ -42,8 +42,7 @@ def measure(job: Job) -> None:
     job.listener.stage("finding what can be removed", 0)
     if sealed := getattr(job.subject.module, "sealed", None):
         job.refusals = {type(job.subject.module).__name__: sealed}
-        job.warnings.append(f"The structure stays as it is: {sealed}. It is still quantised, and its back ends are raced.")
-        return
+        return                                                          # `read` has said so
     anatomy = anatomize(job.subject.module, job.sample)
     job.refusals = dict(anatomy.refusals)
     if not any(stack.blocks for stack in anatomy.stacks):

@@ -42,6 +42,7 @@ def read(job: Job, model: Any, data: Any) -> None:
     job.subject.module.eval()
     if job.subject.origin.get("kind") == "onnx":
         job.notes.append("The original is an .onnx file, which ONNX Runtime runs as it is; where PyTorch fp32 is named, that is what ran.")
+        job.warnings.append(f"The structure stays as it is: {job.subject.module.sealed}. It is still quantised, and its back ends are raced.")
     if job.subject.origin.get("kind") == "opaque":
         job.warnings.append(f"{job.subject.origin['why']}: the result can be used here, and saved only where a back end's own files carry it.")
     splits, job.task = load_data(
