@@ -132,10 +132,17 @@ def optimize(
     from fourfold.ingest.hub import resolved
     from fourfold.report import may_write
     from fourfold.report.terminal import Progress
+    from fourfold.run import engines as registry
+    from fourfold.workload import Workload
 
     del config  # its values have become this command's own
     if report is not None:  # before hours of work, not after
         may_write(report, "--report", [model, data, search_data, test_data])
+    # Options that cannot be are told before a model is looked for, which may take a download.
+    Workload(model=model, data=str(data), floor=floor, objective=objective, budget=budget, seed=seed)  # type: ignore[arg-type]
+    backs = [name.strip() for name in engines.split(",") if name.strip()] if engines else None
+    for name in backs or ():
+        registry.engine(name)
     mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
         front: Any = fourfold.optimize(
@@ -149,7 +156,7 @@ def optimize(
             task=task,
             columns=columns,
             seed=seed,
-            engines=[name.strip() for name in engines.split(",") if name.strip()] if engines else None,
+            engines=backs,
             threads=threads,
             max_length=max_length,
             fresh=fresh,

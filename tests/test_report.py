@@ -152,6 +152,7 @@ def test_a_race_is_told_with_before_after_and_who_could_not_run() -> None:
     row = {
         **run,
         "bucket": True,
+        "who": "challenger",
         "stage": "final",
         "chosen": True,
         "verdict": "cheaper",
@@ -164,11 +165,11 @@ def test_a_race_is_told_with_before_after_and_who_could_not_run() -> None:
     }
     parts = [{"part": "[b]", "before": run, "after": {**run, "engine": "openvino"}, "race": kept}]
     console = Console(file=io.StringIO(), width=120, highlight=False)
-    terminal.show_race({"folder": "cheap", "machine": "an invented one", "parts": parts}, console)
-    terminal.show_race({"folder": "cheap", "machine": "an invented one", "parts": []}, console)
+    terminal.show_race({"folder": "cheap", "machine": "an invented one", "parts": parts, "stored": True}, console)
+    terminal.show_race({"folder": "cheap", "machine": "an invented one", "parts": [], "stored": False}, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[b]: torch fp32" in text and "→ openvino" in text and "0.50 [0.45, 0.55]" in text and "[not] installed" in text and "77" not in text
-    assert "Nothing to race" in text
+    assert "Nothing to race" in text and "Saved in cheap" in text and "Nothing was written" in text and "challenger" in text
 
 
 # ---- what a reader asks next ----
