@@ -162,7 +162,7 @@ class Ragged:
     def take(self, index: np.ndarray) -> Ragged:
         return Ragged([self.rows[i] for i in index])
 
-    def collate(self, index: np.ndarray) -> dict[str, np.ndarray]:
+    def collate(self, index: np.ndarray, multiple: int = 1) -> dict[str, np.ndarray]:
         longest = max(len(self.rows[i]) for i in index)
         ids = np.zeros((len(index), longest), np.int64)
         for row, i in enumerate(index):

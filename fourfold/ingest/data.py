@@ -52,10 +52,10 @@ class Ragged(Sequence[np.ndarray]):
         where = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], sizes)
         return Ragged(self.values[where], offsets)
 
-    def padded(self, index: np.ndarray, pad: float, left: bool = False) -> np.ndarray:
-        """[B, longest] with `pad` at the right, or at the left."""
+    def padded(self, index: np.ndarray, pad: float, left: bool = False, least: int = 1) -> np.ndarray:
+        """[B, longest] (at least [B, least]) with `pad` at the right, or at the left."""
         sizes, starts = self.sizes()[index], self.offsets[index]
-        steps = np.arange(max(int(sizes.max(initial=0)), 1))
+        steps = np.arange(max(int(sizes.max(initial=0)), least))
         at = steps - (len(steps) - sizes[:, None]) if left else np.broadcast_to(steps, (len(index), len(steps)))
         real = (at >= 0) & (at < sizes[:, None])
         out = (
@@ -74,7 +74,7 @@ class Examples:
     [N] values, ragged int64 tokens, any list for custom tasks, or None. lengths: int64 [N], what batches are sorted by. pad: padding value by
     column; left: the columns that are padded at the left, the others are at the right.
     raw: what the user gave (texts, pairs of texts), or None. groups: int64 [N], equal for duplicates and for pieces of one document. `cut`
-    counts texts that were longer than the model reads.
+    counts texts that were longer than the model reads; limit: tokens that it reads of a text, 0 where the inputs are no texts.
     """
 
     columns: dict[str, Any]
@@ -85,6 +85,7 @@ class Examples:
     groups: Any = None
     cut: int = 0
     left: tuple[str, ...] = ()
+    limit: int = 0
 
     def __post_init__(self) -> None:
         self.columns = {name: value if isinstance(value, np.ndarray | Ragged) else Ragged.of(value) for name, value in self.columns.items()}
@@ -136,11 +137,17 @@ class Examples:
         """The same inputs with other targets (the original's own answers, where there are no labels)."""
         return replace(self, targets=targets)
 
-    def collate(self, index: Any) -> dict[str, np.ndarray]:
-        """A padded batch of inputs: int64 or float32 arrays [B, …], padded to the longest row at the side that the tokenizer names."""
+    def collate(self, index: Any, multiple: int = 1) -> dict[str, np.ndarray]:
+        """A padded batch of inputs: int64 or float32 arrays [B, …], padded to the longest row at the side that the tokenizer names.
+
+        multiple: tokens of texts are padded on to a multiple of it, as far as the model reads (`limit`): an engine that prepares itself for every
+        new shape then meets few of them.
+        """
         index = np.asarray(index)
+        longest = int(self.lengths[index].max(initial=1)) if multiple > 1 and self.limit else 1
+        least = max(1, min(self.limit, -(-longest // multiple) * multiple)) if multiple > 1 and self.limit else 1
         return {
-            name: value.padded(index, self.pad.get(name, 0), name in self.left) if isinstance(value, Ragged) else value[index]
+            name: value.padded(index, self.pad.get(name, 0), name in self.left, least) if isinstance(value, Ragged) else value[index]
             for name, value in self.columns.items()
         }
 

@@ -106,7 +106,8 @@ def _inputs(table: Table, role: roles.Roles, subject: Subject, max_length: int |
     columns, cut = tokenised(texts, pairs, subject, max_length)
     pads = paddings(subject)
     pads.setdefault(tokens_in(subject), pads["input_ids"])
-    examples = Examples(columns, None, None, pads, raw, np.array([split.group_of(one) for one in raw], dtype=np.int64), cut, padded_left(subject))
+    groups = np.array([split.group_of(one) for one in raw], dtype=np.int64)
+    examples = Examples(columns, None, None, pads, raw, groups, cut, padded_left(subject), limit=longest(subject, max_length))
     if cut:
         notes.append(f"{cut:,} of {len(texts):,} texts are longer than {longest(subject, max_length)} tokens and were cut.")
     return examples

@@ -35,12 +35,15 @@ class Unread:
         """The texts as columns of tokens, without targets. Raises InputError where there is no tokenizer."""
         if self._encoded is None:
             from fourfold.ingest.data import Examples
-            from fourfold.ingest.encode import padded_left, paddings, tokenised, tokens_in
+            from fourfold.ingest.encode import longest, padded_left, paddings, tokenised, tokens_in
 
             pairs = bool(self.raw) and isinstance(self.raw[0], tuple)
             first = [one[0] for one in self.raw] if pairs else self.raw
             columns, cut = tokenised(first, [one[1] for one in self.raw] if pairs else None, self.subject, self.max_length)
             pads = paddings(self.subject)
             pads.setdefault(tokens_in(self.subject), pads["input_ids"])
-            self._encoded = Examples(columns, None, None, pads, self.raw, np.zeros(len(self.raw), np.int64), cut, padded_left(self.subject))
+            self._encoded = Examples(
+                columns, None, None, pads, self.raw, np.zeros(len(self.raw), np.int64), cut, padded_left(self.subject),
+                limit=longest(self.subject, self.max_length),
+            )
         return self._encoded

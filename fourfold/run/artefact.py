@@ -119,7 +119,7 @@ class Part:
         session, rows = self.open(), None
         examples = self._read(given) if isinstance(given, Unread) else self.sees(given)
         for index in examples.batches(self.setting.batch, bucket=self.setting.bucketing):
-            batch = examples.collate(index)
+            batch = examples.collate(index, session.multiple)
             targets = examples.collate_targets(index) if examples.targets is not None else None
             part = task.written(session.run, batch, targets) if task.generates else task.records(session.run(batch), batch, targets)
             rows = np.zeros((len(examples), part.shape[1])) if rows is None else rows

@@ -112,7 +112,7 @@ def runner(assembly: Assembly, examples: Examples, task: Task) -> Callable[[], N
 
     def run() -> None:
         for index in batches:
-            session.run(examples.collate(index))
+            session.run(examples.collate(index, session.multiple))
 
     return run
 

@@ -51,7 +51,7 @@ class Data(Protocol):
 
     def take(self, index: np.ndarray) -> Any: ...
 
-    def collate(self, index: np.ndarray) -> Batch: ...
+    def collate(self, index: np.ndarray, multiple: int = 1) -> Batch: ...
 
     def batches(self, size: int, bucket: bool = True, seed: int | None = None) -> list[np.ndarray]: ...
 
@@ -145,7 +145,7 @@ class Contender:
 
         def run() -> None:
             for index in batches:
-                session.run(self.data.collate(index))
+                session.run(self.data.collate(index, session.multiple))
 
         return run
 

@@ -199,13 +199,13 @@ def disagrees(whole: Served, parts: Sequence[Served], reach: Sequence[float]) ->
     """A sentence where a cascade's cost cannot be: below its own first member's, or outside the arithmetic of its parts; None where it can.
 
     reach: share of the rows that reaches each member, the first 1. Members run alone read all rows, handed-on rows are others and come in smaller
-    batches, so the arithmetic counts within half of what is handed on.
+    batches, so the arithmetic of what is handed on counts within half and four times of it.
     """
     cost, first = whole.result.cpu, parts[0].result.cpu
     if cost.high < first.low:
         return f"it was measured at {cost.value:.2%} of the original's cost, below its own first member's {first.value:.2%}"
     rest = sum(share * part.result.cpu.value for share, part in zip(reach[1:], parts[1:], strict=True))
-    low, high = first.low + 0.5 * rest, first.high + 2.0 * rest
+    low, high = first.low + 0.5 * rest, first.high + 4.0 * rest
     if cost.high < low or cost.low > high:
         return f"it was measured at {cost.value:.2%} of the original's cost, where its members add up to {first.value + rest:.2%}"
     return None

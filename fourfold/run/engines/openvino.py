@@ -97,6 +97,8 @@ class OpenVino(Engine):
 class OpenVinoSession(Session):
     """One stream of `threads` threads that are not pinned to cores; an infer request for each caller at a time, since a request holds its result."""
 
+    multiple = 8  # a length not met before costs several times a pass; multiples of 8 are soon all met
+
     def __init__(self, model: Any, signature: Signature, precision: str, threads: int) -> None:
         import openvino
 

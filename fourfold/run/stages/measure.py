@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fourfold.run.job import Job
 
 
-LEAST = 0.2
+LEAST = 0.12
 """Share of the budget that must be left for the search, or nothing is begun that it would need."""
 
 

@@ -102,7 +102,7 @@ def questioned(job: Job) -> None:
 
     records, targets = job.base_search, np.asarray(job.splits.search.targets)
     metric = job.task.metric
-    constant = majority(job.splits.train.targets, records.shape[1]).records(range(len(targets)))
+    constant = majority(np.asarray(job.splits.train.targets), records.shape[1]).records(range(len(targets)))
     own, plain = float(metric.score(records, targets)), float(metric.score(constant, targets))
     sign = 1 if metric.greater_is_better else -1
     right = float((records.argmax(1) == targets).mean())

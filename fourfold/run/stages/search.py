@@ -146,7 +146,7 @@ def quick_answers(job: Job, pool: Examples) -> torch.Tensor | None:
                 continue
             session, rows = part.open(), None
             for index in pool.batches(part.setting.batch, bucket=True):
-                z = torch.from_numpy(session.run(pool.collate(index))).float()
+                z = torch.from_numpy(session.run(pool.collate(index, session.multiple))).float()
                 if z.dim() != 2:
                     return None
                 rows = torch.empty((len(pool), z.shape[1])) if rows is None else rows
