@@ -214,7 +214,7 @@ def small_against_large() -> Outcome:
     torch.manual_seed(0)
     large, small = Reader(layers=8).eval(), Reader(layers=1).eval()
     return race_model(
-        Plain(), small, rows(), reference=large, engines=["torch"], precisions=["fp32", "int8"], threads=[1], batch_sizes=[8, 32], budget_s=6
+        Plain(), small, rows(), reference=large, engines=["torch"], precisions=["fp32", "int8"], threads=[1], batch_sizes=[8, 32], budget_s=25
     )
 
 
