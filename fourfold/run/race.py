@@ -424,7 +424,7 @@ class Field:
         for label, result in heats.items():
             contender = self.base if label == BASELINE else contenders[label]
             choice = contender.like(first)
-            if choice not in (tuned | {BASELINE: self.best_baseline}).values():
+            if choice != (tuned | {BASELINE: self.best_baseline}).get(label):
                 chained.append(self.row("heat", label, choice, result, contender, scale, False))
         return rows + chained
 
