@@ -223,7 +223,7 @@ print(json.dumps(codes))
 """
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in ("torch", "cascade") else k for k in KINDS])
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork on this system")
 def test_a_forked_child_answers(kind: str, room: dict[str, Path]) -> None:
     assert run(FORK, room[kind], json.dumps(served.texts(20, 7))) == "[0, 0]"

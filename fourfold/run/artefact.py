@@ -23,6 +23,7 @@ import numpy as np
 from fourfold.errors import FourfoldError, InputError
 from fourfold.ingest.task import Task
 from fourfold.ingest.unread import Unread
+from fourfold.run.engines._fork import works
 from fourfold.run.engines._pool import OneAtATime, leave
 from fourfold.run.later import OnDemand
 
@@ -149,6 +150,10 @@ class Assembly:
 
     def routed(self, examples: Examples | Unread, task: Task) -> tuple[np.ndarray, list[float]]:
         """Records and the share of examples answered by each part."""
+        with works.one():
+            return self._routed(examples, task)
+
+    def _routed(self, examples: Examples | Unread, task: Task) -> tuple[np.ndarray, list[float]]:
         rows = self.parts[0].outputs(examples, task)
         owner = np.zeros(len(examples), np.int64)
         open_ = np.arange(len(examples))
@@ -169,7 +174,8 @@ class Assembly:
     def answers(self, examples: Examples | Unread, task: Task) -> list[Any]:
         """What a person reads, one per example: this is what `predict` runs, and what every race of whole services times."""
         if task.kind == "seq2seq" and task.writing is not None:
-            return self._written(examples.read(), task)
+            with works.one():
+                return self._written(examples.read(), task)
         return list(task.predict(self.outputs(examples, task)))
 
     def _written(self, examples: Examples, task: Task) -> list[str]:
