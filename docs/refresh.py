@@ -29,7 +29,7 @@ def spread(figure: dict[str, float], form: str) -> str:
     scale = 100 if unit == " %" else 1
     digits = 1 if unit == " %" else 0
     value, low, high = (f"{scale * figure[key]:.{digits}f}" for key in ("median", "least", "most"))
-    return f"{value}{unit} ({low} to {high}{unit})"
+    return f"{value}{unit}" if low == high else f"{value}{unit} ({low} to {high}{unit})"
 
 
 def result(runs: Any, report: Any) -> str:
@@ -39,7 +39,8 @@ def result(runs: Any, report: Any) -> str:
     where = ", ".join(name for name in runs["summary"] if name != "all")
     seeds = len({row["seed"] for row in runs["runs"]})
     lines = [
-        f"**Answers for {spread(whole['energy'], '%')} of the energy**, median and range over {n} runs ({where}; {seeds} seeds): text in, "
+        f"**Answers for {spread(whole['energy'], '%')} of the energy** ({'one run' if n == 1 else f'median and range over {n} runs, {seeds} seeds'}, "
+        f"{where}): text in, "
         f"answer out, measured again by `fourfold verify` in a fresh process. Quality is {spread(whole['quality'], '%')} of the original's on "
         f"{report['data']['test']:,} unseen examples (floor 97 %, lower 95 % bound); answers are the original's own on "
         f"{spread(whole['agreement'], '%')} of them. The whole run took {spread(whole['wall_s'], 's')} after installation; the first figure stood "
@@ -62,6 +63,8 @@ def result(runs: Any, report: Any) -> str:
         )
     lines += ["", f"{about['machine'].get('name', '')}, {about['date'][:10]}, load {', '.join(f'{x:.1f}' for x in about['load'] or [])}; energy is "
               f"{report['energy']['grade']} ({report['energy']['method']}). Brackets are 90 % intervals. `python benchmarks/demo.py` runs them all."]
+    if runs.get("note"):
+        lines += ["", runs["note"]]
     return "\n".join(lines)
 
 

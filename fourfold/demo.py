@@ -189,7 +189,7 @@ def own(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: str = "7min", seed: int = 0, progress: Any = None) -> Front:
+def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: str = "8min", seed: int = 0, progress: Any = None) -> Front:
     """Fetch, fine-tune, optimise; returns the front. Files land in `folder` (cheap/, report.html, report.json)."""
     from fourfold.optimize import optimize
 

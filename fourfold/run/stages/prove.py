@@ -109,9 +109,9 @@ def _bare(point: Point) -> bool:
     return (point.setting.engine, point.setting.precision) == ("torch", "fp32")
 
 
-def final_race(job: Job, points: list[Point]) -> None:
-    """Race the points' services on the unseen rows; journalled. A cascade whose cost contradicts its members' is raced again, and where it still
-    does, the dearer figure stands, with both in its interval and a warning."""
+def final_race(job: Job, points: list[Point], share: float = 0.12) -> None:
+    """Race the points' services on the unseen rows, in about `share` of the budget; journalled. A cascade whose cost contradicts its members' is
+    raced again, and where it still does, the dearer figure stands, with both in its interval and a warning."""
     from fourfold.rewrites.compress.cascade import owners
     from fourfold.run.artefact import Assembly
     from fourfold.run.service import ORIGINAL, Runner, Served, disagrees, race_services
@@ -130,7 +130,7 @@ def final_race(job: Job, points: list[Point]) -> None:
         for p in points:
             parts = tuple(m.name for m in p.candidate.extra.get("members", ()))
             runners[p.name] = Runner(p.assembly, routes.get(p.name), parts)
-        seconds = max(6.0, min(0.12 * job.work.budget, job.deadline.until("prove")))
+        seconds = max(6.0, min(share * job.work.budget, job.deadline.until("prove")))
         found = race_services(
             runners, job.served_rows(job.splits.test), job.task, seconds=seconds, seed=job.work.seed + len(key), objective=job.work.objective,
             max_length=job.options.max_length,
