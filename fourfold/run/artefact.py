@@ -224,7 +224,8 @@ class Model:
 
     def records(self, data: Any) -> np.ndarray:
         """What the metric sees: class scores [N, C], values [N, 1] …"""
-        return self.assembly.outputs(self.inputs(data), self.task)
+        with works.one():
+            return self.assembly.outputs(self.inputs(data), self.task)
 
     def predict(self, data: Any, columns: Mapping[str, str] | None = None) -> Answers:
         """Predictions that a person reads: class names, floats, texts; one per input. Encoder–decoders write their texts greedily.
@@ -232,9 +233,10 @@ class Model:
         data: a text, a list, series, array, dict, generator or data frame of texts, pairs of texts, rows or arrays, or the path of a file. The answer
         of a row that cannot be read is None; `.errors` of what is returned says why. columns: {"text": …, "pair": …} where names do not tell.
         """
-        from fourfold.run.answers import answer
+        with works.one():  # what is imported here for the first time too: a fork amid an import leaves its lock taken in the child
+            from fourfold.run.answers import answer
 
-        return answer(self, data, columns)
+            return answer(self, data, columns)
 
     __call__ = predict
 
