@@ -114,7 +114,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
-def teacher(folder: Path, base: Path, train: Path, test: Path, *, epochs: float = 1.25, seed: int = 0, progress: Any = None) -> Path:
+def teacher(folder: Path, base: Path, train: Path, test: Path, *, epochs: float = 1.1, seed: int = 0, progress: Any = None) -> Path:
     """Fine-tune `base` on `train` (AdamW, 1e-4, batch 32, 64 tokens) into `folder/teacher`; kept and keyed by weights, data and recipe."""
     target = folder / "teacher"
     key = {"weights": MINILM_WEIGHTS, "data": sha256(train.read_bytes() + test.read_bytes()), "epochs": epochs, "seed": seed, "version": 1}

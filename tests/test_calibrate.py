@@ -18,6 +18,8 @@ from fourfold.run.calibrate import calibrate, fit, fit_contraction, fit_moving, 
 from fourfold.run.samples import Call, Sample
 from fourfold.system import Efficiency, System
 
+OLD = 'name = "the old file"\nfingerprint = "of another machine"\n'
+
 
 def sample(work: float, moved: float, narrow: float, took: float) -> Sample:
     return Sample("x", work, moved, narrow, lambda: Call(lambda: None, lambda: None, 0.0), times=[took, took, took])
@@ -182,7 +184,7 @@ def test_the_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     command.register(app)
     app.callback()(lambda: None)
     Path(".fourfold").mkdir()
-    Path(".fourfold/machine.toml").write_text("the old file")
+    Path(".fourfold/machine.toml").write_text(OLD)
     done = CliRunner().invoke(app, ["calibrate", "--seconds", "1", "--workers", "1", "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
@@ -208,7 +210,7 @@ def test_an_interrupted_run_keeps_the_old_file(tmp_path: Path, monkeypatch: pyte
     command.register(app)
     app.callback()(lambda: None)
     Path(".fourfold").mkdir()
-    Path(".fourfold/machine.toml").write_text("the old file")
+    Path(".fourfold/machine.toml").write_text(OLD)
     done = CliRunner().invoke(app, ["calibrate", "--quick"])
     assert done.exit_code == 130 and "stays as it was" in done.stderr
-    assert Path(".fourfold/machine.toml").read_text() == "the old file" and len(list(Path(".fourfold").iterdir())) == 1
+    assert Path(".fourfold/machine.toml").read_text() == OLD and len(list(Path(".fourfold").iterdir())) == 1

@@ -126,7 +126,7 @@ def test_the_clock_cuts_a_training_and_its_record_repeats_it(one_thread: None) -
     task, pool, subject, answers = material()
     teacher = Teacher(subject, subject.module, task)
     first, again = student(1), student(1)
-    limit = Limit(0.5)
+    limit = Limit(3.0)
     schedule = Schedule(1_000_000, 16, hidden_weight=0, bf16=False)
     done = recover(first, subject, task, pool, schedule, teacher=teacher, answers=answers, limit=limit)
     assert 4 < done.steps < 1_000_000 and limit.changes

@@ -1095,6 +1095,15 @@ def test_a_command_is_charged_with_all_that_it_started(tmp_path) -> None:
 
 
 @linux
+def test_what_ran_before_a_window_did_not_outlive_it(tmp_path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as older:
+        use = run(["true"], ledger=None)
+        assert older.poll() is None
+        older.communicate(b"\n")
+    assert not [note for note in use.notes if "outlived" in note]
+
+
+@linux
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_work_that_a_command_leaves_behind_is_counted_and_named(tmp_path, count: int) -> None:
     fifo = tmp_path / "left"
@@ -1106,7 +1115,7 @@ def test_work_that_a_command_leaves_behind_is_counted_and_named(tmp_path, count:
     try:
         notes = [note for note in use.notes if "outlived" in note]
         assert len(notes) == (count > 0) and all(note.startswith(f"{count} of the processes") and "python" in note for note in notes)
-        assert use.readings and next(row for row in use.readings if row["kind"] == "cpu")["living_end"] == count == len(left)
+        assert use.readings and len(next(row for row in use.readings if row["kind"] == "cpu").get("left", ())) == count == len(left)
     finally:
         for pid in left:
             os.kill(pid, signal.SIGKILL)

@@ -226,13 +226,20 @@ class Tree:
         """Process numbers of the tree as last walked, the root's among them."""
         return {self.root, *self._seen}
 
-    def names(self) -> list[str]:
-        """What the descendants that still run are called, as last walked: their programs, not their arguments, which may hold secrets."""
+    def births(self) -> frozenset[tuple[int, int]]:
+        """(process number, birth in ticks) of the descendants as last walked: who was there before a window began."""
+        return frozenset((pid, seen.born) for pid, seen in self._seen.items())
+
+    def names(self, before: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
+        """What the descendants that still run and are not among `before` are called, as last walked: their programs, not their arguments, which may
+        hold secrets."""
         found = []
         for pid, seen in sorted(self._seen.items()):
+            if not seen.held or (pid, seen.born) in before:
+                continue
             try:
-                found += [self._text(f"{pid}/comm").decode("utf-8", "replace").strip()] if seen.held else []
-            except OSError:
+                found.append(self._text(f"{pid}/comm").decode("utf-8", "replace").strip())
+            except OSError:                                            # it ended just now
                 continue
         return found
 

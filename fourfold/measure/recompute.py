@@ -132,8 +132,8 @@ def _notes(read: _Readings) -> list[str]:
         found.append(f"The computer slept for {window['slept_s']:.0f} s, which are not in the wall time.")
     if window.get("gaps_s", 0.0) > 0:
         found.append(f"No sample was taken for {window['gaps_s']:.1f} s in all (stopped, or starved): memory there is interpolated.")
-    if read.work.get("living_end"):
-        count, names = read.work["living_end"], Counter(read.work.get("left", ()))
+    if count := len(read.work["left"]) if "left" in read.work else read.work.get("living_end"):
+        names = Counter(read.work.get("left", ()))
         called = ", ".join(f"{times} × {name}" if times > 1 else name for name, times in names.most_common(5)) + (" …" if len(names) > 5 else "")
         found.append(f"{count} of the processes that it started outlived it{f' ({called})' if names else ''}: "
                      f"what {'it' if count == 1 else 'they'} did after the window's end is not counted. To count all of it, wait for "

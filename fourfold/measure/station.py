@@ -73,6 +73,7 @@ class Window:
     gaps: float = 0.0
     peak: int = 0
     open: bool = True
+    already: frozenset[tuple[int, int]] = frozenset()                  # descendants that were there before it began
 
 
 class Station:
@@ -196,7 +197,9 @@ class Station:
             now = self._read()
             self._share(now)
             parent = outer if outer in self.open else None
-            window = Window(name, id, parent, now, outer, overhead=self.overhead, peak=now.used.held or 0)
+            births = getattr(self.body, "births", None)
+            window = Window(name, id, parent, now, outer, overhead=self.overhead, peak=now.used.held or 0, 
+                            already=births() if births else frozenset())
             for other in self.open:
                 if not _related(window, other):
                     window.overlap[other.name or other.id] = other.overlap[name or id] = None
@@ -312,10 +315,15 @@ class Station:
         start = window.start
         return {"kind": "cpu", "scope": getattr(self.body, "scope", "process and its children"), "start": _parts(start.used), "end": _parts(now.used),
                 "elsewhere_s": window.elsewhere.get("cpu", 0.0), "tick_s": self.body.tick, "living_start": start.used.living,
-                "living_end": now.used.living, **({"left": names()} if now.used.living and (names := getattr(self.body, "names", None)) else {}),
+                "living_end": now.used.living, **self._left(window, now),
                 "unseen": now.used.unseen - start.used.unseen, "period_s": 1.0 / self.rate if self.rate else now.wall - start.wall,
                 "host_start": start.host, "host_end": now.host,
                 "why": {what: why for what, why in now.used.why.items() if what not in ("disk", "memory")}}
+
+    def _left(self, window: Window, now: Snapshot) -> dict[str, list[str]]:
+        """The names of processes that began within the window and outlive it, where the body knows its processes."""
+        names = getattr(self.body, "names", None)
+        return {"left": names(window.already)} if now.used.living and names else {}
 
     def _memory(self, window: Window, now: Snapshot) -> dict[str, Any]:
         row: dict[str, Any] = {"kind": "memory", "held_start": window.start.used.held, "held_end": now.used.held,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,18 +113,57 @@ class Part:
                 self.session = session
             return self.session
 
-    def outputs(self, given: Examples | Unread, task: Task) -> np.ndarray:
-        """Records float64 [N, k] of this part over examples, in their order, at its own batch size and bucketing."""
+    def outputs(
+        self, given: Examples | Unread, task: Task, lanes: int = 1, progress: Callable[[int], None] = lambda rows: None
+    ) -> np.ndarray:
+        """Records float64 [N, k] of this part over examples, in their order, at its own batch size and bucketing. `lanes`: batches at work at once,
+        each with the part's own threads. `progress` is told how many rows were answered."""
         if self.words is not None:
             return self.words.records(given.raw or [])
         session, rows = self.open(), None
         examples = self._read(given) if isinstance(given, Unread) else self.sees(given)
+        if lanes > 1 and not task.generates and self.setting.threads == 1:
+            return self._side_by_side(session, examples, task, lanes, progress)
         for index in examples.batches(self.setting.batch, bucket=self.setting.bucketing):
             batch = examples.collate(index, session.multiple)
             targets = examples.collate_targets(index) if examples.targets is not None else None
             part = task.written(session.run, batch, targets) if task.generates else task.records(session.run(batch), batch, targets)
             rows = np.zeros((len(examples), part.shape[1])) if rows is None else rows
             rows[index] = part
+            progress(len(index))
+        if rows is None:
+            raise FourfoldError("there is nothing to predict: no examples.", "Give at least one row.")
+        return rows
+
+    def _side_by_side(self, session: Session, examples: Examples, task: Task, lanes: int, progress: Callable[[int], None]) -> np.ndarray:
+        """`outputs` where whoever is free takes the next batch; a session that queues its calls gets a twin for each lane."""
+        from concurrent.futures import ThreadPoolExecutor
+        from queue import SimpleQueue
+
+        twins = [replace(self, session=None) for _ in range(lanes - 1)] if session.queues else []
+        free: SimpleQueue[Session] = SimpleQueue()
+        for one in [session, *(twin.open() for twin in twins), *([session] * (lanes - 1 - len(twins)))]:
+            free.put(one)
+
+        def answer(index: np.ndarray) -> np.ndarray:
+            mine = free.get()
+            try:
+                batch = examples.collate(index, mine.multiple)
+                targets = examples.collate_targets(index) if examples.targets is not None else None
+                return task.records(mine.run(batch), batch, targets)
+            finally:
+                free.put(mine)
+
+        batches, rows = examples.batches(self.setting.batch, bucket=self.setting.bucketing), None
+        try:
+            with ThreadPoolExecutor(lanes) as pool:
+                for index, part in zip(batches, pool.map(answer, batches), strict=True):
+                    rows = np.zeros((len(examples), part.shape[1])) if rows is None else rows
+                    rows[index] = part
+                    progress(len(index))
+        finally:
+            for twin in twins:
+                twin.close()
         if rows is None:
             raise FourfoldError("there is nothing to predict: no examples.", "Give at least one row.")
         return rows

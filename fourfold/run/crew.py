@@ -1,4 +1,4 @@
-"""Trainings beside one another: child processes with one thread each, so that every core trains a student of its own.
+"""Trainings, and engine files, made beside one another: child processes with one thread each, so that every core has a student of its own.
 
 Threads of one training wait for one another after every operation, which beside a busy neighbour costs several times the work itself; processes
 of one thread wait for nobody, and a training gives the same weights whatever runs beside it. Where a child cannot be had (one core, a model that
@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fourfold.errors import FourfoldError
 from fourfold.rewrites.compress._bench import Done, Work
+from fourfold.run.builds import Build, Built, build
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +47,14 @@ class Crew:
     progress: Callable[[int], None]
     hidden: bool = False  # whether the original's hidden states are asked for, besides its answers
     children: list[Child] = field(default_factory=list)
-    here: list[Work] = field(default_factory=list)
-    running: dict[str, tuple[Work, Child]] = field(default_factory=dict)
+    here: list[Work | Build] = field(default_factory=list)
+    running: dict[str, tuple[Work | Build, Child]] = field(default_factory=dict)
     messages: queue.Queue[tuple[Child, Any]] = field(default_factory=queue.Queue)
+
+    @classmethod
+    def of(cls, lanes: int) -> Crew:
+        """One that makes engine files only."""
+        return cls(lanes, None, None, None, None, lambda _: None)  # type: ignore[arg-type]
 
     def hire(self) -> None:
         """Start the children, which read their libraries while there is other work to do."""
@@ -93,8 +99,8 @@ class Crew:
         """How many trainings could be started now."""
         return (len([c for c in self.children if c.alive and not c.busy]) or (0 if self.running else 1)) - len(self.here)
 
-    def start(self, work: Work) -> None:
-        """Begin a training in a free child, or keep it for `next` to do here."""
+    def start(self, work: Work | Build) -> None:
+        """Begin a training, or the making of engine files, in a free child, or keep it for `next` to do here."""
         child = next((c for c in self.children if c.alive and not c.busy), None)
         if child is None:
             self.here.append(work)
@@ -110,26 +116,46 @@ class Crew:
 
     def next(self) -> Done:
         """The next training that ends."""
+        done = self._next()
+        assert isinstance(done, Done)
+        return done
+
+    def _next(self) -> Done | Built:
         if self.here:
-            return self._train(self.here.pop(0))
+            return self._do(self.here.pop(0))
         while True:
             child, message = self.messages.get()
             if isinstance(message, int):
                 self.progress(message)
                 continue
             name = next((n for n, (_, c) in self.running.items() if c is child), None)
-            if isinstance(message, Done):
+            if isinstance(message, Done | Built):
                 child.busy = False
                 self.running.pop(message.name, None)
                 return message
             child.close()  # it died, or could not do it: whatever it was doing is done here
             if name is not None:
                 work, _ = self.running.pop(name)
-                return self._train(work)
+                return self._do(work)
 
-    def _train(self, work: Work) -> Done:
+    def build(self, works: list[Build], progress: Callable[[int], None] = lambda count: None) -> dict[str, Built]:
+        """Engine files of many parts, as many at once as there are children; {name: what came of it}."""
+        self.hire()
+        waiting, made = list(works), {}
+        while waiting or self.running or self.here:
+            while waiting and self.free > 0:
+                self.start(waiting.pop(0))
+            done = self._next()
+            assert isinstance(done, Built)
+            made[done.name] = done
+            progress(next(len(w.precisions) for w in works if w.name == done.name))
+        return made
+
+    def _do(self, work: Work | Build) -> Done | Built:
         from fourfold.rewrites.compress.distil import counted
 
+        if isinstance(work, Build):
+            return build(work)
         return train(work, self.task, self.pool, self.teacher, self.answers, counted(self.progress))
 
     def close(self) -> None:
@@ -234,13 +260,19 @@ def main() -> None:
         with lock:
             write(out, pickle.dumps(message, protocol=5))
 
-    shared = pickle.loads(told.get())
-    subject = shared["subject"]
-    teacher = Teacher(subject, shared["teacher"] if shared["teacher"] is not None else subject.module, shared["task"])
+    shared: dict[str, Any] = {}
+    teacher: Any = None
     while True:
-        work: Work = pickle.loads(told.get())
+        work = pickle.loads(told.get())
+        if isinstance(work, dict):
+            shared, subject = work, work["subject"]
+            teacher = Teacher(subject, shared["teacher"] if shared["teacher"] is not None else subject.module, shared["task"])
+            continue
         try:
-            say(train(work, shared["task"], shared["pool"], teacher, shared["answers"], every(counted(say))))
+            if isinstance(work, Build):
+                say(build(work))
+            else:
+                say(train(work, shared["task"], shared["pool"], teacher, shared["answers"], every(counted(say))))
         except FourfoldError:
             say("failed")  # told by the parent, which meets the same error when it tries
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fourfold.ingest.data import Examples
     from fourfold.ingest.task import Task
     from fourfold.rewrites.compress.combine import Candidate
+    from fourfold.run.builds import Made
     from fourfold.run.service import Served
 
 
@@ -75,8 +76,9 @@ def weight_bytes(part: Part) -> int:
     return (total - embedded) * each[0] + embedded * each[1]
 
 
-def prepare(part: Part, examples: Examples, folder: Path, seed: int = 0) -> tuple[float, str | None]:
-    """Export and open one part; (noise-to-signal of its outputs against fp32, reason it cannot be used or None)."""
+def prepare(part: Part, examples: Examples, folder: Path, seed: int = 0, made: Made | None = None) -> tuple[float, str | None]:
+    """Export and open one part; (noise-to-signal of its outputs against fp32, reason it cannot be used or None). `made`: what came of its export,
+    where that was done elsewhere (`fourfold.run.builds`)."""
     from fourfold.machine import here
     from fourfold.run.engines.base import Signature
 
@@ -90,8 +92,10 @@ def prepare(part: Part, examples: Examples, folder: Path, seed: int = 0) -> tupl
     part.folder = folder
     folder.mkdir(parents=True, exist_ok=True)
     wrapped = part.subject.wrap(part.module).eval()
+    if made is not None and made.reason:
+        return float("inf"), made.reason
     try:
-        part.files = kind.export(wrapped, part.signature, few, part.setting.precision, folder)
+        part.files = made.files if made is not None else kind.export(wrapped, part.signature, few, part.setting.precision, folder)
         noise, reason = parity(part.open(), few, references(wrapped, part.signature, few), part.setting.precision)
     except Unexportable as error:
         noise, reason = float("inf"), error.message

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fourfold.ingest.task import Task
     from fourfold.journal import Journal
     from fourfold.rewrites.compress.combine import Candidate, Listener, Node, Plan, Searcher
+    from fourfold.run.crew import Crew
     from fourfold.run.service import Served
     from fourfold.run.stages.cascades import Gated
 
@@ -107,6 +108,7 @@ class Job:
     pairs: list[tuple[str, str, dict[str, Any]]] = field(init=False)
     race_rows: list[dict[str, Any]] = field(default_factory=list)
     race_rejected: list[dict[str, str]] = field(default_factory=list)
+    race_files: tuple[tuple[str, str], list[Path]] = (("", ""), [])  # engine and precision that won, and its files
     base_cpu: float = field(init=False)
     base_wall: float = field(init=False)
 
@@ -120,6 +122,7 @@ class Job:
 
     # search, contest, prove, ladder
     searcher: Searcher | None = None
+    crew: Crew | None = None  # its children are idle
     candidates: list[Candidate] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     best: Point | None = None
@@ -136,6 +139,13 @@ class Job:
     def left(self) -> float:
         """Wall seconds until the whole run must be done."""
         return self.deadline.left()
+
+    @property
+    def lanes(self) -> int:
+        """How many batches are answered at once where answers, and not their cost, are wanted."""
+        from fourfold.machine import here
+
+        return 1 if self.sequences else here().cores
 
     def decide(self, key: str, fn: Callable[[], Any]) -> Any:
         """What was decided from a clock or a measured speed (JSON), journalled, so that a resumed run decides alike."""
@@ -237,6 +247,8 @@ class Job:
 
     def close(self) -> None:
         """Give sessions and the journal back. Points of one candidate and the cascades over them share sessions, which are closed once."""
+        if self.crew is not None:
+            self.crew.close()
         points = [*self.points, *self.built.values()]
         sessions = {id(part.session): part.session for point in points for part in point.assembly.parts if part.session is not None}
         for session in sessions.values():

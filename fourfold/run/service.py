@@ -128,7 +128,7 @@ def race_services(
         each += (clock.wall() - at) / len(first)
     left = max(0.0, seconds - (clock.wall() - began))
     count = int(np.clip(0.9 * left / max(each, 1e-9), min(least, len(order)), len(order)))
-    number = int(np.clip(count // (4 if single else 8), min(count, 5), calls))
+    number = int(np.clip(count // (4 if single else 32), min(count, 5), calls))
     number = max(number, math.ceil(count / MOST_ROWS))
     timed = Timed([np.sort(part) for part in np.array_split(order[:count], number)])
     rng = np.random.default_rng([seed, 18])

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,17 +63,31 @@ def test_commands_of_the_readme_run(front: fourfold.Front, folder: Path) -> None
         assert ran(["-m", "fourfold.cli", *words[1:]], folder).strip(), line
 
 
-def test_a_run_fills_in_the_readme(front: fourfold.Front, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("refresh", ROOT / "docs" / "refresh.py")
+def script(path: str) -> Any:
+    """A script of the project as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_a_run_fills_in_the_readme(front: fourfold.Front, tmp_path: Path) -> None:
+    module, bench = script("docs/refresh.py"), script("benchmarks/demo.py")
+    report = front.report_data
+    best = report["candidates"][report["best"]]
+    stated = {key: best[key] for key in ("name", "how", "relative_energy", "test_quality", "agreement")}
+    checks = [{"name": "energy", "measured": best["relative_energy"]}]
+    rows = [{"seed": seed, "condition": "idle", "wall_s": 400.0 + seed, "first_s": 100.0, "stated": stated, "verified": {"checks": checks}}
+            for seed in range(2)]
+    runs = {"runs": rows, "summary": bench.summary(rows), "about": {"machine": {"name": "a processor"}, "date": "2026-11-30T10:00:00", "load": [0.1]}}
     readme, picture = tmp_path / "README.md", tmp_path / "docs" / "front.svg"
     shutil.copy(ROOT / "README.md", readme)
     picture.parent.mkdir()
     for _ in range(2):                                                 # a second run replaces the first one's figures
-        module.refresh(front.report_data, readme, picture)
+        module.refresh(runs, report, readme, picture)
     text = readme.read_text(encoding="utf-8")
-    assert text.count("| | relative quality | relative energy |") == 1 and "docs/front.svg" in text and "Not measured yet" not in text
+    assert text.count("| run | energy stated |") == 1 and "median and range over 2 runs" in text and "docs/front.svg" in text \
+        and "Not measured yet" not in text
     assert picture.read_text(encoding="utf-8").startswith("<svg")
     assert text.split("<!-- /picture -->")[1] == (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- /picture -->")[1]

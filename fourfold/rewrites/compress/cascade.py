@@ -172,13 +172,32 @@ def _front(found: list[Chain], most: int) -> list[Chain]:
 
 @dataclass(frozen=True)
 class Path:
-    """An ordered family of cascades of the same members: gates from cautious (much is handed on) to bold, each a `Chain`."""
+    """An ordered family of cascades of the same members: gates from cautious (much is handed on) to bold, each a `Chain`. `share`: of the error that
+    all families found beside it may spend; `promise`: the cost that it is expected to end at."""
 
     members: tuple[int, ...]
     chains: tuple[Chain, ...]
+    share: float = 1.0
+    promise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a family will be tested by. `floor` of the score; `spread(logits)`: standard errors of the score's estimate (on the rows at hand, on the
+    rows of the test); `level`: one-sided error that all families share; `otherwise`: the cost that stands where none passes."""
+
+    floor: float
+    spread: Callable[[np.ndarray], tuple[float, float]]
+    level: float = 0.045
+    otherwise: float = 1.0
 
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.43, 0.37, 0.32, 0.28, 0.24, 0.2, 0.17, 0.145, 0.12, 0.1, 0.08, 0.06, 0.045, 0.03)
+SPLITS = ((1.0,), (0.65, 0.35), (0.5, 0.3, 0.2))
+"""How one, two or three families share the error."""
+DRAWS = 400
+ALIKE = 0.7
+"""Correlation of two families' errors: they are judged on the same rows and share members."""
 
 
 def paths(
@@ -186,33 +205,65 @@ def paths(
     logits: Sequence[np.ndarray],
     targets: np.ndarray,
     score: Callable[[np.ndarray], float],
+    proof: Proof,
     *,
-    wanted: float,
     fallback: Sequence[bool] | None = None,
-    most: int = 3,
+    sets: int = 24,
     steps: int = 16,
+    seed: int = 0,
 ) -> list[Path]:
-    """The `most` likeliest sets of members, each with its whole family of gates, for fixed-sequence testing (`fourfold.measure.sequence`).
+    """The families, one to three, that are expected to end at the least cost when they are tested from cautious to bold
+    (`fourfold.measure.sequence`); [] where none promises less than `proof.otherwise`.
 
-    Sets are ranked by the least cost at which they score `wanted` on the search split; a set that differs from a better one in its first and last
-    member comes before one that does not. Arguments as of `chains`.
+    What is expected is simulated from the rows at hand: scores are drawn around their estimates with the errors of both splits (`ALIKE` of them
+    common to all families), each family is walked until its first failure, and the cheapest setting that passed counts. So a family with a strong
+    last member, which can be as cautious as it must, comes before one whose best guess is cheaper and whose most cautious setting may fail.
+    Other arguments as of `chains`; the `sets` likeliest sets of members are looked at.
     """
     found = chains(costs, logits, targets, score, fallback=fallback, keep=400)
-    cheapest: dict[tuple[int, ...], float] = {}
-    for chain in found:
-        if chain.score >= wanted:
-            cheapest[chain.members] = min(cheapest.get(chain.members, np.inf), chain.cost)
-    if not cheapest and found:
-        top = max(found, key=lambda c: c.score)
-        cheapest[top.members] = top.cost
-    ranked = sorted(cheapest, key=lambda m: cheapest[m])
-    picked: list[tuple[int, ...]] = []
-    for fresh in (True, False):
-        for members in ranked:
-            known = any(m[0] == members[0] and m[-1] == members[-1] for m in picked)
-            if len(picked) < most and members not in picked and (not fresh or not known):
-                picked.append(members)
-    return [_path(members, costs, logits, targets, score, steps) for members in sorted(picked, key=lambda m: cheapest[m])]
+    least: dict[tuple[int, ...], float] = {}
+    for slack in (0.0, 1.0, 2.0, 3.0):  # the cheapest sets at several degrees of caution, alternating
+        wanted = [(c.cost, c.members) for c in found if c.score >= proof.floor + slack * proof.spread(c.logits)[1]]
+        for rank, (_, members) in enumerate(sorted(wanted)):
+            least[members] = min(least.get(members, np.inf), rank)
+    last = list(fallback) if fallback is not None else [True] * len(costs)
+    strong = [j for j in range(len(costs)) if last[j] and costs[j] < proof.otherwise * 1.2]
+    strong = sorted(strong, key=lambda j: -score(logits[j]))[:2]
+    for members in list(least):  # each also with a strong member behind, where it has none
+        if len(members) == 2 and members[-1] not in strong:
+            least |= {(*members, j): least[members] + 0.5 for j in strong if costs[j] > 1.2 * costs[members[-1]] and (*members, j) not in least}
+    picked = sorted(least, key=lambda m: (least[m], m))[:sets]
+    rng = np.random.default_rng([seed, 29])
+    common = rng.standard_normal(DRAWS)
+    made = [path for m in picked if (path := _path(m, costs, logits, targets, score, proof, steps)).chains]
+    noise = [ALIKE**0.5 * common + (1 - ALIKE) ** 0.5 * rng.standard_normal(DRAWS) for _ in made]
+    best: tuple[float, list[Path]] = (proof.otherwise * 0.99, [])
+    for split in SPLITS[: len(made)]:
+        ends, chosen = np.full(DRAWS, proof.otherwise), []
+        for share in split:
+            walked = {n: np.minimum(ends, _ends(path, proof, share, noise[n])) for n, path in enumerate(made) if n not in chosen}
+            number = min(walked, key=lambda n: (float(walked[n].mean()), n))
+            chosen.append(number)
+            ends = walked[number]
+        if float(ends.mean()) < best[0] - 1e-9:
+            told = [Path(made[n].members, made[n].chains, share, float(_ends(made[n], proof, share, noise[n]).mean()))
+                    for n, share in zip(chosen, split, strict=True)]  # fmt: skip
+            best = float(ends.mean()), told
+    return best[1]
+
+
+def _ends(path: Path, proof: Proof, share: float, noise: np.ndarray) -> np.ndarray:
+    """The cost [draws] at which a family ends where its scores are off by `noise` standard errors."""
+    from scipy.stats import norm
+
+    z = float(norm.isf(proof.level * share))
+    alive, ends = np.ones(len(noise), bool), np.full(len(noise), proof.otherwise)
+    for chain in path.chains:
+        here, there = proof.spread(chain.logits)
+        # what was chosen for its estimate is on average a little worse
+        alive &= chain.score - 0.25 * here + noise * np.hypot(here, there) - z * there >= proof.floor
+        ends = np.where(alive, np.minimum(ends, chain.cost), ends)
+    return ends
 
 
 def _path(
@@ -221,9 +272,11 @@ def _path(
     logits: Sequence[np.ndarray],
     targets: np.ndarray,
     score: Callable[[np.ndarray], float],
+    proof: Proof,
     steps: int,
 ) -> Path:
-    """All gates of one set of members, thinned to those that no other beats on the search split, from dear to cheap, `steps` at most."""
+    """All gates of one set of members, thinned to those that no other beats on the rows at hand, from dear to cheap: `steps` at most, where the test
+    will be decided, which is between one error below the floor and four above it."""
     found: list[Chain] = []
     first = logits[members[0]]
     for _, gate in gates(first, targets, SHARES):
@@ -241,12 +294,15 @@ def _path(
             rows = np.where(open_[:, None], rows, first / gate.temperature)
             price = costs[members[0]] + float(open_.mean()) * costs[members[1]] + float(handed.mean()) * costs[members[2]]
             found.append(Chain(members, (gate, second), price, score(rows), rows))
+    ranked = sorted(_front(found, len(found)), key=lambda c: -c.cost)
+    near = [c for c in ranked if -1 <= (c.score - proof.floor) / max(proof.spread(c.logits)[1], 1e-9) <= 4] or ranked[:1]
+    before = [c for c in ranked if c.cost > near[0].cost][-1:]  # one that is surely safe to begin with
     kept: list[Chain] = []
-    for chain in sorted(_front(found, len(found)), key=lambda c: -c.cost):
+    for chain in [*before, *near]:
         if not kept or chain.cost < 0.96 * kept[-1].cost:
             kept.append(chain)
-    if len(kept) > steps:   # the bold end decides, so it is the cautious end that is thinned
-        kept = [*kept[: -steps + 1 : max(1, (len(kept) - steps) // 2)][:2], *kept[-steps + 2:]]
+    if len(kept) > steps:
+        kept = [kept[i] for i in sorted({round(x) for x in np.linspace(0, len(kept) - 1, steps)})]
     return Path(members, tuple(kept))
 
 

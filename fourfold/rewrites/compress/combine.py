@@ -251,7 +251,7 @@ class Searcher:
         phase = bench.left() * (PHASE if self.plan.refine else 1.0)
         end = time.monotonic() + phase
         lanes = bench.crew.lanes
-        trials = bool(bench.diary.once("budget:trials", lambda: phase * lanes >= 40))
+        trials = bool(bench.diary.once("budget:trials", lambda: TRIAL * phase >= 25))
         shares = _shares([self.cost(s[0]) if s else v for v in self.plan.levels for s in [self.rivals(sketches, v)]])
         clock = self._clock("pruning and distilling", phase)
         others = beside(lambda share: share * phase if lanes > 1 else 0.5 * share * phase)

@@ -109,6 +109,8 @@ class Session(ABC):
     bytes: int = 0
     #: Lengths of texts that it likes: an engine that prepares itself anew for every shape is fed multiples of this.
     multiple: int = 1
+    #: Whether calls of several threads wait for one another.
+    queues: bool = False
     #: Process that opened it, where its part has said so.
     home: int | None = None
 

@@ -97,6 +97,7 @@ class OpenVino(Engine):
 class OpenVinoSession(Session):
     """One stream of `threads` threads that are not pinned to cores; an infer request for each caller at a time, since a request holds its result."""
 
+    queues = True  # its one stream does a call at a time
     multiple = 8  # a length not met before costs several times a pass; multiples of 8 are soon all met
 
     def __init__(self, model: Any, signature: Signature, precision: str, threads: int) -> None:
@@ -193,4 +194,8 @@ def compress(model: Any, precision: str, signature: Signature, calibration: Sequ
         kinds = {op.get_type_name() for op in model.get_ordered_ops()}
         attends = "ScaledDotProductAttention" in kinds or "Softmax" in kinds
         kind = nncf.ModelType.TRANSFORMER if attends else None
-        return nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, model_type=kind, subset_size=len(calibration))
+        # Bias correction takes two fifths of the time and changes nothing where layer norms follow (answers 5.1 instead of 4.9 % apart, MiniLM).
+        more = nncf.AdvancedQuantizationParameters(disable_bias_correction=attends)
+        return nncf.quantize(
+            model, data, preset=nncf.QuantizationPreset.MIXED, model_type=kind, subset_size=len(calibration), advanced_parameters=more
+        )

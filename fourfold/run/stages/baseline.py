@@ -26,6 +26,8 @@ def baseline(job: Job) -> None:
         _answer(job, name)
         if name == "search":
             questioned(job)
+            own = float(job.task.metric.score(job.base_search, job.splits.search.targets))
+            job.listener.best(f"the original: {job.task.metric.name} {own:.4g} on {len(job.base_search):,} examples of the search split")
         job.listener.advance()
     job.quality = _quality(job)
     job.listener.best(f"the original: {job.task.metric.name} {job.quality:.4g} on {len(job.base_test):,} unseen examples")
@@ -106,7 +108,7 @@ def _tune(job: Job) -> None:
             engines=job.options.engines,
             threads=job.options.threads,
             batch_sizes=[1, 2, 4, 8] if job.sequences else None,
-            budget_s=max(2.0, min(90.0, 0.1 * job.work.budget + 3.0, 0.8 * job.deadline.until("baseline"))),
+            budget_s=max(2.0, min(90.0, 0.06 * job.work.budget + 3.0, 0.8 * job.deadline.until("baseline"))),
             folder=folder,
             seed=job.work.seed,
             log=job.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
@@ -115,7 +117,8 @@ def _tune(job: Job) -> None:
 
     found = job.journal.once("race:original", run)
     job.race_rows, job.race_rejected = found["table"], found["rejected"]
-    base = found["baseline"]
+    base, best = found["baseline"], found["best"]
+    job.race_files = (best["engine"], best["precision"]), [folder / name for name in found["files"]]
     job.base_setting = Setting("torch", "fp32", base["threads"], base["batch"], base["bucket"])
     job.pairs = _best_pairs(found["table"], job.work.objective, job.base_setting)
     row = next(r for r in found["table"] if r["who"] == "baseline" and r["stage"] == "final")

@@ -3,6 +3,8 @@ cautious to bold, so that the test split can choose among them (`fourfold.measur
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,11 +25,17 @@ class Gated:
     name: str
     members: list[Point]
     points: list[Point] = field(default_factory=list)
+    share: float = 1.0  # of the error that all cascades may spend
 
 
-def cascades(job: Job, most: int = 4) -> list[Gated]:
-    """The `most` likeliest families of cascades, by what they promise on the search split; [] where answers have no confidence to gate on."""
-    from fourfold.rewrites.compress.cascade import paths
+CASCADES = 0.9
+"""Share of the 5 % error that families of cascades may spend where there are any; the rest is for single models."""
+
+
+def cascades(job: Job) -> list[Gated]:
+    """The families of cascades that promise most, from the search split; [] where answers have no confidence to gate on."""
+    from fourfold.measure.sequence import LEVEL
+    from fourfold.rewrites.compress.cascade import Proof, paths
 
     if job.task.kind != "classification" or job.work.objective == "memory" or job.splits.search.targets is None:
         return []
@@ -38,13 +46,21 @@ def cascades(job: Job, most: int = 4) -> list[Gated]:
         return []
     base = float(job.task.metric.score(job.base_search, targets))
     sign = 1.0 if job.task.metric.greater_is_better else -1.0
+    spread = _spread(job, usable)
+
+    def sure(point: Point) -> bool:
+        """Whether it would surely pass by itself."""
+        assert point.search is not None and point.search_records is not None
+        return point.search.value - 3.5 * spread(point.search_records)[1] >= job.work.floor
+
+    proof = Proof(job.work.floor, spread, LEVEL * CASCADES, min((job.cost(p) for p in usable if sure(p)), default=1.0))
     found = paths(
-        [job.cost(p) for p in usable], rows, targets, lambda z: sign * float(job.task.metric.score(z, targets)) / base,
-        wanted=job.work.floor + 1.645 * _error(job, usable), fallback=[p.assembly.parts[0].words is None for p in usable], most=most,
+        [job.cost(p) for p in usable], rows, targets, lambda z: sign * float(job.task.metric.score(z, targets)) / base, proof,
+        fallback=[p.assembly.parts[0].words is None for p in usable], seed=job.work.seed,
     )
     families = []
     for number, path in enumerate(found):
-        family = Gated(f"cascade-{number}", [usable[i] for i in path.members])
+        family = Gated(f"cascade-{number}", [usable[i] for i in path.members], share=path.share)
         family.points = [_point(job, family, chain, step) for step, chain in enumerate(path.chains)]
         families.append(family)
     return families
@@ -66,9 +82,20 @@ def _point(job: Job, family: Gated, chain: Chain, step: int) -> Point:
     return point
 
 
-def _error(job: Job, usable: list[Point]) -> float:
-    """Standard error on the test split of relative qualities near the floor: that of the point nearest to it on the search split, scaled by rows."""
-    near = min((p for p in usable if p.search is not None), key=lambda p: abs(p.search.value - job.work.floor - 0.01))  # type: ignore[union-attr]
-    assert near.search is not None
-    spread = (near.search.high - near.search.low) / (2 * 1.645)
-    return spread * float(np.sqrt(len(job.splits.search) / max(1, len(job.splits.test))))
+def _spread(job: Job, usable: list[Point]) -> Callable[[np.ndarray], tuple[float, float]]:
+    """Standard errors of a relative quality on the search and on the test split. Answers that are the original's own add nothing to it, so it grows
+    with the root of how many are not; the factor is that of the points at hand, whose intervals were bootstrapped."""
+    own = job.base_search.argmax(1)
+
+    def apart(records: np.ndarray) -> float:
+        return math.sqrt(max(float((records.argmax(1) != own).mean()), 1.0 / len(own)))
+
+    judged = [p for p in usable if p.search is not None and p.search_records is not None and p.search.high > p.search.low]
+    factor = float(np.median([(p.search.high - p.search.low) / (2 * 1.645) / apart(p.search_records) for p in judged])) if judged else 1.0  # type: ignore[union-attr,arg-type]
+    more = math.sqrt(len(job.splits.search) / max(1, len(job.splits.test)))
+
+    def spread(records: np.ndarray) -> tuple[float, float]:
+        here = factor * apart(records)
+        return here, here * more
+
+    return spread

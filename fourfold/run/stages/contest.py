@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,9 @@ import numpy as np
 from fourfold.errors import FourfoldError, ModelError
 from fourfold.measure.quality import Relative
 from fourfold.run.artefact import Assembly, Part, Setting
+from fourfold.run.builds import Made
 from fourfold.run.finals import Point, prepare
+from fourfold.run.race import sample_batches
 from fourfold.run.stages.cascades import cascades
 
 if TYPE_CHECKING:
@@ -35,14 +39,62 @@ def contest(job: Job) -> None:
     for done in job.built.values():
         done.status, done.reason = ("open", "") if done.status == "front" else (done.status, done.reason)
     job.points, job.best = [], None     # what was proved early is tested again with the others
-    job.listener.stage("building precisions and back ends", len(ways))
+    job.listener.stage("building precisions and back ends", 2 * len(ways))
+    made = _made(job, ways)
     for candidate, (engine, precision, how) in ways:
         setting = Setting(engine, precision, **how)
-        job.points.append(job.built.get(named(candidate, setting)) or point(job, candidate, setting))
+        name = named(candidate, setting)
+        job.points.append(job.built.get(name) or point(job, candidate, setting, made.get(name)))
         job.listener.advance()
     job.points += _words(job)
+    _set_aside(job)
     _race(job, [p for p in job.points if p.status == "open"])
     job.families = cascades(job)
+
+
+def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
+    """The engine files of all that must be exported, by the points' names, as many at once as there are cores; {} where one at a time would do."""
+    from fourfold.machine import here
+    from fourfold.run.builds import Build
+    from fourfold.run.crew import Crew
+    from fourfold.run.engines import engine
+    from fourfold.run.engines.base import Signature
+    from fourfold.run.stages.search import ROOM, weight_bytes
+
+    wanted: dict[str, Build] = {}
+    seed, examples = job.work.seed, job.raced(job.splits.search)
+    for candidate, (name, precision, how) in ways:
+        if named(candidate, Setting(name, precision, **how)) in job.built or candidate.module is None or engine(name).declines(precision, here()):
+            continue
+        if name == "torch" or (candidate.kind == "original" and job.race_files[0] == (name, precision)):
+            continue  # nothing is written, or it has been
+        key = f"{candidate.name}|{name}"
+        if key not in wanted:
+            part = job.part(candidate.name, candidate.module, candidate, Setting(name, precision, **how))
+            few = sample_batches(part.sees(examples), seed)
+            signature = Signature.of(part.subject.inputs, few)
+            wanted[key] = Build(key, candidate.module, part.subject, signature, few, name, [], _home(job, candidate))
+        wanted[key].precisions.append(precision)
+    crew = job.crew
+    if crew is None and len(wanted) > 1 and here().cores > 1 and weight_bytes(job) <= ROOM and not job.sequences:
+        crew = job.crew = Crew.of(min(2, here().cores))
+    if crew is None or crew.lanes < 2 or len(wanted) < 2:
+        built = {}
+    else:
+        built = crew.build(list(wanted.values()), job.listener.advance)
+    if crew is not None:
+        job.journal.once("crew", crew.close)  # within a step, so that the processor time of the children is booked
+        job.crew = None
+    return {
+        named(candidate, Setting(name, precision, **how)): built[f"{candidate.name}|{name}"].made[precision]
+        for candidate, (name, precision, how) in ways
+        if precision in getattr(built.get(f"{candidate.name}|{name}"), "made", ())
+    }
+
+
+def _home(job: Job, candidate: Candidate) -> Path:
+    """The folder of a candidate's engine files."""
+    return job.folder / "engines" / candidate.name.replace(" ", "-")
 
 
 def original(job: Job) -> Candidate:
@@ -130,12 +182,17 @@ def bits(precision: str) -> int:
     return {"fp32": 32, "bf16": 16}.get(precision, 8)
 
 
-def point(job: Job, candidate: Candidate, setting: Setting) -> Point:
-    """A candidate built for a setting, with its answers on the search split; rejected, with the reason, where that fails."""
+def point(job: Job, candidate: Candidate, setting: Setting, ready: Made | None = None) -> Point:
+    """A candidate built for a setting, with its answers on the search split; rejected, with the reason, where that fails. `ready`: its engine files,
+    where they have been made."""
     name = named(candidate, setting)
     part = job.part(candidate.name, candidate.module, candidate, setting)
     made = Point(name, candidate, Assembly(name, [part]), predicted=candidate.cost * _ratio(job, setting))
-    _, reason = prepare(part, job.raced(job.splits.search), job.folder / "engines" / candidate.name.replace(" ", "-"), job.work.seed)
+    home, (raced, files) = _home(job, candidate), job.race_files
+    if candidate.kind == "original" and raced == (setting.engine, setting.precision) and files and all(file.is_file() for file in files):
+        home.mkdir(parents=True, exist_ok=True)
+        ready = Made([Path(shutil.copy2(file, home)).name for file in files])
+    _, reason = prepare(part, job.raced(job.splits.search), home, job.work.seed, ready)
     if reason:
         made.status, made.reason = "rejected", reason
         return made
@@ -160,7 +217,7 @@ def _answers(job: Job, part: Part, candidate: Candidate) -> np.ndarray:
     from fourfold.rewrites.compress.combine import evaluate_with
 
     if (part.setting.engine, part.setting.precision) != ("torch", "fp32") or part.module is None or part.reencode is not None:
-        return part.outputs(job.splits.search, job.task)
+        return part.outputs(job.splits.search, job.task, job.lanes)
     if candidate.kind == "original":
         return job.base_search
     return evaluate_with(part.subject, job.task, part.module, job.splits.search, exact=True)
@@ -174,6 +231,21 @@ def _ratio(job: Job, setting: Setting) -> float:
         if r["who"] == "candidate" and (r["engine"], r["precision"]) == (setting.engine, setting.precision)
     }
     return found.get("final", found.get("heat", 1.0))
+
+
+def _set_aside(job: Job) -> None:
+    """What need not race: a network as it was trained, where the same network at a cheaper setting answers as well. These are the dearest to race,
+    and would lose."""
+    if job.work.objective == "memory":
+        return
+    for p in job.points:
+        if p.status != "open" or p.search is None or p.candidate.kind not in ("network", "original"):
+            continue
+        mine = _ratio(job, p.setting)
+        for twin in job.points:
+            if twin.candidate is p.candidate and twin.status == "open" and twin.search is not None and _ratio(job, twin.setting) < 0.8 * mine:
+                if (p.setting.engine, p.setting.precision) == ("torch", "fp32") and twin.search.value > p.search.value - 0.01:
+                    p.status, p.reason = "dominated", f"{twin.name} answers as well, and is cheaper by the race of the original"
 
 
 def _words(job: Job) -> list[Point]:

@@ -120,7 +120,7 @@ def _cost_table(job: Job, root: Node) -> CostTable:
 
     def run() -> dict[str, float]:
         job.listener.stage("timing removable units on this machine", len(shapes))
-        allowed = max(2.0, min(25.0, 0.06 * job.work.budget, 0.5 * job.deadline.until("search")))
+        allowed = max(2.0, min(25.0, 0.03 * job.work.budget, 0.5 * job.deadline.until("search")))
         runners: dict[str, Callable[[], None]] = {}
         sample: Examples | None = None
         for name in shapes:

@@ -67,7 +67,7 @@ def _pace(job: Job, root: Node) -> tuple[dict[float, float], float]:
         answers = torch.randn(len(few), job.base_search.shape[1]) if job.task.kind in ("classification", "regression") else None
     if answers is not None and weight_bytes(job) <= ROOM:
         use_threads(1)
-    end = time.monotonic() + max(2.0, 0.12 * job.deadline.until("search"))
+    end = time.monotonic() + max(2.0, min(8.0, 0.03 * job.deadline.until("search")))
     thin = {s.name: max(s.least, s.full // 4) for s in job.sites}  # as deep as the original: a step costs by depth more than by width
     pace: dict[float, float] = {}
     bf16_from = 0.0 if fast_bf16() else float("inf")

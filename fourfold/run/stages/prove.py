@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.measure.sequence import LEVEL, Family, safe
+from fourfold.run.stages.cascades import CASCADES
 
 if TYPE_CHECKING:
     from fourfold.run.finals import Point
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from fourfold.run.service import Served
     from fourfold.run.stages.cascades import Gated
 
-SHOWN = 10
+SHOWN = 6
 """Points, besides the answer's own members, whose service is raced on the unseen rows."""
 
 
@@ -39,12 +40,11 @@ def prove(job: Job) -> None:
         _test_family(job, family)
     gated = [p for f in job.families for p in f.points]
     by_name = {p.name: p for p in [*tried, *gated]}
-    plans = [(f.name, [p.name for p in f.points]) for f in job.families]
-    plans += [(f"singles-{n}", [p.name for p in order]) for n, order in enumerate(orders)]
-    plans = [(name, names) for name, names in plans if names]
-    wished = ([4.6, 2.0, 1.0] if job.families else []) + [1.0] * len(plans)
-    shares = [w * (1 - EARLY) / sum(wished[: len(plans)]) for w in wished[: len(plans)]]
-    families = [Family(name, LEVEL * share, tuple(names)) for (name, names), share in zip(plans, shares, strict=True)]
+    plans = [(f.name, CASCADES * f.share, [p.name for p in f.points]) for f in job.families]
+    rest = 1.0 - sum(share for _, share, _ in plans)
+    orders = [order for order in orders if order]
+    plans += [(f"singles-{n}", rest / len(orders), [p.name for p in order]) for n, order in enumerate(orders)]
+    families = [Family(name, LEVEL * (1 - EARLY) * share, tuple(names)) for name, share, names in plans if names]
     passed, job.order = safe(families, lambda name: error(job, by_name[name]))
     winners = [by_name[name] for name in passed]
     shown = _raced(job, winners, tried, gated)
@@ -201,7 +201,8 @@ def _records(job: Job, point: Point) -> np.ndarray:
     """The point's records on the unseen split; journalled."""
     if point.candidate.kind == "bag_of_words":
         return next(s.test for s in job.simple if s.words is not None)
-    return job.array(f"point:{point.name}:test", lambda: point.assembly.outputs(job.splits.test, job.task))
+    (part,) = point.assembly.parts
+    return job.array(f"point:{point.name}:test", lambda: part.outputs(job.splits.test, job.task, job.lanes))
 
 
 def test(job: Job, point: Point) -> None:

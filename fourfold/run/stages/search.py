@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 ROOM = 600 << 20
 """Bytes of weights up to which students are trained beside one another, each in a process of its own."""
-AGREES = 0.03
-"""Root mean square difference, as a share of the answers' own spread, up to which a back end may answer for the original before its students."""
+AGREES = 0.06
+"""Root mean square difference, as a share of the answers' own spread, up to which a back end may answer for the original before its students: well
+below what a student misses them by, so int8 may, where it is close."""
 
 
 def search(job: Job) -> None:
@@ -37,9 +38,11 @@ def search(job: Job) -> None:
             job.searcher.descend(sketches, lambda seconds: students(job, bench, seconds))
             job.candidates = job.searcher.candidates
             job.searcher.refine()
+            job.crew = crew  # the contest has work for it, and dismisses it
         finally:
             use_threads(job.threads)
-            job.journal.once("crew", crew.close)  # within a step, so that the processor time of the children is booked
+            if job.crew is not crew:
+                job.journal.once("crew", crew.close)  # within a step, so that the processor time of the children is booked
         job.candidates = job.searcher.candidates
 
 
@@ -125,36 +128,27 @@ def quick_answers(job: Job, pool: Examples) -> torch.Tensor | None:
     import torch
 
     from fourfold.errors import FourfoldError
-    from fourfold.rewrites.compress.combine import evaluate_with
     from fourfold.run.artefact import Setting
-    from fourfold.run.finals import prepare
+    from fourfold.run.stages.contest import named, original, point
 
-    few = job.splits.search.take(np.arange(min(128, len(job.splits.search))))
-    with torch.no_grad():
-        wanted = evaluate_with(job.subject, job.task, job.subject.module, few, exact=True)
+    count = min(128, len(job.splits.search))
+    few, wanted = job.splits.search.take(np.arange(count)), job.base_search[:count]
+    root = original(job)
     for engine, precision, how in job.pairs:
-        if (engine, precision) == ("torch", "fp32") or precision not in ("fp32", "bf16"):
+        if (engine, precision) == ("torch", "fp32") or precision == "int8-weights":
             continue
-        part = job.part("original", job.subject.module, None, Setting(engine, precision, **how))
+        setting = Setting(engine, precision, **how)
+        name = named(root, setting)
+        made = job.built[name] = job.built.get(name) or point(job, root, setting)
+        if made.status == "rejected":
+            continue
+        (part,) = made.assembly.parts
         try:
-            _, reason = prepare(part, job.raced(job.splits.search), job.folder / "engines" / "original", job.work.seed)
-            if reason:
-                continue
             apart = float(np.sqrt(np.mean((part.outputs(few, job.task) - wanted) ** 2))) / max(1e-9, float(wanted.std()))
             if apart > AGREES:
                 job.listener.note(f"{engine} {precision} answers {apart:.1%} apart from the original: not asked for the students")
                 continue
-            session, rows = part.open(), None
-            for index in pool.batches(part.setting.batch, bucket=True):
-                z = torch.from_numpy(session.run(pool.collate(index, session.multiple))).float()
-                if z.dim() != 2:
-                    return None
-                rows = torch.empty((len(pool), z.shape[1])) if rows is None else rows
-                rows[torch.from_numpy(index)] = z
-                job.listener.advance(len(index))
-            return rows
+            return torch.from_numpy(part.outputs(pool, job.task, job.lanes, job.listener.advance)).float()
         except (FourfoldError, RuntimeError, ValueError, KeyError) as error:
             job.listener.note(f"{engine} {precision} could not answer for the students: {type(error).__name__}")
-        finally:
-            part.close()
     return None
