@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from fourfold.measure.quality import Z95, accuracy_bound
 from fourfold.measure.sequence import LEVEL, Family, safe
-from fourfold.rewrites.compress.cascade import assembled, owners, paths
+from fourfold.rewrites.compress.cascade import Proof, assembled, owners, paths
 
 
 def test_a_family_stops_at_its_first_failure_and_hands_its_level_on_only_when_whole() -> None:
@@ -48,6 +48,17 @@ def world(rng: np.random.Generator, rows: int, skill: np.ndarray) -> tuple[np.nd
     return targets, logits[:-1], logits[-1].argmax(1) == targets
 
 
+def proof(floor: float, right: np.ndarray, targets: np.ndarray, otherwise: float = 1.0) -> Proof:
+    """Errors of a relative accuracy on as many rows as `targets` has, from how many rows are answered rightly by only one of the two."""
+
+    def spread(z: np.ndarray) -> tuple[float, float]:
+        apart = max(float(((z.argmax(1) == targets) != right).mean()), 1 / len(right))
+        here = float(np.sqrt(apart / len(right)) / right.mean())
+        return here, here
+
+    return Proof(floor, spread, LEVEL, otherwise)
+
+
 def search_once(seed: int, floor: float) -> tuple[bool, bool]:
     """One simulated search on 900 rows, tested on 900: (something won, and it is truly below the floor)."""
     rng = np.random.default_rng(seed)
@@ -55,7 +66,7 @@ def search_once(seed: int, floor: float) -> tuple[bool, bool]:
     costs = [0.004, 0.02, 0.06, 0.2]
     targets, logits, right = world(rng, 900, skill)
     base = right.mean()
-    found = paths(costs, logits, targets, lambda z: float((z.argmax(1) == targets).mean()) / base, wanted=floor + 0.015, most=3)
+    found = paths(costs, logits, targets, lambda z: float((z.argmax(1) == targets).mean()) / base, proof(floor, right, targets), seed=seed)
     unseen, rows, own = world(rng, 900, skill)
     many, large, theirs = world(np.random.default_rng(10**6 + seed), 40_000, skill)
     parts = {f"{n}.{k}": (path.members, chain) for n, path in enumerate(found) for k, chain in enumerate(path.chains)}
@@ -67,11 +78,7 @@ def search_once(seed: int, floor: float) -> tuple[bool, bool]:
         spread = (ratio - accuracy_bound(own, correct, pseudo=1.0)) / Z95
         return float(norm.sf((ratio - floor) / spread))
 
-    shares = np.array([4.6, 2.0, 1.0])[: len(found)]
-    families = [
-        Family(str(n), LEVEL * share, tuple(f"{n}.{k}" for k in range(len(path.chains))))
-        for n, (path, share) in enumerate(zip(found, shares / shares.sum(), strict=True))
-    ]
+    families = [Family(str(n), LEVEL * path.share, tuple(f"{n}.{k}" for k in range(len(path.chains)))) for n, path in enumerate(found)]
     passed, _ = safe(families, error)
     if not passed:
         return False, False
@@ -100,8 +107,9 @@ def test_false_wins_of_a_thousand_simulated_searches() -> None:
 def test_paths_run_from_cautious_to_bold_and_cost_what_they_route() -> None:
     targets, logits, _ = world(np.random.default_rng(3), 1500, np.array([0.42, 0.55, 0.6, 0.66, 0.7]))
     costs = [0.004, 0.02, 0.06, 0.2]
-    found = paths(costs, logits, targets, lambda z: float((z.argmax(1) == targets).mean()), wanted=0.8, most=4)
-    assert found and len({p.members for p in found}) == len(found)
+    right = logits[-1].argmax(1) == targets
+    found = paths(costs, logits, targets, lambda z: float((z.argmax(1) == targets).mean()) / right.mean(), proof(0.97, right, targets))
+    assert found and sum(path.share for path in found) == pytest.approx(1) and len({p.members for p in found}) == len(found)
     for path in found:
         prices = [chain.cost for chain in path.chains]
         assert prices == sorted(prices, reverse=True) and len(path.chains) <= 16
@@ -111,3 +119,19 @@ def test_paths_run_from_cautious_to_bold_and_cost_what_they_route() -> None:
             paid = np.cumsum([costs[m] for m in path.members])[owner]
             assert chain.cost == pytest.approx(paid.mean())
             assert np.allclose(assembled(chain.gates, rows), chain.logits)
+
+
+def test_a_family_with_a_strong_last_member_comes_before_a_cheaper_guess_that_may_fail() -> None:
+    """What decides is the cost at which a family is expected to end, not the cheapest setting that the rows at hand like."""
+    targets, logits, right = world(np.random.default_rng(5), 1200, np.array([0.42, 0.62, 0.7, 0.7]))
+    costs = [0.005, 0.09, 0.3]
+    found = paths(costs, logits, targets, lambda z: float((z.argmax(1) == targets).mean()) / right.mean(), proof(0.97, right, targets, 0.3))
+    assert found and found[0].members[-1] == 2 and found[0].promise < 0.3
+    first = found[0].chains[0]
+    assert first.score - 2.5 * proof(0.97, right, targets).spread(first.logits)[1] > 0.97      # it begins where it surely passes
+
+
+def test_no_family_is_named_where_none_promises_less_than_what_stands() -> None:
+    targets, logits, right = world(np.random.default_rng(6), 600, np.array([0.1, 0.2, 0.7, 0.7]))
+    score = lambda z: float((z.argmax(1) == targets).mean()) / right.mean()  # noqa: E731
+    assert paths([0.2, 0.25, 0.3], logits, targets, score, proof(0.99, right, targets, 0.3)) == []

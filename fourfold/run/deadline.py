@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-ENDS = {"baseline": 0.25, "measure": 0.33, "search": 0.70, "contest": 0.88, "prove": 0.96, "ladder": 1.0}
+ENDS = {"baseline": 0.25, "measure": 0.33, "search": 0.73, "contest": 0.90, "prove": 0.97, "ladder": 1.0}
 """Share of the budget after which a stage must have ended. What a stage leaves over goes to those after it."""
 
 

@@ -242,8 +242,8 @@ class Searcher:
 
     def descend(self, sketches: list[tuple[Shape, float, float]], beside: Callable[[Callable[[float], float]], list[Training]]) -> list[Candidate]:
         """Rungs 1 and 2 from the largest level to the smallest, each starting from the last one recovered. `beside` (told how to get a share of this
-        phase's seconds) gives trainings of other kinds, which fill the other lanes; then the smallest level is trained once more, straight from the
-        original and of another depth.
+        phase's seconds) gives trainings of other kinds, which fill the other lanes; then one level is trained once more, straight from the original and
+        of another depth: the largest where cascades want one good cheap member, the smallest elsewhere.
 
         Two thirds of the time that the search has are spent here; less only where no refinement follows.
         """
@@ -294,9 +294,9 @@ class Searcher:
         waiting = level(0, self.root) if self.plan.levels else []
         waiting = [*waiting, *others] if lanes > 1 else [*others, *waiting]
         if lanes > 1 and self.plan.levels and self.plan.refine:
-            shapes = self.rivals(sketches, self.plan.levels[-1])
+            number = 0 if self.cascading else len(self.plan.levels) - 1
+            shapes = self.rivals(sketches, self.plan.levels[number])
             if shapes:
-                number = len(self.plan.levels) - 1
                 waiting.append(self.finish("side", self.root, shapes[-1], self.plan.steps[number], bench.seed + 30, lambda: rest(1.0), lambda _: []))
         bench.carry_out(waiting, clock)
         return self._sorted()
@@ -389,13 +389,18 @@ class Searcher:
     def _networks(self) -> list[Candidate]:
         return sorted((c for c in self.candidates if c.kind == "network" and c.quality), key=lambda c: (c.cost, c.name))
 
+    def _promising(self) -> Candidate | None:
+        """The network to go on with. Where a cascade may hand its doubts on, the one with the least cost and doubts together, a doubt taken at
+        `DOUBT`; elsewhere the cheapest within a point and a half of the floor, else the best."""
+        done = [c for c in self._networks() if c.cost < 0.5 and c.quality]
+        if self.cascading:
+            return min(done, key=lambda c: c.cost + DOUBT * max(0.0, 1.0 - c.quality.value), default=None)  # type: ignore[union-attr]
+        near = [c for c in done if c.quality and c.quality.value >= self.bench.floor - 0.015]
+        return near[0] if near else max(done, key=lambda c: c.quality.value if c.quality else 0.0, default=None)
+
     def _longer(self, seconds: Callable[[], float]) -> Training | None:
-        """The cheapest network within reach of the floor (six points where a cascade may hand its doubts on, one and a half elsewhere), trained
-        further; it takes the place of its former self where it has become better."""
-        slack = 0.06 if self.cascading else 0.015
-        done = self._networks()
-        near = [c for c in done if c.quality and c.quality.value >= self.bench.floor - slack and c.cost < 0.5]
-        best = near[0] if near else max((c for c in done if c.cost < 0.5), key=lambda c: c.quality.value if c.quality else 0.0, default=None)
+        """The most promising network, trained further; it takes the place of its former self where it has become better."""
+        best = self._promising()
         if best is None:
             return None
 
@@ -408,7 +413,7 @@ class Searcher:
         return self.finish("longer", self.node(best), best.shape, steps, self.bench.seed + 70, seconds, then)
 
     def _between(self, seconds: Callable[[], float]) -> Training | None:
-        """A new shape near the floor, pruned from the nearest larger one."""
+        """A new shape: near the floor, pruned from the nearest larger one; where cascades are in reach, a cheaper one than the most promising."""
         bench, done = self.bench, self._networks()
         passing = [c for c in done if c.quality and c.quality.low >= bench.floor]
         failing = [c for c in done if c.quality and c.quality.low < bench.floor]
@@ -419,11 +424,12 @@ class Searcher:
         target = math.sqrt(high * low)
         if above is None and below is not None:
             target = min(0.9, below.cost + 0.5 * (0.9 - below.cost))
-        if self.cascading:
-            target = min(target, 0.5)
-        if high / low < 1.12:
+        best = self._promising() if self.cascading else None
+        if best is not None:
+            target = 0.6 * best.cost if best.cost > 1.8 * self.reach else 1.5 * best.cost
+        elif high / low < 1.12:
             return None
-        larger = [c for c in done if c.cost > 1.05 * target]
+        larger = [best] if best is not None and target < best.cost else [c for c in done if c.cost > 1.05 * target]
         start = larger[0] if larger else None
         node = self.node(start) if start else self.root
         depth = {s: len(k) for s, k in node.kept.items()}
@@ -436,6 +442,8 @@ class Searcher:
         return self.finish("refine-0", node, shape, max(self.plan.steps), bench.seed + 50, seconds, lambda _: [])
 
 
+DOUBT = 3.0
+"""Cost of a point of quality that a cascade's cheap member lacks, relative to the original's: about three rows are handed on for one set right."""
 PHASE = 0.68
 """Share of the search's time that descends; the rest refines."""
 TRIAL = 0.07

@@ -4,7 +4,7 @@ cautious to bold, so that the test split can choose among them (`fourfold.measur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -32,15 +32,15 @@ CASCADES = 0.9
 """Share of the 5 % error that families of cascades may spend where there are any; the rest is for single models."""
 
 
-def cascades(job: Job) -> list[Gated]:
-    """The families of cascades that promise most, from the search split; [] where answers have no confidence to gate on."""
+def cascades(job: Job, points: Sequence[Point], label: str = "cascade") -> list[Gated]:
+    """The families of cascades of `points` that promise most, from the search split; [] where answers have no confidence to gate on."""
     from fourfold.measure.sequence import LEVEL
     from fourfold.rewrites.compress.cascade import Proof, paths
 
     if job.task.kind != "classification" or job.work.objective == "memory" or job.splits.search.targets is None:
         return []
     targets = np.asarray(job.splits.search.targets)
-    usable = [p for p in job.points if p.status == "open" and p.search_records is not None and len(p.assembly.parts) == 1]
+    usable = [p for p in points if p.search_records is not None and len(p.assembly.parts) == 1]
     rows = [p.search_records for p in usable if p.search_records is not None]
     if len(usable) < 2 or len(targets) < 60:
         return []
@@ -60,7 +60,7 @@ def cascades(job: Job) -> list[Gated]:
     )
     families = []
     for number, path in enumerate(found):
-        family = Gated(f"cascade-{number}", [usable[i] for i in path.members], share=path.share)
+        family = Gated(f"{label}-{number}", [usable[i] for i in path.members], share=path.share)
         family.points = [_point(job, family, chain, step) for step, chain in enumerate(path.chains)]
         families.append(family)
     return families

@@ -48,8 +48,8 @@ def contest(job: Job) -> None:
         job.listener.advance()
     job.points += _words(job)
     _set_aside(job)
-    _race(job, [p for p in job.points if p.status == "open"])
-    job.families = cascades(job)
+    race_points(job, [p for p in job.points if p.status == "open"])
+    job.families = cascades(job, [p for p in job.points if p.status == "open"])
 
 
 def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
@@ -265,7 +265,7 @@ def _words(job: Job) -> list[Point]:
     return made
 
 
-def _race(job: Job, points: list[Point]) -> None:
+def race_points(job: Job, points: list[Point]) -> None:
     """Race the open points' services against the tuned original's, on rows of the search split; journalled under the points' names."""
     from fourfold.run.service import ORIGINAL, Runner, Served, race_services
 

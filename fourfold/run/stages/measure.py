@@ -75,7 +75,7 @@ def _sensitivities(job: Job, root: Node) -> Sensitivities:
     stacks = root.anatomy.stacks
     units = sum(1 + len(b.sublayers) for stack in stacks for b in stack.blocks)
     seconds = 0.5 * job.deadline.until("measure")
-    most = [min(len(job.splits.train), int(np.clip(0.55 * seconds / (4 * max(job.each, 1e-9)), 8, 384)))]
+    most = [min(len(job.splits.train), int(np.clip(0.55 * seconds / (4 * max(job.each, 1e-9)), 8, 256)))]
     most.append(min(most[0], int(0.45 * seconds / (units * max(job.each, 1e-9))), 128 if not job.sequences else 16))
     count, ablated = job.decide("calibration", lambda: most)
 

@@ -39,7 +39,7 @@ def plan(job: Job, root: Node) -> Plan:
             job.deadline.spent(),
             job.batch,
             online=job.sequences,
-            answer=job.each,
+            answer=job.each * _quickest(job),
             cascades=job.task.kind == "classification" and job.work.objective != "memory",
         )
         return {**made, "bf16_from": bf16_from}
@@ -47,6 +47,12 @@ def plan(job: Job, root: Node) -> Plan:
     found = job.journal.once("plan", run)
     job.augment, job.bf16_from = float(found.pop("augment")), float(found.pop("bf16_from"))
     return Plan(**found)
+
+
+def _quickest(job: Job) -> float:
+    """What the original's answers to the pool will take, relative to its own pace in PyTorch, by `fourfold.run.stages.search.quick_answers`."""
+    cheapest = min((float(r["cpu"]["value"]) for r in job.race_rows if r["who"] == "candidate" and r["stage"] in ("final", "heat")), default=1.0)
+    return 1.0 if job.sequences else min(1.0, cheapest * job.base_cpu / job.lanes / max(job.each, 1e-9))
 
 
 def _pace(job: Job, root: Node) -> tuple[dict[float, float], float]:
@@ -109,7 +115,7 @@ def _step(job: Job, module: nn.Module, few: Examples, teacher: Teacher, answers:
 
 LEAST_STEPS = 20
 """Fewer do not recover anything; a level is dropped sooner."""
-GOOD_STEPS = 300
+GOOD_STEPS = 800
 """About what a level needs to be worth more than fewer levels with more steps each."""
 
 

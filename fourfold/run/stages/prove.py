@@ -29,29 +29,32 @@ def prove(job: Job) -> None:
     search split fixed, sharing the 5 % error. Then the safe and the shown are raced as services on the unseen rows, and the cheapest safe one is
     the answer."""
     singles = [p for p in job.points if p.status == "open" and p.search is not None and len(p.assembly.parts) == 1]
-    orders = _singles(job, singles)
-    asked = [*(m for f in job.families for m in f.members), *(p for order in orders for p in order), *_shown(job, singles)]
-    tried = list({p.name: p for p in asked}.values())
-    job.listener.stage("proving on the unseen split", len(tried))
-    for point in tried:
-        test(job, point)
-        job.listener.advance()
-    for family in job.families:
-        _test_family(job, family)
+    job.listener.stage("proving on the unseen split", 0)
+    winners, tried = settled(job, singles, job.families, _shown(job, singles))
     gated = [p for f in job.families for p in f.points]
-    by_name = {p.name: p for p in [*tried, *gated]}
-    plans = [(f.name, CASCADES * f.share, [p.name for p in f.points]) for f in job.families]
-    rest = 1.0 - sum(share for _, share, _ in plans)
-    orders = [order for order in orders if order]
-    plans += [(f"singles-{n}", rest / len(orders), [p.name for p in order]) for n, order in enumerate(orders)]
-    families = [Family(name, LEVEL * (1 - EARLY) * share, tuple(names)) for name, share, names in plans if names]
-    passed, job.order = safe(families, lambda name: error(job, by_name[name]))
-    winners = [by_name[name] for name in passed]
     shown = _raced(job, winners, tried, gated)
     job.points += [p for p in gated if p in shown]
     final_race(job, shown)
     job.best = min((p for p in winners if p in shown and job.pays(p)), key=job.cost, default=None)
-    _label(job, [p for p in job.points if p.status == "open" and p.search is not None], set(passed))
+    _label(job, [p for p in job.points if p.status == "open" and p.search is not None], {p.name for p in winners})
+
+
+def settled(job: Job, singles: list[Point], families: list[Gated], shown: list[Point]) -> tuple[list[Point], list[Point]]:
+    """(the safe points, all points of one model that were tried on the unseen split). `shown`: further ones to be tried, for the reader."""
+    orders = [order for order in _singles(job, singles) if order]
+    asked = [*(m for f in families for m in f.members), *(p for order in orders for p in order), *shown]
+    tried = list({p.name: p for p in asked}.values())
+    for point in tried:
+        test(job, point)
+    for family in families:
+        _test_family(job, family)
+    by_name = {p.name: p for p in [*tried, *(p for f in families for p in f.points)]}
+    plans = [(f.name, CASCADES * f.share, [p.name for p in f.points]) for f in families]
+    rest = 1.0 - sum(share for _, share, _ in plans)
+    plans += [(f"singles-{n}", rest / len(orders), [p.name for p in order]) for n, order in enumerate(orders)]
+    tests = [Family(name, LEVEL * (1 - EARLY) * share, tuple(names)) for name, share, names in plans if names]
+    passed, job.order = safe(tests, lambda name: error(job, by_name[name]))
+    return [by_name[name] for name in passed], tried
 
 
 def _singles(job: Job, points: list[Point]) -> list[list[Point]]:
@@ -120,7 +123,7 @@ def final_race(job: Job, points: list[Point], share: float = 0.12) -> None:
         return
     gated = {p.name: p for p in points if p.candidate.kind == "cascade"}
     routes = {
-        n: owners(p.candidate.extra["gates"], [_records(job, m) for m in p.candidate.extra["members"]]) for n, p in gated.items()
+        n: owners(p.candidate.extra["gates"], [records(job, m) for m in p.candidate.extra["members"]]) for n, p in gated.items()
     }
 
     def run(key: str) -> dict[str, Any]:
@@ -197,7 +200,7 @@ def error(job: Job, point: Point) -> float:
     return chance
 
 
-def _records(job: Job, point: Point) -> np.ndarray:
+def records(job: Job, point: Point) -> np.ndarray:
     """The point's records on the unseen split; journalled."""
     if point.candidate.kind == "bag_of_words":
         return next(s.test for s in job.simple if s.words is not None)
@@ -207,7 +210,7 @@ def _records(job: Job, point: Point) -> np.ndarray:
 
 def test(job: Job, point: Point) -> None:
     """Quality and agreement of a point on the unseen split."""
-    rows = _records(job, point)
+    rows = records(job, point)
     point.test, point.agreement = job.relative(rows, "test"), job.agreement(rows)
 
 
@@ -215,7 +218,7 @@ def _test_family(job: Job, family: Gated) -> None:
     """The same for every setting of a family's gates: from its members' records, since a gate looks at nothing else."""
     from fourfold.rewrites.compress.cascade import assembled, owners
 
-    rows = [_records(job, m) for m in family.members]
+    rows = [records(job, m) for m in family.members]
     for point in family.points:
         gates = point.candidate.extra["gates"]
         joint = assembled(gates, rows)

@@ -105,7 +105,7 @@ def _bench(job: Job) -> tuple[Bench, Crew]:
         job.work.seed,
         job.base_search,
         batch=job.batch,
-        lr=5e-5 if job.task.kind == "causal_lm" else 2e-4,
+        lr=5e-5 if job.task.kind == "causal_lm" else 3e-4,
         hidden_weight=job.plan.hidden,
         label_weight=0.0,
         calibration=min(192, job.root.sensitivities.examples if job.root.sensitivities else 192),
