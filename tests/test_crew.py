@@ -97,6 +97,32 @@ def test_what_cannot_be_sent_is_trained_here(one_thread: None) -> None:
         crew.close()
 
 
+def test_engine_files_made_by_children_are_those_made_here(tmp_path: Path) -> None:
+    from fourfold.run.builds import Build, build
+    from fourfold.run.engines.base import Signature
+
+    _, _, subject, _ = material()
+    few = [{"x": np.random.default_rng(k).normal(size=(size, 6)).astype(np.float32)} for k, size in enumerate((4, 3))]
+    signature = Signature.of(("x",), few)
+
+    def of(name: str, module: nn.Module, folder: Path) -> Build:
+        return Build(name, module, replace(subject, module=module), signature, few, "onnxruntime", ["fp32", "no such precision"], folder)
+
+    told: list[int] = []
+    crew = Crew.of(2)
+    try:
+        works = [of("a", student(1), tmp_path / "a"), of("b", student(2), tmp_path / "b"), of("c", Unsendable(), tmp_path / "c")]
+        made = crew.build(works, told.append)
+    finally:
+        crew.close()
+    here = build(of("a", student(1), tmp_path / "here"))
+    assert told == [2, 2, 2] and set(made) == {"a", "b", "c"}
+    assert made["a"].made["fp32"].files == here.made["fp32"].files and made["a"].made["no such precision"].reason
+    for name in made["a"].made["fp32"].files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+        assert (tmp_path / "c" / name).is_file()
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc")
 def test_children_end_with_a_killed_parent() -> None:
     code = (

@@ -67,6 +67,20 @@ def test_eight_threads_get_what_one_gets(kind: str, room: dict[str, Path]) -> No
     model.close()
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "torch"])
+def test_batches_side_by_side_give_what_one_after_another_gives(engine: str, room: dict[str, Path]) -> None:
+    model = fourfold.load(room[engine])
+    (part,) = model.assembly.parts
+    part.setting.threads, part.setting.batch = 1, 4
+    part.close()
+    examples, told = model.encode(served.texts(50, 3)), []
+    wanted = part.outputs(examples, model.task)
+    found = part.outputs(examples, model.task, 3, told.append)
+    assert sum(told) == 50 and len(told) == 13
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    model.close()
+
+
 @pytest.mark.parametrize("kind", ["onnxruntime", "torch", "cascade"])
 def test_the_first_call_may_come_from_many_threads(kind: str, room: dict[str, Path]) -> None:
     """Sessions, tokenizers and modules are made on demand: once, whoever asks first."""

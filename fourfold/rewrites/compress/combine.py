@@ -242,8 +242,8 @@ class Searcher:
 
     def descend(self, sketches: list[tuple[Shape, float, float]], beside: Callable[[Callable[[float], float]], list[Training]]) -> list[Candidate]:
         """Rungs 1 and 2 from the largest level to the smallest, each starting from the last one recovered. `beside` (told how to get a share of this
-        phase's seconds) gives trainings of other kinds, which fill the other lanes; then one level is trained once more, straight from the original and
-        of another depth: the largest where cascades want one good cheap member, the smallest elsewhere.
+        phase's seconds) gives trainings of other kinds, which fill the other lanes; then one level is trained once more, straight from the original
+        and of another depth: the largest where cascades want one good cheap member, the smallest elsewhere.
 
         Two thirds of the time that the search has are spent here; less only where no refinement follows.
         """
