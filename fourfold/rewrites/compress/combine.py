@@ -157,16 +157,21 @@ class Searcher:
                 search.seed({"cost": level, "tilt": 0.0} | {f"depth:{s}": max(1, round(n * share)) for s, n in deep.items() if n > 1})
         found: dict[str, tuple[Shape, float, float]] = {}
         self.bench.listener.stage("sketching shapes", self.plan.sketches)
-        for _ in range(self.plan.sketches):
+        key, diary, made = "budget:sketches", self.bench.diary, 0
+        count = diary.once(key, int) if key in diary else self.plan.sketches
+        end = time.monotonic() + SKETCHING * self.bench.left()
+        while made < count and (key in diary or made < LEAST_SKETCHES or time.monotonic() < end):
+            made += 1
             ticket, p = search.ask()
             shape = self.shapes([p["cost"]], {s: int(p.get(f"depth:{s}", n)) for s, n in deep.items()}, p["tilt"], options)[0]
             if shape is None:
                 search.tell(ticket, [50.0, 1.0], violation=1.0)
             else:
-                made = self.sketch(shape)
-                found[signature(shape)] = (shape, made["harm"], made["cost"])
-                search.tell(ticket, [made["harm"], made["cost"]])
+                sketch = self.sketch(shape)
+                found[signature(shape)] = (shape, sketch["harm"], sketch["cost"])
+                search.tell(ticket, [sketch["harm"], sketch["cost"]])
             self.bench.listener.advance()
+        diary.once(key, lambda: made)
         return list(found.values())
 
     def rivals(self, sketches: list[tuple[Shape, float, float]], level: float) -> list[Shape]:
@@ -444,6 +449,9 @@ class Searcher:
 
 DOUBT = 3.0
 """Cost of a point of quality that a cascade's cheap member lacks, relative to the original's: about three rows are handed on for one set right."""
+SKETCHING = 0.05
+"""Share of the search's time after which no further shape is sketched; what an earlier run had time for is sketched again."""
+LEAST_SKETCHES = 4
 PHASE = 0.68
 """Share of the search's time that descends; the rest refines."""
 TRIAL = 0.07

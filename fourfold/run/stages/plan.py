@@ -138,7 +138,7 @@ def plan_for(
 
     window = max(0.0, ENDS["search"] * work.budget - spent)
     price = batch * answer if answer is not None else 0.22 * whole
-    augment = 0.0 if online else max(0.0, min(4.0, 0.12 * window / max(1e-9, rows * price / batch) - 1.0))
+    augment = 0.0 if online else max(0.0, min(4.0, 0.07 * window / max(1e-9, rows * price / batch) - 1.0))
     nothing = dict.fromkeys(("expected", "short", "sketches", "rivals", "refine"), 0)
     nothing |= {"levels": [], "steps": [], "hidden": 0.0, "augment": 0.0 if online else 1.0}
     if reach > 0.93 or window < LEAST_STEPS * each(max(0.35, reach)) / 2:  # nothing worth having can be removed, or no time to win it back

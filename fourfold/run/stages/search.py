@@ -32,9 +32,9 @@ def search(job: Job) -> None:
     if job.root is not None and job.plan is not None and job.plan.levels:
         bench, crew = _bench(job)
         try:
-            crew.open()
             job.searcher = Searcher(bench, job.root, job.plan)
-            sketches = job.searcher.propose()
+            sketches = job.searcher.propose()  # before the children have work: it uses every core
+            crew.open()
             job.searcher.descend(sketches, lambda seconds: students(job, bench, seconds))
             job.candidates = job.searcher.candidates
             job.searcher.refine()
