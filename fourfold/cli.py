@@ -123,7 +123,7 @@ def optimize(
 ) -> int:
     """Search for a model that does the same work for less, prove its quality on unseen data, and save it.
 
-    Exit code 3: no candidate clears the floor; the nearest ones are shown.
+    Exit code 3: no candidate clears the floor; the nearest ones are shown. Exit code 1: the answer could not be saved.
     """
     columns = _columns(text_column, label_column, split_column)
     if progress not in ("auto", "plain", "json", "none"):
@@ -173,6 +173,8 @@ def optimize(
     if report:
         front.report(report)
     _show(front.report_data, as_json)
+    if front.unsaved is not None:
+        return _fail(f"not written to {out}: {front.unsaved.message}\n{front.unsaved.mend}", 1, False)  # standard output holds the result
     if front.job.interrupted:
         say("Interrupted; this is the best so far. The same command goes on from here.")
         return _INTERRUPTED

@@ -112,8 +112,10 @@ def optimize(
             early(job)
             if target is not None and job.best is not None and not (target / "manifest.json").exists():
                 ladder(job)
-                _write(_front(job, place), target, force)
-                job.listener.note(f"a first proved answer is in {target}; the search goes on")
+                first = _front(job, place)
+                _write(first, target, force)
+                if first.unsaved is None:
+                    job.listener.note(f"a first proved answer is in {target}; the search goes on")
             measure(job)
             search(job)
         except KeyboardInterrupt:
@@ -152,16 +154,16 @@ def _front(job: Job, place: dict[str, Any]) -> Front:
 
 
 def _write(front: Front, target: Path, force: bool) -> None:
-    """Artefact with its reports where the floor is met, else the reports alone. A model that cannot be made again elsewhere is a warning here: the
-    front in memory is still good. An earlier artefact stays until a new one is complete; a search without one leaves its reports there as
+    """Artefact with its reports where the floor is met, else the reports alone. Why a model cannot be made again elsewhere stays in `front.unsaved`:
+    the front in memory is still good. An earlier artefact stays until a new one is complete; a search without one leaves its reports there as
     attempt.json and attempt.html."""
     if front.best is not None:
         try:
             front.best.save(target, force=force)
             return
         except ModelError as error:
-            front.report_data["folder"] = None
-            front.report_data["warnings"].append(f"not saved: {error.message} {error.mend}")
+            front.unsaved = error
+            front.report_data |= {"folder": None, "warnings": [*front.report_data["warnings"], f"not saved: {error.message} {error.mend}"]}
     try:
         if (target / MANIFEST).exists() and not foreign(target):
             front.report(target / "attempt.json")

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import served
 import fourfold
 from fourfold.cli import run
 from fourfold.errors import InputError
+from fourfold.ingest.asked import asked
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +196,10 @@ def test_standard_input(objects: bool, folders: dict[str, Path]) -> None:
 def test_one_text_may_say_anything(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["predict", str(folders["words"]), "--text", "", "--text", "5", "--text", "nan"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_folder_of_files_without_classes_is_answered_file_by_file(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", ".hidden"):
+        (tmp_path / name).touch()
+    found = asked(tmp_path, SimpleNamespace(inputs=("pixel_values",)))  # type: ignore[arg-type]
+    assert found.nature == "images" and [Path(one).name for one in found.columns["file"]] == ["a.png", "b.png"]

@@ -239,8 +239,15 @@ def test_what_next_fits_the_data_and_the_shell() -> None:
     document["folder"] = "my models/cheap"
     told = dict(advice.steps(document))
     assert told["use"] == "fourfold predict 'my models/cheap' --text \"…\"" and "fourfold verify 'my models/cheap'" in told["check on new data"]
-    document["data"]["inputs"] = "rows"
-    assert "--text" not in dict(advice.steps(document))["use"] and validate(document) == []
+    assert advice.steps(document) == advice.steps({**document, "trust": []})
+    document["trust"] = ["their.code"]
+    for kind, how in (("images", "pictures/"), ("sounds", "sounds/"), ("arrays", "new.npz"), ("pairs", "new.csv"), ("rows", "FILE")):
+        document["data"]["inputs"] = kind
+        told = dict(advice.steps(document))
+        assert told["use"] == f"fourfold predict 'my models/cheap' --data {how} --trust their.code" and validate(document) == []
+    assert "trust=['their.code']" in told.pop("in Python") and all(how.endswith(" --trust their.code") for how in told.values())
+    document["model"] = {**document["model"], "name": "their.code:make"}
+    assert "--original their.code:make" in dict(advice.steps(document))["check on new data"]
     known = set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
     assert {how.split()[1] for _, how in advice.steps(document) if how.startswith("fourfold ")} <= known
     assert advice.steps({**document, "folder": None}) == [] == advice.steps({**report(False), "folder": "cheap"})

@@ -18,10 +18,11 @@ import served
 
 import fourfold
 from fourfold.errors import InputError
+from fourfold.ingest.encode import load_labelled
 from fourfold.run.artefact import digest
 from fourfold.run.choices import keep, undo
 from fourfold.run.loading import read_manifest
-from fourfold.run.rerace import Way, _proved, labelled, rerace
+from fourfold.run.rerace import Way, _proved, rerace
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +188,13 @@ def way(model: Any, net: Any, precision: str, folder: Path) -> Way:
 
 def test_labels_are_numbered_as_the_task_numbers_them(cheap: Path, tmp_path: Path) -> None:
     model = fourfold.load(cheap)
-    examples = labelled(model, rows(tmp_path / "rows.csv", model), None)
+    examples = load_labelled(rows(tmp_path / "rows.csv", model), model.task, model.assembly.reader())
     np.testing.assert_array_equal(examples.targets, model.assembly.outputs(examples, model.task).argmax(1))
 
 
 def test_another_precision_must_clear_the_floor_on_labelled_rows(cheap: Path, tmp_path: Path) -> None:
     model = fourfold.load(cheap)
-    proof = labelled(model, rows(tmp_path / "rows.csv", model), None)
+    proof = load_labelled(rows(tmp_path / "rows.csv", model), model.task, model.assembly.reader())
     passed, said = _proved(model, {"net": way(model, model.module, "fp32", tmp_path)}, proof, None)
     assert passed and "clears the floor of 90.0%" in said and "through the stored choice" in said
 
@@ -209,7 +210,7 @@ def test_another_precision_must_clear_the_floor_on_labelled_rows(cheap: Path, tm
 def test_the_stored_shortfall_counts_too(cheap: Path, tmp_path: Path) -> None:
     """A member that equals the stored one inherits its bound: where that does not clear the floor, nothing new does."""
     model = fourfold.load(cheap)
-    proof = labelled(model, rows(tmp_path / "rows.csv", model), None)
+    proof = load_labelled(rows(tmp_path / "rows.csv", model), model.task, model.assembly.reader())
     model.manifest["floor"] = 0.975
     assert _proved(model, {"net": way(model, model.module, "fp32", tmp_path)}, proof, None)[0] is False
     passed, said = _proved(model, {"net": way(model, model.module, "fp32", tmp_path)}, proof, served.network())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fourfold.errors import ArtefactError, FourfoldError
-from fourfold.ingest.trust import Trust, sane
+from fourfold.ingest.trust import Trust, option, sane, strangers
 from fourfold.run.loading import load, read_manifest
 from fourfold.run.manifest import check
 
@@ -50,6 +50,13 @@ def test_a_factory_runs_only_where_its_package_is_trusted(tmp_path: Path, monkey
         Trust().called("strange_factory:make")
     assert "--trust strange_factory" in told.value.mend and "strange_factory" not in sys.modules
     Trust(["strange_factory"]).called("strange_factory:make")
+
+
+def test_the_packages_that_an_origin_needs_are_packages() -> None:
+    tree = {"class": "lone:Net", "children": {"a": {"class": "torch.nn.modules.linear:Linear"}, "b": {"class": "deep.er:Block"}}}
+    assert strangers({"kind": "factory", "entry": "lone:make"}) == ("lone",)
+    assert strangers({"kind": "tree", "tree": tree}) == ("deep", "lone")
+    assert option(["deep", "lone"]) == " --trust deep --trust lone" and option([]) == ""
 
 
 def test_configurations_lose_what_fetches_and_keep_their_bounds() -> None:

@@ -20,6 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 import fourfold
 from fourfold.cli import run
 from fourfold.errors import ArtefactError, InputError, ModelError
+from fourfold.ingest.encode import load_labelled
 from fourfold.ingest.model import load_model
 from fourfold.ingest.task import Task
 from fourfold.machine import here
@@ -28,7 +29,7 @@ from fourfold.run.artefact import Assembly, Part, Setting
 from fourfold.run.finals import prepare
 from fourfold.run.original import NAME, digest
 from fourfold.run.saving import save
-from fourfold.run.verify import outside, read
+from fourfold.run.verify import outside
 
 WORDS = [f"w{i}" for i in range(50)]
 CLASSES = ["water", "fire"]                                             # not in the order of the alphabet
@@ -81,7 +82,7 @@ def artefact(original: Path, folder: Path, data: Path, changes: dict[str, Any] |
     subject.module.eval()
     kept = digest(subject.module)
     task = Task("classification", CLASSES, METRICS["accuracy"], named=True)
-    examples = read(str(data), task, subject, None, None)
+    examples = load_labelled(str(data), task, subject)
     module = deepcopy(subject.module)
     dice = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -234,12 +235,12 @@ def test_damaged_answers_are_named(original: Path, data: Path, tmp_path: Path) -
 
     (tmp_path / NAME).write_text("[1")
     with pytest.raises(ArtefactError, match=NAME):
-        remembered(tmp_path, read(str(data), Task("classification", CLASSES, METRICS["accuracy"]), None, None, None))
+        remembered(tmp_path, load_labelled(str(data), Task("classification", CLASSES, METRICS["accuracy"]), None))
 
 
 def test_labels_are_numbered_as_the_manifest_numbers_them(original: Path, data: Path) -> None:
     task = Task("classification", CLASSES, METRICS["accuracy"], named=True)
-    with_it, without = read(str(data), task, load_model(str(original)), None, None), read(str(data), task, None, None, None)
+    with_it, without = load_labelled(str(data), task, load_model(str(original))), load_labelled(str(data), task, None)
     words = [row["label"] for row in csv.DictReader(data.open())]
     assert with_it.targets.tolist() == without.targets.tolist() == [CLASSES.index(word) for word in words]
     assert with_it.groups.tolist() == without.groups.tolist()

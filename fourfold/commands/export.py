@@ -19,12 +19,13 @@ def export(
     to: Annotated[str, typer.Option("--to", help="hf (a transformers folder), onnx or openvino.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")],
     member: Annotated[str | None, typer.Option(help="Which member of a cascade.")] = None,
+    trust: Annotated[list[str] | None, typer.Option(help="Package whose code the artefact may run, such as the model's own.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the cheaper network for others to open, and check in a fresh process that it answers alike."""
     from fourfold.run.export import export as write
 
-    done = write(folder, to, out, member=member)
+    done = write(folder, to, out, member=member, trust=trust or ())
     if as_json:
         emit(done)
     else:

@@ -256,12 +256,23 @@ def _file(path: Path, subject: Subject | None) -> Asked:
         return _csv(path)
     if path.is_file() and suffix in (*IMAGES, ".wav"):
         return _list([path], subject)
+    kinds = {"images": IMAGES, "audio": (".wav",)}.get(_nature(subject), ())
+    if kinds and path.is_dir() and all(entry.is_file() and entry.suffix.lower() in kinds for entry in _seen(path)):
+        return _list(sorted(_seen(path)), subject)
     table = read(path)
     if isinstance(table, dict):
         from fourfold.ingest.data import joined
 
         table = table["test"] if "test" in table else joined(table)[0]
     return Asked(dict(table.columns), table.source, table.nature)
+
+
+def _seen(folder: Path) -> list[Path]:
+    """What lies in the folder, but for hidden files; InputError where there is nothing."""
+    found = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    if not found:
+        raise InputError(f"The folder {folder.name!r} is empty.", "Put the files to be answered into it.")
+    return found
 
 
 def _objects(rows: list[str], source: str) -> Asked:

@@ -197,12 +197,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Splits:
-    """train recovers, search steers, test proves. `note` tells how they were made and what was noticed on the way, in sentences."""
+    """train recovers, search steers, test proves. `note` tells how they were made and what was noticed on the way, in sentences; `nature` what they
+    were read from (see `fourfold.ingest.readers.Table`)."""
 
     train: Examples
     search: Examples
     test: Examples
     note: str
+    nature: str = "table"
 
 
 # ------------------------------------------------------------------------------------------------------------------- load
@@ -254,7 +256,7 @@ def load_data(
     if callable(metric) or isinstance(metric, str) and ":" in metric:
         rehearse(task, made["search"])
     note = " ".join([how, *table.notes, *notes])
-    return Splits(made["train"], made["search"], made["test"], note), task
+    return Splits(made["train"], made["search"], made["test"], note, table.nature), task
 
 
 def joined(parts: dict[str, Table]) -> tuple[Table, np.ndarray]:

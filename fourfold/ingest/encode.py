@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from fourfold.errors import InputError
 from fourfold.ingest import columns as roles
 from fourfold.ingest import split
-from fourfold.ingest.data import Examples, Ragged
+from fourfold.ingest.data import Examples, Ragged, joined
 from fourfold.ingest.readers import Table, picture, read, sound
 from fourfold.ingest.task import DEFAULTS, Speech, Task, Writing, default_metric, text_of
 from fourfold.ingest.unread import Unread
@@ -72,6 +74,41 @@ def load_inputs(
     return examples
 
 
+def load_labelled(
+    ref: Any, task: Task, subject: Subject | None, *, columns: Mapping[str, str] | None = None, max_length: int | None = None, needed: bool = False
+) -> Examples:
+    """New rows with their targets as `task` numbers them, encoded for `subject` (without one, texts stay texts); a "test" part is used alone.
+
+    Targets are None where a classifier's rows have no labels, or where the metric asks for none. `needed`: values must be there. Raises InputError as
+    `load_data` does.
+    """
+    found = read(ref)
+    parts = found if isinstance(found, dict) else {"all": found}
+    table = parts["test"] if "test" in parts else joined(parts)[0]
+    if len(table) == 0:
+        raise InputError(f"{table.source} holds no rows.", "Bring rows with labels.")
+    role = roles.roles_of(table, columns, subject, task.kind)
+    label = None if task.metric.name == "agreement" else role.label
+    if task.kind not in ("classification", "regression"):
+        assert subject is not None
+        return encode(table, role, task.kind, subject, max_length)[0]
+    if subject is None:
+        texts = roles.texts_of(table, role.text or "text")
+        raw: list[Any] = list(zip(texts, roles.texts_of(table, role.pair), strict=True)) if role.pair else list(texts)
+        examples = Examples({"row": np.arange(len(raw))}, raw=raw, groups=np.array([split.group_of(one) for one in raw], dtype=np.int64))
+    else:
+        inputs = replace(table, columns={name: value for name, value in table.columns.items() if name != role.label})
+        examples = encode(inputs, replace(role, label=None), task.kind, subject, max_length)[0]
+    if label is None and needed and task.kind == "regression":
+        raise roles.unlabelled(table, role)
+    if label is not None and task.kind == "classification":
+        names = SimpleNamespace(id2label=dict(enumerate(task.classes))) if task.classes else None
+        examples.targets = roles.labels_of(table, label, names).targets
+    elif label is not None:
+        examples.targets = roles.values_of(table, label)
+    return examples
+
+
 def _given(ref: Any) -> Table:
     if isinstance(ref, str) and not Path(ref).exists() and (" " in ref or not Path(ref).suffix):
         ref = [ref]
@@ -83,8 +120,6 @@ def _given(ref: Any) -> Table:
         return Table({"x": ref}, "the array", "arrays")
     table = read(ref)
     if isinstance(table, dict):
-        from fourfold.ingest.data import joined
-
         return joined(table)[0]
     return table
 

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -101,7 +102,8 @@ def _parts(ref: Any) -> tuple[str, str]:
 
 
 def _package(where: str) -> str:
-    return where.partition(".")[0]
+    """The package of "package.module" or "package.module:name"."""
+    return where.partition(":")[0].partition(".")[0]
 
 
 def imported(ref: str) -> Any:
@@ -164,6 +166,11 @@ def strangers(origin: Mapping[str, Any]) -> tuple[str, ...]:
             except ModelError:  # not here: for its reader to find out
                 pass
     return tuple(sorted(found))
+
+
+def option(packages: Iterable[str]) -> str:
+    """What a command that loads an artefact of these packages needs to be told, with a space before it: " --trust a --trust b"; "" for none."""
+    return "".join(f" --trust {shlex.quote(name)}" for name in packages)
 
 
 _ROLES = {"class": "module", "enum": "enum", "made": "tuple", "data": "data", "config": "config", "name": "value"}

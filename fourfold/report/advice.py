@@ -4,14 +4,20 @@ and what to do next."""
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from importlib.util import find_spec
 from typing import Any
 
+from fourfold.ingest.trust import option
 from fourfold.report.words import absolute, energy, percent, span
 
 NEAR = 0.03  # a floor missed by more than this is no near miss
 TOLD = 4  # cheaper points told by name
+ASKED = {
+    "texts": ('--text "…"', "new.csv"), "pairs": ("--data new.csv", "new.csv"), "images": ("--data pictures/", "labelled/"),
+    "sounds": ("--data sounds/", "labelled/"), "arrays": ("--data new.npz", "labelled.npz"), "rows": ("--data FILE", "FILE"),
+}  # what a row is → how `predict` and `verify` are given new ones
 
 
 def cost_of(report: Any, candidate: Any) -> float | None:
@@ -116,15 +122,18 @@ def steps(report: Any) -> list[tuple[str, str]]:
     """(what to do next, how) for a saved winner; [] where nothing was saved. What this version has no command for is not told."""
     if not report["folder"] or report["best"] is None:
         return []
-    folder = shlex.quote(report["folder"])
-    texts = report["data"].get("inputs", "texts" if report["data"]["task"] == "classification" else "rows") == "texts"
-    say = '--text "…"' if texts else "--data FILE"
+    folder, trust = shlex.quote(report["folder"]), report.get("trust") or []
+    more, loaded = option(trust), f", trust={trust!r}" if trust else ""
+    ask, check = ASKED.get(report["data"].get("inputs", "texts" if report["data"]["task"] == "classification" else "rows"), ASKED["rows"])
+    name = str(report["model"]["name"])
+    original = f" --original {shlex.quote(name)}" if re.fullmatch(r"[\w.]+:[\w.]+|.*\.onnx", name) else ""   # a manifest never makes a factory run
+    exported = shlex.quote(report["folder"].rstrip("/") + "-onnx")
     found = [
-        ("use", f"fourfold predict {folder} {say}"),
-        ("in Python", f"model = fourfold.load({report['folder']!r}); model.predict(inputs)"),
-        ("check on new data", f"fourfold verify {folder} --data new.csv"),
-        ("export", f"fourfold export {folder} --to onnx") if find_spec("fourfold.commands.export") else ("", ""),
-        ("on another machine", f"fourfold race {folder}"),
+        ("use", f"fourfold predict {folder} {ask}{more}"),
+        ("in Python", f"model = fourfold.load({report['folder']!r}{loaded}); model.predict(inputs)"),
+        ("check on new data", f"fourfold verify {folder} --data {check}{original}{more}"),
+        ("export", f"fourfold export {folder} --to onnx --out {exported}{more}") if find_spec("fourfold.commands.export") else ("", ""),
+        ("on another machine", f"fourfold race {folder}{more}"),
     ]
     return [step for step in found if step[0]]
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from fourfold.errors import Infeasible, InputError
+from fourfold.errors import Infeasible, InputError, ModelError
 
 if TYPE_CHECKING:
     from fourfold.run.artefact import Model
@@ -113,6 +113,7 @@ class Front:
     report_data: dict[str, Any]
     best: Choice | None
     infeasible: Infeasible | None = None
+    unsaved: ModelError | None = None  # why `best` is not in the folder `out`, where one was asked for
     points: list[Choice] = field(default_factory=list)
 
     def __post_init__(self) -> None:

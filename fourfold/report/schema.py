@@ -66,7 +66,7 @@ class Data(TypedDict):
     search: int
     test: int
     note: str  # how the splits were made
-    inputs: NotRequired[str]  # what a row is: "texts", "pairs" or "rows" (arrays, images, sounds)
+    inputs: NotRequired[str]  # what a row is: "texts", "pairs", "images", "sounds" or "arrays"; "rows" in old reports (one of the last three)
 
 
 class Host(TypedDict):
@@ -289,6 +289,7 @@ class Report(TypedDict):
     machine: Host
     valid: str  # "measured on …; re-race elsewhere with: fourfold race cheap/"
     folder: str | None  # where the artefact lies
+    trust: NotRequired[list[str]]  # packages of the model's own code, which whoever loads the artefact must trust
     objective: Literal["energy", "latency", "memory"]
     floor: float
     budget_s: float

@@ -7,13 +7,16 @@ shrunk → back end changed → precision changed → cascade. Each rung's `befo
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
 from fourfold.cite import BIBLIOGRAPHY
+from fourfold.ingest.trust import option
 from fourfold.ledger import Ledger
 from fourfold.measure.quality import Relative
 from fourfold.run.finals import weight_bytes
+from fourfold.run.saving import trusted
 from fourfold.units import Quantity
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ def report_data(job: Job) -> dict[str, Any]:
         if f.startswith(("amx", "avx512_vnni", "avx512_bf16", "avx_vnni")) or f in ("avx2", "avx512f", "asimd", "sve", "bf16")
     )
     keys = _cited(job)
+    trust = [] if job.best is None else list(trusted(job.best.assembly))
     versions = {"fourfold": __version__, "python": platform.python_version()} | _versions()
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -76,8 +80,9 @@ def report_data(job: Job) -> dict[str, Any]:
             "memory_bytes": machine.memory,
             "system": machine.os,
         },
-        "valid": f"raced on {machine.name}; on another processor run: fourfold race {job.options.out or 'DIR'}",
+        "valid": f"raced on {machine.name}; on another processor run: fourfold race {shlex.quote(str(job.options.out or 'DIR'))}{option(trust)}",
         "folder": str(job.options.out) if job.options.out and job.best is not None else None,
+        "trust": trust,
         "objective": job.work.objective,
         "floor": job.work.floor,
         "budget_s": job.work.budget,
@@ -135,11 +140,10 @@ def manifest_facts(job: Job, point: Point, report: dict[str, Any]) -> dict[str, 
 
 
 def _inputs(job: Job) -> str:
-    """What a row of the data is: "texts", "pairs" of them, or "rows" of something else."""
+    """What a row of the data is: "texts", "pairs" of them, "images", "sounds" or "arrays"."""
+    other = {"images": "images", "audio": "sounds", "arrays": "arrays"}.get(job.splits.nature)
     raw = job.splits.test.raw
-    if not raw or job.subject.tokenizer is None:
-        return "rows"
-    return "texts" if isinstance(raw[0], str) else "pairs" if isinstance(raw[0], tuple) else "rows"
+    return other or ("pairs" if raw and isinstance(raw[0], tuple) else "texts")
 
 
 def _lengths(job: Job) -> list[int]:

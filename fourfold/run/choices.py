@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import InputError
+from fourfold.ingest.trust import option
 from fourfold.run.artefact import digest
 
 FIELDS = ("setting", "signature", "engine_files", "engine_folder")  # of a member, that a choice decides
@@ -63,7 +64,8 @@ def undo(folder: Path | str, *, dry_run: bool = False) -> dict[str, Any]:
     verify(root, manifest)
     number = int(manifest.get("choice", 0)) - 1
     if number < 0 or number >= len(manifest.get("choices", [])):
-        raise InputError(f"{root} runs as it was saved: no race has changed it.", f"Race it: fourfold race {root}")
+        how = f"Race it: fourfold race {root}{option(manifest.get('trust') or [])}"
+        raise InputError(f"{root} runs as it was saved: no race has changed it.", how)
     before = {spec["name"]: spec["setting"] for spec in manifest["parts"]}
     back = manifest["choices"][number]
     for spec in manifest["parts"]:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +32,18 @@ CLOSE = 2e-3  # largest accepted difference of outputs, relative to their spread
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
-def export(folder: Path | str, to: str, out: Path | str, *, member: str | None = None) -> dict[str, Any]:
+def export(folder: Path | str, to: str, out: Path | str, *, member: str | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
     """Write the network of the artefact in `folder` into the new folder `out`; what was written, as plain data.
 
-    to: "hf", "onnx" or "openvino". member: which, of a cascade. Raises InputError for what cannot be asked, ModelError for what cannot be expressed.
+    to: "hf", "onnx" or "openvino". member: which, of a cascade. trust: as in `load`. Raises InputError for what cannot be asked, ModelError for what
+    cannot be expressed.
     """
     if to not in TARGETS:
         raise InputError(f"--to {to!r} is not known.", f"Choose from: {', '.join(TARGETS)}.")
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already and is not empty.", "Name a new folder.")
-    model = load(folder)
+    model = load(folder, trust=trust)
     try:
         part = _member(model, member)
         target.parent.mkdir(parents=True, exist_ok=True)

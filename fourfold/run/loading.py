@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fourfold.errors import ArtefactError, FourfoldError, MissingExtra
 from fourfold.ingest.task import Task
-from fourfold.ingest.trust import EVERYONE, Trust
+from fourfold.ingest.trust import EVERYONE, Trust, option
 from fourfold.run.artefact import FORMAT, Assembly, Model, Part, Setting, digest
 from fourfold.run.later import Later
 from fourfold.run.shelf import Shelved
@@ -136,7 +136,8 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str], trust: 
     if reason and opaque:
         raise ArtefactError(f"{home} only runs on {setting.engine}, which cannot run here: {reason}.", "Install that back end.")
     if reason:
-        warnings.append(f"{setting.engine} {setting.precision} cannot run here ({reason}); PyTorch fp32 stands in. Run: fourfold race {home.parent}")
+        again = f"fourfold race {home.parent}{option(sorted(trust.packages))}"
+        warnings.append(f"{setting.engine} {setting.precision} cannot run here ({reason}); PyTorch fp32 stands in. Run: {again}")
         part.setting = Setting("torch", "fp32", setting.threads, setting.batch, setting.bucketing)
         part.session = None
         part.open()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.errors import FourfoldError
+from fourfold.ingest.encode import load_labelled
 from fourfold.run.artefact import Assembly, Model, Part, Setting
 from fourfold.run.choices import keep
 from fourfold.run.loading import load
@@ -133,7 +134,9 @@ def _rows(model: Model, data: Any, columns: Mapping[str, str] | None) -> tuple[E
     """Rows to race on, labelled rows to prove on (None where there are none), and what is to be said of them."""
     if data is None:
         return None, None, ["Without rows of yours only the stored precision may win; inputs of the recorded lengths were drawn at random."]
-    examples = labelled(model, data, columns)
+    reader, longest = model.assembly.reader(), model.manifest.get("max_length")
+    bare = reader is None or isinstance(data, list | tuple) and data and isinstance(data[0], str)   # texts alone
+    examples = model.encode(data) if bare else load_labelled(data, model.task, reader, columns=columns, max_length=longest)
     only = "only the stored precision may win"
     if examples.targets is None:
         return _subset(examples, RACED), None, [f"The rows have no labels, and agreement with the stored answers is no proof of quality: {only}."]
@@ -143,33 +146,6 @@ def _rows(model: Model, data: Any, columns: Mapping[str, str] | None) -> tuple[E
         said = f"{len(examples):,} labelled rows are too few to prove quality on ({2 * FEWEST} are the least): {only}."
         return _subset(examples, RACED), None, [said]
     return examples.take(np.sort(order[:first])), examples.take(np.sort(order[first:])), []
-
-
-def labelled(model: Model, data: Any, columns: Mapping[str, str] | None) -> Examples:
-    """Rows as the artefact reads them, with targets as its task numbers them, or without where there are no labels. Raises InputError."""
-    from types import SimpleNamespace
-
-    from fourfold.ingest import columns as roles
-    from fourfold.ingest import readers
-    from fourfold.ingest.data import joined
-    from fourfold.ingest.encode import encode
-
-    task, reader = model.task, model.assembly.reader()
-    if reader is None or isinstance(data, list | tuple) and data and isinstance(data[0], str):
-        return model.encode(data)
-    found = readers.read(data)
-    parts = found if isinstance(found, dict) else {"all": found}
-    table = parts["test"] if "test" in parts else joined(parts)[0]
-    role = roles.roles_of(table, columns, reader, task.kind)
-    if task.kind not in ("classification", "regression"):
-        return encode(table, role, task.kind, reader, model.manifest.get("max_length"))[0]
-    examples = encode(table, replace(role, label=None), task.kind, reader, model.manifest.get("max_length"))[0]
-    if role.label is not None and task.kind == "classification":
-        names = SimpleNamespace(id2label=dict(enumerate(task.classes))) if task.classes else None
-        examples.targets = roles.labels_of(table, role.label, names).targets
-    elif role.label is not None:
-        examples.targets = roles.values_of(table, role.label)
-    return examples
 
 
 def _member(

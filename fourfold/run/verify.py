@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +107,7 @@ def verify(
 
     Raises InputError, ModelError, ArtefactError; a figure that does not hold raises nothing: see `Verification.exit_code`.
     """
+    from fourfold.ingest.encode import load_labelled
     from fourfold.machine import here
     from fourfold.run.loading import load
     from fourfold.run.original import find, remembered
@@ -120,7 +120,7 @@ def verify(
         manifest = model.manifest
         subject, told = find(manifest, original)
         reader = model.assembly.reader()
-        examples = read(data, model.task, subject or reader, columns, manifest.get("max_length"))
+        examples = load_labelled(data, model.task, subject or reader, columns=columns, max_length=manifest.get("max_length"), needed=True)
         warnings = list(model.warnings)
         if subject is None:
             index, base = remembered(Path(folder), examples)
@@ -150,42 +150,6 @@ def verify(
         return Verification(str(folder), _words(data), len(examples), told, same, checks, warnings)
     finally:
         model.close()
-
-
-def read(ref: Any, task: Task, subject: Subject | None, columns: Mapping[str, str] | None, max_length: int | None) -> Examples:
-    """Rows with their targets as `task` numbers them, encoded for `subject`; None as targets where a classifier's rows have no labels.
-
-    Raises InputError as `load_data` does.
-    """
-    from fourfold.ingest import columns as roles
-    from fourfold.ingest import readers
-    from fourfold.ingest.data import Examples, joined
-    from fourfold.ingest.encode import encode
-    from fourfold.ingest.split import group_of
-
-    found = readers.read(ref)
-    parts = found if isinstance(found, dict) else {"all": found}
-    table = parts["test"] if "test" in parts else joined(parts)[0]
-    if len(table) == 0:
-        raise InputError(f"{table.source} holds no rows.", "Bring rows with labels.")
-    role = roles.roles_of(table, columns, subject, task.kind)
-    label = None if task.metric.name == "agreement" else role.label
-    if task.kind not in ("classification", "regression"):
-        return encode(table, role, task.kind, subject, max_length)[0]  # type: ignore[arg-type]
-    if subject is None:
-        texts = roles.texts_of(table, role.text or "text")
-        raw: list[Any] = list(zip(texts, roles.texts_of(table, role.pair), strict=True)) if role.pair else list(texts)
-        examples = Examples({"row": np.arange(len(raw))}, raw=raw, groups=np.array([group_of(one) for one in raw], dtype=np.int64))
-    else:
-        examples = encode(table, replace(role, label=None), task.kind, subject, max_length)[0]
-    if label is None and task.kind == "regression":
-        raise roles.unlabelled(table, role)
-    if label is not None and task.kind == "classification":
-        names = SimpleNamespace(id2label=dict(enumerate(task.classes))) if task.classes else None
-        examples.targets = roles.labels_of(table, label, names).targets
-    elif label is not None:
-        examples.targets = roles.values_of(table, label)
-    return examples
 
 
 def agreement(task: Task, base: np.ndarray, records: np.ndarray, groups: np.ndarray, seed: int = 0) -> Relative | None:
@@ -296,6 +260,7 @@ def _part(subject: Subject, manifest: Mapping[str, Any], examples: Examples) -> 
 
 def _own(model: Model, data: Any, examples: Examples, subject: Subject | None, columns: Mapping[str, str] | None) -> Examples | Unread:
     """The same rows as the artefact reads them: texts by its own tokenizers, arrays as they are."""
+    from fourfold.ingest.encode import load_labelled
     from fourfold.ingest.unread import Unread
 
     raw, reader, longest = examples.raw, model.assembly.reader(), model.manifest.get("max_length")
@@ -303,7 +268,7 @@ def _own(model: Model, data: Any, examples: Examples, subject: Subject | None, c
         return Unread(raw, reader, longest)
     if subject is None or _vocabulary(subject) == _vocabulary(reader):
         return examples
-    return read(data, model.task, reader, columns, longest)
+    return load_labelled(data, model.task, reader, columns=columns, max_length=longest, needed=True)
 
 
 def _vocabulary(subject: Subject | None) -> int:
