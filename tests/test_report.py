@@ -212,12 +212,15 @@ def test_every_candidate_that_is_not_the_answer_has_a_reason() -> None:
 
 def test_a_near_miss_names_the_floor_that_gives_it() -> None:
     document = report()
-    assert advice.near_miss(document) == "97 % was missed by 2.1 points at 3.4 %: `--floor 94.9%` gives it (c004)."
-    document["candidates"][4]["test_quality"] = {"value": 0.983, "low": 0.9681, "high": 0.99, "n": 900}
-    assert advice.near_miss(document) == "97 % was missed by 0.2 points at 3.4 %: `--floor 96.8%` gives it (c004)."
-    assert all("--floor 96.8%" in " ".join(text.split()) for text in (shown(document), html.page(document), markdown.card(document)))
-    for row in document["candidates"]:
-        row["test_quality"] = row["test_quality"] and {**row["test_quality"], "low": 0.5}
+    assert advice.near_miss(document) == "" and advice.near_miss(report(False)) == ""   # the plain interval proves nothing
+    document["candidates"][4] |= {"test_quality": {"value": 0.983, "low": 0.96998, "high": 0.99, "n": 900}, "passes_at": 0.965}
+    document["candidates"][5]["passes_at"], document["candidates"][0]["passes_at"] = 0.93, 0.99
+    assert advice.near_miss(document) == "c004 at 3.4 % of the cost would have passed at a floor of 96.5 %: `--floor 96.5%`."
+    assert validate(document) == []
+    assert all("--floor 96.5%" in " ".join(text.split()) for text in (shown(document), html.page(document), markdown.card(document)))
+    document["candidates"][4]["reason"] = ""
+    assert "just below the floor" in advice.why(document, 4) and "0.0 points" not in shown(document)
+    document["candidates"][4]["passes_at"] = None
     assert advice.near_miss(document) == ""
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from fourfold.measure.quality import Z95, accuracy_bound
-from fourfold.measure.sequence import LEVEL, Family, safe
+from fourfold.measure.sequence import LEVEL, Family, floors, safe
 from fourfold.rewrites.compress.cascade import Proof, assembled, owners, paths
+from fourfold.run.stages.prove import error, reached
 
 
 def test_a_family_stops_at_its_first_failure_and_hands_its_level_on_only_when_whole() -> None:
@@ -57,6 +61,41 @@ def proof(floor: float, right: np.ndarray, targets: np.ndarray, otherwise: float
         return here, here
 
     return Proof(floor, spread, LEVEL, otherwise)
+
+
+@given(st.integers(0, 10_000))
+def test_the_floor_that_is_told_is_one_that_would_have_passed(seed: int) -> None:
+    """Random families and figures: at the told floor the whole procedure passes the candidate; whoever failed is told a lower one than was asked."""
+    rng = np.random.default_rng(seed)
+    names = list("abcdefgh")
+    value, spread = dict(zip(names, rng.uniform(0.93, 1.0, 8), strict=True)), dict(zip(names, rng.uniform(0.0, 0.02, 8), strict=True))
+    spread["a"] = 0.0
+    cuts = sorted(rng.choice(np.arange(1, 8), 2, replace=False).tolist())
+    groups = [names[: cuts[0]], names[cuts[0] : cuts[1]], [*names[cuts[1] :], "b"]]
+    shares = rng.dirichlet(np.ones(3))
+    families = [Family(str(k), LEVEL * share, tuple(group)) for k, (share, group) in enumerate(zip(shares, groups, strict=True))]
+
+    def job(floor: float) -> Any:
+        return SimpleNamespace(work=SimpleNamespace(floor=floor), options=SimpleNamespace(agree=None))
+
+    def point(name: str) -> Any:
+        return SimpleNamespace(test=SimpleNamespace(value=value[name], low=value[name] - 1.6449 * spread[name]), agreement=None)
+
+    told = floors(families, lambda name, level: reached(job(0.97), point(name), level))
+    def found(floor: float) -> tuple[list[str], list[str]]:
+        return safe(families, lambda one: error(job(floor), point(one)))
+
+    assert all(name in found(floor - 1e-9)[0] for name, floor in told.items())
+    passed, tested = found(0.97)
+    assert all(told[name] < 0.97 for name in tested if name not in passed)
+
+
+def test_no_floor_of_quality_mends_a_lack_of_agreement() -> None:
+    job: Any = SimpleNamespace(options=SimpleNamespace(agree=0.95))
+    point: Any = SimpleNamespace(test=SimpleNamespace(value=0.99, low=0.98), agreement=SimpleNamespace(value=0.9, n=400))
+    assert reached(job, point, 0.05) == -np.inf
+    point.agreement.value = 1.0
+    assert 0.979 < reached(job, point, 0.05) < 0.981 and reached(job, point, 0.01) < 0.979
 
 
 def search_once(seed: int, floor: float) -> tuple[bool, bool]:

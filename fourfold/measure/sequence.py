@@ -22,6 +22,21 @@ class Family:
     names: tuple[str, ...]
 
 
+def floors(families: Sequence[Family], alone: Callable[[str, float], float]) -> dict[str, float]:
+    """The highest floor at which each candidate would have passed in its place: those before it in its order must have passed at it too.
+
+    Counted at the families' own levels, without what one hands on to the next, so that it is never too high. alone(name, level): the highest floor at
+    which the candidate's own p-value is at most `level`.
+    """
+    found: dict[str, float] = {}
+    for family in families:
+        least = float("inf")
+        for name in family.names:
+            least = min(least, alone(name, family.level))
+            found[name] = max(found.get(name, -float("inf")), least)
+    return found
+
+
 def safe(families: Sequence[Family], error: Callable[[str], float]) -> tuple[list[str], list[str]]:
     """(those that passed, all that were tested in their order). error(name): p-value of "it is below the floor", from the test data.
 

@@ -51,7 +51,8 @@ def why(report: Any, index: int) -> str:
     if test is None:
         return "it was not among the points that were tested on unseen data"
     if test["low"] is not None and test["low"] < report["floor"]:
-        return f"its lower bound {percent(test['low'])} is {100 * (report['floor'] - test['low']):.1f} points below the floor"
+        missed = 100 * (report["floor"] - test["low"])
+        return f"its lower bound {percent(test['low'])} is {f'{missed:.1f} points' if missed >= 0.05 else 'just'} below the floor"
     if best is None or cost is None:
         return "it is not cheaper than the original beyond doubt"
     if cost > (cost_of(report, report["candidates"][best]) or math.inf):
@@ -67,19 +68,16 @@ def lost(report: Any) -> list[str]:
 
 
 def near_miss(report: Any) -> str:
-    """The largest lower floor at which a cheaper tested point would have won: "97 % was missed by 0.2 points at 5.0 %: `--floor 96.8%` gives it."; ""
-    where none is near."""
+    """The cheaper point that would have passed at the highest lower floor: "c004 at 5.0 % of the cost would have passed at a floor of 96.5 %:
+    `--floor 96.5%`."; "" where none is near. What passes is the corrected proof's to say ("passes_at"), never the plain interval's."""
     floor = report["floor"]
-    tested = [row for row in (report["candidates"][i] for i in cheaper(report)) if row["test_quality"] and row["test_quality"]["low"] is not None]
-    close = [row for row in tested if floor - NEAR <= row["test_quality"]["low"] < floor]
+    rows = [report["candidates"][index] for index in cheaper(report)]
+    close = [row for row in rows if floor - NEAR <= (row.get("passes_at") or 0.0) < floor]
     if not close:
         return ""
-    row = max(close, key=lambda one: one["test_quality"]["low"])
-    low = row["test_quality"]["low"]
-    wanted = math.floor(low * 1000 + 1e-9) / 10
-    missed = 100 * (floor - low)
-    by = f"{missed:.1f} points" if missed >= 0.05 else f"{missed:.2g} points"
-    return f"{percent(floor)} was missed by {by} at {percent(cost_of(report, row))}: `--floor {wanted:.1f}%` gives it ({row['name']})."
+    row = max(close, key=lambda one: one["passes_at"])
+    return (f"{row['name']} at {percent(cost_of(report, row))} of the cost would have passed at a floor of {100 * row['passes_at']:.1f} %: "
+            f"`--floor {100 * row['passes_at']:.1f}%`.")
 
 
 def absolute_quality(report: Any, candidate: Any) -> dict[str, Any] | None:

@@ -171,6 +171,7 @@ class Candidate(TypedDict):
     bytes: NotRequired[int | None]  # on disk
     search_quality: Interval | None  # relative, search split
     test_quality: Interval | None  # relative, test split, with n; finalists only
+    passes_at: NotRequired[float | None]  # highest floor at which it would have passed, corrected for all that was tested; None where it was not
     agreement: NotRequired[Interval | None]  # share of the test split that it answers as the original does (rank correlation for values)
     relative_energy: Interval | None
     relative_latency: Interval | None

@@ -6,6 +6,7 @@ shrunk → back end changed → precision changed → cascade. Each rung's `befo
 
 from __future__ import annotations
 
+import math
 import platform
 import shlex
 import time
@@ -38,7 +39,8 @@ def report_data(job: Job) -> dict[str, Any]:
     known = [p for p in job.points if p.search is not None]
     shown = sorted(known, key=job.cost) + [p for p in job.points if p.search is None]
     place = {p.name: i for i, p in enumerate(shown)}
-    candidates = [_candidate(job, p) for p in shown] + [_unraced(job, c) for c in job.candidates if c.status == "stopped"]
+    passes = _passes(job)
+    candidates = [_candidate(job, p, passes) for p in shown] + [_unraced(job, c) for c in job.candidates if c.status == "stopped"]
     front = [place[p.name] for p in shown if p.status == "front" and p.test is not None]
     best = None if job.best is None else place[job.best.name]
     ladder = job.ladder if job.best is not None else []
@@ -278,7 +280,17 @@ def _parameters(point: Point) -> int:
     return int(total)
 
 
-def _candidate(job: Job, p: Point) -> dict[str, Any]:
+def _passes(job: Job) -> dict[str, float]:
+    """The highest floor at which each tested point would have passed, by name, rounded down to a tenth of a per cent."""
+    from fourfold.measure.sequence import floors
+    from fourfold.run.stages.prove import reached
+
+    named = {p.name: p for p in [*job.points, *(p for family in job.families for p in family.points)]}
+    found = floors(job.tests, lambda name, level: reached(job, named[name], level))
+    return {name: math.floor(floor * 1000) / 1000 for name, floor in found.items() if floor > 0}
+
+
+def _candidate(job: Job, p: Point, passes: dict[str, float]) -> dict[str, Any]:
     c = p.candidate
     networks = c.kind == "network" and job.root is not None
     how = words(job, c)
@@ -301,6 +313,7 @@ def _candidate(job: Job, p: Point) -> dict[str, Any]:
         "bytes": p.bytes,
         "search_quality": _interval(p.search),
         "test_quality": _interval(p.test),
+        "passes_at": passes.get(p.name),
         "agreement": _interval(p.agreement),
         "relative_energy": _ratio(p.timing.cpu, p.timing.rounds) if p.timing else None,
         "relative_latency": _ratio(p.timing.wall, p.timing.rounds) if p.timing else None,
@@ -362,8 +375,6 @@ def _simple(job: Job, s: Any) -> dict[str, Any]:
 
 def _knee(candidates: list[dict[str, Any]], front: list[int]) -> int | None:
     """The front member farthest from the chord between its ends, in (log energy, quality), both scaled to [0, 1]."""
-    import math
-
     rows = [
         (math.log(candidates[i]["relative_energy"]["value"]), candidates[i]["test_quality"]["value"], i)
         for i in front

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fourfold.ingest.model import Subject
     from fourfold.ingest.task import Task
     from fourfold.journal import Journal
+    from fourfold.measure.sequence import Family
     from fourfold.rewrites.compress.combine import Candidate, Listener, Node, Plan, Searcher
     from fourfold.run.crew import Crew
     from fourfold.run.service import Served
@@ -129,6 +130,7 @@ class Job:
     order: list[str] = field(default_factory=list)
     built: dict[str, Point] = field(default_factory=dict)
     families: list[Gated] = field(default_factory=list)
+    tests: list[Family] = field(default_factory=list)  # in which order, at which levels, points were tested on the unseen split
     served: Served | None = None
     energy: dict[str, Any] = field(default_factory=dict)
     ladder: list[dict[str, Any]] = field(default_factory=list)

@@ -53,6 +53,7 @@ def settled(job: Job, singles: list[Point], families: list[Gated], shown: list[P
     rest = 1.0 - sum(share for _, share, _ in plans)
     plans += [(f"singles-{n}", rest / len(orders), [p.name for p in order]) for n, order in enumerate(orders)]
     tests = [Family(name, LEVEL * (1 - EARLY) * share, tuple(names)) for name, share, names in plans if names]
+    job.tests = tests
     passed, job.order = safe(tests, lambda name: error(job, by_name[name]))
     return [by_name[name] for name in passed], tried
 
@@ -185,19 +186,38 @@ def _dearer(found: dict[str, Served], point: Point, route: np.ndarray) -> Served
 def error(job: Job, point: Point) -> float:
     """One-sided p-value of "it is below a floor": of quality, normal with the standard error that the bootstrap's lower bound implies; of agreement,
     where that was asked for, binomial. Both must hold, so the larger counts (intersection–union test, Berger 1982)."""
-    from scipy.stats import binom, norm
+    from scipy.stats import norm
 
-    test = point.test
-    assert test is not None
-    spread = (test.value - test.low) / 1.6449
-    chance = float(norm.sf((test.value - job.work.floor) / spread)) if spread > 0 else float(test.value < job.work.floor)
+    assert point.test is not None
+    spread = _spread(point)
+    chance = float(norm.sf((point.test.value - job.work.floor) / spread)) if spread > 0 else float(point.test.value < job.work.floor)
+    return max(chance, _disagreement(job, point))
+
+
+def reached(job: Job, point: Point, level: float) -> float:
+    """The highest floor of quality at which `error` is at most `level`; −∞ where the agreement that was asked for does not hold at it."""
+    from scipy.stats import norm
+
+    assert point.test is not None
+    return point.test.value - float(norm.isf(level)) * _spread(point) if _disagreement(job, point) <= level else -math.inf
+
+
+def _spread(point: Point) -> float:
+    assert point.test is not None
+    return max(0.0, (point.test.value - point.test.low) / 1.6449)
+
+
+def _disagreement(job: Job, point: Point) -> float:
+    """The p-value of "it agrees with the original less often than was asked for"; 0 where nothing was."""
+    from scipy.stats import binom
+
     wanted = job.options.agree
-    if wanted is not None:
-        if point.agreement is None:
-            return 1.0
-        n = point.agreement.n
-        chance = max(chance, float(binom.sf(round(point.agreement.value * n) - 1, n, wanted)) if wanted < 1 else float(point.agreement.value < 1))
-    return chance
+    if wanted is None:
+        return 0.0
+    if point.agreement is None:
+        return 1.0
+    n = point.agreement.n
+    return float(binom.sf(round(point.agreement.value * n) - 1, n, wanted)) if wanted < 1 else float(point.agreement.value < 1)
 
 
 def records(job: Job, point: Point) -> np.ndarray:
@@ -261,7 +281,7 @@ def _why(job: Job, point: Point, lost: bool, passed: bool) -> str:
         return "another point is cheaper and better on the search split"
     if test.low < job.work.floor:
         missed = job.work.floor - test.low
-        return f"its lower bound {test.low:.1%} is below the floor" + (f", by {100 * missed:.1f} points" if missed < 0.02 else "")
+        return f"its lower bound {test.low:.1%} is below the floor" + (f", by {100 * missed:.1f} points" if 0.0005 <= missed < 0.02 else "")
     if wanted is not None and (point.agreement is None or point.agreement.low < wanted):
         return "it does not agree with the original often enough" if point.agreement else "its agreement with the original cannot be counted"
     if not job.pays(point):
