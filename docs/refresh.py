@@ -68,11 +68,42 @@ def result(runs: Any, report: Any) -> str:
     return "\n".join(lines)
 
 
-def refresh(runs: Any, report: Any, readme: Path, picture: Path) -> None:
-    """Write `picture` (SVG) of one run and put the result of all and the picture into `readme`."""
+def floors(data: Any) -> str:
+    """What `benchmarks/compress.py` proved at each floor, and what it raced against."""
+    about = data["about"]
+    lines = [
+        f"One search of {about['options']['budget']}, seed {about['seed']}; the original at its best takes {data['original']['cpu_ms']:.1f} ms of CPU "
+        f"time a row. Every cost is of the whole service, of the same race; *proved*: what a search at that floor would have chosen.",
+        "",
+        "| floor | proved by structure alone: quality, energy | proved by everything: quality, energy |",
+        "|---|---|---|",
+    ]
+
+    def cell(found: dict[str, Any] | None) -> str:
+        return "–" if found is None else f"{words.interval(found['quality'])}, {words.interval(found['energy'])}"
+
+    whole = {row["floor"]: row for row in data["everything"]}
+    for row in data["structure"]:
+        both = [cell(row.get("by_proof")), cell(whole.get(row["floor"], {}).get("by_proof"))]
+        lines.append(f"| {100 * row['floor']:.0f} % | {' | '.join(both)} |")
+    if data["peers"]:
+        lines += ["", "| peer, same race | quality | energy | outside our front |", "|---|---|---|---|"]
+        judged = {row["peer"]: row for row in data["outside"]}
+        for row in sorted(data["peers"], key=lambda r: r["energy"]["value"]):
+            verdict = judged[row["name"]]
+            out = "yes" if verdict["surely"] else "by the bare estimates" if verdict["by_estimate"] else "no"
+            lines.append(f"| {row['name']} | {words.interval(row['quality'])} | {words.interval(row['energy'])} | {out} |")
+    lines += ["", f"{about['machine'].get('name', '')}, {about['date'][:10]}. Brackets are 90 % intervals."]
+    return "\n".join(lines)
+
+
+def refresh(runs: Any, report: Any, readme: Path, picture: Path, compress: Any = None) -> None:
+    """Write `picture` (SVG) of one run and put the result of all, the picture and the table of `compress` into `readme`."""
     write(report, picture)
     link = picture.relative_to(readme.parent).as_posix()
     text = between(readme.read_text(encoding="utf-8"), "table", result(runs, report))
+    if compress is not None:
+        text = between(text, "compress", floors(compress))
     text = between(text, "picture", f"![Relative quality against relative energy, with intervals and the floor]({link})")
     readme.write_text(text, encoding="utf-8")
 
@@ -80,6 +111,9 @@ def refresh(runs: Any, report: Any, readme: Path, picture: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("usage: python docs/refresh.py FOLDER|REPORT.JSON")
-    results = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8"))
-    refresh(results, read(Path(sys.argv[1])), ROOT / "README.md", ROOT / "docs" / "front.svg")
+    runs, compress = (
+        json.loads(path.read_text(encoding="utf-8")) if (path := ROOT / "benchmarks" / "results" / f"{name}.json").is_file() else None
+        for name in ("demo", "compress")
+    )
+    refresh(runs, read(Path(sys.argv[1])), ROOT / "README.md", ROOT / "docs" / "front.svg", compress)
     print("README.md and docs/front.svg are written; look at both before you commit them.")
