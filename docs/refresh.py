@@ -72,8 +72,8 @@ def floors(data: Any) -> str:
     """What `benchmarks/compress.py` proved at each floor, and what it raced against."""
     about = data["about"]
     lines = [
-        f"One search of {about['options']['budget']}, seed {about['seed']}; the original at its best takes {data['original']['cpu_ms']:.1f} ms of CPU "
-        f"time a row. Every cost is of the whole service, of the same race; *proved*: what a search at that floor would have chosen.",
+        f"One search of {about['options']['budget']}, seed {about['seed']}; the original at its best takes {data['original']['cpu_ms']:.1f} ms of "
+        f"CPU time a row. Every cost is of the whole service, of the same race; *proved*: what a search at that floor would have chosen.",
         "",
         "| floor | proved by structure alone: quality, energy | proved by everything: quality, energy |",
         "|---|---|---|",
