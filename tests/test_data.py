@@ -324,7 +324,7 @@ def test_without_labels_the_originals_answers_judge_if_told_to(tmp_path: Path, m
 BAD: dict[str, tuple[bytes, str]] = {
     "empty.csv": (b"", "empty.csv is empty"),
     "blank.csv": (b"\n \n", "blank.csv is empty"),
-    "header.csv": (b"text,label\n", "a header .text, label. and no rows"),
+    "header.csv": (b"text,label\n", "a header and no rows"),
     "latin.csv": ("text,label\ngood,1\nna\xefve,0\n".encode("latin-1"), r"not UTF-8: byte 20 \(0xef\), line 3"),
     "wide.csv": (b"text,label\ngood,1\nbad, really,0\n", r"wide.csv, line 3: 3 cells where the header has 2"),
     "quote.csv": (b'text,label\ngood,1\n"never closed,0\n', "quote.csv, line 3"),
@@ -341,7 +341,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "mixed.csv": (b"text,label\ngood,1\nbad,negative\n", "line 2: the label in column 'label' is a number, while in line 3 it is a word"),
     "range.csv": (b"text,label\ngood,1\nbad,2\n", "line 3: label 2 in column 'label', but the model has classes 0 to 1"),
     "half.csv": (b"text,label\ngood,1\nbad,0.5\n", "line 3: the label 0.5 is not a class number"),
-    "twice.csv": (b"text,text\na,b\n", "two columns called 'text'"),
+    "twice.csv": (b"text,text\na,b\n", "columns of the same name: 1 and 2"),
     "numbers.csv": (b"a,b\n1,2\n3,4\n", "no column that looks like 'text'"),
 }
 

@@ -177,7 +177,7 @@ def test_unit_and_signal_columns(tmp_path: Path) -> None:
     assert figure is not None and figure.signal == "marginal"
     with pytest.raises(InputError, match="mixes the signals"):
         read_hours(written(tmp_path, text.replace("kWh,marginal\n2022", "kWh,average\n2022")))
-    with pytest.raises(InputError, match="not a carbon signal"):
+    with pytest.raises(InputError, match="which is none of carbon"):
         read_hours(written(tmp_path, text), signal="market")
 
 
@@ -319,19 +319,20 @@ Z = "2022-05-01T00:00Z"
 @pytest.mark.parametrize("text, words", [
     ("", "is empty"), ("\n \n", "is empty"), ("time,FR g/kWh\n", "no hours"), ("# only a note\n", "no time column"), ("a,b\n1,2\n", "no time column"),
     ("time\n2022-05-01T00:00Z\n", "no values"), (f"time,FR g/kWh\n{Z}\n", "line 2: 1 cells"), (f"time,FR g/kWh\n{Z},40,50\n", "line 2: 3 cells"),
-    (f"time,FR g/kWh\n{Z},abc\n", "line 2: 'abc' of FR is not a number"), (f"time,FR g/kWh\n{Z},-5\n", "line 2: FR has -5"),
+    (f"time,FR g/kWh\n{Z},abc\n", "line 2: FR is 'abc', not a number"), (f"time,FR g/kWh\n{Z},-5\n", "line 2: FR has -5"),
     (f"time,FR g/kWh\n{Z},inf\n", "not an intensity"), (f"time,FR\n{Z},40\n", "does not say in which unit FR is"),
     (f"time,FR g/kWh\n{Z},2500\n", "no grid is above 2000"), (f"time,site,value\n{Z},FR,40\n", "in which unit value is"),
     (f"time,FR g/kWh,wind percent\n{Z},40,3\n", "no sites: wind percent"), (f"MTU (UTC),Area,Solar - Actual Aggregated [MW]\n{Z},DE,4\n", "no time"),
     (f"time,FR g/kWh\n{Z},400000\n", "line 2: FR has 400000 g/kWh"), (f"time,FR [MW]\n{Z},40\n", r"no sites: FR \[MW\]"),
-    (f"time,FR g/kWh\n{Z},\n", "no value at all"), ("time,FR g/kWh\n01/05/2022 00:00,40\n", "is not a time"),
-    ("time,FR g/kWh\n1651363200,40\n", "is not a time"),
+    (f"time,FR g/kWh\n{Z},\n", "no value at all"), ("time,FR g/kWh\n01/05/2022 00:00,40\n", "which is none"),
+    ("time,FR g/kWh\n1651363200,40\n", "line 2: the time is '1651363200', which is none"),
     (f"time,FR g/kWh\n{Z},40\n2022-05-01T01:00,40\n", "line 3: some times have an offset"), (f"time,FR,FR\n{Z},40,50\n", "two columns"),
     (f"time,FR g/kWh\n{Z},40\n{Z},50\n", "lines 2 and 3 give FR 40 and 50"), (f"time,site,g_per_kwh\n{Z},,40\n", "the site is empty"),
     (f"time,site,a,b\n{Z},FR,40,50\n", "no columns of values"), ("time,FR g/kWh\n2022-01-01T00:00Z,40\n2222-01-01T00:00Z,40\n", "mistyped year"),
     (f"time,FR g/kWh\n{Z},40\n2022-05-01T03:00Z,40\n2022-05-01T06:00Z,40\n", "each 3 h"),
     (f"time,FR g/kWh\n{Z},40\n2022-05-01T00:07Z,40\n2022-05-01T00:14Z,40\n", "each 7 min"),
-    (f"# unit: watts\ntime,FR g/kWh\n{Z},40\n", "not a unit"), (f"# signal: market\ntime,FR g/kWh\n{Z},40\n", "not a carbon signal"),
+    (f"# unit: watts\ntime,FR g/kWh\n{Z},40\n", "the unit is a word, which is none"),
+    (f"# signal: market\ntime,FR g/kWh\n{Z},40\n", "the signal is a word, which is none"),
     (f'time,FR g/kWh\n{Z},"40\n', "not a line of CSV"),
 ])
 def test_refusals(tmp_path: Path, text: str, words: str) -> None:

@@ -79,7 +79,7 @@ def test_a_plain_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"nodes": None}, "has no 'nodes'"), ({"maxFPGAs": 1.5}, "maxFPGAs is 1.5"), ({"maxSizePerFPGA": -1}, "maxSizePerFPGA is -1"),
-    ({"edges": [{"sourceId": 7, "destId": 8, "cost": 1}]}, "destId 8, which is no node's id"),
+    ({"edges": [{"sourceId": 7, "destId": 8, "cost": 1}]}, "destId 8, no node's id"),
     ({"edges": [{"sourceId": 7, "destId": 7, "cost": 1}]}, "to itself"), ({"edges": [{"sourceId": 7, "destId": 3}]}, "needs sourceId, destId, cost"),
     ({"edges": [{"sourceId": a, "destId": b, "cost": 1} for a, b in ((7, 3), (3, 9), (9, 7))]}, "have a cycle: .*7 .a..*"),
     ({"nodes": [{"id": 1, "cpuLatency": 1, "size": 1}], "edges": []}, "has no 'fpgaLatency'"),

@@ -49,15 +49,18 @@ def test_a_file_with_comments_semicolons_and_a_mark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"kw": -1}, "job 1 \\(a\\): kw is -1"), ({"energy_kwh": -5, "kw": None}, "energy_kwh is -5"), ({"kw": "many"}, "'many', not a number"),
+    ({"kw": -1}, "job 1 \\(a\\): kw is -1"), ({"energy_kwh": -5, "kw": None}, "energy_kwh is -5"), ({"kw": "many"}, "kw is a word, not a number"),
     ({"energy_kwh": 4}, "not both"), ({"kw": None}, "one of them"), ({"hours": 0}, "hours is 0"), ({"hours": "nan"}, "hours is nan"),
-    ({"release": "2022-05-01T00:00"}, "has no time zone"), ({"release": "yesterday"}, "is not a time"), ({"width": 1.5}, "width is 1.5"),
+    ({"release": "2022-05-01T00:00"}, "has no time zone"),
+    ({"release": "yesterday"}, "release is a word, not a time"), ({"width": 1.5}, "width is 1.5"),
     ({"release": "2022-03-13T02:30", "zone": "America/Los_Angeles"}, "does not exist in America/Los_Angeles"),
     ({"release": "2022-11-06T01:30", "zone": "America/Los_Angeles"}, "comes twice in America/Los_Angeles"),
-    ({"release": "2022-05-01T02:30", "zone": "Mars/Olympus"}, "'Mars/Olympus' is not a time zone"), ({"deadline": "2022-05-02T00:00Z"}, "not both"),
-    ({"interruptible": "maybe"}, "interruptible is 'maybe'"), ({"slack": "soon"}, "slack 'soon' is not a length of time"),
+    ({"release": "2022-05-01T02:30", "zone": "Mars/Olympus"}, "the time zone is a word, which is none"),
+    ({"deadline": "2022-05-02T00:00Z"}, "not both"),
+    ({"interruptible": "maybe"}, "interruptible is a word"), ({"slack": "soon"}, "slack is a word, not a length of time"),
     ({"name": " "}, "name is empty"),
-    ({"slack": "-2h"}, "not a length of time"), ({"deadlin": 1}, "Did you mean deadline"), ({"colour": "red"}, "not a column of jobs"),
+    ({"slack": "-2h"}, "not a length of time"), ({"deadlin": 1}, "Did you mean deadline"),
+    ({"colour": "red"}, "called a word, which none of jobs is"),
 ])
 def test_bad_rows_name_the_row_and_the_mend(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -19,7 +19,7 @@ import numpy as np
 
 from fourfold.errors import FourfoldError, InputError
 from fourfold.ingest import columns as roles
-from fourfold.ingest.readers import IMAGES, READERS, Table, decoded, delimiter_of, read
+from fourfold.ingest.readers import IMAGES, READERS, Table, decoded, delimiter_of, names_columns, read
 from fourfold.ingest.unread import Unread
 
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ MOST = 1_000_000  # rows after which an iterable is taken to have no end
 
 @dataclass
 class Asked:
-    """`columns`: what was given, one entry a row (None where a row lacks it), all rows; `errors`: reasons by row number; `nature`: see `Table`."""
+    """`columns`: what was given, one entry a row (None where a row lacks it), all rows; `errors`: reasons by row number; `nature` and `sure`: see
+    `Table`."""
 
     columns: dict[str, list[Any] | np.ndarray]
     source: str
     nature: str = "table"
     errors: dict[int, str] = field(default_factory=dict)
+    sure: bool = True
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -45,7 +47,7 @@ class Asked:
     def table(self, rows: Sequence[int]) -> Table:
         """The rows of these numbers."""
         columns = {n: v[np.asarray(rows, np.int64)] if isinstance(v, np.ndarray) else [v[i] for i in rows] for n, v in self.columns.items()}
-        return Table(columns, self.source, self.nature, lines=[row + 1 for row in rows])
+        return Table(columns, self.source, self.nature, lines=[row + 1 for row in rows], sure=self.sure)
 
 
 def asked(ref: Any, subject: Subject | None) -> Asked:
@@ -58,7 +60,7 @@ def asked(ref: Any, subject: Subject | None) -> Asked:
     if isinstance(ref, str | Path):
         return _file(Path(ref), subject)
     if isinstance(ref, Table):
-        return Asked(dict(ref.columns), ref.source, ref.nature)
+        return Asked(dict(ref.columns), ref.source, ref.nature, sure=ref.sure)
     if isinstance(ref, Mapping):
         return _mapping(ref)
     if hasattr(ref, "to_dict") and hasattr(ref, "columns"):
@@ -242,7 +244,7 @@ def _mapping(ref: Mapping[str, Any]) -> Asked:
     table = read(ref)
     if isinstance(table, dict):
         raise InputError("The data are in parts (train, test).", "Give the part that is to be answered.")
-    return Asked(dict(table.columns), table.source, table.nature)
+    return Asked(dict(table.columns), table.source, table.nature, sure=table.sure)
 
 
 def _file(path: Path, subject: Subject | None) -> Asked:
@@ -264,7 +266,7 @@ def _file(path: Path, subject: Subject | None) -> Asked:
         from fourfold.ingest.data import joined
 
         table = table["test"] if "test" in table else joined(table)[0]
-    return Asked(dict(table.columns), table.source, table.nature)
+    return Asked(dict(table.columns), table.source, table.nature, sure=table.sure)
 
 
 def _seen(folder: Path) -> list[Path]:
@@ -301,13 +303,13 @@ def _csv(path: Path) -> Asked:
     try:
         table = read(path)
         assert isinstance(table, Table)
-        return Asked(dict(table.columns), table.source)
+        return Asked(dict(table.columns), table.source, sure=table.sure)
     except InputError:
         text = decoded(path)
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text, path.suffix.lower())) if row]
-        head = [" ".join(cell.split()) for cell in rows[0]]
+        head = [" ".join(cell.split()) for cell in rows[0]] if rows else []
         if len(set(head)) < len(head) or not any(len(row) == len(head) for row in rows[1:]):
             raise
         errors = {i: f"{len(row)} cells where the header has {len(head)}" for i, row in enumerate(rows[1:]) if len(row) != len(head)}
         columns: dict[str, Any] = {name: [row[at] if i not in errors else None for i, row in enumerate(rows[1:])] for at, name in enumerate(head)}
-        return Asked(columns, path.name, errors=errors)
+        return Asked(columns, path.name, errors=errors, sure=names_columns(head))

@@ -15,6 +15,7 @@ from fourfold.errors import InputError
 from fourfold.ingest.exports import Export, no_site, rate, recognised
 from fourfold.ingest.grid import Cells, spacing
 from fourfold.ingest.moments import epoch, zoned
+from fourfold.ingest.text import shown
 from fourfold.ingest.text import text as decoded
 
 SIGNALS = ("average", "marginal")                                     # market-based figures are no intensity of a grid
@@ -58,9 +59,9 @@ def readings(lines: Sequence[str], name: str, facts: Mapping[str, str], sites: S
     if "hour" in keys and "date" in keys:
         raise InputError(f"{name} has the date and the hour in two columns.", "Join them to one: 2022-05-01T13:00Z.")
     if not times:
-        raise InputError(f"{name} has no time column; its columns are {', '.join(header)}.", "Call it time: time,site,g_per_kwh or time,SITE,SITE…")
+        raise InputError(f"{name} has no time column among its {len(header)}.", "Call it time: time,site,g_per_kwh or time,SITE,SITE…")
     if len({cell.strip() for cell in header}) < len(header):
-        raise InputError(f"{name} has two columns of the same name: {', '.join(header)}.", "Give each site one column.")
+        raise InputError(f"{name} has two columns of the same name.", "Give each site one column.")
     time = next((index for index in times if "utc" in keys[index]), times[0])
     clock = _Clock(keys[time], facts, name)
     named = {cell.strip().casefold() for cell in header}
@@ -133,7 +134,8 @@ class _Clock:
         try:
             moment = datetime.fromisoformat(_ZULU.sub("+00:00", words) if words[-1:] in "TtCcZz" else words)
         except ValueError:
-            raise InputError(f"{self.name}, line {line}: {text!r} is not a time.", "Write 2022-05-01T13:00Z, or 2022-05-01T13:00+02:00.") from None
+            said = f"{self.name}, line {line}: the time is {shown(text)}, which is none."
+            raise InputError(said, "Write 2022-05-01T13:00Z, or 2022-05-01T13:00+02:00.") from None
         if self.aware is None:
             self.aware = moment.tzinfo is not None
         if self.aware != (moment.tzinfo is not None):
@@ -142,7 +144,7 @@ class _Clock:
             self.last = (text, epoch(moment))
             return dict.fromkeys(places, self.last[1])
         if self.zone is None:
-            raise InputError(f"{self.name}, line {line}: {text!r} has no time zone.",
+            raise InputError(f"{self.name}, line {line}: {shown(text)} has no time zone.",
                              "Say it: --zone Europe/Berlin or --zone UTC, a first line '# zone: UTC' in the file, or offsets: 13:00+02:00.")
         return {place: self._local(moment, line, place) for place in places}
 
@@ -260,7 +262,8 @@ class _Layout:
         word = row[self.said.said]
         found = rate(word)
         if found is None:
-            raise InputError(f"{self.name}, line {line}: the signal {word!r} is no rate of CO2.", "Export co2_moer (marginal) or co2_aoer (average).")
+            said = f"{self.name}, line {line}: the signal is {shown(word)}, no rate of CO2."
+            raise InputError(said, "Export co2_moer (marginal) or co2_aoer (average).")
         return found
 
     def _number(self, text: str, line: int, title: str) -> float:
@@ -270,10 +273,10 @@ class _Layout:
         try:
             value = float(word)
         except ValueError:
-            raise InputError(f"{self.name}, line {line}: {word!r} of {title} is not a number.",
+            raise InputError(f"{self.name}, line {line}: {title} is {shown(word)}, not a number.",
                              "Write it bare, with a decimal point, and its unit in the header; leave a missing hour empty.") from None
         if math.isinf(value):
-            raise InputError(f"{self.name}, line {line}: {word!r} of {title} is not an intensity.", "Leave a missing hour empty.")
+            raise InputError(f"{self.name}, line {line}: {title} is {shown(word)}, not an intensity.", "Leave a missing hour empty.")
         if value < 0:
             raise InputError(f"{self.name}, line {line}: {title} has {word}, and a carbon intensity is not negative.", "Leave a missing hour empty.")
         return value
@@ -306,7 +309,8 @@ def _bare(title: str) -> str:
 def _known_scale(unit: str, name: str) -> float:
     scale = _scale(unit)
     if scale is None:
-        raise InputError(f"{name}: {unit!r} is not a unit of carbon intensity.", "Use g/kWh, kg/kWh, kg/MWh, lb/MWh, t/MWh or g/MJ.")
+        said = f"{name}: the unit is {shown(unit)}, which is none of carbon intensity."
+        raise InputError(said, "Use g/kWh, kg/kWh, kg/MWh, lb/MWh, t/MWh or g/MJ.")
     return scale
 
 
@@ -321,8 +325,8 @@ def _above(cells: Cells, export: Export, name: str) -> None:
 def _one_signal(seen: Mapping[str, int], facts: Mapping[str, str], name: str) -> str:
     said = {facts["signal"].strip().lower()} if "signal" in facts else {word or "average" for word in seen}
     if len(said) > 1:
-        raise InputError(f"{name} mixes the signals {' and '.join(sorted(said))}.",
+        raise InputError(f"{name} mixes the signals {' and '.join(word if word in SIGNALS else shown(word) for word in sorted(said))}.",
                          "Average and marginal intensity answer different questions: give each a file.")
     if not said <= set(SIGNALS):
-        raise InputError(f"{name}: {said.pop()!r} is not a carbon signal.", "Use average or marginal.")
+        raise InputError(f"{name}: the signal is {shown(said.pop())}, which is none of carbon.", "Use average or marginal.")
     return said.pop()

@@ -67,6 +67,7 @@ SOURCE_TARGET = (
 )  # fmt: skip
 TRANSCRIPT = ("text", "transcript", "transcription", "sentence", "target", "label")
 ARRAY_TARGET = ("y", "target", "targets", "label", "labels")
+FILL = "Fill them in or delete these rows."
 OPTIONS = {"text": "--text-column", "source": "--text-column", "target": "--label-column"}
 HEADS = {
     "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForConditionalGeneration": "seq2seq", "ForSeq2SeqLM": "seq2seq", "ForCTC": "ctc",
@@ -201,7 +202,7 @@ def _told(table: Table, columns: Mapping[str, str] | None) -> dict[str, str]:
             raise InputError(f"columns has {key!r}, which means nothing here.", "It may name text, pair, label and split.")
         if name not in table.columns:
             near = difflib.get_close_matches(name, list(table.columns), 3, 0.4) or list(table.columns)[:6]
-            raise InputError(f"{table.source} has no column {name!r}.", f"Nearest: {', '.join(near)}.")
+            raise InputError(f"{table.source} has no column {name!r}.", f"Nearest: {', '.join(near)}." if table.sure else f"It has {table.listed()}.")
         told[meanings[key]] = name
     return told
 
@@ -274,9 +275,10 @@ def _sole(table: Table, names: list[str]) -> str:
         if not len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs):
             others.append(name)
     if others:
+        example = names[0] if table.sure else "…"
         raise InputError(
-            f"{table.source} has several columns that could be the label: {', '.join([names[0], *others][:6])}.",
-            f'Say which one it is: --label-column "{names[0]}", or columns={{"label": "{names[0]}"}}.',
+            f"{table.source} has several columns that could be the label: {', '.join(map(table.called, [names[0], *others][:6]))}.",
+            f'Say which one it is: --label-column "{example}", or columns={{"label": "{example}"}}.',
         )
     return names[0]
 
@@ -300,9 +302,9 @@ def _some(values: Any) -> list[Any]:
 
 def _missing(table: Table, what: str, names: Sequence[str]) -> InputError:
     near = [name for name in table.columns if difflib.get_close_matches(name.lower(), names, 1, 0.6)]
-    example = (near or list(table.columns) or ["…"])[0]
+    example = (near or list(table.columns) or ["…"])[0] if table.sure else "…"
     return InputError(
-        f"{table.source} has no column that looks like {what!r}; it has {', '.join(table.columns)}.",
+        f"{table.source} has no column that looks like {what!r}; it has {table.listed()}.",
         f'Say which one it is: {OPTIONS[what]} "{example}", or columns={{"{what}": "{example}"}}.',
     )
 
@@ -310,11 +312,11 @@ def _missing(table: Table, what: str, names: Sequence[str]) -> InputError:
 def unlabelled(table: Table, role: Roles) -> InputError:
     """There is no column that could be the label."""
     near = [name for name in table.columns if difflib.get_close_matches(name.lower(), LABEL, 1, 0.5)] or list(table.columns)
-    near = [name for name in near if name not in (role.text, role.pair)]
+    near = [name for name in near if name not in (role.text, role.pair)] if table.sure else []
     name = "'y'" if table.nature == "arrays" else "'label'"
     there = f"Nearest: {', '.join(near[:4])}; say" if near else "Add one, or say"
     return InputError(
-        f"{table.source} has no column {name} (it has {', '.join(table.columns)}).",
+        f"{table.source} has no column {name} (it has {table.listed()}).",
         f"{there} which it is (--label-column), or judge by the original's own answers: --metric agreement.",
     )
 
@@ -325,7 +327,7 @@ def sides_of(table: Table, name: str) -> np.ndarray:
     bad = [row for row, side in enumerate(found) if side is None]
     if bad:
         raise InputError(
-            f"{table.where(bad)}: the split column {name!r} says something else than a part ({_rows(len(bad))}).",
+            f"{table.where(bad)}: the split column {table.called(name)} says something else than a part ({_rows(len(bad))}).",
             "It must say train, search (or validation) or test.",
         )
     return np.array(found)
@@ -350,14 +352,17 @@ def absent(value: Any) -> bool:
 
 
 def texts_of(table: Table, name: str) -> list[str]:
-    """A column as texts. InputError where some are missing or not texts."""
+    """A column as texts. InputError where it is not there, or some are missing or not texts."""
+    if name not in table.columns:
+        raise InputError(f"{table.source} has no column of texts; it has {table.listed()}.", "Give a table with a column of texts.")
     values = table.columns[name]
     empty = [row for row, value in enumerate(values) if absent(value)]
     if empty:
-        raise InputError(f"{table.where(empty)}: no text in column {name!r} ({_rows(len(empty))}).", "Fill them in or delete these rows.")
+        raise InputError(f"{table.where(empty)}: no text in column {table.called(name)} ({_rows(len(empty))}).", FILL)
     odd = [row for row, value in enumerate(values) if not isinstance(value, str | int | float | np.generic)]
     if odd:
-        raise InputError(f"{table.where(odd)}: column {name!r} holds {type(values[odd[0]]).__name__}, not text.", "Give one text per row.")
+        what = type(values[odd[0]]).__name__
+        raise InputError(f"{table.where(odd)}: column {table.called(name)} holds {what}, not text.", "Give one text per row.")
     return [str(value) for value in values]
 
 
@@ -379,25 +384,26 @@ def values_of(table: Table, name: str) -> np.ndarray:
         raw = raw.reshape(len(raw), -1)
         if raw.shape[1] != 1:
             raise InputError(
-                f"{table.source}: regression wants one number per row, {name!r} has {raw.shape[1]}.", "Say task='custom' and give your own metric."
+                f"{table.source}: regression wants one number per row, {table.called(name)} has {raw.shape[1]}.",
+                "Say task='custom' and give your own metric.",
             )
         raw = raw[:, 0].tolist()
     empty = [row for row, value in enumerate(raw) if absent(value) or isinstance(value, str) and value.strip().lower() == "nan"]
     if empty:
-        raise InputError(f"{table.where(empty)}: no value in column {name!r} ({_rows(len(empty))}).", "Fill them in or delete these rows.")
+        raise InputError(f"{table.where(empty)}: no value in column {table.called(name)} ({_rows(len(empty))}).", FILL)
     found = [number(value) for value in raw]
     words = [row for row, value in enumerate(found) if value is None]
     if words:
         raise InputError(
-            f"{table.where(words)}: column {name!r} holds {_kind(raw[words[0]])}, not a number, and the task is regression.",
+            f"{table.where(words)}: column {table.called(name)} holds {_kind(raw[words[0]])}, not a number, and the task is regression.",
             "Give numbers, or say --task classification.",
         )
     wild = [row for row, value in enumerate(found) if value is not None and not math.isfinite(value)]
     if wild:
-        raise InputError(f"{table.where(wild)}: column {name!r} is infinite ({_rows(len(wild))}).", "Replace or delete these values.")
+        raise InputError(f"{table.where(wild)}: column {table.called(name)} is infinite ({_rows(len(wild))}).", "Replace or delete these values.")
     array = np.array(found, dtype=np.float64)
     if np.ptp(array) == 0:
-        raise InputError(f"{table.source}: every row has the same value {array[0]:g} in column {name!r}.", "Give targets that differ.")
+        raise InputError(f"{table.source}: every row has the same value {array[0]:g} in column {table.called(name)}.", "Give targets that differ.")
     return array
 
 
@@ -420,7 +426,7 @@ def labels_of(table: Table, name: str, config: Any) -> Labels:
     raw = raw.reshape(len(raw)).tolist() if isinstance(raw, np.ndarray) and raw.size == len(raw) else list(raw)
     empty = [row for row, value in enumerate(raw) if absent(value) or isinstance(value, str) and value.strip().lower() == "nan"]
     if empty:
-        raise InputError(f"{table.where(empty)}: no label in column {name!r} ({_rows(len(empty))}).", "Fill them in or delete these rows.")
+        raise InputError(f"{table.where(empty)}: no label in column {table.called(name)} ({_rows(len(empty))}).", FILL)
     odd = [row for row, value in enumerate(raw) if not isinstance(value, str | int | float | np.generic)]
     if odd:
         raise InputError(
@@ -429,7 +435,7 @@ def labels_of(table: Table, name: str, config: Any) -> Labels:
         )
     words = [_canonical(value) for value in raw]
     if len(set(words)) == 1:
-        raise InputError(f"{table.source}: every row has the same label in column {name!r}.", "Give rows of at least two classes.")
+        raise InputError(f"{table.source}: every row has the same label in column {table.called(name)}.", "Give rows of at least two classes.")
     known, generic = _names(config)
     lookup = {_canonical(label).lower(): i for i, label in enumerate(known)}
     if not generic and all(word.lower() in lookup for word in set(words)):
@@ -439,7 +445,7 @@ def labels_of(table: Table, name: str, config: Any) -> Labels:
     if plain and len(plain) < len(raw):
         other = next(row for row, value in enumerate(numbers) if value is None)
         there = table.where([other]).rsplit(", ", 1)[-1]
-        said = f"the label in column {name!r} is a number, while in {there} it is {_kind(raw[other])}."
+        said = f"the label in column {table.called(name)} is a number, while in {there} it is {_kind(raw[other])}."
         raise InputError(f"{table.where([plain[0]])}: {said}", "Use one kind of label.")
     return _numbered(table, name, numbers, known, generic) if plain else _worded(table, name, words, known, generic, lookup)
 
@@ -485,8 +491,8 @@ def _numbered(table: Table, name: str, numbers: list[float | None], known: list[
         if targets.min() >= 0 and targets.max() < len(known):
             first = min(set(targets.tolist()))
             raise InputError(
-                f"{table.source}: the label {first} in column {name!r} may be the model's class number {first} ({known[first]!r}) or its class "
-                f"{known[counted[first]]!r}.",
+                f"{table.source}: the label {first} in column {table.called(name)} may be the model's class number {first} ({known[first]!r}) or its "
+                f"class {known[counted[first]]!r}.",
                 "Write the model's class names into the column.",
             )
         note = f"Labels are the numbers in the model's class names ({', '.join(f'{n} = {known[i]}' for n, i in list(counted.items())[:6])})."
@@ -495,16 +501,16 @@ def _numbered(table: Table, name: str, numbers: list[float | None], known: list[
     if len(bad):
         expected = f"the model has classes 0 to {most - 1}" if most else "classes are numbered from 0"
         raise InputError(
-            f"{table.where(bad)}: label {targets[bad[0]]} in column {name!r}, but {expected}.",
+            f"{table.where(bad)}: label {targets[bad[0]]} in column {table.called(name)}, but {expected}.",
             "Number the classes from 0 as the model does, or use its class names.",
         )
     if most is None and targets.max() >= 10_000:
         raise InputError(
-            f"{table.source}: label {targets.max()} in column {name!r} looks like a quantity, not a class.",
+            f"{table.source}: label {targets.max()} in column {table.called(name)} looks like a quantity, not a class.",
             "Say task='regression', or number the classes from 0.",
         )
     classes = known if not generic else [str(i) for i in range(most or int(targets.max()) + 1)]
-    note = f"Labels are read as class numbers from 0, and no row of column {name!r} has 0." if targets.min() > 0 else ""
+    note = f"Labels are read as class numbers from 0, and no row of column {table.called(name)} has 0." if targets.min() > 0 else ""
     return Labels(targets, classes, False, note)
 
 
@@ -514,14 +520,15 @@ def _worded(table: Table, name: str, words: list[str], known: list[str], generic
     if matched and not generic:
         row = next(row for row, word in enumerate(words) if word.lower() not in lookup)
         raise InputError(
-            f"{table.where([row])}: the label in column {name!r} ({_kind(words[row])}) is not one of the model's classes ({', '.join(known[:8])}).",
+            f"{table.where([row])}: the label in column {table.called(name)} ({_kind(words[row])}) is not one of the model's classes "
+            f"({', '.join(known[:8])}).",
             "Use the model's names, or whole numbers from 0.",
         )
     if generic and matched and len(matched) == len(distinct):
         return Labels(np.array([lookup[word.lower()] for word in words], dtype=np.int64), known, True)
     if known and len(distinct) > len(known):
         raise InputError(
-            f"{table.source}: {len(distinct):,} different labels in column {name!r}, but the model has {len(known)} classes.",
+            f"{table.source}: {len(distinct):,} different labels in column {table.called(name)}, but the model has {len(known)} classes.",
             'Check the label column, or say which it is: --label-column, or columns={"label": …}.',
         )
     place = {word: i for i, word in enumerate(distinct)}

@@ -275,11 +275,12 @@ def joined(parts: dict[str, Table]) -> tuple[Table, np.ndarray]:
         lost = [name for name in tables[0].columns if name not in table.columns]
         if lost and (not names or any(name.lower() in roles.LABEL or name.lower() in roles.TEXT for name in lost)):
             raise InputError(
-                f"{table.source} has no column {lost[0]!r} (it has {', '.join(table.columns)}), {tables[0].source} has.",
+                f"{table.source} has no column {tables[0].called(lost[0])} (it has {table.listed()}), {tables[0].source} has.",
                 "Give the same columns in every part.",
             )
     columns = {name: _stacked([table.columns[name] for table in tables], name) for name in names}
-    return Stacked(columns, tables[0].source, tables[0].nature, notes=[note for table in tables for note in table.notes], pieces=tables), side
+    notes, sure = [note for table in tables for note in table.notes], all(table.sure for table in tables)
+    return Stacked(columns, tables[0].source, tables[0].nature, notes=notes, sure=sure, pieces=tables), side
 
 
 def _stacked(values: list[Any], name: str) -> Any:

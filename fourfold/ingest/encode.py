@@ -427,7 +427,7 @@ def _text_targets(examples: Examples, table: Table, role: roles.Roles, kind: str
         examples.targets = ids if isinstance(ids, Ragged) else Ragged.of(list(ids))
     elif raw is None:
         raise InputError(
-            f"{table.source} has no column of target texts; it has {', '.join(table.columns)}.", 'Say which one it is: columns={"target": "…"}.'
+            f"{table.source} has no column of target texts; it has {table.listed()}.", 'Say which one it is: columns={"target": "…"}.'
         )
     elif len(raw) and isinstance(raw[0], list | np.ndarray):
         examples.targets = Ragged.of(list(raw), np.int64)

@@ -33,6 +33,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from fourfold.errors import Infeasible, InputError
+from fourfold.ingest.text import shown
 from fourfold.ingest.text import text as decoded
 
 COLUMNS = ("name", "hours", "kw", "energy_kwh", "release", "deadline", "slack", "zone", "home", "sites", "width", "interruptible", "data_gb",
@@ -102,7 +103,7 @@ def span(text: str | float, what: str = "slack") -> timedelta:
     """A length of time: "24h", "90min", "2d", or a number of hours. Raises InputError."""
     found = _SPAN.match(str(text))
     if not found:
-        raise InputError(f"{what} {text!r} is not a length of time of 0 or more.", "Examples: 24h, 90min, 2d, 12")
+        raise InputError(f"{what} is {shown(text)}, not a length of time of 0 or more.", "Examples: 24h, 90min, 2d, 12")
     return timedelta(minutes=float(found[1]) * _MINUTES[found[2][:1].lower()])
 
 
@@ -116,7 +117,8 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
             data = json.loads(text)
             return [(f"job {i + 1}", dict(row)) for i, row in enumerate(data)]
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a JSON list of jobs: {error}.", 'Give [{"name": …, "hours": …, "kw": …, "release": …}, …].') from None
+            what = f"{error.msg} at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise InputError(f"{path} is not a JSON list of jobs ({what}).", 'Give [{"name": …, "hours": …, "kw": …, "release": …}, …].') from None
     lines = text.splitlines()
     head = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     mark = max(",;\t", key=head.count)
@@ -131,7 +133,8 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
             names = [cell.strip().lower() for cell in cells]
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
-                raise InputError(f"Column {twice!r} stands twice in {path.name}.", "Give each column once.")
+                places = " and ".join(str(i + 1) for i, name in enumerate(names) if name == twice)
+                raise InputError(f"Columns {places} of {path.name} have the same name.", "Give each column once.")
             continue
         if len(cells) > len(names):
             raise InputError(f"Line {reader.line_num} of {path.name} has {len(cells)} cells, and there are {len(names)} columns.",
@@ -143,7 +146,9 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def _columns(given: set[str]) -> None:
     for key in sorted(given - set(COLUMNS)):
         near = difflib.get_close_matches(key, COLUMNS, n=2, cutoff=0.6)
-        raise InputError(f"{key!r} is not a column of jobs.", f"Did you mean {' or '.join(near)}?" if near else f"Columns: {', '.join(COLUMNS)}.")
+        called = repr(key) if near else shown(key)                       # a first line that is no header is not told
+        mend = f"Did you mean {' or '.join(near)}?" if near else f"Columns: {', '.join(COLUMNS)}."
+        raise InputError(f"A column is called {called}, which none of jobs is.", mend)
     for key in ("name", "hours", "release"):
         if key not in given:
             raise InputError(f"Jobs need a column {key!r}.", f"Given: {', '.join(sorted(given))}.")
@@ -195,7 +200,7 @@ def _number(row: Mapping[str, Any], key: str, where: str) -> float:
     try:
         value = float(row[key])
     except (TypeError, ValueError):
-        raise InputError(f"{where}: {key} is {row[key]!r}, not a number.", "Write it with a decimal point and without a unit.") from None
+        raise InputError(f"{where}: {key} is {shown(row[key])}, not a number.", "Write it with a decimal point and without a unit.") from None
     if not math.isfinite(value) or value < 0:
         raise InputError(f"{where}: {key} is {value:g}.", "It must be a finite number of 0 or more.")
     return value
@@ -204,7 +209,7 @@ def _number(row: Mapping[str, Any], key: str, where: str) -> float:
 def _flag(value: Any, where: str) -> bool:
     text = str(value).strip().lower()
     if text not in _YES + _NO:
-        raise InputError(f"{where}: interruptible is {value!r}.", "Write yes or no.")
+        raise InputError(f"{where}: interruptible is {shown(value)}.", "Write yes or no.")
     return text in _YES
 
 
@@ -213,7 +218,7 @@ def _moment(value: Any, zone: str | None, where: str, key: str) -> datetime:
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
     except ValueError:
-        raise InputError(f"{where}: {key} {value!r} is not a time.", "Write it as 2022-05-01T08:00-07:00 or 2022-05-01T15:00Z.") from None
+        raise InputError(f"{where}: {key} is {shown(value)}, not a time.", "Write it as 2022-05-01T08:00-07:00 or 2022-05-01T15:00Z.") from None
     if moment.tzinfo is not None:
         return moment.astimezone(UTC)
     if zone is None:
@@ -223,7 +228,8 @@ def _moment(value: Any, zone: str | None, where: str, key: str) -> datetime:
     try:
         place = ZoneInfo(zone)
     except Exception:
-        raise InputError(f"{where}: {zone!r} is not a time zone.", "Use an IANA name such as Europe/Berlin or America/Los_Angeles.") from None
+        said = f"{where}: the time zone is {shown(zone)}, which is none."
+        raise InputError(said, "Use an IANA name such as Europe/Berlin or America/Los_Angeles.") from None
     early, late = (moment.replace(tzinfo=place, fold=fold).astimezone(UTC) for fold in (0, 1))
     if early.astimezone(place).replace(tzinfo=None) != moment:
         raise InputError(f"{where}: {key} {value} does not exist in {zone}: the clocks go forward over it.", "Give the time with its offset.")

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from fourfold.errors import InputError
+from fourfold.ingest.text import shown
 
 _TOP = ("maxFPGAs", "maxCPUs", "maxSizePerFPGA", "nodes", "edges")
 _NODE = ("id", "cpuLatency", "fpgaLatency", "size")
@@ -130,7 +131,7 @@ def read_split(path: str | Path, workload: Workload) -> np.ndarray:
         for m, part in enumerate(parts):
             for node in part["nodes"]:
                 if node not in index:
-                    raise InputError(f"{path.name}: {key}[{m}] holds node {node!r}, which {workload.name} has not.",
+                    raise InputError(f"{path.name}: {key}[{m}] holds node {shown(node)}, which {workload.name} has not.",
                                      "Use the split of this workload.")
                 if machine[index[node]] >= 0:
                     raise InputError(f"{path.name}: node {node} is on two machines.", "Name each node once.")
@@ -146,7 +147,7 @@ def _json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from None
     except ValueError as error:
-        raise InputError(f"{path.name} is not JSON: {error}.", "Give a file of the placement suite.") from None
+        raise InputError(f"{path.name} is not JSON ({type(error).__name__}).", "Give a file of the placement suite.") from None
     if not isinstance(data, dict):
         raise InputError(f"{path.name} holds a JSON {type(data).__name__}, not an object.", "Give a file of the placement suite.")
     return data
@@ -160,7 +161,7 @@ def _node(path: Path, i: int, node: Any) -> dict[str, Any]:
             raise InputError(f"{path.name}: nodes[{i}] (id {node.get('id', 'missing')}) has no {key!r}.", f"Every node needs {', '.join(_NODE)}.")
     where = f"{path.name}: node {node['id']!r}:"
     if isinstance(node["id"], bool) or not isinstance(node["id"], int):
-        raise InputError(f"{path.name}: nodes[{i}] has the id {node['id']!r}.", "An id is a whole number.")
+        raise InputError(f"{path.name}: nodes[{i}] has the id {shown(node['id'])}.", "An id is a whole number.")
     color = node.get("colorClass")
     row = {key: _number(f"{where} {key}", node[key]) for key in _NODE[1:]}
     return row | {"id": node["id"], "color": ("own", i) if color is None else ("class", color), "name": str(node.get("name") or ""),
@@ -174,10 +175,10 @@ def _edges(path: Path, edges: list[Any], index: dict[int, int]) -> tuple[np.ndar
     cost, uneven = np.full(len(index), np.nan), []
     for e, edge in enumerate(edges):
         if not isinstance(edge, Mapping) or any(key not in edge for key in _EDGE):
-            raise InputError(f"{path.name}: edges[{e}] needs {', '.join(_EDGE)}, got {edge!r}.", "Give all three.")
+            raise InputError(f"{path.name}: edges[{e}] needs {', '.join(_EDGE)}.", "Give all three.")
         for key in _EDGE[:2]:
             if isinstance(edge[key], list | dict) or edge[key] not in index:
-                raise InputError(f"{path.name}: edges[{e}] has the {key} {edge[key]!r}, which is no node's id.", "Name nodes that are in 'nodes'.")
+                raise InputError(f"{path.name}: edges[{e}] has the {key} {shown(edge[key])}, no node's id.", "Name nodes that are in 'nodes'.")
         u, v = index[edge["sourceId"]], index[edge["destId"]]
         if u == v:
             raise InputError(f"{path.name}: edges[{e}] goes from node {edge['sourceId']} to itself.", "A workload is acyclic; unroll loops.")
@@ -209,19 +210,19 @@ def _fits(path: Path, workload: Workload) -> None:
 
 def _number(what: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise InputError(f"{what} is {value!r}.", "Give a finite number, zero or more.")
+        raise InputError(f"{what} is {shown(value)}.", "Give a finite number, zero or more.")
     return float(value)
 
 
 def _whole(path: Path, key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or not 0 <= value < 10_000:
-        raise InputError(f"{path.name}: {key} is {value!r}.", "Give a whole number from 0 to 9999.")
+        raise InputError(f"{path.name}: {key} is {shown(value)}.", "Give a whole number from 0 to 9999.")
     return int(value)
 
 
 def _flag(where: str, key: str, value: Any) -> bool:
     if value not in (0, 1):
-        raise InputError(f"{where} {key} is {value!r}.", "Give true or false, or 1 or 0.")
+        raise InputError(f"{where} {key} is {shown(value)}.", "Give true or false, or 1 or 0.")
     return bool(value)
 
 

@@ -43,7 +43,8 @@ class Table:
     """Columns by name, each with one entry per row. `nature`: "table" (texts and numbers), "text" (documents), "arrays", "images" or "audio" (columns
     file, label/text).
 
-    `lines[i]` is the line (from 1) in which row i begins; without it rows are counted from 1 themselves.
+    `lines[i]` is the line (from 1) in which row i begins; without it rows are counted from 1 themselves. `sure`: the names are names beyond doubt;
+    else they may be the first row of a file without a header, which no message tells.
     """
 
     columns: dict[str, Any]
@@ -51,9 +52,21 @@ class Table:
     nature: str = "table"
     lines: Sequence[int] | None = None
     notes: list[str] = field(default_factory=list)
+    sure: bool = True
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
+
+    def called(self, name: str) -> str:
+        """A column for a message: 'label' in quotes, or which one it is from the left."""
+        return repr(name) if self.sure else f"number {list(self.columns).index(name) + 1}"
+
+    def listed(self, most: int = 12) -> str:
+        """All columns for a message."""
+        names = list(self.columns)
+        if not self.sure:
+            return f"{len(names)} column{'s' * (len(names) != 1)} of other names"
+        return ", ".join([name if len(name) <= 40 else f"{name[:39]}…" for name in names[:most]] + ["…"] * (len(names) > most))
 
     def where(self, rows: Iterable[int]) -> str:
         """'reviews.csv, lines 3, 7 and 12' (six at most)."""
@@ -121,7 +134,9 @@ def _mapping(ref: Mapping[str, Any]) -> Table | dict[str, Table]:
             )
         lengths[name] = len(value)
     if len(set(lengths.values())) != 1:
-        raise InputError(f"The columns differ in length: {lengths}.", "Give one entry per row in each.")
+        least, most = min(lengths.values(), default=0), max(lengths.values(), default=0)
+        said = f"The columns differ in length, from {least:,} to {most:,} rows." if lengths else "The data has no columns."
+        raise InputError(said, "Give one entry per row in each.")
     return _named(columns, "the data")
 
 
@@ -299,23 +314,31 @@ def _csv(path: Path) -> Table:
     delimiter = delimiter_of(text, path.suffix.lower())
     rows, lines = _records(text, delimiter, path.name)
     header, notes = [" ".join(cell.split()) for cell in rows[0]], []
+    sure = names_columns(header)
     if _is_row(rows, path.name):
         header, notes = [f"column {i + 1}" for i in range(len(header))], [f"{path.name} has no header: its columns are called column 1, column 2 …"]
+        sure = True
     else:
         rows, lines = rows[1:], lines[1:]
     if not rows:
-        raise InputError(f"{path.name} has a header ({', '.join(header)}) and no rows.", "Give rows below the header.")
+        raise InputError(f"{path.name} has a header and no rows.", "Give rows below the header.")
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise InputError(f"{path.name} has two columns called {twice!r}.", "Rename one.")
+        places = " and ".join(str(i + 1) for i, name in enumerate(header) if name == twice)
+        raise InputError(f"{path.name} has columns of the same name: {places} from the left.", "Rename one.")
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             raise InputError(
-                f"{path.name}, line {line}: {len(row)} cells where the header has {len(header)} ({', '.join(header)[:80]}).",
+                f"{path.name}, line {line}: {len(row)} cells where the header has {len(header)}.",
                 f"Put double quotes around texts that contain {delimiter!r}.",
             )
     columns = {name: list(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
-    return Table({name or "row number": cells for name, cells in columns.items()}, path.name, lines=lines, notes=notes)
+    return Table({name or "row number": cells for name, cells in columns.items()}, path.name, lines=lines, notes=notes, sure=sure)
+
+
+def names_columns(header: list[str]) -> bool:
+    """Whether a first line has a word that columns are called by."""
+    return bool({word for cell in header for word in cell.lower().replace("-", "_").split("_")} & HEADINGS)
 
 
 def _is_row(rows: list[list[str]], name: str) -> bool:
@@ -323,7 +346,7 @@ def _is_row(rows: list[list[str]], name: str) -> bool:
     first = [" ".join(cell.split()) for cell in rows[0]]
     if any(_number(cell) is not None for cell in first) or (len(first) > 1 and "" in first[1:]):
         return True
-    if {word for cell in first for word in cell.lower().replace("-", "_").split("_")} & HEADINGS:
+    if names_columns(first):
         return False
     below = [row for row in rows[1:] if len(row) == len(first) and row != rows[0]][:5_000]
     if not below:
@@ -395,11 +418,9 @@ def _jsonl(path: Path) -> Table:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path.name}, line {number}: not JSON ({error.msg} at column {error.colno}).",
-                'Give one object per line, e.g. {"text": "…", "label": 1}.',
-            ) from None
+        except (ValueError, RecursionError) as error:
+            mend = 'Give one object per line, e.g. {"text": "…", "label": 1}.'
+            raise InputError(f"{path.name}, line {number}: not JSON ({_fault(error)}).", mend) from None
         if not isinstance(row, dict):
             raise InputError(
                 f"{path.name}, line {number}: {type(row).__name__}, not an object.", 'Give one object per line, e.g. {"text": "…", "label": 1}.'
@@ -419,10 +440,11 @@ def _objects(rows: list[dict[str, Any]], source: str, lines: list[int] | None) -
 def _json(path: Path) -> Table | dict[str, Table]:
     try:
         data = json.loads(decoded(path))
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several objects, one a line, in a file called .json
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # several objects, one a line, in a file called .json
             return _jsonl(path)
-        raise InputError(f"{path.name}, line {error.lineno}: not JSON ({error.msg} at column {error.colno}).", "Give a list of objects.") from None
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"{path.name}{line}: not JSON ({_fault(error)}).", "Give a list of objects.") from None
     if isinstance(data, dict) and all(isinstance(value, list) for value in data.values()) and data:
         if {PARTS.get(name.lower()) for name in data} <= {"train", "search", "test"} and "train" in data:
             return {PARTS[name.lower()]: _objects(_checked(value, path.name), f"{path.name} ({name})", None) for name, value in data.items()}
@@ -435,6 +457,13 @@ def _json(path: Path) -> Table | dict[str, Table]:
             'Give [{"text": "…", "label": 1}, …].',
         )
     return _objects(_checked(data, path.name), path.name, None)
+
+
+def _fault(error: Exception) -> str:
+    """What Python's reader of JSON found, without what stands there."""
+    if not isinstance(error, json.JSONDecodeError):
+        return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
+    return f"{error.msg} at column {error.colno}"
 
 
 def _checked(rows: list[Any], source: str) -> list[dict[str, Any]]:
@@ -454,11 +483,9 @@ def _parquet(path: Path) -> Table:
     try:
         data = parquet.read_table(path).to_pydict()
     except Exception as error:  # pyarrow's own errors have no common base
-        raise InputError(
-            f"{path.name} is not a readable Parquet file: {str(error).splitlines()[0][:120]}", "Write it again, or give CSV or JSONL."
-        ) from None
+        raise InputError(f"{path.name} is not a readable Parquet file ({type(error).__name__}).", "Write it again, or give CSV or JSONL.") from None
     if not data or not len(next(iter(data.values()))):
-        raise InputError(f"{path.name} has columns ({', '.join(data)}) and no rows.", "Give rows.")
+        raise InputError(f"{path.name} has {len(data)} columns and no rows.", "Give rows.")
     return Table(data, path.name)
 
 
@@ -473,7 +500,7 @@ def _npz(path: Path) -> Table:
             arrays = {name: data[name] for name in data.files}
     except Exception as error:  # zipfile, numpy and OS errors alike
         raise InputError(
-            f"{path.name} is not a readable NPZ file: {str(error).splitlines()[0][:120]}",
+            f"{path.name} is not a readable NPZ file ({type(error).__name__}).",
             "Save arrays of numbers or fixed-width strings with numpy.savez.",
         ) from None
     lengths = {name: value.shape[0] if value.ndim else 0 for name, value in arrays.items()}
@@ -549,12 +576,12 @@ def _manifest(path: Path, table: Path) -> Table:
     name = next((name for name in found.columns if name.lower() in ("file", "path", "filename", "file_name", "audio", "image", "wav")), None)
     if name is None:
         raise InputError(
-            f"{table.name} has no column 'file' (it has {', '.join(found.columns)}).", "Add one with each file's path inside the folder."
+            f"{table.name} has no column 'file' (it has {found.listed()}).", "Add one with each file's path inside the folder."
         )
     files = [str(path / str(entry)) for entry in found.columns.pop(name)]
     missing = [i for i, file in enumerate(files) if not Path(file).is_file()]
     if missing:
-        raise InputError(f"{found.where(missing)}: no such file as {found.source and files[missing[0]]!r}.", "Give paths inside the folder.")
+        raise InputError(f"{found.where(missing)}: there is no such file.", "Give paths inside the folder.")
     found.columns = {"file": files, **found.columns}
     found.nature = "images" if Path(files[0]).suffix.lower() in IMAGES else "audio"
     return found
@@ -580,7 +607,7 @@ def picture(path: str, channels: int) -> Any:
                 turned = Image.fromarray(np.round(np.asarray(turned).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
             made = turned.convert({1: "L", 4: "RGBA"}.get(channels, "RGB")) if ranged else None
     except Exception as error:  # PIL raises OSError, SyntaxError and ValueError for damaged files
-        raise InputError(f"{path} is not a readable image: {str(error).splitlines()[0][:100]}", "Replace or delete it.") from None
+        raise InputError(f"{path} is not a readable image ({type(error).__name__}).", "Replace or delete it.") from None
     if made is None:
         raise InputError(
             f"{path} holds 32-bit numbers, and nothing says which of them is black and which white.", "Save the images with 8 or 16 bits a channel."
@@ -600,7 +627,7 @@ def sound(path: str, rate: int) -> np.ndarray:
             warnings.simplefilter("ignore")  # unknown chunks are harmless
             found, samples = wavfile.read(path)
     except Exception as error:  # scipy raises ValueError, struct.error and others
-        raise InputError(f"{path} is not a readable WAV file: {str(error).splitlines()[0][:100]}", "Save it as PCM WAV, or delete it.") from None
+        raise InputError(f"{path} is not a readable WAV file ({type(error).__name__}).", "Save it as PCM WAV, or delete it.") from None
     if not len(samples):
         raise InputError(f"{path} holds no samples.", "Replace or delete it.")
     if samples.dtype.kind == "u":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 
 from fourfold.errors import InputError
 
@@ -25,6 +26,18 @@ def text(data: bytes, name: str, mend: str = "Save it as CSV in UTF-8.") -> str:
     if "\0" in made:
         raise InputError(f"{name} is not a text file.", mend)
     return made
+
+
+def shown(cell: object) -> str:
+    """A cell in the words of an error: as it stands where it is a figure, a time or the like, else what it is; for errors go into logs that others
+    read."""
+    if cell is None or isinstance(cell, int | float):
+        return repr(cell)
+    found = str(cell).strip()
+    if len(found) <= 40 and not re.search(r"[^\W\d_]{4}", found):
+        return repr(found)
+    count = len(found.split())
+    return "a word" if count == 1 else f"a text of {count} words"
 
 
 def _unmarked(data: bytes) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from fourfold.errors import InputError
 from fourfold.ingest.codecarbon import ENERGIES, Entry
 from fourfold.ingest.findings import Findings
+from fourfold.ingest.text import shown
 from fourfold.ingest.text import text as decoded
 
 COLUMNS = (
@@ -119,7 +120,7 @@ def entry_of(row: Row, comma: bool, findings: Findings) -> Entry | None:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            findings.fault(line, name, f"{name} is {text!r}, not a number{': the row is left out' if vital else ''}.")
+            findings.fault(line, name, f"{name} is {shown(text)}, not a number{': the row is left out' if vital else ''}.")
             usable = usable and not vital
         elif value < 0:
             findings.fault(line, name, f"{name} is negative: {text}{': the row is left out' if vital else ''}.")

@@ -54,7 +54,7 @@ def table(
     has one. Raises InputError for a column that is not there, and for scores that the task does not have."""
     given = found.asked.columns
     if identity is not None and identity not in given:
-        raise InputError(f"{found.asked.source} has no column {identity!r}.", f"It has: {', '.join(given)}.")
+        raise InputError(f"{found.asked.source} has no column {identity!r}.", f"It has: {found.asked.table([]).listed()}.")
     if (scores or probabilities) and (found.records is None and len(found.rows) or model.task.kind not in ("classification", "regression")):
         raise InputError(f"A {model.task.kind} model has no scores of classes.", "Ask for its predictions.")
     if probabilities and model.task.kind != "classification":
