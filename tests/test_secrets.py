@@ -83,6 +83,16 @@ OTHER: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+def of_columns(table: Table) -> list[Callable[[], Any]]:
+    """Every column taken for every role, and the roles guessed."""
+    config = type("Config", (), {"id2label": {0: "good", 1: "bad"}})
+    steps: list[Callable[[], Any]] = [lambda: roles_of(table, {"text": "nowhere"}, None, "classification")]
+    for name in table.columns:
+        steps += [lambda name=name: labels_of(table, name, config)]
+        steps += [lambda name=name, one=one: one(table, name) for one in (values_of, texts_of, sides_of)]
+    return steps + [lambda kind=kind: roles_of(table, None, None, kind) for kind in ("classification", "regression", "seq2seq", "causal_lm")]
+
+
 def everything(path: Path) -> None:
     """All that is done with a file of data, as far as it goes; each step's error is looked at."""
     from torch import nn
@@ -95,14 +105,7 @@ def everything(path: Path) -> None:
         found = read(path)
     except FourfoldError:
         found = {}
-    table = found if isinstance(found, Table) else None
-    if table is not None:
-        config = type("Config", (), {"id2label": {0: "good", 1: "bad"}})
-        for name in table.columns:
-            steps += [lambda name=name: labels_of(found, name, config)]
-            steps += [lambda name=name, one=one: one(table, name) for one in (values_of, texts_of, sides_of)]
-        steps += [lambda kind=kind: roles_of(table, None, None, kind) for kind in ("classification", "regression", "seq2seq", "causal_lm")]
-        steps.append(lambda: roles_of(table, {"text": "nowhere"}, None, "classification"))
+    steps += of_columns(found) if isinstance(found, Table) else []
     if path.suffix == ".npz":
         from fourfold.ingest.model import load_model
 
