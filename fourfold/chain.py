@@ -83,7 +83,7 @@ def append(path: str | Path, row: Mapping[str, Any]) -> dict[str, Any]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
         raise _unwritable(path, error) from None
     try:
@@ -448,7 +448,7 @@ def lock_file(path: Path, patience: float = 30.0) -> Iterator[None]:
     until = time.monotonic() + patience + _STALE
     while True:
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             break
         except (FileExistsError, PermissionError):                     # Windows refuses a file that is being deleted
             try:

@@ -123,6 +123,7 @@ def swap(made: Path, folder: Path, *, force: bool = False) -> Path | None:
     What is not ours stays whole: InputError, or with `force` it moves aside; where to, or None where nothing had to.
     """
     _not_linked(folder, "the folder")
+    even(made)
     strange = foreign(folder)
     if strange and not force:
         raise InputError(f"{folder} now holds what fourfold did not write there: {strange[0]}.", "Name another folder; the old one stays as it was.")
@@ -140,6 +141,19 @@ def swap(made: Path, folder: Path, *, force: bool = False) -> Path | None:
         return old
     shutil.rmtree(old, ignore_errors=True)
     return None
+
+
+def even(made: Path) -> None:
+    """Give all that lies in the folder `made` the permissions that the umask left the folder itself: some libraries write files that only their owner
+    may read."""
+    bits = made.stat().st_mode & 0o777
+    for root, folders, files in os.walk(made):
+        for name in files:
+            if not os.path.islink(os.path.join(root, name)):
+                os.chmod(os.path.join(root, name), bits & 0o666)
+        for name in folders:
+            path = os.path.join(root, name)
+            os.chmod(path, os.stat(path).st_mode & ~0o777 | bits)
 
 
 def _aside(folder: Path) -> Path:

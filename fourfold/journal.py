@@ -50,7 +50,7 @@ class Journal:
         self._take_lock()
         try:
             with self._writing(self.path):
-                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             self._read()
             self._append({"event": "resumed" if self._memory else "started", "at": time.time(), "pid": os.getpid()})
         except BaseException:
@@ -221,7 +221,7 @@ class Journal:
 @contextmanager
 def _exclusive(path: Path) -> Iterator[Any]:
     """The file open for reading and writing, while no other process is inside this function with it. Held for microseconds."""
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         try:
             import fcntl
         except ImportError:                                            # not POSIX: the holder's identity alone has to do

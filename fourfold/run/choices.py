@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import InputError
+from fourfold.folder import write
 from fourfold.ingest.trust import option
 from fourfold.run.artefact import digest
 
@@ -94,12 +95,12 @@ def _write(root: Path, manifest: dict[str, Any], why: str | None) -> None:
     """Manifest and report say what runs. The manifest does not answer for the report while that is written, so that every moment can be loaded."""
     report = _report(root, manifest, why)
     answered = manifest["files"].pop(REPORT, None)
-    _replace(root / MANIFEST, json.dumps(manifest, indent=1))
+    write(root / MANIFEST, json.dumps(manifest, indent=1))
     if report is not None:
-        _replace(root / REPORT, report)
+        write(root / REPORT, report)
     if answered is not None and (root / REPORT).is_file():
         manifest["files"][REPORT] = digest(root / REPORT)
-        _replace(root / MANIFEST, json.dumps(manifest, indent=1))
+        write(root / MANIFEST, json.dumps(manifest, indent=1))
 
 
 def _report(root: Path, manifest: Mapping[str, Any], why: str | None) -> str | None:
@@ -113,17 +114,3 @@ def _report(root: Path, manifest: Mapping[str, Any], why: str | None) -> str | N
     said = [entry["why"] for entry in manifest.get("choices", [])]
     report["notes"] = [note for note in report["notes"] if note not in said] + ([said[manifest["choice"]]] if manifest.get("choice") else [])
     return json.dumps(report, indent=1)
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(path, name)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

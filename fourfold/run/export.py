@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.errors import InputError, ModelError
+from fourfold.folder import even
 from fourfold.run.artefact import Model, Part
 from fourfold.run.loading import load
 
@@ -55,6 +56,7 @@ def export(folder: Path | str, to: str, out: Path | str, *, member: str | None =
             _companions(model, part, made)
             off = _checked(made, to, batches, wrote.pop("expected"), Path(scratch), wrote.pop("hint", "f32"))
             (made / "README.md").write_text(_page(model, part, to, wrote), encoding="utf-8")
+            even(made)
             if target.exists():
                 target.rmdir()
             os.rename(made, target)

@@ -102,7 +102,7 @@ def _save_part(part: Part, root: Path) -> dict[str, Any]:
         save_file(state(part.module), str(home / "model.safetensors"), metadata={"format": "pt"})
     for name in part.files:
         assert part.folder is not None
-        shutil.copy2(part.folder / name, home / name)
+        shutil.copyfile(part.folder / name, home / name)
     for encoder in (part.subject.tokenizer, part.subject.processor):
         if encoder is not None and hasattr(encoder, "save_pretrained"):
             encoder.save_pretrained(home / "tokenizer")

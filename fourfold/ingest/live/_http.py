@@ -13,7 +13,6 @@ import json
 import math
 import os
 import random
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import InputError, Missing
+from fourfold.folder import write
 
 _PASSING = (408, 425, 429, 500, 502, 503, 504)                         # worth another try
 _MOST = 64 << 20                                                       # bytes of an answer
@@ -163,14 +163,7 @@ class Client:
         if file:
             with contextlib.suppress(OSError):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
-                try:
-                    with os.fdopen(handle, "w", encoding="utf-8") as part:
-                        json.dump({"url": url, "fetched": reply.fetched.timestamp(), "document": document}, part)
-                    os.replace(name, file)
-                except BaseException:
-                    os.unlink(name)
-                    raise
+                write(file, json.dumps({"url": url, "fetched": reply.fetched.timestamp(), "document": document}))
         return reply
 
 
