@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from fourfold.errors import FourfoldError, InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_OURS = re.compile(r"journal-([0-9a-f]{16})\..+|([0-9a-f]{16})-[0-9a-f]{16}\.safetensors(?:\.tmp)?")
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -104,12 +106,38 @@ class Journal:
         """Every step and note in the order written: `key` or `event`, `at` (Unix time, start), `seconds`, `cpu` (exclusive of steps inside it)."""
         return [{name: copy.deepcopy(value) for name, value in line.items() if name != "value"} for line in self._lines]
 
+    def trim(self, runs: int, size: int) -> None:
+        """Remove what other work left in the folder beyond its `runs` latest, or beyond `size` bytes of them together, and files of this work that no
+        line names (`--fresh` puts its old lines aside: the latest stay)."""
+        named = {str(line["file"]) for line in self._lines if "file" in line}
+        works: dict[str, list[Path]] = {}
+        aside: list[Path] = []
+        for path in self.folder.iterdir():
+            found = _OURS.fullmatch(path.name)
+            if found is None or not path.is_file():
+                continue
+            work = found[1] or found[2]
+            if work != self.id:
+                works.setdefault(work, []).append(path)
+            elif path.suffix == ".old":
+                aside.append(path)
+            elif path.suffix != ".jsonl" and path.name not in named:
+                path.unlink(missing_ok=True)
+        for path in sorted(aside, key=_age)[1:]:
+            path.unlink(missing_ok=True)
+        held = 0
+        for number, files in enumerate(sorted(works.values(), key=lambda files: min(map(_age, files)))):
+            held += sum(path.stat().st_size for path in files)
+            if number >= runs or held > size:
+                for path in files:
+                    path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Give the folder back. Safe to call twice."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-        if _holder(self._lock) == _me():
+        if holder_of(self._lock) == _me():
             with _exclusive(self._lock) as file:                       # emptied, not removed: another process may be waiting on this very file
                 file.truncate()
 
@@ -208,8 +236,8 @@ class Journal:
     # The lock: the holder's process id and start time, so that a dead holder is recognised even when its id is used again.
     def _take_lock(self) -> None:
         with self._writing(self._lock), _exclusive(self._lock) as file:
-            holder = _holder(self._lock)
-            if holder is not None and _alive(holder):
+            holder = holder_of(self._lock)
+            if holder is not None and alive(holder):
                 raise InputError(f"Process {holder['pid']} on {holder['host']} is already working in {self.folder}.",
                                  f"Wait for it, name another folder, or remove {self._lock} if that process is gone.")
             file.seek(0)
@@ -243,7 +271,8 @@ def _born(pid: int) -> str:
         return ""
 
 
-def _holder(lock: Path) -> dict[str, Any] | None:
+def holder_of(lock: Path) -> dict[str, Any] | None:
+    """The process that a lock file names; None where it names none."""
     try:
         holder = json.loads(lock.read_bytes())
         return holder if {"pid", "born", "host"} <= set(holder) else None
@@ -251,7 +280,8 @@ def _holder(lock: Path) -> dict[str, Any] | None:
         return None
 
 
-def _alive(holder: Mapping[str, Any]) -> bool:
+def alive(holder: Mapping[str, Any]) -> bool:
+    """Whether that very process still runs (one on another host is taken to)."""
     if holder["host"] != socket.gethostname() or os.name != "posix":
         return True                                                    # cannot be asked from here: the message says how to go on
     try:
@@ -265,6 +295,11 @@ def _alive(holder: Mapping[str, Any]) -> bool:
     except (OSError, IndexError):
         state = ""
     return state != "Z" and _born(holder["pid"]) == holder["born"]
+
+
+def _age(path: Path) -> float:
+    """What sorts the latest first."""
+    return -path.stat().st_mtime
 
 
 def _sync_folder(folder: Path) -> None:

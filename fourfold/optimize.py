@@ -66,6 +66,7 @@ def optimize(
     from fourfold.report.terminal import listener
     from fourfold.report.words import percent, span
     from fourfold.run import engines as registry
+    from fourfold.run.clean import bound
     from fourfold.run.command import spelled
     from fourfold.run.job import Job, Options
     from fourfold.run.levers import examine
@@ -107,6 +108,8 @@ def optimize(
             shown.close()
         raise
     try:
+        if target is not None:
+            bound(job.journal)
         baseline(job)
         try:
             early(job)
@@ -129,6 +132,9 @@ def optimize(
         front = _front(job, place)
         if target is not None:
             _write(front, target, force)
+            if not job.interrupted:
+                asked = [*front.points, *([front.best] if front.best is not None else [])]
+                bound(job.journal, [part.folder for choice in asked for part in choice.point.assembly.parts if part.folder is not None])
         return front
     finally:
         job.close()

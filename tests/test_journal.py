@@ -243,3 +243,26 @@ def test_a_folder_that_cannot_be_made_is_said_so(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FourfoldError, match="Cannot make the folder"):
         Journal(tmp_path / "file" / "folder", "job")
+
+
+def test_a_folder_keeps_its_latest_works_and_no_more_than_so_many_bytes(tmp_path) -> None:
+    ids = []
+    for number in range(5):
+        with Journal(tmp_path, {"budget": number}) as journal:
+            journal.tensors("rows", lambda: {"rows": torch.zeros(1000)})
+        ids.append(journal.id)
+        for path in tmp_path.glob(f"*{journal.id}*"):
+            os.utime(path, (1000.0 + number, 1000.0 + number))
+    (tmp_path / "thesis.txt").write_text("mine")
+    with Journal(tmp_path, {"budget": 4}) as journal:
+        (tmp_path / f"{journal.id}-{'0' * 16}.safetensors").write_bytes(b"left by a kill")
+        journal.trim(2, 10**6)
+        left = {path.name for path in tmp_path.iterdir()}
+        assert {name for name in ids if any(name in one for one in left)} == set(ids[2:]) and "thesis.txt" in left
+        assert f"{journal.id}-{'0' * 16}.safetensors" not in left
+        assert journal.tensors("rows", lambda: pytest.fail("lost"))["rows"].shape == (1000,)
+        journal.trim(2, 5000)
+        left = {path.name for path in tmp_path.iterdir()}
+        assert {name for name in ids if any(name in one for one in left)} == set(ids[3:])
+    with Journal(tmp_path, {"budget": 3}) as journal:
+        assert "rows" in journal

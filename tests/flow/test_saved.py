@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +81,29 @@ def test_a_result_that_could_not_be_saved_is_an_error_in_two_lines(room: Path) -
     assert done.returncode == 1 and "aved in" not in done.stdout
     assert len(done.stderr.strip().splitlines()) == 2 and "made once" in done.stderr and "not written to lost" in done.stderr
     assert (room / "lost" / "report.json").exists() and not (room / "lost" / "manifest.json").exists()
+
+
+def test_the_journal_is_bounded_and_a_rerun_goes_straight_to_saving(room: Path) -> None:
+    def asked(budget: int) -> subprocess.CompletedProcess[str]:
+        done = fourfold(room, f"optimize tiny_factory:make {ASKED.replace('12s', f'{budget}s')} --out again")
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def trained() -> int:
+        lines = [json.loads(line) for path in folder.glob("journal-*.jsonl") for line in path.read_text().splitlines()]
+        return sum(str(line.get("key", "")).startswith("train:") for line in lines)
+
+    folder = room / ".again.fourfold"
+    for number in range(4):                                            # earlier searches of the same name, and what they left
+        (folder / "engines" / f"c{number}").mkdir(parents=True, exist_ok=True)
+        (folder / f"journal-{number:016x}.jsonl").write_text('{"event": "started"}\n')
+        (folder / f"{number:016x}-{number:016x}.safetensors").write_bytes(b"x" * 100)
+    asked(11)
+    assert not list((folder / "engines").glob("c?"))
+    asked(12)
+    assert len(list(folder.glob("journal-*.jsonl"))) == 3              # this one and two before
+    before, steps = {path.name for path in folder.iterdir()}, trained()
+    began = time.monotonic()
+    asked(12)
+    assert trained() == steps and {path.name for path in folder.iterdir()} == before
+    assert time.monotonic() - began < 60
