@@ -127,6 +127,7 @@ def test_inputs_and_sizes(capsys, folder):
     assert Plan.load(folder / "c").capture["inputs"][0]["shape"] == [6, 4]
 
 
+@pytest.mark.apart                                                      # a signal too many would end all that this process still has to test
 def test_ctrl_c_writes_the_best_so_far(capsys, folder, monkeypatch):
     import signal
 

@@ -84,6 +84,7 @@ def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
         built = crew.build(list(wanted.values()), job.listener.advance)
     if crew is not None:
         job.journal.once("crew", crew.close)  # within a step, so that the processor time of the children is booked
+        crew.close()  # where an earlier run has booked that step
         job.crew = None
     return {
         named(candidate, Setting(name, precision, **how)): built[f"{candidate.name}|{name}"].made[precision]

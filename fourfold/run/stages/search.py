@@ -43,6 +43,7 @@ def search(job: Job) -> None:
             use_threads(job.threads)
             if job.crew is not crew:
                 job.journal.once("crew", crew.close)  # within a step, so that the processor time of the children is booked
+                crew.close()  # where an earlier run has booked that step
         job.candidates = job.searcher.candidates
 
 
