@@ -207,6 +207,18 @@ def test_map_prints_one_json_document(folder: Path, capsys: Any) -> None:
     assert document["kind"] == "map" and document["gap"] <= 1e-9 and len(document["schedule"]) >= 2
 
 
+def test_no_title_of_a_comparator_is_broken_in_a_narrow_terminal(folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["map", str(folder / "jobs.csv"), "--intensity", str(folder / "hours.csv"), "--capacity", "1", "--error", "0.1"]
+    assert run(command) == 0
+    shown = capsys.readouterr().out
+    assert run([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    titles = [row["title"] for key in ("comparators", "ablations", "without") for row in document[key]]
+    assert len(titles) > 6 and all(any(title in line for line in shown.splitlines()) for title in titles)
+    assert max(map(len, shown.split("Sites")[0].split("Against")[1].splitlines())) <= 80
+
+
 def test_map_writes_a_proof_that_map_verify_accepts_and_a_changed_one_that_it_rejects(folder: Path, capsys: Any) -> None:
     out = folder / "plan"
     command = ["map", str(folder / "jobs.csv"), "--intensity", str(folder / "hours.csv"), "--capacity", "north=1", "--capacity", "south=1"]

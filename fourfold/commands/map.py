@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated, Any
 
 import typer
@@ -131,10 +132,11 @@ def _tell(document: dict[str, Any]) -> None:
         print(f"Run now: {document['before']:.6g} {unit}" + (f"; saved: {100 * saving:.1f} %." if saving is not None else "."))
     money = "money unknown (no price on record)" if document["usd"] is None else f"{document['usd']:.4g} USD"
     print(f"{document['kg']:.6g} kgCO2e, {document['hall_kwh']:.6g} kWh with the halls, {money}; mean delay {document['delay_h']:.1f} h.")
+    left = ("of oracle", "peak") if get_terminal_size().columns < 100 else ()   # --json and the page have them
     for title, key in (("Against", "comparators"), ("Of which", "ablations"), ("Without a region", "without")):
         if document[key]:
             print(f"\n{title}")
-            table([_line(row, unit) for row in document[key]])
+            table([{head: cell for head, cell in _line(row, unit).items() if head not in left} for row in document[key]])
     print("\nSites")
     table([{"site": row["name"], "g/kWh": _short(row["mean_g_kwh"]), "job-hours": row["job_hours"], "peak": row["peak"],
             "capacity": _short(row["capacity"], "none or hourly")} for row in document["sites"]])

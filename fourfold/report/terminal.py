@@ -202,7 +202,7 @@ def table(rows: Any) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     heads = list(dict.fromkeys(key for row in rows for key in row))
     for head in heads:
-        widest = max(len(_cell(row.get(head))) for row in rows) if head == "name" else 0    # what is to be typed is never broken
+        widest = max(len(_cell(row.get(head))) for row in rows) if head in ("name", "policy") else 0    # never broken
         shown.add_column(escape(str(head)), overflow="fold", no_wrap=0 < widest <= 40, min_width=widest if widest <= 40 else None)
     for row in rows:
         shown.add_row(*(escape(_cell(row.get(head))) for head in heads))
