@@ -8,7 +8,7 @@ import pytest
 
 from fourfold.errors import InputError
 from fourfold.journal import Journal
-from fourfold.run.clean import clean
+from fourfold.run.clean import bound, clean
 
 
 def test_only_the_journal_goes(tmp_path: Path) -> None:
@@ -33,3 +33,20 @@ def test_a_folder_of_that_name_with_other_things_is_left_alone(tmp_path: Path) -
     with pytest.raises(InputError, match="holds no journal"):
         clean(tmp_path / "cheap")
     assert (tmp_path / ".cheap.fourfold" / "thesis.tex").read_text() == "years of work"
+
+
+def test_engine_files_of_another_search_are_never_ones_own(tmp_path: Path) -> None:
+    """Candidates of two searches have the same names: what one exported must not be taken for the other's."""
+    def at_work(seed: int) -> bool:
+        with Journal(tmp_path, {"seed": seed}) as journal:
+            bound(journal)
+            there = (tmp_path / "race-original" / "model.onnx").is_file()
+            for name in ("race-original", "engines/c1", "engines/c2"):
+                (tmp_path / name).mkdir(parents=True, exist_ok=True)
+                (tmp_path / name / "model.onnx").write_text(str(seed))
+            return there
+
+    assert [at_work(1), at_work(1), at_work(2), at_work(1)] == [False, True, False, False]
+    with Journal(tmp_path, {"seed": 1}) as journal:
+        bound(journal, [tmp_path / "engines" / "c2"])
+    assert [path.name for path in (tmp_path / "engines").iterdir()] == ["c2"]

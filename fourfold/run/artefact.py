@@ -291,13 +291,3 @@ class Model:
 def pack(values: Iterable[Any]) -> list[Any]:
     """Predictions as JSON values."""
     return [v.item() if isinstance(v, np.generic) else v.tolist() if isinstance(v, np.ndarray) else v for v in values]
-
-
-def __getattr__(name: str) -> Any:
-    """`load` and its like under this module's name too; they live in `loading` and `saving`."""
-    from fourfold.run import loading, saving
-
-    for home in (loading, saving):
-        if not name.startswith("_") and hasattr(home, name):
-            return getattr(home, name)
-    raise AttributeError(f"module 'fourfold.run.artefact' has no attribute {name!r}")
