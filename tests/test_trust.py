@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fourfold.errors import ArtefactError, FourfoldError
+from fourfold.ingest.model import rebuild
 from fourfold.ingest.trust import Trust, option, sane, strangers
 from fourfold.run.loading import load, read_manifest
 from fourfold.run.manifest import check
@@ -116,3 +117,13 @@ def test_manifests_changed_at_random_only_give_artefact_errors(tmp_path: Path) -
     (tmp_path / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(FourfoldError):
         read_manifest(tmp_path)
+
+
+def test_a_graph_of_onnx_is_an_origin_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    part = PART | {"origin": {"kind": "onnx", "class": "m.onnx", "graph": "AAAA", "inputs": ["x"], "config": None}}
+    check(tmp_path, GOOD | {"parts": [part]})
+    for key, value in (("graph", 7), ("inputs", "x"), ("inputs", [1]), ("config", "x"), ("class", None)):
+        with pytest.raises(ArtefactError, match="damaged"):
+            check(tmp_path, GOOD | {"parts": [part | {"origin": part["origin"] | {key: value}}]})
+    with pytest.raises(FourfoldError, match="graph is damaged"):
+        rebuild(part["origin"], Trust())

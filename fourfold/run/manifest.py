@@ -12,7 +12,8 @@ from fourfold.errors import ArtefactError
 
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+ -]*")  # of a file or a folder: no separator, nothing hidden, not ".."
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)
-_ORIGINS = {"transformers": ("class", "config"), "tree": ("tree",), "factory": ("entry",), "opaque": ("class", "why"), "static": ("shape",)}
+_ORIGINS = {"transformers": ("class", "config"), "tree": ("tree",), "factory": ("entry",), "opaque": ("class", "why"), "static": ("shape",),
+            "onnx": ("class", "graph")}
 _DTYPES = {"int64", "int32", "int16", "int8", "uint8", "bool", "float64", "float32", "float16"}
 _MOST = 1 << 24  # elements of the example batch, threads and rows of a batch are far fewer
 
@@ -56,11 +57,15 @@ def _part(path: Path, part: Any, files: Mapping[str, Any]) -> str:
     origin = _held(path, part, "origin", dict)
     _need(path, str(origin.get("kind")) in _ORIGINS, f"the origin of {name} is of an unknown kind")
     for key in _ORIGINS[origin["kind"]]:
-        _held(path, origin, key, str if key in ("class", "why", "entry") else dict, f"{name}.origin.")
+        _held(path, origin, key, str if key in ("class", "why", "entry", "graph") else dict, f"{name}.origin.")
     if origin["kind"] == "static":
         for key in ("vocabulary", "width", "outputs", "window", "hidden", "pair"):
             size = origin["shape"].get(key)
             _need(path, isinstance(size, int) and 0 <= size <= _MOST, f"{name}.origin.shape.{key} is absurd")
+    if origin["kind"] == "onnx":
+        _words(path, _held(path, origin, "inputs", list, f"{name}.origin."), f"{name}.origin.inputs")
+        config = origin.get("config")
+        _need(path, config is None or isinstance(config, dict), f"{name}.origin.config is no mapping")
     recipe = _held(path, part, "recipe", dict)
     edits = _held(path, recipe, "edits", list, f"{name}.recipe.")
     _need(path, all(isinstance(edit, dict) for edit in edits), f"{name}.recipe.edits holds what is no edit")
