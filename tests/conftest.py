@@ -49,6 +49,7 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
+@pytest.hookimpl(tryfirst=True)                                         # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file share its fixtures, so they go to one worker; a file may name a smaller group (`xdist_group`)."""
     for item in items:
