@@ -52,7 +52,9 @@ def test_python_of_the_readme_runs(folder: Path) -> None:
     assert "water" in answers or "fire" in answers
 
 
-def test_commands_of_the_readme_run(front: fourfold.Front, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_of_the_readme_run(
+    front: fourfold.Front, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from fourfold.cli import run
 
     monkeypatch.chdir(folder)
