@@ -62,7 +62,8 @@ def test_killed_at_random_moments_it_reaches_the_same_result(
     for _ in range(times):
         process = start(model, reviews, out)
         deadline = time.monotonic() + 90
-        wanted = grown[-1] + rng.randint(*((2, 4) if times < 9 else (0, 1)))  # lines that the journal must have gained before the kill: the moment varies, progress is certain
+        # lines that the journal must have gained before the kill: the moment varies, progress is certain
+        wanted = grown[-1] + rng.randint(*((2, 4) if times < 9 else (0, 1)))
         while process.poll() is None and len(lines_or_fewer(journal)) < wanted and time.monotonic() < deadline:
             time.sleep(rng.uniform(0.02, 0.2))
         if process.poll() is None:
