@@ -558,3 +558,16 @@ def test_pictures_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Pat
     monkeypatch.setattr(encode, "ROOM", 1000)
     with pytest.raises(InputError, match="3 images of 3 × 8 × 8 need 0.0 GB"):
         load_data(tmp_path, "custom", subject(torch_linear(), ("x",)))
+
+
+def test_a_factory_of_data_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "def rows():\n    return [('a good film', 1), ('a bad one', 0)]\n\ndef worse():\n    raise KeyError('secret')\n"
+    (tmp_path / "rows_of_mine.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from fourfold.ingest.readers import read
+
+    assert read("rows_of_mine:rows").columns["label"] == [1, 0]  # type: ignore[union-attr]
+    for ref, words in (("rows_of_mine:none", "be imported"), ("no_such_module:x", "be imported"), ("rows_of_mine:worse", "raised KeyError")):
+        with pytest.raises(InputError, match=words) as told:
+            read(ref)
+        assert "secret" not in str(told.value) and len(str(told.value).splitlines()) == 2

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fourfold.errors import InputError, MissingExtra
+from fourfold.errors import InputError, MissingExtra, ModelError
 
 PARTS = {
     "train": "train",
@@ -34,6 +35,7 @@ HEADINGS = frozenset(
     "description label labels target class category sentiment intent polarity score rating stars similarity gold answer y value id idx index split "
     "premise hypothesis source output summary article file path filename audio image transcript date name".split()
 )  # words that columns are called by and rows hardly ever consist of
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 MANY = 1_000_000  # rows after which an iterable is taken to have no end
 csv.field_size_limit(2**31 - 1)
 
@@ -83,11 +85,13 @@ class Table:
 def read(ref: Any) -> Table | dict[str, Table]:
     """One table, or tables by part ("train", "search", "test") where the user brought their own parts.
 
-    ref: path of a CSV, TSV, JSONL, JSON, Parquet, TXT, NPZ file or of a folder (train.csv/test.csv, images by class, WAV by class or with a
-    manifest, texts); dict of parts, columns or arrays; (X, y); (train, test) or (train, search, test); pandas DataFrame; anything with
+    ref: "package.module:factory", which is called and whose result is read; path of a CSV, TSV, JSONL, JSON, Parquet, TXT, NPZ file or of a folder
+    (train.csv/test.csv, images by class, WAV by class or with a manifest, texts); dict of parts, columns or arrays; (X, y); (train, test) or (train, search, test); pandas DataFrame; anything with
     column_names; any iterable of (inputs, target). Raises InputError where it cannot be read, naming file and line; MissingExtra where a reader is
     not installed.
     """
+    if isinstance(ref, str) and _FACTORY.fullmatch(ref) and not Path(ref).exists():
+        return read(_made(ref))
     if isinstance(ref, str | Path):
         return _path(Path(ref))
     if isinstance(ref, Table):
@@ -97,6 +101,21 @@ def read(ref: Any) -> Table | dict[str, Table]:
     if isinstance(ref, tuple) and len(ref) in (2, 3) and (found := _tuple(ref)) is not None:
         return found
     return _object(ref)
+
+
+def _made(ref: str) -> Any:
+    """What the factory that "package.module:name" names gives; the thing itself where it is none."""
+    from fourfold.ingest.trust import imported
+
+    try:
+        found = imported(ref)
+    except ModelError as error:
+        said = error.message.removeprefix("the model needs ")
+        raise InputError(f"The data are {ref}, but {said}.", "Check the name; its module must be importable from here.") from None
+    try:
+        return found() if callable(found) else found
+    except Exception as error:  # whatever a user's code raises is the finding; its words may hold rows
+        raise InputError(f"The factory {ref} of the data raised {type(error).__name__}.", "Call it by itself to see why.") from error
 
 
 def _object(ref: Any) -> Table:
