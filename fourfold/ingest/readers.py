@@ -86,9 +86,9 @@ def read(ref: Any) -> Table | dict[str, Table]:
     """One table, or tables by part ("train", "search", "test") where the user brought their own parts.
 
     ref: "package.module:factory", which is called and whose result is read; path of a CSV, TSV, JSONL, JSON, Parquet, TXT, NPZ file or of a folder
-    (train.csv/test.csv, images by class, WAV by class or with a manifest, texts); dict of parts, columns or arrays; (X, y); (train, test) or (train, search, test); pandas DataFrame; anything with
-    column_names; any iterable of (inputs, target). Raises InputError where it cannot be read, naming file and line; MissingExtra where a reader is
-    not installed.
+    (train.csv/test.csv, images by class, WAV by class or with a manifest, texts); dict of parts, columns or arrays; (X, y); (train, test) or
+    (train, search, test); pandas DataFrame; anything with column_names; any iterable of (inputs, target). Raises InputError where it cannot be read,
+    naming file and line; MissingExtra where a reader is not installed.
     """
     if isinstance(ref, str) and _FACTORY.fullmatch(ref) and not Path(ref).exists():
         return read(_made(ref))
