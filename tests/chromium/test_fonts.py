@@ -7,7 +7,7 @@ from pathlib import Path
 
 import planned
 import pytest
-from browser import Browser
+from browser import PROGRAM, Browser
 from invented import plan, report
 
 from fourfold.decisions.schedule.heft import Heft
@@ -49,6 +49,8 @@ def test_wider_and_narrower_letters_do_not_widen_a_page(browser: Browser, pages:
 @pytest.fixture(scope="module")
 def poor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A browser that knows no font but DejaVu."""
+    if PROGRAM is None:
+        pytest.skip("no Chromium on this machine")
     if not DEJAVU.is_dir():
         pytest.skip(f"no DejaVu fonts in {DEJAVU}")
     folder = tmp_path_factory.mktemp("fonts")

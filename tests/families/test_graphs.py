@@ -14,6 +14,9 @@ from fourfold.ingest.model import load_model
 from fourfold.ingest.torch_export import capture, counters, square
 
 every = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+third = pytest.mark.parametrize(                                         # `make slow` takes the others too
+    "family", [pytest.param(f, marks=() if n % 3 == 0 else pytest.mark.slow, id=f.name) for n, f in enumerate(FAMILIES)]
+)
 DEAD = {"minilm": "pooler"}                                            # computed by eager, read by nobody: export leaves it out
 
 
@@ -31,8 +34,16 @@ def counted(family: Family, module: torch.nn.Module, inputs: tuple[torch.Tensor,
 
 
 @every
-@pytest.mark.parametrize("level", ["ops", "core"])
-def test_flops_shapes_and_answers(family: Family, level):
+def test_flops_shapes_and_answers(family: Family):
+    answers(family, "ops")
+
+
+@third
+def test_flops_shapes_and_answers_of_core_ops(family: Family):
+    answers(family, "core")
+
+
+def answers(family: Family, level: str) -> None:
     module, inputs = given(family)
     found = capture(module, inputs, level=level, name=family.name)
     graph = found.graph
@@ -48,7 +59,7 @@ def test_flops_shapes_and_answers(family: Family, level):
     assert int(graph.size[graph.role == PARAMETER].sum()) >= sum(own[p] for p in held) > 0
 
 
-@every
+@third
 def test_every_value_has_the_shape_it_has_when_run(family: Family):
     module, inputs = given(family)
     found = capture(module, inputs)

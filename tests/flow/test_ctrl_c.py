@@ -42,6 +42,7 @@ def running(pids: set[int]) -> set[int]:
     return alive
 
 
+@pytest.mark.slow                                                        # beside busy neighbours 40 s may end before a training begins
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_while_trainers_are_at_work(model: Path, reviews: Path, tmp_path: Path, times: int) -> None:
     out = tmp_path / "cheap"

@@ -52,12 +52,7 @@ def test_python_of_the_readme_runs(folder: Path) -> None:
     assert "water" in answers or "fire" in answers
 
 
-def test_commands_of_the_readme_run(
-    front: fourfold.Front, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from fourfold.cli import run
-
-    monkeypatch.chdir(folder)
+def test_commands_of_the_readme_run(front: fourfold.Front, folder: Path) -> None:
     assert front.best is not None
     shutil.copytree(front.job.options.out or "", folder / "cheap", dirs_exist_ok=True)
     lines = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
@@ -65,7 +60,7 @@ def test_commands_of_the_readme_run(
     for line in lines:
         words = shlex.split(line)
         assert words[0] == "fourfold"
-        assert run(words[1:]) == 0 and capsys.readouterr().out.strip(), line
+        assert ran(["-m", "fourfold.cli", *words[1:]], folder).strip(), line
 
 
 def script(path: str) -> Any:

@@ -83,6 +83,7 @@ def test_a_result_that_could_not_be_saved_is_an_error_in_two_lines(room: Path) -
     assert (room / "lost" / "report.json").exists() and not (room / "lost" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_the_journal_is_bounded_and_a_rerun_goes_straight_to_saving(room: Path) -> None:
     def asked(budget: int) -> subprocess.CompletedProcess[str]:
         done = fourfold(room, f"optimize tiny_factory:make {ASKED.replace('12s', f'{budget}s')} --out again")
