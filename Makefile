@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NICE := OMP_WAIT_POLICY=PASSIVE TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(NICE) $(BIN)/python -m pytest -rs
 # One process a core (tests/conftest.py), each with one thread; tests of one file stay together, for they share fixtures.
-CORES := -n auto --dist loadgroup
+CORES := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test slow bench lint types layers check torch-untouched clean

@@ -42,7 +42,7 @@ def main() -> int:
             rows.append(once(args.work.resolve(), seed, condition))
             print(line(rows[-1]), flush=True)
     data = {"bars": BARS, "summary": summary(rows), "runs": rows}
-    about = harness.facts(argparse.Namespace(**{**vars(args), "budget": "6min", "quick": False, "seed": args.seeds}), {})
+    about = harness.facts(argparse.Namespace(**{**vars(args), "budget": "8min", "quick": False, "seed": args.seeds}), {})
     harness.publish(args.out.stem, {"about": about, **data}, args.out.parent)
     print(json.dumps(data["summary"], indent=1))
     return 0

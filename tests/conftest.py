@@ -49,12 +49,9 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
-@pytest.hookimpl(tryfirst=True)                                         # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file share its fixtures, so they go to one worker; a file may name a smaller group (`xdist_group`)."""
+    """The profile `random` takes more examples than a test asks for."""
     for item in items:
-        if WORKER and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
         function = getattr(item, "obj", None)
         own = getattr(function, "_hypothesis_internal_use_settings", None)
         if PROFILE == "random" and own is not None and not getattr(function, "_more", False):
