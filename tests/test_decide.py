@@ -88,6 +88,7 @@ def test_gap_and_appraise() -> None:
     assert appraise(small(capacity=2), GOOD)[1] == ""
 
 
+@pytest.mark.apart                                                      # signals reach whatever else a process has loaded
 def test_an_interrupt_spends_every_budget_and_the_second_one_interrupts() -> None:
     import signal
 
@@ -104,6 +105,7 @@ def test_an_interrupt_spends_every_budget_and_the_second_one_interrupts() -> Non
     assert not budget.exhausted and signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.apart
 def test_an_interrupt_that_was_ignored_before_stays_ignored() -> None:
     import signal
 

@@ -139,6 +139,7 @@ def test_compiled(bert: Case, precision: str, tmp_path: Path) -> None:
     session.close()
 
 
+@pytest.mark.apart
 def test_a_compilation_that_takes_too_long_is_a_reason(bert: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = engines.engine("inductor")
     if reason := kind.declines("fp32", here()):
