@@ -1,6 +1,6 @@
 """`fourfold demo` as a newcomer gets it: several seeds, on an idle machine and beside a busy neighbour, each run verified in a fresh process.
 
-    python benchmarks/demo.py [--seeds 0,1,2,3,4] [--conditions idle,busy] [--work DIR]
+    python benchmarks/demo.py [--seeds 0,1,2,3,4] [--conditions idle,busy] [--runs idle-0,busy-0] [--work DIR]
 
 Writes benchmarks/results/demo.json: of every run the stated and the verified relative energy of the answer, quality, agreement, wall seconds in all
 and to the first measured figure; medians and ranges over the runs. A finished run is kept: the same command goes on with those that are missing.
@@ -33,14 +33,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--conditions", default="idle,busy")
+    parser.add_argument("--runs", help="condition-seed, …: these alone, in this order, in place of all seeds under all conditions")
     parser.add_argument("--work", type=Path, default=Path("fourfold-bench/demo"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "demo.json")
     args = parser.parse_args()
     rows = []
-    for condition in args.conditions.split(","):
-        for seed in (int(one) for one in args.seeds.split(",")):
-            rows.append(once(args.work.resolve(), seed, condition))
-            print(line(rows[-1]), flush=True)
+    wanted = args.runs or ",".join(f"{condition}-{seed}" for condition in args.conditions.split(",") for seed in args.seeds.split(","))
+    for condition, seed in (one.split("-") for one in wanted.split(",")):
+        rows.append(once(args.work.resolve(), int(seed), condition))
+        print(line(rows[-1]), flush=True)
     data = {"bars": BARS, "summary": summary(rows), "runs": rows}
     about = harness.facts(argparse.Namespace(**{**vars(args), "budget": "8min", "quick": False, "seed": args.seeds}), {})
     harness.publish(args.out.stem, {"about": about, **data}, args.out.parent)
