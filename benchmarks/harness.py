@@ -177,6 +177,19 @@ def few(job: Job, examples: Any) -> Any:
     return examples.take(np.arange(min(16, len(examples)))) if job.task.kind == "causal_lm" else examples
 
 
+def reopened(job: Job) -> None:
+    """A journal for what is judged after the search, which has closed its own."""
+    import tempfile
+
+    from fourfold.errors import InputError
+    from fourfold.journal import Journal
+
+    try:
+        job.journal.note("judged again")
+    except InputError:
+        job.journal = Journal(tempfile.mkdtemp(prefix="fourfold-judged-"), {"of": job.journal.id})
+
+
 def proved(job: Job, points: Sequence[Point], floor: float, label: str) -> list[Point]:
     """What a search at `floor` would call safe among `points` (of one model each) and cascades of them, cheapest first by the search split: families
     in orders fixed there, tested on the unseen split with 5 % error in all. Costs are not yet those of the final race."""
@@ -185,6 +198,7 @@ def proved(job: Job, points: Sequence[Point], floor: float, label: str) -> list[
     from fourfold.run.stages.cascades import cascades
     from fourfold.run.stages.prove import settled
 
+    reopened(job)
     asked = job.work
     job.work = replace(asked, floor=floor)
     try:
@@ -216,6 +230,7 @@ def final(job: Job, points: Sequence[Point], seconds: float, rounds: int = 15) -
     from fourfold.run.artefact import Assembly
     from fourfold.run.service import ORIGINAL, Runner, race_services
 
+    reopened(job)
     for point in points:
         rows = records(job, point)
         point.test = relative(job.task.metric, job.base_test, rows, job.splits.test.targets, seed=job.work.seed)

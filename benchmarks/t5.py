@@ -44,13 +44,12 @@ def main() -> int:
     with Progress() as progress:
         judge = demo.teacher(train.parent, base, train, test, epochs=args.epochs, seed=args.seed, progress=progress)
         data, model, made = original(work / ("quick-t5" if args.quick else "t5"), judge, {"train": train, "test": test}, args, progress)
-        out = work / ("quick-t5-cheap" if args.quick else "t5-cheap")
         front = optimize(
             model,
             data,
             floor=0.93,
             budget=args.budget,
-            out=out,
+            out=None,  # beside an artefact only the front's engine files are kept
             task="seq2seq",
             metric="exact_match",
             max_length=64,
