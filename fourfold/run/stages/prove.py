@@ -29,7 +29,6 @@ def prove(job: Job) -> None:
     search split fixed, sharing the 5 % error. Then the safe and the shown are raced as services on the unseen rows, and the cheapest safe one is
     the answer."""
     singles = [p for p in job.points if p.status == "open" and p.search is not None and len(p.assembly.parts) == 1]
-    job.listener.stage("proving on the unseen split", 0)
     winners, tried = settled(job, singles, job.families, _shown(job, singles))
     gated = [p for f in job.families for p in f.points]
     shown = _raced(job, winners, tried, gated)
@@ -44,8 +43,10 @@ def settled(job: Job, singles: list[Point], families: list[Gated], shown: list[P
     orders = [order for order in _singles(job, singles) if order]
     asked = [*(m for f in families for m in f.members), *(p for order in orders for p in order), *shown]
     tried = list({p.name: p for p in asked}.values())
+    job.listener.stage("proving on the unseen split", len(tried))
     for point in tried:
         test(job, point)
+        job.listener.advance()
     for family in families:
         _test_family(job, family)
     by_name = {p.name: p for p in [*tried, *(p for f in families for p in f.points)]}
