@@ -68,6 +68,7 @@ def optimize(
     from fourfold.run import engines as registry
     from fourfold.run.clean import bound
     from fourfold.run.command import spelled
+    from fourfold.run.deadline import Interrupts
     from fourfold.run.job import Job, Options
     from fourfold.run.levers import examine
     from fourfold.run.stages.baseline import baseline
@@ -111,30 +112,39 @@ def optimize(
         if target is not None:
             bound(job.journal)
         baseline(job)
-        try:
-            early(job)
-            if target is not None and job.best is not None and not (target / "manifest.json").exists():
-                ladder(job)
-                first = _front(job, place)
-                _write(first, target, force)
-                if first.unsaved is None:
-                    job.listener.note(f"a first proved answer is in {target}; the search goes on")
-            measure(job)
-            search(job)
-        except KeyboardInterrupt:
+
+        def interrupted() -> None:
             job.interrupted = True
-            job.candidates = job.searcher.candidates if job.searcher else []
+            job.deadline.end()
             job.warnings.append("Interrupted: the search ended early, and what it had found was raced and proved.")
             job.listener.note("interrupted: finishing with the best so far (press Ctrl-C again to stop at once)")
-        contest(job)
-        prove(job)
-        ladder(job)
-        front = _front(job, place)
-        if target is not None:
-            _write(front, target, force)
-            if not job.interrupted:
-                asked = [*front.points, *([front.best] if front.best is not None else [])]
-                bound(job.journal, [part.folder for choice in asked for part in choice.point.assembly.parts if part.folder is not None])
+
+        with Interrupts(interrupted) as interrupts:
+            try:
+                interrupts.searching = True
+                early(job)
+                if target is not None and job.best is not None and not (target / "manifest.json").exists():
+                    ladder(job)
+                    first = _front(job, place)
+                    _write(first, target, force)
+                    if first.unsaved is None:
+                        job.listener.note(f"a first proved answer is in {target}; the search goes on")
+                measure(job)
+                search(job)
+            except KeyboardInterrupt:
+                if interrupts.times != 1:  # asked twice, or raised by another hand
+                    raise
+                job.candidates = job.searcher.candidates if job.searcher else []
+            interrupts.searching = False
+            contest(job)
+            prove(job)
+            ladder(job)
+            front = _front(job, place)
+            if target is not None:
+                _write(front, target, force)
+                if not job.interrupted:
+                    asked = [*front.points, *([front.best] if front.best is not None else [])]
+                    bound(job.journal, [part.folder for choice in asked for part in choice.point.assembly.parts if part.folder is not None])
         return front
     finally:
         job.close()
