@@ -251,6 +251,12 @@ def test_sounds_by_class_and_by_manifest(tmp_path: Path) -> None:
     splits, task = load_data(tmp_path, "ctc", model)
     assert task.kind == "ctc" and task.metric.name == "wer" and task.speech is not None
     assert task.answers(splits.train.targets)[0] in ("LOW TONE", "HIGH TONE")
+    named, _ = load_data(tmp_path / "said.csv", "ctc", model)  # the table by itself is as good as its folder
+    assert np.array_equal(named.train.columns["input_values"][0], splits.train.columns["input_values"][0])
+    (tmp_path / "other").mkdir()
+    csv_file(tmp_path / "other" / "texts.csv", [(f"a tone {i}", "high") for i in range(16)], "text,label")
+    with pytest.raises(InputError, match="The model reads sounds .input_values., and the rows hold none"):
+        load_data(tmp_path / "other" / "texts.csv", None, model)
     (tmp_path / "low" / "0.wav").write_bytes(b"RIFF....")
     with pytest.raises(InputError, match="0.wav is not a readable WAV"):
         load_data(tmp_path, "ctc", model)

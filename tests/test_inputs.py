@@ -202,15 +202,18 @@ def test_the_first_batch_is_tried(tmp_path: Path) -> None:
     path = table(tmp_path / "r.csv", "text,label", lines)
     size = len(wordpiece())
     sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "num_labels": 2, "bos_token_id": 2, "eos_token_id": 3}
-    for named in (True, False):
+    for named in ("[PAD]", None, "<beyond>"):  # the last has an id that the model has no row for
         tokenizer = wordpiece()
-        tokenizer.pad_token = "[PAD]" if named else None
+        tokenizer.pad_token = named
+        if named == "<beyond>":
+            tokenizer.add_special_tokens({"pad_token": named})
+            assert tokenizer.pad_token_id == size
         folder = tmp_path / f"gpt{named}"
         GPT2ForSequenceClassification(GPT2Config(vocab_size=size, pad_token_id=None, **sizes)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         model = load_model(folder)
         splits, task = load_data(path, None, model)
-        if named:
+        if named == "[PAD]":
             tried(found := job(model, splits, task))
             assert not found.warnings
             continue

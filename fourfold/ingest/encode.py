@@ -134,6 +134,12 @@ def _inputs(table: Table, role: roles.Roles, subject: Subject, max_length: int |
         return _pictures(table, subject, notes)
     if table.nature == "audio":
         return _sounds(table, subject, max_length, notes)
+    reads = {"pixel_values": "images", "input_values": "sounds", "input_features": "sounds"}.get(subject.inputs[0] if subject.inputs else "")
+    if reads is not None:
+        raise InputError(
+            f"The model reads {reads} ({subject.inputs[0]}), and the rows hold none: the columns are {table.listed()}.",
+            "Give a folder of files by class, or a table whose column 'file' names each row's file, relative to the table.",
+        )
     assert role.text is not None
     texts = roles.texts_of(table, role.text)
     pairs = roles.texts_of(table, role.pair) if role.pair else None
@@ -228,12 +234,15 @@ def longest(subject: Subject, max_length: int | None = None) -> int:
 
 def paddings(subject: Subject) -> dict[str, float]:
     """What fills up each column. A model without a padding token gets its end token: the mask hides it."""
+    from fourfold.ingest.model import vocabulary
+
     config, tokenizer = roles.config_of(subject), subject.tokenizer or getattr(subject.processor, "tokenizer", None)
+    rows = vocabulary(subject.module)
     found = next(
         (
             value
             for value in (getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None))
-            if isinstance(value, int)
+            if isinstance(value, int) and (rows is None or value < rows)
         ),
         0,
     )

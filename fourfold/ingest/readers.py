@@ -137,7 +137,8 @@ def _path(path: Path) -> Table | dict[str, Table]:
         raise InputError(
             f"{path.name}: files ending in {path.suffix or 'nothing'!r} are not read.", f"Give one of {', '.join(READERS)}, or a folder."
         )
-    return reader(path)
+    table = reader(path)
+    return _of_files(table, path.parent) if _names_files(table) else table
 
 
 def _mapping(ref: Mapping[str, Any]) -> Table | dict[str, Table]:
@@ -592,15 +593,32 @@ def _manifest(path: Path, table: Path) -> Table:
     found = _path(table)
     if isinstance(found, dict):
         raise InputError(f"{table.name} holds parts, not one table of files.", "Give one row per file.")
-    name = next((name for name in found.columns if name.lower() in ("file", "path", "filename", "file_name", "audio", "image", "wav")), None)
-    if name is None:
+    if _file_column(found) is None:
         raise InputError(
             f"{table.name} has no column 'file' (it has {found.listed()}).", "Add one with each file's path inside the folder."
         )
-    files = [str(path / str(entry)) for entry in found.columns.pop(name)]
+    return found if found.nature in ("images", "audio") else _of_files(found, path)
+
+
+def _file_column(table: Table) -> str | None:
+    """The column that names files, by its header."""
+    return next((name for name in table.columns if name.lower() in ("file", "path", "filename", "file_name", "audio", "image", "wav")), None)
+
+
+def _names_files(table: Table) -> bool:
+    """Whether a table's rows are images or sounds that lie in files: a column is called so, and its first entry ends like one."""
+    name = _file_column(table) if table.nature == "table" else None
+    return name is not None and len(table.columns[name]) > 0 and Path(str(table.columns[name][0])).suffix.lower() in (*IMAGES, ".wav")
+
+
+def _of_files(found: Table, folder: Path) -> Table:
+    """The table with its files' paths, which are relative to `folder`, in the column "file"."""
+    name = _file_column(found)
+    assert name is not None
+    files = [str(folder / str(entry)) for entry in found.columns.pop(name)]
     missing = [i for i, file in enumerate(files) if not Path(file).is_file()]
     if missing:
-        raise InputError(f"{found.where(missing)}: there is no such file.", "Give paths inside the folder.")
+        raise InputError(f"{found.where(missing)}: there is no such file.", "Give paths inside the folder of the table.")
     found.columns = {"file": files, **found.columns}
     found.nature = "images" if Path(files[0]).suffix.lower() in IMAGES else "audio"
     return found
