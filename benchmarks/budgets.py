@@ -82,7 +82,7 @@ def once(work: Path, kind: str, budget: str, load: str) -> dict[str, Any]:
 
 def minilm(work: Path) -> tuple[Path, Path]:
     """The demo's fine-tuned encoder and its rows."""
-    from fourfold import demo
+    from fourfold.jobs import demo
 
     folder = work / "minilm"
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.quick:
         args.budget, args.epochs, args.seconds = "45s", 0.5, 20.0
-    from fourfold import demo
-    from fourfold.optimize import optimize
+    from fourfold.jobs import demo
+    from fourfold.jobs.optimize import optimize
     from fourfold.report.terminal import Progress
 
     work: Path = args.work
@@ -74,7 +74,7 @@ class Chosen:
 def chosen(job: Any, structure_only: bool) -> Chosen:
     """The structural front and, unless told otherwise, the whole one, each with the cheapest points that are proved for every floor, and their
     members."""
-    from fourfold.run.stages.contest import race_points
+    from fourfold.jobs.optimize.build_and_race import race_points
 
     harness.reopened(job)
     start = harness.original(job)
@@ -180,9 +180,9 @@ def report(job: Any, mine: harness.Rows, others: harness.Rows, refused: dict[str
 
 def halving(job: Any, bare: harness.Rows) -> dict[str, Any] | None:
     """The cheapest structural network that keeps 97 %: its best other precision and back end against its own fp32, raced by themselves."""
-    from fourfold.measure.clock import race
-    from fourfold.run.artefact import Assembly
-    from fourfold.run.finals import runner, sample_for
+    from fourfold.jobs.optimize.final_race import runner, sample_for
+    from fourfold.measure.race import race
+    from fourfold.runtime.artefact import Assembly
 
     networks = [r for r in bare if r["kind"] == "network"]
     row = harness.claimed(networks, 0.97, 1.0)

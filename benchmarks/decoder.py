@@ -36,8 +36,8 @@ def main() -> int:
         args.budget, args.tokens, args.passages, args.prompts, args.seconds = "30s", 24, [60, 24, 24], 16, 10.0
     import sources
 
-    from fourfold import demo
-    from fourfold.optimize import optimize
+    from fourfold.jobs import demo
+    from fourfold.jobs.optimize import optimize
     from fourfold.report.terminal import Progress
 
     work: Path = args.work

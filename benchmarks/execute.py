@@ -6,7 +6,7 @@
 
 Models: transformers families built from configurations with random weights, and the convolutional networks that ship in the onnx package (their
 weights, which are constants there, are drawn anew). All in float32, batch 1, all cores. A plan is made for this machine as one device (`expert`), its
-engine raced (`fourfold.run.local.race`), then stored; the timing that is reported is a later one, of all contestants in turns, in random order, each
+engine raced (`executor.race`), then stored; the timing that is reported is a later one, of all contestants in turns, in random order, each
 time the best of three calls. A ratio is the other's time divided by the plan's in the same round: above 1, the plan is faster. Intervals are 90 %
 bootstrap ones of the median. All contestants of a model share one process, so each gains from the allocator's settings (`workers/heap.py`).
 """
@@ -96,7 +96,7 @@ def drawn(name: str, folder: Path) -> Path:
     """The network of the onnx package with weights drawn anew (He et al. 2015), as a file."""
     import onnx
 
-    from fourfold.ingest.onnx import capture
+    from fourfold.frontends.onnx import capture
 
     found = capture(Path(onnx.__file__).parent / f"backend/test/data/light/light_{name}.onnx")
     program, dice = found.program, np.random.default_rng(0)
@@ -131,11 +131,11 @@ def drawn(name: str, folder: Path) -> Path:
 
 def one(name: str, rounds: int, cache: Path, prepare: bool) -> dict[str, Any]:
     """All contestants on one model."""
-    from fourfold.ingest.program import capture
-    from fourfold.machine import here
-    from fourfold.planner import plan as make
-    from fourfold.run.local import Local, compared, race, timed
-    from fourfold.system import System
+    from fourfold.frontends.capture import capture
+    from fourfold.host import here
+    from fourfold.jobs.plan import plan as make
+    from fourfold.machine import System
+    from fourfold.runtime.local.executor import Local, compared, race, timed
 
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -199,10 +199,10 @@ def others(module: nn.Module | None, inputs: Any, found: Any, file: Path, feeds:
     """Contestants by name, and why one is absent. An ONNX network runs in torch as the translation of its nodes."""
     reasons: dict[str, str] = {}
     if module is None:
-        from fourfold.plan import Plan
-        from fourfold.run.local import Local
-        from fourfold.run.workers import region
-        from fourfold.system import System
+        from fourfold.engines import region
+        from fourfold.machine import System
+        from fourfold.plans import Plan
+        from fourfold.runtime.local.executor import Local
 
         count = len(found.graph)
         bare = Local(Plan(found.graph, System.here(1), "latency", np.arange(count), np.zeros(count), -np.arange(count), "", 1.0, "s"), found.program,
@@ -299,7 +299,7 @@ def tell(row: dict[str, Any]) -> None:
 
 
 def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    from fourfold.machine import here
+    from fourfold.host import here
 
     good = [row for row in rows if "others" in row]
     summary = []

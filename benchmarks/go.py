@@ -20,13 +20,13 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from fourfold.decide import Budget, solve
-from fourfold.decisions.schedule.corpus import make
 from fourfold.decisions.schedule.go import Go
 from fourfold.decisions.schedule.problem import Schedule
 from fourfold.errors import FourfoldError
-from fourfold.system import System
-from fourfold.techniques import technique
+from fourfold.machine import System
+from fourfold.problem import Budget, solve
+from fourfold.registry import technique
+from fourfold.zoo.graphs import make
 
 HERE = Path(__file__).parent
 

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from fourfold.run.finals import Point
-    from fourfold.run.job import Job
+    from fourfold.jobs.optimize.final_race import Point
+    from fourfold.jobs.optimize.state import Job
 
 HOME = Path(__file__).parent
 CLAIMS = HOME.parent / "claims" / "results"
@@ -75,7 +75,7 @@ def sha256(path: Path) -> str:
 
 def facts(args: argparse.Namespace, files: Mapping[str, Path]) -> dict[str, Any]:
     """Machine, versions, seed, options, date, and the sha256 of what was read."""
-    from fourfold.machine import here
+    from fourfold.host import here
 
     found = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -118,7 +118,7 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 
 def reviews(args: argparse.Namespace) -> tuple[Path, Path, Path]:
     """Folder of MiniLM's weights, and the CSV files of the rated snippets to train and to test on; small samples of these with --quick."""
-    from fourfold import demo
+    from fourfold.jobs import demo
 
     work: Path = args.work
     work.mkdir(parents=True, exist_ok=True)
@@ -152,11 +152,11 @@ def front_of(job: Job, points: Sequence[Point], most: int) -> list[Point]:
 
 def original(job: Job) -> Point:
     """The original at its own best settings, as a point."""
+    from fourfold.jobs.optimize.final_race import Point
     from fourfold.measure.quality import Relative
     from fourfold.recipe import Recipe
     from fourfold.rewrites.compress.combine import Candidate
-    from fourfold.run.artefact import Assembly, Part
-    from fourfold.run.finals import Point
+    from fourfold.runtime.artefact import Assembly, Part
 
     part = Part("original", job.subject, job.subject.module, None, job.base_setting, signature=signature(job))
     candidate = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=job.subject.module)
@@ -166,8 +166,8 @@ def original(job: Job) -> Point:
 
 def signature(job: Job) -> Any:
     """How the original is called, read off the search split."""
-    from fourfold.run.engines.base import Signature
-    from fourfold.run.race import sample_batches
+    from fourfold.engines.base import Signature
+    from fourfold.engines.select import sample_batches
 
     return Signature.of(job.subject.inputs, sample_batches(few(job, job.splits.search), job.work.seed))
 
@@ -195,8 +195,8 @@ def proved(job: Job, points: Sequence[Point], floor: float, label: str) -> list[
     in orders fixed there, tested on the unseen split with 5 % error in all. Costs are not yet those of the final race."""
     from dataclasses import replace
 
-    from fourfold.run.stages.cascades import cascades
-    from fourfold.run.stages.prove import settled
+    from fourfold.jobs.optimize.cascades import cascades
+    from fourfold.jobs.optimize.significance import settled
 
     reopened(job)
     asked = job.work
@@ -211,8 +211,8 @@ def proved(job: Job, points: Sequence[Point], floor: float, label: str) -> list[
 
 def records(job: Job, point: Point) -> np.ndarray:
     """A point's records on the unseen split; of a cascade from its members', since a gate looks at nothing else."""
+    from fourfold.jobs.optimize.significance import records as own
     from fourfold.rewrites.compress.cascade import assembled, owners
-    from fourfold.run.stages.prove import records as own
 
     members = point.candidate.extra.get("members", ())
     if not members:
@@ -227,8 +227,8 @@ def final(job: Job, points: Sequence[Point], seconds: float, rounds: int = 15) -
     """Judge every point on the unseen split and race all their services (text in, answer out), interleaved, against the original's own best."""
     from fourfold.measure.quality import relative
     from fourfold.rewrites.compress.cascade import owners
-    from fourfold.run.artefact import Assembly
-    from fourfold.run.service import ORIGINAL, Runner, race_services
+    from fourfold.runtime.artefact import Assembly
+    from fourfold.runtime.service import ORIGINAL, Runner, race_services
 
     reopened(job)
     for point in points:

@@ -459,7 +459,7 @@ def main() -> int:
     measured = known_curves(pythons, args)
     names = list(pythons)
     sys.path.insert(0, str(HOME.parent))
-    from fourfold.machine import here
+    from fourfold.host import here
 
     document = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": here().to_json(), "versions": versions(pythons),
                 "seed": args.seed, "rounds": args.rounds, "seconds": args.seconds, "load": load,

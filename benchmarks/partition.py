@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fourfold.decide import Budget, Problem, solve
-from fourfold.decisions.partition.problem import Latency, MaxLoad, Split
+from fourfold.decisions.pipeline.problem import Latency, MaxLoad, Split
 from fourfold.errors import FourfoldError
-from fourfold.ingest.placement import read_placement, read_split
-from fourfold.techniques import technique, techniques
+from fourfold.frontends.placement import read_placement, read_split
+from fourfold.problem import Budget, Problem, solve
+from fourfold.registry import technique, techniques
 
 # Figures of the suite's own programs, built with g++ -O2 and run by us: best contiguous DP, PipeDream, local search of two restarts, greedy fill.
 PUBLISHED = {
@@ -52,7 +52,7 @@ def problems(folder: Path, only: str) -> list[tuple[str, str, Problem[Split]]]:
 
 def rows(folder: Path, seconds: float, seed: int, only: str) -> list[dict[str, Any]]:
     """One row a problem and technique."""
-    names = [name for name, module in techniques().items() if module.startswith("fourfold.decisions.partition.")]
+    names = [name for name, module in techniques().items() if module.startswith("fourfold.decisions.pipeline.")]
     for problem in (MaxLoad.sample(0), MaxLoad.sample(1), Latency.sample(0)):
         for name in names:
             if technique(name).answers == problem.question and not technique(name)().declines(problem):

@@ -22,18 +22,18 @@ import harness
 import torch
 from torch import nn
 
-from fourfold.ingest.anatomy import Keep, anatomize, recipe_for
+from fourfold.jobs.optimize.final_race import Point, prepare
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrites.compress.combine import Candidate, site_ids
 from fourfold.rewrites.compress.distil import Schedule, layer_map, snapshot, tensors
-from fourfold.run.artefact import Assembly, Part, Setting
-from fourfold.run.finals import Point, prepare
+from fourfold.runtime.artefact import Assembly, Part, Setting
+from fourfold.structure.discover import Keep, anatomize, recipe_for
 
 if TYPE_CHECKING:
-    from fourfold.ingest.anatomy import Bundle
+    from fourfold.jobs.optimize.state import Job
     from fourfold.journal import Journal
-    from fourfold.run.job import Job
+    from fourfold.structure.discover import Bundle
 
 QUANTISERS = {
     "OpenVINO + NNCF int8": ("openvino", "int8"),

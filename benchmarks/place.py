@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from fourfold.decide import Budget, solve
-from fourfold.decisions.place import _compare, certificate
-from fourfold.decisions.place.flow import Flow, size
-from fourfold.decisions.place.forecast import Forecast
-from fourfold.decisions.place.milp import Milp
-from fourfold.decisions.place.online import Online
-from fourfold.decisions.place.problem import Place
-from fourfold.decisions.place.successive_shortest_paths import SuccessiveShortestPaths
-from fourfold.ingest.hours import Hours, bundled, read_hours
+from fourfold.carbon.hourly import Hours, bundled, read_hours
+from fourfold.decisions.carbon_aware import _compare, certificate
+from fourfold.decisions.carbon_aware.flow import Flow, size
+from fourfold.decisions.carbon_aware.forecast import Forecast
+from fourfold.decisions.carbon_aware.milp import Milp
+from fourfold.decisions.carbon_aware.online import Online
+from fourfold.decisions.carbon_aware.problem import Place
+from fourfold.decisions.carbon_aware.successive_shortest_paths import SuccessiveShortestPaths
+from fourfold.problem import Budget, solve
 
 RESULT = Path(__file__).parent / "results/place.json"
 SLACKS = (0, 12, 24, 72)

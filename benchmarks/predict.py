@@ -154,7 +154,7 @@ def captured(model: Model) -> Any:
     """The model's program and inputs."""
     import torch
 
-    from fourfold.ingest.program import capture
+    from fourfold.frontends.capture import capture
 
     torch.manual_seed(0)
     made = model.make()
@@ -210,7 +210,7 @@ def kendall(one: Sequence[float], other: Sequence[float]) -> float:
 
 def plan_of(found: Any, system: Any, place: np.ndarray | None = None, group: np.ndarray | None = None) -> Any:
     """A plan by hand: nodes in the graph's order, unfused on the first device unless told otherwise."""
-    from fourfold.plan import Plan
+    from fourfold.plans import Plan
 
     count = len(found.graph)
     group = np.full(count, -1) if group is None else group
@@ -234,7 +234,7 @@ def models(wanted: Sequence[Model], system: Any, rounds: int, batch: int, single
     from contextlib import ExitStack
 
     from fourfold.cost.roofline import seconds
-    from fourfold.run.local import Local
+    from fourfold.runtime.local.executor import Local
 
     rows: list[dict[str, Any]] = []
     for first in range(0, len(wanted), batch):
@@ -319,7 +319,7 @@ def plans(wanted: Sequence[Model], system: Any, count: int, rounds: int, batch: 
     """A row per random plan of each model: simulated and measured seconds on all devices of `system`."""
     from contextlib import ExitStack
 
-    from fourfold.run.local import Local
+    from fourfold.runtime.local.executor import Local
 
     rows: list[dict[str, Any]] = []
     for model in wanted:
@@ -377,12 +377,12 @@ def main() -> None:
 
 
 def run(asked: argparse.Namespace) -> dict[str, Any]:
-    from fourfold.machine import here
+    from fourfold.host import here
 
     began, cores = time.time(), here().cores
     document: dict[str, Any] = {"machine": str(here()), "cores": cores, "date": time.strftime("%Y-%m-%d"), "rounds": asked.rounds,
                                 "scheduling": scheduling(), "load": os.getloadavg()[0],
-                                "execution": "fourfold.run.local, eager engine, one region per device between transfers",
+                                "execution": "fourfold.runtime.local.executor, eager engine, one region per device between transfers",
                                 "held_out": "calibration times single operators only; no model is among them", "models": {}, "plans": {}}
     zoo = [model for model in MODELS + light() if not asked.only or model.name in asked.only]
     for threads in asked.threads:
@@ -412,8 +412,8 @@ def scheduling() -> str:
 
 def machine(folder: Path, workers: int, seconds: float) -> Any:
     """The machine file of so many workers, measured where it is missing."""
-    from fourfold.run.calibrate import calibrate
-    from fourfold.system import System
+    from fourfold.jobs.calibrate import calibrate
+    from fourfold.machine import System
 
     file = folder / f"workers{workers}.toml"
     if not file.exists():

@@ -25,10 +25,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.quick:
         args.budget, args.epochs, args.rows = "20s", 0.5, 64
-    from fourfold import demo
-    from fourfold.ingest.data import load_data
-    from fourfold.ingest.model import load_model
-    from fourfold.run.race import race_model
+    from fourfold.datasets.examples import load_data
+    from fourfold.engines.select import race_model
+    from fourfold.frontends.model import load_model
+    from fourfold.jobs import demo
     from fourfold.workload import seconds
 
     work: Path = args.work
@@ -106,7 +106,7 @@ def reference(subject: Any, examples: Any) -> np.ndarray:
 
 def startup(runs: int) -> dict[str, Any]:
     """Seconds of `fourfold --help` in fresh processes, after one to warm the disk."""
-    command = [sys.executable, "-c", "from fourfold.cli import main; main()", "--help"]
+    command = [sys.executable, "-c", "from fourfold.cli.main import main; main()", "--help"]
     wall, cpu = [], []
     for _ in range(runs + 1):
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 
 from fourfold.cost.simulate import arrays, play
-from fourfold.decide import Budget, solve
 from fourfold.decisions.schedule._parts import fuse
-from fourfold.decisions.schedule.corpus import make
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError
 from fourfold.graph import Graph
-from fourfold.machine import here
-from fourfold.system import System
-from fourfold.techniques import technique
+from fourfold.host import here
+from fourfold.machine import System
+from fourfold.problem import Budget, solve
+from fourfold.registry import technique
+from fourfold.zoo.graphs import make
 
 ROOT = Path(__file__).resolve().parent
 SIZES = (100, 1000, 10_000, 80_000)

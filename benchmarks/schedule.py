@@ -26,13 +26,13 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from fourfold.decide import Budget, Proposal, Solver, appraise, solve
 from fourfold.decisions.schedule import auto, metis
-from fourfold.decisions.schedule.corpus import FAMILIES, PUBLISHED, make, published
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible
-from fourfold.system import System
-from fourfold.techniques import technique, techniques
+from fourfold.machine import System
+from fourfold.problem import Budget, Proposal, Solver, appraise, solve
+from fourfold.registry import technique, techniques
+from fourfold.zoo.graphs import FAMILIES, PUBLISHED, make, published
 
 HERE = Path(__file__).parent
 CHEAP = ("default", "expert", "metis", "metis, no repair", "heft", "peft")

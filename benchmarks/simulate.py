@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from fourfold.cost.simulate import Tasks, arrays, play
-from fourfold.machine import here
-from fourfold.system import System
+from fourfold.host import here
+from fourfold.machine import System
 
 SIZES = (100, 1000, 10_000, 100_000)
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from harness import sha256
 
-from fourfold.demo import fetch
 from fourfold.errors import FourfoldError
+from fourfold.jobs.demo import fetch
 
 AUSTEN = ("r-cran-janeaustenr", "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95")
 NOVELS = ("prideprejudice", "sensesensibility", "mansfieldpark", "emma")

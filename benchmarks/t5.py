@@ -35,8 +35,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.quick:
         args.budget, args.train, args.epochs, args.variants, args.seconds = "30s", "15s", 0.5, 300, 10.0
-    from fourfold import demo
-    from fourfold.optimize import optimize
+    from fourfold.jobs import demo
+    from fourfold.jobs.optimize import optimize
     from fourfold.report.terminal import Progress
 
     work: Path = args.work
@@ -90,8 +90,8 @@ def report(job: Any, rows: harness.Rows, about: dict[str, Any], made: dict[str, 
 
 def original(folder: Path, judge: Path, files: dict[str, Path], args: Any, progress: Any) -> tuple[dict[str, Path], Path, dict[str, Any]]:
     """Data files, model folder and facts of the trained encoder–decoder; kept, and keyed by data and recipe."""
-    from fourfold.ingest.data import load_data
-    from fourfold.ingest.model import load_model
+    from fourfold.datasets.examples import load_data
+    from fourfold.frontends.model import load_model
 
     teacher = load_model(judge)
     splits, task = load_data(files, None, teacher, max_length=64, seed=args.seed)

@@ -5,7 +5,7 @@
 For every case (a model and its labelled rows; three small ones are made where none is given) two fifths of the rows are put aside. The search runs
 on the others, and points of all kinds are saved: single networks by back end and precision, cascades of two and three, static students, bags
 of words, the original in other precisions. Each is verified on every fresh part. A stated interval counts as covering where the second measurement
-lies in the 90 % interval that both errors leave (`fourfold.run.verify.outside`); below 85 % the exit code is 1.
+lies in the 90 % interval that both errors leave (`fourfold.jobs.verify.outside`); below 85 % the exit code is 1.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def parted(data: Path, folder: Path, fresh: int, seed: int) -> tuple[Path, list[
 def artefacts(model: str, data: Path, folder: Path, budget: str, seed: int, most: int) -> list[dict[str, Any]]:
     """Saves at most `most` proved points, one of each kind first; {"kind", "name", "folder"} of each."""
     import fourfold
-    from fourfold.report.front import Choice
+    from fourfold.jobs.optimize.front import Choice
 
     front = fourfold.optimize(model, data, floor=0.9, budget=budget, out=folder / "cheap", seed=seed, progress="plain")
     by_kind: dict[str, list[Any]] = defaultdict(list)
@@ -129,7 +129,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "verify.json")
     given = parser.parse_args()
     from fourfold import __version__
-    from fourfold.machine import here
+    from fourfold.host import here
 
     work = given.work or Path(tempfile.mkdtemp(prefix="fourfold-verify-"))
     work.mkdir(parents=True, exist_ok=True)

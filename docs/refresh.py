@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fourfold.report import words, write
+from fourfold.report import write
 from fourfold.report.json import read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,8 +58,8 @@ def result(runs: Any, report: Any) -> str:
         checks = row["verified"].get("checks", [])
         again = next((c["measured"] for c in checks if isinstance(c, dict) and c["name"] == "energy" and c["measured"]), None)
         lines.append(
-            f"| {row['condition']}, seed {row['seed']} | {words.interval(stated['relative_energy'])} | {words.interval(again) if again else '–'} "
-            f"| {words.interval(stated['test_quality'])} | {words.interval(stated['agreement'])} | {row['wall_s']:.0f} s | {stated['how']} |"
+            f"| {row['condition']}, seed {row['seed']} | {format.interval(stated['relative_energy'])} | {format.interval(again) if again else '–'} "
+            f"| {format.interval(stated['test_quality'])} | {format.interval(stated['agreement'])} | {row['wall_s']:.0f} s | {stated['how']} |"
         )
     lines += ["", f"{about['machine'].get('name', '')}, {about['date'][:10]}, load {', '.join(f'{x:.1f}' for x in about['load'] or [])}; energy is "
               f"{report['energy']['grade']} ({report['energy']['method']}). Brackets are 90 % intervals. `python benchmarks/demo.py` runs them all."]
@@ -80,7 +80,7 @@ def floors(data: Any) -> str:
     ]
 
     def cell(found: dict[str, Any] | None) -> str:
-        return "–" if found is None else f"{words.interval(found['quality'])}, {words.interval(found['energy'])}"
+        return "–" if found is None else f"{format.interval(found['quality'])}, {format.interval(found['energy'])}"
 
     whole = {row["floor"]: row for row in data["everything"]}
     for row in data["structure"]:
@@ -92,7 +92,7 @@ def floors(data: Any) -> str:
         for row in sorted(data["peers"], key=lambda r: r["energy"]["value"]):
             verdict = judged[row["name"]]
             out = "yes" if verdict["surely"] else "by the bare estimates" if verdict["by_estimate"] else "no"
-            lines.append(f"| {row['name']} | {words.interval(row['quality'])} | {words.interval(row['energy'])} | {out} |")
+            lines.append(f"| {row['name']} | {format.interval(row['quality'])} | {format.interval(row['energy'])} | {out} |")
     lines += ["", f"{about['machine'].get('name', '')}, {about['date'][:10]}. Brackets are 90 % intervals."]
     return "\n".join(lines)
 

@@ -83,12 +83,12 @@ def trained(folder: Path) -> Path:
 
 def look_inside(model: Path, data: Path) -> None:
     """What `optimize` does first, by hand: anatomy, a recipe, sensitivities."""
-    from fourfold.ingest.anatomy import Keep, anatomize, recipe_for
-    from fourfold.ingest.data import load_data
-    from fourfold.ingest.model import load_model
+    from fourfold.datasets.examples import load_data
+    from fourfold.frontends.model import load_model
     from fourfold.recipe import apply
     from fourfold.rewrites.calibration import calibrate
     from fourfold.rewrites.compress.distil import tensors
+    from fourfold.structure.discover import Keep, anatomize, recipe_for
 
     subject = load_model(model)
     splits, task = load_data(data, None, subject)

@@ -6,26 +6,24 @@ Nothing is imported until it is asked for: `import fourfold` costs a millisecond
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fourfold.cost.footprint import footprint
     from fourfold.cost.whatif import whatif
     from fourfold.errors import ArtefactError, FourfoldError, Infeasible, InputError, MetricError, MissingExtra, ModelError
+    from fourfold.host import Machine, here
+    from fourfold.jobs.optimize import optimize
+    from fourfold.jobs.optimize.front import Choice, Front
+    from fourfold.jobs.plan import plan
+    from fourfold.jobs.verify import verify
     from fourfold.journal import Journal
-    from fourfold.ledger import Ledger
-    from fourfold.machine import Machine, here
+    from fourfold.ledger.book import Ledger
     from fourfold.measure.meter import Meter
-    from fourfold.optimize import optimize
-    from fourfold.plan import Plan
-    from fourfold.planner import plan
+    from fourfold.plans import Plan
     from fourfold.recipe import Recipe
-    from fourfold.report.front import Choice, Front
-    from fourfold.run.loading import load
-    from fourfold.run.verify import verify
+    from fourfold.runtime.loading import load
     from fourfold.units import Quantity
     from fourfold.workload import Workload
 
@@ -36,9 +34,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # read when torch is loade
 _HOMES = {
     "ArtefactError": "errors", "FourfoldError": "errors", "Infeasible": "errors", "InputError": "errors", "MetricError": "errors",
     "MissingExtra": "errors", "ModelError": "errors",
-    "Choice": "report.front", "Front": "report.front", "optimize": "optimize", "load": "run.loading", "Recipe": "recipe", "verify": "run.verify",
-    "Plan": "plan", "plan": "planner",
-    "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger", "Machine": "machine", "here": "machine",
+    "Choice": "jobs.optimize.front", "Front": "jobs.optimize.front", "optimize": "jobs.optimize", "load": "runtime.loading", "Recipe": "recipe",
+    "verify": "jobs.verify", "Plan": "plans", "plan": "jobs.plan",
+    "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger.book", "Machine": "host", "here": "host",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
 }                                                                      # public name → the module that holds it
 
@@ -59,16 +57,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
-
-class _Package(ModuleType):
-    """Importing a submodule binds it in its package; a function of the module's name (`optimize`, `plan`) is what stays bound."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOMES and isinstance(value, ModuleType):
-            if _HOMES[name] != name:                                    # the function lives in another module, and is imported when it is asked for
-                return
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,6 @@
 """`python -m fourfold`: the command line."""
 
-from fourfold.cli import main
+from fourfold.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -68,7 +68,7 @@ class Graph:
       kinds       the op vocabulary ("aten.mm", "Conv"); kind i2[N] indexes it
       names, modules   [N] unique name; dotted module path, "" where unknown
       flops       f8[N] of contractions (matmul, conv, attention), a multiply-add counting two, exactly as torch's FlopCounterMode counts; others 0
-      steps       f8[N] scalar operations of all others, by the conventions of `ingest/ops.py`; of unknown kinds assumed
+      steps       f8[N] scalar operations of all others, by the conventions of `frontends/flops.py`; of unknown kinds assumed
       reads, writes    i8[N] bytes moved if the node runs alone: parameters included, views 0, a gather what it picks
       params      i8[N] the part of `reads` that comes from parameters
       fusion      i1[N] OPAQUE 0, ELEMENTWISE 1, REDUCTION 2, CONTRACTION 3 (matmul, conv), VIEW 4 (moves nothing), GATHER 5

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourfold.ingest.data import Examples
+from fourfold.datasets.examples import Examples
 
 WIDTH, CLASSES = 6, 3
 KINDS = ("tree", "class", "factory", "onnx", "opaque")
@@ -33,7 +33,7 @@ class Fickle(Net):
     """One that answers otherwise in the process that is asked before anything is called saved."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) + (1.0 if "fourfold.run.afresh" in sys.orig_argv else 0.0)
+        return super().forward(input) + (1.0 if "fourfold.runtime.afresh" in sys.orig_argv else 0.0)
 
 
 def make() -> nn.Module:
@@ -51,7 +51,7 @@ def fickle() -> nn.Module:
 
 def subject(kind: str, folder: Path, seed: int = 0) -> Any:
     """The model as it is loaded for a search."""
-    from fourfold.ingest.model import load_model
+    from fourfold.frontends.model import load_model
 
     if kind == "tree":
         torch.manual_seed(seed)
@@ -80,9 +80,9 @@ def rows(count: int = 24, seed: int = 0) -> np.ndarray:
 
 def part(kind: str, engine: str, folder: Path, *, name: str = "net", seed: int = 0) -> Any:
     """A member of that origin that runs in `engine`, exported into `folder`."""
-    from fourfold.run import engines
-    from fourfold.run.artefact import Part, Setting
-    from fourfold.run.engines.base import Signature
+    from fourfold import engines
+    from fourfold.engines.base import Signature
+    from fourfold.runtime.artefact import Part, Setting
 
     model = subject(kind, folder, seed)
     examples = Examples({model.inputs[0]: rows()})

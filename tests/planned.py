@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fourfold.decide import Budget, Solver, solve
-from fourfold.decisions.schedule.corpus import make
 from fourfold.decisions.schedule.expert import Expert
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.graph import Graph
-from fourfold.plan import Plan
-from fourfold.run.local import Execution, Ran, Sent
-from fourfold.system import System
+from fourfold.machine import System
+from fourfold.plans import Plan
+from fourfold.problem import Budget, Solver, solve
+from fourfold.runtime.local.executor import Execution, Ran, Sent
+from fourfold.zoo.graphs import make
 
 
 def problem(family: str = "encoder_decoder", nodes: int = 300, seed: int = 0, system: str = "p100x4", train: bool = False, **fields: Any) -> Schedule:

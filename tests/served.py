@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fourfold.ingest.data import Examples
-from fourfold.ingest.task import Task, default_metric
+from fourfold.datasets.examples import Examples
+from fourfold.datasets.task import Task, default_metric
 
 WORDS = [f"word{i}" for i in range(60)]
 
@@ -61,11 +61,11 @@ def task(classes: int = 3) -> Task:
 
 def part(folder: Path, engine: str, precision: str = "fp32", *, name: str = "net", net: Any = None, threads: int = 1, read: Any = None) -> Any:
     """A member that runs in `engine`, exported into `folder`."""
-    from fourfold.ingest.encode import tokenised
-    from fourfold.ingest.model import load_model
-    from fourfold.run import engines
-    from fourfold.run.artefact import Part, Setting
-    from fourfold.run.engines.base import Signature, export_onnx
+    from fourfold import engines
+    from fourfold.datasets.encode import tokenised
+    from fourfold.engines.base import Signature, export_onnx
+    from fourfold.frontends.model import load_model
+    from fourfold.runtime.artefact import Part, Setting
 
     subject = load_model(network() if net is None else net)
     subject.tokenizer = read or tokenizer()
@@ -86,7 +86,7 @@ def part(folder: Path, engine: str, precision: str = "fp32", *, name: str = "net
 def words(name: str = "bag-of-words", seed: int = 0) -> Any:
     """A bag of words that has learnt from random labels."""
     from fourfold.rewrites.compress.bag_of_words import fit
-    from fourfold.run.artefact import Part, Setting
+    from fourfold.runtime.artefact import Part, Setting
 
     given = texts(80, 9)
     labels = np.random.default_rng(seed).integers(0, 3, len(given))
@@ -97,12 +97,12 @@ def words(name: str = "bag-of-words", seed: int = 0) -> Any:
 def saved(folder: Path, parts: list[Any], shares: list[float] | None = None) -> Path:
     """The artefact of these members; `shares[i]` of the texts is about what member i hands on."""
     from fourfold.rewrites.compress.cascade import Gate, confidence
-    from fourfold.run.artefact import Assembly
-    from fourfold.run.saving import save
+    from fourfold.runtime.artefact import Assembly
+    from fourfold.runtime.saving import save
 
     gates = []
     for one, share in zip(parts, shares or [], strict=False):
-        from fourfold.ingest.unread import Unread
+        from fourfold.datasets.unread import Unread
 
         sure = confidence(one.outputs(Unread(texts(60, 5), parts[-1].subject), task()), 1.0)
         gates.append(Gate(1.0, float(np.quantile(sure, share))))

@@ -11,12 +11,12 @@ import pytest
 import served
 
 import fourfold
+from fourfold.datasets.examples import Examples
+from fourfold.datasets.task import Task, default_metric
 from fourfold.errors import ArtefactError, ModelError
-from fourfold.ingest.data import Examples
-from fourfold.ingest.task import Task, default_metric
 from fourfold.rewrites.compress.cascade import Gate
-from fourfold.run.artefact import Assembly
-from fourfold.run.saving import save, trusted
+from fourfold.runtime.artefact import Assembly
+from fourfold.runtime.saving import save, trusted
 
 ENGINES = ("torch", "onnxruntime", "openvino")
 TASK = Task("classification", ["a", "b", "c"], default_metric("classification"))
@@ -67,7 +67,7 @@ def test_a_cascade(first: tuple[str, str], last: tuple[str, str], tmp_path: Path
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_transformers_model_behind_counted_words(engine: str, tmp_path: Path) -> None:
-    from fourfold.ingest.encode import tokenised
+    from fourfold.datasets.encode import tokenised
 
     part = served.part(tmp_path / "files", engine)
     assert part.subject.origin["kind"] == "transformers"

@@ -16,9 +16,9 @@ import pytest
 import served
 
 import fourfold
-from fourfold.cli import run
+from fourfold.cli.main import run
+from fourfold.datasets.asked import asked
 from fourfold.errors import InputError
-from fourfold.ingest.asked import asked
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,9 @@ def test_arrays_lose_only_the_row_that_is_broken(tmp_path: Path) -> None:
     import torch
     from torch import nn
 
-    from fourfold.ingest.model import load_model
-    from fourfold.run.artefact import Part, Setting
-    from fourfold.run.engines.base import Signature
+    from fourfold.engines.base import Signature
+    from fourfold.frontends.model import load_model
+    from fourfold.runtime.artefact import Part, Setting
 
     torch.manual_seed(0)
     subject = load_model(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)))

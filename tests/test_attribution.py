@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.attribution import logs, product, shapley, shares, split
 from fourfold.errors import InputError
+from fourfold.ledger.attribution import logs, product, shapley, shares, split
 from fourfold.units import Quantity
 
 LEVERS = ("model", "machine", "mechanization", "map")

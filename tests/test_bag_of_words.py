@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fourfold.datasets.examples import Examples
+from fourfold.datasets.task import Task, default_metric
 from fourfold.errors import ArtefactError
-from fourfold.ingest.data import Examples
-from fourfold.ingest.task import Task, default_metric
 from fourfold.measure.quality import METRICS
 from fourfold.rewrites.compress.bag_of_words import BagOfWords, WordCounts, fit, grams, majority, mean, plain, unigram
 

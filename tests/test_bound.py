@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from fourfold.cost.roofline import fused_seconds
 from fourfold.cost.simulate import arrays, play
-from fourfold.decide import Budget, solve
-from fourfold.decisions.schedule import _bound, _charges
+from fourfold.decisions.schedule import _bound_terms
+from fourfold.decisions.schedule import bound as _bound
 from fourfold.decisions.schedule._parts import fuse
-from fourfold.decisions.schedule.corpus import FAMILIES, make
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph
-from fourfold.system import Device, Efficiency, Link, System
-from fourfold.techniques import technique
+from fourfold.machine import Device, Efficiency, Link, System
+from fourfold.problem import Budget, solve
+from fourfold.registry import technique
+from fourfold.zoo.graphs import FAMILIES, make
 
 SHAPES = [(8, 16), (8, 1), (4, 4), (8, 32), ()]
 COMMON = settings(max_examples=60, deadline=None)
@@ -87,8 +88,8 @@ def legal(problem: Schedule) -> list[tuple[int, ...]]:
 def _no_group_is_charged_more_than_it_takes(seed: int, nodes: int) -> None:
     dice = np.random.default_rng(seed)
     problem = Schedule(tangled(dice, nodes), machines(dice, 2), most=int(dice.choice([2, 64])))
-    duty = _charges.duties(problem)
-    paid, launch, parts = _charges.charges(problem, duty)
+    duty = _bound_terms.duties(problem)
+    paid, launch, parts = _bound_terms.charges(problem, duty)
     assert (paid <= problem.seconds * (1 + 1e-12)).all()
     apart = set(zip(duty.src[duty.apart].tolist(), duty.dst[duty.apart].tolist(), strict=True))
     for members in legal(problem):

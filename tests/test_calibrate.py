@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from fourfold.cost.roofline import seconds
 from fourfold.errors import InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, Builder
-from fourfold.run import samples as operators
-from fourfold.run.calibrate import calibrate, fit, fit_contraction, fit_moving, predicted, time_all, transfers
-from fourfold.run.samples import Call, Sample
-from fourfold.system import Efficiency, System
+from fourfold.jobs import kernels as operators
+from fourfold.jobs.calibrate import calibrate, fit, fit_contraction, fit_moving, predicted, time_all, transfers
+from fourfold.jobs.kernels import Call, Sample
+from fourfold.machine import Efficiency, System
 
 OLD = 'name = "the old file"\nfingerprint = "of another machine"\n'
 
@@ -151,12 +151,12 @@ def test_a_short_run_prices_sensibly(measured: System) -> None:
 
 
 def test_what_is_freed_is_kept_unless_the_environment_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fourfold.run.workers import heap
+    from fourfold.runtime.local import malloc
 
-    assert heap.keep() == heap.keep()                                   # another C library: no, twice
-    monkeypatch.setattr(heap, "_done", False)
+    assert malloc.keep() == malloc.keep()                                   # another C library: no, twice
+    monkeypatch.setattr(malloc, "_done", False)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    assert not heap.keep()
+    assert not malloc.keep()
 
 
 def test_transfers_cost_more_when_they_are_larger(measured: System) -> None:
@@ -177,7 +177,7 @@ def test_nonsense_is_refused(workers: int, time: float) -> None:
 def test_the_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import typer
 
-    from fourfold.commands import calibrate as command
+    from fourfold.cli import calibrate as command
 
     monkeypatch.chdir(tmp_path)
     app = typer.Typer()
@@ -195,8 +195,8 @@ def test_the_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_interrupted_run_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import typer
 
-    from fourfold.commands import calibrate as command
-    from fourfold.run import calibrate as module
+    from fourfold.cli import calibrate as command
+    from fourfold.jobs import calibrate as module
 
     monkeypatch.chdir(tmp_path)
     turns = module._turns

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fourfold.errors import InputError, ModelError
+from fourfold.frontends import flops as ops
+from fourfold.frontends.capture import capture, samples
+from fourfold.frontends.torch_export import capture as torch_capture
+from fourfold.frontends.torch_export import counters
 from fourfold.graph import BACKWARD, CONTRACTION, ELEMENTWISE, FORWARD, GATHER, PARAMETER, REDUCTION, VIEW
-from fourfold.ingest import ops
-from fourfold.ingest.program import capture, samples
-from fourfold.ingest.torch_export import capture as torch_capture
-from fourfold.ingest.torch_export import counters
 
 
 class Small(nn.Module):
@@ -283,7 +283,7 @@ def test_plain_modules_need_inputs_or_sizes():
 def test_samples_fit_models_of_many_inputs():
     import transformers
 
-    from fourfold.ingest.model import load_model
+    from fourfold.frontends.model import load_model
 
     config = transformers.WhisperConfig(
         d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
@@ -350,7 +350,7 @@ def test_inputs_of_unusual_shape_are_guessed(name: str):
     found = capture(model, dims=dims)
     assert found.graph.validate() == [] and found.graph.unknown == () and found.inputs[0].shape[0] == 2
     with torch.no_grad():
-        from fourfold.ingest.model import load_model
+        from fourfold.frontends.model import load_model
 
         subject = load_model(model)
         torch.testing.assert_close(found.run(*found.inputs), subject.wrap(model)(*found.inputs), rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fourfold.errors import MissingExtra
-from fourfold.ingest.program import capture
+from fourfold.frontends.capture import capture
 
 FACTORY = """
 import torch

@@ -7,7 +7,7 @@ import pytest
 
 jax = pytest.importorskip("jax", reason="the extra `jax` is not installed")
 jnp = jax.numpy
-jaxpr = pytest.importorskip("fourfold.ingest.jaxpr")
+jaxpr = pytest.importorskip("fourfold.frontends.jaxpr")
 capture = jaxpr.capture
 
 

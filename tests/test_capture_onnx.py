@@ -13,9 +13,9 @@ runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not ins
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fourfold.errors import InputError  # noqa: E402
+from fourfold.frontends.capture import capture as captured  # noqa: E402
+from fourfold.frontends.onnx import capture  # noqa: E402
 from fourfold.graph import PARAMETER  # noqa: E402
-from fourfold.ingest import program  # noqa: E402
-from fourfold.ingest.onnx import capture  # noqa: E402
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx"))
 PARAMETERS = {"resnet50": 25.610, "squeezenet": 1.235, "vgg19": 143.667, "densenet121": 8.146, "shufflenet": 1.420, "inception_v1": 6.999}  # 10^6
@@ -120,7 +120,7 @@ def test_dynamic_dimensions_are_given_or_refused_by_name(tmp_path: Path):
         capture(path)
     assert "--dims batch=…,x.1=…" in str(caught.value)
     assert capture(path, dims={"batch": 2, "x.1": 3}).graph.flops.sum() == 2 * 2 * 3 * 4 * 5
-    assert program.capture(str(path), {"x": draw(6, 7, 4)}).graph.shape_of(0) == (6, 7, 4)
+    assert captured(str(path), {"x": draw(6, 7, 4)}).graph.shape_of(0) == (6, 7, 4)
     assert capture(path, dims={"x.0": 2, "x.1": 3}).graph.shape_of(0) == (2, 3, 4)
     for dims, word in (({"batch": 2, "x.1": 3, "width": 1}, "no dynamic dimension 'width'"), ({"batch": 0, "x.1": 3}, "cannot be batch=0")):
         with pytest.raises(InputError, match=word):
@@ -228,6 +228,6 @@ def test_a_torch_export_to_onnx_counts_alike(tmp_path: Path):
     x = torch.randn(2, 3, 8, 8)
     torch.onnx.export(module, (x,), tmp_path / "m.onnx", dynamo=True, verbose=False)
     found = capture(tmp_path / "m.onnx")
-    assert found.graph.flops.sum() == program.capture(module, x).graph.flops.sum()
+    assert found.graph.flops.sum() == captured(module, x).graph.flops.sum()
     (got,) = found.run(x.numpy()).values()
     np.testing.assert_allclose(got, module(x).detach().numpy(), rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fourfold.errors import InputError  # noqa: E402
-from fourfold.ingest.program import capture  # noqa: E402
+from fourfold.frontends.capture import capture  # noqa: E402
 
 FLOAT = TensorProto.FLOAT
 
@@ -44,7 +44,7 @@ def test_sizes_of_the_data_are_not_taken_from_zeros(tmp_path: Path) -> None:
 
 def test_they_are_taken_from_the_example_and_run(tmp_path: Path) -> None:
     import fourfold
-    from fourfold.run.local import check
+    from fourfold.runtime.local.executor import check
 
     x = np.array([[1, -1, 2], [-1, -2, 3]], np.float32)
     file = nonzero(tmp_path / "m.onnx")

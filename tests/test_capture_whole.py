@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.errors import InputError
-from fourfold.ingest.program import capture
-from fourfold.run.planning import read
+from fourfold.frontends.capture import capture
+from fourfold.runtime.source import read
 
 FACTORIES = """
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def test_a_transformers_model_keeps_its_pooler() -> None:
 
 def test_the_check_compares_all_outputs(factories: str, tmp_path: Path) -> None:
     import fourfold
-    from fourfold.run.local import check
+    from fourfold.runtime.local.executor import check
 
     plan = fourfold.plan(f"{factories}:named", solver="default", out=tmp_path / "plan")
     found = check(plan, repeat=1)
@@ -147,7 +147,7 @@ def top(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("inputs", [None, {"x": np.ones((2, 8), np.float32)}, {"x": np.ones((2, 8), np.float32), "k": np.array(3)},
                                     (np.ones((2, 8), np.float32),)])
 def test_numbers_of_a_pt2_are_constants(top: Path, inputs: Any) -> None:
-    from fourfold.ingest.program import arguments
+    from fourfold.frontends.capture import arguments
 
     found = capture(str(top), inputs)
     args, named = arguments(found.inputs)
@@ -164,7 +164,7 @@ def test_another_number_is_refused(top: Path) -> None:
 
 def test_a_planned_pt2_with_numbers_runs(top: Path, tmp_path: Path) -> None:
     import fourfold
-    from fourfold.run.local import check
+    from fourfold.runtime.local.executor import check
 
     fourfold.plan(str(top), solver="default", out=tmp_path / "plan")
     assert check(tmp_path / "plan", repeat=1).equal

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from fourfold.cost.roofline import Prices, fused_seconds
 from fourfold.cost.simulate import Tasks, number, simulate, tasks_of
 from fourfold.decisions.schedule._parts import fuse
-from fourfold.decisions.schedule.corpus import FAMILIES, make
 from fourfold.decisions.schedule.problem import Answer, Schedule, replay
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph
-from fourfold.system import Device, Link, System
+from fourfold.machine import Device, Link, System
+from fourfold.zoo.graphs import FAMILIES, make
 
 SHAPES = [(8, 16), (8, 1), (4, 4), (8, 32), ()]
 

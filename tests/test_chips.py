@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fourfold.cli import run
+from fourfold.cli.main import run
 from fourfold.errors import InputError
-from fourfold.machine import Chip, chip, chips
-from fourfold.report.chips import figures, overview
+from fourfold.host import Chip, chip, chips
+from fourfold.report.hardware_table import figures, overview
 from fourfold.units import GRADES
 
 FOLDER = resources.files("fourfold").joinpath("machines")

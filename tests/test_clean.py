@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fourfold.errors import InputError
+from fourfold.jobs.clean import bound, clean
 from fourfold.journal import Journal
-from fourfold.run.clean import bound, clean
 
 
 def test_only_the_journal_goes(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from invented import report
 
-from fourfold import cli
+from fourfold.cli import main
 from fourfold.errors import FourfoldError, Infeasible, InputError
 from fourfold.report import json as files
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = sorted([*(command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback),
-                   *(group.name for group in cli.app.registered_groups if group.name)])
+COMMANDS = sorted([*(command.name or command.callback.__name__ for command in main.app.registered_commands if command.callback),
+                   *(group.name for group in main.app.registered_groups if group.name)])
 DOCS = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = cli.run(list(arguments))
+    code = main.run(list(arguments))
     told = capsys.readouterr()
     return code, told.out, told.err
 
@@ -61,7 +61,7 @@ def test_the_docs_tell_of_no_command_that_is_not_there() -> None:
 
 START = [["--help"], ["optimize", "--help"], ["--version"], []]
 STARTED = (
-    "import sys; from fourfold.cli import run; run(sys.argv[1:]); "
+    "import sys; from fourfold.cli.main import run; run(sys.argv[1:]); "
     "print(len(sys.modules), [m for m in ('torch', 'numpy', 'transformers', 'scipy', 'optuna', 'pandas', 'jinja2') if m in sys.modules])"
 )
 
@@ -134,7 +134,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
         raise error
 
     monkeypatch.delenv("FOURFOLD_DEBUG", raising=False)
-    monkeypatch.setattr("fourfold.report.doctor.examine", fails)
+    monkeypatch.setattr("fourfold.jobs.doctor.examine", fails)
     got, out, err = ran(capsys, "doctor")
     assert (got, out) == (code, "") and said in err and len(err.splitlines()) <= 2
     got, out, err = ran(capsys, "doctor", "--json")
@@ -146,9 +146,9 @@ def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("odd")
 
     monkeypatch.setenv("FOURFOLD_DEBUG", "1")
-    monkeypatch.setattr("fourfold.report.doctor.examine", fails)
+    monkeypatch.setattr("fourfold.jobs.doctor.examine", fails)
     with pytest.raises(RuntimeError):
-        cli.run(["doctor"])
+        main.run(["doctor"])
 
 
 @pytest.mark.parametrize("command", ["report", "list", "explain", "cite", "doctor", "claims"])
@@ -187,24 +187,24 @@ def test_doctor_says_why_something_is_missing(capsys: pytest.CaptureFixture[str]
 def test_predictions_are_lines_csv_and_json(tmp_path: Path) -> None:
     import numpy as np
 
-    plain = [cli._plain(answer) for answer in (np.float32(0.5), np.array([1, 2]), {"label": np.int64(3)}, "x", None, np.bool_(True))]
+    plain = [main._plain(answer) for answer in (np.float32(0.5), np.array([1, 2]), {"label": np.int64(3)}, "x", None, np.bool_(True))]
     assert plain == [0.5, [1, 2], {"label": 3}, "x", None, True]
-    cli._write_rows([{"prediction": "good"}, {"prediction": "bad, very"}], tmp_path / "p.csv")
+    main._write_rows([{"prediction": "good"}, {"prediction": "bad, very"}], tmp_path / "p.csv")
     assert list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text()))) == [{"prediction": "good"}, {"prediction": "bad, very"}]
-    cli._write_rows([{"label": "a", "score": 0.1}, {"label": "b", "score": 0.2}], tmp_path / "q.csv")
+    main._write_rows([{"label": "a", "score": 0.1}, {"label": "b", "score": 0.2}], tmp_path / "q.csv")
     assert (tmp_path / "q.csv").read_text().splitlines()[0] == "label,score"
 
 
 def test_a_closed_pipe_is_no_drama(folder: Path) -> None:
     done = subprocess.run(
-        f'"{sys.executable}" -m fourfold.cli report "{folder}" --json | head -c 20', shell=True, capture_output=True, text=True, cwd=ROOT, check=False
+        f'"{sys.executable}" -m fourfold report "{folder}" --json | head -c 20', shell=True, capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert "Traceback" not in done.stderr
 
 
 def test_a_terminal_without_utf8_gets_text_all_the_same(folder: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
-    done = subprocess.run([sys.executable, "-m", "fourfold.cli", "report", str(folder)], capture_output=True, cwd=ROOT, env=environment, check=False)
+    done = subprocess.run([sys.executable, "-m", "fourfold", "report", str(folder)], capture_output=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0 and b"6.2" in done.stdout
 
 
@@ -216,7 +216,7 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "fourfold.cli",
+        "fourfold.cli.main",
         "optimize",
         "slowmodel:factory",
         "--data",

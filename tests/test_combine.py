@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fourfold.cost.table import CostTable, fit, variants
-from fourfold.ingest.anatomy import anatomize
+from fourfold.cost.unit_costs import CostTable, fit, variants
 from fourfold.rewrites.calibration import Sensitivities
 from fourfold.rewrites.compress import combine
+from fourfold.structure.discover import anatomize
 
 
 class Bench:

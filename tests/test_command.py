@@ -12,10 +12,10 @@ import pytest
 from invented import report
 
 import fourfold
-from fourfold import cli
+from fourfold.cli import main
 from fourfold.errors import ModelError
-from fourfold.ingest.hub import resolved
-from fourfold.run.command import spelled
+from fourfold.frontends.hub import resolved
+from fourfold.jobs.optimize.command import spelled
 
 
 class Asked(Exception):
@@ -31,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> dict[str, Any]:
         raise fourfold.InputError("asked", "")
 
     monkeypatch.setattr(fourfold, "optimize", optimize)
-    assert cli.run(words) == 2 and "model" in found
+    assert main.run(words) == 2 and "model" in found
     return {key: value for key, value in found.items() if key not in ("progress", "command", "fresh")}
 
 
@@ -92,28 +92,28 @@ def test_a_faulty_configuration_file_is_two_lines(tmp_path: Path, capsys: pytest
     file = tmp_path / "fourfold.toml"
     if content is not None:
         file.write_text(content)
-    assert cli.run(["optimize", "m", "--data", "d", "--config", str(file)]) == 2
+    assert main.run(["optimize", "m", "--data", "d", "--config", str(file)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
 
 
 @pytest.mark.parametrize("words", [["-h"], ["optimize", "-h"], ["verify", "-h"], ["ledger", "-h"], ["meter", "-h"]])
 def test_h_is_help_everywhere(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-    assert cli.run(words) == 0
+    assert main.run(words) == 0
     assert "Usage" in capsys.readouterr().out
 
 
 def test_a_shell_is_told_what_may_come_next() -> None:
-    script = "import os, sys; sys.argv = ['fourfold']; from fourfold.cli import main; main()"
+    script = "import os, sys; sys.argv = ['fourfold']; from fourfold.cli.main import main; main()"
     env = {"_FOURFOLD_COMPLETE": "complete_bash", "COMP_WORDS": "fourfold ver", "COMP_CWORD": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=Path(__file__).parent.parent)
     assert "verify" in done.stdout, done.stderr
 
 
 def test_names_of_a_list_are_whole_at_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from fourfold.techniques import techniques
+    from fourfold.registry import techniques
 
     monkeypatch.setenv("COLUMNS", "80")
-    assert cli.run(["list"]) == 0
+    assert main.run(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(any(name in line.split() for line in lines) for name in techniques()) and max(map(len, lines)) <= 80
 
@@ -123,7 +123,7 @@ def test_an_unforeseen_error_keeps_the_users_words_to_itself(
 ) -> None:
     monkeypatch.setattr("fourfold.report.json.read", lambda path: float("my secret diary"))
     monkeypatch.delenv("FOURFOLD_DEBUG", raising=False)
-    assert cli.run(["report", str(tmp_path)]) == 1
+    assert main.run(["report", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "ValueError" in said and "diary" not in said and len(said.strip().splitlines()) == 2
 
@@ -136,7 +136,7 @@ def test_a_hub_id_is_looked_for_on_this_machine_alone(tmp_path: Path, monkeypatc
     (tmp_path / "models--owner--name" / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     script = (
-        "import sys; from fourfold.ingest.hub import resolved; print(resolved('owner/name'))"
+        "import sys; from fourfold.frontends.hub import resolved; print(resolved('owner/name'))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={"HF_HUB_CACHE": str(tmp_path), "PATH": "/usr/bin"},
                           cwd=Path(__file__).parent.parent)  # fmt: skip

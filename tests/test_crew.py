@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from fourfold.ingest.data import Examples
-from fourfold.ingest.model import Subject
-from fourfold.ingest.task import Task, metric_named
+from fourfold.datasets.examples import Examples
+from fourfold.datasets.task import Task, metric_named
+from fourfold.frontends.model import Subject
+from fourfold.jobs.optimize.crew import Crew, train
 from fourfold.rewrites.compress._bench import Work
 from fourfold.rewrites.compress.distil import Limit, Schedule, Teacher, recover, snapshot, use_threads
-from fourfold.run.crew import Crew, train
 
 
 def material() -> tuple[Task, Examples, Subject, torch.Tensor]:
@@ -98,8 +98,8 @@ def test_what_cannot_be_sent_is_trained_here(one_thread: None) -> None:
 
 
 def test_engine_files_made_by_children_are_those_made_here(tmp_path: Path) -> None:
-    from fourfold.run.builds import Build, build
-    from fourfold.run.engines.base import Signature
+    from fourfold.engines.base import Signature
+    from fourfold.jobs.optimize.builds import Build, build
 
     _, _, subject, _ = material()
     few = [{"x": np.random.default_rng(k).normal(size=(size, 6)).astype(np.float32)} for k, size in enumerate((4, 3))]

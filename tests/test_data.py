@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fourfold.datasets.encode import load_inputs
+from fourfold.datasets.examples import Examples, Ragged, load_data
+from fourfold.datasets.split import group_of, sides, strata
+from fourfold.datasets.task import Writing
 from fourfold.errors import InputError, MetricError
-from fourfold.ingest.data import Examples, Ragged, load_data
-from fourfold.ingest.encode import load_inputs
-from fourfold.ingest.model import Subject
-from fourfold.ingest.split import group_of, sides, strata
-from fourfold.ingest.task import Writing
+from fourfold.frontends.model import Subject
 
 WORDS = "good bad fine poor great awful film plot actor scene slow quick dull bright story end".split()
 NAMES = {0: "NEGATIVE", 1: "POSITIVE"}
@@ -556,7 +556,7 @@ def test_the_users_metric_is_rehearsed_before_anything_dear(tmp_path: Path, mode
 def test_pictures_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
-    from fourfold.ingest import encode
+    from fourfold.datasets import encode
 
     (tmp_path / "a").mkdir()
     for i in range(3):
@@ -570,7 +570,7 @@ def test_a_factory_of_data_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyP
     code = "def rows():\n    return [('a good film', 1), ('a bad one', 0)]\n\ndef worse():\n    raise KeyError('secret')\n"
     (tmp_path / "rows_of_mine.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    from fourfold.ingest.readers import read
+    from fourfold.datasets.readers import read
 
     assert read("rows_of_mine:rows").columns["label"] == [1, 0]  # type: ignore[union-attr]
     for ref, words in (("rows_of_mine:none", "be imported"), ("no_such_module:x", "be imported"), ("rows_of_mine:worse", "raised KeyError")):

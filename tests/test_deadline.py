@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fourfold.jobs.optimize.deadline import ENDS, Deadline, spent_before
 from fourfold.journal import Journal
-from fourfold.run.deadline import ENDS, Deadline, spent_before
 
 
 def test_what_killed_runs_spent_is_taken_off() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fourfold.decide import Budget, Proposal, Rejected, Solver, appraise, gap, solve
-from fourfold.decisions.place.now import Now
-from fourfold.decisions.place.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.now import Now
+from fourfold.decisions.carbon_aware.problem import Place, Schedule
 from fourfold.errors import InputError
+from fourfold.problem import Budget, Proposal, Rejected, Solver, appraise, gap, solve
 
 
 def small(**changes: Any) -> Place:
@@ -92,7 +92,7 @@ def test_gap_and_appraise() -> None:
 def test_an_interrupt_spends_every_budget_and_the_second_one_interrupts() -> None:
     import signal
 
-    from fourfold.decide import Watch
+    from fourfold.problem import Watch
 
     told: list[float] = []
     budget, before = Budget(1e6), signal.getsignal(signal.SIGINT)
@@ -109,7 +109,7 @@ def test_an_interrupt_spends_every_budget_and_the_second_one_interrupts() -> Non
 def test_an_interrupt_that_was_ignored_before_stays_ignored() -> None:
     import signal
 
-    from fourfold.decide import Watch
+    from fourfold.problem import Watch
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)                 # as `nohup fourfold … &` begins
     try:

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 import fourfold
-from fourfold.cli import app
+from fourfold.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [page for page in (ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold import chain
-from fourfold.cli import run
+from fourfold.carbon.codecarbon import cpu_watts, ram_watts
+from fourfold.carbon.emissions_csv import COLUMNS, NUMBERS, audit
+from fourfold.cli.main import run
 from fourfold.errors import InputError
-from fourfold.ingest.codecarbon import cpu_watts, ram_watts
-from fourfold.ingest.emissions import COLUMNS, NUMBERS, audit
-from fourfold.report.books import append_rows
+from fourfold.ledger import hash_chain
+from fourfold.report.ledger import append_rows
 
 REAL = Path(__file__).parent / "data" / "emissions.csv"
 
@@ -96,8 +96,8 @@ def test_the_recomputed_figure_has_an_interval_and_is_far_below() -> None:
 def test_rows_enter_a_ledger_once(tmp_path: Path) -> None:
     found, path = audit(REAL), tmp_path / "ledger.jsonl"
     assert append_rows(path, found.ledger_rows()) == 4 and append_rows(path, found.ledger_rows()) == 0
-    assert chain.verify(path) == [] and [row["kind"] for row in chain.rows(path)] == ["import"] * 4
-    assert chain.rows(path)[0]["stated"] == rows()[0] and chain.rows(path)[0]["source"]["line"] == 2
+    assert hash_chain.verify(path) == [] and [row["kind"] for row in hash_chain.rows(path)] == ["import"] * 4
+    assert hash_chain.rows(path)[0]["stated"] == rows()[0] and hash_chain.rows(path)[0]["source"]["line"] == 2
 
 
 # What is done to such files
@@ -255,7 +255,7 @@ def test_an_id_that_is_none_or_shared_drops_no_run(tmp_path: Path, word: str) ->
     assert found.to_json()["stated_j"] == pytest.approx(10 * 3.6e6 * float(rows()[0]["energy_consumed"]))
     assert any("both count" in text for text in said(path, "warning")) == (word == "one-id-for-all")
     book = tmp_path / "ledger.jsonl"
-    assert append_rows(book, found.ledger_rows()) == 4 and len({row["run"] for row in chain.rows(book)}) == 4
+    assert append_rows(book, found.ledger_rows()) == 4 and len({row["run"] for row in hash_chain.rows(book)}) == 4
     longer = written(tmp_path / "emissions.csv", runs(5, run_id=word))
     assert append_rows(book, audit(longer).ledger_rows()) == 1, "the file grew by one run"
 

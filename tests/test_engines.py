@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from fourfold import engines
+from fourfold.engines.base import PRECISIONS, Batch, Session, Signature, Unexportable, missing, parity, references, relevant, slow_bf16
 from fourfold.errors import InputError
-from fourfold.machine import here
-from fourfold.run import engines
-from fourfold.run.engines.base import PRECISIONS, Batch, Session, Signature, Unexportable, missing, parity, references, relevant, slow_bf16
+from fourfold.host import here
 
 QUICK = [(kind.name, p) for kind in engines.engines() if kind.name != "inductor" for p in kind.precisions]
 
@@ -160,8 +160,8 @@ def test_files_alone_are_enough_in_a_fresh_process(bert: Case, name: str, tmp_pa
     (tmp_path / "signature.json").write_text(json.dumps(bert.signature.to_json()))
     np.savez(tmp_path / "batch.npz", **bert.batches[3])
     code = (
-        "import sys, json, numpy as np; from pathlib import Path; from fourfold.run.engines import engine;"
-        "from fourfold.run.engines.base import Signature; d = Path(sys.argv[1]);"
+        "import sys, json, numpy as np; from pathlib import Path; from fourfold.engines import engine;"
+        "from fourfold.engines.base import Signature; d = Path(sys.argv[1]);"
         "s = engine(sys.argv[2]).open(d, None, Signature.from_json(json.loads((d / 'signature.json').read_text())), 'fp32', 1);"
         "np.save(d / 'out.npy', s.run(dict(np.load(d / 'batch.npz'))))"
     )

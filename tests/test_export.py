@@ -11,7 +11,7 @@ import served
 
 import fourfold
 from fourfold.errors import InputError, ModelError
-from fourfold.run.export import export
+from fourfold.runtime.export import export
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_uniform_shapes_become_a_configuration_and_others_are_refused() -> None:
     import torch
     from torch import nn
 
-    from fourfold.run.export import expressed
+    from fourfold.runtime.export import expressed
 
     def narrow(layer: Any, width: int) -> None:
         for linear, axis in ((layer.intermediate.dense, 0), (layer.output.dense, 1)):
@@ -105,7 +105,7 @@ def test_uniform_shapes_become_a_configuration_and_others_are_refused() -> None:
 
 def test_what_answers_otherwise_is_not_kept(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was altered between writing and checking."""
-    from fourfold.run import export as home
+    from fourfold.runtime import export as home
 
     real = home._companions
 
@@ -124,7 +124,7 @@ def test_what_answers_otherwise_is_not_kept(room: Path, tmp_path: Path, monkeypa
 
 
 def test_the_command(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fourfold.cli import run
+    from fourfold.cli.main import run
 
     assert run(["export", str(room / "onnxruntime"), "--to", "onnx", "--out", str(tmp_path / "out")]) == 0
     assert "answers alike" in capsys.readouterr().out and (tmp_path / "out" / "model.onnx").is_file()

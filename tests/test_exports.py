@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fourfold.cli import run
+from fourfold.carbon.hourly import read_hours
+from fourfold.cli.main import run
 from fourfold.errors import InputError
-from fourfold.ingest.hours import read_hours
 
 START = datetime(2024, 6, 1, tzinfo=UTC)
 POUND = 0.45359237                                                      # g/kWh in one lb/MWh
@@ -111,7 +111,7 @@ def test_advice_names_options_that_the_command_line_has() -> None:
 
     import typer
 
-    from fourfold.cli import app
+    from fourfold.cli.main import app
 
     known: set[str] = {"--help"}
     commands = [typer.main.get_command(app)]
@@ -121,7 +121,7 @@ def test_advice_names_options_that_the_command_line_has() -> None:
         commands += list(getattr(command, "commands", {}).values())
     root = Path(__file__).parent.parent / "fourfold"
     seen = 0
-    for folder in ("ingest", "decisions/place", "measure", "cost"):
+    for folder in ("ingest", "decisions/carbon_aware", "measure", "cost"):
         for file in sorted((root / folder).glob("*.py")):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("InputError", "Infeasible", "Missing"):

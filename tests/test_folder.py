@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fourfold import chain, cli, folder
+from fourfold import folder
+from fourfold.cli import main
 from fourfold.errors import FourfoldError, InputError
+from fourfold.ledger import hash_chain
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,12 +129,12 @@ def test_a_ledger_is_appended_to_ledgers_only(tmp_path: Path) -> None:
         if number == 4:  # begins as a first row does that a crash cut off
             continue
         with pytest.raises(InputError, match="no ledger"):
-            chain.append(path, {"kind": "run"})
+            hash_chain.append(path, {"kind": "run"})
         assert path.read_text() == text
     new = tmp_path / "new.jsonl"
-    chain.append(new, {"kind": "run"})
-    chain.append(new, {"kind": "run"})
-    assert len(chain.rows(new)) == 2
+    hash_chain.append(new, {"kind": "run"})
+    hash_chain.append(new, {"kind": "run"})
+    assert len(hash_chain.rows(new)) == 2
 
 
 WRITERS = (
@@ -184,7 +186,7 @@ def test_no_command_touches_foreign_files(
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
     for name in names:
-        code = cli.run([word.format(name) for word in words])
+        code = main.run([word.format(name) for word in words])
         told = capfd.readouterr().err.strip().splitlines()
         after = {at: held for at, held in tree(tmp_path).items() if at in before}
         assert after == before, (words, name)

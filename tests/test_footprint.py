@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from fourfold.cli import run
+from fourfold.cli.main import run
 from fourfold.cost.footprint import footprint, read
-from fourfold.cost.given import EMBODIED, ENERGY, FACTOR, INTENSITY, POWER, PRICE, PUE, TIME, count, given
 from fourfold.errors import InputError
+from fourfold.units.parse import EMBODIED, ENERGY, FACTOR, INTENSITY, POWER, PRICE, PUE, TIME, count, given
 
 GPT3 = {"chips": 10000, "chip": "V100", "watts": 330, "days": 14.8, "pue": 1.1, "intensity": 0.429}
 

@@ -13,20 +13,20 @@ import pytest
 import torch
 
 from fourfold.cost.simulate import play_many
-from fourfold.decide import Budget, solve
+from fourfold.decisions.schedule._go.features import DEVICE, GRAPH, NODE, PAIR, Reading
 from fourfold.decisions.schedule._go.imitate import labels, renumbered
 from fourfold.decisions.schedule._go.network import LEVELS, Action, Attention, Batch, Network, Sizes, read, write
 from fourfold.decisions.schedule._go.policy import Case, Policy, plans, rollouts
-from fourfold.decisions.schedule._go.reading import DEVICE, GRAPH, NODE, PAIR, Reading
 from fourfold.decisions.schedule._go.repair import joined, mended
 from fourfold.decisions.schedule._go.tune import tune
-from fourfold.decisions.schedule.corpus import FAMILIES, make
 from fourfold.decisions.schedule.go import Go
 from fourfold.decisions.schedule.problem import Schedule, random_graph
 from fourfold.errors import Infeasible, InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, OPAQUE, Builder, Graph
+from fourfold.machine import Device, Link, System
+from fourfold.problem import Budget, solve
 from fourfold.solvers.ppo import Ppo, Rates
-from fourfold.system import Device, Link, System
+from fourfold.zoo.graphs import FAMILIES, make
 
 SMALL = Sizes(width=16, heads=2, sage=2, layers=2, segment=16)
 

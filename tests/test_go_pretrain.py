@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from fourfold.decisions.schedule._go.lessons import Instance, draw, teach
+from fourfold.decisions.schedule._go.imitation import Instance, draw, teach
 from fourfold.errors import ArtefactError, InputError
-from fourfold.run.pretrain import Settings, pretrain
+from fourfold.jobs.pretrain import Settings, pretrain
 
 SIZES = {"width": 8, "heads": 2, "sage": 1, "layers": 1, "segment": 16}
 TINY = Settings(updates=6, imitation=0.5, evaluations=60, count=4, low=30, high=50, batch=2, samples=3, every=2, check=2, hold_out=("wavenet", "moe"),
@@ -74,7 +74,7 @@ def test_instances_are_the_same_for_the_same_seed_and_plans_are_kept(tmp_path: P
 
 
 def test_a_captured_graph_is_learnt_from_too(tmp_path: Path) -> None:
-    from fourfold.decisions.schedule.corpus import make
+    from fourfold.zoo.graphs import make
 
     make("cnn", 40, 9).save(tmp_path / "mine.npz")
     found = draw(40, TINY.families, 0, files=[str(tmp_path / "mine.npz")])
@@ -82,9 +82,9 @@ def test_a_captured_graph_is_learnt_from_too(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fourfold import cli
+    from fourfold.cli import main
 
-    assert cli.run(["pretrain", "--out", str(tmp_path), "--nodes", "40"]) == 2
+    assert main.run(["pretrain", "--out", str(tmp_path), "--nodes", "40"]) == 2
     assert "no range" in capsys.readouterr().err
-    assert cli.run(["pretrain", "--out", str(tmp_path)]) == 2
+    assert main.run(["pretrain", "--out", str(tmp_path)]) == 2
     assert "needs an end" in capsys.readouterr().err

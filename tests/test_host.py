@@ -17,21 +17,21 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fourfold.cite import BIBLIOGRAPHY
-from fourfold.cli import app
-from fourfold.decide import solve
-from fourfold.decisions.host import _hall
-from fourfold.decisions.host._hall import ANYWHERE, Hall, Weather, stated_pue
-from fourfold.decisions.host._weather import read
-from fourfold.decisions.host.batching import Batching
-from fourfold.decisions.host.consolidation import Consolidation
-from fourfold.decisions.host.economiser import Economiser
-from fourfold.decisions.host.immersion import Immersion
-from fourfold.decisions.host.overcooling import Overcooling
-from fourfold.decisions.host.problem import Cool, Fleet, Serve
-from fourfold.decisions.host.set_point import SetPoint
+from fourfold.cli.main import app
+from fourfold.cost import datacenter
+from fourfold.cost.datacenter import ANYWHERE, Hall, Weather, stated_pue
+from fourfold.decisions.datacenter._weather import read
+from fourfold.decisions.datacenter.batching import Batching
+from fourfold.decisions.datacenter.consolidation import Consolidation
+from fourfold.decisions.datacenter.economiser import Economiser
+from fourfold.decisions.datacenter.immersion import Immersion
+from fourfold.decisions.datacenter.overcooling import Overcooling
+from fourfold.decisions.datacenter.problem import Cool, Fleet, Serve
+from fourfold.decisions.datacenter.set_point import SetPoint
 from fourfold.errors import InputError
-from fourfold.run.hall import pue_after, study
-from fourfold.techniques import facts, techniques
+from fourfold.jobs.datacenter import pue_after, study
+from fourfold.problem import solve
+from fourfold.registry import facts, techniques
 from fourfold.units import GRADES, Quantity
 
 COOLERS = (Economiser, SetPoint, Immersion, Overcooling)
@@ -54,7 +54,7 @@ def year(path: Path, hours: int = 8760, mean: float = 12.0, skip: range = range(
 
 
 def test_every_coefficient_says_where_it_is_from_and_lies_in_its_range() -> None:
-    for rows in (_hall.COEFFICIENTS, _hall.REDUCTIONS, _hall.SERVER):
+    for rows in (datacenter.COEFFICIENTS, datacenter.REDUCTIONS, datacenter.SERVER):
         for name, row in rows.items():
             assert row.low <= row.value <= row.high and row.source and row.what and row.grade in GRADES, name
             assert row.grade != "measured", "nothing of a hall was measured here"
@@ -63,12 +63,12 @@ def test_every_coefficient_says_where_it_is_from_and_lies_in_its_range() -> None
 @settings(max_examples=60, deadline=None)
 @given(load=st.floats(0.05, 1.0), outside=st.floats(-20, 45), point=st.floats(15, 30), draw=st.integers(0, 20))
 def test_pue_is_above_one_and_falls_with_load_and_cold(load: float, outside: float, point: float, draw: int) -> None:
-    drawn = next(itertools.islice(_hall.draws(0, 20), draw, None))
+    drawn = next(itertools.islice(datacenter.draws(0, 20), draw, None))
 
     def pue(load: float, outside: float, point: float) -> float:
         hall = Hall(it_kw=1000 * load, rated_kw=1000.0, set_point=point)
-        parts = _hall.overhead(hall, np.array([hall.it_kw]), np.array([outside]), drawn)
-        assert set(parts) == set(_hall.PARTS) and all((part >= 0).all() for part in parts.values())
+        parts = datacenter.overhead(hall, np.array([hall.it_kw]), np.array([outside]), drawn)
+        assert set(parts) == set(datacenter.PARTS) and all((part >= 0).all() for part in parts.values())
         return 1 + float(sum(part.sum() for part in parts.values())) / hall.it_kw
 
     here = pue(load, outside, point)
@@ -78,9 +78,9 @@ def test_pue_is_above_one_and_falls_with_load_and_cold(load: float, outside: flo
 
 
 def test_losses_have_a_fixed_a_proportional_and_a_square_part() -> None:
-    drawn = _hall.central()
+    drawn = datacenter.central()
     x = np.array([0.0, 0.5, 1.0])
-    lost = _hall.power_loss(1000 * x, 1000.0, drawn)
+    lost = datacenter.power_loss(1000 * x, 1000.0, drawn)
     full = 1000 * (drawn["ups_loss"] + drawn["wire_loss"])
     assert lost[0] == pytest.approx(full * drawn["loss_fixed"]) and lost[2] == pytest.approx(full)
     assert lost[2] - 2 * lost[1] + lost[0] == pytest.approx(full * drawn["loss_square"] / 2), "the second difference is the square part"

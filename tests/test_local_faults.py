@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from fourfold.errors import FourfoldError
-from fourfold.ingest.program import Captured, capture
-from fourfold.plan import Plan
-from fourfold.run.local import Local, execute
-from fourfold.system import System
+from fourfold.frontends.capture import Captured, capture
+from fourfold.machine import System
+from fourfold.plans import Plan
+from fourfold.runtime.local.executor import Local, execute
 
 
 class Lookup(nn.Module):

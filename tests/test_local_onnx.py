@@ -11,11 +11,11 @@ import pytest
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from fourfold.ingest.program import Captured, capture  # noqa: E402
-from fourfold.plan import Plan  # noqa: E402
-from fourfold.run.local import check, execute, race  # noqa: E402
-from fourfold.run.workers.onnx import Foreign, call  # noqa: E402
-from fourfold.system import System  # noqa: E402
+from fourfold.engines.onnx_nodes import Foreign, call  # noqa: E402
+from fourfold.frontends.capture import Captured, capture  # noqa: E402
+from fourfold.machine import System  # noqa: E402
+from fourfold.plans import Plan  # noqa: E402
+from fourfold.runtime.local.executor import check, execute, race  # noqa: E402
 
 CODE = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx
 
-from fourfold.run.workers.spelling import spelled
+from fourfold.engines.decompose import spelled
 
 ATEN = torch.ops.aten
 

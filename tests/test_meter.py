@@ -23,23 +23,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fourfold
-from fourfold import chain
 from fourfold.errors import InputError
-from fourfold.measure.battery import Battery
-from fourfold.measure.cgroup import Cgroup, Group
-from fourfold.measure.claim import Claim
+from fourfold.ledger import hash_chain
 from fourfold.measure.command import run
 from fourfold.measure.counter import COMPONENTS, MeterError, Sampled
-from fourfold.measure.disk import EITHER, SOLID, SPINNING, drive
-from fourfold.measure.external import External
-from fourfold.measure.fake import FakeBattery, FakeClock, FakeMeter, FakeNvml, FakePowercap, FakeSensor
-from fourfold.measure.hwmon import Hwmon
+from fourfold.measure.discover import survey
+from fourfold.measure.host_lock import Claim
 from fourfold.measure.meter import Meter, differences, recompute
-from fourfold.measure.nvml import Nvml, NvmlPower
-from fourfold.measure.process import Tree
-from fourfold.measure.rapl import Rapl
-from fourfold.measure.station import Station
-from fourfold.measure.survey import survey
+from fourfold.measure.meters.battery import Battery
+from fourfold.measure.meters.cgroup import Cgroup, Group
+from fourfold.measure.meters.disk import EITHER, SOLID, SPINNING, drive
+from fourfold.measure.meters.external import External
+from fourfold.measure.meters.fake import FakeBattery, FakeClock, FakeMeter, FakeNvml, FakePowercap, FakeSensor
+from fourfold.measure.meters.hwmon import Hwmon
+from fourfold.measure.meters.nvml import Nvml, NvmlPower
+from fourfold.measure.meters.rapl import Rapl
+from fourfold.measure.process_tree import Tree
+from fourfold.measure.sampler import Station
 
 ROOT = Path(__file__).parent.parent
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts live children from /proc, which only Linux has")
@@ -927,8 +927,8 @@ def test_figures_are_a_pure_function_of_the_readings(tmp_path) -> None:
     with Meter("epoch", site="FR", ledger=ledger, clock=clock, meters=[FakeMeter(lambda t: 90.0, clock)]) as m:
         clock.advance(30.0, cpu=12.0, others=3.0)
         clock.moved = (2 * 10**9, 10**9)
-    use, row = m.result, chain.rows(ledger)[0]
-    assert chain.verify(ledger) == [] and row["kind"] == "run" and row["run"] == use.id and row["place"] == "FR"
+    use, row = m.result, hash_chain.rows(ledger)[0]
+    assert hash_chain.verify(ledger) == [] and row["kind"] == "run" and row["run"] == use.id and row["place"] == "FR"
     again = recompute(json.loads(json.dumps(row["readings"])))
     assert again.total == use.total and again.co2e == use.co2e and again.energy == use.energy
     assert differences(row) == []
@@ -1024,7 +1024,7 @@ def fourfold_command(*arguments: str, folder: Path, stdin: str | None = None) ->
 def test_a_metered_command_keeps_its_streams_and_exit_code(tmp_path) -> None:
     done = fourfold_command("meter", "--site", "tokyo", "--", "sh", "-c", "cat; echo err >&2; exit 7", folder=tmp_path, stdin="in\n")
     assert done.returncode == 7 and done.stdout == "in\n" and done.stderr.startswith("err\n") and "total" in done.stderr and "gCO2e" in done.stderr
-    row = chain.rows(tmp_path / ".fourfold/ledger.jsonl")[0]
+    row = hash_chain.rows(tmp_path / ".fourfold/ledger.jsonl")[0]
     assert row["exit_code"] == 7 and row["command"][0] == "sh" and row["place"] == "tokyo" and differences(row) == []
 
 
@@ -1057,7 +1057,7 @@ def test_signals_reach_the_command_and_the_row_is_still_written(tmp_path, number
     assert child.stdout is not None and child.stdout.readline() == "ready\n"
     child.send_signal(number)
     child.communicate(timeout=60)
-    assert child.returncode == 40 + number and chain.rows(tmp_path / ".fourfold/ledger.jsonl")[0]["exit_code"] == 40 + number
+    assert child.returncode == 40 + number and hash_chain.rows(tmp_path / ".fourfold/ledger.jsonl")[0]["exit_code"] == 40 + number
 
 
 @linux
@@ -1081,7 +1081,7 @@ def test_ctrl_c_at_a_terminal_arrives_once_and_the_row_is_written(tmp_path) -> N
                 os.write(terminal, b"\x03")
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3 and b"came 1" in seen
-    assert chain.rows(tmp_path / ".fourfold/ledger.jsonl")[0]["exit_code"] == 3
+    assert hash_chain.rows(tmp_path / ".fourfold/ledger.jsonl")[0]["exit_code"] == 3
 
 
 @linux
@@ -1125,7 +1125,7 @@ def test_work_that_a_command_leaves_behind_is_counted_and_named(tmp_path, count:
 def test_a_command_inside_another_knows_its_run(tmp_path) -> None:
     inner = f"import fourfold\nwith fourfold.Meter('inner', ledger={str(tmp_path / 'runs.jsonl')!r}): pass"
     use = run([sys.executable, "-c", inner], ledger=tmp_path / "runs.jsonl", environment={**os.environ, "PYTHONPATH": str(ROOT)})
-    rows = chain.rows(tmp_path / "runs.jsonl")
+    rows = hash_chain.rows(tmp_path / "runs.jsonl")
     assert [row["parent"] for row in rows] == [use.id, None]              # totals count only those inside of nothing
 
 
@@ -1163,18 +1163,18 @@ def test_the_command_line_starts_without_rich_or_numpy(tmp_path) -> None:
 @pytest.mark.parametrize("words", [["--help"], ["--no-such-option", "true"], ["--hz", "fast", "--", "true"], ["--json=yes", "true"], ["--site"],
                                    ["--"], []])
 def test_words_that_do_not_fit_are_left_to_the_parser_that_explains(words) -> None:
-    from fourfold.commands.meter import lean
+    from fourfold.cli.meter import lean
 
     assert lean(words) is None
 
 
 def test_the_short_way_in_knows_every_option(tmp_path, monkeypatch, capsys) -> None:
-    from fourfold.commands.meter import lean
+    from fourfold.cli.meter import lean
 
     monkeypatch.chdir(tmp_path)
     words = ["--site=FR", "--ledger", "a.jsonl", "--hz", "20", "--name", "x", "--reserve=1.5", "--measured-only", "--out", "b.json", "--json", "--"]
     assert lean([*words, sys.executable, "-c", "raise SystemExit(5)"]) == 5
-    document, row = json.loads(capsys.readouterr().out), chain.rows(tmp_path / "a.jsonl")[0]
+    document, row = json.loads(capsys.readouterr().out), hash_chain.rows(tmp_path / "a.jsonl")[0]
     assert document["name"] == "x" and document == json.loads((tmp_path / "b.json").read_text()) and row["place"] == "FR"
     model = next(reading for reading in row["readings"] if reading["kind"] == "model")
     assert model["reserved"] == 1.5 and model["declined"] and document["total_j"] is None and row["readings"][0]["hz"] == 20
@@ -1201,7 +1201,7 @@ def test_an_empty_window_costs_microseconds() -> None:
 
 
 def test_windows_one_after_another_share_a_thread_and_those_at_both_ends_only_need_none(monkeypatch) -> None:
-    from fourfold.measure import station as module
+    from fourfold.measure import sampler as module
 
     monkeypatch.setattr(module, "_LINGER", 1e9)                          # however long this machine stands still between two windows
     station, threads = Station([]), []

@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from fourfold.machine import Machine, here, power, powers, read
+from fourfold.host import Machine, here, power, powers, read
 from fourfold.measure import meters
-from fourfold.measure.fake import FakeClock, FakeMeter, FakeNvml, FakePowercap
-from fourfold.measure.nvml import Nvml
+from fourfold.measure.meters.fake import FakeClock, FakeMeter, FakeNvml, FakePowercap
+from fourfold.measure.meters.nvml import Nvml
+from fourfold.measure.meters.rapl import MeterError, Rapl
 from fourfold.measure.power import modelled, window
-from fourfold.measure.rapl import MeterError, Rapl
 
 wave = {"constant": (lambda t: 80.0, lambda t: 80.0 * t), "ramp": (lambda t: 3.0 * t, lambda t: 1.5 * t * t),
         "sine": (lambda t: 50 + 40 * math.sin(t), lambda t: 50 * t + 40 * (1 - math.cos(t)))}

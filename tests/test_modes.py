@@ -11,13 +11,13 @@ import pytest
 import served
 
 from fourfold.errors import FourfoldError
-from fourfold.ledger import Ledger
+from fourfold.jobs.optimize.choices import keep
+from fourfold.ledger.book import Ledger
 from fourfold.rewrites.compress.cascade import Gate
-from fourfold.run.artefact import Assembly
-from fourfold.run.choices import keep
-from fourfold.run.export import export
-from fourfold.run.loading import load, read_manifest
-from fourfold.run.saving import save
+from fourfold.runtime.artefact import Assembly
+from fourfold.runtime.export import export
+from fourfold.runtime.loading import load, read_manifest
+from fourfold.runtime.saving import save
 from fourfold.units import Quantity
 
 

@@ -17,8 +17,8 @@ pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fourfold.errors import InputError, ModelError  # noqa: E402
-from fourfold.ingest.model import load_model, load_state, rebuild, state, tokenizer_in  # noqa: E402
-from fourfold.ingest.onnx_model import OnnxGraph  # noqa: E402
+from fourfold.frontends.model import load_model, load_state, rebuild, state, tokenizer_in  # noqa: E402
+from fourfold.frontends.onnx_model import OnnxGraph  # noqa: E402
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 
@@ -91,8 +91,8 @@ def test_a_mask_that_nobody_gives_is_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("engine", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32")])
 @pytest.mark.parametrize("ids", [INT, TensorProto.INT32], ids=["int64", "int32"])
 def test_engines_take_the_graph_as_it_is(tmp_path: Path, engine: str, precision: str, ids: int) -> None:
-    from fourfold.run.engines import engine as engine_of
-    from fourfold.run.engines.base import Signature, parity, references
+    from fourfold.engines import engine as engine_of
+    from fourfold.engines.base import Signature, parity, references
 
     pytest.importorskip(engine)
     subject, batches = load_model(classifier(tmp_path / "m.onnx", ids=ids)), [batch(), batch(2, 7)]
@@ -107,8 +107,8 @@ def test_engines_take_the_graph_as_it_is(tmp_path: Path, engine: str, precision:
 
 @pytest.mark.parametrize("engine", ["torch", "inductor"])
 def test_engines_that_need_modules_say_why_not(tmp_path: Path, engine: str) -> None:
-    from fourfold.run.engines import engine as engine_of
-    from fourfold.run.engines.base import Signature, Unexportable
+    from fourfold.engines import engine as engine_of
+    from fourfold.engines.base import Signature, Unexportable
 
     subject = load_model(classifier(tmp_path / "m.onnx"))
     with pytest.raises(Unexportable, match="neither torch modules nor a gradient"):

@@ -14,20 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourfold.decide import Budget, solve
-from fourfold.decisions.partition._network import Network
-from fourfold.decisions.partition._paths import path_bound
-from fourfold.decisions.partition.handmade import Handmade
-from fourfold.decisions.partition.ideals import Ideals
-from fourfold.decisions.partition.latency_annealing import LatencyAnnealing
-from fourfold.decisions.partition.latency_fill import LatencyFill
-from fourfold.decisions.partition.lns import Lns
-from fourfold.decisions.partition.local_search import LocalSearch
-from fourfold.decisions.partition.pipedream import Pipedream
-from fourfold.decisions.partition.problem import Latency, MaxLoad, Split, invented
-from fourfold.decisions.partition.throughput_ip import ThroughputIp
+from fourfold.decisions.pipeline._network import Network
+from fourfold.decisions.pipeline._paths import path_bound
+from fourfold.decisions.pipeline.handmade import Handmade
+from fourfold.decisions.pipeline.ideals import Ideals
+from fourfold.decisions.pipeline.latency_annealing import LatencyAnnealing
+from fourfold.decisions.pipeline.latency_fill import LatencyFill
+from fourfold.decisions.pipeline.lns import Lns
+from fourfold.decisions.pipeline.local_search import LocalSearch
+from fourfold.decisions.pipeline.pipedream import Pipedream
+from fourfold.decisions.pipeline.problem import Latency, MaxLoad, Split, invented
+from fourfold.decisions.pipeline.throughput_ip import ThroughputIp
 from fourfold.errors import InputError
-from fourfold.ingest.placement import Workload, read_placement, read_split
+from fourfold.frontends.placement import Workload, read_placement, read_split
+from fourfold.problem import Budget, solve
 
 SUITE = Path(os.environ.get("FOURFOLD_PLACEMENT_SUITE", Path(__file__).parents[2] / "shared" / "data" / "place"))
 needs_suite = pytest.mark.skipif(not SUITE.is_dir(), reason="the placement suite is not here; point FOURFOLD_PLACEMENT_SUITE at a copy of "

@@ -10,21 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourfold.decide import Budget, Rejected, solve
-from fourfold.decisions.place import _forecasts, _pricing, certificate
-from fourfold.decisions.place.flow import Flow
-from fourfold.decisions.place.forecast import Forecast
-from fourfold.decisions.place.greenest import Greenest
-from fourfold.decisions.place.home import Home
-from fourfold.decisions.place.milp import Milp, Model, construct
-from fourfold.decisions.place.online import Online
-from fourfold.decisions.place.oracle import Oracle
-from fourfold.decisions.place.problem import Place, Schedule
-from fourfold.decisions.place.successive_shortest_paths import SuccessiveShortestPaths
-from fourfold.decisions.place.threshold import Threshold
-from fourfold.decisions.place.waitawhile import LetsWaitAwhile
+from fourfold.carbon.hourly import bundled
+from fourfold.decisions.carbon_aware import _forecasts, _pricing, certificate
+from fourfold.decisions.carbon_aware.flow import Flow
+from fourfold.decisions.carbon_aware.forecast import Forecast
+from fourfold.decisions.carbon_aware.greenest import Greenest
+from fourfold.decisions.carbon_aware.home import Home
+from fourfold.decisions.carbon_aware.milp import Milp, Model, construct
+from fourfold.decisions.carbon_aware.online import Online
+from fourfold.decisions.carbon_aware.oracle import Oracle
+from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.successive_shortest_paths import SuccessiveShortestPaths
+from fourfold.decisions.carbon_aware.threshold import Threshold
+from fourfold.decisions.carbon_aware.waitawhile import LetsWaitAwhile
 from fourfold.errors import Infeasible, InputError
-from fourfold.ingest.hours import bundled
+from fourfold.problem import Budget, Rejected, solve
 
 EVER = 1e6                                                               # s: these budgets end by evaluations, alike on every machine
 EXACT = (Flow(), SuccessiveShortestPaths())
@@ -520,7 +520,7 @@ def test_a_liar_about_pauses_is_caught() -> None:
 
 def test_very_long_windows_are_looked_at_in_part_and_proven_in_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of weeks: a few hours a job, guessed and then added where prices call for them, reach the optimum of all hours."""
-    from fourfold.decisions.place import successive_shortest_paths
+    from fourfold.decisions.carbon_aware import successive_shortest_paths
 
     names, values = trace()
     dice, n = np.random.default_rng(3), 60

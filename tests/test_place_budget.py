@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fourfold.decide import Budget, solve
-from fourfold.decisions.place import _apart, certificate
-from fourfold.decisions.place._passes import Passes
-from fourfold.decisions.place._pricing import FREE, kinds, separate
-from fourfold.decisions.place.lagrangean import Lagrangean
-from fourfold.decisions.place.milp import Milp
-from fourfold.decisions.place.planning import study
-from fourfold.decisions.place.problem import Place
-from fourfold.decisions.place.successive_shortest_paths import SuccessiveShortestPaths
+from fourfold.decisions.carbon_aware import _apart, certificate
+from fourfold.decisions.carbon_aware._passes import Passes
+from fourfold.decisions.carbon_aware._pricing import FREE, kinds, separate
+from fourfold.decisions.carbon_aware.lagrangean import Lagrangean
+from fourfold.decisions.carbon_aware.milp import Milp
+from fourfold.decisions.carbon_aware.problem import Place
+from fourfold.decisions.carbon_aware.successive_shortest_paths import SuccessiveShortestPaths
+from fourfold.jobs.map import study
+from fourfold.problem import Budget, solve
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,7 +135,7 @@ def test_ctrl_c_ends_a_plan_with_the_best_so_far(tmp_path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(("time_utc", *problem.sites))
         writer.writerows((f"{start + timedelta(hours=t):%Y-%m-%dT%H:00Z}", *problem.intensity[:, t]) for t in range(problem.intensity.shape[1]))
-    command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fourfold.cli import main; main()",
+    command = [sys.executable, "-c", "import signal; signal.signal(2, signal.default_int_handler); from fourfold.cli.main import main; main()",
                "map", "jobs.csv", "--intensity", "hours.csv", "--capacity", "3", "--budget", "600", "--out", "plan"]
     running = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
     ticks = os.sysconf("SC_CLK_TCK")

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.cli import run
-from fourfold.decisions.place import plan
+from fourfold.carbon.hourly import Hours
+from fourfold.carbon.jobs import read_jobs, span
+from fourfold.cli.main import run
 from fourfold.errors import FourfoldError, Infeasible, InputError
-from fourfold.ingest.hours import Hours
-from fourfold.ingest.jobs import read_jobs, span
+from fourfold.jobs.map import plan
 
 START = datetime(2022, 5, 1, tzinfo=UTC)
 JOB: dict[str, Any] = {"name": "a", "hours": 2, "kw": 1.0, "release": "2022-05-01T00:00Z", "slack": "2h"}

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.run.stages.plan import plan_for
+from fourfold.jobs.optimize.budget import plan_for
 from fourfold.workload import Workload
 
 

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import fourfold
-from fourfold import cli
+from fourfold.cli import main
 from fourfold.decisions.schedule.problem import Answer, Schedule
-from fourfold.plan import Plan
-from fourfold.run.planning import names
+from fourfold.jobs.planning import names
+from fourfold.plans import Plan
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
@@ -28,7 +28,7 @@ QUICK = ("--solver", "expert", "--evaluations", "50", "--progress", "none")
 
 
 def ran(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    code = cli.run(["plan", *map(str, arguments)])
+    code = main.run(["plan", *map(str, arguments)])
     told = capsys.readouterr()
     return code, told.out, told.err
 
@@ -103,7 +103,7 @@ def test_this_machine_uncalibrated_is_said(capsys, folder):
 
 
 def test_a_machine_file_of_this_machine_is_used(capsys, folder):
-    from fourfold.system import System
+    from fourfold.machine import System
 
     (folder / ".fourfold").mkdir()
     text = (Path(fourfold.__file__).parent / "systems" / "cpux2.toml").read_text()
@@ -156,7 +156,7 @@ def test_the_page_s_code_runs(capsys, folder):
             exec(compile(code, "plan.md", "exec"), {})
         else:
             for line in code.splitlines():
-                assert cli.run(shlex.split(line)[1:]) == 0, capsys.readouterr()
+                assert main.run(shlex.split(line)[1:]) == 0, capsys.readouterr()
 
 
 # ---- what can be wrong: the model

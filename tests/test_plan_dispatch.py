@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import fourfold
-from fourfold.run import planning
-from fourfold.run.calibrate import QUICK
-from fourfold.run.local import check
-from fourfold.system import System
+from fourfold.jobs import planning
+from fourfold.jobs.calibrate import QUICK
+from fourfold.machine import System
+from fourfold.runtime.local.executor import check
 from fourfold.units import Quantity
 
 

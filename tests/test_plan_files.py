@@ -10,7 +10,7 @@ import pytest
 
 from fourfold.decisions.schedule.problem import Schedule
 from fourfold.errors import ArtefactError, InputError
-from fourfold.plan import Plan
+from fourfold.plans import Plan
 
 
 def example(seed: int = 0) -> Plan:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fourfold.decide import Budget
+from fourfold.problem import Budget
 
 
 class Told(Budget):
@@ -41,7 +41,7 @@ def test_cp_sat_stops_when_the_budget_is_spent_by_an_interrupt() -> None:
 
 def test_what_is_asked_besides_leaves_the_budget_to_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     from fourfold.decisions.schedule.problem import Schedule
-    from fourfold.run import planning
+    from fourfold.jobs import planning
 
     given: list[tuple[str, float]] = []
     real = planning.solve

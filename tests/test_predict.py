@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from fourfold.graph import ELEMENTWISE, Builder
-from fourfold.system import System
+from fourfold.machine import System
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,6 @@ def test_times_are_interleaved_and_quartiles_have_intervals(predict: ModuleType)
 
 def test_no_model_of_the_benchmark_is_timed_by_calibration(predict: ModuleType) -> None:
     """Calibration makes single calls; what it imports to make them holds no model of the benchmark."""
-    source = (Path(__file__).parent.parent / "fourfold" / "run" / "samples.py").read_text()
+    source = (Path(__file__).parent.parent / "fourfold" / "jobs" / "kernels.py").read_text()
     assert "transformers" not in source and "light_" not in source
     assert len(predict.MODELS) + len(predict.LIGHT) >= 20

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fourfold.engines.select import Choice, Outcome, powers, race_model, representative
 from fourfold.errors import InputError
-from fourfold.measure.clock import RaceResult, SystemClock, median_ratio, race
-from fourfold.run.race import Choice, Outcome, powers, race_model, representative
+from fourfold.measure.race import RaceResult, SystemClock, median_ratio, race
 
 # --- the race itself, on a clock that is told what time it is ---------------------------------------
 

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from invented import plan, report
 from rich.console import Console
 
-from fourfold import cli
+from fourfold.cli import main
 from fourfold.errors import ArtefactError, InputError
-from fourfold.report import advice, html, markdown, place, plot, story, terminal, words, write
+from fourfold.jobs.optimize.front import Choice, Front
+from fourfold.report import advice, format, html, markdown, place, plot, summary, terminal, write
 from fourfold.report import json as files
-from fourfold.report.front import Choice, Front
 from fourfold.report.schema import validate
 
 
@@ -100,13 +100,13 @@ def test_a_missing_optional_key_is_fine_and_a_missing_needed_one_is_not() -> Non
 
 
 def test_numbers_read_well() -> None:
-    assert [words.percent(v) for v in (0.981, 0.97, 1.0, 0.0043, 12.0, None)] == ["98.1 %", "97 %", "100 %", "0.43 %", "1,200 %", "–"]
-    assert words.interval({"value": 0.981, "low": 0.972, "high": 0.99}) == "98.1 % [97.2, 99.0]"
-    assert words.interval({"value": 0.5, "low": None, "high": None}) == "50.0 %"
-    assert [words.count(v) for v in (22_713_216, 512, 186_000, 1.2e9, None)] == ["22.7 M", "512", "186 k", "1.2 G", "–"]
-    assert [words.span(v) for v in (0.0123, 42, 190, 3600, 7300)] == ["12.3 ms", "42 s", "3 min 10 s", "1 h 0 min", "2 h 1 min"]
-    assert words.energy(None) == "not measured"
-    assert words.energy({"value": 41.2, "grade": "modelled"}) == "41.2 J (modelled)"
+    assert [format.percent(v) for v in (0.981, 0.97, 1.0, 0.0043, 12.0, None)] == ["98.1 %", "97 %", "100 %", "0.43 %", "1,200 %", "–"]
+    assert format.interval({"value": 0.981, "low": 0.972, "high": 0.99}) == "98.1 % [97.2, 99.0]"
+    assert format.interval({"value": 0.5, "low": None, "high": None}) == "50.0 %"
+    assert [format.count(v) for v in (22_713_216, 512, 186_000, 1.2e9, None)] == ["22.7 M", "512", "186 k", "1.2 G", "–"]
+    assert [format.span(v) for v in (0.0123, 42, 190, 3600, 7300)] == ["12.3 ms", "42 s", "3 min 10 s", "1 h 0 min", "2 h 1 min"]
+    assert format.energy(None) == "not measured"
+    assert format.energy({"value": 41.2, "grade": "modelled"}) == "41.2 J (modelled)"
 
 
 # ---- sentences and terminal ----
@@ -136,7 +136,7 @@ def test_names_with_markup_are_shown_as_they_are() -> None:
 
 
 def test_the_story_tells_what_went_where() -> None:
-    text = "\n".join(story.story(report()))
+    text = "\n".join(summary.story(report()))
     assert (
         "blocks stay" in text
         and "of 72 heads" in text
@@ -144,7 +144,7 @@ def test_the_story_tells_what_went_where() -> None:
         and "layer_removal" in text
         and "torchao int8 eager (slower than fp32)" in text
     )
-    assert "Nothing cheaper" in "\n".join(story.story(report(False)))
+    assert "Nothing cheaper" in "\n".join(summary.story(report(False)))
 
 
 def test_a_race_is_told_with_before_after_and_who_could_not_run() -> None:
@@ -182,18 +182,18 @@ def agreeing(share: float) -> Any:
 
 
 def test_the_same_work_is_said_only_where_the_answers_are_the_same() -> None:
-    assert story.headline(agreeing(0.995)) == "The same work for 6.2 % of the energy."
-    assert story.headline(agreeing(0.88)) == "98.1 % of the accuracy for 6.2 % of the energy; answers agree with the original's on 88.0 %."
-    assert story.headline(report()) == "98.1 % of the accuracy for 6.2 % of the energy."
+    assert summary.headline(agreeing(0.995)) == "The same work for 6.2 % of the energy."
+    assert summary.headline(agreeing(0.88)) == "98.1 % of the accuracy for 6.2 % of the energy; answers agree with the original's on 88.0 %."
+    assert summary.headline(report()) == "98.1 % of the accuracy for 6.2 % of the energy."
     values = agreeing(0.88)
     values["data"]["task"] = "regression"
-    assert "rank correlation with the original's answers 0.880" in story.headline(values)
+    assert "rank correlation with the original's answers 0.880" in summary.headline(values)
 
 
 def test_agreement_stands_beside_quality_in_every_reader_and_old_reports_are_read() -> None:
     document = agreeing(0.88)
     assert validate(document) == []
-    for text in (shown(document, 140), html.page(document), markdown.card(document), story.decision(document)):
+    for text in (shown(document, 140), html.page(document), markdown.card(document), summary.decision(document)):
         assert "88.0" in text and "87.0" in text
     assert "agrees, %" in shown(document, 140) and "agrees, %" not in shown(report(), 140)
     assert "<em>6.2 %</em>" in html.page(document)
@@ -251,7 +251,7 @@ def test_what_next_fits_the_data_and_the_shell() -> None:
     assert "trust=['their.code']" in told.pop("in Python") and all(how.endswith(" --trust their.code") for how in told.values())
     document["model"] = {**document["model"], "name": "their.code:make"}
     assert "--original their.code:make" in dict(advice.steps(document))["check on new data"]
-    known = set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    known = set(typer.main.get_command(main.app).commands)  # type: ignore[attr-defined]
     assert {how.split()[1] for _, how in advice.steps(document) if how.startswith("fourfold ")} <= known
     assert advice.steps({**document, "folder": None}) == [] == advice.steps({**report(False), "folder": "cheap"})
 
@@ -259,8 +259,8 @@ def test_what_next_fits_the_data_and_the_shell() -> None:
 @given(st.lists(st.floats(0.2, 60.0), min_size=1, max_size=6))
 def test_printed_factors_multiply_to_the_printed_total(factors: list[float]) -> None:
     total = math.prod(factors)
-    shown_, whole = words.chain(factors, total)
-    assert words.times(math.prod(float(text.rstrip("×").replace(",", "")) for text in shown_)) == whole == words.times(total)
+    shown_, whole = format.chain(factors, total)
+    assert format.times(math.prod(float(text.rstrip("×").replace(",", "")) for text in shown_)) == whole == format.times(total)
 
 
 # ---- the front in a console and in a notebook ----
@@ -465,7 +465,7 @@ def test_the_picture_is_a_drawing_within_its_frame(tmp_path: Path, log: bool, fe
     for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
         assert 0 <= float(circle.attrib["cx"]) <= width and 0 <= float(circle.attrib["cy"]) <= height
     texts = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert f"floor {words.percent(document['floor'])}" in texts and "original" in texts and "bag of words" in texts
+    assert f"floor {format.percent(document['floor'])}" in texts and "original" in texts and "bag of words" in texts
     assert any(text.startswith("chosen") for text in texts) == feasible
 
 
@@ -508,7 +508,7 @@ def extremes() -> list[Any]:
 def test_every_reader_copes_with_the_edges(number: int) -> None:
     document = extremes()[number]
     assert validate(document) == []
-    assert shown(document) and story.story(document) and html.page(document)
+    assert shown(document) and summary.story(document) and html.page(document)
     ET.fromstring(plot.draw(document))
 
 

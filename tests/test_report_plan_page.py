@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from fourfold.decisions.schedule.heft import Heft
 from fourfold.decisions.schedule.problem import Answer, Schedule
-from fourfold.report import graph, strips
-from fourfold.report.boxes import GROUP, MOST, OP, SHOWN, boxes, layers
+from fourfold.report import graph, timeline
+from fourfold.report.graph_layout import GROUP, MOST, OP, SHOWN, boxes, layers
 
 
 class Reader(HTMLParser):
@@ -144,9 +144,9 @@ def test_strips_draw_all_the_time_that_is_spent(lengths: list[tuple[float, float
     gap, took = np.array(lengths).T
     start = np.cumsum(gap) + np.concatenate([[0.0], np.cumsum(took)[:-1]])
     whole = float(start[-1] + took[-1]) or 1.0
-    shapes = strips.drawn(strips.Strip("d", "predicted", 0, start, start + took, np.arange(len(start))), whole)
+    shapes = timeline.drawn(timeline.Strip("d", "predicted", 0, start, start + took, np.arange(len(start))), whole)
     large = sum(float(width) for width in re.findall(r'width="([\d.]+)" height="\d+" class="t', shapes))
-    spent = took / whole * strips.WIDE
+    spent = took / whole * timeline.WIDE
     assert large == pytest.approx(spent[spent >= 1.5].sum(), abs=0.02 * len(took) + 1.5)
     assert shapes.count("<rect") <= 1700 and ("rect" in shapes or not (spent > 1e-3).any())
 
@@ -154,7 +154,7 @@ def test_strips_draw_all_the_time_that_is_spent(lengths: list[tuple[float, float
 def test_a_thinned_curve_keeps_its_peak() -> None:
     dice = np.random.default_rng(0)
     at, held = np.sort(dice.random(50_000)), dice.integers(0, 10**9, 50_000)
-    near, less = strips.thinned(at, held, 300)
+    near, less = timeline.thinned(at, held, 300)
     assert len(near) <= 600 and less.max() == held.max() and (np.diff(near) >= 0).all() and less[-1] == held[-1]
 
 

@@ -10,16 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourfold.decide import Budget
 from fourfold.decisions.schedule.expert import Expert
 from fourfold.decisions.schedule.heft import Heft
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.graph import CONTRACTION, ELEMENTWISE, Builder
-from fourfold.report import words
-from fourfold.report.counterfactual import PARTS, Simulated
+from fourfold.machine import Device, Link, System
+from fourfold.problem import Budget
+from fourfold.report.ablation import PARTS, Simulated
 from fourfold.report.modules import named, span, tree
 from fourfold.report.sentences import sentences
-from fourfold.system import Device, Link, System
 
 
 def system(count: int = 2, memory: float = 1e9) -> System:
@@ -97,7 +96,7 @@ def test_fusion_saves_memory_because_what_passes_inside_is_not_held() -> None:
     apart = asked.cost(Answer(np.arange(len(answer)), answer.place, answer.priority))
     said = next(one for one in sentences(asked, answer) if "ops fused into" in one)
     saved = apart - asked.cost(answer)
-    assert said.endswith(f"saves {words.size(saved)} on the fullest device." if saved > 0 else "makes no difference.")
+    assert said.endswith(f"saves {format.size(saved)} on the fullest device." if saved > 0 else "makes no difference.")
 
 
 def test_a_module_that_is_called_by_a_number_is_called_a_module() -> None:

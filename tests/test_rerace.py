@@ -17,12 +17,12 @@ import pytest
 import served
 
 import fourfold
+from fourfold.datasets.encode import load_labelled
 from fourfold.errors import InputError
-from fourfold.ingest.encode import load_labelled
-from fourfold.run.artefact import digest
-from fourfold.run.choices import keep, undo
-from fourfold.run.loading import read_manifest
-from fourfold.run.rerace import Way, _proved, rerace
+from fourfold.jobs.optimize.choices import keep, undo
+from fourfold.jobs.race import Way, _proved, rerace
+from fourfold.runtime.artefact import digest
+from fourfold.runtime.loading import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def changed(made: Path, folder: Path) -> dict[str, Any]:
 
 def test_a_new_choice_is_told_everywhere_and_can_be_undone(made: Path, cheap: Path) -> None:
     from fourfold.report.json import read
-    from fourfold.report.story import story
+    from fourfold.report.summary import story
 
     before, texts = tree(cheap), served.texts(20, 1)
     wanted = fourfold.load(cheap).records(texts)
@@ -177,8 +177,8 @@ def rows(path: Path, model: Any, count: int = 240) -> Path:
 
 
 def way(model: Any, net: Any, precision: str, folder: Path) -> Way:
-    from fourfold.run.engines import engine
-    from fourfold.run.race import Choice, Contender
+    from fourfold.engines import engine
+    from fourfold.engines.select import Choice, Contender
 
     part = model.assembly.parts[0]
     wrapped = part.subject.wrap(net).eval()
@@ -231,7 +231,7 @@ def test_a_race_with_labels_says_what_was_proved(cheap: Path, tmp_path: Path) ->
 
 
 def test_the_command(cheap: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fourfold.cli import run
+    from fourfold.cli.main import run
 
     assert run(["race", str(cheap), "--undo"]) == 2 or "no race has changed it" in capsys.readouterr().err
     assert run(["race", str(cheap), "--budget", "3s", "--engines", "torch", "--dry-run"]) == 0

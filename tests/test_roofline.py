@@ -14,7 +14,7 @@ from fourfold.cost.roofline import _traffic, families, fused_seconds, joules, se
 from fourfold.cost.simulate import number, simulate, tasks_of
 from fourfold.errors import InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph
-from fourfold.system import Device, Efficiency, Link, System
+from fourfold.machine import Device, Efficiency, Link, System
 
 FAST = Device("gpu", "gpu", {"float32": 1e12, "float16": 2e12}, 1e11, 5e-6, 1e10, idle=10.0, busy=100.0)
 SLOW = Device("cpu", "cpu", {"float32": 1e10}, 1e10, 1e-6, 1e11, idle=1.0, busy=7.0, unsupported=("aten.mm*",))

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 from fourfold.cite import BIBLIOGRAPHY
 from fourfold.cost.simulate import play, simulate
-from fourfold.decide import Budget, Proposal, Rejected, Solver, solve
 from fourfold.decisions.schedule import _list
 from fourfold.decisions.schedule._parts import Work, alone, fuse
-from fourfold.decisions.schedule._quick import Scratch, quick
+from fourfold.decisions.schedule._simulate import Scratch, quick
 from fourfold.decisions.schedule.anneal import _causes, _nearby
 from fourfold.decisions.schedule.auto import _skips, size
-from fourfold.decisions.schedule.corpus import FAMILIES, PUBLISHED, make, published
 from fourfold.decisions.schedule.problem import Answer, Schedule, random_graph, replay
 from fourfold.errors import Infeasible, InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, OPAQUE, REDUCTION, Builder, Graph
-from fourfold.system import Device, Link, System
-from fourfold.techniques import technique
+from fourfold.machine import Device, Link, System
+from fourfold.problem import Budget, Proposal, Rejected, Solver, solve
+from fourfold.registry import technique
+from fourfold.zoo.graphs import FAMILIES, PUBLISHED, make, published
 
 NAMES = ("default", "expert", "heft", "peft", "cpop", "metis", "anneal", "exact", "auto")
 

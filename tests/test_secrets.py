@@ -14,18 +14,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fourfold.carbon.hourly import read_hours
+from fourfold.carbon.jobs import read_jobs
+from fourfold.datasets.asked import asked, encoded
+from fourfold.datasets.columns import labels_of, roles_of, sides_of, texts_of, values_of
+from fourfold.datasets.encode import load_labelled
+from fourfold.datasets.examples import load_data
+from fourfold.datasets.metrics import METRICS
+from fourfold.datasets.readers import Table, picture, read, sound
+from fourfold.datasets.task import Task
 from fourfold.errors import FourfoldError
-from fourfold.ingest.asked import asked, encoded
-from fourfold.ingest.columns import labels_of, roles_of, sides_of, texts_of, values_of
-from fourfold.ingest.data import load_data
-from fourfold.ingest.encode import load_labelled
-from fourfold.ingest.hours import read_hours
-from fourfold.ingest.jobs import read_jobs
-from fourfold.ingest.placement import read_placement
-from fourfold.ingest.readers import Table, picture, read, sound
-from fourfold.ingest.task import Task
-from fourfold.ingest.text import shown
-from fourfold.metric import METRICS
+from fourfold.frontends.placement import read_placement
+from fourfold.text import shown
 
 SECRET = "Geheimnis"
 ROWS = [(f"a {SECRET} film", f"{SECRET}"), (SECRET, "1"), (f"{SECRET} {SECRET}", SECRET), ("", SECRET)]
@@ -107,7 +107,7 @@ def everything(path: Path) -> None:
         found = {}
     steps += of_columns(found) if isinstance(found, Table) else []
     if path.suffix == ".npz":
-        from fourfold.ingest.model import load_model
+        from fourfold.frontends.model import load_model
 
         steps.append(lambda: load_data(path, "classification", load_model(nn.Linear(2, 2))))
     for step in steps:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fourfold.ingest.data import Examples
-from fourfold.ingest.task import Task
-from fourfold.metric import METRICS
-from fourfold.run.service import Runner, Served, disagrees, race_services, ratio
+from fourfold.datasets.examples import Examples
+from fourfold.datasets.metrics import METRICS
+from fourfold.datasets.task import Task
+from fourfold.runtime.service import Runner, Served, disagrees, race_services, ratio
 
 
 class Ticking:

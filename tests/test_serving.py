@@ -16,7 +16,7 @@ import pytest
 import served
 
 import fourfold
-from fourfold.run.engines._pool import Pool, replica
+from fourfold.engines._pool import Pool, replica
 
 KINDS = ("onnxruntime", "openvino", "torch", "words", "cascade")
 
@@ -126,8 +126,8 @@ def test_a_module_that_keeps_things_between_layers_serves_threads() -> None:
     import torch
     from torch import nn
 
-    from fourfold.run.engines.base import Signature
-    from fourfold.run.engines.torch import TorchSession
+    from fourfold.engines.base import Signature
+    from fourfold.engines.torch import TorchSession
 
     class Keeps(nn.Module):
         def __init__(self) -> None:
@@ -172,8 +172,8 @@ def test_what_cannot_be_copied_is_lent_to_one_at_a_time() -> None:
 
 def test_members_see_their_own_examples() -> None:
     """A re-encoding is kept for one set of examples; another thread's must not be taken for it."""
-    from fourfold.ingest.data import Examples
-    from fourfold.run.artefact import Part, Setting
+    from fourfold.datasets.examples import Examples
+    from fourfold.runtime.artefact import Part, Setting
 
     def shifted(examples: Examples) -> Examples:
         threading.Event().wait(0.0005)
@@ -188,8 +188,8 @@ def test_members_see_their_own_examples() -> None:
 
 @pytest.mark.slow
 def test_compiled_code_in_eight_threads(tmp_path: Path) -> None:
-    from fourfold.machine import here
-    from fourfold.run.engines import engine
+    from fourfold.engines import engine
+    from fourfold.host import here
 
     if reason := engine("inductor").declines("fp32", here()):
         pytest.skip(reason)
@@ -278,7 +278,7 @@ print(code, sorted({"torch", "transformers", "rich"} & set(sys.modules)))
 
 def test_tokens_are_those_of_transformers(room: dict[str, Path]) -> None:
     """The tokenizer's file alone, the tokenizer of transformers, and what the manifest says of both."""
-    from fourfold.run.tokens import ASKED, TRIED, Tokens, facts
+    from fourfold.runtime.tokens import ASKED, TRIED, Tokens, facts
 
     folder = room["onnxruntime"] / "net" / "tokenizer"
     real = served.tokenizer()
@@ -296,7 +296,7 @@ def test_tokens_are_those_of_transformers(room: dict[str, Path]) -> None:
 
 
 def test_a_tokenizer_that_does_more_than_its_file_is_found_out(tmp_path: Path) -> None:
-    from fourfold.run.tokens import facts
+    from fourfold.runtime.tokens import facts
 
     real = served.tokenizer()
     real.save_pretrained(tmp_path)

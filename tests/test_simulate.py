@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fourfold.cost.simulate import Tasks, Timeline, bound, number, simulate, simulate_many, tasks_of
 from fourfold.errors import InputError
 from fourfold.graph import ELEMENTWISE, VIEW, Builder
-from fourfold.system import Device, Link, System
+from fourfold.machine import Device, Link, System
 
 GB = 1e9
 

@@ -218,7 +218,7 @@ def test_loads_nothing_heavy() -> None:
 
 
 def test_command() -> None:
-    from fourfold.cli import run
+    from fourfold.cli.main import run
 
     def ask(*words: str) -> tuple[int, str]:
         done = subprocess.run([sys.executable, "-m", "fourfold", "sites", *words], capture_output=True, text=True, cwd=ROOT)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourfold.errors import InputError
-from fourfold.machine import chip
-from fourfold.system import UNITS, Device, Efficiency, Link, System, _written, parse_figure, plain_dtype, systems
+from fourfold.host import chip
+from fourfold.machine import UNITS, Device, Efficiency, Link, System, _written, parse_figure, plain_dtype, systems
 
 ONE = '[[device]]\nname = "a"\nkind = "cpu"\nbandwidth = "10 GB/s"\nmemory = "1 GiB"\nlaunch = "2 us"\npeak = { float32 = "50 GFLOP/s" }\n'
 TWO = ONE.replace('name = "a"', 'names = ["a", "b"]')

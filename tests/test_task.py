@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from fourfold.datasets.task import IGNORE, Speech, Task, default_metric, edits
 from fourfold.errors import InputError
-from fourfold.ingest.task import IGNORE, Speech, Task, default_metric, edits
 
 
 def task(kind: str, **more: Any) -> Task:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from fourfold.errors import ArtefactError, FourfoldError
-from fourfold.ingest.model import rebuild
-from fourfold.ingest.trust import Trust, option, sane, strangers
-from fourfold.run.loading import load, read_manifest
-from fourfold.run.manifest import check
+from fourfold.frontends.model import rebuild
+from fourfold.runtime.loading import load, read_manifest
+from fourfold.runtime.manifest import check
+from fourfold.trust import Trust, option, sane, strangers
 
 PART = {
     "name": "m", "kind": "network", "origin": {"kind": "factory", "entry": "evil:make"}, "recipe": {"edits": []}, "inputs": ["x"],
@@ -31,7 +31,7 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize("ref", [
     "os:system", "builtins:eval", "torch.hub:load", "torch:load", "torch:from_file", "torch.nn.functional:torch.load", "torch.nn.modules.linear:math",
     "transformers.models.bert.modeling_bert:BertModel.from_pretrained", "torch.nn.modules.module:Module.__init__", "subprocess:Popen",
-    "transformers:pipeline", "fourfold.cli:run", "evil:make", "x", "", 7, None, "a:b:c", "..:x", "torch.nn.functional:F.__globals__",
+    "transformers:pipeline", "fourfold.cli.main:run", "evil:make", "x", "", 7, None, "a:b:c", "..:x", "torch.nn.functional:F.__globals__",
 ])  # fmt: skip
 @pytest.mark.parametrize("role", ["module", "value", "tuple", "data", "config", "enum"])
 def test_names_that_are_not_on_the_list_are_refused(ref: Any, role: str) -> None:

@@ -18,18 +18,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import fourfold
-from fourfold.cli import run
+from fourfold.cli.main import run
+from fourfold.datasets.encode import load_labelled
+from fourfold.datasets.metrics import METRICS
+from fourfold.datasets.task import Task
 from fourfold.errors import ArtefactError, InputError, ModelError
-from fourfold.ingest.encode import load_labelled
-from fourfold.ingest.model import load_model
-from fourfold.ingest.task import Task
-from fourfold.machine import here
-from fourfold.metric import METRICS
-from fourfold.run.artefact import Assembly, Part, Setting
-from fourfold.run.finals import prepare
-from fourfold.run.original import NAME, digest
-from fourfold.run.saving import save
-from fourfold.run.verify import outside
+from fourfold.frontends.model import load_model
+from fourfold.host import here
+from fourfold.jobs.optimize.final_race import prepare
+from fourfold.jobs.verify import outside
+from fourfold.runtime.artefact import Assembly, Part, Setting
+from fourfold.runtime.original import NAME, digest
+from fourfold.runtime.saving import save
 
 WORDS = [f"w{i}" for i in range(50)]
 CLASSES = ["water", "fire"]                                             # not in the order of the alphabet
@@ -231,7 +231,7 @@ def test_rows_without_labels_are_held_against_the_originals_answers(original: Pa
 
 
 def test_damaged_answers_are_named(original: Path, data: Path, tmp_path: Path) -> None:
-    from fourfold.run.original import remembered
+    from fourfold.runtime.original import remembered
 
     (tmp_path / NAME).write_text("[1")
     with pytest.raises(ArtefactError, match=NAME):

@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from fourfold.datasets.examples import load_data
 from fourfold.errors import ModelError
-from fourfold.ingest.data import load_data
-from fourfold.ingest.model import Subject
+from fourfold.frontends.model import Subject
 from fourfold.recipe import Recipe, apply
 from fourfold.rewrites.compress.vocabulary import VocabularyPruning, plan, reencoded
 

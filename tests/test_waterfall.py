@@ -16,12 +16,12 @@ from invented import report
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fourfold.cli import app
+from fourfold.cli.main import app
 from fourfold.errors import InputError
-from fourfold.report import html, markdown, story, terminal, waterfall, with_levers
+from fourfold.jobs.levers import levers, with_levers
+from fourfold.report import html, markdown, summary, terminal, waterfall
 from fourfold.report import json as files
 from fourfold.report.schema import SCHEMA, validate
-from fourfold.run.levers import levers
 from fourfold.site import site
 from fourfold.units import GRADES
 
@@ -188,7 +188,7 @@ def test_every_reader_tells_the_levers_with_their_grades() -> None:
     document = with_levers(report(), site="PL", to_site="FR", hall="1.58:1.10")
     page = html.page(document)
     assert "The four levers" in page and page.count('class="grade g-') == 5 and "Average intensity" in page
-    sentence = next(line for line in story.story(document) if "Mechanization" in line)
+    sentence = next(line for line in summary.story(document) if "Mechanization" in line)
     assert sentence.startswith("Model 3.817× (modelled) × Machine 4.226× (modelled)") and "329×" in sentence and sentence in markdown.card(document)
     assert "1 × " not in page
     assert "nothing chosen" in html.page(with_levers(report(False)))

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourfold.attribution import Split
-from fourfold.cli import run as command
+from fourfold.cli.main import run as command
 from fourfold.cost.footprint import KEYS
 from fourfold.cost.whatif import WhatIf, read, whatif
 from fourfold.errors import InputError
+from fourfold.ledger.attribution import Split
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN = {"name": "old", "chips": 8, "chip": "P100", "hours": 84, "watts": 296, "pue": 1.58, "intensity": 0.429}

@@ -11,12 +11,12 @@ import pytest
 import torch
 from test_data import WORDS, csv_file, subject, wordpiece
 
-from fourfold.ingest.columns import Roles
-from fourfold.ingest.data import load_data
-from fourfold.ingest.encode import encode, load_inputs
-from fourfold.ingest.model import inputs_of
-from fourfold.ingest.readers import Table
-from fourfold.ingest.task import Task, edits
+from fourfold.datasets.columns import Roles
+from fourfold.datasets.encode import encode, load_inputs
+from fourfold.datasets.examples import load_data
+from fourfold.datasets.readers import Table
+from fourfold.datasets.task import Task, edits
+from fourfold.frontends.model import inputs_of
 from fourfold.rewrites.compress._bench import evaluate_with
 
 CLS, SEP, MASK, START = 2, 3, 4, 0

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.cost.embodied import per_hour, together
-from fourfold.cost.given import DAYS, EMBODIED, ENERGY, INTENSITY, POWER, PRICE, PUE, TIME, Kind, count, given
 from fourfold.errors import InputError
-from fourfold.machine import Chip
-from fourfold.machine import chip as known_chip
+from fourfold.host import Chip
+from fourfold.host import chip as known_chip
 from fourfold.units import GRADES, Quantity
+from fourfold.units.parse import DAYS, EMBODIED, ENERGY, INTENSITY, POWER, PRICE, PUE, TIME, Kind, count, given
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fourfold.cost.simulate import number
 from fourfold.graph import BITS, CONTRACTION, ELEMENTWISE, GATHER, INTERMEDIATE, OPAQUE, PARAMETER, REDUCTION, VIEW, Graph
-from fourfold.system import Device, Efficiency, System
+from fourfold.machine import Device, Efficiency, System
 
 _CLASS = {OPAQUE: "opaque", ELEMENTWISE: "elementwise", REDUCTION: "reduction", CONTRACTION: "matmul", VIEW: "view", GATHER: "gather"}
 _ALIKE = {                                                              # family → what costs about the same, under torch's, ONNX's and JAX's names

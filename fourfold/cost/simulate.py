@@ -46,7 +46,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from fourfold.errors import InputError
-from fourfold.system import System
+from fourfold.machine import System
 
 if TYPE_CHECKING:
     from fourfold.graph import Graph

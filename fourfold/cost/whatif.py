@@ -35,13 +35,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fourfold.attribution import Split, logs, split
 from fourfold.cost.footprint import KEYS, Footprint, check_keys, embodied_rate, footprint, table
-from fourfold.cost.given import FACTOR, WORK, given
 from fourfold.errors import InputError
-from fourfold.ledger import LEVERS
-from fourfold.machine import Chip, chip
+from fourfold.host import Chip, chip
+from fourfold.ledger.attribution import Split, logs, split
+from fourfold.ledger.book import LEVERS
 from fourfold.units import Quantity, total
+from fourfold.units.parse import FACTOR, WORK, given
 
 _MACHINE = ("chips", "chip", "watts", "days", "hours", "chip_hours", "energy")
 _PLACE = ("pue", "intensity", "net_intensity", "site")
@@ -207,7 +207,7 @@ def _halls(run: dict[str, Any], after: dict[str, Any], hall: str | float | None)
     """Put the PUEs of --hall into both tables."""
     if hall is None:
         return
-    from fourfold.cost.given import PUE
+    from fourfold.units.parse import PUE
 
     first, second = _pair("hall", hall, lambda text: given(PUE, text, source="PUE"))
     if first is not None:
@@ -233,8 +233,8 @@ def _places(run: dict[str, Any], after: dict[str, Any], where: str | float | Non
 
 def _same(key: str, stated: Any, text: str) -> bool:
     """Whether the file and the option speak of one site, or of one intensity."""
-    from fourfold.cost.given import INTENSITY
     from fourfold.site import site
+    from fourfold.units.parse import INTENSITY
 
     if key == "site":
         return site(str(stated)).id == site(text).id
@@ -243,8 +243,8 @@ def _same(key: str, stated: Any, text: str) -> bool:
 
 def _location(text: str) -> str:
     """ "intensity" or "site"; raises InputError for neither."""
-    from fourfold.cost.given import INTENSITY
     from fourfold.site import site
+    from fourfold.units.parse import INTENSITY
 
     if text[:1].isdigit() or text[:1] == ".":
         given(INTENSITY, text, source="intensity")

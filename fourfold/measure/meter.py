@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import FourfoldError, InputError
-from fourfold.measure.claim import forked
+from fourfold.measure.host_lock import forked
 from fourfold.measure.recompute import Charge, differences, recompute
-from fourfold.measure.station import Station, Window
+from fourfold.measure.sampler import Station, Window
 from fourfold.units import Quantity
 
 __all__ = ["Charge", "Meter", "Use", "differences", "known", "recompute"]
@@ -127,7 +127,7 @@ class Use:
 
     def row(self) -> dict[str, Any]:
         """The run as a ledger row: plain data."""
-        from fourfold.machine import here
+        from fourfold.host import here
 
         window, figures = self.window, self.charge.to_json()
         return {"kind": "run", "run": self.id, "parent": self.parent, "name": self.name, "command": self.command, "exit_code": self.code,
@@ -270,10 +270,10 @@ class Meter:
 @functools.cache
 def known() -> tuple[Any, ...]:
     """The meters that fourfold knows, best first; ask each `available()`."""
-    from fourfold.measure.battery import Battery
-    from fourfold.measure.hwmon import Hwmon
-    from fourfold.measure.nvml import Nvml, NvmlPower
-    from fourfold.measure.rapl import Rapl
+    from fourfold.measure.meters.battery import Battery
+    from fourfold.measure.meters.hwmon import Hwmon
+    from fourfold.measure.meters.nvml import Nvml, NvmlPower
+    from fourfold.measure.meters.rapl import Rapl
 
     gpus = Nvml()
     return Rapl(), Hwmon(), Battery(), gpus, *([] if gpus.available() is None else [NvmlPower()])
@@ -297,7 +297,7 @@ def _make(meters: Sequence[Any], clock: Any, scope: str) -> Station:
     if clock is not None:                                              # whoever gives a clock tells with it what was used
         return Station(meters, clock=clock, body=clock.body(), host=clock.host, in_use=clock.in_use, claim=getattr(clock, "claim", None))
     if scope == "cgroup":
-        from fourfold.measure.cgroup import Group
+        from fourfold.measure.meters.cgroup import Group
 
         return Station(meters, body=Group())
     return Station(meters)
@@ -364,8 +364,8 @@ def _site(site: Any) -> dict[str, Any] | None:
 @functools.cache
 def _machine() -> dict[str, Any]:
     """The stated power of this machine, and the cores that this process is confined to."""
-    from fourfold.machine import here, power
-    from fourfold.measure.disk import drive
+    from fourfold.host import here, power
+    from fourfold.measure.meters.disk import drive
 
     machine, cores = here(), os.cpu_count() or 1
     row = power(machine)
@@ -398,7 +398,7 @@ def _ranks() -> int:
 
 def _write(path: Path, use: Use) -> None:
     """Append the run. The work is done by now: a ledger that cannot be written is a warning, not the end of it."""
-    from fourfold.chain import append
+    from fourfold.ledger.hash_chain import append
 
     try:
         append(path, use.row())

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fourfold.machine import Machine, here, power
+from fourfold.host import Machine, here, power
 from fourfold.measure.meter import Meter, known
 from fourfold.units import Quantity
 

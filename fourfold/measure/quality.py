@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fourfold.datasets.metrics import METRICS, Metric, metric_named, probe, user_metric
 from fourfold.errors import InputError
-from fourfold.metric import METRICS, Metric, metric_named, probe, user_metric
 
 __all__ = ["METRICS", "Metric", "Relative", "accuracy_bound", "clears", "metric_named", "probe", "relation", "relative", "user_metric", "wilson"]
 

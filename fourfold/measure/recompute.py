@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fourfold.errors import InputError
-from fourfold.measure import disk, memory
 from fourfold.measure.counter import COMPONENTS
+from fourfold.measure.meters import disk, memory
 from fourfold.units import Quantity, total
 
 _SHARE_ERROR = 0.15                                                    # half-width of the 90 % interval of a share by CPU time, relative

@@ -29,14 +29,3 @@ def may_write(path: Path | str, option: str = "a report", inputs: Iterable[Any] 
         what = path.suffix or "a file without an ending"
         raise InputError(f"a report cannot be written as {what!r}.", f"Choose an ending of: {', '.join(endings)}.")
     return may_overwrite(path, option, inputs=inputs, kind=ours if path.suffix.lower() == ".md" else None)
-
-
-def with_levers(report: Any, **place: Any) -> dict[str, Any]:
-    """A finished report with its four levers put in, or put in anew; what was measured is not touched.
-
-    `site`, `to_site`, `hall`, `pue` and the errors raised as in `fourfold.run.levers.levers`.
-    """
-    from fourfold.report.schema import SCHEMA
-    from fourfold.run.levers import levers
-
-    return {**report, "schema": SCHEMA, "levers": levers(report, **place)}

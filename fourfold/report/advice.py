@@ -9,8 +9,8 @@ import shlex
 from importlib.util import find_spec
 from typing import Any
 
-from fourfold.ingest.trust import option
-from fourfold.report.words import absolute, energy, percent, span
+from fourfold.report.format import absolute, energy, percent, span
+from fourfold.trust import option
 
 NEAR = 0.03  # a floor missed by more than this is no near miss
 TOLD = 4  # cheaper points told by name
@@ -82,7 +82,7 @@ def near_miss(report: Any) -> str:
 
 def absolute_quality(report: Any, candidate: Any) -> dict[str, Any] | None:
     """The candidate's own score in the metric's unit, from the original's and its share of it: {"value", "low", "high"}."""
-    from fourfold.metric import METRICS
+    from fourfold.datasets.metrics import METRICS
 
     relative, base = candidate["test_quality"] or candidate["search_quality"], report["baseline"]["quality"]["value"]
     if relative is None:
@@ -130,7 +130,7 @@ def steps(report: Any) -> list[tuple[str, str]]:
         ("use", f"fourfold predict {folder} {ask}{more}"),
         ("in Python", f"model = fourfold.load({report['folder']!r}{loaded}); model.predict(inputs)"),
         ("check on new data", f"fourfold verify {folder} --data {check}{original}{more}"),
-        ("export", f"fourfold export {folder} --to onnx --out {exported}{more}") if find_spec("fourfold.commands.export") else ("", ""),
+        ("export", f"fourfold export {folder} --to onnx --out {exported}{more}") if find_spec("fourfold.cli.export") else ("", ""),
         ("on another machine", f"fourfold race {folder}{more}"),
     ]
     return [step for step in found if step[0]]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import ArtefactError, InputError
-from fourfold.report.words import percent
+from fourfold.report.format import percent
 
 _WORDS = {"relative_quality": "quality", "relative_energy": "energy", "relative_time": "time", "energy_mwh": "energy",
           "carbon_gross_t": "gross", "carbon_net_t": "net", "factor_gross": "gross", "factor_net": "net"}

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.report import strips, trace, words
-from fourfold.report.boxes import GROUP, MODULE, OP, Item, boxes
+from fourfold.report import format, trace
+from fourfold.report import timeline as strips
+from fourfold.report.graph_layout import GROUP, MODULE, OP, Item, boxes
 from fourfold.report.html import asset
 from fourfold.report.json import replace
 from fourfold.report.modules import shape
 
 if TYPE_CHECKING:
-    from fourfold.plan import Plan
+    from fourfold.plans import Plan
 
 _FLOW = 8                                                               # a box of more layers, all of them narrow, reads like lines of text
 _NARROW = 3
@@ -43,7 +44,7 @@ def page(plan: Plan, execution: Any = None) -> str:
     whole = max([timeline.makespan, *(float(row.finish.max()) for row in rows if len(row.finish))])
     task = _items_of_tasks(plan, root)
     facts = {
-        "plan": plan, "timeline": timeline, "execution": execution, "w": words, "size": words.size,
+        "plan": plan, "timeline": timeline, "execution": execution, "w": format, "size": format.size,
         "headline": headline(plan), "proof": proof(plan), "cost": lambda value: amount(plan, value),
         "devices": _devices(plan, timeline), "sentences": plan.sentences, "groups": root.groups, "whole": whole,
         "table": sorted(plan.table, key=lambda row: (row["cost"] is None, row["cost"] or 0.0)),
@@ -65,8 +66,8 @@ def amount(plan: Plan, value: float | None) -> str:
     if value is None:
         return "–"
     if plan.unit == "J":
-        return words.energy({"value": value, "grade": ""}).removesuffix(" ()")
-    return words.size(value) if plan.unit == "B" else words.span(value)
+        return format.energy({"value": value, "grade": ""}).removesuffix(" ()")
+    return format.size(value) if plan.unit == "B" else format.span(value)
 
 
 def headline(plan: Plan) -> tuple[str, str, str]:
@@ -77,7 +78,7 @@ def headline(plan: Plan) -> tuple[str, str, str]:
         return f"{now}, where the default cannot run." if plan.why else f"{now}.", "", ""
     if abs(plan.saving) < 0.0005:
         return f"{now}, as by default.", "", ""
-    return f"{now} instead of {amount(plan, plan.before)}: ", words.percent(abs(plan.saving)), f" {'less' if plan.saving > 0 else 'more'}."
+    return f"{now} instead of {amount(plan, plan.before)}: ", format.percent(abs(plan.saving)), f" {'less' if plan.saving > 0 else 'more'}."
 
 
 def proof(plan: Plan) -> str:
@@ -88,7 +89,7 @@ def proof(plan: Plan) -> str:
         return f"Proven optimal: no valid plan is below {amount(plan, plan.bound)}."
     if plan.gap > 9:
         return f"No valid plan is below {amount(plan, plan.bound)}, a bound that says little here."
-    return f"No valid plan is below {amount(plan, plan.bound)}; this one is at most {words.percent(plan.gap)} above it."
+    return f"No valid plan is below {amount(plan, plan.bound)}; this one is at most {format.percent(plan.gap)} above it."
 
 
 def _devices(plan: Plan, timeline: Any) -> list[dict[str, Any]]:
@@ -109,7 +110,7 @@ def told(plan: Plan, item: Item) -> str:
     """The small print of a box."""
     seconds = float(item.seconds.sum())
     where = [plan.system.devices[d].name for d in np.flatnonzero(_shares(item))]
-    parts = [f"{item.ops:,} ops"] * (item.kind != OP) + [words.span(seconds)] * (seconds > 0) + where[:1] * (len(where) == 1)
+    parts = [f"{item.ops:,} ops"] * (item.kind != OP) + [format.span(seconds)] * (seconds > 0) + where[:1] * (len(where) == 1)
     return " · ".join(parts)
 
 

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fourfold.report import advice, plot, story, waterfall, words
+from fourfold.report import advice, format, plot, summary, waterfall
 from fourfold.report.json import replace
 
 _WIDE, _NARROW = (920, 480), (374, 400)  # px: what a desktop column and a phone show
@@ -48,18 +48,18 @@ def page(report: Any) -> str:
         "best": best,
         "knee": knee,
         "subject": subject,
-        "quality": story.quality_of(subject) if subject else None,
-        "headline": story.headline(report),
+        "quality": summary.quality_of(subject) if subject else None,
+        "headline": summary.headline(report),
         "headline_marked": _marked(report),
-        "decision": _unbroken(story.decision(report)),
+        "decision": _unbroken(summary.decision(report)),
         "order": _order(report),
-        "break_even": story.break_even(report),
+        "break_even": summary.break_even(report),
         "near_miss": advice.near_miss(report),
         "lost": advice.lost(report),
         "steps": advice.steps(report),
         "agreed": advice.agrees(report, subject) if subject else "",
         "own": advice.absolute_quality(report, best) if best else None,
-        "chained": words.chain([row["factor"]["value"] for row in report["levers"]["rows"]], report["levers"]["total"]["value"])[0]
+        "chained": format.chain([row["factor"]["value"] for row in report["levers"]["rows"]], report["levers"]["total"]["value"])[0]
         if report.get("levers") else [],
         "plots": plots,
         "any_untested": any(not point.tested for point in plot.points(report) if point.kind == "front"),
@@ -74,7 +74,7 @@ def page(report: Any) -> str:
         "script": Markup(asset("page.js")),
     }
     ways = {
-        "w": words,
+        "w": format,
         "bounds": _bounds,
         "limits": _limits,
         "ratio": _ratio,
@@ -84,7 +84,7 @@ def page(report: Any) -> str:
         "noun": _noun,
         "sublayer": _sublayer,
         "kept_blocks": _kept_blocks,
-        "lever_unit": story.unit_of,
+        "lever_unit": summary.unit_of,
         "why": partial(advice.why, report),
         "agrees": partial(advice.agrees, report),
     }
@@ -106,9 +106,9 @@ def _marked(report: Any) -> Any:
     """The headline with its figure emphasised."""
     from markupsafe import Markup, escape
 
-    text = story.headline(report)
-    best = None if report["best"] is None else story.spent(report["candidates"][report["best"]], report["objective"])
-    figure = words.percent(report["floor"] if best is None else best["value"])
+    text = summary.headline(report)
+    best = None if report["best"] is None else summary.spent(report["candidates"][report["best"]], report["objective"])
+    figure = format.percent(report["floor"] if best is None else best["value"])
     before, found, after = str(escape(text)).rpartition(f" {figure}")
     return Markup(f"{before} <em>{figure}</em>{after}") if found else escape(text)
 
@@ -133,11 +133,11 @@ def _told(report: Any) -> dict[int, list[str]]:
     """What the picture says of a candidate that is pointed at."""
     told = {}
     for index, candidate in enumerate(report["candidates"]):
-        quality, test = story.quality_of(candidate), candidate["test_quality"] is not None
+        quality, test = summary.quality_of(candidate), candidate["test_quality"] is not None
         parts = [candidate["name"], candidate["how"]]
-        parts += [f"quality {words.interval(quality)}{'' if test else ' on the search split'}"] if quality else []
-        parts += [f"energy {words.interval(candidate['relative_energy'])}", f"{words.count(candidate['parameters'])} parameters"]
-        parts += [words.setting(candidate["setting"])] if candidate["setting"] else []
+        parts += [f"quality {format.interval(quality)}{'' if test else ' on the search split'}"] if quality else []
+        parts += [f"energy {format.interval(candidate['relative_energy'])}", f"{format.count(candidate['parameters'])} parameters"]
+        parts += [format.setting(candidate["setting"])] if candidate["setting"] else []
         agreed = advice.agrees(report, candidate)
         parts[3:3] = [f"agrees with the original on {agreed}"] if agreed else []
         reason = advice.why(report, index)
@@ -178,7 +178,7 @@ def _noun(stack: Any, name: str) -> str:
 def _joules(report: Any, relative: Any) -> str:
     """Energy per 1,000 examples of something, from the original's and its own share of it."""
     whole = report["baseline"]["joules_per_1000"]
-    return "–" if relative is None or whole is None else words.energy({**whole, "value": whole["value"] * relative["value"]})
+    return "–" if relative is None or whole is None else format.energy({**whole, "value": whole["value"] * relative["value"]})
 
 
 def _kept_blocks(stack: Any) -> int:
@@ -193,12 +193,12 @@ def _falls(report: Any) -> list[dict[str, Any]]:
         return []
     high = math.log(max(values))
     low = math.log(min(values)) - 0.22 * (high - math.log(min(values)) or 1.0)  # room on the left for the last bar's figure
-    spots, (printed, _) = [], words.chain([row["before"] / row["after"] for row in rows], report["total"] or rows[0]["before"] / rows[-1]["after"])
+    spots, (printed, _) = [], format.chain([row["before"] / row["after"] for row in rows], report["total"] or rows[0]["before"] / rows[-1]["after"])
     for row, fall in zip(rows, printed, strict=True):
         ends = sorted((math.log(row["before"]), math.log(row["after"])))
         left, right = (100 * (end - low) / (high - low) for end in ends)
         place = f"right:{100 - left + 1:.2f}%"
-        now = words.percent(row["after"])
+        now = format.percent(row["after"])
         spots.append(
             {
                 **row,
@@ -206,7 +206,7 @@ def _falls(report: Any) -> list[dict[str, Any]]:
                 "width": f"{max(right - left, 0.4):.2f}",
                 "place": place,
                 "times": fall,
-                "was": words.percent(row["before"]),
+                "was": format.percent(row["before"]),
                 "now": now,
             }
         )
@@ -222,12 +222,12 @@ def _timeline(report: Any) -> list[dict[str, Any]]:
 def _bounds(figure: Any) -> str:
     if figure is None or (figure["low"] is None and figure["high"] is None):
         return "interval not known"
-    text = words.interval(figure, False)
+    text = format.interval(figure, False)
     return text[text.index("[") :]
 
 
 def _limits(figure: Any) -> str:
-    text = words.absolute(figure)
+    text = format.absolute(figure)
     return text[text.index("[") :] if "[" in text else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fourfold.report import advice, story, words
+from fourfold.report import advice, format, summary
 from fourfold.report.json import replace
 
 
@@ -23,9 +23,9 @@ def ours(head: bytes) -> bool:
 
 def card(report: Any) -> str:
     """Decision, front, how it came about and how to reproduce it."""
-    parts = [f"# {report['model']['name']}, made cheaper", f"**{story.headline(report)}** {story.decision(report)}", table(report)]
-    parts += ["\n".join(f"- {line}" for line in story.story(report)[1:])]
-    parts += [f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {words.sentence(report['valid'])}"]
+    parts = [f"# {report['model']['name']}, made cheaper", f"**{summary.headline(report)}** {summary.decision(report)}", table(report)]
+    parts += ["\n".join(f"- {line}" for line in summary.story(report)[1:])]
+    parts += [f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {format.sentence(report['valid'])}"]
     parts += ["Next:\n\n" + "\n".join(f"- {what}: `{how}`" for what, how in advice.steps(report))] if advice.steps(report) else []
     parts += [f"```\n{report['command']}\n```"]
     return "\n\n".join(parts) + "\n"
@@ -33,15 +33,15 @@ def card(report: Any) -> str:
 
 def table(report: Any) -> str:
     """The front as a Markdown table, dearest first, with what needs no network below."""
-    rows = [("original", "100 %", "100 %", words.count(report["model"]["parameters"]), words.setting(report["baseline"]["setting"]))]
+    rows = [("original", "100 %", "100 %", format.count(report["model"]["parameters"]), format.setting(report["baseline"]["setting"]))]
     for candidate in sorted((report["candidates"][i] for i in report["front"]), key=lambda c: -(c["relative_energy"] or {"value": 0})["value"]):
         name = f"**{candidate['name']}**" if report["best"] is not None and candidate is report["candidates"][report["best"]] else candidate["name"]
-        quality = words.interval(story.quality_of(candidate)) + ("" if candidate["test_quality"] else " (search split)")
+        quality = format.interval(summary.quality_of(candidate)) + ("" if candidate["test_quality"] else " (search split)")
         quality += f"; agrees on {advice.agrees(report, candidate)}" if candidate.get("agreement") else ""
-        rows.append((name, quality, words.interval(candidate["relative_energy"]), words.count(candidate["parameters"]), candidate["how"]))
+        rows.append((name, quality, format.interval(candidate["relative_energy"]), format.count(candidate["parameters"]), candidate["how"]))
     for simple in report["simple"]:
-        quality, cost = words.interval(simple["relative_quality"]), words.interval(simple["relative_energy"])
-        rows.append((simple["name"], quality, cost, words.count(simple.get("parameters")), "no network"))
+        quality, cost = format.interval(simple["relative_quality"]), format.interval(simple["relative_energy"])
+        rows.append((simple["name"], quality, cost, format.count(simple.get("parameters")), "no network"))
     head = "| | relative quality | relative energy | parameters | how |\n|---|---|---|---|---|\n"
     return head + "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
 

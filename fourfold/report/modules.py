@@ -11,7 +11,7 @@ import numpy as np
 
 from fourfold.cost import roofline
 from fourfold.graph import PHASES, VIEW, Graph
-from fourfold.system import System
+from fourfold.machine import System
 
 _SHOWN = 4                                                              # kinds that a label of a fused task lists
 

@@ -1,7 +1,7 @@
 """The page of `fourfold map`: intensity over time by site with the chosen hours painted in, savings against each comparator, prices of capacity,
 jobs.
 
-One file that loads nothing from elsewhere. It is drawn from the plan document of `fourfold.decisions.place`; a year of hours travels as quantised
+One file that loads nothing from elsewhere. It is drawn from the plan document of `jobs.map`; a year of hours travels as quantised
 numbers (0.1 g/kWh) that the page draws at any zoom, thousands of jobs as a table that shows a page at a time.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fourfold.errors import InputError
-from fourfold.report import words
+from fourfold.report import format
 from fourfold.report.html import asset, script_safe
 from fourfold.report.json import replace
 
@@ -54,7 +54,7 @@ def page(document: Any) -> str:
         "data": Markup(script_safe(json.dumps(plan.data(), ensure_ascii=False, allow_nan=False))),
         "css": Markup(asset("page.css") + asset("place.css")),
         "script": Markup(asset("place.js")),
-        "w": words,
+        "w": format,
     }
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(asset("place.html")).render(**facts)
@@ -111,7 +111,7 @@ class _Plan:
         naive, value = self._naive(), self.value
         if not naive or value is None:
             return "Where and when to run"
-        return f"The same work for {words.percent(value / naive)} of what it {'costs' if self.unit != 'kgCO2e' else 'emits'} at home, at once."
+        return f"The same work for {format.percent(value / naive)} of what it {'costs' if self.unit != 'kgCO2e' else 'emits'} at home, at once."
 
     @property
     def value(self) -> float | None:
@@ -139,13 +139,13 @@ class _Plan:
             return "How far from the best it may be is not proven."
         if gap <= 1e-9:
             return f"Proven optimal: no valid schedule is below {self.say(bound)} (gap {self.gap_words})."
-        return f"No valid schedule is below {self.say(bound)}; this one is at most {words.percent(gap)} above it."
+        return f"No valid schedule is below {self.say(bound)}; this one is at most {format.percent(gap)} above it."
 
     def say(self, value: float | None) -> str:
         """A figure in the plan's unit."""
         if value is None:
             return "–"
-        return words.grams({"value": value * 1000}) if self.unit == "kgCO2e" else f"{value:,.4g} {self.unit}"
+        return format.grams({"value": value * 1000}) if self.unit == "kgCO2e" else f"{value:,.4g} {self.unit}"
 
     def comparators(self) -> list[dict[str, Any]]:
         """The policies and the plan itself, dearest first, impossible ones last; bars in per cent of the dearest."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
 
-from fourfold.report import words
-from fourfold.report.story import quality_of
+from fourfold.report import format
+from fourfold.report.summary import quality_of
 
 _EM = 6.7  # average advance of a 12.5 px sans-serif letter, in px: only label placement rests on it
 
@@ -121,7 +121,7 @@ def _axes(box: Frame, floor: float) -> Iterator[str]:
     for value in _ticks(box.y0, box.y1, False, 6):
         y = box.y(value)
         yield f'<line class="grid" x1="{box.left}" x2="{box.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        shown = words.percent(round(value, 6), not narrow)
+        shown = format.percent(round(value, 6), not narrow)
         yield f'<text class="tick" x="{box.left - 7}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
     for value in _ticks(box.x0, box.x1, box.log, 5 if narrow else 10):
         x = box.x(value)
@@ -178,7 +178,7 @@ def _faint(box: Frame, marks: list[Point]) -> str:
 
 def _mark(box: Frame, mark: Point) -> str:
     classes = " ".join(["point", mark.kind, *mark.tags, *([] if mark.tested else ["untested"])])
-    told = f"{mark.name}: quality {words.interval(mark.y)}, energy {words.interval(mark.x)}"
+    told = f"{mark.name}: quality {format.interval(mark.y)}, energy {format.interval(mark.x)}"
     cross = _cross(box, mark) if mark.kind in ("front", "simple") and mark.y["value"] >= box.y0 else ""
     reach = f'<circle class="reach" cx="{box.x(mark.x["value"]):.1f}" cy="{box.y(mark.y["value"]):.1f}" r="13"/>'
     handle = ' role="img"' if mark.index is None else f' tabindex="0" role="button" data-c="{mark.index}"'
@@ -203,13 +203,13 @@ def _labels(box: Frame, marks: list[Point], floor: float) -> Iterator[str]:
     ]
     under = box.y(floor)
     taken.append(_Box(box.left, under - 19, box.left + 82, under + 2))  # the left end: cheap and good is where nothing lies
-    yield f'<text class="label floorname" x="{box.left + 6}" y="{under - 6:.1f}">floor {words.percent(floor)}</text>'
+    yield f'<text class="label floorname" x="{box.left + 6}" y="{under - 6:.1f}">floor {format.percent(floor)}</text>'
     order = {"chosen": 0, "knee": 1, "original": 2, "simple": 3}
     named = [(order.get(next(iter(mark.tags), mark.kind), 9), mark) for mark in marks]
     for _, mark in sorted((pair for pair in named if pair[0] < 9), key=lambda pair: pair[0]):
         text = ", ".join(mark.tags) or mark.name
         if "chosen" in mark.tags:
-            text = f"{text}: {words.percent(mark.y['value'])} at {words.percent(mark.x['value'])}"
+            text = f"{text}: {format.percent(mark.y['value'])} at {format.percent(mark.x['value'])}"
         spot = _spot(box, mark, len(text) * _EM, taken)
         if spot:
             taken.append(spot)
@@ -242,7 +242,7 @@ def draw(report: Any, width: int = 880, height: int = 470, log: bool = True, sty
         *_labels(box, marks, report["floor"]),
     ]
     told = (
-        f"Quality against energy, relative to the original: {len(report['front'])} candidates on the front, floor {words.percent(report['floor'])}."
+        f"Quality against energy, relative to the original: {len(report['front'])} candidates on the front, floor {format.percent(report['floor'])}."
     )
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="group" aria-label="{escape(told)}" class="plot">'
     return opening + (f"<style>{style}</style>" if style else "") + "".join(parts) + "</svg>"

@@ -31,7 +31,7 @@ import math
 import types
 from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from fourfold.ledger import LEVERS
+from fourfold.ledger.book import LEVERS
 from fourfold.units import GRADES
 
 SCHEMA = "fourfold.report/2"

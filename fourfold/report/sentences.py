@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fourfold.graph import VIEW
-from fourfold.report import words
-from fourfold.report.counterfactual import PARTS, Outcome, Simulated
+from fourfold.report import format
+from fourfold.report.ablation import PARTS, Outcome, Simulated
 from fourfold.report.modules import Box, label, members, named, span, tree
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _put_back(plan: Simulated, nodes: np.ndarray, base: Answer) -> tuple[Outcome
     worst = int(np.argmax(without.over))
     note = ""
     if problem.bounded and without.over[worst] > plan.plan.over[worst]:
-        note = f"without it {problem.system.devices[worst].name} would hold {words.size(float(without.over[worst]))} more than it may"
+        note = f"without it {problem.system.devices[worst].name} would hold {format.size(float(without.over[worst]))} more than it may"
     return without, note
 
 
@@ -273,7 +273,7 @@ def _spared(plan: Simulated, chosen: np.ndarray) -> str:
     unwritten = made[chosen[task[graph.producer[made]]] & working[graph.producer[made]]]
     moved = int(graph.size[value[within]].sum() + graph.size[value[twice]].sum() + graph.size[unwritten].sum())
     count = int(np.maximum(launches[chosen] - 1, 0).sum())
-    spared = [f"{words.size(moved)} of memory traffic"] * (moved > 0) + [f"{count:,} launch{'es' * (count != 1)}"] * (count > 0)
+    spared = [f"{format.size(moved)} of memory traffic"] * (moved > 0) + [f"{count:,} launch{'es' * (count != 1)}"] * (count > 0)
     return f", {_listed(spared)} fewer" if spared else ""
 
 
@@ -310,11 +310,11 @@ def _effect(plan: Simulated, one: Decision) -> str:
     change = one.without.parts - plan.plan.parts
     most = float(np.abs(change).max())
     telling = [(name, float(value)) for name, value in zip(PARTS, change, strict=True) if abs(value) > 0.05 * most and abs(value) > 1e-9]
-    saved = [f"{words.span(value)} of {name}" for name, value in telling if value > 0]
-    spent = [f"{words.span(-value)} of {name}" for name, value in telling if value < 0]
+    saved = [f"{format.span(value)} of {name}" for name, value in telling if value > 0]
+    spent = [f"{format.span(-value)} of {name}" for name, value in telling if value < 0]
     told = [f"saves {_listed(saved)}"] * bool(saved) + [f"costs {_listed(spent)}"] * bool(spent)
     if len(telling) > 1:
-        told.append(f"{words.span(abs(gain))} {'less' if gain >= 0 else 'more'} in all")
+        told.append(f"{format.span(abs(gain))} {'less' if gain >= 0 else 'more'} in all")
     return f": {', '.join(told) or 'makes no difference'}{noted}"
 
 
@@ -323,13 +323,13 @@ def _amount(problem: Schedule, gain: float) -> str:
     size = abs(gain)
     if size == 0:
         return "makes no difference"
-    text = {"latency": words.span, "throughput": words.span, "memory": words.size}.get(problem.objective, _joules)(size)
+    text = {"latency": format.span, "throughput": format.span, "memory": format.size}.get(problem.objective, _joules)(size)
     where = {"throughput": " on the busiest device or link", "memory": " on the fullest device"}.get(problem.objective, "")
     return f"{'saves' if gain > 0 else 'costs'} {text}{where}"
 
 
 def _joules(value: float) -> str:
-    return words.energy({"value": value, "grade": ""}).removesuffix(" ()")
+    return format.energy({"value": value, "grade": ""}).removesuffix(" ()")
 
 
 def _listed(items: list[str]) -> str:

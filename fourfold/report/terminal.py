@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
 from fourfold.errors import InputError
-from fourfold.report import advice, story, words
+from fourfold.report import advice, format, summary
 from fourfold.report.waterfall import NAMES
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def _verdict(report: Any) -> Any:
     from rich.text import Text
 
     met = report["best"] is not None
-    text = Text(story.headline(report), style="bold")
-    text.append("\n" + story.decision(report), style="not bold")
-    title = f" {words.clip(report['model']['name'], 40)} · {words.clip(report['data']['name'], 40)} "
+    text = Text(summary.headline(report), style="bold")
+    text.append("\n" + summary.decision(report), style="not bold")
+    title = f" {format.clip(report['model']['name'], 40)} · {format.clip(report['data']['name'], 40)} "
     return Panel(text, title=title, title_align="left", border_style="green" if met else "yellow", padding=(0, 1))
 
 
@@ -63,13 +63,13 @@ def _front(report: Any, width: int) -> Table:
     table.add_column("how", overflow="fold", ratio=1)
 
     def row(name: str, quality: str, cost: str, parameters: float | None, how: str, style: str = "", agreed: str = "–") -> None:
-        table.add_row(name, quality, *([agreed] if told else []), cost, *([words.count(parameters)] if wide else []), how, style=style)
+        table.add_row(name, quality, *([agreed] if told else []), cost, *([format.count(parameters)] if wide else []), how, style=style)
 
-    row("  original", "100", "100", report["model"]["parameters"], words.setting(report["baseline"]["setting"]), agreed="100")
+    row("  original", "100", "100", report["model"]["parameters"], format.setting(report["baseline"]["setting"]), agreed="100")
     for index in _ordered(report):
         row(*_candidate(report, index), agreed=advice.agrees(report, report["candidates"][index]).replace(" %", "") or "–")
     for simple in report["simple"]:
-        quality, cost = words.interval(simple["relative_quality"], False), words.interval(simple["relative_energy"], False)
+        quality, cost = format.interval(simple["relative_quality"], False), format.interval(simple["relative_energy"], False)
         row(f"  {simple['name']}", quality, cost, simple.get("parameters"), "no network", "dim")
     return table
 
@@ -88,14 +88,14 @@ def _candidate(report: Any, index: int) -> tuple[str, str, str, int, str, str]:
 
     candidate = report["candidates"][index]
     best = index == report["best"]
-    quality, run = story.quality_of(candidate), candidate["setting"]
+    quality, run = summary.quality_of(candidate), candidate["setting"]
     met = quality is not None and quality["low"] is not None and quality["low"] >= report["floor"]
     mark = "►" if best else "◆" if index == report["knee"] else " "
     engine = f"{run['engine']} {run['precision']}" if run else ""
     how = candidate["how"] if engine in candidate["how"] else f"{candidate['how']} · {engine}"
-    shown = words.interval(quality, False) + ("" if candidate["test_quality"] else "*")
+    shown = format.interval(quality, False) + ("" if candidate["test_quality"] else "*")
     name = candidate["name"].removesuffix(f" · {engine}")  # told under "how"
-    cells = (f"{mark} {escape(name)}", shown, words.interval(candidate["relative_energy"], False), candidate["parameters"])
+    cells = (f"{mark} {escape(name)}", shown, format.interval(candidate["relative_energy"], False), candidate["parameters"])
     return *cells, escape(how), "bold green" if best else "" if met else "dim"
 
 
@@ -110,22 +110,22 @@ def levers(found: Any, width: int = 100) -> Any:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, footer_style="bold")
     total = found["total"]
 
-    printed, whole = words.chain([row["factor"]["value"] for row in found["rows"]], total["value"])
+    printed, whole = format.chain([row["factor"]["value"] for row in found["rows"]], total["value"])
 
     def said(figure: Any, text: str) -> str:
-        return words.factor(figure, text) if width >= 50 else text
+        return format.factor(figure, text) if width >= 50 else text
 
     shown.add_column("lever", footer="together", no_wrap=True)
     shown.add_column("times less" if width >= 50 else "less", footer=said(total, whole), justify="right", no_wrap=True)
     shown.add_column("grade", footer=total["grade"] or "", no_wrap=True)
     if width >= 70:
-        shown.add_column("what", footer=f"less {story.unit_of(found)}", overflow="fold", ratio=1)
+        shown.add_column("what", footer=f"less {summary.unit_of(found)}", overflow="fold", ratio=1)
     for row, text in zip(found["rows"], printed, strict=True):
         cells = [NAMES[row["lever"]], said(row["factor"], text), row["factor"]["grade"] or "–", *([escape(row["title"])] if width >= 70 else [])]
         shown.add_row(*cells, style="" if row["given"] else "dim")
     carbon, lines = found["carbon"], []
     if carbon:
-        lines = [f"{carbon['run']}: {words.grams(carbon['before'])} before, {words.grams(carbon['after'])} after ({carbon['after']['grade']}, "
+        lines = [f"{carbon['run']}: {format.grams(carbon['before'])} before, {format.grams(carbon['after'])} after ({carbon['after']['grade']}, "
                  f"{found['signal']} intensity)."]
     return Group(shown, *(Text(line, style="dim") for line in [*lines, *found["notes"]]))
 
@@ -135,15 +135,15 @@ def _facts(report: Any) -> list[Any]:
 
     baseline, cost, data = report["baseline"], report["cost"], report["data"]
     lines = ["► chosen  ◆ knee  [90 % interval: its lower end is a 95 % bound]  dim: below the floor"]
-    lines += [f"Original: {data['metric']} {words.absolute(baseline['quality'])}, {words.energy(baseline['joules_per_1000'])} and "
-             f"{words.span(baseline['cpu_s_per_1000'])} CPU time per 1,000 examples."]  # fmt: skip
+    lines += [f"Original: {data['metric']} {format.absolute(baseline['quality'])}, {format.energy(baseline['joules_per_1000'])} and "
+             f"{format.span(baseline['cpu_s_per_1000'])} CPU time per 1,000 examples."]  # fmt: skip
     lines += [advice.winner(report)] if report["best"] is not None else []
     if report["total"] is not None and len(report["factors"]) > 1:
-        shown, whole = words.chain([row["before"] / row["after"] for row in report["factors"]], report["total"])
+        shown, whole = format.chain([row["before"] / row["after"] for row in report["factors"]], report["total"])
         steps = " × ".join(f"{row['technique']} {text.removesuffix('×')}" for row, text in zip(report["factors"], shown, strict=True))
         lines.append(f"Factors: {steps} = {whole} cheaper in energy.")
-    lines.append(f"Optimising took {words.span(cost['wall_s'])} and {words.energy(cost['joules'])}. {story.break_even(report)}".rstrip())
-    lines.append(f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {words.sentence(report['valid'])}")
+    lines.append(f"Optimising took {format.span(cost['wall_s'])} and {format.energy(cost['joules'])}. {summary.break_even(report)}".rstrip())
+    lines.append(f"Energy: {report['energy']['grade']}, {report['energy']['method']}. {format.sentence(report['valid'])}")
     if any(not report["candidates"][i]["test_quality"] for i in _ordered(report)):
         lines.append("* on the search split, not confirmed on unseen data.")
     lines += [f"Cheaper, and not chosen: {'; '.join(advice.lost(report))}."] if advice.lost(report) else []
@@ -158,13 +158,13 @@ def _facts(report: Any) -> list[Any]:
 
 
 def show_race(outcome: Any, console: Console | None = None) -> None:
-    """Print what `fourfold.run.rerace.rerace` found, or what `fourfold.run.choices.undo` put back: for each part the choice before and after, all
+    """Print what `jobs.race.rerace` found, or what `jobs.optimize.choices.undo` put back: for each part the choice before and after, all
     times, who could not run, and why it was decided so."""
     from rich.console import Console
 
     console = console or Console(highlight=False)
     for part in outcome["parts"]:
-        before, after = words.setting(part["before"]), words.setting(part["after"])
+        before, after = format.setting(part["before"]), format.setting(part["after"])
         console.print(f"{part['part']}: {f'stays on {after}' if before == after else f'{before} → {after}'}", style="bold", markup=False)
         if "race" not in part:
             continue
@@ -184,7 +184,7 @@ def show_race(outcome: Any, console: Console | None = None) -> None:
 
 
 def _raced(row: Any) -> dict[str, Any]:
-    setting = words.setting({**row, "bucketing": row["bucket"]})
+    setting = format.setting({**row, "bucketing": row["bucket"]})
     verdict = "chosen" if row["chosen"] else row["verdict"]
     return {"": row["who"], "configuration": setting, "CPU time": _ratio(row["cpu"]), "wall time": _ratio(row["wall"]), "verdict": verdict}
 
@@ -213,7 +213,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_cell, value))
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
-        return words.absolute(value)
+        return format.absolute(value)
     return (
         "yes" if value is True else "no" if value is False else "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
     )
@@ -399,7 +399,7 @@ class Progress:
 
     def _left(self) -> str:
         left = self.estimate.left(time.monotonic())
-        return "" if left is None else f" · {words.roughly(left)} left{'' if self.estimate.whole else ' of this stage'}"
+        return "" if left is None else f" · {format.roughly(left)} left{'' if self.estimate.whole else ' of this stage'}"
 
     def _bar(self, name: str, steps: int) -> None:
         from rich.console import Console
@@ -445,7 +445,7 @@ class Progress:
         steps = f" {estimate.done:,}/{estimate.steps:,}" if estimate.steps and estimate.name else ""
         stage = f"<b>{escape(estimate.name or 'done')}</b>{steps}{escape(self._left()) if estimate.name else ''}"
         told = [f"best so far: {self.best_text}" if self.best_text else "", self.noted]
-        lines = [f"{stage} · {words.span(self.last - self.start)}", *(escape(text) for text in told if text)]
+        lines = [f"{stage} · {format.span(self.last - self.start)}", *(escape(text) for text in told if text)]
         shown = HTML("<br>".join(lines))
         if self.page is None:
             self.page = display(shown, display_id=True)

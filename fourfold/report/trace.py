@@ -19,7 +19,7 @@ from fourfold.report.json import replace
 from fourfold.report.modules import label, lanes, members
 
 if TYPE_CHECKING:
-    from fourfold.plan import Plan
+    from fourfold.plans import Plan
 
 PREDICTED, MEASURED = 1, 2                                              # process numbers
 LANES = 1000                                                            # thread of lane 0; devices are threads 1, 2, …
@@ -132,7 +132,7 @@ def telling(at: np.ndarray, held: np.ndarray) -> np.ndarray:
 
 
 def measured(plan: Plan, execution: Any) -> list[Event]:
-    """Slices and arrows of an `Execution` (fourfold/run/local.py): its median run. Tasks that a compiled region ran as one share a slice."""
+    """Slices and arrows of an `Execution` (runtime/local/executor.py): its median run. Tasks that a compiled region ran as one share a slice."""
     graph = plan.graph
     nodes = members(plan.tasks.group, len(plan.tasks))
     events = _heads(MEASURED, f"measured: {graph.name or 'graph'}, {execution.placement}, median of {len(execution.runs)} runs", plan)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fourfold.attribution import Split, shares
 from fourfold.cost.whatif import WhatIf
+from fourfold.ledger.attribution import Split, shares
 from fourfold.report.footprint import number, said
-from fourfold.report.words import percent, times
+from fourfold.report.format import percent, times
 from fourfold.units import Quantity
 
 _ACCOUNTS = {"energy": ("energy of the hall", "kWh"), "gross": ("carbon, gross (location)", "gCO2e"), "net": ("carbon, net (market)", "gCO2e"),

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.ingest.data import Examples, Ragged
+from fourfold.datasets.examples import Examples, Ragged
 
 if TYPE_CHECKING:
-    from fourfold.ingest.task import Task
+    from fourfold.datasets.task import Task
 
 
 def augment(examples: Examples, factor: float, task: Task, *, special: Iterable[int] = (), mask: int | None = None, seed: int = 0) -> Examples:

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourfold.ingest.anatomy import Anatomy, consumer_module, hidden
-from fourfold.ingest.data import Ragged
+from fourfold.datasets.examples import Ragged
 from fourfold.rewrites.compress.distil import all_cores, autocast, fast_bf16, tensors
+from fourfold.structure.discover import Anatomy, consumer_module, hidden
 
 if TYPE_CHECKING:
-    from fourfold.ingest.data import Examples
-    from fourfold.ingest.model import Subject
-    from fourfold.ingest.task import Task
+    from fourfold.datasets.examples import Examples
+    from fourfold.datasets.task import Task
+    from fourfold.frontends.model import Subject
 
 
 def bulky(task: Task, examples: Examples) -> bool:

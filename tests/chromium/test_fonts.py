@@ -11,7 +11,8 @@ from browser import PROGRAM, Browser
 from invented import plan, report
 
 from fourfold.decisions.schedule.heft import Heft
-from fourfold.report import graph, html, place, with_levers
+from fourfold.jobs.levers import with_levers
+from fourfold.report import graph, html, place
 
 pytestmark = pytest.mark.chromium
 DEJAVU = Path("/usr/share/fonts/truetype/dejavu")

@@ -8,7 +8,8 @@ import pytest
 from browser import Browser
 from invented import plan, report
 
-from fourfold.report import html, place, with_levers
+from fourfold.jobs.levers import with_levers
+from fourfold.report import html, place
 
 pytestmark = pytest.mark.chromium
 WIDTHS = [(1280, 900), (390, 844), (320, 700)]

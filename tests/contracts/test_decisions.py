@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from fourfold.cite import BIBLIOGRAPHY
-from fourfold.decide import Budget, Problem, Solver, solve
 from fourfold.errors import Infeasible
-from fourfold.ledger import LEVERS
-from fourfold.techniques import facts, technique, techniques
+from fourfold.ledger.book import LEVERS
+from fourfold.problem import Budget, Problem, Solver, solve
+from fourfold.registry import facts, technique, techniques
 
 NAMES = [name for name, module in techniques().items() if module.startswith("fourfold.decisions.")]
 CORE = {"numpy", "scipy", "numba"}

@@ -23,11 +23,11 @@ from transformers import BertConfig, BertForSequenceClassification
 import fourfold
 from fourfold.cite import BIBLIOGRAPHY
 from fourfold.errors import InputError
-from fourfold.ingest.anatomy import Anatomy, Keep, anatomize, recipe_for
 from fourfold.recipe import Recipe
+from fourfold.registry import facts, technique, techniques
 from fourfold.rewrite import Option, Rewrite
 from fourfold.rewrites.calibration import Sensitivities
-from fourfold.techniques import facts, technique, techniques
+from fourfold.structure.discover import Anatomy, Keep, anatomize, recipe_for
 
 NAMES = [name for name, module in techniques().items() if module.startswith("fourfold.rewrites.")]   # decisions: test_decisions.py
 REQUIRED = {"layer_removal", "matrix_pruning", "vocabulary", "distil", "static", "quantise", "cascade", "bag_of_words", "combine"}

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from table import FAMILIES, HAS_LITE0, Family, made
 from torch import Tensor, nn
 
-from fourfold.ingest.anatomy import Anatomy, Keep, anatomize, consumer_weight, path_after, recipe_for, rows_for
-from fourfold.ingest.model import Subject, load_model, load_state, rebuild, state
+from fourfold.frontends.model import Subject, load_model, load_state, rebuild, state
 from fourfold.recipe import Recipe, apply
+from fourfold.structure.discover import Anatomy, Keep, anatomize, consumer_weight, path_after, recipe_for, rows_for
 
 HERE = Path(__file__).parent
 every = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
@@ -251,7 +251,7 @@ def test_exports(family: Family, tmp_path: Path) -> None:
     """The pruned model as ONNX, by either exporter, answers within 1e-4 of torch."""
     import onnxruntime
 
-    from fourfold.run.engines.base import Signature, export_onnx
+    from fourfold.engines.base import Signature, export_onnx
 
     subject, anatomy, inputs = read(family)
     module, _ = pruned(family, Keep(units=halves(anatomy), blocks=shorter(anatomy)))

@@ -9,9 +9,9 @@ from table import FAMILIES, Family, made
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fourfold.frontends.model import load_model
+from fourfold.frontends.torch_export import capture, counters, square
 from fourfold.graph import BACKWARD, CONTRACTION, FORWARD, PARAMETER
-from fourfold.ingest.model import load_model
-from fourfold.ingest.torch_export import capture, counters, square
 
 every = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 third = pytest.mark.parametrize(                                         # `make slow` takes the others too

@@ -14,10 +14,10 @@ from table import SMALL, Encoder
 from torch import Tensor, nn
 
 from fourfold.errors import ModelError
-from fourfold.ingest.anatomy import Keep, anatomize, recipe_for
-from fourfold.ingest.model import answer, load_model, load_state, rebuild, state
-from fourfold.ingest.skeleton import describe
+from fourfold.frontends.model import answer, load_model, load_state, rebuild, state
 from fourfold.recipe import Recipe, apply, pack, unpack
+from fourfold.structure.discover import Keep, anatomize, recipe_for
+from fourfold.structure.serialize import describe
 
 
 def bert(**options: object) -> nn.Module:

@@ -22,7 +22,7 @@ def trainers(parent: int) -> set[int]:
     found = set()
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            ours = b"fourfold.run.crew" in (path / "cmdline").read_bytes()
+            ours = b"fourfold.jobs.optimize.crew" in (path / "cmdline").read_bytes()
             above = int((path / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, IndexError):
             continue
@@ -35,7 +35,7 @@ def running(pids: set[int]) -> set[int]:
     alive = set()
     for pid in pids:
         try:
-            ours = b"fourfold.run.crew" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ours = b"fourfold.jobs.optimize.crew" in Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             ours = False
         alive |= {pid} if ours else set()

@@ -60,7 +60,7 @@ def test_commands_of_the_readme_run(front: fourfold.Front, folder: Path) -> None
     for line in lines:
         words = shlex.split(line)
         assert words[0] == "fourfold"
-        assert ran(["-m", "fourfold.cli", *words[1:]], folder).strip(), line
+        assert ran(["-m", "fourfold.cli.main", *words[1:]], folder).strip(), line
 
 
 def script(path: str) -> Any:

@@ -33,7 +33,7 @@ def test_the_front_answers_as_the_saved_artefact_does(front: fourfold.Front) -> 
 
 def test_costs_are_of_the_whole_service_on_unseen_rows(front: fourfold.Front) -> None:
     """The answer and its neighbours were raced from raw text on the unseen split; a cascade costs at least its first member, about its parts' sum."""
-    from fourfold.run.service import disagrees
+    from fourfold.runtime.service import disagrees
 
     job = front.job
     assert job.served is not None and job.served.rows <= len(job.splits.test)
@@ -51,11 +51,11 @@ def test_costs_are_of_the_whole_service_on_unseen_rows(front: fourfold.Front) ->
 def test_the_printed_command_reaches_the_same_answer(front: fourfold.Front, capsys: pytest.CaptureFixture[str]) -> None:
     import shlex
 
-    from fourfold import cli
+    from fourfold.cli import main
 
     assert front.best is not None
     words = shlex.split(front.report_data["command"])
-    assert words[0] == "fourfold" and cli.run([*words[1:], "--json"]) == 0
+    assert words[0] == "fourfold" and main.run([*words[1:], "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["candidates"][again["best"]]["name"] == front.best.name and again["command"] == front.report_data["command"]
 

@@ -14,9 +14,9 @@ from torch import nn
 import fourfold
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import ArtefactError, InputError
-from fourfold.plan import Plan
-from fourfold.run.planning import recapture
-from fourfold.system import systems
+from fourfold.machine import systems
+from fourfold.plans import Plan
+from fourfold.runtime.source import recapture
 
 QUICK = {"solver": "anneal", "evaluations": 300, "machine": "p100x2"}
 
@@ -65,7 +65,7 @@ def test_a_folder(bert: Path, tmp_path: Path) -> None:
 
 def test_a_folder_in_another_process(bert: Path, tmp_path: Path) -> None:
     fourfold.plan(bert, dims={"batch": 2, "length": 8}, out=tmp_path, **QUICK)
-    code = "import sys; from fourfold.plan import Plan; from fourfold.run.planning import recapture; recapture(Plan.load(sys.argv[1]))"
+    code = "import sys; from fourfold.plans import Plan; from fourfold.runtime.source import recapture; recapture(Plan.load(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(fourfold.__file__).parent.parent)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -30,7 +30,7 @@ def make():
     return Net()
 
 def once():
-    if "fourfold.run.afresh" in sys.orig_argv:
+    if "fourfold.runtime.afresh" in sys.orig_argv:
         raise RuntimeError("made once, and never again")
     net = make()
     net.of_no_use = lambda: 0   # not data: only the factory can make it again

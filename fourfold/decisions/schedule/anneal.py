@@ -19,14 +19,14 @@ import numpy as np
 from numba import njit
 
 from fourfold.cost.simulate import arrays, play
-from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule import cpop, expert, heft, peft
 from fourfold.decisions.schedule._list import SCAN, contended, upward
 from fourfold.decisions.schedule._parts import Plan, Work, alone, fit, fuse
-from fourfold.decisions.schedule._quick import Scratch, quick, rank
+from fourfold.decisions.schedule._simulate import Scratch, quick, rank
 from fourfold.decisions.schedule._split import bunches
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
+from fourfold.problem import Budget, Proposal, Solver
 
 _WORK = 4e7                                                            # tasks × evaluations of a round
 _CHUNK = 2e6                                                           # tasks × evaluations between two looks at the clock

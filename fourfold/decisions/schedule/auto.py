@@ -17,12 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule import anneal
 from fourfold.decisions.schedule.exact import Exact
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible
-from fourfold.techniques import technique, techniques
+from fourfold.problem import Budget, Proposal, Solver
+from fourfold.registry import technique, techniques
 
 CHEAP = ("default", "expert", "heft", "peft", "metis")
 _GO, _NETWORK = 0.15, 5e-4                                             # share of the time that GO may take; s per op of its least work

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule._parts import Work, alone, fit
 from fourfold.decisions.schedule.problem import Answer, Schedule
+from fourfold.problem import Budget, Proposal, Solver
 
 
 class Default(Solver):

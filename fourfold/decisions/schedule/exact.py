@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import njit
 
-from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule import anneal
 from fourfold.decisions.schedule._parts import Work, alone
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
 from fourfold.graph import CONTRACTION, OPAQUE, REDUCTION
+from fourfold.problem import Budget, Proposal, Solver
 
 _PLANS, _TINY = 400_000, 7                                             # of a tiny problem: plans, ops
 _NODES, _GROUPS, _TICKS = 120, 2500, 20_000                            # for CP-SAT: ops, candidate groups, resolution of the incumbent's time

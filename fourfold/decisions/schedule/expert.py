@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule._parts import Work, fit, fuse
 from fourfold.decisions.schedule._split import blocks, split, split_stacks
 from fourfold.decisions.schedule.problem import Answer, Schedule
+from fourfold.problem import Budget, Proposal, Solver
 
 
 def plans(work: Work) -> list[tuple[float, np.ndarray, np.ndarray]]:

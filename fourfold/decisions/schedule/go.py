@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule.problem import Answer, Schedule
+from fourfold.problem import Budget, Proposal, Solver
 
 _LARGE = 30_000                                                        # nodes from which on one round of answers must do
 _PRICED = 120_000                                                      # nodes × samples in a round of zero-shot answers

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule._list import heft
 from fourfold.decisions.schedule._parts import Work, fit, fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
+from fourfold.problem import Budget, Proposal, Solver
 
 _SCALE = 10_000                                                        # METIS counts in whole numbers: of the heaviest node, of the largest edge
 

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fourfold.decide import Budget, Proposal, Solver
 from fourfold.decisions.schedule._list import peft
 from fourfold.decisions.schedule._parts import Work, fit, fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
+from fourfold.problem import Budget, Proposal, Solver
 
 
 def plan(work: Work, factor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fourfold.cost.simulate import Arrays, Tasks, Timeline, arrays, number, play, simulate, tasks_of
-from fourfold.decide import Problem
-from fourfold.decisions.schedule import _check
+from fourfold.decisions.schedule import validate
 from fourfold.errors import Infeasible, InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, INTERMEDIATE, OPAQUE, REDUCTION, VIEW, Builder, Graph
-from fourfold.system import Device, Link, System
+from fourfold.machine import Device, Link, System
+from fourfold.problem import Problem
 
 if TYPE_CHECKING:
     from fourfold.cost.roofline import Prices
@@ -303,7 +303,7 @@ class Schedule(Problem[Answer]):
         g, (task, count) = self.graph, number(answer.group, len(self.graph))
         returned = np.zeros(len(g.producer), bool)
         returned[g.outputs] = True
-        found = _check.unsound(task, count, g.fusion, self.space, g.in_ptr, g.in_val, g.out_ptr, g.out_val, g.use_ptr, g.use_node, g.producer,
+        found = validate.unsound(task, count, g.fusion, self.space, g.in_ptr, g.in_val, g.out_ptr, g.out_val, g.use_ptr, g.use_node, g.producer,
                                returned, self.most, self.streams)
         wrong = []
         for t in np.flatnonzero(found):
@@ -383,7 +383,7 @@ class Schedule(Problem[Answer]):
     def _cycles(self, answer: Answer) -> list[str]:
         g, (task, count) = self.graph, number(answer.group, len(self.graph))
         src, dst, _ = g.edges()
-        stuck = _check.waits(task, count, src, dst)
+        stuck = validate.waits(task, count, src, dst)
         if not stuck.any():
             return []
         return [f"the groups of {g.names[int(np.argmax(stuck[task]))]} and {int(stuck.sum()) - 1} others wait for one another in a circle"]
@@ -423,7 +423,7 @@ class Schedule(Problem[Answer]):
 
     @cached_property
     def _least(self) -> float:
-        from fourfold.decisions.schedule._bound import least
+        from fourfold.decisions.schedule.bound import least
 
         return least(self)
 
@@ -473,13 +473,13 @@ def replay(tasks: Tasks, place: np.ndarray, priority: np.ndarray, system: System
     reader, value = tasks.use_task, np.repeat(np.arange(len(tasks.producer)), np.diff(tasks.use_ptr))
     by = np.argsort(reader, kind="stable")
     ptr = np.concatenate([[0], np.cumsum(np.bincount(reader, minlength=count))]).astype(np.int64)
-    start, finish, started, ended, sent, source, target, left, arrived, moments = _check.times(
+    start, finish, started, ended, sent, source, target, left, arrived, moments = validate.times(
         where, np.asarray(priority, np.float64), tasks.seconds[np.arange(count), where], made, ptr, tasks.use_ptr, reader,
         tasks.size.astype(np.float64), np.concatenate([[0], np.cumsum([len(one) for one in lanes])]).astype(np.int64),
         np.concatenate(lanes), np.array([route.latency for route in routes]).reshape(devices, devices),
         np.array([route.bandwidth for route in routes]).reshape(devices, devices),
         np.array([not all(system.links[lane // 2].overlap for lane in route.lanes) for route in routes]), 2 * len(system.links))
-    until = _check.last_needs(where, made, ptr, value[by], tasks.producer, tasks.base, tasks.keep, started, ended, sent, source, arrived, devices)
+    until = validate.last_needs(where, made, ptr, value[by], tasks.producer, tasks.base, tasks.keep, started, ended, sent, source, arrived, devices)
     owner = np.repeat(np.arange(len(tasks.fixed_size)), np.diff(tasks.fixed_ptr))
     held = np.unique(owner * devices + where[tasks.fixed_task])
     standing = np.bincount(held % devices, tasks.fixed_size[held // devices], devices).astype(np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourfold.cost.table import CostTable, Site
+from fourfold.cost.unit_costs import CostTable, Site
 from fourfold.measure.quality import Relative
 from fourfold.recipe import Recipe
 from fourfold.rewrites.calibration import bulky
@@ -19,9 +19,9 @@ from fourfold.rewrites.compress._shape import Shape
 from fourfold.rewrites.compress.distil import Limit, Recovery, Schedule, Teacher, all_cores, autocast, fast_bf16, tensors
 
 if TYPE_CHECKING:
-    from fourfold.ingest.data import Examples, Splits
-    from fourfold.ingest.model import Subject
-    from fourfold.ingest.task import Task
+    from fourfold.datasets.examples import Examples, Splits
+    from fourfold.datasets.task import Task
+    from fourfold.frontends.model import Subject
 
 
 LEAST_SECONDS = 1.5
@@ -249,7 +249,7 @@ def evaluate_with(subject: Subject, task: Task, module: nn.Module, examples: Exa
 
 def forward(subject: Subject, module: nn.Module) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     """One pass of an encoder–decoder, inputs → logits [B, T, V]; the encoder runs once for as long as its inputs stay the same arrays."""
-    from fourfold.ingest.model import answer
+    from fourfold.frontends.model import answer
 
     names = [name for name in subject.inputs if not name.startswith("decoder_") and name != "labels"]
     last: dict[str, Any] = {}

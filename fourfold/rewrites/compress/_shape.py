@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fourfold.cost.table import CostTable, Site
-from fourfold.ingest.anatomy import Anatomy, Block, Bundle, Keep, recipe_for
+from fourfold.cost.unit_costs import CostTable, Site
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrites.calibration import Sensitivities
 from fourfold.rewrites.compress.matrix_pruning import kept_units, order_of, repair, sizes
+from fourfold.structure.discover import Anatomy, Block, Bundle, Keep, recipe_for
 
 Shape = dict[str, int]
 """Units kept by site id ("encoder.3.ffn"); a missing id keeps everything, 0 removes the sub-layer."""

@@ -26,8 +26,8 @@ from fourfold.rewrite import Option, Rewrite
 if TYPE_CHECKING:
     from torch import nn
 
-    from fourfold.ingest.data import Examples
-    from fourfold.ingest.task import Task
+    from fourfold.datasets.examples import Examples
+    from fourfold.datasets.task import Task
     from fourfold.recipe import Recipe
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[!?]")

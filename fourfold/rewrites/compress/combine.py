@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourfold.ingest.anatomy import Anatomy, anatomize
 from fourfold.measure.quality import relative
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
@@ -37,6 +36,7 @@ from fourfold.rewrites.compress.distil import Schedule, all_cores, autocast, fas
 from fourfold.rewrites.compress.layer_removal import LayerRemoval, block_order
 from fourfold.rewrites.compress.matrix_pruning import MatrixPruning
 from fourfold.solvers import bayes, knapsack
+from fourfold.structure.discover import Anatomy, anatomize
 
 __all__ = [
     "Bench", "Candidate", "Combine", "Diary", "Listener", "Node", "Plan", "Searcher", "Shape", "cheapest", "cost_sites", "evaluate_with", "original",

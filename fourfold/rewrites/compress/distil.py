@@ -28,11 +28,11 @@ from fourfold.errors import FourfoldError
 from fourfold.rewrite import Option, Rewrite
 
 if TYPE_CHECKING:
-    from fourfold.ingest.anatomy import Anatomy
-    from fourfold.ingest.data import Examples
-    from fourfold.ingest.model import Subject
-    from fourfold.ingest.task import Task
+    from fourfold.datasets.examples import Examples
+    from fourfold.datasets.task import Task
+    from fourfold.frontends.model import Subject
     from fourfold.recipe import Recipe
+    from fourfold.structure.discover import Anatomy
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Recovery:
 
 def fast_bf16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware; without it autocast is several times slower than fp32."""
-    from fourfold.machine import here
+    from fourfold.host import here
 
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(here().flags))
 
@@ -121,7 +121,7 @@ def use_threads(count: int | None) -> None:
 
 def all_cores() -> None:
     """Let torch use the threads it may have (`use_threads`, else every core): engine sessions leave behind the count they were raced with."""
-    from fourfold.machine import here
+    from fourfold.host import here
 
     wanted = _threads or here().cores
     if torch.get_num_threads() != wanted:
@@ -133,7 +133,7 @@ def pays_threads(rounds: int = 3) -> int:
 
     Beside a busy neighbour, threads that wait for one another at the end of every operation take several times longer than one alone.
     """
-    from fourfold.machine import here
+    from fourfold.host import here
 
     cores = here().cores
     if cores == 1:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fourfold.ingest.anatomy import Anatomy
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrite import Option, Rewrite
+from fourfold.structure.discover import Anatomy
 
 if TYPE_CHECKING:
     from fourfold.recipe import Recipe

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fourfold.ingest.anatomy import Anatomy, Bundle, consumer_module, consumer_weight
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrite import Option, Rewrite
+from fourfold.structure.discover import Anatomy, Bundle, consumer_module, consumer_weight
 
 if TYPE_CHECKING:
     from fourfold.recipe import Recipe

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fourfold.rewrite import Option, Rewrite
 
 if TYPE_CHECKING:
-    from fourfold.ingest.data import Examples
+    from fourfold.datasets.examples import Examples
     from fourfold.recipe import Recipe
 
 

@@ -22,15 +22,15 @@ import numpy as np
 from torch import nn
 
 from fourfold.errors import ModelError
-from fourfold.ingest.parts import Vocabulary, rows_for
-from fourfold.ingest.rows import own_table, settings
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrite import Option, Rewrite
+from fourfold.structure.anatomy import Vocabulary, rows_for
+from fourfold.structure.token_tables import own_table, settings
 
 if TYPE_CHECKING:
-    from fourfold.ingest.data import Examples
-    from fourfold.ingest.model import Subject
+    from fourfold.datasets.examples import Examples
+    from fourfold.frontends.model import Subject
 
 MODELS = ("WordPiece", "BPE", "Unigram", "WordLevel")
 ALIGN = 8  # rows are kept in multiples of this: matrix products like round sizes
@@ -319,8 +319,8 @@ def reencoded(examples: Examples, subject: Subject, pruned: Pruned, max_length: 
     by id, a piece that is gone becoming the kept pieces it falls into. Per-token scores (perplexity) of such texts count more tokens than before:
     compare only where nothing fell apart. `subject` is the original.
     """
-    from fourfold.ingest.data import Ragged
-    from fourfold.ingest.encode import paddings, tokenised
+    from fourfold.datasets.encode import paddings, tokenised
+    from fourfold.datasets.examples import Ragged
 
     smaller = replace(subject, tokenizer=pruned.tokenizer)
     pad = {
@@ -347,7 +347,7 @@ def reencoded(examples: Examples, subject: Subject, pruned: Pruned, max_length: 
 
 
 def _is_language(examples: Examples) -> bool:
-    from fourfold.ingest.data import Ragged
+    from fourfold.datasets.examples import Ragged
 
     ids, targets = examples.columns.get("input_ids"), examples.targets
     return isinstance(ids, Ragged) and isinstance(targets, Ragged) and ids.values is targets.values or targets is ids
@@ -377,6 +377,6 @@ def _falls(pruned: Pruned, tokenizer: Any) -> list[list[int]]:
 
 
 def _mapped(column: Any, pieces: list[list[int]]) -> Any:
-    from fourfold.ingest.data import Ragged
+    from fourfold.datasets.examples import Ragged
 
     return Ragged.of([np.array([new for old in row for new in (pieces[old] if old >= 0 else [old])], dtype=np.int64) for row in column], np.int64)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fourfold.decisions.schedule._go.features import Reading
 from fourfold.decisions.schedule._go.network import Action, Batch, Network
 from fourfold.decisions.schedule._go.policy import taken
-from fourfold.decisions.schedule._go.reading import Reading
 from fourfold.decisions.schedule.problem import Answer
 
 _PLACES = (5, 8, 9)                                                    # columns of `Reading.node`: along the longest path, depth first, by layer

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fourfold.decisions.schedule._go.reading import DEVICE, GRAPH, KINDS, NODE, PAIR, Feedback, Reading
+from fourfold.decisions.schedule._go.features import DEVICE, GRAPH, KINDS, NODE, PAIR, Feedback, Reading
 
 LEVELS = 9                                                             # what the order head chooses among; the middle one changes nothing
 _BIG = -1e9                                                            # logit of what may not be chosen

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourfold.decide import Budget
+from fourfold.decisions.schedule._go.features import Feedback, Reading
 from fourfold.decisions.schedule._go.network import LEVELS, Action, Batch, Network, Scores
-from fourfold.decisions.schedule._go.reading import Feedback, Reading
 from fourfold.decisions.schedule._go.repair import Mended, mended
 from fourfold.decisions.schedule._parts import Work, fit, fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
+from fourfold.problem import Budget
 from fourfold.solvers.ppo import Rollout
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from fourfold.cost.simulate import Played, play
-from fourfold.decisions.schedule._go.reading import Reading
+from fourfold.decisions.schedule._go.features import Reading
 from fourfold.decisions.schedule._parts import _LOOK, Work, _circle, _crossing, fit
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible

@@ -6,10 +6,10 @@ import copy
 
 import torch
 
-from fourfold.decide import Budget
 from fourfold.decisions.schedule._go.network import Network
 from fourfold.decisions.schedule._go.policy import Case, Policy, rollouts
 from fourfold.decisions.schedule._go.repair import Mended
+from fourfold.problem import Budget
 from fourfold.solvers.ppo import Ppo, Rates
 
 RATES = Rates(step=5e-4, clip=0.2, epochs=2, entropy=1e-3)

@@ -1,0 +1,1 @@
+"""Intensities, jobs and other tools' records."""

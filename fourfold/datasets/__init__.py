@@ -1,0 +1,1 @@
+"""A user's data become examples, splits and a task with its metric."""

@@ -1,0 +1,1 @@
+"""A user's model becomes a module we work on, a program and a graph."""

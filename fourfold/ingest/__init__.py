@@ -1,1 +1,0 @@
-"""What the user brought becomes what we work on: models, data, tasks."""

@@ -1,0 +1,1 @@
+"""A page a job: asks, decides, runs, books, reports."""

@@ -1,0 +1,214 @@
+"""The main job, told on one page: measure the original, find what can go, search, recover, race, prove, save.
+
+`optimize` hands each room what it needs, so that no room reaches for another; the stages themselves are `fourfold.run.stages`, on a
+`fourfold.jobs.optimize.state`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fourfold.errors import FourfoldError, Infeasible, InputError, ModelError
+from fourfold.folder import MANIFEST, beside, foreign, journal_of, may_replace, swap
+from fourfold.jobs.optimize.front import Choice, Front
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fourfold.jobs.optimize.state import Job
+
+
+def optimize(
+    model: Any,
+    data: Any,
+    *,
+    floor: float | str = 0.97,
+    budget: float | str = "10min",
+    objective: str = "energy",
+    out: str | Path | None = None,
+    metric: Any = None,
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    splits: Any = None,
+    seed: int = 0,
+    engines: Sequence[str] | None = None,
+    threads: int | Sequence[int] | None = None,
+    max_length: int | None = None,
+    fresh: bool = False,
+    force: bool = False,
+    progress: Any = None,
+    command: str = "",
+    site: Any = None,
+    to_site: Any = None,
+    hall: str | None = None,
+    pue: float | str | None = None,
+    agree: float | str | None = None,
+    anyway: bool = False,
+    tokenizer: str | Path | None = None,
+) -> Front:
+    """Make `model` cheaper and prove it.
+
+    model: a Hugging Face style directory, "package.module:factory", an .onnx file, or an nn.Module. tokenizer: a folder with the tokenizer's files,
+    where they do not lie beside the model. data: see `fourfold.datasets.examples.load_data`. floor: relative
+    quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
+    energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
+    -> float. agree: a second floor, the share of answers that must be the original's own, held in the same way.
+    anyway: go on though the original is no better than the most frequent class, or its classes seem to be in another order.
+    With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
+    so far. A folder `out` that holds anything but an earlier artefact is refused before any work; with `force` it moves aside, whole. progress: None
+    shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`, `hall` and `pue` put the
+    other two levers into the report (`fourfold.jobs.levers`).
+
+    Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
+    """
+    from fourfold import engines as registry
+    from fourfold.jobs.clean import bound
+    from fourfold.jobs.levers import examine
+    from fourfold.jobs.optimize.baseline import baseline
+    from fourfold.jobs.optimize.breakdown import ladder
+    from fourfold.jobs.optimize.build_and_race import contest
+    from fourfold.jobs.optimize.command import spelled
+    from fourfold.jobs.optimize.deadline import Interrupts
+    from fourfold.jobs.optimize.early import early
+    from fourfold.jobs.optimize.load import read
+    from fourfold.jobs.optimize.search import search
+    from fourfold.jobs.optimize.sensitivity import measure
+    from fourfold.jobs.optimize.significance import prove
+    from fourfold.jobs.optimize.state import Job, Options
+    from fourfold.report.format import percent, span
+    from fourfold.report.terminal import listener
+    from fourfold.workload import Workload, fraction
+
+    work = Workload(model=_words(model), data=_words(data), floor=floor, objective=objective, budget=budget, seed=seed)  # type: ignore[arg-type]
+    for name in engines or ():
+        registry.engine(name)
+    place = examine(site=site, to_site=to_site, hall=hall, pue=pue)   # before hours of work, not after
+    target = may_replace(out, inputs=[model, data], force=force) if out is not None else None
+    folder = _folder(target)
+    counts = [threads] if isinstance(threads, int) else list(threads) if threads else None
+    if counts and min(counts) < 1:
+        raise InputError(f"{min(counts)} threads were asked for.", "Give a positive number of threads.")
+    command = command or spelled(
+        model, data, floor=work.floor, budget=work.budget, columns=columns, objective=objective, out=out, metric=metric, task=task, splits=splits,
+        seed=seed, engines=engines, threads=threads, max_length=max_length, site=site, to_site=to_site, hall=hall, pue=pue, agree=agree,
+        tokenizer=None if tokenizer is None else str(tokenizer),
+    )
+    options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
+    options.anyway = anyway
+    options.agree = None if agree is None else fraction(agree)
+    options.tokenizer = tokenizer
+    shown, ours = listener(progress, work.budget)
+    shown.note(f"budget {span(work.budget)}, floor {percent(work.floor)}, {work.objective}")
+    job = Job(work, options, shown, folder)
+    try:
+        read(job, model, data)
+    except BaseException:
+        if ours:
+            shown.close()
+        raise
+    try:
+        if target is not None:
+            bound(job.journal)
+        baseline(job)
+
+        def interrupted() -> None:
+            job.interrupted = True
+            job.deadline.end()
+            job.warnings.append("Interrupted: the search ended early, and what it had found was raced and proved.")
+            job.listener.note("interrupted: finishing with the best so far (press Ctrl-C again to stop at once)")
+
+        with Interrupts(interrupted) as interrupts:
+            try:
+                interrupts.searching = True
+                early(job)
+                if target is not None and job.best is not None and not (target / "manifest.json").exists():
+                    ladder(job)
+                    first = _front(job, place)
+                    _write(first, target, force)
+                    if first.unsaved is None:
+                        job.listener.note(f"a first proved answer is in {target}; the search goes on")
+                measure(job)
+                search(job)
+            except KeyboardInterrupt:
+                if interrupts.times != 1:  # asked twice, or raised by another hand
+                    raise
+                job.candidates = job.searcher.candidates if job.searcher else []
+            interrupts.searching = False
+            contest(job)
+            prove(job)
+            ladder(job)
+            front = _front(job, place)
+            if target is not None:
+                _write(front, target, force)
+                if not job.interrupted:
+                    asked = [*front.points, *([front.best] if front.best is not None else [])]
+                    bound(job.journal, [part.folder for choice in asked for part in choice.point.assembly.parts if part.folder is not None])
+        return front
+    finally:
+        job.close()
+        if ours:
+            shown.close()
+
+
+def _front(job: Job, place: dict[str, Any]) -> Front:
+    """What has been found, with its report."""
+    from fourfold.jobs.levers import levers
+    from fourfold.jobs.optimize.accounts import report_data
+    from fourfold.report.schema import SCHEMA
+
+    found: dict[str, Any] = {"schema": SCHEMA, **report_data(job)}
+    found["levers"] = levers(found, **place)
+    best = Choice(job.best, job, found) if job.best is not None else None
+    front = Front(job, found, best, points=[Choice(p, job, found) for p in job.points if p.status == "front"])
+    if best is None:
+        front.infeasible = Infeasible(
+            found["infeasible"]["reason"], "Lower the floor, raise the budget, or take one of the nearest candidates.", front
+        )
+    return front
+
+
+def _write(front: Front, target: Path, force: bool) -> None:
+    """Artefact with its reports where the floor is met, else the reports alone. Why a model cannot be made again elsewhere stays in `front.unsaved`:
+    the front in memory is still good. An earlier artefact stays until a new one is complete; a search without one leaves its reports there as
+    attempt.json and attempt.html."""
+    if front.best is not None:
+        try:
+            front.best.save(target, force=force)
+            return
+        except ModelError as error:
+            front.unsaved = error
+            front.report_data |= {"folder": None, "warnings": [*front.report_data["warnings"], f"not saved: {error.message} {error.mend}"]}
+    try:
+        if (target / MANIFEST).exists() and not foreign(target):
+            front.report(target / "attempt.json")
+            front.report(target / "attempt.html")
+            front.report_data["warnings"].append(f"{target} still holds the model of an earlier run; this run's report is attempt.html in it.")
+            return
+        with beside(target) as made:
+            front.report(made / "report.json")
+            front.report(made / "report.html")
+            swap(made, target, force=force)
+    except OSError as error:
+        raise FourfoldError(
+            f"could not write the report into {target}: {error.strerror or error}.", "Free some space; a rerun goes straight to writing."
+        ) from error
+
+
+def _folder(out: Path | None) -> Path:
+    """Where the journal lives: beside the artefact, so that replacing the artefact never touches it."""
+    if out is None:
+        return Path(tempfile.mkdtemp(prefix="fourfold-"))
+    return journal_of(out)
+
+
+def _words(reference: Any) -> str:
+    """A model or data reference as text for the record."""
+    if isinstance(reference, str | Path):
+        return str(reference)
+    if isinstance(reference, dict):
+        return ", ".join(f"{k}={_words(v)}" for k, v in reference.items())
+    return f"{type(reference).__module__}.{type(reference).__qualname__}"
+
+

@@ -1,0 +1,151 @@
+"""The original: its answers, its own best settings, and the models that need no network."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.errors import InputError, MetricError, ModelError
+from fourfold.jobs.optimize.question import questioned
+from fourfold.jobs.optimize.state import Simple
+from fourfold.runtime.artefact import Setting
+
+if TYPE_CHECKING:
+    from fourfold.datasets.examples import Examples
+    from fourfold.jobs.optimize.state import Job
+
+
+def baseline(job: Job) -> None:
+    """The original's answers, its own best settings, and the models that need no network."""
+    job.listener.stage("measuring the original", 3)
+    for name in ("search", "test"):
+        _answer(job, name)
+        if name == "search":
+            questioned(job)
+            own = float(job.task.metric.score(job.base_search, job.splits.search.targets))
+            job.listener.best(f"the original: {job.task.metric.name} {own:.4g} on {len(job.base_search):,} examples of the search split")
+        job.listener.advance()
+    job.quality = _quality(job)
+    job.listener.best(f"the original: {job.task.metric.name} {job.quality:.4g} on {len(job.base_test):,} unseen examples")
+    _simple(job)
+    _tune(job)
+    job.listener.advance()
+
+
+def _answer(job: Job, name: str) -> None:
+    """The original's records on a split. Without labels its own answers are the truth, and agreement with them the quality."""
+    from fourfold.rewrites.compress.combine import evaluate_with
+
+    examples: Examples = getattr(job.splits, name)
+    rows = job.array(f"original:{name}", lambda: evaluate_with(job.subject, job.task, job.subject.module, examples, exact=True))
+    if not np.isfinite(rows).all():
+        bad = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
+        raise ModelError(
+            f"the original answers NaN or infinity on row {bad} of the {name} split.", "Repair the model or remove such inputs first."
+        )
+    setattr(job, f"base_{name}", rows)
+    if examples.targets is None:
+        job.splits = replace(job.splits, **{name: examples.with_targets(job.task.labelled(rows))})
+        job.task = job.task.with_metric("agreement") if job.task.metric.name != "agreement" else job.task
+
+
+def _quality(job: Job) -> float:
+    """The original's own score; raises where the metric, or a share of that score, means nothing."""
+    metric, targets = job.task.metric, job.splits.test.targets
+    quality = float(metric.score(job.base_test, targets))
+    again = float(metric.score(job.base_test, targets))
+    job.relative(job.base_test, "test")  # raises where a share of the original's own score means nothing
+    if not math.isfinite(quality) or again != quality:
+        raise MetricError(
+            f"the metric {metric.name} answered {quality} and then {again} for the same predictions.",
+            "A metric must be a finite, deterministic number.",
+        )
+    if quality <= 0 and metric.greater_is_better:
+        raise InputError(
+            f"the original scores {metric.name} = {quality:.4g}; a share of that means nothing.",
+            "Check labels and model, or give a metric that is positive.",
+        )
+    return quality
+
+
+def _simple(job: Job) -> None:
+    """What needs no network: the majority class or the mean, and a linear model on counted words (counted tokens for language models)."""
+    from fourfold.rewrites.compress.bag_of_words import fit, majority, mean, plain
+
+    train, search, test = job.splits.train, job.splits.search, job.splits.test
+    if train.targets is None:
+        return
+    if job.task.kind == "causal_lm":
+        name, rows, _ = plain(train, test, job.task, job.work.seed)
+        job.simple.append(Simple(name, plain(train, search, job.task, job.work.seed)[1], rows))
+    if job.task.kind not in ("classification", "regression"):
+        return
+    outputs = job.base_test.shape[1]
+    constant = majority(train.targets, outputs) if job.task.kind == "classification" else mean(train.targets)
+    job.simple.append(Simple(constant.name, constant.records(range(len(search))), constant.records(range(len(test)))))
+    if train.raw is not None and len(train.raw) and isinstance(train.raw[0], str | tuple):
+        classes = (job.task.classes or [str(i) for i in range(outputs)]) if job.task.kind == "classification" else None
+        words = fit(train.raw[:30_000], train.targets[:30_000], classes, seed=job.work.seed)
+        job.simple.append(Simple("bag of words", words.records(search.raw or []), words.records(test.raw or []), words))
+
+
+def _tune(job: Job) -> None:
+    """Race the original over back ends, precisions and settings: what everything is measured against, and what is worth building."""
+    from fourfold.engines.select import race_model
+
+    folder = job.folder / "race-original"
+
+    def run() -> dict[str, Any]:
+        outcome = race_model(
+            job.subject,
+            job.subject.module,
+            job.raced(job.splits.search),
+            objective=job.work.objective,
+            engines=job.options.engines,
+            threads=job.options.threads,
+            batch_sizes=[1, 2, 4, 8] if job.sequences else None,
+            budget_s=max(2.0, min(90.0, 0.06 * job.work.budget + 3.0, 0.8 * job.deadline.until("baseline"))),
+            folder=folder,
+            seed=job.work.seed,
+            log=job.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
+        )
+        return outcome.to_json()
+
+    found = job.journal.once("race:original", run)
+    job.race_rows, job.race_rejected = found["table"], found["rejected"]
+    base, best = found["baseline"], found["best"]
+    job.race_files = (best["engine"], best["precision"]), [folder / name for name in found["files"]]
+    job.base_setting = Setting("torch", "fp32", base["threads"], base["batch"], base["bucket"])
+    job.pairs = _best_pairs(found["table"], job.work.objective, job.base_setting)
+    row = next(r for r in found["table"] if r["who"] == "baseline" and r["stage"] == "final")
+    job.base_cpu, job.base_wall = row["cpu_per_example"], row["wall_per_example"]
+    job.listener.best(
+        f"the original: {job.task.metric.name} {job.quality:.4g}; {1e3 * job.base_cpu:.2f} ms CPU per example at its best ({job.base_setting})"
+    )
+
+
+def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> list[tuple[str, str, dict[str, Any]]]:
+    """(engine, precision, settings) worth building, cheapest first: up to two of eight bits (those near the best), the best of bf16, and the best
+    fp32 back end. Eight bits may cost more quality than the floor allows, bf16 hardly ever does, so neither stands in for the other."""
+    by = "wall" if objective == "latency" else "cpu"
+    found: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
+    for stage in ("final", "heat"):
+        for r in table:
+            key = (r["engine"], r["precision"])
+            if r["who"] == "candidate" and r["stage"] == stage and key not in found:
+                how = (
+                    {"threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]}
+                    if stage == "final"
+                    else {"threads": base.threads, "batch": base.batch, "bucketing": base.bucketing}
+                )
+                found[key] = (float(r[by]["value"]), how)
+    ranked = sorted(found.items(), key=lambda kv: kv[1][0])
+    pays = [(e, p, how) for (e, p), (ratio, how) in ranked if ratio < 0.97 or (objective == "memory" and p != "fp32")]
+    narrow = [w for w in pays if w[1] not in ("fp32", "bf16")]
+    narrow = [w for w in narrow if objective == "memory" or found[w[0], w[1]][0] < 1.6 * found[narrow[0][0], narrow[0][1]][0]]
+    kept = narrow[:2] + [w for w in pays if w[1] == "bf16"][:1] + [w for w in pays if w[1] == "fp32"][:1]
+    return [w for w in pays if w in kept]

@@ -1,0 +1,181 @@
+"""How a plan is made: the machine, and the solvers asked in turn.
+
+`fourfold/jobs/plan.py` puts these together with the report into `fourfold.plan`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.decisions.schedule.problem import OBJECTIVES, Answer, Schedule
+from fourfold.errors import FourfoldError, InputError, MissingExtra
+from fourfold.machine import System
+from fourfold.plans import amount
+from fourfold.problem import Budget, Solution, Watch, gap, solve
+from fourfold.registry import technique, techniques
+from fourfold.units import Quantity
+
+if TYPE_CHECKING:
+    from fourfold.frontends.capture import Captured
+
+COMPARED = ("default", "expert", "heft")                                # asked besides, so that the table says what the answer is worth
+_ROOM = "fourfold.decisions.schedule."
+_EXTRAS = {"pymetis": "place"}
+_GRACE = 5.0                                                            # s that comparisons may take beyond a tenth of the budget
+_ENDLESS = 10**12                                                       # evaluations: the clock stops first
+
+
+# ---- the machine
+
+ROUGH = ("This machine was calibrated quickly, without large sizes: what is predicted may be 0.4 to 1.5 times what is measured. "
+         "For closer figures: fourfold calibrate")
+"""What a quick calibration deserves: eager torch took up to 2.4 times what was predicted for models that nothing was fitted to."""
+
+
+def dispatched(system: System, captured: Captured) -> tuple[System, list[str]]:
+    """(the system as this program finds it, what to know of that). JAX takes far longer than torch to dispatch an op that is not compiled, so on this
+    machine its dispatch is timed here and now, and every op costs that much at least.
+    """
+    if captured.program.dialect != "jax" or not system.local:
+        return system, []
+    import jax  # type: ignore[import-not-found]
+
+    x, took = jax.numpy.ones(8), []
+    for _ in range(60):
+        began = time.perf_counter()
+        for primitive in (jax.lax.add_p, jax.lax.mul_p, jax.lax.max_p, jax.lax.sub_p):
+            primitive.bind(x, x)
+        took.append((time.perf_counter() - began) / 4)
+    low, call, high = (float(q) for q in np.quantile(took[10:], [0.05, 0.5, 0.95]))
+    timed = Quantity(call, "s", "measured", low, high, source="jax's dispatch, timed when the plan was made")
+    devices = tuple(replace(device, launch=max(device.launch, call),
+                            efficiency={family: replace(one, launch=max(device.launch if one.launch is None else one.launch, call))
+                                        for family, one in device.efficiency.items()})
+                    for device in system.devices)
+    changed = {f"{new.name}.launch": timed for old, new in zip(system.devices, devices, strict=True) if new.launch != old.launch}
+    changed |= {f"{new.name}.efficiency.{family}.launch": timed for old, new in zip(system.devices, devices, strict=True)
+                for family, one in new.efficiency.items() if one.launch != old.efficiency[family].launch}
+    note = f"JAX takes {1e6 * call:.0f} µs to dispatch an op, as timed now: every task is priced so, also those that XLA would join."
+    return replace(system, devices=devices, figures={**system.figures, **changed}), [note]
+
+
+def machine(ref: Any) -> tuple[System, list[str]]:
+    """(the system, what to know of it): "here", a TOML file, a shipped name, or a System. Raises InputError as `System.read` does."""
+    if isinstance(ref, System):
+        return ref, []
+    system = System.read(ref)
+    if str(ref) != "here" or system.local and any(figure.grade == "measured" for figure in system.figures.values()):
+        from fourfold.jobs.calibrate import QUICK
+
+        rough = str(ref) == "here" and any((figure.source or "").endswith(f", {QUICK}") for figure in system.figures.values())
+        return system, [ROUGH] if rough else []
+    why = "was measured on another processor" if Path(".fourfold/machine.toml").is_file() else "is not there"
+    return system, [f"This machine is not calibrated (.fourfold/machine.toml {why}): its figures are assumed. Measure them: fourfold calibrate"]
+
+
+# ---- the solvers
+
+def names() -> list[str]:
+    """Solvers that answer the question, by name."""
+    return sorted(name for name, module in techniques().items() if module.startswith(_ROOM))
+
+
+def check(solver: str, objective: str) -> None:
+    """Raises InputError for a solver or an objective that there is not, MissingExtra where a solver's package is not installed."""
+    for what, given, known in (("solver", solver, names()), ("objective", objective, list(OBJECTIVES))):
+        if given not in known:
+            near = difflib.get_close_matches(given, known, n=1)
+            raise InputError(f"There is no {what} {given!r}.", (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}.")
+    for need in technique(solver).needs:
+        if importlib.util.find_spec(need.split(".")[0]) is None:
+            extra = _EXTRAS.get(need)
+            raise MissingExtra(f"The solver {solver} needs {need}, which is not installed.",
+                               f"Install it: pip install 'fourfold[{extra}]'" if extra else f"Install it: pip install {need}")
+
+
+@dataclass
+class Decided:
+    """The best answer, what every solver gave, and whether Ctrl-C cut it short."""
+
+    solution: Solution[Answer]
+    table: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def decide(problem: Schedule, solver: str = "auto", *, budget: float = 60.0, evaluations: int | None = None, seed: int = 0, finetune: bool = False,
+           listener: Any = None) -> Decided:
+    """Ask `solver` with the `budget` (s) for the plan, and before it `COMPARED` for the table, with a tenth each (`auto` asks those itself).
+
+    What those take beyond a tenth in all is taken off the solver's share, down to a quarter. `decide.solve` examines each. Where `solver` finds no
+    plan that fits, the cheapest of the others stands in, and the note says so.
+
+    Raises Infeasible where nobody finds a plan that fits, InputError where `solver` declines, and KeyboardInterrupt on a second Ctrl-C.
+    """
+    found: dict[str, Solution[Answer]] = {}
+    failed: dict[str, FourfoldError] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    shown = 0
+
+    def tell(elapsed: float) -> None:
+        nonlocal shown
+        now = min(int(elapsed), int(budget))
+        if listener is not None and now > shown:
+            listener.advance(now - shown)
+            shown = now
+
+    began = time.monotonic()
+
+    def ask(name: str) -> None:
+        spent = time.monotonic() - began
+        mine = max(0.25 * budget, min(budget, 1.1 * budget + _GRACE - spent)) if name == solver else 0.1 * budget
+        mine = budget if evaluations is not None else mine              # evaluations stop it, alike on every machine
+        try:
+            one = solve(problem, _made(name, finetune), Budget(mine, _ENDLESS if evaluations is None else evaluations), seed)
+        except FourfoldError as error:
+            failed[name], rows[name] = error, _row(name, None, note=error.message)
+            return
+        found[name] = one
+        for row in one.evidence.get("table", ()):
+            rows[row["solver"]] = _row(row["solver"], row["cost"], row["seconds"], row["evaluations"], None, row["note"])
+        rows[name] = _row(name, one.cost, one.seconds, one.evaluations, one.gap, one.note)
+        if listener is not None:
+            best = min(found.values(), key=lambda one: one.cost)
+            listener.best(f"{amount(best.cost, best.unit)} ({best.solver})")
+
+    if listener is not None:
+        listener.stage("schedule", max(1, int(budget)))
+    with Watch(tell) as watch:
+        for name in [*(one for one in COMPARED if solver not in (one, "auto")), solver]:
+            ask(name)
+        if solver in failed and failed[solver].exit_code == 2:
+            raise failed[solver]
+        if solver in failed:
+            for name in COMPARED:
+                ask(name) if name not in rows else None
+    if not found:
+        raise failed[solver]
+    best = found.get(solver) or min(found.values(), key=lambda one: one.cost)
+    if solver in failed:
+        best = replace(best, note=f"{solver} gave no plan ({failed[solver].message.rstrip('.')}); this is {best.solver}'s.")
+    bounds = [one.bound for one in found.values() if one.bound is not None]
+    bound = min(max(bounds), best.cost) if bounds else None
+    return Decided(replace(best, bound=bound, gap=gap(best.cost, bound)), list(rows.values()), watch.stopped)
+
+
+def _made(name: str, finetune: bool) -> Any:
+    import inspect
+
+    kind = technique(name)
+    return kind(finetune=True) if finetune and "finetune" in inspect.signature(kind).parameters else kind()
+
+
+def _row(name: str, cost: float | None, seconds: float = 0.0, evaluations: int = 0, above: float | None = None, note: str = "") -> dict[str, Any]:
+    title = technique(name).title if name in techniques() else name
+    return {"solver": name, "title": title, "cost": cost, "seconds": seconds, "evaluations": evaluations, "gap": above, "note": note}

@@ -1,0 +1,1 @@
+"""The account book: hash-chained rows, who saved what."""

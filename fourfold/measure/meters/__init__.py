@@ -1,0 +1,1 @@
+"""The meters, a file each: raw counters, a boundary, a grade."""

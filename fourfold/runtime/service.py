@@ -1,0 +1,211 @@
+"""What serving costs: text in, answer out, as `predict` runs it. Tokenising, counting words, collating, the engine, the gates and un-batching count.
+
+Rows are dealt at random into calls. Every runner answers every call, interleaved in random order with the original's own service, so each call is
+other rows in another round, and resampling calls resamples rows and rounds together. The cost is Σ time / Σ time of the original: a mean, because a
+rare dear row is part of the bill. Where a call is but a sample, a cascade's cost is corrected to the shares that all rows have (a control variate,
+Owen 2013, §8.9).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.datasets.unread import Unread
+from fourfold.measure.race import Clock, RaceResult, Ratio, SystemClock
+
+if TYPE_CHECKING:
+    from fourfold.datasets.examples import Examples
+    from fourfold.datasets.task import Task
+    from fourfold.runtime.artefact import Assembly
+
+ORIGINAL = "original"
+CALLS = 12  # calls that the rows are dealt into where there are enough of them
+MOST_ROWS = 256  # rows of one call
+PROCESS = 0.02  # relative standard deviation of a ratio from one process to the next on one host; benchmarks/verify.py measures it
+
+
+@dataclass(frozen=True)
+class Served:
+    """The cost of a service. `result`: the race's ratios to the original's service, its times seconds of one call. `wall`, `cpu`: seconds of a row.
+    rows: that were answered; `call`: rows of a call; `corrected`: by how much the shares of all rows moved the ratio of CPU time."""
+
+    result: RaceResult
+    rows: int
+    call: int
+    wall: float
+    cpu: float
+    corrected: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "result": self.result.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Served:
+        """The reverse of `to_json`."""
+        return cls(**{**data, "result": RaceResult.from_json(data["result"])})
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Who answers: an assembly. `owners` int64 [N], where it is a cascade: which member answers each row of the whole split; `parts`: the names of
+    the runners that are its members alone."""
+
+    assembly: Assembly
+    owners: np.ndarray | None = None
+    parts: tuple[str, ...] = ()
+
+
+@dataclass
+class Timed:
+    """Seconds of every (runner, call): lists of (wall, cpu), one entry a round."""
+
+    calls: list[np.ndarray]
+    times: dict[str, list[list[tuple[float, float]]]] = field(default_factory=dict)
+
+    def seconds(self, name: str) -> np.ndarray:
+        """[calls, 2]: the median over rounds, wall and CPU."""
+        return np.array([np.median(np.array(one), axis=0) for one in self.times[name]])
+
+
+def requests(assembly: Assembly, examples: Examples, rows: np.ndarray, task: Task, max_length: int | None) -> Callable[[], Examples | Unread]:
+    """One call of `rows` as a service would get it: raw texts where there are any, each time anew, else the arrays."""
+    part = examples.take(rows)
+    if task.kind in ("classification", "regression") and part.raw is not None and len(part.raw) and isinstance(part.raw[0], str | tuple):
+        raw, subject = part.raw, assembly.reader()
+        return lambda: Unread(raw, subject, max_length)
+    if task.kind not in ("causal_lm",):
+        part = part.with_targets(None)
+    return lambda: part
+
+
+def runner(assembly: Assembly, examples: Examples, rows: np.ndarray, task: Task, max_length: int | None, single: bool) -> Callable[[], None]:
+    """Answers `rows`: in one call, or (`single`) in a call each."""
+    asks = [requests(assembly, examples, one, task, max_length) for one in (np.split(rows, len(rows)) if single else [rows])]
+
+    def run() -> None:
+        for ask in asks:
+            assembly.answers(ask(), task)
+
+    return run
+
+
+def race_services(
+    runners: Mapping[str, Runner],
+    examples: Examples,
+    task: Task,
+    *,
+    seconds: float,
+    seed: int = 0,
+    objective: str = "energy",
+    max_length: int | None = None,
+    calls: int = CALLS,
+    least: int = 96,
+    clock: Clock | None = None,
+) -> dict[str, Served]:
+    """Cost of every runner relative to `runners["original"]`.
+
+    seconds: wall time for all of it; as many rows are answered as fit in (`least` in any case), all of `examples` at most, and further rounds are
+    run while time is left. objective "latency" asks for one row at a time. Raises KeyError without an original.
+    """
+    clock = clock or SystemClock()
+    runners[ORIGINAL]
+    began = clock.wall()
+    single, least = objective == "latency", 24 if objective == "latency" else least
+    order = np.random.default_rng([seed, 17]).permutation(len(examples))
+    first = order[: min(len(order), 8 if single else 32)]
+    each = 0.0  # seconds that all runners together take for a row
+    for one in runners.values():
+        run = runner(one.assembly, examples, first, task, max_length, single)
+        run()
+        at = clock.wall()
+        run()
+        each += (clock.wall() - at) / len(first)
+    left = max(0.0, seconds - (clock.wall() - began))
+    count = int(np.clip(0.9 * left / max(each, 1e-9), min(least, len(order)), len(order)))
+    number = int(np.clip(count // (4 if single else 32), min(count, 5), calls))
+    number = max(number, math.ceil(count / MOST_ROWS))
+    timed = Timed([np.sort(part) for part in np.array_split(order[:count], number)])
+    rng = np.random.default_rng([seed, 18])
+    doing = {
+        name: [runner(one.assembly, examples, rows, task, max_length, single) for rows in timed.calls] for name, one in runners.items()
+    }
+    timed.times = {name: [[] for _ in timed.calls] for name in runners}
+    for round_ in range(8):
+        at = clock.wall()
+        for k in rng.permutation(len(timed.calls)):
+            for name in rng.permutation(np.array(list(runners), dtype=object)):
+                wall, cpu = clock.wall(), clock.cpu()
+                doing[name][k]()
+                timed.times[name][k].append((clock.wall() - wall, clock.cpu() - cpu))
+        took = clock.wall() - at
+        if round_ >= (0 if count < len(order) else 1) and clock.wall() - began + took > seconds or clock.wall() - began + took > 1.5 * seconds:
+            break
+    return {name: _served(name, one, timed, runners, seed) for name, one in runners.items()}
+
+
+def _served(name: str, who: Runner, timed: Timed, runners: Mapping[str, Runner], seed: int) -> Served:
+    ours, theirs = timed.seconds(name), timed.seconds(ORIGINAL)
+    rows = np.array([len(call) for call in timed.calls])
+    ratios, moved = [], 0.0
+    for column in (0, 1):
+        shift, spread = _correction(who, timed, column, runners)
+        moved = shift
+        ratios.append(ratio(ours[:, column], theirs[:, column], shift=shift, spread=spread, seed=seed, same=name == ORIGINAL))
+    (wall_min, cpu_min), (wall, cpu) = ours.min(0).tolist(), ours.mean(0).tolist()
+    total = ours.sum(0) / rows.sum()
+    rounds = len(timed.times[name][0])
+    result = RaceResult(name, ORIGINAL, rounds * len(rows), 1, wall_min, wall, cpu_min, cpu, ratios[0], ratios[1])
+    return Served(result, int(rows.sum()), int(rows.max()), float(total[0]), float(total[1]), moved)
+
+
+def _correction(who: Runner, timed: Timed, column: int, runners: Mapping[str, Runner]) -> tuple[float, float]:
+    """(what the ratio misses because the rows raced were routed otherwise than all rows are; the standard error of all rows' own routing)."""
+    if who.owners is None or not all(part in runners for part in who.parts):
+        return 0.0, 0.0
+    base = timed.seconds(ORIGINAL)[:, column].sum()
+    costs = np.cumsum([timed.seconds(part)[:, column].sum() / base for part in who.parts])   # a row answered by member k has paid members 0 … k
+    price = costs[who.owners]
+    raced = np.concatenate(timed.calls)
+    return float(price.mean() - price[raced].mean()), float(price.std() / math.sqrt(len(price)))
+
+
+def ratio(
+    ours: np.ndarray, theirs: np.ndarray, *, shift: float = 0.0, spread: float = 0.0, seed: int = 0, resamples: int = 2000, same: bool = False
+) -> Ratio:
+    """Σ ours / Σ theirs + shift, with its 90 % interval by the bootstrap over calls (Efron 1979), widened by Student's t for few calls, by `spread`
+    (a standard error) and by what changes from process to process. ours, theirs: seconds of each call [K]. The verdict is at 99 %."""
+    from scipy.stats import t
+
+    value = float(ours.sum() / max(theirs.sum(), 1e-12))
+    if same:
+        return Ratio(1.0, 1.0, 1.0, 0)
+    count = len(ours)
+    picks = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    logs = np.log(np.maximum(ours[picks].sum(1), 1e-12) / np.maximum(theirs[picks].sum(1), 1e-12))
+    value = max(value + shift, 0.05 * value)
+    error = math.sqrt(float(logs.var()) * count / max(1, count - 1) + PROCESS**2 + (spread / max(value, 1e-12)) ** 2)
+    at90, at99 = (float(t.ppf(q, max(1, count - 1))) for q in (0.95, 0.995))
+    verdict = 0 if count < 3 else -1 if value * math.exp(at99 * error) < 1 else 1 if value * math.exp(-at99 * error) > 1 else 0
+    return Ratio(value, value * math.exp(-at90 * error), value * math.exp(at90 * error), verdict)
+
+
+def disagrees(whole: Served, parts: Sequence[Served], reach: Sequence[float]) -> str | None:
+    """A sentence where a cascade's cost cannot be: below its own first member's, or outside the arithmetic of its parts; None where it can.
+
+    reach: share of the rows that reaches each member, the first 1. Members run alone read all rows, handed-on rows are others and come in smaller
+    batches, so the arithmetic of what is handed on counts within half and four times of it.
+    """
+    cost, first = whole.result.cpu, parts[0].result.cpu
+    if cost.high < first.low:
+        return f"it was measured at {cost.value:.2%} of the original's cost, below its own first member's {first.value:.2%}"
+    rest = sum(share * part.result.cpu.value for share, part in zip(reach[1:], parts[1:], strict=True))
+    low, high = first.low + 0.5 * rest, first.high + 4.0 * rest
+    if cost.high < low or cost.low > high:
+        return f"it was measured at {cost.value:.2%} of the original's cost, where its members add up to {first.value + rest:.2%}"
+    return None

@@ -1,0 +1,1 @@
+"""What a module is made of, and how it is rebuilt elsewhere."""
