@@ -5,13 +5,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from fourfold.units.figure import Figure
 from fourfold.units.provenance import walk
 from fourfold.units.spread import crosses, deviations
-
-if TYPE_CHECKING:
-    from fourfold.units.quantity import Quantity
 
 _DRAWS = 4096
 
@@ -31,7 +28,7 @@ def _stream(source: str) -> Sequence[float]:
     return array("d", (normal((rank + 0.5) / _DRAWS) for rank in ranks))
 
 
-def sampled(part: Quantity) -> Sequence[float]:
+def sampled(part: Figure) -> Sequence[float]:
     """4,096 draws of a figure, in its unit: from its errors where they say all, through its inputs where a wide sum is among them."""
     for node in walk(part, _pending):
         if _pending(node):
@@ -42,11 +39,11 @@ def sampled(part: Quantity) -> Sequence[float]:
     return part.__dict__["_drawn"] if part.__dict__["_wide"] else _leaf(part)
 
 
-def _pending(node: Quantity) -> bool:
+def _pending(node: Figure) -> bool:
     return node.__dict__["_wide"] and "_drawn" not in node.__dict__
 
 
-def _centre(node: Quantity) -> float:
+def _centre(node: Figure) -> float:
     """The result of the inputs' best values, in their units."""
     first, *others = (child.value for child in node.inputs)
     if node.op in ("+", "-"):
@@ -54,7 +51,7 @@ def _centre(node: Quantity) -> float:
     return first * others[0] if node.op == "*" else first / others[0]
 
 
-def _drawn_sum(node: Quantity) -> list[float]:
+def _drawn_sum(node: Figure) -> list[float]:
     """Terms with the very same errors move together, so they are added before they are drawn."""
     alike: dict[tuple[tuple[str, float], ...], float] = {}
     terms: list[tuple[float, Sequence[float]]] = []
@@ -71,14 +68,14 @@ def _drawn_sum(node: Quantity) -> list[float]:
     return made
 
 
-def _drawn_product(node: Quantity) -> list[float]:
+def _drawn_product(node: Figure) -> list[float]:
     first, second = (sampled(child) for child in node.inputs)
     if node.op == "*":
         return [a * b for a, b in zip(first, second, strict=True)]
     return [a / b if b else 0.0 for a, b in zip(first, second, strict=True)]
 
 
-def _leaf(part: Quantity) -> list[float]:
+def _leaf(part: Figure) -> list[float]:
     """Draws of a figure whose errors say all."""
     if part.value and not crosses(part):
         return _lognormal(part.value, tuple(part.errors.items()))

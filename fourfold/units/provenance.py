@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from fourfold.units.dimension import sized
+from fourfold.units.figure import Figure
 from fourfold.units.grade import weakest
 
-if TYPE_CHECKING:
-    from fourfold.units.quantity import Quantity
+F = TypeVar("F", bound=Figure)
 
-def walk(root: Quantity, into: Callable[[Quantity], bool] = lambda node: True) -> list[Quantity]:
+
+def walk(root: F, into: Callable[[F], bool] = lambda node: True) -> list[F]:
     """Every figure below `root` once, inputs before results; without recursion, for sums may be thousands deep. `into` says whose inputs to visit."""
-    done: dict[int, Quantity] = {}
-    stack: list[tuple[Quantity, bool]] = [(root, False)]
+    done: dict[int, F] = {}
+    stack: list[tuple[F, bool]] = [(root, False)]
     while stack:
         node, ready = stack.pop()
         if id(node) in done:
@@ -28,7 +29,7 @@ def walk(root: Quantity, into: Callable[[Quantity], bool] = lambda node: True) -
     return list(done.values())
 
 
-def holdings(root: Quantity) -> dict[str, tuple[float, str]]:
+def holdings(root: Figure) -> dict[str, tuple[float, str]]:
     """Share of the value and grade of each term of a sum, by the term's name; the terms of a product are those of the factor that is a sum."""
     found: dict[int, dict[str, tuple[float, str]]] = {}
     for node in walk(root):
@@ -49,10 +50,10 @@ def holdings(root: Quantity) -> dict[str, tuple[float, str]]:
     return found[id(root)]
 
 
-def _rescale(node: Quantity) -> float:
+def _rescale(node: Figure) -> float:
     """Size of the inputs' unit in the node's: inputs of a sum share a unit, which `to` may since have changed."""
     return sized(node.inputs[0].unit)[0] / sized(node.unit)[0]
 
 
-def worded(node: Quantity) -> str:
+def worded(node: Figure) -> str:
     return f"the number {node.value:g}" if node.op == "number" else str(node)

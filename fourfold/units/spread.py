@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from fourfold.errors import InputError
-
-if TYPE_CHECKING:
-    from fourfold.units.quantity import Quantity
+from fourfold.units.figure import Figure
 
 Z90 = 1.6448536269514722                                              # half-width of a 90 % interval in standard deviations
 
@@ -19,23 +16,23 @@ def cancelled(mine: float, theirs: float) -> float:
     return left if abs(left) > 1e-12 * max(abs(mine), abs(theirs)) else 0.0
 
 
-def exact(part: Quantity) -> bool:
+def exact(part: Figure) -> bool:
     """Whether it has neither an error nor an interval."""
     return not part.errors and part.low == part.high
 
 
-def crosses(part: Quantity) -> bool:
+def crosses(part: Figure) -> bool:
     """Whether its interval holds zero: then no log-standard deviation says how wide it is."""
     low, high = part.bounds
     return low < high and not (0 < low or high < 0)
 
 
-def width(part: Quantity) -> float:
+def width(part: Figure) -> float:
     """Its log-standard deviation; 0 where it has none."""
     return 0.0 if crosses(part) else math.sqrt(sum(size * size for size in part.errors.values()))
 
 
-def deviations(part: Quantity) -> dict[str, float]:
+def deviations(part: Figure) -> dict[str, float]:
     """Standard deviations by source, in the part's unit."""
     low, high = part.bounds
     if part.value == 0:
