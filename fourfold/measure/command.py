@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import InputError
-from fourfold.measure.meter import LEDGER, OUTER, Use, _new_id, _site, _stated, _write, known
+from fourfold.measure.meter import LEDGER, OUTER, _new_id, _site, _stated, _write, known
 from fourfold.measure.process_tree import Tree
 from fourfold.measure.sampler import Station
+from fourfold.measure.use import Use
 
 _PASSED = [signal.Signals(number) for number in (
     getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGCONT")) if number]

@@ -18,16 +18,15 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fourfold.errors import FourfoldError, InputError
+from fourfold.measure import use as _use
 from fourfold.measure.host_lock import forked
 from fourfold.measure.recompute import Charge, differences, recompute
 from fourfold.measure.sampler import Station, Window
-from fourfold.units import Quantity
+from fourfold.measure.use import Use
 
 __all__ = ["Charge", "Meter", "Use", "differences", "known", "recompute"]
 
@@ -35,114 +34,6 @@ LEDGER = Path(".fourfold/ledger.jsonl")                                # where r
 OUTER = "FOURFOLD_RUN"                                                 # environment: the run that this process is inside of
 _current: ContextVar[Window | None] = ContextVar("fourfold_window", default=None)
 _stations: dict[tuple[Any, ...], Station] = {}
-_guard = threading.Lock()                                              # held while a station is made or something may be imported: forks wait
-
-
-@dataclass
-class Use:
-    """What a window used. `readings` are the raw counters at both ends and the stated model; figures follow from them (`recompute`) when asked.
-
-    `wall` and `cpu` are seconds; `energy` maps cpu_dynamic, cpu_idle, memory, disk and gpu to joules or None; `why` says why not, and why a meter
-    was not used; `host` is the whole host's measured energy. `parent` is the run that this one lies inside of: totals count only outermost runs.
-    """
-
-    readings: list[dict[str, Any]]
-    name: str = ""
-    id: str = ""
-    parent: str | None = None
-    work: dict[str, float] = field(default_factory=dict)
-    command: list[str] | None = None
-    code: int | None = None
-    site: dict[str, Any] | None = None
-    failed: str = ""
-    _charge: Charge | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def charge(self) -> Charge:
-        """All figures at once."""
-        if self._charge is None:
-            with _guard:                                               # forks wait, for the first time imports
-                self._charge = recompute(self.readings)
-        return self._charge
-
-    @property
-    def window(self) -> dict[str, Any]:
-        """The reading of the clocks."""
-        return next(row for row in self.readings if row["kind"] == "window")
-
-    @property
-    def wall(self) -> float:
-        """Seconds by the monotonic clock, sleep of the computer left out."""
-        return self.window["wall_s"]
-
-    @property
-    def cpu(self) -> float | None:
-        """CPU seconds of the process and its children (of all threads), or None where they could not be read."""
-        return self.charge.cpu.value if self.charge.cpu else None
-
-    @property
-    def cpu_time(self) -> Quantity | None:
-        """The same with grade and interval."""
-        return self.charge.cpu
-
-    @property
-    def energy(self) -> dict[str, Quantity | None]:
-        """Joules by component, boundary "process"."""
-        return self.charge.energy
-
-    @property
-    def why(self) -> dict[str, str]:
-        """Component or meter → why there is no figure, or why it was not used."""
-        return self.charge.why
-
-    @property
-    def host(self) -> Quantity | None:
-        """Joules of the whole host as its meter read them, whoever caused them; None where there is no meter, or another process reports them."""
-        return self.charge.host
-
-    @property
-    def total(self) -> Quantity | None:
-        """The sum of the components that are known; J, boundary "process"."""
-        return self.charge.total
-
-    @property
-    def co2e(self) -> Quantity | None:
-        """gCO2e of the total, the hall's overhead included; None without a site."""
-        return self.charge.co2e
-
-    @property
-    def cost(self) -> Quantity | None:
-        """USD of the total, the hall's overhead included; None without a site or where no price is known."""
-        return self.charge.cost
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader should know: overlaps, clock steps, sleep, gaps."""
-        return [*self.charge.notes, *([f"The work failed: {self.failed}."] if self.failed else [])]
-
-    def each(self) -> Quantity | None:
-        """Joules for one unit of work; None without a total or without work counted."""
-        done = sum(self.work.values())
-        return self.total / done if self.total is not None and done > 0 else None
-
-    def row(self) -> dict[str, Any]:
-        """The run as a ledger row: plain data."""
-        from fourfold.host import here
-
-        window, figures = self.window, self.charge.to_json()
-        return {"kind": "run", "run": self.id, "parent": self.parent, "name": self.name, "command": self.command, "exit_code": self.code,
-                "place": self.site["id"] if self.site else None, "start_utc": _iso(window["start_utc"]), "end_utc": _iso(window["end_utc"]),
-                "machine": here().to_json(), "readings": self.readings, **figures, "notes": self.notes, "embodied": None, "site": self.site,
-                "work": self.work, "data_hashes": {}}
-
-    def to_json(self) -> dict[str, Any]:
-        """The same without the machine and the readings."""
-        return {name: item for name, item in self.row().items() if name not in ("machine", "readings", "embodied", "data_hashes")}
-
-    def __str__(self) -> str:
-        from fourfold.measure.summary import lines
-
-        return "\n".join(lines(self))
 
 
 class Meter:
@@ -284,7 +175,7 @@ def _station(meters: Sequence[Any] | None, clock: Any, scope: str) -> Station:
     key = (tuple(id(meter) for meter in meters) if meters is not None else None, id(clock) if clock is not None else None, scope)
     station = _stations.get(key)
     if station is None:
-        with _guard:
+        with _use.guard:
             if key not in _stations:
                 _machine()                                             # now: it imports, and a fork meanwhile would leave the child an import lock
                 _forget()                                              # that nobody holds
@@ -313,7 +204,7 @@ _paused: list[Station] = []
 
 
 def _before_fork() -> None:
-    _guard.acquire()                                                   # no station is made meanwhile
+    _use.guard.acquire()                                               # no station is made meanwhile
     _paused[:] = _stations.values()
     for station in _paused:
         station.pause()
@@ -323,12 +214,11 @@ def _after_fork_here() -> None:
     for station in _paused:
         station.resume()
     _paused.clear()
-    _guard.release()
+    _use.guard.release()
 
 
 def _after_fork_child() -> None:
-    global _guard
-    _guard = threading.Lock()                                              # held while a station is made or something may be imported: forks wait
+    _use.guard = threading.Lock()
     _paused.clear()
     _stations.clear()                                                  # windows and threads are the parent's
     forked()
@@ -341,10 +231,6 @@ if hasattr(os, "register_at_fork"):
 def _new_id() -> str:
     """A name for a run: when, and 8 random digits."""
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _site(site: Any) -> dict[str, Any] | None:
