@@ -545,6 +545,19 @@ class Builder:
         return other
 
 
+def number(group: ArrayLike, nodes: int) -> tuple[NDArray[np.int64], int]:
+    """(task i8[N], T): groups numbered from 0 by their first node; every -1 is a group of its own. Raises InputError for another length."""
+    given = np.asarray(group, np.int64)
+    if given.shape != (nodes,):
+        raise InputError(f"There are {nodes} nodes and {given.size} group numbers.", "Give one group number per node.")
+    alone = given < 0
+    distinct = np.where(alone, given.max(initial=0) + 1 + np.arange(nodes), given)
+    _, first, inverse = np.unique(distinct, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return rank[inverse.reshape(-1)], len(first)
+
+
 def _at(items: Sequence[Any], index: int, default: Any) -> Any:
     return items[index] if index < len(items) else default
 

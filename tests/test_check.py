@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourfold.cost.roofline import Prices, fused_seconds
-from fourfold.cost.simulate import Tasks, number, simulate, tasks_of
+from fourfold.cost.simulate import Tasks, simulate, tasks_of
 from fourfold.decisions.schedule._parts import fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule, replay
-from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph
+from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph, number
 from fourfold.machine import Device, Link, System
 from fourfold.zoo.graphs import FAMILIES, make
 

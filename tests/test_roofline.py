@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourfold.cost.roofline import _traffic, families, fused_seconds, joules, seconds, short
-from fourfold.cost.simulate import number, simulate, tasks_of
+from fourfold.cost.simulate import simulate, tasks_of
 from fourfold.errors import InputError
-from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph
+from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph, number
 from fourfold.machine import Device, Efficiency, Link, System
 
 FAST = Device("gpu", "gpu", {"float32": 1e12, "float16": 2e12}, 1e11, 5e-6, 1e10, idle=10.0, busy=100.0)

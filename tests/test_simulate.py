@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourfold.cost.simulate import Tasks, Timeline, bound, number, simulate, simulate_many, tasks_of
+from fourfold.cost.simulate import Tasks, Timeline, bound, simulate, simulate_many, tasks_of
 from fourfold.errors import InputError
-from fourfold.graph import ELEMENTWISE, VIEW, Builder
+from fourfold.graph import ELEMENTWISE, VIEW, Builder, number
 from fourfold.machine import Device, Link, System
 
 GB = 1e9

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fourfold.cost.simulate import number
-from fourfold.graph import BITS, CONTRACTION, ELEMENTWISE, GATHER, INTERMEDIATE, OPAQUE, PARAMETER, REDUCTION, VIEW, Graph
+from fourfold.graph import BITS, CONTRACTION, ELEMENTWISE, GATHER, INTERMEDIATE, OPAQUE, PARAMETER, REDUCTION, VIEW, Graph, number
 from fourfold.machine import Device, Efficiency, System
 
 _CLASS = {OPAQUE: "opaque", ELEMENTWISE: "elementwise", REDUCTION: "reduction", CONTRACTION: "matmul", VIEW: "view", GATHER: "gather"}

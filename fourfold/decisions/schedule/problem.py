@@ -1,7 +1,7 @@
 """The question in arrays: a graph, a system, and what a plan of fusion, placement and order costs and may not do.
 
 An answer gives each node a group (nodes of one group run as one kernel, a task), a device and a priority (a device takes the ready task of largest
-priority; a task has the largest of its nodes). The cost is the simulator's (`cost/simulate.py` states its rules): seconds of a step ("latency"),
+priority; a task has the largest of its nodes). The cost is the simulator's (`cost/simulate` states its rules): seconds of a step ("latency"),
 seconds of the busiest device or lane ("throughput": one step after another, pipelined), joules ("energy") or bytes at the fullest device ("memory").
 
 What may be one group
@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fourfold.cost.simulate import Arrays, Tasks, Timeline, arrays, number, play, simulate, tasks_of
+from fourfold.cost.simulate import Arrays, Tasks, Timeline, arrays, play, simulate, tasks_of
 from fourfold.decisions.schedule import validate
 from fourfold.errors import Infeasible, InputError
-from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, INTERMEDIATE, OPAQUE, REDUCTION, VIEW, Builder, Graph
+from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, INTERMEDIATE, OPAQUE, REDUCTION, VIEW, Builder, Graph, number
 from fourfold.machine import Device, Link, System
 from fourfold.problem import Problem
 

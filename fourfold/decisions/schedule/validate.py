@@ -1,5 +1,5 @@
 """The validator's kernels: which groups break a rule, whether groups wait in a circle, and the simulator's rules once more. They share no code with a
-solver, nor with `cost/simulate.py`; the tests compare them with plain Python on small graphs.
+solver, nor with `cost/simulate`; the tests compare them with plain Python on small graphs.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false
