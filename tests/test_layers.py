@@ -69,7 +69,8 @@ def test_no_file_names_that_say_nothing() -> None:
     ("fourfold.units", "fourfold.ledger.book", True), ("fourfold.ledger.book", "fourfold.units", False),
     ("fourfold.measure.race", "fourfold.measure.quality", False),
     ("fourfold.rewrites.compress.distil", "fourfold.rewrites.compress.static", True), ("fourfold.cost.unit_costs", "fourfold.measure.race", True),
-    ("fourfold.rewrites.compress.combine", "fourfold.rewrites.compress.distil", False), ("fourfold.rewrites.compress.distil", "fourfold.runtime", True),
+    ("fourfold.rewrites.compress.combine", "fourfold.rewrites.compress.distil", False),
+    ("fourfold.rewrites.compress.distil", "fourfold.runtime", True),
     ("fourfold.rewrites.compress._bench", "fourfold.rewrites.compress.distil", False),
     ("fourfold.rewrites.compress.distil", "fourfold.rewrites.compress._bench", True),
 ])
