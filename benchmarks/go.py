@@ -68,7 +68,7 @@ def generalise(problem: Schedule, updates: int, seed: int) -> dict[str, Any]:
 def beside(problem: Schedule, seconds: float, seed: int) -> dict[str, Any]:
     """Each solver's cost within `seconds`, and the policy without polish."""
     rows: dict[str, Any] = {}
-    solvers = {"heft": technique("heft")(), "expert": technique("expert")(), "anneal": technique("anneal")(), "go": Go(polish=False),
+    solvers = {**{name: technique(f"schedule/{name}")() for name in ("heft", "expert", "anneal")}, "go": Go(polish=False),
                "go + polish": Go()}
     for name, solver in solvers.items():
         try:

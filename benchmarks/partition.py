@@ -20,7 +20,8 @@ from fourfold.decisions.pipeline.problem import Latency, MaxLoad, Split
 from fourfold.errors import FourfoldError
 from fourfold.frontends.placement import read_placement, read_split
 from fourfold.problem import Budget, Problem, solve
-from fourfold.registry import technique, techniques
+from fourfold.registry import names as known
+from fourfold.registry import technique
 
 # Figures of the suite's own programs, built with g++ -O2 and run by us: best contiguous DP, PipeDream, local search of two restarts, greedy fill.
 PUBLISHED = {
@@ -52,11 +53,11 @@ def problems(folder: Path, only: str) -> list[tuple[str, str, Problem[Split]]]:
 
 def rows(folder: Path, seconds: float, seed: int, only: str) -> list[dict[str, Any]]:
     """One row a problem and technique."""
-    names = [name for name, module in techniques().items() if module.startswith("fourfold.decisions.pipeline.")]
+    names = known("pipeline")
     for problem in (MaxLoad.sample(0), MaxLoad.sample(1), Latency.sample(0)):
         for name in names:
-            if technique(name).answers == problem.question and not technique(name)().declines(problem):
-                solve(problem, technique(name)(), Budget(5, 2_000))
+            if technique(f"pipeline/{name}").answers == problem.question and not technique(f"pipeline/{name}")().declines(problem):
+                solve(problem, technique(f"pipeline/{name}")(), Budget(5, 2_000))
     found = []
     for workload, question, problem in problems(folder, only):
         base = problem.baseline()
@@ -65,11 +66,11 @@ def rows(folder: Path, seconds: float, seed: int, only: str) -> list[dict[str, A
         note = "impossible: memory" if cost is None else ""
         found.append(head | {"technique": "baseline", "cost": cost, "bound": problem.bound(), "seconds": 0.0, "note": note})
         for name in names:
-            if technique(name).answers != problem.question:
+            if technique(f"pipeline/{name}").answers != problem.question:
                 continue
             start, cpu = time.perf_counter(), time.process_time()
             try:
-                got = solve(problem, technique(name)(), Budget(seconds, 2**60), seed)
+                got = solve(problem, technique(f"pipeline/{name}")(), Budget(seconds, 2**60), seed)
                 row = {"cost": got.cost, "bound": got.bound, "note": got.note}
             except FourfoldError as error:
                 row = {"cost": None, "bound": None, "note": error.message}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fourfold.carbon.hourly import Hours, bundled, read_hours
-from fourfold.decisions.carbon_aware import _compare, certificate
+from fourfold.decisions.carbon_aware import _compare, validate
 from fourfold.decisions.carbon_aware.flow import Flow, size
 from fourfold.decisions.carbon_aware.forecast import Forecast
 from fourfold.decisions.carbon_aware.milp import Milp
@@ -125,8 +125,8 @@ def scaling(sites: tuple[str, ...], values: np.ndarray, quick: bool) -> list[dic
         rows.append(row)
         try:
             found, took = timed(lambda solver=solver, problem=problem: solve(problem, solver, Budget(60)))
-            proof, checked = timed(lambda found=found, problem=problem: certificate.certify(problem, found.answer, found.evidence["mu"]))
-            wrong, verified = timed(lambda found=found, proof=proof, problem=problem: certificate.verify(problem, found.answer, proof))
+            proof, checked = timed(lambda found=found, problem=problem: validate.certify(problem, found.answer, found.evidence["mu"]))
+            wrong, verified = timed(lambda found=found, proof=proof, problem=problem: validate.verify(problem, found.answer, proof))
         except ValueError as error:
             row["error"] = str(error)
             print(f"  {kind:<6} {count:>6} jobs, capacity {capacity:>5g}: {error}")

@@ -77,7 +77,7 @@ def solver_row(problem: Schedule, name: str, seconds: float) -> dict[str, Any]:
     """One solver's answer, or why there is none."""
     head = {"nodes": len(problem.graph), "solver": name}
     try:
-        found, took = timed(lambda: solve(problem, technique(name)(), Budget(seconds, 10**9), 0))
+        found, took = timed(lambda: solve(problem, technique(f"schedule/{name}")(), Budget(seconds, 10**9), 0))
     except FourfoldError as error:
         return head | {"refused": str(error).splitlines()[0]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

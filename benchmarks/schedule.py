@@ -68,8 +68,8 @@ def made(name: str) -> Solver:
     if name == "metis, no repair":
         return Bare()
     if name in ("go", "go+polish"):
-        return technique("go")(polish=name != "go")
-    return technique(name)()
+        return technique("schedule/go")(polish=name != "go")
+    return technique(f"schedule/{name}")()
 
 
 def problems(names: list[str], quick: bool) -> Iterable[tuple[str, int, bool, float, Schedule]]:

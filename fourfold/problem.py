@@ -159,6 +159,7 @@ class Solver(ABC):
     """
 
     title: ClassVar[str]
+    default: ClassVar[bool] = False                                     # what is asked unless another is named
     lever: ClassVar[str]
     answers: ClassVar[str]
     cites: ClassVar[tuple[str, ...]] = ()

@@ -1,24 +1,35 @@
-"""What techniques there are: a folder listing that imports nothing. A new technique is a new file; nothing else has to be told of it."""
+"""What techniques there are: a listing of folders that imports nothing. A new technique is a new file; nothing else has to be told of it.
+
+An id is "question/name": the folder and the file ("schedule/anneal"). A bare name will do where one question alone has it. Every public file of a
+question's folder holds one technique, or is one of `SHARED`; anything else that its techniques share begins with an underscore. `faults` lists what
+breaks these rules, and a test holds it empty.
+"""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from fourfold.errors import InputError
 
-_ROOT = Path(__file__).parent
 _ROOMS = ("rewrites", "decisions")                                      # what is computed; only how, on what, where or when
+_CONTRACTS = ("Rewrite", "Solver")
+SHARED = ("problem", "instance", "validate", "bound")                   # files of a question's folder that are no techniques
+_homes: dict[Path, str] = {Path(__file__).parent: "fourfold"}           # folder that has rooms → its package
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A technique's class attributes, and the first sentence of its file. `question` is its folder ("compress"), `module` its import path."""
+    """A technique's class attributes, and the first sentence of its file. `id` is "question/name", `module` its import path; `status` is "default"
+    (used unless told otherwise), "optional" or "prototype"."""
 
+    id: str
     name: str
     module: str
     question: str
@@ -27,49 +38,139 @@ class Facts:
     cites: tuple[str, ...]
     needs: tuple[str, ...]
     summary: str
+    status: str
 
 
-def techniques() -> dict[str, str]:
-    """Name → module path of every technique, by question, then name."""
-    files = [file for room in _ROOMS for file in sorted((_ROOT / room).glob("*/*.py")) if not file.name.startswith("_") and _classes(file)]
-    return {file.stem: ".".join(["fourfold", *file.relative_to(_ROOT).with_suffix("").parts]) for file in files}
+@contextmanager
+def including(folder: Path, package: str) -> Iterator[None]:
+    """Techniques below `folder` (its rewrites/ and decisions/) besides our own; `package` is their import path, "" where `folder` is on sys.path."""
+    before = dict(_homes)
+    _homes[folder.resolve()] = package
+    _listing.cache_clear()
+    try:
+        yield
+    finally:
+        _homes.clear()
+        _homes.update(before)
+        _listing.cache_clear()
+
+
+def techniques(question: str | None = None, *, prototypes: bool = False) -> dict[str, str]:
+    """Id → module path of every technique (of one `question`), by question, then name; those of `prototype/` only where asked for.
+
+    Raises InputError where two files have one id.
+    """
+    found = dict(sorted(((id, module) for id, module, prototype in _listing() if prototypes or not prototype),
+                        key=lambda item: item[0].split("/")[0]))
+    return {id: module for id, module in found.items() if question is None or id.split("/")[0] == question}
+
+
+def names(question: str) -> list[str]:
+    """Bare names of the techniques of a question."""
+    return [id.split("/")[1] for id in techniques(question)]
+
+
+def resolve(name: str, question: str | None = None) -> str:
+    """The id that `name` means: an id, or a bare name of `question`, or one that a single question has (prototypes among them).
+
+    Raises InputError with the nearest ids where there is none, and with all of them where there are several.
+    """
+    known = techniques(question, prototypes=True)
+    if name in known:
+        return name
+    meant = [id for id in known if id.split("/")[1] == name]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise InputError(f"{name!r} is a technique of {len(meant)} questions.", f"Say which: {', '.join(meant)}.")
+    bare = {id.split("/")[1]: id for id in known}
+    near = [bare[one] for one in difflib.get_close_matches(name.split("/")[-1], bare, n=2, cutoff=0.5)]
+    what = "technique" if question is None else f"technique of {question}"
+    raise InputError(f"There is no {what} {name!r}.", f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(known)}.")
 
 
 def facts(name: str) -> Facts:
-    """The facts of technique `name`, read from its source without running it. Raises InputError with the nearest names where there is none."""
-    module = _module(name)
-    file = _ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    tree = _parse(file)
-    cls = _classes(file)[0]
-    values = {}
-    for line in cls.body:
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-            target, value = line.targets[0].id, line.value
-        elif isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value:
-            target, value = line.target.id, line.value
-        else:
-            continue
-        if target in ("title", "lever", "cites", "needs"):
-            values[target] = ast.literal_eval(value)
-    text = (ast.get_docstring(tree) or "").split("\n\n")[0]
-    lever = values.get("lever", "model" if module.split(".")[1] == "rewrites" else "machine")
-    return Facts(name, module, module.split(".")[2], values.get("title", name), lever, tuple(values.get("cites", ())), tuple(values.get("needs", ())),
-                 " ".join(text.split()))
+    """The facts of the technique that `name` means (`resolve`), read from its source without running it."""
+    id = resolve(name)
+    module = techniques(prototypes=True)[id]
+    file = _file(module)
+    values: dict[str, object] = {}
+    for owner, cls in reversed(_lineage(file, _technique_of(file))):
+        values |= _attributes(owner, cls)
+    text = (ast.get_docstring(_parse(file)) or "").split("\n\n")[0]
+    question, bare = id.split("/")
+    status = "prototype" if ".prototype." in f".{module}." else "default" if values.get("default") else "optional"
+    lever = str(values.get("lever", "model" if ".rewrites." in f".{module}." else "machine"))
+    return Facts(id, bare, module, question, str(values.get("title", bare)), lever, _texts(values.get("cites")), _texts(values.get("needs")),
+                 " ".join(text.split()), status)
 
 
 def technique(name: str) -> type:
-    """The technique's class; imports its file only. Raises InputError as `facts` does."""
-    module = _module(name)
-    file = _ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    return getattr(importlib.import_module(module), _classes(file)[0].name)
+    """The class of the technique that `name` means (`resolve`); imports its file only."""
+    module = techniques(prototypes=True)[resolve(name)]
+    return getattr(importlib.import_module(module), _technique_of(_file(module)).name)
 
 
-def _module(name: str) -> str:
-    known = techniques()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-        raise InputError(f"There is no technique {name!r}.", f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(known)}.")
-    return known[name]
+def faults() -> list[str]:
+    """What the registry cannot list, a sentence each: two files with one id, a public file without exactly one technique, an abstract base in a
+    public file, facts that are not literals."""
+    said = []
+    seen: dict[str, Path] = {}
+    for file, id, prototype in _files():
+        if file.stem in SHARED:
+            continue
+        if id in seen:
+            said.append(f"{file} and {seen[id]} are both {id}")
+        seen[id] = file
+        count = len(_classes(file))
+        if count != 1:
+            said.append(f"{file} holds {count} techniques: a public file of a question's folder holds one, or begins with an underscore")
+            continue
+        users = [other for other, _, _ in _files() if other != file and any(owner == file for cls in _classes(other) for owner, _ in
+                                                                             _lineage(other, cls))]
+        if users:
+            said.append(f"{file} is the base of {users[0].name}: what techniques share begins with an underscore")
+        try:
+            facts(id)
+        except ValueError as error:
+            said.append(f"{file}: {error}")
+        if prototype and file.parent.parent.name not in ("prototype", *_ROOMS):
+            said.append(f"{file} lies in no question's folder")
+    return said
+
+
+# ---- files and their classes
+
+def _files() -> list[tuple[Path, str, bool]]:
+    """(file, id, whether it is a prototype) of every public file of every question's folder."""
+    found = []
+    for home in _homes:
+        for room in (*_ROOMS, "prototype"):
+            found += [(file, f"{file.parent.name}/{file.stem}", room == "prototype") for file in sorted((home / room).glob("*/*.py"))
+                      if not file.name.startswith("_")]
+    return found
+
+
+@cache
+def _listing() -> tuple[tuple[str, str, bool], ...]:
+    """(id, module path, whether it is a prototype) of every technique. Raises InputError where an id is there twice."""
+    found: dict[str, tuple[str, str, bool]] = {}
+    for file, id, prototype in _files():
+        if file.stem in SHARED or not _classes(file):
+            continue
+        if id in found:
+            raise InputError(f"Two techniques are called {id}: {found[id][1]} and {_module(file)}.", "Rename one of the files.")
+        found[id] = id, _module(file), prototype
+    return tuple(found.values())
+
+
+def _module(file: Path) -> str:
+    home = next(home for home in _homes if home in file.parents)
+    return ".".join([*filter(None, [_homes[home]]), *file.relative_to(home).with_suffix("").parts])
+
+
+def _file(module: str) -> Path:
+    return next(file for file, _, _ in _files() if _module(file) == module)
 
 
 @cache
@@ -78,6 +179,70 @@ def _parse(file: Path) -> ast.Module:
 
 
 def _classes(file: Path) -> list[ast.ClassDef]:
-    """The technique classes that a file holds: those deriving from Rewrite or Solver by name."""
-    return [node for node in _parse(file).body if isinstance(node, ast.ClassDef)
-            and any(isinstance(base, ast.Name) and base.id in ("Rewrite", "Solver") for base in node.bases)]
+    """The technique classes that a file holds: those that derive from a contract, directly or through a base of this file or another."""
+    return [node for node in _parse(file).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and _lineage(file, node)]
+
+
+def _technique_of(file: Path) -> ast.ClassDef:
+    """The class to take where bases stand in the same file: the one that derives from the others."""
+    return max(_classes(file), key=lambda cls: len(_lineage(file, cls)))
+
+
+def _lineage(file: Path, cls: ast.ClassDef, depth: int = 0) -> list[tuple[Path, ast.ClassDef]]:
+    """[(file, class), …] from `cls` to the base that derives from a contract itself; [] where none does."""
+    for base in cls.bases:
+        base = base.value if isinstance(base, ast.Subscript) else base
+        name = base.id if isinstance(base, ast.Name) else base.attr if isinstance(base, ast.Attribute) else ""
+        if name in _CONTRACTS:
+            return [(file, cls)]
+        owner, parent = _found(file, name) if depth < 8 else (None, None)
+        if owner is not None and parent is not None and (above := _lineage(owner, parent, depth + 1)):
+            return [(file, cls), *above]
+    return []
+
+
+def _found(file: Path, name: str) -> tuple[Path | None, ast.ClassDef | None]:
+    """Where the class called `name` in `file` is defined: there, or in the module that it is imported from."""
+    for node in _parse(file).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return file, node
+        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+            real = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+            source = _source(file, node)
+            if source is not None and source != file:
+                return _found(source, real)
+    return None, None
+
+
+def _source(file: Path, node: ast.ImportFrom) -> Path | None:
+    """The file of the module that an import names, where it lies beside `file` or below a home."""
+    parts = (node.module or "").split(".")
+    if node.level:
+        bases = [file.parents[node.level - 1].joinpath(*filter(None, parts))]
+    else:
+        bases = [home.joinpath(*parts[len(package.split(".")) if package else 0:]) for home, package in _homes.items()
+                 if not package or parts[: len(package.split("."))] == package.split(".")]
+        bases += [file.parents[depth].joinpath(*parts) for depth in range(min(4, len(file.parents)))]
+    return next((one for base in bases for one in (base.with_suffix(".py"), base / "__init__.py") if one.is_file()), None)
+
+
+def _attributes(file: Path, cls: ast.ClassDef) -> dict[str, object]:
+    """The class attributes that are facts. Raises ValueError where one is no literal."""
+    values: dict[str, object] = {}
+    for line in cls.body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            target, value = line.targets[0].id, line.value
+        elif isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value:
+            target, value = line.target.id, line.value
+        else:
+            continue
+        if target in ("title", "lever", "cites", "needs", "default"):
+            try:
+                values[target] = ast.literal_eval(value)
+            except ValueError:
+                raise ValueError(f"{cls.name}.{target} in {file.name} is not a literal") from None
+    return values
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, tuple | list) else ()

@@ -35,10 +35,12 @@ class Option:
 class Rewrite(ABC):
     """Abstract or final: a technique overrides these and nothing else.
 
-    `lever` is always "model" for rewrites. `cites` are keys of `fourfold.cite.BIBLIOGRAPHY`. `needs` are importable module names.
+    `lever` is always "model" for rewrites. `cites` are keys of `fourfold.cite.BIBLIOGRAPHY`. `needs` are importable module names;
+    `default`: used unless told otherwise.
     """
 
     title: ClassVar[str]
+    default: ClassVar[bool] = False
     lever: ClassVar[str] = "model"
     cites: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()

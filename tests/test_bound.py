@@ -273,7 +273,7 @@ def test_a_chain_with_dear_transfers_is_bound_to_one_device() -> None:
 def test_annealed_plans_of_every_family_stay_above_the_bound(family: str) -> None:
     for system in ("p100x2", "cpux4"):
         problem = Schedule(make(family, 120, 1), System.read(system))
-        found = solve(problem, technique("anneal")(), Budget(600, 300))
+        found = solve(problem, technique("schedule/anneal")(), Budget(600, 300))
         assert found.bound is not None and found.bound <= found.cost
 
 

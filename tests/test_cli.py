@@ -171,10 +171,11 @@ def test_report_writes_what_it_is_asked_to(capsys: pytest.CaptureFixture[str], f
 def test_a_technique_explains_and_cites_itself(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(ran(capsys, "list", "--json")[1])["techniques"]
     assert {"layer_removal", "matrix_pruning", "distil"} <= {row["name"] for row in rows}
+    assert {row["use"] for row in rows} == {"default", "optional"} and len({row["id"] for row in rows}) == len(rows)
     for row in rows:
-        code, out, _ = ran(capsys, "explain", row["name"])
+        code, out, _ = ran(capsys, "explain", row["id"])
         assert code == 0 and row["title"] in out
-        code, out, _ = ran(capsys, "cite", row["name"])
+        code, out, _ = ran(capsys, "cite", row["id"])
         assert code == 0 and out.count("@") >= len(row["cites"])
 
 

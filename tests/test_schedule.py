@@ -31,7 +31,7 @@ NAMES = ("default", "expert", "heft", "peft", "cpop", "metis", "anneal", "exact"
 
 
 def solver(name: str) -> Solver:
-    made = technique(name)()
+    made = technique(f"schedule/{name}")()
     for need in made.needs:
         pytest.importorskip(need)
     return made
@@ -363,4 +363,4 @@ def test_auto_leaves_go_out_where_its_network_takes_too_long_or_lost() -> None:
 
 def test_papers_are_in_the_bibliography() -> None:
     for name in NAMES:
-        assert all(key in BIBLIOGRAPHY for key in technique(name).cites)
+        assert all(key in BIBLIOGRAPHY for key in technique(f"schedule/{name}").cites)

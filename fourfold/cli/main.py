@@ -309,19 +309,30 @@ def report(
 
 
 @app.command("list", epilog="Example: fourfold list")
-def list_techniques(as_json: AsJson = False) -> None:
-    """List the techniques there are, their lever, and what each needs."""
+def list_techniques(
+    question: Annotated[str | None, typer.Argument(help="Only the techniques of this question.")] = None,
+    prototype: Annotated[bool, typer.Option("--prototype", help="Those too that do not pass every check yet.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the techniques there are by question: their lever, what each needs, and whether it is used by default."""
+    from itertools import groupby
+
     from fourfold.registry import techniques
 
-    rows = [_technique_row(name) for name in techniques()]
+    known = techniques(prototypes=prototype)
+    if question is not None and question not in (questions := sorted({id.split("/")[0] for id in known})):
+        raise InputError(f"There is no question {question!r}.", f"There are: {', '.join(questions)}.")
+    rows = [_technique_row(id) for id in known if question in (None, id.split("/")[0])]
     if as_json:
         emit({"techniques": rows})
-    else:
-        from shutil import get_terminal_size
+        return
+    from shutil import get_terminal_size
 
-        narrow = get_terminal_size().columns < 100
-        keys = ("name", "lever", "title", *([] if narrow else ["needs"]), "installed")
-        table([{key: row[key] for key in keys} for row in rows])
+    narrow = get_terminal_size().columns < 100
+    keys = ("name", "lever", "use", "title", *([] if narrow else ["needs"]), "installed")
+    for title, some in groupby(rows, lambda row: row["question"]):
+        print(title)
+        table([{key: row[key] for key in keys} for row in some])
 
 
 @app.command(epilog="Example: fourfold explain cheap/")
@@ -466,7 +477,8 @@ def _technique_row(name: str) -> dict[str, Any]:
 
     found = facts(name)
     missing = [need for need in found.needs if find_spec(need.split(".")[0]) is None]
-    row = {"name": name, "lever": found.lever, "title": found.title, "needs": list(found.needs), "installed": not missing}
+    row = {"id": found.id, "question": found.question, "name": found.name, "use": found.status}
+    row |= {"lever": found.lever, "title": found.title, "needs": list(found.needs), "installed": not missing}
     return {**row, "missing": missing, "summary": found.summary, "cites": list(found.cites)}
 
 

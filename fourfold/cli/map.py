@@ -100,7 +100,7 @@ def _by_site(given: list[str] | None, option: str) -> float | dict[str, float] |
 
 
 def _verify(path: Path | None, as_json: bool) -> None:
-    from fourfold.decisions.carbon_aware.certificate import load, verify
+    from fourfold.decisions.carbon_aware.validate import load, verify
 
     if path is None:
         raise InputError("Which certificate?", "Give certificate.json, or the folder that holds it.")

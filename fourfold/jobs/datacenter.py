@@ -15,7 +15,7 @@ from fourfold.decisions.datacenter._weather import read, read_load
 from fourfold.decisions.datacenter.problem import MIXED, OUTSIDE, Cool, Fleet, Serve
 from fourfold.errors import InputError
 from fourfold.problem import Solution, Solver, solve
-from fourfold.registry import technique, techniques
+from fourfold.registry import names, technique
 from fourfold.units import GRADES, Quantity
 
 COOL = ("economiser", "set_point", "overcooling", "immersion")         # in the order told; a technique beside them is told after
@@ -122,7 +122,7 @@ class _Bench:
 
     def cooling(self, name: str) -> dict[str, Any]:
         """What technique `name` would make of the cooling: factor, PUE after, free hours, set point; or why it cannot be told."""
-        solver: Solver = technique(name)()
+        solver: Solver = technique(f"datacenter/{name}")()
         problem = self.problems[0]
         row: dict[str, Any] = {"name": name, "title": solver.title, "question": "cool", "factor": None, "why": "", "cites": list(solver.cites)}
         if why := solver.declines(problem):
@@ -146,7 +146,7 @@ class _Bench:
 
     def serving(self, name: str) -> dict[str, Any]:
         """What technique `name` would make of the servers: factor on the whole hall, servers off, batches; or why it cannot be told."""
-        solver: Solver = technique(name)()
+        solver: Solver = technique(f"datacenter/{name}")()
         row: dict[str, Any] = {"name": name, "title": solver.title, "question": "serve", "factor": None, "why": "", "cites": list(solver.cites)}
         if why := solver.declines(self.serve):
             return {**row, "why": why}
@@ -220,9 +220,9 @@ class _Bench:
             return []
         point = self.answers["set_point"]["set_point"]
         warm = Cool(datacenter.changed(self.hall, set_point=point), self.weather, self.it_kw, limit=self.limit, hold=self.hold, drawn=self.draws[0])
-        if technique("economiser")().declines(warm):
+        if technique("datacenter/economiser")().declines(warm):
             return []
-        modes = solve(warm, technique("economiser")()).answer["modes"]
+        modes = solve(warm, technique("datacenter/economiser")()).answer["modes"]
         joined = {**problem.baseline(), "set_point": point, "modes": modes}
         return [answer for answer in (joined, {**joined, "cut": "overcooling"}) if not problem.violations(answer)]
 
@@ -246,7 +246,7 @@ def pue_after(pue: float | Quantity, means: Sequence[str], seed: int = 0) -> Qua
     problems = [Cool(hall, datacenter.ANYWHERE, drawn=drawn, pue=datacenter.known_pue(hall, drawn["pue"])) for drawn in datacenter.draws(seed)]
     answer = problems[0].baseline()
     if "set_point" in means:
-        answer["set_point"] = solve(problems[0], technique("set_point")()).answer["set_point"]
+        answer["set_point"] = solve(problems[0], technique("datacenter/set_point")()).answer["set_point"]
     answer = {**answer, "cut": "overcooling" if "overcooling" in means else "", "cooling": "immersion" if "immersion" in means else "air"}
     ratios = [problem.cost(answer) / problem.cost(problem.baseline()) for problem in problems]
     cut = figure(ratios, grade=_grade(answer), method=_METHOD, source="fourfold's hall model: " + " + ".join(means))
@@ -265,8 +265,7 @@ def _grade(answer: dict[str, Any]) -> str:
 
 def _named(question: str, first: tuple[str, ...]) -> list[str]:
     """Techniques of decisions/datacenter that answer `question`: those of `first`, then any other file."""
-    here = [name for name, module in techniques().items() if module.startswith("fourfold.decisions.datacenter.")]
-    found = [name for name in here if getattr(technique(name), "answers", "") == question]
+    found = [name for name in names("datacenter") if getattr(technique(f"datacenter/{name}"), "answers", "") == question]
     return [name for name in first if name in found] + [name for name in found if name not in first]
 
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from fourfold.decisions.carbon_aware import _compare
 from fourfold.decisions.carbon_aware._choose import planner
-from fourfold.decisions.carbon_aware.certificate import Certificate, certify, save, seconds, verify
 from fourfold.decisions.carbon_aware.online import Online
 from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.validate import Certificate, certify, save, seconds, verify
 from fourfold.errors import Infeasible, InputError, unwritable
 from fourfold.folder import may_fill, write
 from fourfold.problem import Budget, Solution, Watch, solve

@@ -44,7 +44,7 @@ def plan(
     """
     from fourfold.decisions.schedule.problem import Schedule
     from fourfold.jobs.optimize.state import Silent
-    from fourfold.jobs.planning import check, decide, dispatched
+    from fourfold.jobs.planning import QUESTION, check, decide, dispatched
     from fourfold.jobs.planning import machine as system_of
     from fourfold.plans import Plan, may_save
     from fourfold.report.graph import write
@@ -54,6 +54,7 @@ def plan(
 
     listener, patience = progress or Silent(), seconds(budget)
     check(solver, objective)
+    solver = solver.removeprefix(f"{QUESTION}/")
     if out is not None:                                                # before hours of work, not after
         may_save(out, [model, data_or_inputs, machine])
     system, notes = system_of(machine)                                 # before the model is captured, which takes longer

@@ -19,14 +19,15 @@ from fourfold.errors import FourfoldError, InputError, MissingExtra
 from fourfold.machine import System
 from fourfold.plans import amount
 from fourfold.problem import Budget, Solution, Watch, gap, solve
-from fourfold.registry import technique, techniques
+from fourfold.registry import names as known_names
+from fourfold.registry import technique
 from fourfold.units import Quantity
 
 if TYPE_CHECKING:
     from fourfold.frontends.capture import Captured
 
 COMPARED = ("default", "expert", "heft")                                # asked besides, so that the table says what the answer is worth
-_ROOM = "fourfold.decisions.schedule."
+QUESTION = "schedule"
 _EXTRAS = {"pymetis": "place"}
 _GRACE = 5.0                                                            # s that comparisons may take beyond a tenth of the budget
 _ENDLESS = 10**12                                                       # evaluations: the clock stops first
@@ -84,16 +85,17 @@ def machine(ref: Any) -> tuple[System, list[str]]:
 
 def names() -> list[str]:
     """Solvers that answer the question, by name."""
-    return sorted(name for name, module in techniques().items() if module.startswith(_ROOM))
+    return sorted(known_names(QUESTION))
 
 
 def check(solver: str, objective: str) -> None:
     """Raises InputError for a solver or an objective that there is not, MissingExtra where a solver's package is not installed."""
+    solver = solver.removeprefix(f"{QUESTION}/")
     for what, given, known in (("solver", solver, names()), ("objective", objective, list(OBJECTIVES))):
         if given not in known:
             near = difflib.get_close_matches(given, known, n=1)
             raise InputError(f"There is no {what} {given!r}.", (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}.")
-    for need in technique(solver).needs:
+    for need in technique(f"{QUESTION}/{solver}").needs:
         if importlib.util.find_spec(need.split(".")[0]) is None:
             extra = _EXTRAS.get(need)
             raise MissingExtra(f"The solver {solver} needs {need}, which is not installed.",
@@ -172,10 +174,10 @@ def decide(problem: Schedule, solver: str = "auto", *, budget: float = 60.0, eva
 def _made(name: str, finetune: bool) -> Any:
     import inspect
 
-    kind = technique(name)
+    kind = technique(f"{QUESTION}/{name}")
     return kind(finetune=True) if finetune and "finetune" in inspect.signature(kind).parameters else kind()
 
 
 def _row(name: str, cost: float | None, seconds: float = 0.0, evaluations: int = 0, above: float | None = None, note: str = "") -> dict[str, Any]:
-    title = technique(name).title if name in techniques() else name
+    title = technique(f"{QUESTION}/{name}").title if name in names() else name
     return {"solver": name, "title": title, "cost": cost, "seconds": seconds, "evaluations": evaluations, "gap": above, "note": note}

@@ -22,7 +22,7 @@ from fourfold.ledger.book import LEVERS
 from fourfold.problem import Budget, Problem, Solver, solve
 from fourfold.registry import facts, technique, techniques
 
-NAMES = [name for name, module in techniques().items() if module.startswith("fourfold.decisions.")]
+NAMES = [name for name, module in techniques(prototypes=True).items() if module.startswith("fourfold.decisions.")]
 CORE = {"numpy", "scipy", "numba"}
 
 

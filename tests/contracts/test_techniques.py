@@ -29,8 +29,9 @@ from fourfold.rewrite import Option, Rewrite
 from fourfold.rewrites.calibration import Sensitivities
 from fourfold.structure.discover import Anatomy, Keep, anatomize, recipe_for
 
-NAMES = [name for name, module in techniques().items() if module.startswith("fourfold.rewrites.")]   # decisions: test_decisions.py
-REQUIRED = {"layer_removal", "matrix_pruning", "vocabulary", "distil", "static", "quantise", "cascade", "bag_of_words", "combine"}
+NAMES = [id for id, module in techniques(prototypes=True).items() if ".rewrites." in module]   # decisions: test_decisions.py
+REQUIRED = {f"compress/{name}" for name in (
+    "layer_removal", "matrix_pruning", "vocabulary", "distil", "static", "quantise", "cascade", "bag_of_words", "combine")}
 
 
 def bert() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
@@ -140,7 +141,7 @@ def test_a_module_with_nothing_in_it_is_declined_by_name_or_left_alone(name: str
 
     why = technique(name)().declines(Nothing())
     assert why is None or "Nothing" in why
-    if name in ("layer_removal", "matrix_pruning", "quantise", "static", "distil", "combine", "vocabulary"):
+    if name.split("/")[1] in ("layer_removal", "matrix_pruning", "quantise", "static", "distil", "combine", "vocabulary"):
         assert why is not None
 
 
@@ -206,7 +207,7 @@ def test_every_option_makes_the_model_smaller_and_its_recipe_rebuilds_the_shape(
 
 
 def test_an_unknown_technique_is_answered_with_the_nearest() -> None:
-    with pytest.raises(InputError, match="Did you mean layer_removal"):
+    with pytest.raises(InputError, match="Did you mean compress/layer_removal"):
         facts("layer_removals")
     with pytest.raises(InputError, match="There are: "):
         technique("zzz")
@@ -216,7 +217,7 @@ def test_listing_imports_nothing_heavy() -> None:
     import subprocess
     import sys
 
-    code = ("import sys, fourfold\nfrom fourfold.techniques import *\n[facts(name) for name in techniques()]\nimport fourfold.cite\n"
+    code = ("import sys, fourfold\nfrom fourfold.registry import *\n[facts(name) for name in techniques()]\nimport fourfold.cite\n"
             "print([m for m in ('torch', 'transformers', 'numpy', 'optuna', 'plotly') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from fourfold.decisions.carbon_aware._choose import _HIGHS, planner
-from fourfold.decisions.carbon_aware.certificate import Certificate, certify
 from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.validate import Certificate, certify
 from fourfold.errors import FourfoldError, Infeasible
 from fourfold.problem import Budget, Solution, gap, solve
 

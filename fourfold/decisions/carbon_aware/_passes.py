@@ -37,7 +37,7 @@ class Passes:
         return [part for part in np.split(order, np.unique(cuts)) if len(part)]
 
     def price(self, mu: np.ndarray, more: Callable[[], bool]) -> tuple[float, np.ndarray, Schedule] | None:
-        """(bound, lambda [J] as of `certificate.py`, the jobs' separate optima) at prices mu [R, T]; None where `more` says to stop.
+        """(bound, lambda [J] as of `validate.py`, the jobs' separate optima) at prices mu [R, T]; None where `more` says to stop.
 
         Raises Infeasible for a job that has no schedule even alone.
         """

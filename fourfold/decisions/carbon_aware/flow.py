@@ -19,6 +19,7 @@ LARGEST = 2_000_000                                                     # variab
 
 
 class Flow(Solver):
+    default = True
     title = "Min-cost flow as a linear programme (HiGHS)"
     lever = "map"
     answers = "place"

@@ -1,7 +1,7 @@
 """Jobs in one piece, of several widths, or that pay for starts, checkpoints and moves: an integer programme, with its bound and gap.
 
 Prices of capacity come from the linear relaxation (HiGHS) where it fits, else from the flow relaxation and a subgradient ascent (Held & Karp 1971);
-at any prices the jobs' separate optima are a Lagrangean bound (Geoffrion 1974), which `certificate.py` can check. The schedule comes from guided
+at any prices the jobs' separate optima are a Lagrangean bound (Geoffrion 1974), which `validate.py` can check. The schedule comes from guided
 insertion, ruin and recreate (Schrimpf et al. 2000), and HiGHS' branch and bound where the instance is small enough; the better is kept.
 """
 
@@ -23,6 +23,7 @@ _ENOUGH, _TIGHTER = 1e-9, 6                                             # a gap 
 
 
 class Milp(Solver):
+    default = True
     title = "Integer programme: pieces, widths, starts and moves, with bound and gap"
     lever = "map"
     answers = "place"

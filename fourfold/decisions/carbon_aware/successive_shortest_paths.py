@@ -24,6 +24,7 @@ _ENOUGH = 1e-9
 
 
 class SuccessiveShortestPaths(Solver):
+    default = True
     title = "Successive shortest paths: exact flow for years of hours"
     lever = "map"
     answers = "place"

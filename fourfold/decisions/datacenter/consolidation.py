@@ -19,6 +19,7 @@ from fourfold.problem import Budget, Proposal, Solver
 class Consolidation(Solver):
     """Dynamic programming over the number of servers that are on."""
 
+    default = True
     title = "Fewer servers on: consolidation by the hour"
     lever = "mechanization"
     answers = "serve"

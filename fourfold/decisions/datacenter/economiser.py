@@ -18,6 +18,7 @@ from fourfold.problem import Budget, Proposal, Solver
 class Economiser(Solver):
     """A path through (mode, hours held), one column an hour."""
 
+    default = True
     title = "Outside air by the hour: chiller, mixed, or free cooling"
     lever = "mechanization"
     answers = "cool"

@@ -17,6 +17,7 @@ from fourfold.problem import Budget, Proposal, Solver
 class SetPoint(Solver):
     """Every half degree from the present set point to the limit, priced."""
 
+    default = True
     title = "A warmer set point of the supply air"
     lever = "mechanization"
     answers = "cool"

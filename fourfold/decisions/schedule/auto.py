@@ -22,7 +22,7 @@ from fourfold.decisions.schedule.exact import Exact
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible
 from fourfold.problem import Budget, Proposal, Solver
-from fourfold.registry import technique, techniques
+from fourfold.registry import names, technique
 
 CHEAP = ("default", "expert", "heft", "peft", "metis")
 _GO, _NETWORK = 0.15, 5e-4                                             # share of the time that GO may take; s per op of its least work
@@ -49,6 +49,7 @@ class _Part:
 class Auto(Solver):
     """The best of the cheap techniques, exact search, GO and annealing."""
 
+    default = True
     title: ClassVar[str] = "Portfolio: list schedules and splits, exact where small, GO, then annealing from the best"
     lever: ClassVar[str] = "machine"
     answers: ClassVar[str] = "schedule"
@@ -85,7 +86,7 @@ def _ask(problem: Schedule, name: str, part: Budget, whole: Budget, seed: int) -
     """One technique's plan, priced; why there is none in the note. Charges `whole`."""
     start = time.perf_counter()
     try:
-        solver: Solver = technique(name)(**({"polish": False} if name == "go" else {}))
+        solver: Solver = technique(f"schedule/{name}")(**({"polish": False} if name == "go" else {}))
         missing = [need for need in solver.needs if importlib.util.find_spec(need) is None]
         why = f"needs {', '.join(missing)}, which is not installed" if missing else solver.declines(problem)
         if why:
@@ -124,7 +125,7 @@ def _polish(problem: Schedule, parts: list[_Part], budget: Budget, seed: int) ->
 
 def _skips(problem: Schedule, budget: Budget) -> str:
     """Why GO is not asked, or ""."""
-    if "go" not in techniques():
+    if "go" not in names("schedule"):
         return "not installed"
     if (least := _NETWORK * len(problem.graph)) > _GO * budget.left:   # what it does at least cannot be cut short
         return f"left out: its network would take {least:.3g} s, more than {100 * _GO:.0f} % of the {budget.left:.3g} s that are left"

@@ -536,7 +536,7 @@ def _cited(job: Job) -> list[str]:
     used: dict[str, None] = {}
     point = job.best or next((p for p in job.points if p.status != "rejected"), None)
     for name in techniques(point) if point else []:
-        used |= dict.fromkeys(k for k in facts(name).cites if k in BIBLIOGRAPHY)
+        used |= dict.fromkeys(k for k in facts(f"compress/{name}").cites if k in BIBLIOGRAPHY)
     return [*used, *[k for k in ("efron1979", "patterson2022") if k in BIBLIOGRAPHY]]
 
 

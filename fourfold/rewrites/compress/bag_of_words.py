@@ -305,6 +305,7 @@ def plain(train: Examples, test: Examples, task: Task, seed: int = 0) -> tuple[s
 class WordCounts(Rewrite):
     """The student that reads no order beyond neighbouring words."""
 
+    default = True
     title: ClassVar[str] = "Bag of words"
     cites: ClassVar[tuple[str, ...]] = ("salton1988", "wang2012", "hoerl1970")
     needs: ClassVar[tuple[str, ...]] = ("numpy", "scipy", "safetensors")

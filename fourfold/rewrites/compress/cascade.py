@@ -327,6 +327,7 @@ def assembled(gates: Sequence[Gate], logits: Sequence[np.ndarray]) -> np.ndarray
 class Cascade(Rewrite):
     """The cheap model first, the dear one when unsure; temperature-scaled confidence (Guo et al. 2017; Viola & Jones 2001; Chen et al. 2023)."""
 
+    default = True
     title = "the cheap model answers when its calibrated confidence allows, the original only otherwise"
     cites = ("guo2017", "viola2001", "chen2023frugalgpt")
     needs = ("numpy", "scipy")

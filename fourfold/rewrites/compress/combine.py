@@ -467,6 +467,7 @@ class Combine(Rewrite):
     """Layer removal, matrix pruning and distillation in one constrained, multi-fidelity, multi-objective search (Kurtic et al. 2023; Ozaki et al.
     2022; Jamieson & Talwalkar 2016)."""
 
+    default = True
     title = "all of these in one constrained, multi-fidelity, multi-objective search"
     cites = ("kurtic2023ziplm", "ozaki2022motpe", "jamieson2016", "akiba2019optuna")
     needs = ("torch", "optuna")

@@ -514,6 +514,7 @@ def _loss(
 class Distil(Rewrite):
     """Knowledge distillation from the original: logits, mapped hidden states, labels where there are any (Hinton et al. 2015; TinyBERT; MiniLM)."""
 
+    default = True
     title = "recovery by distillation: logits, mapped hidden states, labels if any"
     cites = ("hinton2015", "jiao2020tinybert", "tang2019")
     needs = ("torch",)

@@ -33,6 +33,7 @@ def block_order(anatomy: Anatomy, sensitivities: Sensitivities) -> dict[str, lis
 class LayerRemoval(Rewrite):
     """Whole blocks and sub-layers, by measured influence (ShortGPT Block Influence, Men et al. 2024, and direct ablation)."""
 
+    default = True
     title = "whole blocks and sub-layers, by measured influence"
     cites = ("men2024shortgpt", "sajjad2023")
     needs = ("torch",)

@@ -115,6 +115,7 @@ def matrix(module: nn.Module, bundle: Bundle) -> torch.Tensor | None:
 class MatrixPruning(Rewrite):
     """Heads, KV groups, neurons and channels by mask Fisher information, with least-squares repair (Kwon et al. 2022; ZipLM 2023; OBS 1993)."""
 
+    default = True
     title = "rows and columns of the weight matrices, by Fisher information with least-squares repair"
     cites = ("kwon2022", "kurtic2023ziplm", "hassibi1993obs")
     needs = ("torch",)

@@ -29,6 +29,7 @@ SAMPLE = 1 << 15  #: input values per layer and batch that the static range is f
 class Quantise(Rewrite):
     """Which modules, in which mode, and what is left alone, is data in the recipe; whether it pays is for the race to say."""
 
+    default = True
     title: ClassVar[str] = "Quantisation"
     cites: ClassVar[tuple[str, ...]] = ("jacob2018", "yao2022")
     needs: ClassVar[tuple[str, ...]] = ("torch",)

@@ -95,6 +95,7 @@ def _two_sided(examples: Examples) -> bool:
 class Static(Rewrite):
     """Pooled token embeddings distilled from the teacher (Arora et al. 2017; Kim 2014; Tang et al. 2019)."""
 
+    default = True
     title = "a static student: the teacher's token embeddings, pooled, no attention"
     cites = ("arora2017", "kim2014", "tang2019")
     needs = ("torch",)
