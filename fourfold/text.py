@@ -40,6 +40,12 @@ def shown(cell: object) -> str:
     return "a word" if count == 1 else f"a text of {count} words"
 
 
+def headline(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; the name of its class where it says nothing."""
+    said = str(error).strip()
+    return (said.splitlines()[0] if said else type(error).__name__)[:200]
+
+
 def _unmarked(data: bytes) -> str:
     even, odd = data[:_LOOK:2], data[1:_LOOK:2]
     if len(data) % 2 == 0 and odd and not any(odd) and all(even):

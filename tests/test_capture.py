@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fourfold.errors import InputError, ModelError
 from fourfold.frontends import flops as ops
-from fourfold.frontends.capture import capture, samples
+from fourfold.frontends.capture import capture
+from fourfold.frontends.fx_ops import counters
+from fourfold.frontends.samples import samples
 from fourfold.frontends.torch_export import capture as torch_capture
-from fourfold.frontends.torch_export import counters
 from fourfold.graph import BACKWARD, CONTRACTION, ELEMENTWISE, FORWARD, GATHER, PARAMETER, REDUCTION, VIEW
 
 

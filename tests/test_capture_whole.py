@@ -147,7 +147,7 @@ def top(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("inputs", [None, {"x": np.ones((2, 8), np.float32)}, {"x": np.ones((2, 8), np.float32), "k": np.array(3)},
                                     (np.ones((2, 8), np.float32),)])
 def test_numbers_of_a_pt2_are_constants(top: Path, inputs: Any) -> None:
-    from fourfold.frontends.capture import arguments
+    from fourfold.program import arguments
 
     found = capture(str(top), inputs)
     args, named = arguments(found.inputs)

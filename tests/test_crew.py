@@ -16,7 +16,7 @@ from torch import nn
 
 from fourfold.datasets.examples import Examples
 from fourfold.datasets.task import Task, metric_named
-from fourfold.frontends.model import Subject
+from fourfold.frontends.subject import Subject
 from fourfold.jobs.optimize.crew import Crew, train
 from fourfold.rewrites.compress._bench import Work
 from fourfold.rewrites.compress.distil import Limit, Schedule, Teacher, recover, snapshot, use_threads

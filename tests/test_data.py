@@ -17,7 +17,7 @@ from fourfold.datasets.examples import Examples, Ragged, load_data
 from fourfold.datasets.split import group_of, sides, strata
 from fourfold.datasets.task import Writing
 from fourfold.errors import InputError, MetricError
-from fourfold.frontends.model import Subject
+from fourfold.frontends.subject import Subject
 
 WORDS = "good bad fine poor great awful film plot actor scene slow quick dull bright story end".split()
 NAMES = {0: "NEGATIVE", 1: "POSITIVE"}

@@ -21,7 +21,8 @@ from fourfold.datasets.readers import Table, picture, read
 from fourfold.datasets.task import Task
 from fourfold.datasets.unread import Unread
 from fourfold.errors import FourfoldError, InputError, ModelError
-from fourfold.frontends.model import Subject, load_model
+from fourfold.frontends.model import load_model
+from fourfold.frontends.subject import Subject
 from fourfold.jobs.optimize.question import best_order, questioned, tried
 from fourfold.measure.quality import relative
 

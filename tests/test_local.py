@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from fourfold.cost.simulate import simulate
 from fourfold.engines.region import calls, free, printed, regions
 from fourfold.errors import InputError
-from fourfold.frontends.capture import Captured, capture
+from fourfold.frontends.capture import capture
 from fourfold.machine import System
 from fourfold.plans import Plan
+from fourfold.program import Captured
 from fourfold.runtime.local.executor import ONE, PLANNED, Local, check, compared, execute, feed, flat, interval, original_of, race
 
 

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from fourfold.errors import FourfoldError
-from fourfold.frontends.capture import Captured, capture
+from fourfold.frontends.capture import capture
 from fourfold.machine import System
 from fourfold.plans import Plan
+from fourfold.program import Captured
 from fourfold.runtime.local.executor import Local, execute
 
 

@@ -12,9 +12,10 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fourfold.engines.onnx_nodes import Foreign, call  # noqa: E402
-from fourfold.frontends.capture import Captured, capture  # noqa: E402
+from fourfold.frontends.capture import capture  # noqa: E402
 from fourfold.machine import System  # noqa: E402
 from fourfold.plans import Plan  # noqa: E402
+from fourfold.program import Captured  # noqa: E402
 from fourfold.runtime.local.executor import check, execute, race  # noqa: E402
 
 CODE = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}

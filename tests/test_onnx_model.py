@@ -17,8 +17,9 @@ pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fourfold.errors import InputError, ModelError  # noqa: E402
-from fourfold.frontends.model import load_model, load_state, rebuild, state, tokenizer_in  # noqa: E402
+from fourfold.frontends.model import load_model, load_state, rebuild, state  # noqa: E402
 from fourfold.frontends.onnx_model import OnnxGraph  # noqa: E402
+from fourfold.frontends.preprocessors import tokenizer_in  # noqa: E402
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 

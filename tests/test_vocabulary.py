@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fourfold.datasets.examples import load_data
 from fourfold.errors import ModelError
-from fourfold.frontends.model import Subject
+from fourfold.frontends.subject import Subject
 from fourfold.recipe import Recipe, apply
 from fourfold.rewrites.compress.vocabulary import VocabularyPruning, plan, reencoded
 

@@ -16,7 +16,7 @@ from fourfold.datasets.encode import encode, load_inputs
 from fourfold.datasets.examples import load_data
 from fourfold.datasets.readers import Table
 from fourfold.datasets.task import Task, edits
-from fourfold.frontends.model import inputs_of
+from fourfold.frontends.subject import inputs_of
 from fourfold.rewrites.compress._bench import evaluate_with
 
 CLS, SEP, MASK, START = 2, 3, 4, 0

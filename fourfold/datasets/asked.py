@@ -25,7 +25,7 @@ from fourfold.errors import FourfoldError, InputError
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.datasets.task import Task
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 MOST = 1_000_000  # rows after which an iterable is taken to have no end
 

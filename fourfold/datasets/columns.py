@@ -16,7 +16,7 @@ from fourfold.datasets.task import KINDS
 from fourfold.errors import InputError
 
 if TYPE_CHECKING:
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 TEXT = (
     "text",

@@ -21,7 +21,7 @@ from fourfold.datasets.unread import Unread
 from fourfold.errors import InputError
 
 if TYPE_CHECKING:
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 BLOCK = 256  # tokens per block of language modelling, where the model can read as many
 PASSAGES = 200  # a single long text is cut into about this many passages, the units that are split and resampled
@@ -234,7 +234,7 @@ def longest(subject: Subject, max_length: int | None = None) -> int:
 
 def paddings(subject: Subject) -> dict[str, float]:
     """What fills up each column. A model without a padding token gets its end token: the mask hides it."""
-    from fourfold.frontends.model import vocabulary
+    from fourfold.frontends.subject import vocabulary
 
     config, tokenizer = roles.config_of(subject), subject.tokenizer or getattr(subject.processor, "tokenizer", None)
     rows = vocabulary(subject.module)

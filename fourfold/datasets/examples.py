@@ -18,7 +18,7 @@ from fourfold.errors import InputError
 
 if TYPE_CHECKING:
     from fourfold.datasets.metrics import Metric
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 
 class Ragged(Sequence[np.ndarray]):

@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 
 class Unread:

@@ -65,10 +65,10 @@ def model(program: Any, graph: Any, region: Region) -> bytes:
 
 
 def _model(program: Any, nodes: Sequence[Any], reads: Sequence[int], weights: Sequence[int], makes: Sequence[int]) -> bytes:
-    from fourfold.frontends.onnx import _dtype
+    from fourfold.frontends.onnx_file import dtype_of
 
     onnx, name = program.onnx, {v: n for n, v in program.value.items()}
-    code = {_dtype(onnx, c): c for c in onnx.TensorProto.DataType.values() if c}
+    code = {dtype_of(onnx, c): c for c in onnx.TensorProto.DataType.values() if c}
 
     def entry(v: int) -> Any:
         shape, dtype = program.spec[name[v]]
@@ -98,9 +98,9 @@ def call(program: Any, graph: Any, node: int, task: int) -> Call:
     if found is not None:
         target, args, kwargs = found
         return Call(task, node, target, args, kwargs, outputs if proto.op_type == "Split" else outputs[0])
-    from fourfold.frontends.onnx import _reads
+    from fourfold.frontends.onnx_file import names_read
 
-    reads = _reads(proto)
+    reads = names_read(proto)
     inside = _model(program, [proto], [program.value[n] for n in reads], (), outputs)
     return Call(task, node, Foreign(inside, tuple(reads), tuple(made)), tuple(Ref(program.value[n]) for n in reads), {}, outputs)
 

@@ -5,82 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, TypeGuard
 
 from fourfold.errors import InputError, ModelError
-from fourfold.graph import Graph
-
-
-@dataclass(frozen=True)
-class Both:
-    """Example inputs by position and by name, of a program that takes some of each."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(by position, by name) of example inputs: one, a tuple or list, a mapping by name, or `Both`."""
-    if isinstance(inputs, Both):
-        return inputs.args, inputs.kwargs
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
-
-
-class Program(ABC):
-    """Executes a captured graph node by node. Values travel in a mapping from value index of the graph to the framework's tensor."""
-
-    dialect: ClassVar[str]  # "torch", "onnx", "jax"
-
-    @abstractmethod
-    def weights(self) -> dict[int, Any]:
-        """Tensors of the values that are parameters or constants."""
-
-    @abstractmethod
-    def feed(self, *inputs: Any, **named: Any) -> dict[int, Any]:
-        """Tensors of the values that are inputs, from the model's own arguments. Raises InputError where they do not fit."""
-
-    @abstractmethod
-    def step(self, node: int, values: Mapping[int, Any]) -> tuple[Any, ...]:
-        """Run one node; the tensors that it makes, in the order of `graph.outputs_of(node)`. `values` holds at least those that it reads."""
-
-    @abstractmethod
-    def collect(self, values: Mapping[int, Any]) -> Any:
-        """The program's answer, in the structure in which the model returns it."""
-
-
-@dataclass(frozen=True)
-class Captured:
-    """A graph and what executes it. `note` says in sentences what the capture changed or assumed; `inputs` are those it was captured with (a tuple,
-    or a mapping by name).
-    """
-
-    graph: Graph
-    program: Program
-    note: tuple[str, ...] = ()
-    inputs: Any = None
-
-    def run(self, *inputs: Any, **named: Any) -> Any:
-        """The program's answer, node by node in the graph's order; a value is dropped after its last reader."""
-        graph, program = self.graph, self.program
-        values = {**program.weights(), **program.feed(*inputs, **named)}
-        left = [len(graph.readers_of(v)) for v in range(len(graph.producer))]
-        for v in graph.outputs.tolist():
-            left[v] += 1
-        for node in range(len(graph)):
-            made = program.step(node, values)
-            values.update(zip(graph.outputs_of(node).tolist(), made, strict=True))
-            for v in (*graph.inputs_of(node).tolist(), *graph.outputs_of(node).tolist()):
-                left[v] -= v not in graph.outputs_of(node)
-                if left[v] <= 0:
-                    values.pop(v, None)
-        return program.collect(values)
+from fourfold.frontends.samples import samples
+from fourfold.program import Captured
 
 
 def capture(
@@ -235,14 +168,15 @@ def _is_function(model: Any) -> TypeGuard[Callable[..., Any]]:
 def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any, level: Any, name: str, seed: int) -> Captured:
     import torch
 
-    from fourfold.frontends import torch_export
+    from fourfold.frontends import pt2, torch_export
     from fourfold.frontends.model import load_model
+    from fourfold.frontends.subject import Wrapped
 
     inputs = _tensors(inputs)
     if isinstance(model, str | Path) and str(model).endswith(".pt2"):
-        model, name = torch_export.load(model), name or Path(model).stem
+        model, name = pt2.load(model), name or Path(model).stem
     if isinstance(model, torch.export.ExportedProgram):
-        model, inputs, noted = torch_export.fixed(model, inputs, dims)
+        model, inputs, noted = pt2.fixed(model, inputs, dims)
         found = torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name)
         return replace(found, inputs=inputs, note=(*found.note, *noted))
     if isinstance(model, torch.nn.Module) and inputs is not None:
@@ -258,7 +192,7 @@ def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any
             raise InputError(f"The model's input {lacking[0]!r} is missing.", f"Give {', '.join(subject.inputs)}.")
         examples = tuple(examples[n] for n in subject.inputs)
     title = name or (subject.folder.name if subject.folder else type(subject.module).__name__)
-    kind = torch_export.Wrapped if train else torch_export.Whole
+    kind = Wrapped if train else torch_export.Whole
     found = torch_export.capture(kind(subject.module, subject.inputs), examples, train=train, loss=loss, level=level, name=title)
     return replace(found, inputs=tuple(examples))
 
@@ -274,86 +208,3 @@ def _tensors(inputs: Any) -> Any:
         return {key: _tensors(value) for key, value in inputs.items()}
     return type(inputs)(_tensors(value) for value in inputs) if type(inputs) in (tuple, list) else inputs
 
-
-SIZES = {"batch": 1, "length": 128, "decoder_length": 128, "samples": 16000}  # of example inputs; a model's configuration may ask for less
-ALIKE = {"sequence": "length", "sequence_length": "length", "seq": "length", "batch_size": "batch"}
-
-
-def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Random inputs of a transformers model from its configuration, by `dims`: batch, length, decoder_length, image, samples, frames, "input.axis".
-
-    Raises InputError for a dimension that the model does not have, and ModelError where a model's inputs cannot be guessed, naming them.
-    """
-    import torch
-
-    config = getattr(subject.module, "config", None)
-    dims = {ALIKE.get(key, key) if config is not None else key: size for key, size in dims.items()}
-    shapes = {} if config is None else _shapes(config, subject.inputs, dims)
-    for key, size in dims.items():
-        if size < 1:
-            raise InputError(f"A dimension cannot be {key}={size}.", "Give a positive whole number.")
-        found = re.fullmatch(r"(.+)\.(\d+)", key)
-        if found and found.group(1) in subject.inputs:
-            shape = shapes.setdefault(found.group(1), [])
-            shape += [1] * (int(found.group(2)) + 1 - len(shape))
-            shape[int(found.group(2))] = size
-        elif key not in (*SIZES, "image", "frames") or config is None:
-            raise InputError(f"The model has no dimension {key!r}.", "Known: batch, length, decoder_length, image, samples, frames, or input.axis.")
-    if lacking := [n for n in subject.inputs if n not in shapes]:
-        raise ModelError(
-            f"the shape of the model's input {lacking[0]!r} cannot be guessed",
-            f"Give example inputs (--inputs FILE.npz), or --dims {lacking[0]}.0=…,{lacking[0]}.1=…",
-        )
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary = min([m.num_embeddings for m in subject.module.modules() if isinstance(m, torch.nn.Embedding)] or [1000])
-    vocabulary = getattr(_part(config, "text_config"), "vocab_size", vocabulary) if config is not None else vocabulary
-
-    def draw(name: str) -> Any:
-        if name == "bbox":                                             # left, top, right, bottom, each box of a size
-            return torch.tensor([0, 0, 1, 1]).expand(shapes[name]).contiguous()
-        if name.endswith("mask"):
-            return torch.ones(shapes[name], dtype=torch.long)
-        if name == "token_type_ids":
-            return torch.zeros(shapes[name], dtype=torch.long)
-        if name.endswith("ids"):
-            return torch.randint(0, vocabulary, shapes[name], generator=generator)
-        return torch.randn(shapes[name], generator=generator)
-
-    made = {name: draw(name) for name in subject.inputs}
-    end = getattr(_part(config, "text_config"), "eos_token_id", None) if config is not None else None
-    if "pixel_values" in made and "input_ids" in made and isinstance(end, int):
-        made["input_ids"][:, -1] = end  # CLIP reads its answer where the text ends
-    return made
-
-
-def _part(config: Any, name: str) -> Any:
-    return getattr(config, name, None) or config
-
-
-def _shapes(config: Any, names: tuple[str, ...], dims: Mapping[str, int]) -> dict[str, list[int]]:
-    text, vision = _part(config, "text_config"), _part(config, "vision_config")
-    size = SIZES | dict(dims)
-    longest = min(
-        [v for k in ("max_position_embeddings", "n_positions", "max_seq_len") if isinstance(v := getattr(text, k, None), int) and v > 4] or [10**9]
-    )
-    length = size["length"] if "length" in dims else min(size["length"], longest - 2)  # RoBERTa's positions begin at 2
-    image = getattr(vision, "image_size", 224)
-    side = [size["image"]] * 2 if "image" in dims else list(image) if isinstance(image, list | tuple) else [image] * 2
-    target = getattr(config, "max_target_positions", None) or 10**9
-    frames = size.get("frames", 2 * getattr(config, "max_source_positions", 1500))
-    mels = getattr(config, "num_mel_bins", 80)
-    wide = getattr(config, "input_feat_per_channel", None) or getattr(config, "feature_projection_input_dim", None)
-    spectrum = [size.get("frames", getattr(config, "max_length", 1024)), mels]   # of models that cut a picture of the sound into patches
-    moving = [size.get("frames", config.num_frames)] if isinstance(getattr(config, "num_frames", None), int) else []    # of a video
-    table = {
-        "input_ids": [length], "attention_mask": [size["samples"] if "input_values" in names else length], "token_type_ids": [length],
-        "decoder_input_ids": [size["decoder_length"] if "decoder_length" in dims else min(size["decoder_length"], target, longest - 2)],
-        "pixel_values": [*moving, getattr(vision, "num_channels", 3), *side],
-        "input_values": spectrum if hasattr(config, "frequency_stride") else [size["samples"]],
-        "input_features": [size.get("frames", 1000), wide] if wide else [mels, frames], "bbox": [length, 4],
-    }  # fmt: skip
-    choices = [2] if any("MultipleChoice" in kind for kind in getattr(config, "architectures", None) or ()) else []
-    return {name: [size["batch"], *choices, *table[name]] for name in names if name in table}
-
-
-__all__ = ["Captured", "Program", "capture", "samples"]

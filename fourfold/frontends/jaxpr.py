@@ -12,8 +12,9 @@ from typing import Any
 
 from fourfold.errors import InputError, MissingExtra, ModelError
 from fourfold.frontends import flops as ops
-from fourfold.frontends.capture import Captured, Program
 from fourfold.graph import BACKWARD, CONTRACTION, ELEMENTWISE, FORWARD, GATHER, OPAQUE, REDUCTION, VIEW, Builder
+from fourfold.program import Captured, Program
+from fourfold.text import headline
 
 UNROLL = 64  # the longest scan that is unrolled
 _CALLS = ("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
@@ -70,7 +71,7 @@ def capture(function: Callable[..., Any], inputs: Any, *, train: bool = False, n
     try:
         closed, shape = jax.make_jaxpr(target, return_shape=True)(*args)
     except Exception as error:
-        why = f"{title} cannot be traced by jax {jax.__version__}: {_line(error)}"
+        why = f"{title} cannot be traced by jax {jax.__version__}: {headline(error).rstrip('.')}"
         raise ModelError(why, "Does it take these inputs, without `if` on values?") from error
     leaves, tree = jax.tree_util.tree_flatten(args)
     first = len(jax.tree_util.tree_leaves(args[0])) if args and not hasattr(args[0], "shape") else 0
@@ -91,11 +92,6 @@ def capture(function: Callable[..., Any], inputs: Any, *, train: bool = False, n
     graph = build.builder.build()
     program = JaxProgram(jax, build.calls, build.bound, values[first:], values[:first], outs, tree, jax.tree_util.tree_structure(shape), first)
     return Captured(graph, program, tuple(build.note), inputs=args)
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__)[:200].rstrip(".")
 
 
 def _flat(jaxpr: Any) -> list[Any]:

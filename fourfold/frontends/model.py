@@ -5,11 +5,9 @@ Weights travel as safetensors only: a pickle can run anything when it is opened,
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fourfold.errors import InputError, MissingExtra, ModelError
+from fourfold.errors import MissingExtra, ModelError
+from fourfold.frontends.preprocessors import companions
+from fourfold.frontends.subject import Subject, inputs_of, run, vocabulary
+from fourfold.text import headline
 from fourfold.trust import EVERYONE, Trust, sane
 
-# inputs that carry data, in the order in which they are passed; all other arguments of a transformers model are switches and caches
-CARRIERS = (
-    "input_ids", "input_values", "input_features", "pixel_values", "attention_mask", "token_type_ids", "decoder_input_ids", "bbox",
-)  # fmt: skip
-ANSWERS = ("logits", "logits_per_image", "prediction_logits", "last_hidden_state")  # in order of preference
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ELSEWHERE = {                                                          # files that hold models of which the main job can make nothing, and what can
     ".pt2": "An exported program has no modules to work on: give the module as package.module:factory. To place it: fourfold plan MODEL.pt2",
@@ -39,83 +35,6 @@ _ELSEWHERE = {                                                          # files 
     ".joblib": "It may hold a pickle, which can run code when opened: export it with skl2onnx and give the .onnx file.",
     ".xml": "It is OpenVINO's: give the model that it was converted from, or its .onnx file.",
 }
-
-
-@dataclass
-class Subject:
-    """A model and how to talk to it. `origin` is JSON from which `rebuild` makes the bare architecture; `inputs` name forward's tensors, in order."""
-
-    module: nn.Module
-    origin: dict[str, Any]
-    inputs: tuple[str, ...]
-    tokenizer: Any | None = None
-    processor: Any | None = None
-    folder: Path | None = None
-
-    def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The one output tensor that matters, of `module` (this model or a descendant). Inputs that it does not take are left out."""
-        return run(module, inputs, self.inputs)
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """forward(*tensors in the order of `inputs`) → the output tensor that matters."""
-        return Wrapped(module, self.inputs)
-
-
-class Wrapped(nn.Module):
-    """A model seen as tensors in, one tensor out: what exporters and engines take."""
-
-    def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
-        super().__init__()
-        self.module, self.inputs = module, inputs
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return run(self.module, dict(zip(self.inputs, tensors, strict=False)), self.inputs)
-
-
-def run(module: nn.Module, inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
-    return answer(called(module, inputs, order))
-
-
-def called(module: nn.Module, inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Any:
-    """What `module` returns, as it returns it."""
-    if not hasattr(module, "config"):
-        given = [inputs[name] for name in order if name in inputs]
-        names = _parameters(module)
-        named = bool(names) and all(name in names for name in order)
-        return module(**{n: inputs[n] for n in order if n in inputs}) if named else module(*given)
-    switches = {"use_cache": False} if "use_cache" in _parameters(module) and _caches(module) else {}
-    return module(**{name: inputs[name] for name in order if name in inputs}, **switches)
-
-
-def _caches(module: nn.Module) -> bool:
-    return hasattr(module, "generate") or bool(getattr(module.config, "use_cache", False))
-
-
-def answer(output: Any) -> Tensor:
-    """The tensor that matters in a model's output: logits if there are any, else the last hidden state, else the first floating tensor.
-
-    Start and end logits (question answering) are stacked on the last axis. Raises `ModelError` where there is no floating tensor.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        if output.get("start_logits") is not None and output.get("end_logits") is not None:
-            return torch.stack([output["start_logits"], output["end_logits"]], -1)
-        for name in ANSWERS:
-            if isinstance(output.get(name), Tensor):
-                return output[name]
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        for part in output:
-            if isinstance(part, Tensor) and part.is_floating_point() and part.ndim:
-                return part
-        for part in output:
-            if isinstance(part, list | tuple | Mapping):
-                return answer(part)
-    raise ModelError(
-        f"the model answers {type(output).__name__}, in which there is no tensor of numbers",
-        "Let forward return a tensor, a tuple or a mapping of tensors.",
-    )
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------------------------------------
@@ -185,7 +104,7 @@ def _from_folder(folder: Path) -> Subject:
             raise
         except Exception as error:
             raise ModelError(
-                f"{folder} cannot be loaded as {kind.__name__}: {_line(error)}", "Check that config.json and the weights belong together."
+                f"{folder} cannot be loaded as {kind.__name__}: {headline(error)}", "Check that config.json and the weights belong together."
             ) from error
         missing = used_of(module, sorted(info["missing_keys"]))
         if missing:
@@ -240,17 +159,6 @@ def _made_up(module: nn.Module) -> dict[str, Tensor]:
     return {name: makers[name]() for name in inputs_of(module)}
 
 
-def tokenizer_in(folder: str | Path) -> tuple[Any, Any]:
-    """(tokenizer, processor) of a folder that the user names. Raises InputError where there is neither."""
-    place = Path(folder)
-    if not place.is_dir():
-        raise InputError(f"There is no folder {folder}.", "--tokenizer wants a folder as tokenizer.save_pretrained(folder) writes it.")
-    found = companions(place)
-    if found == (None, None):
-        raise InputError(f"{folder} holds no tokenizer.", "Give a folder as tokenizer.save_pretrained(folder) writes it.")
-    return found
-
-
 def _architecture(folder: Path) -> list[str]:
     path = folder / "config.json"
     if not path.is_file():
@@ -259,7 +167,7 @@ def _architecture(folder: Path) -> list[str]:
         config = json.loads(path.read_text(encoding="utf-8"))
         return [str(name) for name in config.get("architectures") or []]
     except (ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not a JSON object: {_line(error)}", "Save the model again.") from error
+        raise ModelError(f"{path} is not a JSON object: {headline(error)}", "Save the model again.") from error
 
 
 def _check_safetensors(path: Path) -> None:
@@ -269,36 +177,7 @@ def _check_safetensors(path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             file.keys()
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is damaged or no safetensors file: {_line(error)}", "Copy or download it again.") from error
-
-
-def companions(folder: Path) -> tuple[Any, Any]:
-    """Tokenizer and processor, where their files are there."""
-    import transformers
-
-    has = {p.name for p in folder.iterdir()}
-    tokenizer = processor = None
-    said = ""
-    if has & {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"}:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            raise ModelError(
-                f"the tokenizer in {folder} cannot be loaded: {_line(error)}", "Save it again with tokenizer.save_pretrained(folder)."
-            ) from error
-    if has & {"preprocessor_config.json", "processor_config.json"}:
-        for kind in (transformers.AutoProcessor, transformers.AutoImageProcessor, transformers.AutoFeatureExtractor):
-            try:
-                processor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-                break
-            except Exception as error:  # each class reads only its own kind of folder
-                said = _line(error)
-                continue
-        if processor is None and "preprocessor_config.json" in has:
-            raise ModelError(
-                f"the processor in {folder} (preprocessor_config.json) cannot be loaded: {said}", "Install what it needs, or save it again."
-            )
-    return tokenizer, processor
+        raise ModelError(f"{path} is damaged or no safetensors file: {headline(error)}", "Copy or download it again.") from error
 
 
 def _from_factory(ref: str) -> Subject:
@@ -320,12 +199,12 @@ def entry_of(ref: str) -> Any:
         if (error.name or "").split(".")[0] in ("jax", "jaxlib"):
             raise MissingExtra(f"{ref} needs JAX, which is not installed.", "pip install 'fourfold[jax]'") from error
         raise ModelError(
-            f"{ref}: module {module!r} cannot be imported: {_line(error)}", "Install it, or run from the folder that holds it."
+            f"{ref}: module {module!r} cannot be imported: {headline(error)}", "Install it, or run from the folder that holds it."
         ) from error
     except AttributeError as error:
         raise ModelError(f"{ref}: module {module!r} has no {name!r}", "Name a function of it that returns the model.") from error
     except Exception as error:
-        raise ModelError(f"{ref}: importing {module!r} raised {type(error).__name__}: {_line(error)}", "Mend the module.") from error
+        raise ModelError(f"{ref}: importing {module!r} raised {type(error).__name__}: {headline(error)}", "Mend the module.") from error
     if not callable(entry):
         raise ModelError(f"{ref} is a {type(entry).__name__}, not a function", "Name a function that returns the model.")
     return entry
@@ -336,7 +215,9 @@ def made_by(ref: str, entry: Any) -> Any:
     try:
         return entry() if not isinstance(entry, nn.Module) else entry
     except Exception as error:
-        raise ModelError(f"{ref}() raised {type(error).__name__}: {_line(error)}", "A factory takes no arguments and returns the model.") from error
+        raise ModelError(
+            f"{ref}() raised {type(error).__name__}: {headline(error)}", "A factory takes no arguments and returns the model."
+        ) from error
 
 
 def _call(ref: str, entry: Any) -> tuple[nn.Module, Any, Any]:
@@ -374,19 +255,6 @@ def _pad(module: nn.Module, tokenizer: Any) -> None:
             config.pad_token_id = told
 
 
-def vocabulary(module: nn.Module) -> int | None:
-    """How many tokens a model has rows for, where it says."""
-    try:
-        return int(module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    except (AttributeError, NotImplementedError, TypeError):
-        return None
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__)[:200]
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps transformers' progress bars and notices off the screen for the moment."""
@@ -401,36 +269,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-# --- what goes in ----------------------------------------------------------------------------------------------------------------------------------
-
-
-def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(module.forward).parameters)
-    except (TypeError, ValueError):
-        return {}
-
-
-def inputs_of(module: nn.Module) -> tuple[str, ...]:
-    """Names of the tensors that forward() is called with: for transformers models those that carry data, else the arguments without a default."""
-    given = _parameters(module)
-    config = getattr(module, "config", None)
-    if config is not None and hasattr(module, "from_pretrained"):
-        names = [name for name in CARRIERS if name in given]
-        main = getattr(module, "main_input_name", names[0] if names else "")
-        drop = {"bbox"} if not hasattr(config, "max_2d_position_embeddings") else set()
-        if not int(getattr(config, "type_vocab_size", 0) or 0) > 1:
-            drop.add("token_type_ids")
-        sound = main == "input_values" and (getattr(config, "feat_extract_norm", "layer") == "group" or hasattr(config, "frequency_stride"))
-        if main in ("input_features", "pixel_values") or sound:
-            drop.add("attention_mask")  # the mask is for training noise there, or the model was trained without one
-        return tuple(n for n in names if n not in drop)
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    plain = [p for p in given.values() if p.kind in kinds]
-    needed = [p.name for p in plain if p.default is inspect.Parameter.empty or p.name in CARRIERS]
-    return tuple(needed or [p.name for p in plain[:1]] or ["input"])
 
 
 # --- the bare architecture -------------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.errors import FourfoldError, InputError, MissingExtra, ModelError
+from fourfold.frontends.onnx_file import fed_inputs, import_onnx, load
+from fourfold.frontends.preprocessors import companions
+from fourfold.frontends.subject import answer
 from fourfold.trust import sane
 
 FILLED = {"token_type_ids": 0, "attention_mask": 1}                     # inputs that a tokenizer may not give, and what they are then
@@ -39,7 +42,7 @@ class OnnxGraph(nn.Module):
 
     def __init__(self, graph: bytes, inputs: tuple[str, ...], config: Any = None) -> None:
         super().__init__()
-        onnx = _onnx()
+        onnx = import_onnx()
         self.graph, self.inputs = graph, inputs
         self.names: list[tuple[str, str]] = []
         model = onnx.ModelProto.FromString(graph)
@@ -76,7 +79,7 @@ class OnnxGraph(nn.Module):
 
     def proto(self) -> Any:
         """The whole model, weights included."""
-        onnx = _onnx()
+        onnx = import_onnx()
         model, own = onnx.ModelProto.FromString(self.graph), dict((name, key) for key, name in self.names)
         for tensor in model.graph.initializer:
             if tensor.name in own:
@@ -119,7 +122,7 @@ def graph_in(wrapped: nn.Module) -> OnnxGraph | None:
 
 def write(held: OnnxGraph, names: tuple[str, ...], dtypes: Mapping[str, str], output: str, path: Path) -> None:
     """The graph as a file with one output, `output`, and inputs of these `dtypes` (numpy names; a cast leads from them to the graph's own)."""
-    onnx = _onnx()
+    onnx = import_onnx()
     model = held.proto()
     graph = model.graph
     kept = next(o for o in graph.output if o.name == output)
@@ -150,8 +153,6 @@ def write(held: OnnxGraph, names: tuple[str, ...], dtypes: Mapping[str, str], ou
 
 def chosen(held: OnnxGraph, inputs: tuple[Tensor, ...], names: tuple[str, ...]) -> str:
     """Name of the output that matters: the one that `answer` picks. Raises ModelError where it is made of several."""
-    from fourfold.frontends.model import answer
-
     found = held(**dict(zip(names, inputs, strict=True)))
     if "start_logits" in found and "end_logits" in found:
         raise ModelError("the answer is made of two outputs, start_logits and end_logits", "Join them in the graph, or give the torch model.")
@@ -164,21 +165,11 @@ def read(file: Path) -> tuple[OnnxGraph, dict[str, Any], Any, Any]:
 
     Raises InputError where the file is damaged, too large for one message or lacks weights, ModelError where its sizes are fixed.
     """
-    from fourfold.frontends import onnx as reader
-    from fourfold.frontends.model import companions
-
-    onnx = _onnx()
-    model = reader._read(onnx, file)
-    reader._opsets(onnx, file, model)
-    reader._external(onnx, file, model)
-    reader._inside(onnx, file, model)
-    if len(model.functions):
-        from onnx import inliner
-
-        model = inliner.inline_local_functions(model)
+    onnx = import_onnx()
+    model = load(onnx, file)
     if foreign := sorted({n.domain for n in model.graph.node} - {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}):
         raise ModelError(f"{file} holds operators of {foreign[0]!r}, which ONNX Runtime does not bring", "Export it with standard operators.")
-    fed = tuple(reader._fed(model))
+    fed = tuple(fed_inputs(model))
     if odd := [i.name for i in model.graph.input if i.name in fed and not i.type.HasField("tensor_type")]:
         raise ModelError(f"the input {odd[0]!r} of {file} is no tensor", "Export it with tensors as inputs.")
     _open_rows(model, fed)
@@ -211,10 +202,10 @@ def rebuild(origin: Mapping[str, Any]) -> OnnxGraph:
         graph = inflate.decompress(base64.b64decode(str(origin["graph"]), validate=True), _LIMIT)
         if not inflate.eof:
             raise ValueError("the graph is cut off, or too large")
-        model = _onnx().ModelProto.FromString(graph)
-        if any(t.data_location == _onnx().TensorProto.EXTERNAL for t in model.graph.initializer):
+        model = import_onnx().ModelProto.FromString(graph)
+        if any(t.data_location == import_onnx().TensorProto.EXTERNAL for t in model.graph.initializer):
             raise ValueError("the graph reads files")
-        if sum(math.prod(t.dims) for t in model.graph.initializer if _hollow(_onnx(), t)) > _MOST:
+        if sum(math.prod(t.dims) for t in model.graph.initializer if _hollow(import_onnx(), t)) > _MOST:
             raise ValueError("the graph's weights are larger than one message")     # before anything is allocated
         return OnnxGraph(graph, tuple(str(n) for n in origin["inputs"]), _configured(sane(origin.get("config")))).eval()
     except FourfoldError:
@@ -264,9 +255,3 @@ def _configured(config: Mapping[str, Any] | None) -> Any:
         return transformers.AutoConfig.for_model(str(config["model_type"]), **given)
     except Exception:  # noqa: BLE001 — a configuration helps to name classes, and is not needed
         return None
-
-
-def _onnx() -> Any:
-    from fourfold.frontends.onnx import _import
-
-    return _import()

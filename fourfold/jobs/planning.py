@@ -24,7 +24,7 @@ from fourfold.registry import technique
 from fourfold.units import Quantity
 
 if TYPE_CHECKING:
-    from fourfold.frontends.capture import Captured
+    from fourfold.program import Captured
 
 COMPARED = ("default", "expert", "heft")                                # asked besides, so that the table says what the answer is worth
 QUESTION = "schedule"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.datasets.task import Task
     from fourfold.datasets.unread import Unread
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
     from fourfold.runtime.artefact import Model
 
 FEWEST = 8  # rows below which no interval means anything

@@ -27,7 +27,7 @@ from fourfold.structure.discover import Anatomy, consumer_module, hidden
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.datasets.task import Task
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 
 def bulky(task: Task, examples: Examples) -> bool:

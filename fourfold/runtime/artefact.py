@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fourfold.datasets.examples import Examples
     from fourfold.engines.base import Session, Signature
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
     from fourfold.recipe import Recipe
     from fourfold.rewrites.compress.bag_of_words import BagOfWords
     from fourfold.rewrites.compress.cascade import Gate

@@ -18,7 +18,7 @@ from fourfold.trust import EVERYONE, Trust, option
 if TYPE_CHECKING:
     from torch import nn
 
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
     from fourfold.recipe import Recipe
 
 LARGEST = 1 << 28  # bytes of a manifest, which holds small tensors of a module's tree
@@ -211,6 +211,6 @@ def encoders(folder: Path) -> tuple[Any, Any]:
     """(tokenizer, processor) saved with a part; None where there is none."""
     if not folder.is_dir():
         return None, None
-    from fourfold.frontends.model import companions
+    from fourfold.frontends.preprocessors import companions
 
     return companions(folder)

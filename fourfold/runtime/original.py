@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fourfold.datasets.examples import Examples
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 NAME = "answers.json"
 

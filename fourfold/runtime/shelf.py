@@ -14,7 +14,7 @@ from fourfold.runtime.tokens import Tokens, facts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"}
 PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
@@ -40,12 +40,12 @@ class Shelved:
         self.processor = Later(self._processor) if there & PROCESSORS else None
 
     def _whole_tokenizer(self) -> Any:
-        from fourfold.frontends.model import companions
+        from fourfold.frontends.preprocessors import companions
 
         return companions(self.folder / "tokenizer")[0]
 
     def _processor(self) -> Any:
-        from fourfold.frontends.model import companions
+        from fourfold.frontends.preprocessors import companions
 
         return companions(self.folder / "tokenizer")[1]
 
@@ -58,13 +58,13 @@ class Shelved:
 
     def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """As `Subject.logits`."""
-        from fourfold.frontends.model import run
+        from fourfold.frontends.subject import run
 
         return run(module, inputs, self.inputs)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """As `Subject.wrap`."""
-        from fourfold.frontends.model import Wrapped
+        from fourfold.frontends.subject import Wrapped
 
         return Wrapped(module, self.inputs)
 

@@ -14,8 +14,8 @@ from fourfold.errors import ArtefactError, InputError
 from fourfold.graph import INPUT
 
 if TYPE_CHECKING:
-    from fourfold.frontends.capture import Captured
     from fourfold.plans import Plan
+    from fourfold.program import Captured
 
 
 @dataclass(frozen=True)

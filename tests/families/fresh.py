@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from fourfold.frontends.model import load_state, rebuild, run
+from fourfold.frontends.model import load_state, rebuild
+from fourfold.frontends.subject import run
 from fourfold.recipe import Recipe, apply
 
 for path in sorted(Path(sys.argv[1]).glob("*/*/origin.json")):

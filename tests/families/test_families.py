@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from table import FAMILIES, HAS_LITE0, Family, made
 from torch import Tensor, nn
 
-from fourfold.frontends.model import Subject, load_model, load_state, rebuild, state
+from fourfold.frontends.model import load_model, load_state, rebuild, state
+from fourfold.frontends.subject import Subject
 from fourfold.recipe import Recipe, apply
 from fourfold.structure.discover import Anatomy, Keep, anatomize, consumer_weight, path_after, recipe_for, rows_for
 

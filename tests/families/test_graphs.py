@@ -9,8 +9,10 @@ from table import FAMILIES, Family, made
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fourfold.frontends.autograd import square
+from fourfold.frontends.fx_ops import counters
 from fourfold.frontends.model import load_model
-from fourfold.frontends.torch_export import capture, counters, square
+from fourfold.frontends.torch_export import capture
 from fourfold.graph import BACKWARD, CONTRACTION, FORWARD, PARAMETER
 
 every = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)

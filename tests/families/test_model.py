@@ -14,7 +14,8 @@ from table import SMALL, Encoder
 from torch import Tensor, nn
 
 from fourfold.errors import ModelError
-from fourfold.frontends.model import answer, load_model, load_state, rebuild, state
+from fourfold.frontends.model import load_model, load_state, rebuild, state
+from fourfold.frontends.subject import answer
 from fourfold.recipe import Recipe, apply, pack, unpack
 from fourfold.structure.discover import Keep, anatomize, recipe_for
 from fourfold.structure.serialize import describe

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fourfold.engines.base import Batch, Signature
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 
 @dataclass

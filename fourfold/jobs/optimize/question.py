@@ -68,7 +68,7 @@ def _beside(job: Job, inputs: Mapping[str, Any]) -> Iterator[str]:
     """Names and shapes of the floating tensors that the original answers with beside the one that is judged."""
     import torch
 
-    from fourfold.frontends.model import answer
+    from fourfold.frontends.subject import answer
 
     kept: list[Any] = []
     handle = job.subject.module.register_forward_hook(lambda module, args, output: kept.append(output))

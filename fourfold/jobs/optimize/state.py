@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fourfold.cost.unit_costs import CostTable, Site
     from fourfold.datasets.examples import Examples, Splits
     from fourfold.datasets.task import Task
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
     from fourfold.jobs.optimize.cascades import Gated
     from fourfold.jobs.optimize.crew import Crew
     from fourfold.journal import Journal

@@ -37,7 +37,7 @@ def students(job: Job, bench: Bench, seconds: Callable[[float], float]) -> list[
 
 def _student(job: Job, bench: Bench, window: int, width: int, steps: int, seconds: Callable[[float], float]) -> Training:
     """One student, trained, then judged on the search split; both journalled."""
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
     from fourfold.recipe import Recipe
     from fourfold.rewrites.compress._bench import Training
     from fourfold.rewrites.compress.combine import Candidate, evaluate_with

@@ -21,7 +21,7 @@ from fourfold.rewrites.compress.distil import Limit, Recovery, Schedule, Teacher
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples, Splits
     from fourfold.datasets.task import Task
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 
 LEAST_SECONDS = 1.5
@@ -249,7 +249,7 @@ def evaluate_with(subject: Subject, task: Task, module: nn.Module, examples: Exa
 
 def forward(subject: Subject, module: nn.Module) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     """One pass of an encoder–decoder, inputs → logits [B, T, V]; the encoder runs once for as long as its inputs stay the same arrays."""
-    from fourfold.frontends.model import answer
+    from fourfold.frontends.subject import answer
 
     names = [name for name in subject.inputs if not name.startswith("decoder_") and name != "labels"]
     last: dict[str, Any] = {}

@@ -30,7 +30,7 @@ from fourfold.rewrite import Option, Rewrite
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.datasets.task import Task
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
     from fourfold.recipe import Recipe
     from fourfold.structure.discover import Anatomy
 

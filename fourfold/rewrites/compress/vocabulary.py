@@ -30,7 +30,7 @@ from fourfold.structure.token_tables import own_table, settings
 
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
-    from fourfold.frontends.model import Subject
+    from fourfold.frontends.subject import Subject
 
 MODELS = ("WordPiece", "BPE", "Unigram", "WordLevel")
 ALIGN = 8  # rows are kept in multiples of this: matrix products like round sizes

@@ -32,9 +32,9 @@ from fourfold.runtime.local.malloc import keep
 from fourfold.runtime.local.workers import EAGERLY, Arena, Duty, Layout, Pool, Record
 
 if TYPE_CHECKING:
-    from fourfold.frontends.capture import Captured
     from fourfold.measure.race import RaceResult
     from fourfold.plans import Plan
+    from fourfold.program import Captured
 
 PLANNED, ONE = "planned", "one process"                                 # placements
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")                     # read when torch is loaded: threads that spin beside others burn minutes
@@ -673,8 +673,8 @@ def _unfused(plan: Plan, done: Execution) -> float:
 
 def opened(plan: Plan | str | Path, model: Any = None, inputs: Any = None) -> tuple[Plan, Captured]:
     """The plan, and its program captured again. The machine is compared first, since capturing takes long."""
-    from fourfold.frontends.capture import Captured
     from fourfold.plans import Plan as Plans
+    from fourfold.program import Captured
     from fourfold.runtime.source import recapture
 
     found = plan if isinstance(plan, Plans) else Plans.load(plan)
@@ -698,7 +698,7 @@ def original_of(captured: Captured, inputs: Any) -> dict[int, Any]:
     """Output values of the program run node by node, by its own `step`."""
     import torch
 
-    from fourfold.frontends.capture import arguments
+    from fourfold.program import arguments
 
     with torch.no_grad():
         kept = replace(captured, program=_Keeping(captured.program, captured.graph.outputs.tolist()))
@@ -855,7 +855,7 @@ def allotted(plan: Plan, used: Sequence[int], threads: Mapping[int, int]) -> dic
 
 def feed(program: Any, inputs: Any) -> dict[int, Any]:
     """Values of the inputs as the executor's tensors."""
-    from fourfold.frontends.capture import arguments
+    from fourfold.program import arguments
 
     args, kwargs = arguments(inputs)
     return tensors(program, program.feed(*args, **kwargs))
