@@ -25,7 +25,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.quick:
         args.budget, args.epochs, args.rows = "20s", 0.5, 64
-    from fourfold.datasets.examples import load_data
+    from fourfold.datasets.load import load_data
     from fourfold.engines.select import race_model
     from fourfold.frontends.model import load_model
     from fourfold.jobs import demo

@@ -90,7 +90,7 @@ def report(job: Any, rows: harness.Rows, about: dict[str, Any], made: dict[str, 
 
 def original(folder: Path, judge: Path, files: dict[str, Path], args: Any, progress: Any) -> tuple[dict[str, Path], Path, dict[str, Any]]:
     """Data files, model folder and facts of the trained encoder–decoder; kept, and keyed by data and recipe."""
-    from fourfold.datasets.examples import load_data
+    from fourfold.datasets.load import load_data
     from fourfold.frontends.model import load_model
 
     teacher = load_model(judge)

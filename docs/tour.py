@@ -83,7 +83,7 @@ def trained(folder: Path) -> Path:
 
 def look_inside(model: Path, data: Path) -> None:
     """What `optimize` does first, by hand: anatomy, a recipe, sensitivities."""
-    from fourfold.datasets.examples import load_data
+    from fourfold.datasets.load import load_data
     from fourfold.frontends.model import load_model
     from fourfold.recipe import apply
     from fourfold.rewrites.calibration import calibrate

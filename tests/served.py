@@ -62,7 +62,7 @@ def task(classes: int = 3) -> Task:
 def part(folder: Path, engine: str, precision: str = "fp32", *, name: str = "net", net: Any = None, threads: int = 1, read: Any = None) -> Any:
     """A member that runs in `engine`, exported into `folder`."""
     from fourfold import engines
-    from fourfold.datasets.encode import tokenised
+    from fourfold.datasets.tokenise import tokenised
     from fourfold.engines.base import Signature, export_onnx
     from fourfold.frontends.model import load_model
     from fourfold.runtime.artefact import Part, Setting

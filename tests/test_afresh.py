@@ -67,7 +67,7 @@ def test_a_cascade(first: tuple[str, str], last: tuple[str, str], tmp_path: Path
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_transformers_model_behind_counted_words(engine: str, tmp_path: Path) -> None:
-    from fourfold.datasets.encode import tokenised
+    from fourfold.datasets.tokenise import tokenised
 
     part = served.part(tmp_path / "files", engine)
     assert part.subject.origin["kind"] == "transformers"

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fourfold.datasets.encode import load_inputs
-from fourfold.datasets.examples import Examples, Ragged, load_data
+from fourfold.datasets.examples import Examples, Ragged
+from fourfold.datasets.load import load_data
 from fourfold.datasets.split import group_of, sides, strata
 from fourfold.datasets.task import Writing
 from fourfold.errors import InputError, MetricError
@@ -556,12 +557,12 @@ def test_the_users_metric_is_rehearsed_before_anything_dear(tmp_path: Path, mode
 def test_pictures_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
-    from fourfold.datasets import encode
+    from fourfold.datasets import media
 
     (tmp_path / "a").mkdir()
     for i in range(3):
         Image.new("RGB", (8, 8)).save(tmp_path / "a" / f"{i}.png")
-    monkeypatch.setattr(encode, "ROOM", 1000)
+    monkeypatch.setattr(media, "ROOM", 1000)
     with pytest.raises(InputError, match="3 images of 3 × 8 × 8 need 0.0 GB"):
         load_data(tmp_path, "custom", subject(torch_linear(), ("x",)))
 
@@ -570,7 +571,7 @@ def test_a_factory_of_data_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyP
     code = "def rows():\n    return [('a good film', 1), ('a bad one', 0)]\n\ndef worse():\n    raise KeyError('secret')\n"
     (tmp_path / "rows_of_mine.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    from fourfold.datasets.readers import read
+    from fourfold.datasets.sources import read
 
     assert read("rows_of_mine:rows").columns["label"] == [1, 0]  # type: ignore[union-attr]
     for ref, words in (("rows_of_mine:none", "be imported"), ("no_such_module:x", "be imported"), ("rows_of_mine:worse", "raised KeyError")):

@@ -15,9 +15,12 @@ from torch import nn
 
 from fourfold.datasets.columns import labels_of
 from fourfold.datasets.encode import load_inputs
-from fourfold.datasets.examples import Examples, Ragged, load_data
+from fourfold.datasets.examples import Examples, Ragged
+from fourfold.datasets.load import load_data
+from fourfold.datasets.media import picture
 from fourfold.datasets.metrics import METRICS
-from fourfold.datasets.readers import Table, picture, read
+from fourfold.datasets.sources import read
+from fourfold.datasets.table import Table
 from fourfold.datasets.task import Task
 from fourfold.datasets.unread import Unread
 from fourfold.errors import FourfoldError, InputError, ModelError

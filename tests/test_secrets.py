@@ -19,9 +19,11 @@ from fourfold.carbon.jobs import read_jobs
 from fourfold.datasets.asked import asked, encoded
 from fourfold.datasets.columns import labels_of, roles_of, sides_of, texts_of, values_of
 from fourfold.datasets.encode import load_labelled
-from fourfold.datasets.examples import load_data
+from fourfold.datasets.load import load_data
+from fourfold.datasets.media import picture, sound
 from fourfold.datasets.metrics import METRICS
-from fourfold.datasets.readers import Table, picture, read, sound
+from fourfold.datasets.sources import read
+from fourfold.datasets.table import Table
 from fourfold.datasets.task import Task
 from fourfold.errors import FourfoldError
 from fourfold.frontends.placement import read_placement

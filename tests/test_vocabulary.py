@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fourfold.datasets.examples import load_data
+from fourfold.datasets.load import load_data
 from fourfold.errors import ModelError
 from fourfold.frontends.subject import Subject
 from fourfold.recipe import Recipe, apply

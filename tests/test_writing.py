@@ -13,8 +13,8 @@ from test_data import WORDS, csv_file, subject, wordpiece
 
 from fourfold.datasets.columns import Roles
 from fourfold.datasets.encode import encode, load_inputs
-from fourfold.datasets.examples import load_data
-from fourfold.datasets.readers import Table
+from fourfold.datasets.load import load_data
+from fourfold.datasets.table import Table
 from fourfold.datasets.task import Task, edits
 from fourfold.frontends.subject import inputs_of
 from fourfold.rewrites.compress._bench import evaluate_with

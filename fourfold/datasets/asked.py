@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.datasets import columns as roles
-from fourfold.datasets.readers import IMAGES, READERS, Table, decoded, delimiter_of, names_columns, read
+from fourfold.datasets.readers import READERS, decoded, delimiter_of, names_columns
+from fourfold.datasets.sources import IMAGES, read
+from fourfold.datasets.table import Table
 from fourfold.datasets.unread import Unread
 from fourfold.errors import FourfoldError, InputError
 
@@ -263,7 +265,7 @@ def _file(path: Path, subject: Subject | None) -> Asked:
         return _list(sorted(_seen(path)), subject)
     table = read(path)
     if isinstance(table, dict):
-        from fourfold.datasets.examples import joined
+        from fourfold.datasets.parts import joined
 
         table = table["test"] if "test" in table else joined(table)[0]
     return Asked(dict(table.columns), table.source, table.nature, sure=table.sure)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.datasets.readers import PARTS, Table
+from fourfold.datasets.table import PARTS, Table
 from fourfold.datasets.task import KINDS
 from fourfold.errors import InputError
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +12,14 @@ import numpy as np
 
 from fourfold.datasets import columns as roles
 from fourfold.datasets import split
-from fourfold.datasets.examples import Examples, Ragged, joined
+from fourfold.datasets.examples import Examples, Ragged
+from fourfold.datasets.media import pictures, sounds
 from fourfold.datasets.metrics import METRICS
-from fourfold.datasets.readers import Table, picture, read, sound
-from fourfold.datasets.task import DEFAULTS, Speech, Task, Writing, default_metric, text_of
+from fourfold.datasets.parts import joined
+from fourfold.datasets.sources import read
+from fourfold.datasets.table import Table
+from fourfold.datasets.task import Speech, Task, Writing, default_metric, text_of
+from fourfold.datasets.tokenise import longest, padded_left, paddings, rows_of, tokenised, tokenizer_of, tokens_in
 from fourfold.datasets.unread import Unread
 from fourfold.errors import InputError
 
@@ -26,9 +29,7 @@ if TYPE_CHECKING:
 BLOCK = 256  # tokens per block of language modelling, where the model can read as many
 PASSAGES = 200  # a single long text is cut into about this many passages, the units that are split and resampled
 FLOATS = ("pixel_values", "input_values", "input_features")  # inputs that are real numbers whatever the data's type
-ROOM = 8_000_000_000  # bytes of pixels held in memory at most
 SHORT = 8  # mean tokens of a target up to which exact match is the default metric of text-to-text tasks
-
 Encoded = tuple[Examples, Task, np.ndarray, list[str]]  # …, table row of each example, notes
 
 
@@ -131,9 +132,9 @@ def _inputs(table: Table, role: roles.Roles, subject: Subject, max_length: int |
     if table.nature == "arrays":
         return _arrays(table, role, subject)
     if table.nature == "images":
-        return _pictures(table, subject, notes)
+        return pictures(table, subject, notes)
     if table.nature == "audio":
-        return _sounds(table, subject, max_length, notes)
+        return sounds(table, subject, max_length, notes)
     reads = {"pixel_values": "images", "input_values": "sounds", "input_features": "sounds"}.get(subject.inputs[0] if subject.inputs else "")
     if reads is not None:
         raise InputError(
@@ -152,117 +153,6 @@ def _inputs(table: Table, role: roles.Roles, subject: Subject, max_length: int |
     if cut:
         notes.append(f"{cut:,} of {len(texts):,} texts are longer than {longest(subject, max_length)} tokens and were cut.")
     return examples
-
-
-def tokenised(texts: Sequence[str], pairs: Sequence[str] | None, subject: Subject, max_length: int | None) -> tuple[dict[str, Any], int]:
-    """Columns that the model wants, and how many texts were cut."""
-    tokenizer = tokenizer_of(subject)
-    limit = longest(subject, max_length)
-    given = tokenizer(
-        list(texts),
-        list(pairs) if pairs else None,
-        truncation=True,
-        max_length=limit,
-        padding=False,
-        return_token_type_ids=True,
-        return_attention_mask=False,
-    )
-    ids = rows_of(given["input_ids"])
-    fast = getattr(given, "encodings", None)
-    cut = sum(bool(one.overflowing) for one in fast) if fast else int((ids.sizes() >= limit).sum())
-    columns: dict[str, Any] = {}
-    first = tokens_in(subject)
-    for name in subject.inputs:
-        if name == first:
-            columns[name] = ids
-        elif name == "attention_mask":
-            columns[name] = Ragged(np.ones_like(ids.values), ids.offsets)
-        elif name == "token_type_ids":
-            columns[name] = rows_of(given[name]) if name in given else Ragged(np.zeros_like(ids.values), ids.offsets)
-        elif name == "position_ids":
-            columns[name] = Ragged(np.arange(len(ids.values)) - np.repeat(ids.offsets[:-1], ids.sizes()), ids.offsets)
-    return columns, cut
-
-
-def tokens_in(subject: Subject) -> str:
-    """Which input takes the tokens: a plain module calls it as it likes."""
-    return "input_ids" if "input_ids" in subject.inputs or not subject.inputs else subject.inputs[0]
-
-
-def rows_of(lists: Sequence[Sequence[int]]) -> Ragged:
-    """Lists of token ids as one ragged column."""
-    sizes = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    offsets = np.r_[0, np.cumsum(sizes)]
-    return Ragged(np.fromiter(itertools.chain.from_iterable(lists), dtype=np.int64, count=int(offsets[-1])), offsets)
-
-
-def tokenizer_of(subject: Subject) -> Any:
-    found = subject.tokenizer or getattr(subject.processor, "tokenizer", None)
-    if found is None:
-        raise InputError(
-            "The data are texts, but the model comes without a tokenizer.",
-            "Name its folder (--tokenizer FOLDER), put its files into the model's folder, or give arrays.",
-        )
-    return found
-
-
-def longest(subject: Subject, max_length: int | None = None) -> int:
-    """Tokens that the model can read: its positions, the tokenizer's limit, the user's wish; 512 where none of them says."""
-    config = roles.config_of(subject)
-    config = getattr(config, "text_config", None) or config
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
-    limits = [limit for limit in limits if isinstance(limit, int) and limit > 0][:1]
-    if limits and str(getattr(config, "model_type", "")) in (
-        "roberta",
-        "xlm-roberta",
-        "camembert",
-        "xlm-roberta-xl",
-        "mpnet",
-        "longformer",
-        "roberta-prelayernorm",
-        "data2vec-text",
-    ):
-        limits = [limits[0] - (getattr(config, "pad_token_id", None) or 1) - 1]  # positions are counted from after the padding's own
-    told = getattr(subject.tokenizer, "model_max_length", None)
-    if isinstance(told, int) and 0 < told < 1_000_000:
-        limits.append(told)
-    limit = min(limits) if limits else 512
-    if max_length is not None and max_length < 4:
-        raise InputError(f"max_length={max_length} leaves no room for a text.", "Give at least 4 tokens.")
-    return min(limit, max_length) if max_length else limit
-
-
-def paddings(subject: Subject) -> dict[str, float]:
-    """What fills up each column. A model without a padding token gets its end token: the mask hides it."""
-    from fourfold.frontends.subject import vocabulary
-
-    config, tokenizer = roles.config_of(subject), subject.tokenizer or getattr(subject.processor, "tokenizer", None)
-    rows = vocabulary(subject.module)
-    found = next(
-        (
-            value
-            for value in (getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None))
-            if isinstance(value, int) and (rows is None or value < rows)
-        ),
-        0,
-    )
-    return {
-        "input_ids": found,
-        "decoder_input_ids": found,
-        "attention_mask": 0,
-        "token_type_ids": kind if isinstance(kind := getattr(tokenizer, "pad_token_type_id", 0), int) else 0,
-        "decoder_attention_mask": 0,
-        "position_ids": 0,
-        "input_values": 0.0,
-    }
-
-
-def padded_left(subject: Subject) -> tuple[str, ...]:
-    """The columns that the model's own tokenizer pads at the left; none where it pads at the right or where there is no tokenizer."""
-    tokenizer = subject.tokenizer or getattr(subject.processor, "tokenizer", None)
-    if getattr(tokenizer, "padding_side", "right") != "left":
-        return ()
-    return tuple(dict.fromkeys((tokens_in(subject), "input_ids", "attention_mask", "token_type_ids", "position_ids")))
 
 
 def _arrays(table: Table, role: roles.Roles, subject: Subject) -> Examples:
@@ -309,90 +199,6 @@ def _same_shape(rows: list[Any]) -> np.ndarray:
         return np.asarray(rows)
     except ValueError:  # rows of different shapes
         return np.array([None])
-
-
-def _pictures(table: Table, subject: Subject, notes: list[str]) -> Examples:
-    config = roles.config_of(subject)
-    config = getattr(config, "vision_config", None) or config
-    channels = int(getattr(config, "num_channels", 3) or 3)
-    files = roles.texts_of(table, "file")
-    processor = getattr(subject.processor, "image_processor", None) or subject.processor
-    name = subject.inputs[0]
-    if processor is not None and (hasattr(processor, "image_mean") or hasattr(processor, "size")):
-        named = (getattr(processor, "model_input_names", None) or ["pixel_values"])[0]
-        name = named if named in subject.inputs else name
-        pixels = _filled(files, lambda file: np.asarray(processor(images=picture(file, channels), return_tensors="np")[named][0], dtype=np.float32))
-    else:
-        size = getattr(config, "image_size", None)
-        side = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else None
-        pixels = _filled(files, lambda file: _pixels(file, channels, side))
-        if pixels is None:  # sizes differ, and the model does not say which one it wants
-            pixels = _filled(files, lambda file: _pixels(file, channels, (224, 224)))
-        assert pixels is not None
-        high, wide = pixels.shape[2:]
-        notes.append(f"Images were brought to {high} × {wide} pixels in [−1, 1], since the model has no processor of its own.")
-    if pixels is None:
-        raise InputError(f"{table.source}: the model's processor gives images of different sizes.", "Bring all images to one size first.")
-    return Examples({name: pixels}, None, None, {}, None, np.array([split.group_of(Path(file).read_bytes()) for file in files], dtype=np.int64))
-
-
-def _filled(files: list[str], pixels_of: Callable[[str], np.ndarray]) -> np.ndarray | None:
-    """[N, channels, height, width]; None where shapes differ. InputError where they do not fit into memory."""
-    first = pixels_of(files[0])
-    if first.nbytes * len(files) > ROOM:
-        shape = " × ".join(map(str, first.shape))
-        raise InputError(
-            f"{len(files):,} images of {shape} need {first.nbytes * len(files) / 1e9:.1f} GB; at most {ROOM / 1e9:.1f} GB are taken.",
-            f"Give a sample of at most {ROOM // first.nbytes:,} images.",
-        )
-    out = np.empty((len(files), *first.shape), dtype=np.float32)
-    for i, file in enumerate(files):
-        pixels = first if i == 0 else pixels_of(file)
-        if pixels.shape != first.shape:
-            return None
-        out[i] = pixels
-    return out
-
-
-def _pixels(file: str, channels: int, side: tuple[int, ...] | None) -> np.ndarray:
-    """[channels, height, width] in [−1, 1]."""
-    image = picture(file, channels)
-    if side and image.size != (side[1], side[0]):
-        image = image.resize((side[1], side[0]))
-    pixels = np.asarray(image, dtype=np.float32) / 127.5 - 1
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _sounds(table: Table, subject: Subject, max_length: int | None, notes: list[str]) -> Examples:
-    extractor = getattr(subject.processor, "feature_extractor", None) or subject.processor
-    rate = int(getattr(extractor, "sampling_rate", None) or 16_000)
-    files = roles.texts_of(table, "file")
-    waves = [sound(file, rate)[: max_length or None] for file in files]
-    groups = np.array([split.group_of(wave) for wave in waves], dtype=np.int64)
-    name = next((n for n in ("input_features", "input_values") if n in subject.inputs), subject.inputs[0])
-    if extractor is None:
-        if name == "input_features":
-            raise InputError(
-                "The model reads spectra (input_features), but comes without a feature extractor.",
-                "Put preprocessor_config.json into the model's folder, or give arrays.",
-            )
-        notes.append(f"Sounds were resampled to {rate:,} Hz, since the model has no processor of its own.")
-        rows = waves
-    else:
-        named = (getattr(extractor, "model_input_names", None) or [name])[0]
-        rows = [np.asarray(extractor(wave, sampling_rate=rate, return_tensors="np")[named][0], dtype=np.float32) for wave in waves]
-    if rows[0].ndim > 1:  # spectra
-        if len({row.shape for row in rows}) > 1:
-            most = max(row.shape[0] for row in rows)
-            rows = [np.pad(row, ((0, most - row.shape[0]), *((0, 0) for _ in row.shape[1:]))) for row in rows]
-        return Examples({name: np.stack(rows)}, None, None, {}, None, groups)
-    values = Ragged.of(rows, np.float32)
-    columns = {name: values}
-    if "attention_mask" in subject.inputs:
-        columns["attention_mask"] = Ragged(np.ones(len(values.values), dtype=np.int64), values.offsets)
-    left = (name, "attention_mask") if getattr(extractor, "padding_side", "right") == "left" else ()
-    fill = float(getattr(extractor, "padding_value", 0.0) or 0.0)
-    return Examples(columns, None, None, {name: fill, "attention_mask": 0}, None, groups, left=left)
 
 
 # ---------------------------------------------------------------------------------------------------------------- targets
@@ -654,4 +460,4 @@ def _passages(texts: list[str]) -> tuple[list[str], np.ndarray]:
     return found, np.array(rows, dtype=np.int64)
 
 
-__all__ = ["DEFAULTS", "encode", "load_inputs", "longest", "tokenised"]
+__all__ = ["Encoded", "encode", "load_inputs", "load_labelled"]

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourfold.datasets.examples import Examples
+from fourfold.datasets.tokenise import longest, padded_left, paddings, tokenised, tokens_in
+
 if TYPE_CHECKING:
-    from fourfold.datasets.examples import Examples
     from fourfold.frontends.subject import Subject
 
 
@@ -34,9 +36,6 @@ class Unread:
     def read(self) -> Examples:
         """The texts as columns of tokens, without targets. Raises InputError where there is no tokenizer."""
         if self._encoded is None:
-            from fourfold.datasets.encode import longest, padded_left, paddings, tokenised, tokens_in
-            from fourfold.datasets.examples import Examples
-
             pairs = bool(self.raw) and isinstance(self.raw[0], tuple)
             first = [one[0] for one in self.raw] if pairs else self.raw
             columns, cut = tokenised(first, [one[1] for one in self.raw] if pairs else None, self.subject, self.max_length)

@@ -147,7 +147,7 @@ def fine_tune(
     """
     import transformers
 
-    from fourfold.datasets.examples import load_data
+    from fourfold.datasets.load import load_data
     from fourfold.frontends.model import load_model
     from fourfold.rewrites.compress.distil import Schedule, pays_threads, recover, use_threads
 

@@ -198,7 +198,7 @@ def _companions(model: Model, part: Part, made: Path) -> None:
     """Tokenizer and processor; the tokenizer says how long a text may be, so that others cut as the artefact does."""
     import copy
 
-    from fourfold.datasets.encode import longest
+    from fourfold.datasets.tokenise import longest
 
     tokenizer = part.subject.tokenizer
     if tokenizer is not None:
@@ -264,7 +264,7 @@ def _checked(made: Path, to: str, batches: list[Batch], expected: list[np.ndarra
 
 def _page(model: Model, part: Part, to: str, wrote: dict[str, Any]) -> str:
     """README.md: what it is, how it is called."""
-    from fourfold.datasets.encode import longest, paddings
+    from fourfold.datasets.tokenise import longest, paddings
 
     assert part.signature is not None
     task = model.task

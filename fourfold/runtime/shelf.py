@@ -78,7 +78,7 @@ def reading(subject: Subject, module: nn.Module, home: Path) -> dict[str, Any]:
     """What a loader must know to read inputs without the module and without transformers, tried on the files just saved in `home`."""
     from dataclasses import replace
 
-    from fourfold.datasets.encode import longest, paddings
+    from fourfold.datasets.tokenise import longest, paddings
 
     own = getattr(module, "config", None)
     config = json.loads(own.to_json_string(use_diff=False)) if own is not None and hasattr(own, "to_json_string") else None

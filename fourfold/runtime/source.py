@@ -102,7 +102,7 @@ def arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 def _batch(model: Any, data: str | Path, dims: dict[str, int]) -> tuple[Any, dict[str, np.ndarray]]:
     """(subject, the first batch of the user's data as the model reads it). Takes "batch" and "length" out of `dims`."""
-    from fourfold.datasets.examples import load_data
+    from fourfold.datasets.load import load_data
     from fourfold.frontends.model import load_model
 
     if _kind(model) not in ("folder", "factory", "object"):

@@ -51,7 +51,7 @@ def optimize(
     """Make `model` cheaper and prove it.
 
     model: a Hugging Face style directory, "package.module:factory", an .onnx file, or an nn.Module. tokenizer: a folder with the tokenizer's files,
-    where they do not lie beside the model. data: see `fourfold.datasets.examples.load_data`. floor: relative
+    where they do not lie beside the model. data: see `fourfold.datasets.load.load_data`. floor: relative
     quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
     energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
     -> float. agree: a second floor, the share of answers that must be the original's own, held in the same way.

@@ -31,7 +31,7 @@ SEARCH_ROWS, TEST_ROWS = 3_000, 20_000
 
 def read(job: Job, model: Any, data: Any) -> None:
     """Load model and data, split, open the journal."""
-    from fourfold.datasets.examples import load_data
+    from fourfold.datasets.load import load_data
     from fourfold.frontends.model import load_model
     from fourfold.frontends.preprocessors import tokenizer_in
 

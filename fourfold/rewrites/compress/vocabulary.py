@@ -319,8 +319,8 @@ def reencoded(examples: Examples, subject: Subject, pruned: Pruned, max_length: 
     by id, a piece that is gone becoming the kept pieces it falls into. Per-token scores (perplexity) of such texts count more tokens than before:
     compare only where nothing fell apart. `subject` is the original.
     """
-    from fourfold.datasets.encode import paddings, tokenised
     from fourfold.datasets.examples import Ragged
+    from fourfold.datasets.tokenise import paddings, tokenised
 
     smaller = replace(subject, tokenizer=pruned.tokenizer)
     pad = {
