@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit
 
 from fourfold.cost.roofline import fusing
-from fourfold.decisions.schedule.problem import Schedule
+from fourfold.decisions.schedule.instance import ScheduleInstance
 from fourfold.graph import CONTRACTION, INTERMEDIATE, OPAQUE, PARAMETER, REDUCTION, VIEW, Graph
 from fourfold.machine import Efficiency
 
@@ -135,7 +135,7 @@ class _Apart:
         return clash | ((self.known[at] == key) & self.found[at])
 
 
-def duties(problem: Schedule) -> Duties:
+def duties(problem: ScheduleInstance) -> Duties:
     """What the docstring of this file derives from the graph alone."""
     g = problem.graph
     nodes, values = len(g), len(g.producer)
@@ -204,7 +204,7 @@ def _readers(g: Graph, node: np.ndarray, value: np.ndarray) -> tuple[np.ndarray,
     return np.concatenate(first), np.concatenate(second), (reader[chain], reader[chain + 1])
 
 
-def charges(problem: Schedule, duty: Duties) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def charges(problem: ScheduleInstance, duty: Duties) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(charges f8[N, D]; launches f8[N, D] that the task of a node pays at least; parts f8[4, N, D] of which a task pays the largest of the sums of
     the first three and of any single one of the last, besides its launch). Where a device cannot run a node: charges inf.
     """

@@ -1,7 +1,7 @@
 """A cost that no plan can beat, whatever it fuses, places and orders. Every step of the proof is a relaxation.
 
-Nodes stand for tasks. `_charges.py` gives seconds p[n, d] of which a task on d takes at least the sum over its members. So every plan is a schedule
-of the single nodes, too: lay each task's members, in topological order, into its time. They run one at a time on their device, after what they read,
+Nodes stand for tasks. `_bound_terms.py` gives seconds p[n, d] of which a task on d takes at least the sum over its members. So every plan is a
+schedule of the single nodes, too: lay each task's members, in topological order, into its time. They run one at a time on their device, after what they read,
 and a transfer later where that was made elsewhere. (Where fusion is fixed, the tasks themselves are the nodes.) What bounds such schedules bounds
 plans:
  · path: the longest path, quickest devices, nothing sent; once more with fusion looked at stretch by stretch (`_stretches`): between two edges that
@@ -30,7 +30,7 @@ import numpy as np
 from numba import njit
 
 from fourfold.decisions.schedule import _bound_terms
-from fourfold.decisions.schedule.problem import Schedule
+from fourfold.decisions.schedule.instance import ScheduleInstance
 from fourfold.graph import OPAQUE, VIEW
 
 _LOOKS = 4e7                                                           # ancestors² × nodes that heads look at
@@ -60,7 +60,7 @@ class Nodes:
         return len(self.p)
 
 
-def nodes_of(problem: Schedule) -> Nodes:
+def nodes_of(problem: ScheduleInstance) -> Nodes:
     """The problem as nodes: ops with their charges, or tasks where fusion is fixed."""
     g, stretch = problem.graph, 0.0
     if problem.group is not None:
@@ -107,7 +107,7 @@ def nodes_of(problem: Schedule) -> Nodes:
     return Nodes(p[order], src[by], dst[by], sure[by], away[by], lane[by], kin[order], roots, np.array([d.memory for d in system.devices]), stretch)
 
 
-def _kin(problem: Schedule, task: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _kin(problem: ScheduleInstance, task: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray | None]:
     """(label of nodes that share a device whatever the plan, their fixed place or None)."""
     label = problem.label
     kin = _bound_terms.united(count + int(label.max()) + 1, task, count + label)[:count]
@@ -451,7 +451,7 @@ def throughput(nodes: Nodes) -> float:
     return _search(best, serial, lambda limit: prover.clusters(still, still, limit)[0], 24)
 
 
-def memory(problem: Schedule) -> float:
+def memory(problem: ScheduleInstance) -> float:
     """B of the memory bound."""
     best = max(int(problem.stands.max()), -(-int(problem.resident.sum()) // len(problem.system)))
     if problem.group is not None:
@@ -459,7 +459,7 @@ def memory(problem: Schedule) -> float:
     return float(max(best, int((problem.stands[problem.label] + _bound_terms.duties(problem).held).max())))
 
 
-def least(problem: Schedule) -> float:
+def least(problem: ScheduleInstance) -> float:
     """The bound in the problem's unit, a hair below what the arithmetic gives (sums in another order)."""
     if problem.objective == "memory":
         return memory(problem)
