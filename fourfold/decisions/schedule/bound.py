@@ -1,9 +1,9 @@
 """A cost that no plan can beat, whatever it fuses, places and orders. Every step of the proof is a relaxation.
 
 Nodes stand for tasks. `_bound_terms.py` gives seconds p[n, d] of which a task on d takes at least the sum over its members. So every plan is a
-schedule of the single nodes, too: lay each task's members, in topological order, into its time. They run one at a time on their device, after what they read,
-and a transfer later where that was made elsewhere. (Where fusion is fixed, the tasks themselves are the nodes.) What bounds such schedules bounds
-plans:
+schedule of the single nodes, too: lay each task's members, in topological order, into its time. They run one at a time on their device, after what
+they read, and a transfer later where that was made elsewhere. (Where fusion is fixed, the tasks themselves are the nodes.) What bounds such
+schedules bounds plans:
  · path: the longest path, quickest devices, nothing sent; once more with fusion looked at stretch by stretch (`_stretches`): between two edges that
    cannot be fused a task pays its launch and the largest of its sums;
  · work: seconds shared among the devices at will (unrelated machines, preemptive). Weights w ≥ 0, Σ w = 1 prove Σ_c min_d w_d · p[c, d] over

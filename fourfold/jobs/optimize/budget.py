@@ -59,7 +59,7 @@ def _pace(job: Job, root: Node) -> tuple[dict[float, float], float]:
     """Seconds of a training step, by the predicted cost of the shape trained, in the precision that is quicker for it; and the cost from which on
     that is bfloat16. On one thread where several trainings will run beside one another. The original itself is timed only where a tenth of the time
     that the search has holds it."""
-    from fourfold.jobs.optimize.search import ROOM, weight_bytes
+    from fourfold.jobs.optimize.points import ROOM, original_bytes
     from fourfold.rewrites.compress.combine import prune
     from fourfold.rewrites.compress.distil import Schedule, Teacher, fast_bf16, use_threads
 
@@ -71,7 +71,7 @@ def _pace(job: Job, root: Node) -> tuple[dict[float, float], float]:
         import torch
 
         answers = torch.randn(len(few), job.base_search.shape[1]) if job.task.kind in ("classification", "regression") else None
-    if answers is not None and weight_bytes(job) <= ROOM:
+    if answers is not None and original_bytes(job) <= ROOM:
         use_threads(1)
     end = time.monotonic() + max(2.0, min(8.0, 0.03 * job.deadline.until("search")))
     thin = {s.name: max(s.least, s.full // 4) for s in job.sites}  # as deep as the original: a step costs by depth more than by width

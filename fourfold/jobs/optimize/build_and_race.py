@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fourfold.engines.select import sample_batches
-from fourfold.errors import FourfoldError, ModelError
+from fourfold.errors import ModelError
 from fourfold.jobs.optimize.builds import Made
 from fourfold.jobs.optimize.cascades import cascades
-from fourfold.jobs.optimize.final_race import Point, prepare
-from fourfold.measure.quality import Relative
+from fourfold.jobs.optimize.final_race import Point
+from fourfold.jobs.optimize.points import ROOM, build_point, cost_ratio, home, named, original, original_bytes
 from fourfold.runtime.artefact import Assembly, Part, Setting
 
 if TYPE_CHECKING:
@@ -44,7 +40,7 @@ def contest(job: Job) -> None:
     for candidate, (engine, precision, how) in ways:
         setting = Setting(engine, precision, **how)
         name = named(candidate, setting)
-        job.points.append(job.built.get(name) or point(job, candidate, setting, made.get(name)))
+        job.points.append(job.built.get(name) or build_point(job, candidate, setting, made.get(name)))
         job.listener.advance()
     job.points += _words(job)
     _set_aside(job)
@@ -59,7 +55,6 @@ def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
     from fourfold.host import here
     from fourfold.jobs.optimize.builds import Build
     from fourfold.jobs.optimize.crew import Crew
-    from fourfold.jobs.optimize.search import ROOM, weight_bytes
 
     wanted: dict[str, Build] = {}
     seed, examples = job.work.seed, job.raced(job.splits.search)
@@ -73,10 +68,10 @@ def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
             part = job.part(candidate.name, candidate.module, candidate, Setting(name, precision, **how))
             few = sample_batches(part.sees(examples), seed)
             signature = Signature.of(part.subject.inputs, few)
-            wanted[key] = Build(key, candidate.module, part.subject, signature, few, name, [], _home(job, candidate))
+            wanted[key] = Build(key, candidate.module, part.subject, signature, few, name, [], home(job, candidate))
         wanted[key].precisions.append(precision)
     crew = job.crew
-    if crew is None and len(wanted) > 1 and here().cores > 1 and weight_bytes(job) <= ROOM and not job.sequences:
+    if crew is None and len(wanted) > 1 and here().cores > 1 and original_bytes(job) <= ROOM and not job.sequences:
         crew = job.crew = Crew.of(min(2, here().cores))
     if crew is None or crew.lanes < 2 or len(wanted) < 2:
         built = {}
@@ -91,21 +86,6 @@ def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
         for candidate, (name, precision, how) in ways
         if precision in getattr(built.get(f"{candidate.name}|{name}"), "made", ())
     }
-
-
-def _home(job: Job, candidate: Candidate) -> Path:
-    """The folder of a candidate's engine files."""
-    return job.folder / "engines" / candidate.name.replace(" ", "-")
-
-
-def original(job: Job) -> Candidate:
-    """The original as a candidate: run better, it may be all that passes."""
-    from fourfold.recipe import Recipe
-    from fourfold.rewrites.compress.combine import Candidate
-
-    root = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=job.subject.module)
-    root.records, root.quality = job.base_search, Relative(1.0, 1.0, 1.0, len(job.base_search))
-    return root
 
 
 def _smaller_vocabularies(job: Job, everyone: list[Candidate]) -> list[Candidate]:
@@ -183,57 +163,6 @@ def bits(precision: str) -> int:
     return {"fp32": 32, "bf16": 16}.get(precision, 8)
 
 
-def point(job: Job, candidate: Candidate, setting: Setting, ready: Made | None = None) -> Point:
-    """A candidate built for a setting, with its answers on the search split; rejected, with the reason, where that fails. `ready`: its engine files,
-    where they have been made."""
-    name = named(candidate, setting)
-    part = job.part(candidate.name, candidate.module, candidate, setting)
-    made = Point(name, candidate, Assembly(name, [part]), predicted=candidate.cost * _ratio(job, setting))
-    home, (raced, files) = _home(job, candidate), job.race_files
-    if candidate.kind == "original" and raced == (setting.engine, setting.precision) and files and all(file.is_file() for file in files):
-        home.mkdir(parents=True, exist_ok=True)
-        ready = Made([Path(shutil.copy2(file, home)).name for file in files])
-    _, reason = prepare(part, job.raced(job.splits.search), home, job.work.seed, ready)
-    if reason:
-        made.status, made.reason = "rejected", reason
-        return made
-    try:
-        made.search_records = job.array(f"point:{name}:search", lambda: _answers(job, part, candidate))
-    except FourfoldError as error:
-        made.status, made.reason = "rejected", error.message
-    if made.search_records is not None and not np.isfinite(made.search_records).all():
-        made.status, made.reason = "rejected", "answers with NaN or infinity on the search split"
-    if made.status == "open" and made.search_records is not None:
-        made.search = job.relative(made.search_records, "search")
-    return made
-
-
-def named(candidate: Candidate, setting: Setting) -> str:
-    """A point's name."""
-    return f"{candidate.name} · {setting.engine} {setting.precision}"
-
-
-def _answers(job: Job, part: Part, candidate: Candidate) -> np.ndarray:
-    """Records of a part over the search split. Plain PyTorch answers the same whatever its batch and threads, so all cores answer for it."""
-    from fourfold.rewrites.compress.combine import evaluate_with
-
-    if (part.setting.engine, part.setting.precision) != ("torch", "fp32") or part.module is None or part.reencode is not None:
-        return part.outputs(job.splits.search, job.task, job.lanes)
-    if candidate.kind == "original":
-        return job.base_search
-    return evaluate_with(part.subject, job.task, part.module, job.splits.search, exact=True)
-
-
-def _ratio(job: Job, setting: Setting) -> float:
-    """Cost of the original at an engine and precision, relative to its own best, as the last stage of its race found it; 1 where it did not run."""
-    found = {
-        r["stage"]: float(r["cpu"]["value"])
-        for r in job.race_rows
-        if r["who"] == "candidate" and (r["engine"], r["precision"]) == (setting.engine, setting.precision)
-    }
-    return found.get("final", found.get("heat", 1.0))
-
-
 def _set_aside(job: Job) -> None:
     """What need not race: a network as it was trained, where the same network at a cheaper setting answers as well. These are the dearest to race,
     and would lose."""
@@ -242,9 +171,9 @@ def _set_aside(job: Job) -> None:
     for p in job.points:
         if p.status != "open" or p.search is None or p.candidate.kind not in ("network", "original"):
             continue
-        mine = _ratio(job, p.setting)
+        mine = cost_ratio(job, p.setting)
         for twin in job.points:
-            if twin.candidate is p.candidate and twin.status == "open" and twin.search is not None and _ratio(job, twin.setting) < 0.8 * mine:
+            if twin.candidate is p.candidate and twin.status == "open" and twin.search is not None and cost_ratio(job, twin.setting) < 0.8 * mine:
                 if (p.setting.engine, p.setting.precision) == ("torch", "fp32") and twin.search.value > p.search.value - 0.01:
                     p.status, p.reason = "dominated", f"{twin.name} answers as well, and is cheaper by the race of the original"
 

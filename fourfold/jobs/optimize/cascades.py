@@ -5,27 +5,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fourfold.jobs.optimize.final_race import Point
+from fourfold.jobs.optimize.final_race import Gated, Point
 from fourfold.runtime.artefact import Assembly
 
 if TYPE_CHECKING:
     from fourfold.jobs.optimize.state import Job
     from fourfold.rewrites.compress.cascade import Chain
-
-
-@dataclass
-class Gated:
-    """A family: `members`, cheapest first, and a point for each setting of the gates between them, from cautious to bold."""
-
-    name: str
-    members: list[Point]
-    points: list[Point] = field(default_factory=list)
-    share: float = 1.0  # of the error that all cascades may spend
 
 
 CASCADES = 0.9

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def early(job: Job) -> None:
     """Build the original in its cheapest precision and back end, race it, and test it on the unseen split at a small share of the error. Where it is
     safe and pays, it is `job.best` until `prove` decides anew; what was built is used again by the contest."""
-    from fourfold.jobs.optimize.build_and_race import original, point
+    from fourfold.jobs.optimize.points import build_point, original
     from fourfold.jobs.optimize.significance import EARLY, error, final_race, test
     from fourfold.measure.sequence import LEVEL
 
@@ -21,7 +21,7 @@ def early(job: Job) -> None:
         return
     engine, precision, how = pairs[0]
     job.listener.stage("proving a first answer: the original, run better", 1)
-    found = point(job, original(job), Setting(engine, precision, **how))
+    found = build_point(job, original(job), Setting(engine, precision, **how))
     job.built[found.name] = found
     if found.status != "open" or found.search is None or found.search.value < job.work.floor:
         return

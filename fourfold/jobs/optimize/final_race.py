@@ -63,6 +63,16 @@ class Point:
         return sum(weight_bytes(part) for part in self.assembly.parts)
 
 
+@dataclass
+class Gated:
+    """A family: `members`, cheapest first, and a point for each setting of the gates between them, from cautious to bold."""
+
+    name: str
+    members: list[Point]
+    points: list[Point] = field(default_factory=list)
+    share: float = 1.0  # of the error that all cascades may spend
+
+
 def weight_bytes(part: Part) -> int:
     """Bytes of a part's weights in its precision (embeddings stay in floating point under run-time int8)."""
     if part.module is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fourfold.jobs.optimize.points import ROOM, original_bytes
 from fourfold.jobs.optimize.state import capped
 from fourfold.jobs.optimize.students import students
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from fourfold.jobs.optimize.state import Job
     from fourfold.rewrites.compress.combine import Bench
 
-ROOM = 600 << 20
-"""Bytes of weights up to which students are trained beside one another, each in a process of its own."""
 AGREES = 0.06
 """Root mean square difference, as a share of the answers' own spread, up to which a back end may answer for the original before its students: well
 below what a student misses them by, so int8 may, where it is close."""
@@ -78,7 +77,7 @@ def _bench(job: Job) -> tuple[Bench, Crew]:
         found = found if found is not None else teacher.answer(pool, job.listener.advance)
         return {"answers": found if found is not None else torch.zeros(0)}
 
-    least = weight_bytes(job) > ROOM or job.sequences  # large models, and language models, are trained one at a time, on every core
+    least = original_bytes(job) > ROOM or job.sequences  # large models, and language models, are trained one at a time, on every core
     crew = Crew(1 if least else min(2, here().cores), job.task, pool, teacher, None, lambda _: job.searcher.tick() if job.searcher else None)
     try:
         crew.hire()
@@ -117,11 +116,6 @@ def _bench(job: Job) -> tuple[Bench, Crew]:
     return bench, crew
 
 
-def weight_bytes(job: Job) -> int:
-    """Bytes of the original's weights."""
-    return sum(p.numel() * p.element_size() for p in job.subject.module.parameters())
-
-
 def quick_answers(job: Job, pool: Examples) -> torch.Tensor | None:
     """The original's answers to the pool by the cheapest back end that the race of the original found and that answers as it does: on the search
     split's first rows, `AGREES` of the answers' own spread is the most that they may differ by (root mean square). None where plain PyTorch is as
@@ -129,7 +123,7 @@ def quick_answers(job: Job, pool: Examples) -> torch.Tensor | None:
     import torch
 
     from fourfold.errors import FourfoldError
-    from fourfold.jobs.optimize.build_and_race import named, original, point
+    from fourfold.jobs.optimize.points import build_point, named, original
     from fourfold.runtime.artefact import Setting
 
     count = min(128, len(job.splits.search))
@@ -140,7 +134,7 @@ def quick_answers(job: Job, pool: Examples) -> torch.Tensor | None:
             continue
         setting = Setting(engine, precision, **how)
         name = named(root, setting)
-        made = job.built[name] = job.built.get(name) or point(job, root, setting)
+        made = job.built[name] = job.built.get(name) or build_point(job, root, setting)
         if made.status == "rejected":
             continue
         (part,) = made.assembly.parts

@@ -11,8 +11,7 @@ from fourfold.jobs.optimize.cascades import CASCADES
 from fourfold.measure.sequence import LEVEL, Family, safe
 
 if TYPE_CHECKING:
-    from fourfold.jobs.optimize.cascades import Gated
-    from fourfold.jobs.optimize.final_race import Point
+    from fourfold.jobs.optimize.final_race import Gated, Point
     from fourfold.jobs.optimize.state import Job
     from fourfold.runtime.service import Served
 

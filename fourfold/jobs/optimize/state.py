@@ -1,5 +1,5 @@
-"""The state of one run of `fourfold.optimize`, and what its stages share. The stages are `fourfold/run/stages`, a file each;
-`fourfold/jobs/optimize.py` tells their order on one page.
+"""The state of one run of `fourfold.optimize`, and what its stages share. The stages are the other files of this room;
+`fourfold/jobs/optimize/__init__.py` tells their order on one page.
 
 All that is worth keeping goes through the journal, so a killed run resumes at the step it was in. Decisions depend on the seed, the data and
 journalled measurements, never on a clock read in passing.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.jobs.optimize.deadline import Deadline
-from fourfold.jobs.optimize.final_race import Point, weight_bytes
+from fourfold.jobs.optimize.final_race import Gated, Point, weight_bytes
 from fourfold.measure.quality import Relative, relative
 from fourfold.runtime.artefact import Part, Setting
 from fourfold.workload import Workload
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples, Splits
     from fourfold.datasets.task import Task
     from fourfold.frontends.subject import Subject
-    from fourfold.jobs.optimize.cascades import Gated
     from fourfold.jobs.optimize.crew import Crew
     from fourfold.journal import Journal
     from fourfold.measure.sequence import Family
