@@ -9,6 +9,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fourfold._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fourfold.cost.footprint import footprint
     from fourfold.cost.whatif import whatif
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from fourfold.runtime.loading import load
     from fourfold.units import Quantity
     from fourfold.workload import Workload
-
-__version__ = "0.1.0"
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # read when torch is loaded: threads that spin for one another burn minutes beside other work
 

@@ -50,9 +50,9 @@ def _meters() -> list[dict[str, Any]]:
 def _versions() -> dict[str, str | None]:
     from importlib.metadata import PackageNotFoundError, version
 
-    import fourfold
+    from fourfold._version import __version__
 
-    found: dict[str, str | None] = {"fourfold": fourfold.__version__, "python": platform.python_version()}
+    found: dict[str, str | None] = {"fourfold": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)
