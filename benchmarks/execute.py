@@ -135,7 +135,9 @@ def one(name: str, rounds: int, cache: Path, prepare: bool) -> dict[str, Any]:
     from fourfold.host import here
     from fourfold.jobs.plan import plan as make
     from fourfold.machine import System
-    from fourfold.runtime.local.executor import Local, compared, race, timed
+    from fourfold.runtime.local.compare import compared
+    from fourfold.runtime.local.executor import Local
+    from fourfold.runtime.local.race import race, timed
 
     warnings.simplefilter("ignore")
     torch.manual_seed(0)

@@ -44,7 +44,7 @@ def test_sizes_of_the_data_are_not_taken_from_zeros(tmp_path: Path) -> None:
 
 def test_they_are_taken_from_the_example_and_run(tmp_path: Path) -> None:
     import fourfold
-    from fourfold.runtime.local.executor import check
+    from fourfold.runtime.local.check import check
 
     x = np.array([[1, -1, 2], [-1, -2, 3]], np.float32)
     file = nonzero(tmp_path / "m.onnx")

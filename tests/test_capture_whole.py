@@ -97,7 +97,7 @@ def test_a_transformers_model_keeps_its_pooler() -> None:
 
 def test_the_check_compares_all_outputs(factories: str, tmp_path: Path) -> None:
     import fourfold
-    from fourfold.runtime.local.executor import check
+    from fourfold.runtime.local.check import check
 
     plan = fourfold.plan(f"{factories}:named", solver="default", out=tmp_path / "plan")
     found = check(plan, repeat=1)
@@ -164,7 +164,7 @@ def test_another_number_is_refused(top: Path) -> None:
 
 def test_a_planned_pt2_with_numbers_runs(top: Path, tmp_path: Path) -> None:
     import fourfold
-    from fourfold.runtime.local.executor import check
+    from fourfold.runtime.local.check import check
 
     fourfold.plan(str(top), solver="default", out=tmp_path / "plan")
     assert check(tmp_path / "plan", repeat=1).equal

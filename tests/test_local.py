@@ -21,7 +21,11 @@ from fourfold.frontends.capture import capture
 from fourfold.machine import System
 from fourfold.plans import Plan
 from fourfold.program import Captured
-from fourfold.runtime.local.executor import ONE, PLANNED, Local, check, compared, execute, feed, flat, interval, original_of, race
+from fourfold.runtime.local.check import check, flat, original_of
+from fourfold.runtime.local.compare import compared
+from fourfold.runtime.local.executor import ONE, PLANNED, Local, execute, interval
+from fourfold.runtime.local.race import race
+from fourfold.runtime.local.tensors import feed
 
 
 class Branches(nn.Module):

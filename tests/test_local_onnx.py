@@ -16,7 +16,9 @@ from fourfold.frontends.capture import capture  # noqa: E402
 from fourfold.machine import System  # noqa: E402
 from fourfold.plans import Plan  # noqa: E402
 from fourfold.program import Captured  # noqa: E402
-from fourfold.runtime.local.executor import check, execute, race  # noqa: E402
+from fourfold.runtime.local.check import check  # noqa: E402
+from fourfold.runtime.local.executor import execute  # noqa: E402
+from fourfold.runtime.local.race import race  # noqa: E402
 
 CODE = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 

@@ -14,7 +14,7 @@ import fourfold
 from fourfold.jobs import planning
 from fourfold.jobs.calibrate import QUICK
 from fourfold.machine import System
-from fourfold.runtime.local.executor import check
+from fourfold.runtime.local.check import check
 from fourfold.units import Quantity
 
 

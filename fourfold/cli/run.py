@@ -11,7 +11,8 @@ from fourfold.cli._print import AsJson, emit, say, table
 
 if TYPE_CHECKING:
     from fourfold.plans import Plan
-    from fourfold.runtime.local.executor import Check, Race
+    from fourfold.runtime.local.check import Check
+    from fourfold.runtime.local.race import Race
 
 _DIFFERS = 4                                                            # exit code: outputs are not the original's
 
@@ -33,9 +34,10 @@ def run(
 ) -> None:
     """Carry out a plan on this machine: devices as processes, order and groups as planned, transfers through shared memory."""
     from fourfold.report.graph import write
-    from fourfold.runtime.local.executor import ONE, inputs_of, opened
-    from fourfold.runtime.local.executor import check as checked
-    from fourfold.runtime.local.executor import race as raced
+    from fourfold.runtime.local.check import check as checked
+    from fourfold.runtime.local.check import inputs_of, opened
+    from fourfold.runtime.local.executor import ONE
+    from fourfold.runtime.local.race import race as raced
 
     found, captured = opened(plan, model, _inputs(inputs))
     folder, result = _kept(plan), None

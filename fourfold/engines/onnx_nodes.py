@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fourfold.engines.region import Call, Ref, Region
+from fourfold.engines.call import Call, Ref, Region
 from fourfold.errors import InputError
 
 _STANDARD = ("", "ai.onnx")

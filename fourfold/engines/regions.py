@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fourfold.engines.call import Call, Region
 from fourfold.engines.decompose import spelled
-from fourfold.engines.region import Call, Region, Step, module, printed
+from fourfold.engines.region import Step, module, printed
 
 ENGINES = ("eager", "inductor", "openvino", "onnxruntime", "xla")
 OPTIONS = {"freezing": True}                                            # of Inductor

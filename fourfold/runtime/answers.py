@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -11,7 +11,15 @@ from fourfold.errors import InputError
 
 if TYPE_CHECKING:
     from fourfold.datasets.asked import Asked
-    from fourfold.runtime.artefact import Model
+    from fourfold.datasets.task import Task
+
+
+class Loaded(Protocol):
+    """What answers need of a loaded artefact (see `fourfold.runtime.artefact.Model`)."""
+
+    assembly: Any
+    task: Task
+    manifest: dict[str, Any]
 
 
 class Answers(list[Any]):
@@ -26,7 +34,7 @@ class Answers(list[Any]):
     asked: Asked
 
 
-def answer(model: Model, data: Any, columns: Mapping[str, str] | None = None) -> Answers:
+def answer(model: Loaded, data: Any, columns: Mapping[str, str] | None = None) -> Answers:
     """Answer anything that holds rows; see `fourfold.datasets.asked`. Raises InputError for what holds none."""
     from fourfold.datasets.asked import Asked, asked, encoded
 
@@ -48,7 +56,7 @@ def answer(model: Model, data: Any, columns: Mapping[str, str] | None = None) ->
 
 
 def table(
-    model: Model, found: Answers, *, scores: bool = False, probabilities: bool = False, identity: str | None = None, inputs: bool = False
+    model: Loaded, found: Answers, *, scores: bool = False, probabilities: bool = False, identity: str | None = None, inputs: bool = False
 ) -> list[dict[str, Any]]:
     """A dict per row: its identity and inputs where they are asked for, "prediction", "score …" and "probability …" by class, "error" where some row
     has one. Raises InputError for a column that is not there, and for scores that the task does not have."""
@@ -81,7 +89,7 @@ def table(
     return out
 
 
-def _names(model: Model, found: Answers) -> list[str]:
+def _names(model: Loaded, found: Answers) -> list[str]:
     if model.task.kind == "regression":
         return [""]
     count = found.records.shape[1] if found.records is not None else len(model.task.classes or [])

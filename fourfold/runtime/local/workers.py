@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fourfold.engines.region import Call, Region
+from fourfold.engines.call import Call, Region
 from fourfold.engines.regions import Declined, Job, Spec, build
 from fourfold.errors import FourfoldError
 from fourfold.runtime.local import malloc
@@ -244,7 +244,7 @@ def _moved(calls: Sequence[Call], target: str) -> list[Call]:
         return list(calls)
     import torch
 
-    from fourfold.engines.region import mapped
+    from fourfold.engines.call import mapped
 
     def change(part: Any) -> Any:
         return torch.device(target) if isinstance(part, torch.device) else part

@@ -1,0 +1,32 @@
+"""Values between dialects: numpy arrays of ONNX as torch tensors, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fourfold.program import arguments
+
+
+def feed(program: Any, inputs: Any) -> dict[int, Any]:
+    """Values of the inputs as the executor's tensors."""
+    args, kwargs = arguments(inputs)
+    return tensors(program, program.feed(*args, **kwargs))
+
+
+def tensors(program: Any, found: Mapping[int, Any]) -> dict[int, Any]:
+    """numpy arrays of ONNX as torch tensors; others as they are."""
+    if program.dialect != "onnx":
+        return dict(found)
+    import torch
+
+    return {v: a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a)) for v, a in found.items()}
+
+
+def natives(program: Any, found: Mapping[int, Any]) -> dict[int, Any]:
+    """The way back."""
+    if program.dialect != "onnx":
+        return dict(found)
+    return {v: t.numpy() if hasattr(t, "numpy") else t for v, t in found.items()}
