@@ -1,8 +1,10 @@
-"""Who may import whom: layers.toml, enforced on every import, inside functions too (only those for type checkers are left out)."""
+"""Who may import whom: layers.toml, enforced on every import, inside functions too (only those for type checkers are left out); no circles of
+files, and no file that is too long to read in one go."""
 
 import ast
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ LAYERS = tomllib.loads((ROOT / "layers.toml").read_text())
 LEVEL = {room: int(level) for level, rooms in LAYERS.items() if level.isdigit() for room in rooms}
 FILES = sorted((ROOT / "fourfold").rglob("*.py"))
 LAZY = {"fourfold/__init__.py"}                                         # the public names, by way of __getattr__
+
+MOST = 600                                                              # lines of a file
+LONG = {"fourfold/cli/main.py"}                                         # longer for now
+CIRCULAR: dict[str, str] = {}                                           # file → one it may import for now, though that imports it
 
 
 def imports(node: ast.AST, module: list[str]) -> Iterator[str]:
@@ -52,6 +58,57 @@ def test_imports_go_down(file: Path) -> None:
     targets = [target.split(".") for target in imports(ast.parse(file.read_text()), module)]
     found = [why for target in targets if target[0] == "fourfold" and len(target) > 1 for why in breaches(module, target)]
     assert not found, "; ".join(found)
+
+
+def file_of(target: str) -> str | None:
+    """The file of the package that an import of the dotted `target` (a module, or a name in one) reads."""
+    for parts in (target.split("."), target.split(".")[:-1]):
+        for path in (Path(*parts).with_suffix(".py"), Path(*parts, "__init__.py")) if parts else ():
+            if (ROOT / path).is_file():
+                return path.as_posix()
+    return None
+
+
+def imported() -> dict[str, set[str]]:
+    """File → files of the package that it imports, now or when it is called."""
+    found: dict[str, set[str]] = {}
+    for file in FILES:
+        path = file.relative_to(ROOT)
+        targets = (file_of(target) for target in imports(ast.parse(file.read_text()), list(path.with_suffix("").parts)))
+        found[path.as_posix()] = {target for target in targets if target and target != path.as_posix()}
+    return found
+
+
+def circle(edges: Mapping[str, set[str]]) -> list[str]:
+    """Files that import each other in a circle, the first one named again at the end; none where there is no circle."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1][::-1]
+    return []
+
+
+def test_no_circles_of_files() -> None:
+    every = imported()
+    edges = {file: targets - {CIRCULAR.get(file, "")} for file, targets in every.items()}
+    found = circle(edges)
+    assert not found, f"imports in a circle, call-time imports counted: {' → '.join(found)}. What both need belongs into a file below them."
+    stale = [file for file in CIRCULAR if not circle({**edges, file: every.get(file, set())})]
+    assert not stale, f"no longer circular, strike them from the list: {stale}"
+
+
+def test_circles_are_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) in (["b", "c", "b"], ["c", "b", "c"])
+    assert file_of("fourfold.errors.InputError") == file_of("fourfold.errors") == "fourfold/errors.py"
+    assert file_of("fourfold.units.Quantity") == "fourfold/units/__init__.py" and file_of("numpy.array") is None
+
+
+def test_no_file_is_too_long() -> None:
+    lines = {file.relative_to(ROOT).as_posix(): len(file.read_text().splitlines()) for file in FILES}
+    found = {file: count for file, count in lines.items() if count > MOST and file not in LONG}
+    assert not found, f"more than {MOST} lines: {found}. Split them by what they do."
+    assert not (short := [file for file in LONG if lines.get(file, 0) <= MOST]), f"short enough by now, strike them from the list: {short}"
 
 
 def test_every_room_that_has_a_number_exists() -> None:

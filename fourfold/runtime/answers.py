@@ -48,8 +48,8 @@ def answer(model: Loaded, data: Any, columns: Mapping[str, str] | None = None) -
     if task.kind == "seq2seq" and task.writing is not None:
         said = model.assembly.answers(examples, task)
     else:
-        found.records = model.assembly.outputs(examples, task)
-        said = list(task.predict(found.records))
+        records = found.records = model.assembly.outputs(examples, task)
+        said = list(task.predict(records))
     for row, one in zip(rows.tolist(), said, strict=True):
         found[row] = one
     return found
