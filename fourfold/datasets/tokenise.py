@@ -59,6 +59,7 @@ def rows_of(lists: Sequence[Sequence[int]]) -> Ragged:
 
 
 def tokenizer_of(subject: Subject) -> Any:
+    """The tokenizer that came with the model, or with its processor. Raises InputError where there is none."""
     found = subject.tokenizer or getattr(subject.processor, "tokenizer", None)
     if found is None:
         raise InputError(

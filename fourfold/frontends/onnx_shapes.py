@@ -9,7 +9,7 @@ from typing import Any
 from fourfold.errors import InputError
 from fourfold.frontends.onnx_file import STANDARD, dtype_of, fed_inputs, names_read, one_line, tensors_of
 
-ValueSpec = tuple[tuple[int, ...], str]
+ValueSpec = tuple[tuple[int, ...], str]  # shape, dtype
 
 
 def spec_of(onnx: Any, info: Any) -> ValueSpec | None:

@@ -138,6 +138,7 @@ def _number(value: Any, example: Any) -> Any:
 
 
 def same_value(given: Any, wanted: Any) -> bool:
+    """Whether an argument is the constant that the program was exported with; floats within 1e-6."""
     given = given.item() if hasattr(given, "item") and getattr(given, "size", 1) not in (0,) and wanted is not None else given
     return given is wanted or given == wanted or (isinstance(wanted, float) and abs(float(given) - wanted) <= 1e-6 * abs(wanted))
 

@@ -52,6 +52,7 @@ class Wrapped(nn.Module):
 
 
 def run(module: nn.Module, inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
+    """The one output tensor that matters, of `module` on `inputs` by name. Raises ModelError where there is none."""
     return answer(called(module, inputs, order))
 
 
