@@ -3,7 +3,8 @@
     python benchmarks/demo.py [--seeds 0,1,2,3,4] [--conditions idle,busy] [--runs idle-0,busy-0] [--work DIR]
 
 Writes benchmarks/results/demo.json: of every run the stated and the verified relative energy of the answer, quality, agreement, wall seconds in all
-and to the first measured figure; medians and ranges over the runs. A finished run is kept: the same command goes on with those that are missing.
+and to the first measured figure, host and load; medians and ranges over the runs; and demo-front.json, the front of the first run that README's
+picture shows. A finished run is kept: the same command goes on with those that are missing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import provenance  # noqa: E402
 
 BARS = {"energy_median": 0.05, "energy_worst": 0.09, "wall_s": 600.0, "first_s": 120.0}
 
@@ -43,8 +46,12 @@ def main() -> int:
         rows.append(once(args.work.resolve(), int(seed), condition))
         print(line(rows[-1]), flush=True)
     data = {"bars": BARS, "summary": summary(rows), "runs": rows}
-    about = harness.facts(argparse.Namespace(**{**vars(args), "budget": "8min", "quick": False, "seed": args.seeds}), {})
+    seeds = ",".join(sorted({str(row["seed"]) for row in rows}))
+    about = harness.facts(argparse.Namespace(**{**vars(args), "budget": "8min", "quick": False, "seed": seeds}), {})
     harness.publish(args.out.stem, {"about": about, **data}, args.out.parent)
+    first = wanted.split(",")[0]
+    report = json.loads((args.work.resolve() / first / "cheap" / "report.json").read_text())
+    harness.publish(f"{args.out.stem}-front", {"about": about, "run": first, "report": front(report)}, args.out.parent)
     print(json.dumps(data["summary"], indent=1))
     return 0
 
@@ -76,9 +83,21 @@ def once(work: Path, seed: int, condition: str) -> dict[str, Any]:
         if run.returncode not in (0, 3):
             raise SystemExit(f"the demo failed with {run.returncode}; see {folder / 'log.txt'}")
         checked = verified(folder) if run.returncode == 0 else {}
-    row = {"seed": seed, "condition": condition, "wall_s": wall, "first_s": first, **read(folder), "verified": checked}
+    from fourfold.host import here
+
+    row = {"seed": seed, "condition": condition, "host": here().name, "load": provenance.load(), "wall_s": wall, "first_s": first, **read(folder),
+           "verified": checked}
     done.write_text(json.dumps(row))
     return row
+
+
+def front(report: dict[str, Any]) -> dict[str, Any]:
+    """What README's picture and table need of a report: the front, without paths and commands of the machine that it was made on."""
+    kept = ("schema", "created", "versions", "machine", "energy", "objective", "floor", "front", "best", "knee", "simple")
+    whole = {key: report[key] for key in kept}
+    keys = ("name", "how", "stage", "status", "search_quality", "test_quality", "agreement", "relative_energy", "relative_latency", "relative_memory")
+    few = [{key: candidate[key] for key in keys} for candidate in report["candidates"]]
+    return whole | {"data": {"test": report["data"]["test"], "metric": report["data"]["metric"]}, "candidates": few}
 
 
 def read(folder: Path) -> dict[str, Any]:

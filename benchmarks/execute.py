@@ -30,6 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
+import provenance
 import torch
 from torch import nn
 
@@ -285,8 +286,7 @@ def main() -> None:
             rows.append(json.loads(done.stdout))
             tell(rows[-1])
         if not given.prepare:
-            given.out.parent.mkdir(exist_ok=True)
-            given.out.write_text(json.dumps(document(rows), indent=1) + "\n")
+            provenance.publish(given.out, {"about": provenance.facts(given, [0]), **document(rows)})
     if not given.prepare:
         for line in document(rows)["summary"]:
             print(line)
@@ -301,8 +301,6 @@ def tell(row: dict[str, Any]) -> None:
 
 
 def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    from fourfold.host import here
-
     good = [row for row in rows if "others" in row]
     summary = []
     for key in OTHERS:
@@ -312,11 +310,7 @@ def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
             summary.append(f"{TITLES[key]}: plan faster beyond doubt on {sum(r['faster'] for r in mine)}, slower beyond doubt on "
                            f"{sum(r['slower'] for r in mine)} of {len(mine)}; median ratio above 1 on {sum(r['ratio'] > 1 for r in mine)}; "
                            f"geometric mean {geomean:.2f}")
-    import importlib.metadata
-
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "openvino", "transformers", "onnx")}
-    return {"machine": {"name": here().name, "cores": here().cores}, "versions": versions, "date": time.strftime("%Y-%m-%d"),
-            "models": rows, "summary": summary}
+    return {"models": rows, "summary": summary}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import provenance
+
 from fourfold.cost.footprint import footprint
 from fourfold.cost.whatif import whatif
 from fourfold.units import Quantity
@@ -37,8 +39,11 @@ def main() -> None:
         facts = tomllib.loads(file.read_text(encoding="utf-8"))
         if "run" in facts:
             figures = recomputed(facts)
-            result = {key: {"value": figures[key].value, "low": figures[key].bounds[0], "high": figures[key].bounds[1], "grade": figures[key].grade}
-                      for key in facts["published"]}
+            result: dict[str, Any] = {
+                key: {"value": figures[key].value, "low": figures[key].bounds[0], "high": figures[key].bounds[1], "grade": figures[key].grade}
+                for key in facts["published"]
+            }
+            result |= {"date": provenance.now()[:10], "commit": provenance.commit(), "versions": {"fourfold": provenance.versions()["fourfold"]}}
             (CLAIMS / "results").mkdir(exist_ok=True)
             (CLAIMS / "results" / f"{file.stem}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             names.append(file.stem)

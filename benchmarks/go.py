@@ -20,6 +20,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import provenance
+
 from fourfold.decisions.schedule.go import Go
 from fourfold.decisions.schedule.problem import Schedule
 from fourfold.errors import FourfoldError
@@ -121,9 +123,9 @@ def main() -> None:
     summary = {"zero_shot_over_tuned": ratios, "share_of_evaluations": mean(needed), "reached": len(needed), "cases": len(cases),
                "over_annealing_at_equal_time": equal}
     print(json.dumps(summary, indent=1))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    head = {"weights": facts, "seconds": arguments.seconds, "updates": arguments.updates, "seed": arguments.seed}
-    arguments.out.write_text(json.dumps({**head, "summary": summary, "cases": cases}, indent=1) + "\n")
+    head = {"about": provenance.facts(arguments, [arguments.seed]), "weights": facts, "seconds": arguments.seconds,
+            "updates": arguments.updates, "seed": arguments.seed}
+    provenance.publish(arguments.out, {**head, "summary": summary, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -17,14 +17,12 @@ import argparse
 import csv
 import hashlib
 import json
-import platform
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import provenance
 
 if TYPE_CHECKING:
     from fourfold.jobs.optimize.final_race import Point
@@ -32,20 +30,6 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).parent
 CLAIMS = HOME.parent / "claims" / "results"
-PACKAGES = (
-    "fourfold",
-    "torch",
-    "transformers",
-    "numpy",
-    "onnxruntime",
-    "openvino",
-    "nncf",
-    "torchao",
-    "torch-pruning",
-    "optuna",
-    "tokenizers",
-    "gguf",
-)
 
 Rows = list[dict[str, Any]]
 
@@ -74,25 +58,9 @@ def sha256(path: Path) -> str:
 
 
 def facts(args: argparse.Namespace, files: Mapping[str, Path]) -> dict[str, Any]:
-    """Machine, versions, seed, options, date, and the sha256 of what was read."""
-    from fourfold.host import here
-
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "work"}
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": here().to_json(),
-        "versions": found,
-        "seed": args.seed,
-        "options": options,
-        "sha256": {name: sha256(path) for name, path in files.items()},
-        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-    }
+    """Date, commit, host, versions, seeds, options, load, and the sha256 of what was read."""
+    seeds = [int(word) for word in str(args.seed).split(",")]
+    return provenance.facts(args, seeds, files) | {"seed": args.seed}
 
 
 def sample_csv(source: Path, target: Path, rows: int, seed: int = 0) -> Path:
@@ -374,11 +342,7 @@ def show_floors(title: str, found: Sequence[dict[str, Any]]) -> None:
 
 def publish(name: str, data: dict[str, Any], folder: Path) -> Path:
     """Write `folder`/`name`.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(data, indent=1, ensure_ascii=False, default=float) + "\n", encoding="utf-8")
-    aside.replace(path)
+    path = provenance.publish(folder / f"{name}.json", data)
     print(f"\nwritten: {path}")
     return path
 
@@ -393,6 +357,7 @@ def claim(name: str, found: dict[str, Any] | None, about: dict[str, Any], *, ene
         "relative_energy": found["energy"],
         "point": found["name"],
         "date": about["date"],
+        "commit": about["commit"],
         "machine": machine,
         "versions": about["versions"],
         "seed": about["seed"],

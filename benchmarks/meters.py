@@ -446,6 +446,8 @@ def main() -> int:
         return 0
     if args.quick:
         args.rounds, args.seconds = 1, 1.0
+    import provenance
+
     args.work.mkdir(parents=True, exist_ok=True)
     pythons = interpreters(args.work.resolve())
     order, rows = random.Random(args.seed), []
@@ -459,16 +461,13 @@ def main() -> int:
     measured = known_curves(pythons, args)
     names = list(pythons)
     sys.path.insert(0, str(HOME.parent))
-    from fourfold.host import here
-
-    document = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": here().to_json(), "versions": versions(pythons),
-                "seed": args.seed, "rounds": args.rounds, "seconds": args.seconds, "load": load,
+    about = provenance.facts(args, [args.seed], more=versions(pythons))
+    document = {"about": about | {"load_before": load}, "seed": args.seed, "rounds": args.rounds, "seconds": args.seconds,
                 "loops": loops_table(rows, [name for name in names if name != "nothing"]), "curves": curves_table(measured, names),
                 "costs": costs_table(rows, names), "runs": rows, "curve_runs": measured}
     tell(document)
     target = (args.work / "quick.json") if args.quick else HOME / "results" / "meters.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    provenance.publish(target, document)
     print(f"\n{target}")
     return 0
 

@@ -10,11 +10,12 @@ clock starts.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import provenance
 
 from fourfold.decisions.pipeline.problem import Latency, MaxLoad, Split
 from fourfold.errors import FourfoldError
@@ -108,7 +109,7 @@ def main() -> None:
     found = rows(asked.folder, asked.seconds, asked.seed, asked.only)
     print(table(found))
     if asked.json:
-        asked.json.write_text(json.dumps({"seconds": asked.seconds, "seed": asked.seed, "rows": found}, indent=1) + "\n")
+        provenance.publish(asked.json, {"about": provenance.facts(asked, [asked.seed]), "seconds": asked.seconds, "seed": asked.seed, "rows": found})
 
 
 if __name__ == "__main__":

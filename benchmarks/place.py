@@ -10,13 +10,13 @@ random. Hours are those shipped with the package (8 US balancing areas, 2022); a
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import provenance
 
 from fourfold.carbon.hourly import Hours, bundled, read_hours
 from fourfold.decisions.carbon_aware import _compare, validate
@@ -155,21 +155,11 @@ def main() -> None:
     if given.european and given.european.exists():
         others, hours = year(read_hours(given.european, signal="average", suspects="drop"))
         tables.append(policies(given.european.name, others, hours, 300 if given.quick else 2000, 10, draws))
-    document = {"what": __doc__, "machine": _machine(), "policies": tables, "regrets": regrets(sites, values, 150, draws),
+    document = {"about": provenance.facts(given, range(draws)), "what": __doc__, "policies": tables, "regrets": regrets(sites, values, 150, draws),
                 "scaling": scaling(sites, values, given.quick)}
     if not given.quick:
-        RESULT.write_text(json.dumps(document, indent=1, default=float) + "\n", encoding="utf-8")
+        provenance.publish(RESULT, document)
         print(f"\nWrote {RESULT}")
-
-
-def _machine() -> dict[str, Any]:
-    import os
-    import platform
-
-    import scipy
-
-    return {"processors": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version(), "numpy": np.__version__,
-            "scipy": scipy.__version__, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
 if __name__ == "__main__":

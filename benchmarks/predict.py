@@ -17,7 +17,6 @@ work its processor time is told beside the wall clock.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+import provenance
 
 HOME = Path(__file__).parent
 
@@ -373,15 +373,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME / "results" / "predict.json")
     asked = parser.parse_args()
     document = run(asked)
-    asked.out.write_text(json.dumps(document, indent=1) + "\n")
+    provenance.publish(asked.out, document)
 
 
 def run(asked: argparse.Namespace) -> dict[str, Any]:
     from fourfold.host import here
 
     began, cores = time.time(), here().cores
-    document: dict[str, Any] = {"machine": str(here()), "cores": cores, "date": time.strftime("%Y-%m-%d"), "rounds": asked.rounds,
-                                "scheduling": scheduling(), "load": os.getloadavg()[0],
+    document: dict[str, Any] = {"rounds": asked.rounds, "scheduling": scheduling(),
                                 "execution": "fourfold.runtime.local.executor, eager engine, one region per device between transfers",
                                 "held_out": "calibration times single operators only; no model is among them", "models": {}, "plans": {}}
     zoo = [model for model in MODELS + light() if not asked.only or model.name in asked.only]
@@ -401,6 +400,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         document["plans"] = {"summary": by, "kendall": float(np.mean([one["kendall"] for one in by.values()])), "rows": rows}
         print({name: (one["kendall"], one["settled_kendall"]) for name, one in by.items()})
     document["seconds"] = time.time() - began
+    document = {"about": provenance.facts(asked, [0]), **document}
     return document
 
 

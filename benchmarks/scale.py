@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import provenance
 
 from fourfold.cost.simulate import arrays, play
 from fourfold.decisions.schedule._parts import fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError
 from fourfold.graph import Graph
-from fourfold.host import here
 from fourfold.machine import System
 from fourfold.problem import Budget, solve
 from fourfold.registry import technique
@@ -106,7 +106,7 @@ def measure(family: str, seconds: float, sizes: tuple[int, ...] = SIZES) -> dict
             told = last.get("refused") or (f"{last['solver_wall']:6.2f} s of {last['whole']['wall']:6.2f} s, step {last['cost'] * 1e3:10.3f} ms, "
                                            f"gap {last['gap']:.1%}, process at most {last['process_peak_bytes'] / 2**30:.2f} GiB")
             print(f"       {name:<8} {told}", flush=True)
-    return {"machine": str(here()), "system": system.name, "family": family, "seconds": seconds, "sizes": rows, "solvers": solved}
+    return {"system": system.name, "family": family, "seconds": seconds, "sizes": rows, "solvers": solved}
 
 
 # ---- the picture
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--only-picture", action="store_true", help="draw what --out holds")
     given = parser.parse_args()
     if not given.only_picture:
-        given.out.write_text(json.dumps(measure(given.family, given.seconds), indent=2) + "\n")
+        provenance.publish(given.out, {"about": provenance.facts(given, [0]), **measure(given.family, given.seconds)})
     given.picture.write_text(picture(json.loads(given.out.read_text())))
 
 

@@ -26,6 +26,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import provenance
+
 from fourfold.decisions.schedule import auto, metis
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible
@@ -236,7 +238,8 @@ def claim(cases: list[dict[str, Any]]) -> None:
     for base in ("default", "expert"):
         if saved := told.get(f"over {base}"):
             time = {"value": 1 - saved["saved"], "low": 1 - saved["high"], "high": 1 - saved["low"]}
-            found = {"relative_time": time, "interval": 0.95, "cases": saved["cases"], "machine": "simulated: p100x2, p100x4, p100x8"}
+            found = {"relative_time": time, "interval": 0.95, "cases": saved["cases"], "machine": "simulated: p100x2, p100x4, p100x8",
+                     "date": provenance.now(), "commit": provenance.commit(), "versions": provenance.versions()}
             (HERE.parent / "claims" / "results" / f"go-{base}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -273,11 +276,12 @@ def main() -> None:
         Path(auto.__file__).with_name("evidence.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if not (arguments.quick or arguments.cases):
         claim(cases)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     lean = [{key: value for key, value in one.items() if key != "table"} for one in rows.known.values()]
-    head = {"seconds": arguments.seconds, "seeds": arguments.seeds, "machine": "p100x2, p100x4, p100x8 (fourfold/systems)",
+    seeds = sorted({one["seed"] for one in lean})
+    head = {"about": provenance.facts(arguments, seeds), "seconds": arguments.seconds, "seeds": arguments.seeds,
+            "machine": "p100x2, p100x4, p100x8 (fourfold/systems)",
             "summary": summary(cases)}
-    arguments.out.write_text(json.dumps({**head, "cases": cases, "rows": lean}, indent=1) + "\n", encoding="utf-8")
+    provenance.publish(arguments.out, {**head, "cases": cases, "rows": lean})
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ eight P100 over PCIe: at random (almost every value crosses the bus) and in eigh
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import provenance
 
 from fourfold.cost.simulate import Tasks, arrays, play
-from fourfold.host import here
 from fourfold.machine import System
 
 SIZES = (100, 1000, 10_000, 100_000)
@@ -61,7 +60,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['tasks']:>7} tasks, {row['placement']:<9} {row['events']:>7} events  {row['seconds'] * 1e3:9.3f} ms  "
               f"{row['events_per_second'] / 1e6:6.2f} M events/s")
-    given.out.write_text(json.dumps({"machine": str(here()), "system": system.name, "rows": rows}, indent=2) + "\n")
+    provenance.publish(given.out, {"about": provenance.facts(given, [0]), "system": system.name, "rows": rows})
 
 
 if __name__ == "__main__":

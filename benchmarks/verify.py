@@ -18,12 +18,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import provenance
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).parent.parent
@@ -128,9 +128,6 @@ def main() -> int:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "verify.json")
     given = parser.parse_args()
-    from fourfold import __version__
-    from fourfold.host import here
-
     work = given.work or Path(tempfile.mkdtemp(prefix="fourfold-verify-"))
     work.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -147,12 +144,10 @@ def main() -> int:
                 print(f"{name:8} {part.stem:8} {one['kind']:34} {wrong or 'holds'}", flush=True)
     told = counted(rows)
     document = {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": " ".join(["python", "benchmarks/verify.py", *sys.argv[1:]]),
-        "version": __version__, "machine": str(here()), "load": os.getloadavg()[0], "budget": given.budget, "seed": given.seed,
+        "about": provenance.facts(given, [given.seed]), "budget": given.budget, "seed": given.seed,
         "kinds": sorted({row["kind"] for row in rows}), **told, "runs": rows,
     }  # fmt: skip
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(document, indent=1) + "\n")
+    provenance.publish(given.out, document)
     print(json.dumps({key: told[key] for key in ("coverage", "all", "spread_of_costs", "bias_of_costs")}, indent=1))
     return 0 if rows and told["all"]["share"] >= BAR else 1
 

