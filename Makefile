@@ -8,7 +8,7 @@ PYTEST := $(NICE) $(BIN)/python -m pytest -rs
 CORES := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow bench lint types layers check torch-untouched clean
+.PHONY: help setup demo test slow bench tables lint types layers check torch-untouched clean
 
 help:                ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -36,6 +36,9 @@ slow: setup          ## the tests that take minutes, and the property tests with
 
 bench: setup         ## race the peers, write the figures that claims/ points to
 	$(NICE) $(BIN)/python benchmarks/compress.py
+
+tables: setup        ## every table and picture of README and docs, anew from benchmarks/results
+	$(NICE) $(BIN)/python docs/refresh.py
 
 lint: setup          ## ruff
 	$(BIN)/ruff check .

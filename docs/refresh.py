@@ -19,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path[:0] = [str(HERE), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(HERE), str(ROOT / "benchmarks"), str(ROOT)]
 
 from tables import OLDER, RESULTS, TABLES, drawn  # noqa: E402
 

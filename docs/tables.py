@@ -92,6 +92,8 @@ def about(document: Document) -> dict[str, Any]:
         del told["seeds"]                                              # a count, not the seeds
     if runs := [row["seed"] for row in document.get("runs", ()) if "condition" in row]:
         told["seeds"] = sorted(set(runs))                              # of the demo: those that were run, not those that were asked for
+    if "run" in document:
+        told["seeds"] = [int(document["run"].split("-")[1])]           # the run that the picture shows
     if isinstance(told.get("load"), (int, float)):
         told["load"] = [told["load"]]
     return {key: value for key, value in told.items() if value not in ("", None)}
@@ -472,11 +474,11 @@ TABLES = (
     Table("docs/optimize.md", "compress", compress, ("compress",), SEARCH),
     Table("docs/optimize.md", "t5", t5, ("t5",), SEARCH),
     Table("docs/optimize.md", "decoder", decoder, ("decoder",), SEARCH),
-    Table("docs/schedule.md", "schedule", schedule, ("schedule",), ("fourfold/decisions/schedule", "fourfold/cost/simulate.py", "fourfold/zoo")),
+    Table("docs/schedule.md", "schedule", schedule, ("schedule",), ("fourfold/decisions/schedule", "fourfold/cost", "fourfold/zoo")),
     Table("docs/schedule.md", "partition", partition, ("partition",), ("fourfold/decisions/pipeline", "fourfold/frontends/placement.py")),
     Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),
     Table("docs/run.md", "predict", predict, ("predict",), ("fourfold/jobs/calibrate.py", "fourfold/jobs/kernels.py", "fourfold/cost")),
-    Table("docs/scale.md", "scale", scale, ("scale", "simulate"), ("fourfold/decisions/schedule", "fourfold/cost/simulate.py", "fourfold/graph.py")),
+    Table("docs/scale.md", "scale", scale, ("scale", "simulate"), ("fourfold/decisions/schedule", "fourfold/cost", "fourfold/graph.py")),
     Table("docs/meter.md", "meters", meters, ("meters",), ("fourfold/measure",)),
     Table("docs/map.md", "place", place, ("place",), ("fourfold/decisions/carbon_aware", "fourfold/carbon")),
     Table("docs/claims.md", "claims", published, ()),

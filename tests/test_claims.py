@@ -10,7 +10,7 @@ import pytest
 from fourfold.cost.footprint import footprint
 from fourfold.cost.whatif import whatif
 from fourfold.errors import ArtefactError
-from fourfold.report.claims import claims, judge
+from fourfold.report.claims import KINDS, claims, counted, judge, tables
 
 FOLDER = Path(__file__).parent.parent / "claims"
 RUNS = sorted(file.stem for file in FOLDER.glob("*.toml") if "[run]" in file.read_text(encoding="utf-8"))
@@ -28,8 +28,26 @@ def test_every_claim_names_its_source_and_command() -> None:
         assert claim.who and claim.what and claim.where and claim.command and claim.published
         assert (claim.measured is None) == (claim.verdict == "not run yet") == (claim.met is None)
         assert json.dumps(claim.to_json()) and set(claim.row()) == {"claim", "published", "ours", "verdict", "work", "command"}
+        assert claim.kind in KINDS and claim.same_work == (claim.kind == "reproduction") == claim.to_json()["same_work"]
         if not claim.same_work:
-            assert "stand-in" in claim.row()["work"] and claim.ours
+            assert claim.kind in claim.row()["work"] and claim.ours
+        assert (claim.kind == "arithmetic") == (claim.name in RUNS), "what is computed from published inputs reproduces nothing"
+
+
+def test_kinds_are_counted_apart(tmp_path) -> None:
+    claim = 'who="a"\nwhat="b"\nwhere="c"\nours="d"\nkind="KIND"\ncommand="e"\n[published]\nenergy_mwh=100\n'
+    (tmp_path / "results").mkdir()
+    for name, kind in (("x", "arithmetic"), ("y", "arithmetic"), ("z", "reproduction")):
+        (tmp_path / f"{name}.toml").write_text(claim.replace("KIND", kind))
+    for name, value in (("x", 100.0), ("z", 120.0)):
+        (tmp_path / f"results/{name}.json").write_text(json.dumps({"energy_mwh": span(value)}))
+    told = counted(claims(tmp_path))
+    assert told == ("3 published figures: 1 reproductions (0 met, 1 missed, 0 not run), 0 stand-ins, "
+                    "2 arithmetic on published inputs (1 met, 0 missed, 1 not run).")
+    assert [heading for heading, _ in tables(claims(tmp_path))] == ["e   (the same work: d)", "e   (arithmetic on the published inputs)"]
+    (tmp_path / "x.toml").write_text(claim.replace("KIND", "guess"))
+    with pytest.raises(ArtefactError, match="guess"):
+        claims(tmp_path)
 
 
 @pytest.mark.parametrize("quality, energy, met, words", [

@@ -16,7 +16,7 @@ import fourfold
 from fourfold.cli.main import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [page for page in (ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -37,7 +37,7 @@ def names(tree: ast.AST) -> Iterator[tuple[str, str]]:
             yield "fourfold", node.attr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_python_in_documents_compiles_and_names_what_exists(page: Path) -> None:
     design = page.name == "design.md"                                  # signatures there are sketches
     for code in blocks(page, "python", "py"):
@@ -49,7 +49,7 @@ def test_python_in_documents_compiles_and_names_what_exists(page: Path) -> None:
             assert there, f"{page.name} takes {name} from {module}, which has none"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_in_documents_are_real(page: Path) -> None:
     for code in blocks(page, "", "sh", "bash", "shell", "console"):
         for line in re.split(r"\n|&&", code.replace("\\\n", " ")):
@@ -67,12 +67,27 @@ def test_commands_in_documents_are_real(page: Path) -> None:
                 assert used <= known, f"{page.name}: {line}: no option {used - known}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r"<img[^>]*src=\"([^\"]+)\"", text):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_documents_name_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:fourfold|tests|docs|benchmarks|examples|claims)/[\w./-]+)`", text):
+        assert (ROOT / name).exists() or re.search(r"NAME|results/\w+\.json$", name), f"{page.name} names {name}"
+
+
+def test_the_readme_is_short_and_has_one_result() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    assert re.findall(r"<!-- (\w+) -->", text) == ["runs", "table", "picture"]
+    linked = re.findall(r"\]\(docs/([\w.-]+\.md)", text)
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(linked), "README leads to every page of docs"
 
 
 def test_the_tour_runs(tmp_path: Path) -> None:

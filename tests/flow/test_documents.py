@@ -1,4 +1,4 @@
-"""README's code as it is printed: blocks after `<!-- runs -->` run in a folder with model/ and reviews.csv; and the script that fills in figures."""
+"""The documents' code as it is printed: blocks after `<!-- runs -->` run in a folder with model/ and reviews.csv; and README's table of a run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ import fourfold
 
 ROOT = Path(__file__).parent.parent.parent
 SHORTER = (("budget=\"10min\"", "budget=\"20s\", engines=[\"torch\"], threads=1"), ("floor=0.97", "floor=0.8"))  # the only words changed
+
+MARKED = [page for page in (ROOT / "README.md", ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs").glob("*.md")))
+          if re.search("^<!-- runs -->$", page.read_text(encoding="utf-8"), re.M)]
+ELSEWHERE = {"plan.md": "tests/test_plan_command.py", "footprint.md": "tests/test_footprint.py"}      # they need other files
+PAGES = list(dict.fromkeys(page for page in MARKED if page.name not in ELSEWHERE))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -42,25 +47,37 @@ def ran(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def test_python_of_the_readme_runs(folder: Path) -> None:
-    first, second = blocks(ROOT / "README.md", "python")
-    for old, new in SHORTER:
-        assert old in first
-        first = first.replace(old, new)
-    assert "of the quality for" in ran(["-c", first], folder) and (folder / "report.html").stat().st_size > 10_000
-    answers = ran(["-c", second], folder)
-    assert "water" in answers or "fire" in answers
+def test_python_of_the_pages_runs(folder: Path) -> None:
+    """README's example first; the tutorial's same call then goes on from its journal."""
+    for page in PAGES:
+        for code in blocks(page, "python"):
+            for old, new in SHORTER:
+                code = code.replace(old, new)
+            out = ran(["-c", code], folder)
+            assert ("of the quality for" in out) == ("optimize(" in code), out
+            assert ("water" in out or "fire" in out) == ("predict(" in code), out
+    assert (folder / "report.html").stat().st_size > 10_000
 
 
-def test_commands_of_the_readme_run(front: fourfold.Front, folder: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_run(page: Path, front: fourfold.Front, folder: Path) -> None:
     assert front.best is not None
     shutil.copytree(front.job.options.out or "", folder / "cheap", dirs_exist_ok=True)
-    lines = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
-    assert len(lines) >= 5
-    for line in lines:
+    for line in (line for block in blocks(page, "sh") for line in block.splitlines()):
         words = shlex.split(line)
         assert words[0] == "fourfold"
         assert ran(["-m", "fourfold.cli.main", *words[1:]], folder).strip(), line
+
+
+def test_every_block_that_is_marked_is_run() -> None:
+    for page in MARKED:
+        marks = page.read_text(encoding="utf-8").splitlines().count("<!-- runs -->")
+        assert marks == len(blocks(page, "python")) + len(blocks(page, "sh")), f"{page.name}: a mark stands before something else"
+        if page not in PAGES:
+            assert page.name in (ROOT / ELSEWHERE[page.name]).read_text(encoding="utf-8")
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    commands = {line.split()[1] for line in lines}
+    assert len(lines) >= 15 and commands >= {"predict", "explain", "report", "plan", "run", "meter", "ledger", "hall", "sites"}
 
 
 def script(path: str) -> Any:
@@ -72,22 +89,21 @@ def script(path: str) -> Any:
     return module
 
 
-def test_a_run_fills_in_the_readme(front: fourfold.Front, tmp_path: Path) -> None:
-    module, bench = script("docs/refresh.py"), script("benchmarks/demo.py")
-    report = front.report_data
+def test_a_run_fills_in_the_readme(front: fourfold.Front) -> None:
+    refresh, bench = script("docs/refresh.py"), script("benchmarks/demo.py")
+    report = bench.front(front.report_data)
     best = report["candidates"][report["best"]]
     stated = {key: best[key] for key in ("name", "how", "relative_energy", "test_quality", "agreement")}
     checks = [{"name": "energy", "measured": best["relative_energy"]}]
-    rows = [{"seed": seed, "condition": "idle", "wall_s": 400.0 + seed, "first_s": 100.0, "stated": stated, "verified": {"checks": checks}}
-            for seed in range(2)]
-    runs = {"runs": rows, "summary": bench.summary(rows), "about": {"machine": {"name": "a processor"}, "date": "2026-11-30T10:00:00", "load": [0.1]}}
-    readme, picture = tmp_path / "README.md", tmp_path / "docs" / "front.svg"
-    shutil.copy(ROOT / "README.md", readme)
-    picture.parent.mkdir()
-    for _ in range(2):                                                 # a second run replaces the first one's figures
-        module.refresh(runs, report, readme, picture)
-    text = readme.read_text(encoding="utf-8")
-    assert text.count("| run | energy stated |") == 1 and "median and range over 2 runs" in text and "docs/front.svg" in text \
-        and "Not measured yet" not in text
-    assert picture.read_text(encoding="utf-8").startswith("<svg")
-    assert text.split("<!-- /picture -->")[1] == (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- /picture -->")[1]
+    rows = [{"seed": seed, "condition": "idle", "host": host, "wall_s": 400.0 + seed, "first_s": 100.0, "stated": stated,
+             "verified": {"checks": checks}} for seed, host in enumerate(("a processor", "another"))]
+    runs = {"runs": rows, "summary": bench.summary(rows), "about": {"machine": {"name": "a processor"}, "date": "2026-11-30T10:00:00"}}
+    text = sys.modules["tables"].demo(runs, {"report": report})
+    assert text.count("| run | energy stated |") == 1 and "idle, seed 1, another" in text
+    assert "median and range over 2 runs: 2 seeds, idle, 2 hosts" in text
+    picture = refresh.svg(report)
+    assert picture.startswith("<svg") and picture == refresh.svg(front.report_data)    # what is kept of a report is all that the picture needs
+    page = "a\n<!-- table -->\nold\n<!-- /table -->\nb"
+    assert refresh.between(refresh.between(page, "table", "x"), "table", "new") == page.replace("old", "new")
+    with pytest.raises(SystemExit, match="exactly once"):
+        refresh.between(page, "picture", "new")
