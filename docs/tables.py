@@ -7,9 +7,11 @@ and load of the measurement. Nobody types a figure.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -467,6 +469,18 @@ def index() -> str:
     return grid(("results", "date", "commit", "host", "load", "seeds", "lacks"), rows)
 
 
+def house() -> str:
+    """Every room of the package with its layer, and the first sentence of its docstring."""
+    rows = []
+    for level, rooms in tomllib.loads((ROOT / "layers.toml").read_text(encoding="utf-8")).items():
+        for room in rooms if level.isdigit() else ():
+            folder = ROOT / "fourfold" / room
+            path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+            first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0].replace("\n", " ")
+            rows.append([level, f"`{room}/`" if folder.is_dir() else f"`{room}`", re.split(r"(?<=[.]) ", first)[0].rstrip(".")])
+    return grid(("layer", "room", "holds"), rows)
+
+
 SEARCH = ("fourfold/jobs/optimize", "fourfold/rewrites", "fourfold/engines", "fourfold/runtime")
 TABLES = (
     Table("README.md", "table", demo, ("demo", "demo-front"), (*SEARCH, "fourfold/jobs/demo.py")),
@@ -482,6 +496,7 @@ TABLES = (
     Table("docs/meter.md", "meters", meters, ("meters",), ("fourfold/measure",)),
     Table("docs/map.md", "place", place, ("place",), ("fourfold/decisions/carbon_aware", "fourfold/carbon")),
     Table("docs/claims.md", "claims", published, ()),
+    Table("docs/design.md", "house", house, ()),
     Table("benchmarks/README.md", "results", index, ()),
 )
 

@@ -1,6 +1,7 @@
 """Documents that nobody runs go stale: their Python must compile and name what exists, commands must be real, links must lead somewhere."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import shlex
@@ -79,7 +80,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_files_that_documents_name_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:fourfold|tests|docs|benchmarks|examples|claims)/[\w./-]+)`", text):
-        assert (ROOT / name).exists() or re.search(r"NAME|results/\w+\.json$", name), f"{page.name} names {name}"
+        assert (ROOT / name).exists() or re.search(r"NAME|QUESTION|results/\w+\.json$", name), f"{page.name} names {name}"
+    for name in re.findall(r"`(fourfold(?:\.[a-z_]\w*)+)\b", text):
+        parent, last = name.rsplit(".", 1)
+        there = last in ("toml", "yml") or hasattr(importlib.import_module(parent), last) or importlib.util.find_spec(name)
+        assert there, f"{page.name} names {name}"
 
 
 def test_the_readme_is_short_and_has_one_result() -> None:
