@@ -42,7 +42,7 @@ def generalise(problem: Schedule, updates: int, seed: int) -> dict[str, Any]:
     """Zero-shot, fine-tuned and from scratch, without polish."""
     import torch
 
-    from fourfold.decisions.schedule._go.network import Network, read
+    from fourfold.decisions.schedule._go.network import PolicyNetwork, read
     from fourfold.decisions.schedule._go.policy import Case, plans
     from fourfold.decisions.schedule._go.tune import tune
 
@@ -54,7 +54,7 @@ def generalise(problem: Schedule, updates: int, seed: int) -> dict[str, Any]:
         assert plan is not None
         found[name] = {"cost": plan.cost, "plans": budget.spent, "wall_s": time.perf_counter() - start}
     torch.manual_seed(seed)
-    for name, begin in (("tuned", network), ("scratch", Network(network.sizes))):
+    for name, begin in (("tuned", network), ("scratch", PolicyNetwork(network.sizes))):
         trace: list[tuple[int, float]] = []
         start = time.perf_counter()
         # neither looks at a list schedule: what is compared is what pre-training is worth

@@ -55,9 +55,9 @@ class Bare(Solver):
     counts = "plans"
 
     def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
-        from fourfold.decisions.schedule._parts import Work, fuse
+        from fourfold.decisions.schedule._parts import PartitionTasks, fuse
 
-        work = Work.of(problem, fuse(problem))
+        work = PartitionTasks.of(problem, fuse(problem))
         budget.spend()
         place, priority = metis.placed(work, 1.0, seed)
         _, over = work.over(place, priority)

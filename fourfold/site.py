@@ -28,7 +28,7 @@ _NO_PRICE = "no electricity price with a licence fit to ship is known; give one 
 
 
 @dataclass(frozen=True)
-class Row:
+class SourcedFigure:
     """One sourced figure. `use`: value (it is the figure), interval (it widens it), history (an older edition) or market (not location-based).
 
     `value` is in gCO2e/kWh for `signal` "average"; a "market" row is a share and never enters an intensity. `year` None: the source states none.
@@ -62,7 +62,7 @@ class Site:
     intensity: Quantity
     pue: Quantity
     price: Quantity | None = None
-    rows: tuple[Row, ...] = ()
+    rows: tuple[SourcedFigure, ...] = ()
     aliases: tuple[str, ...] = ()
     latitude: float | None = None
     longitude: float | None = None
@@ -72,7 +72,7 @@ class Site:
     why: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def value_row(self) -> Row | None:
+    def value_row(self) -> SourcedFigure | None:
         """The row that `intensity.value` is taken from; None where the user gave the figure."""
         return next((row for row in self.rows if row.use == "value"), None)
 
@@ -255,18 +255,18 @@ def _named(ids: Iterable[str]) -> str:
 
 
 @functools.cache
-def _rows() -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+def _rows() -> dict[str, list[SourcedFigure]]:
+    found: dict[str, list[SourcedFigure]] = {}
     for row in _table("rows.csv"):
         known = sources()[row["source"]]
         unit = "gCO2e/kWh" if row["signal"] == "average" else "1"
-        made = Row(float(row["value"]), unit, int(row["year"]) if row["year"] else None, row["source"], known["title"], known["licence"],
+        made = SourcedFigure(float(row["value"]), unit, int(row["year"]) if row["year"] else None, row["source"], known["title"], known["licence"],
                    known["basis"], row["site"], row["signal"], "history" if row["signal"] == "average" else "market", row["note"])
         found.setdefault(row["site"], []).append(made)
     return found
 
 
-def _rows_of(place: Mapping[str, Any]) -> list[Row]:
+def _rows_of(place: Mapping[str, Any]) -> list[SourcedFigure]:
     own, grid = _rows().get(place["id"], []), _rows().get(place["grid"], [])
     return own if place["grid"] == place["id"] else [*own, *grid]
 
@@ -291,11 +291,11 @@ def _made(id: str) -> Site:
                 latitude, longitude, place["zone"] or None, place["kind"], best.site, why)
 
 
-def _parted(rows: list[Row]) -> tuple[Row, ...]:
+def _parted(rows: list[SourcedFigure]) -> tuple[SourcedFigure, ...]:
     """The rows, newest first, each with the part it plays."""
     order = {id: known["order"] for id, known in sources().items()}
     ranked = sorted(rows, key=lambda row: (row.signal != "average", -(row.year or 0), order[row.source]))
-    made: list[Row] = []
+    made: list[SourcedFigure] = []
     seen: set[str] = set()
     newest = 0
     for row in ranked:
@@ -310,7 +310,7 @@ def _parted(rows: list[Row]) -> tuple[Row, ...]:
     return tuple(made)
 
 
-def _intensity(id: str, kind: str, best: Row, rows: Iterable[Row]) -> Quantity:
+def _intensity(id: str, kind: str, best: SourcedFigure, rows: Iterable[SourcedFigure]) -> Quantity:
     """The value row with an interval that holds every other source and the default uncertainty."""
     spread = _Z90 * sigma(best.value)
     counted = [row.value for row in rows if row.use in ("value", "interval")]

@@ -15,14 +15,14 @@ from fourfold.errors import InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, Builder
 from fourfold.jobs import kernels as operators
 from fourfold.jobs.calibrate import calibrate, fit, fit_contraction, fit_moving, predicted, time_all, transfers
-from fourfold.jobs.kernels import Call, Sample
+from fourfold.jobs.kernels import Sample, TimedCall
 from fourfold.machine import Efficiency, System
 
 OLD = 'name = "the old file"\nfingerprint = "of another machine"\n'
 
 
 def sample(work: float, moved: float, narrow: float, took: float) -> Sample:
-    return Sample("x", work, moved, narrow, lambda: Call(lambda: None, lambda: None, 0.0), times=[took, took, took])
+    return Sample("x", work, moved, narrow, lambda: TimedCall(lambda: None, lambda: None, 0.0), times=[took, took, took])
 
 
 class Fake:
@@ -36,7 +36,7 @@ class Fake:
         return self.now
 
     def sample(self, family: str, work: float, moved: float, narrow: float, params: float = 0.0) -> Sample:
-        made = Sample(family, work, moved, narrow, lambda: Call(run, lambda: None, 0.0), params=params)
+        made = Sample(family, work, moved, narrow, lambda: TimedCall(run, lambda: None, 0.0), params=params)
 
         def run() -> None:
             self.called += 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fourfold.decisions.carbon_aware.now import Now
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import InputError
 from fourfold.problem import Budget, Proposal, Rejected, Solver, appraise, gap, solve
 
@@ -23,19 +23,19 @@ class Liar(Solver):
 
     title, lever, answers = "Liar", "map", "place"
 
-    def __init__(self, answer: Schedule, bound: float | None = None, why: str | None = None) -> None:
+    def __init__(self, answer: JobHours, bound: float | None = None, why: str | None = None) -> None:
         self.answer, self.bound, self.why = answer, bound, why
 
     def declines(self, problem: Any) -> str | None:
         return self.why
 
-    def solve(self, problem: Any, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Any, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         budget.spend(3)
         return Proposal(self.answer, self.bound)
 
 
-def schedule(*entries: tuple[int, int, int]) -> Schedule:
-    return Schedule(*(np.array(column) for column in zip(*entries, strict=True)))
+def schedule(*entries: tuple[int, int, int]) -> JobHours:
+    return JobHours(*(np.array(column) for column in zip(*entries, strict=True)))
 
 
 GOOD = schedule((0, 0, 1), (0, 0, 2), (1, 1, 0))

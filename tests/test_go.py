@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from fourfold.cost.simulate import play_many
-from fourfold.decisions.schedule._go.features import DEVICE, GRAPH, NODE, PAIR, Reading
+from fourfold.decisions.schedule._go.features import DEVICE, GRAPH, NODE, PAIR, GraphFeatures
 from fourfold.decisions.schedule._go.imitate import labels, renumbered
-from fourfold.decisions.schedule._go.network import LEVELS, Action, Attention, Batch, Network, Sizes, read, write
-from fourfold.decisions.schedule._go.policy import Case, Policy, plans, rollouts
+from fourfold.decisions.schedule._go.network import LEVELS, Action, Batch, GraphAttention, PolicyNetwork, Sizes, read, write
+from fourfold.decisions.schedule._go.policy import Case, GraphPolicy, plans, rollouts
 from fourfold.decisions.schedule._go.repair import joined, mended
 from fourfold.decisions.schedule._go.tune import tune
 from fourfold.decisions.schedule.go import Go
@@ -31,9 +31,9 @@ from fourfold.zoo.graphs import FAMILIES, make
 SMALL = Sizes(width=16, heads=2, sage=2, layers=2, segment=16)
 
 
-def network(seed: int = 0) -> Network:
+def network(seed: int = 0) -> PolicyNetwork:
     torch.manual_seed(seed)
-    return Network(SMALL).eval()
+    return PolicyNetwork(SMALL).eval()
 
 
 def devices(*speeds: float, memory: float = 1e9, bandwidth: float = 1e7, unsupported: tuple[tuple[str, ...], ...] = ()) -> System:
@@ -63,7 +63,7 @@ def test_permuting_device_labels_permutes_the_answer(order: list[int]) -> None:
 def test_alike_devices_are_told_apart_by_slots_and_any_numbering_costs_the_same() -> None:
     graph = make("inception", 100, 1, True)
     system, net = devices(1e9, 1e9, 1e9), network()
-    reading = Reading.of(Schedule(graph, system))
+    reading = GraphFeatures.of(Schedule(graph, system))
     assert sorted(reading.slot.tolist()) == [0, 1, 2] and len(set(reading.alike.tolist())) == 1
     assert len({tuple(row) for row in reading.device.tolist()}) == 3
     costs = set()
@@ -105,7 +105,7 @@ def test_renumbering_nodes_changes_nothing(order: tuple[int, ...]) -> None:
 
 def test_a_reading_is_in_topological_order_and_as_wide_as_the_network_expects() -> None:
     for family in FAMILIES:
-        reading = Reading.of(Schedule(make(family, 150, 2, True), System.read("p100x4")))
+        reading = GraphFeatures.of(Schedule(make(family, 150, 2, True), System.read("p100x4")))
         assert (reading.src < reading.dst).all() and sorted(reading.order.tolist()) == list(range(len(reading)))
         assert (reading.node.shape[1], reading.pair.shape[2], reading.device.shape[1], len(reading.graph)) == (NODE, PAIR, DEVICE, GRAPH)
         assert np.isfinite(reading.node).all() and np.isfinite(reading.pair).all() and np.abs(reading.node).max() < 20
@@ -116,7 +116,7 @@ def test_a_reading_is_in_topological_order_and_as_wide_as_the_network_expects() 
 def test_segments_with_a_cache_give_what_all_at_once_gives() -> None:
     """In order, keeping only the states of the segment before: the same as the pass over all segments at once."""
     torch.manual_seed(0)
-    layer, x = Attention(16, 2, 8).eval(), torch.randn(2, 29, 16)
+    layer, x = GraphAttention(16, 2, 8).eval(), torch.randn(2, 29, 16)
     whole = layer(x)
     for begin in range(0, 29, 8):
         before = max(0, begin - 8)
@@ -126,7 +126,7 @@ def test_segments_with_a_cache_give_what_all_at_once_gives() -> None:
 
 def test_a_segment_sees_itself_and_the_one_before_and_nothing_else() -> None:
     torch.manual_seed(0)
-    layer, x = Attention(16, 2, 8).eval(), torch.randn(1, 32, 16)
+    layer, x = GraphAttention(16, 2, 8).eval(), torch.randn(1, 32, 16)
     whole = layer(x)
     for segment in range(4):
         other = x.clone()
@@ -137,7 +137,7 @@ def test_a_segment_sees_itself_and_the_one_before_and_nothing_else() -> None:
 
 def test_the_cached_segment_is_not_differentiated_and_no_place_in_it_is_known() -> None:
     torch.manual_seed(0)
-    layer, x = Attention(16, 2, 8).eval(), torch.randn(1, 16, 16, requires_grad=True)
+    layer, x = GraphAttention(16, 2, 8).eval(), torch.randn(1, 16, 16, requires_grad=True)
     layer(x)[:, 8:].sum().backward()
     assert x.grad is not None and (x.grad[:, :8] == 0).all() and (x.grad[:, 8:] != 0).any()
     shuffled = x.detach()[:, [*range(7, -1, -1), *range(8, 16)]]
@@ -146,9 +146,9 @@ def test_the_cached_segment_is_not_differentiated_and_no_place_in_it_is_known() 
 
 def test_padding_is_never_attended_to() -> None:
     torch.manual_seed(0)
-    layer, x = Attention(16, 2, 8).eval(), torch.randn(1, 5, 16)
-    assert torch.allclose(layer(x), Attention.forward(layer, torch.cat([x], 1)), atol=0)
-    wide = Attention(16, 2, 5).eval()
+    layer, x = GraphAttention(16, 2, 8).eval(), torch.randn(1, 5, 16)
+    assert torch.allclose(layer(x), GraphAttention.forward(layer, torch.cat([x], 1)), atol=0)
+    wide = GraphAttention(16, 2, 5).eval()
     wide.load_state_dict(layer.state_dict())
     assert torch.allclose(layer(x), wide(x), atol=1e-5)
 
@@ -194,7 +194,7 @@ def test_devices_that_cannot_are_never_chosen() -> None:
 def test_any_choice_at_all_becomes_a_valid_plan(seed: int) -> None:
     dice = np.random.default_rng(seed)
     problem = Schedule.sample(seed) if seed < 6 else Schedule(random_graph(dice, 60), devices(1e9, 2e9, 5e8))
-    reading = Reading.of(problem)
+    reading = GraphFeatures.of(problem)
     for _ in range(10):
         place = dice.integers(problem.able.shape[1], size=len(reading.mask))
         try:
@@ -215,7 +215,7 @@ def test_a_plan_taken_as_an_action_and_mended_is_that_plan() -> None:
 
 def test_like_devices_are_renumbered_by_where_their_work_lies_or_to_agree() -> None:
     problem = Schedule(make("cnn", 120, 1), System.read("p100x4"))
-    reading = Reading.of(problem)
+    reading = GraphFeatures.of(problem)
     along = np.minimum(3, (4 * reading.node[:, 5]).astype(int))
     mixed = np.array([2, 0, 3, 1])[along]
     assert np.array_equal(renumbered(reading, mixed, None), np.searchsorted(np.unique(along), along))
@@ -354,7 +354,7 @@ def test_rollouts_are_rewarded_by_the_simulator_and_teach() -> None:
         plan = case.mend(Action(*(part[:1] for part in one.action)))[0]
         assert plan is not None and one.reward[0] == pytest.approx(-np.sqrt(plan.cost / case.reading.scale))
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    Ppo(net.parameters()).update(Policy(net), steps)
+    Ppo(net.parameters()).update(GraphPolicy(net), steps)
     assert any(not torch.equal(value, before[name]) for name, value in net.state_dict().items() if name.startswith("sage"))
 
 
@@ -381,7 +381,7 @@ def test_weights_go_through_a_file_and_damaged_ones_are_refused(tmp_path: Path) 
 
 
 def test_a_batch_keeps_edges_in_both_orders() -> None:
-    batch = Batch.of(Reading.of(Schedule(make("cnn", 60, 0, True), System.read("p100x2"))))
+    batch = Batch.of(GraphFeatures.of(Schedule(make("cnn", 60, 0, True), System.read("p100x2"))))
     assert (batch.dst.diff() >= 0).all() and (batch.src_by.diff() >= 0).all()
     assert sorted(zip(batch.src.tolist(), batch.dst.tolist(), strict=True)) == sorted(zip(batch.src_by.tolist(), batch.dst_by.tolist(), strict=True))
 

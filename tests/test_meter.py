@@ -28,7 +28,7 @@ from fourfold.ledger import hash_chain
 from fourfold.measure.command import run
 from fourfold.measure.counter import COMPONENTS, MeterError, Sampled
 from fourfold.measure.discover import survey
-from fourfold.measure.host_lock import Claim
+from fourfold.measure.host_lock import HostLock
 from fourfold.measure.meter import Meter, differences, recompute
 from fourfold.measure.meters.battery import Battery
 from fourfold.measure.meters.cgroup import Cgroup, Group
@@ -987,7 +987,7 @@ def test_one_of_the_ranks_of_a_host_reports_its_joules(tmp_path) -> None:
 
 
 def test_who_meters_this_computer_does_not_touch_another_hosts_figures(tmp_path) -> None:
-    other, ours = Claim(lambda: tmp_path / "lock"), Claim(lambda: tmp_path / "lock")
+    other, ours = HostLock(lambda: tmp_path / "lock"), HostLock(lambda: tmp_path / "lock")
     assert other.take() and not ours.take()                              # as if another process of this computer measured now
     for claim, seen in ((ours, False), (None, True)):
         clock = FakeClock(claim=claim)

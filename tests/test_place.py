@@ -16,10 +16,10 @@ from fourfold.decisions.carbon_aware.flow import Flow
 from fourfold.decisions.carbon_aware.forecast import Forecast
 from fourfold.decisions.carbon_aware.greenest import Greenest
 from fourfold.decisions.carbon_aware.home import Home
-from fourfold.decisions.carbon_aware.milp import Milp, Model, construct
+from fourfold.decisions.carbon_aware.milp import IntegerProgram, Milp, construct
 from fourfold.decisions.carbon_aware.online import Online
 from fourfold.decisions.carbon_aware.oracle import Oracle
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.decisions.carbon_aware.successive_shortest_paths import SuccessiveShortestPaths
 from fourfold.decisions.carbon_aware.threshold import Threshold
 from fourfold.decisions.carbon_aware.waitawhile import LetsWaitAwhile
@@ -47,8 +47,8 @@ def options(problem: Place, j: int) -> list[list[tuple[int, int, int]]]:
     return found
 
 
-def schedule(entries: list[tuple[int, int, int]]) -> Schedule:
-    return Schedule(*(np.array(column, int) for column in zip(*entries, strict=True)))
+def schedule(entries: list[tuple[int, int, int]]) -> JobHours:
+    return JobHours(*(np.array(column, int) for column in zip(*entries, strict=True)))
 
 
 def brute(problem: Place) -> float:
@@ -206,7 +206,7 @@ def test_without_the_hydro_region_the_factor_falls_to_about_two() -> None:
 
 def test_pieces_of_the_reference_have_a_bound_and_a_gap() -> None:
     problem = reference(3, interruptible=False)
-    mu = Model(problem).prices(EVER)
+    mu = IntegerProgram(problem).prices(EVER)
     found = construct(problem, mu, Budget(EVER, 300), 0)
     assert found is not None and not problem.violations(found)
     proof = certificate.certify(problem, found, mu)
@@ -248,7 +248,8 @@ def test_what_is_only_compared_with_stops_near_the_bound(seed: int) -> None:
 
 
 def test_on_a_machine_too_slow_for_the_relaxation_there_is_still_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Model, "prices", lambda self, seconds: np.zeros(self.problem.intensity.shape))   # as where HiGHS runs out of its seconds
+    # as where HiGHS runs out of its seconds
+    monkeypatch.setattr(IntegerProgram, "prices", lambda self, seconds: np.zeros(self.problem.intensity.shape))
     problem = reference(1, interruptible=False).only(np.arange(25))
     found = solve(problem, Milp(), Budget(EVER, 400))
     assert found.gap is not None and found.gap < 1 and not problem.violations(found.answer)
@@ -375,7 +376,7 @@ def test_the_validator_names_every_kind_of_breach(seed: int, kind: int, data: An
         gone = problem.intensity.copy()
         gone[site[i], hour[i]] = np.nan
         problem, word = problem.replace(intensity=gone), "no intensity is known"
-    assert any(word in sentence for sentence in problem.violations(Schedule(job, site, hour)))
+    assert any(word in sentence for sentence in problem.violations(JobHours(job, site, hour)))
 
 
 def test_a_piece_in_two_is_seen() -> None:
@@ -407,9 +408,9 @@ def test_the_crowd_that_cannot_fit_is_named() -> None:
 
 def test_a_schedule_is_three_lists_of_whole_numbers() -> None:
     with pytest.raises(InputError, match="three lists"):
-        Schedule(np.zeros(2, int), np.zeros(1, int), np.zeros(2, int))
+        JobHours(np.zeros(2, int), np.zeros(1, int), np.zeros(2, int))
     with pytest.raises(InputError, match="whole"):
-        Schedule(np.zeros(2), np.zeros(2), np.zeros(2))
+        JobHours(np.zeros(2), np.zeros(2), np.zeros(2))
 
 
 # ---- the certificate ----
@@ -427,7 +428,7 @@ def test_any_single_change_voids_the_certificate(tmp_path_factory: Any, seed: in
     for name in ("job", "site", "hour"):
         parts = {part: getattr(answer, part).copy() for part in ("job", "site", "hour")}
         parts[name][i] += data.draw(st.sampled_from([-1, 1]))
-        assert certificate.verify(problem, Schedule(**parts), proof)
+        assert certificate.verify(problem, JobHours(**parts), proof)
     trace = problem.intensity.copy()
     r, t = data.draw(st.integers(0, trace.shape[0] - 1)), data.draw(st.integers(0, trace.shape[1] - 1))
     trace[r, t] = np.nextafter(trace[r, t], 1e9)

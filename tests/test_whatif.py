@@ -12,13 +12,13 @@ from fourfold.cli.main import run as command
 from fourfold.cost.footprint import KEYS
 from fourfold.cost.whatif import WhatIf, read, whatif
 from fourfold.errors import InputError
-from fourfold.ledger.attribution import Split
+from fourfold.ledger.attribution import Attribution
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN = {"name": "old", "chips": 8, "chip": "P100", "hours": 84, "watts": 296, "pue": 1.58, "intensity": 0.429}
 
 
-def exact(found: Split) -> None:
+def exact(found: Attribution) -> None:
     """Factors multiply to before / after, amounts sum to before - after."""
     assert math.prod(factor.value for factor in found.factors.values()) == pytest.approx(found.before.value / found.after.value, rel=1e-12)
     whole = found.before.value - found.after.value

@@ -45,7 +45,7 @@ _HOUR, _EPOCH = timedelta(hours=1), datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """One job. `kw` while it runs, `hours` whole hours held; release, deadline and known aware UTC, the first two on the hour; `sites` empty =
     everywhere; `home` empty = the first site.
     """
@@ -67,7 +67,7 @@ class Job:
 
 
 def read_jobs(ref: str | Path | Iterable[Mapping[str, Any]], *, slack: str | float | None = None, contiguous: bool = False,
-              zone: str | None = None) -> tuple[Job, ...]:
+              zone: str | None = None) -> tuple[BatchJob, ...]:
     """Jobs from a .csv or .json file or from rows. `slack` for rows that give neither deadline nor slack; `contiguous`: none may pause; `zone` for
     local times.
 
@@ -154,7 +154,7 @@ def _columns(given: set[str]) -> None:
             raise InputError(f"Jobs need a column {key!r}.", f"Given: {', '.join(sorted(given))}.")
 
 
-def _job(where: str, row: Mapping[str, Any], slack: str | float | None, zone: str | None) -> Job:
+def _job(where: str, row: Mapping[str, Any], slack: str | float | None, zone: str | None) -> BatchJob:
     for key in ("name", "hours", "release"):
         if key not in row:
             raise InputError(f"{where}: {key} is empty.", "Every job needs it.")
@@ -193,7 +193,7 @@ def _job(where: str, row: Mapping[str, Any], slack: str | float | None, zone: st
     extra = {key: _number(row, key, where) for key in ("data_gb", "startup_kwh", "checkpoint_kwh") if key in row}
     pauses = _flag(row.get("interruptible", True), where)
     home = str(row.get("home", "")).strip()
-    return Job(name, energy / held, held, first, last, home, int(width), pauses, sites, known=known, rounded=rounded, **extra)
+    return BatchJob(name, energy / held, held, first, last, home, int(width), pauses, sites, known=known, rounded=rounded, **extra)
 
 
 def _number(row: Mapping[str, Any], key: str, where: str) -> float:

@@ -27,7 +27,7 @@ NUMBERS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class TrackerRow:
     """One row of the file: its line, its cells, and the header that it stands under (a file may hold several, one after the other)."""
 
     line: int
@@ -41,7 +41,7 @@ class Sheet:
 
     data: bytes
     headers: tuple[tuple[int, tuple[str, ...]], ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TrackerRow, ...]
     comma: bool
 
     def lacks(self, name: str) -> bool:
@@ -61,7 +61,7 @@ def table_of(path: Path) -> Sheet:
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
     headers: list[tuple[int, tuple[str, ...]]] = []
-    rows: list[Row] = []
+    rows: list[TrackerRow] = []
     try:
         for cells in reader:
             if not any(cell.strip() for cell in cells) and headers:
@@ -71,7 +71,7 @@ def table_of(path: Path) -> Sheet:
                 headers.append((reader.line_num, named))
                 _fit(path, named, reader.line_num if len(headers) > 1 else 0)
             else:
-                rows.append(Row(reader.line_num, headers[-1][1], tuple(cells)))
+                rows.append(TrackerRow(reader.line_num, headers[-1][1], tuple(cells)))
     except csv.Error as error:
         raise InputError(f"{path} is not a readable CSV file (line {reader.line_num}: {error}).", "Write it again from the run.") from None
     if not headers:
@@ -101,7 +101,7 @@ def _fit(path: Path, header: Sequence[str], line: int) -> None:
         raise InputError(f"{path}{place} has the column {doubled[0]} twice.", "Rename or drop one of them.")
 
 
-def entry_of(row: Row, comma: bool, findings: Findings) -> Entry | None:
+def entry_of(row: TrackerRow, comma: bool, findings: Findings) -> Entry | None:
     """The row, or None where its figures cannot be used. `comma`: 0,5 is a half."""
     line, header, cells = row.line, row.header, row.cells
     if len(cells) != len(header):

@@ -24,7 +24,7 @@ _ECOLOGITS = "EcoLogits 0.11"
 
 
 @dataclass(frozen=True)
-class Made:
+class EmbodiedCarbon:
     """What making one `title` emitted: `kilograms` CO2e within `boundary`, to be shared out over `years`, of which it is `used` in part."""
 
     id: str
@@ -54,14 +54,14 @@ class Made:
 
 
 ROWS = (
-    Made("luccioni-gpu", "a data-centre GPU", "card", 150.0, 6.0, "assumed", _LUCCIONI, 0.85),
-    Made("luccioni-server", "a server without its GPUs", "server", 2500.0, 6.0, "assumed", _LUCCIONI, 0.85),
-    Made("ecologits-h100", "an H100 80 GB", "card", 164.0, 3.0, "published", _ECOLOGITS),
-    Made("ecologits-server", "a server without its 8 GPUs", "server", 5700.0, 3.0, "published", _ECOLOGITS),
-    Made("llmcarbon-v100", "the dies of a V100 (8.15 cm² × 1.2 kg)", "die", 9.78, 5.0, "published", _LLMCARBON),
-    Made("llmcarbon-h100", "the dies of an H100 (8.14 cm² × 1.8 kg)", "die", 14.65, 5.0, "published", _LLMCARBON),
-    Made("llmcarbon-tpuv3", "the dies of a TPUv3 (7 cm² × 1 kg)", "die", 7.0, 5.0, "published", _LLMCARBON),
-    Made("llmcarbon-tpuv4", "the dies of a TPUv4 (4 cm² × 1.6 kg)", "die", 6.4, 5.0, "published", _LLMCARBON),
+    EmbodiedCarbon("luccioni-gpu", "a data-centre GPU", "card", 150.0, 6.0, "assumed", _LUCCIONI, 0.85),
+    EmbodiedCarbon("luccioni-server", "a server without its GPUs", "server", 2500.0, 6.0, "assumed", _LUCCIONI, 0.85),
+    EmbodiedCarbon("ecologits-h100", "an H100 80 GB", "card", 164.0, 3.0, "published", _ECOLOGITS),
+    EmbodiedCarbon("ecologits-server", "a server without its 8 GPUs", "server", 5700.0, 3.0, "published", _ECOLOGITS),
+    EmbodiedCarbon("llmcarbon-v100", "the dies of a V100 (8.15 cm² × 1.2 kg)", "die", 9.78, 5.0, "published", _LLMCARBON),
+    EmbodiedCarbon("llmcarbon-h100", "the dies of an H100 (8.14 cm² × 1.8 kg)", "die", 14.65, 5.0, "published", _LLMCARBON),
+    EmbodiedCarbon("llmcarbon-tpuv3", "the dies of a TPUv3 (7 cm² × 1 kg)", "die", 7.0, 5.0, "published", _LLMCARBON),
+    EmbodiedCarbon("llmcarbon-tpuv4", "the dies of a TPUv4 (4 cm² × 1.6 kg)", "die", 6.4, 5.0, "published", _LLMCARBON),
 )
 PER_GIGABYTE = {"dram": 0.4, "ssd": 0.018}                              # kgCO2e a GB, LLMCarbon
 SCHEMES = {                                                             # name → (a module, the server around it)
@@ -71,7 +71,7 @@ SCHEMES = {                                                             # name �
 }
 
 
-def made(name: str) -> Made:
+def made(name: str) -> EmbodiedCarbon:
     """The row called `name`. Raises InputError for an unknown one."""
     for row in ROWS:
         if row.id == name:

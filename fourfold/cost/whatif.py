@@ -38,7 +38,7 @@ from typing import Any
 from fourfold.cost.footprint import KEYS, Footprint, check_keys, embodied_rate, footprint, table
 from fourfold.errors import InputError
 from fourfold.host import Chip, chip
-from fourfold.ledger.attribution import Split, logs, split
+from fourfold.ledger.attribution import Attribution, logs, split
 from fourfold.ledger.book import LEVERS
 from fourfold.units import Quantity, total
 from fourfold.units.parse import FACTOR, WORK, given
@@ -50,7 +50,7 @@ _HALF = math.log(2) / 1.6448536269514722                               # shares 
 
 
 @dataclass(frozen=True)
-class Place:
+class SiteShare:
     """One site of a run: `share` of its energy, PUE, and intensities (None: not given)."""
 
     name: str
@@ -70,7 +70,7 @@ class Side:
     energy_it: Quantity
     chip_hours: Quantity | None
     watts: Quantity | None
-    places: tuple[Place, ...]
+    places: tuple[SiteShare, ...]
     rate: Quantity | None
     runs_paid: float
 
@@ -99,12 +99,12 @@ class Convention:
 class WhatIf:
     """`splits` by account: "energy" (kWh of the hall), "gross", "net", "gross + embodied", "net + embodied" (gCO2e), those that the figures allow.
 
-    Each `Split` has the factor and the amount of every lever. `runs_paid` before and after stay outside the four: the whole bill is theirs too.
+    Each `Attribution` has the factor and the amount of every lever. `runs_paid` before and after stay outside the four: the whole bill is theirs too.
     """
 
     before: Side
     after: Side
-    splits: Mapping[str, Split]
+    splits: Mapping[str, Attribution]
     conventions: tuple[Convention, ...]
     notes: tuple[str, ...]
 
@@ -285,12 +285,12 @@ def _before(run: Mapping[str, Any], notes: list[str]) -> Side:
     return Side(base.name, base.chip, one, base.energy_it, base.chip_hours, base.watts, first or (_place(base),), base.embodied_rate, base.runs_paid)
 
 
-def _place(found: Footprint, share: float = 1.0, name: str = "") -> Place:
+def _place(found: Footprint, share: float = 1.0, name: str = "") -> SiteShare:
     assert found.pue is not None
-    return Place(name or found.site or "its site", share, found.pue, found.intensity, found.net_intensity)
+    return SiteShare(name or found.site or "its site", share, found.pue, found.intensity, found.net_intensity)
 
 
-def _location_of(facts: Mapping[str, Any], places: Any, notes: list[str]) -> tuple[Place, ...]:
+def _location_of(facts: Mapping[str, Any], places: Any, notes: list[str]) -> tuple[SiteShare, ...]:
     """The sites of a `sites` list: shares must sum to 1."""
     made = []
     for entry in places if isinstance(places, list) else []:
@@ -410,7 +410,7 @@ def _speed(old: Chip, new: Chip) -> Quantity:
     raise InputError(f"No precision has a peak for both {old.title} and {new.title}.", "Give hours and chips of the new machine in [after].")
 
 
-def _moved(before: Side, run: Mapping[str, Any], after: Mapping[str, Any], facts: Mapping[str, Any], notes: list[str]) -> tuple[Place, ...]:
+def _moved(before: Side, run: Mapping[str, Any], after: Mapping[str, Any], facts: Mapping[str, Any], notes: list[str]) -> tuple[SiteShare, ...]:
     """The places after. Where only the hall or only the intensity changes, the other is carried over."""
     if after.get("sites"):
         return _location_of(facts, after["sites"], notes)
@@ -441,7 +441,7 @@ def _moved(before: Side, run: Mapping[str, Any], after: Mapping[str, Any], facts
 # ---- costs ---------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _split(before: Side, after: Side, account: str, embodied: bool) -> Split:
+def _split(before: Side, after: Side, account: str, embodied: bool) -> Attribution:
     """Shapley values of one account; plain ratios instead where the cost is a product of one figure a lever."""
     def cost(pulled: frozenset[str]) -> Quantity:
         return _cost(before, after, pulled, account, embodied)
@@ -481,7 +481,7 @@ def _cost(before: Side, after: Side, pulled: frozenset[str], account: str, embod
     return whole + replace(made.at("hall"), signal=whole.signal)
 
 
-def _pue(places: tuple[Place, ...], name: str) -> Quantity:
+def _pue(places: tuple[SiteShare, ...], name: str) -> Quantity:
     """The PUE at `name`; where that side did not run there, its mean over the places where it did."""
     for place in places:
         if place.name == name:

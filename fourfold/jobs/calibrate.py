@@ -25,7 +25,7 @@ import numpy as np
 
 from fourfold.errors import InputError, Missing
 from fourfold.host import here, power
-from fourfold.jobs.kernels import KB, MB, WIDE, Call, Sample, samples
+from fourfold.jobs.kernels import KB, MB, WIDE, Sample, TimedCall, samples
 from fourfold.machine import Device, Efficiency, Link, System
 from fourfold.runtime.local import malloc
 from fourfold.units import Quantity
@@ -196,7 +196,7 @@ def _fused(single: bool) -> float | None:
         traced = torch.fx.symbolic_trace(region)
         a, b = torch.randn(256), torch.randn(256)
         compiled: Any = torch._inductor.compile(traced, [a, b])         # type: ignore[attr-defined]  # no guards of Dynamo: the executor has none
-        sample = Sample("fused", 0.0, 0.0, WIDE, lambda: Call(lambda: compiled(a, b), lambda: None, 0.0))
+        sample = Sample("fused", 0.0, 0.0, WIDE, lambda: TimedCall(lambda: compiled(a, b), lambda: None, 0.0))
         for _ in range(20):
             _turns([sample], single)
         return sample.seconds

@@ -17,7 +17,7 @@ SIZES = (KB, 16 * KB, 128 * KB, 512 * KB, 2 * MB, 8 * MB, 40 * MB)    # results 
 WIDE = 1e9                                                              # the least side of what is no matrix product
 
 
-class Call(NamedTuple):
+class TimedCall(NamedTuple):
     """`run` is timed; `write` writes what the op before would have written, `written` bytes of it."""
 
     run: Callable[[], Any]
@@ -34,7 +34,7 @@ class Sample:
     work: float
     moved: float
     narrow: float
-    make: Callable[[], Call]
+    make: Callable[[], TimedCall]
     dtype: str = "float32"
     params: float = 0.0
     written: float = 0.0
@@ -59,7 +59,7 @@ class Sample:
         return float(low), float(high)
 
 
-def _ready(run: Callable[[], Any], *inputs: Tensor) -> Call:
+def _ready(run: Callable[[], Any], *inputs: Tensor) -> TimedCall:
     """Activations are written in place before each call: what is positive stays as it is."""
     floats = [x for x in inputs if x.is_floating_point()]
 
@@ -67,7 +67,7 @@ def _ready(run: Callable[[], Any], *inputs: Tensor) -> Call:
         for x in floats:
             x.abs_()
 
-    return Call(run, write, float(sum(x.numel() * x.element_size() for x in floats)))
+    return TimedCall(run, write, float(sum(x.numel() * x.element_size() for x in floats)))
 
 
 class _Tensors:
@@ -115,54 +115,54 @@ def samples(large: float, bfloat: bool) -> Iterator[Sample]:
     yield from _attentions(rand, aten, large)
 
 
-def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], Call], float]]:
+def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], TimedCall], float]]:
     """(family, a call on n float32, bytes moved per element) of what moves bytes."""
     import torch
 
     from fourfold.engines.onnx_nodes import lrn
 
-    def one(call: Callable[[Any], Any], width: int = 0) -> Callable[[int], Call]:
-        def make(n: int) -> Call:
+    def one(call: Callable[[Any], Any], width: int = 0) -> Callable[[int], TimedCall]:
+        def make(n: int) -> TimedCall:
             a = rand(max(1, n // width), width) if width else rand(n)
             return _ready(lambda: call(a), a)
         return make
 
-    def two(call: Callable[[Any, Any], Any], width: int = 0) -> Callable[[int], Call]:
-        def make(n: int) -> Call:
+    def two(call: Callable[[Any, Any], Any], width: int = 0) -> Callable[[int], TimedCall]:
+        def make(n: int) -> TimedCall:
             a, b = (rand(max(1, n // width), width) if width else rand(n) for _ in range(2))
             return _ready(lambda: call(a, b), a, b)
         return make
 
-    def image(call: Callable[[Any], Any], channels: int = 16) -> Callable[[int], Call]:
-        def make(n: int) -> Call:
+    def image(call: Callable[[Any], Any], channels: int = 16) -> Callable[[int], TimedCall]:
+        def make(n: int) -> TimedCall:
             side = max(2, int(math.sqrt(n / channels)))
             a = rand(1, channels, side, side)
             return _ready(lambda: call(a), a)
         return make
 
-    def feature(call: Callable[[Any], Any]) -> Callable[[int], Call]:
-        def make(n: int) -> Call:                                       # smooth and half of it zero, as feature maps are: comparisons are predictable
+    def feature(call: Callable[[Any], Any]) -> Callable[[int], TimedCall]:
+        def make(n: int) -> TimedCall:                                  # smooth and half of it zero, as feature maps are: comparisons are predictable
             side = max(2, int(math.sqrt(n / 16)))
             coarse = rand(1, 16, -(-side // 8), -(-side // 8)) - 0.6
             a = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear").relu_()
             return _ready(lambda: call(a), a)
         return make
 
-    def pooled(n: int) -> Call:
+    def pooled(n: int) -> TimedCall:
         a = rand(1, max(1, n // 49), 7, 7)
         return _ready(lambda: aten.adaptive_avg_pool2d.default(a, [1, 1]), a)
 
-    def looked(n: int) -> Call:
+    def looked(n: int) -> TimedCall:
         rows = max(4 * n // 256, 4)
         table, index = rand(rows, 256), torch.randint(0, rows, (1, max(1, n // 256)))
         return _ready(lambda: aten.embedding.default(table, index))
 
-    def chosen(n: int) -> Call:
+    def chosen(n: int) -> TimedCall:
         a, b = rand(n), rand(n)
         mask = a > 0.6
         return _ready(lambda: aten.where.self(mask, a, b), a, b)
 
-    def turned(n: int) -> Call:
+    def turned(n: int) -> TimedCall:
         a = rand(max(1, n // 256), 256).view(1, -1, 4, 64).transpose(1, 2)      # heads of an attention, copied side by side
         return _ready(lambda: aten.clone.default(a, memory_format=torch.contiguous_format), a)
 
@@ -216,7 +216,7 @@ def _small(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[], Any]]]:
 def _products(rand: _Tensors, aten: Any, large: float, bfloat: bool) -> Iterator[Sample]:
     import torch
 
-    def linear(m: int, n: int, k: int, dtype: Any = None) -> Call:
+    def linear(m: int, n: int, k: int, dtype: Any = None) -> TimedCall:
         x, w, b = rand(1, m, k, dtype=dtype), rand(n, k, dtype=dtype), rand(n, dtype=dtype)
         return _ready(lambda: aten.linear.default(x, w, b), x)
 
@@ -230,7 +230,7 @@ def _products(rand: _Tensors, aten: Any, large: float, bfloat: bool) -> Iterator
         if 2.0 * m * n * k <= most:
             yield Sample("matmul", 2.0 * m * n * k, 4.0 * (m * k + n * k + m * n), min(m, n, k), lambda s=(m, n, k): linear(*s), params=4.0 * n * k)
 
-    def strided(b: int, m: int, n: int, k: int) -> Call:
+    def strided(b: int, m: int, n: int, k: int) -> TimedCall:
         x, w, bias = rand(m, b, k).transpose(0, 1), rand(n, k), rand(n)
         return _ready(lambda: aten.linear.default(x, w, bias), x)
 
@@ -243,7 +243,7 @@ def _products(rand: _Tensors, aten: Any, large: float, bfloat: bool) -> Iterator
     for name, dtype in (("float64", torch.float64), *((("bfloat16", torch.bfloat16),) if bfloat else ())):
         yield Sample("peak", 2.0 * side**3, 0.0, side, lambda dtype=dtype: linear(side, side, side, dtype), name)
 
-    def batched(b: int, m: int, n: int, k: int) -> Call:
+    def batched(b: int, m: int, n: int, k: int) -> TimedCall:
         x, y = rand(b, m, k), rand(b, k, n)
         return _ready(lambda: aten.bmm.default(x, y), x, y)
 
@@ -270,7 +270,7 @@ def _convolution_shapes() -> list[tuple[int, int, int, int, int, int]]:
     return FULL + [(c, s, c, k, t, c) for c, s, k, t in DEEP]
 
 
-def _convolution(shape: tuple[int, int, int, int, int, int], prefix: str, make: Callable[..., Call]) -> Sample:
+def _convolution(shape: tuple[int, int, int, int, int, int], prefix: str, make: Callable[..., TimedCall]) -> Sample:
     c, s, o, k, stride, groups = shape
     side = (s + 2 * (k // 2) - k) // stride + 1
     points, inner = side * side, (c // groups) * k * k
@@ -280,11 +280,11 @@ def _convolution(shape: tuple[int, int, int, int, int, int], prefix: str, make: 
 
 
 def _convolutions(rand: _Tensors, aten: Any, large: float) -> Iterator[Sample]:
-    def flat(c: int, s: int, o: int, k: int, stride: int, groups: int) -> Call:
+    def flat(c: int, s: int, o: int, k: int, stride: int, groups: int) -> TimedCall:
         x, w = rand(1, c, s, s), rand(o, c // groups, k, k)
         return _ready(lambda: aten.conv2d.default(x, w, None, [stride, stride], [k // 2, k // 2], [1, 1], groups), x)
 
-    def line(c: int, n: int, o: int, k: int, stride: int, groups: int) -> Call:
+    def line(c: int, n: int, o: int, k: int, stride: int, groups: int) -> TimedCall:
         x, w, b = rand(1, c, n), rand(o, c // groups, k), rand(o)
         return _ready(lambda: aten.conv1d.default(x, w, b, [stride], [k // 2], [1], groups), x)
 
@@ -303,7 +303,7 @@ def _convolutions(rand: _Tensors, aten: Any, large: float) -> Iterator[Sample]:
 def _attentions(rand: _Tensors, aten: Any, large: float) -> Iterator[Sample]:
     import torch
 
-    def attended(b: int, h: int, n: int, e: int) -> Call:
+    def attended(b: int, h: int, n: int, e: int) -> TimedCall:
         q, k, v = (rand(b, n, h, e).transpose(1, 2) for _ in range(3))   # as a view of the projection leaves them
         mask = torch.zeros(1, 1, n, n) if b == 1 and n < 128 else None
         return _ready(lambda: aten.scaled_dot_product_attention.default(q, k, v, mask), q, k, v)
@@ -313,7 +313,7 @@ def _attentions(rand: _Tensors, aten: Any, large: float) -> Iterator[Sample]:
         if 4.0 * b * h * n * n * e <= 4.4e9 * large:
             yield Sample("attention", 4.0 * b * h * n * n * e, 16.0 * b * h * n * e, min(n, e), lambda s=(b, h, n, e): attended(*s))
 
-    def recurred(length: int, batch: int, width: int) -> Call:
+    def recurred(length: int, batch: int, width: int) -> TimedCall:
         net, x = torch.nn.LSTM(width, width), rand(length, batch, width)
         return _ready(lambda: net(x), x)
 

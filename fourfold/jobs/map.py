@@ -15,7 +15,7 @@ import numpy as np
 from fourfold.decisions.carbon_aware import _compare
 from fourfold.decisions.carbon_aware._choose import planner
 from fourfold.decisions.carbon_aware.online import Online
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.decisions.carbon_aware.validate import Certificate, certify, save, seconds, verify
 from fourfold.errors import Infeasible, InputError, unwritable
 from fourfold.folder import may_fill, write
@@ -23,7 +23,7 @@ from fourfold.problem import Budget, Solution, Watch, solve
 
 if TYPE_CHECKING:
     from fourfold.carbon.hourly import Hours
-    from fourfold.carbon.jobs import Job
+    from fourfold.carbon.jobs import BatchJob
 
 _HOUR = timedelta(hours=1)
 FILES = ("plan.json", "schedule.csv", "schedule.json", "certificate.json", "problem.npz")
@@ -35,7 +35,7 @@ _OBJECTIVES = ("carbon", "cost", "mixed")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShiftingPlan:
     """A schedule with its proof and what it is held against.
 
     `to_json()` is one document:
@@ -54,7 +54,7 @@ class Plan:
     """
 
     problem: Place
-    solution: Solution[Schedule]
+    solution: Solution[JobHours]
     certificate: Certificate
     start: datetime
     comparators: tuple[dict[str, Any], ...]
@@ -155,7 +155,7 @@ def plan(jobs: str | Path | Iterable[Mapping[str, Any]], *, sites: Sequence[str]
          carbon_price: float | None = None, contiguous: bool = False, online: bool = False, budget: float = 60.0,
          pue: float | Mapping[str, float] | None = None, price: float | Mapping[str, float] | None = None, zone: str | None = None,
          replay: bool = False, error: float = 0.2, seed: int = 0, kwh_per_gb: float = 0.001, egress: float = 0.0, compare: bool = True,
-         unit: str | None = None, signal: str | None = None) -> Plan:
+         unit: str | None = None, signal: str | None = None) -> ShiftingPlan:
     """Plan where and when jobs run.
 
     jobs        a file or rows as `fourfold.carbon.jobs` reads them; `slack`, `contiguous` and `zone` as there (`zone` for an hourly file too that
@@ -185,7 +185,8 @@ def plan(jobs: str | Path | Iterable[Mapping[str, Any]], *, sites: Sequence[str]
 
 
 def study(problem: Place, *, start: datetime | None = None, solver: Any = None, budget: float = 60.0, error: float = 0.2, seed: int = 0,
-          priced: bool = True, objective: str = "carbon", notes: Sequence[str] = (), compare: bool = True, began: float | None = None) -> Plan:
+          priced: bool = True, objective: str = "carbon", notes: Sequence[str] = (), compare: bool = True,
+          began: float | None = None) -> ShiftingPlan:
     """Plan a problem given as arrays, certify it, and hold it against the comparators. `solver` replaces the technique that suits the instance;
     `began` is when the budget's clock started (`time.monotonic()`; now if not given)."""
     from fourfold.decisions.carbon_aware import _apart
@@ -210,7 +211,7 @@ def study(problem: Place, *, start: datetime | None = None, solver: Any = None, 
 
 
 def _by_the_clock(problem: Place, watch: Watch, end: float, start: datetime, budget: float, error: float, seed: int, priced: bool, objective: str,
-                  notes: list[str], compare: bool) -> Plan:
+                  notes: list[str], compare: bool) -> ShiftingPlan:
     """The same where an exact technique may take longer than there is time: what is done by `end`."""
     from fourfold.decisions.carbon_aware import _apart
 
@@ -237,20 +238,20 @@ def _by_the_clock(problem: Place, watch: Watch, end: float, start: datetime, bud
     return _plan(problem, found, certificate, start, rows, priced, objective, notes, wrong, watch.stopped)
 
 
-def _plan(problem: Place, found: Solution[Schedule], certificate: Certificate, start: datetime, rows: list[tuple[str, dict[str, Any]]], priced: bool,
-          objective: str, notes: Sequence[str], wrong: tuple[str, ...] | None, stopped: bool = False) -> Plan:
+def _plan(problem: Place, found: Solution[JobHours], certificate: Certificate, start: datetime, rows: list[tuple[str, dict[str, Any]]], priced: bool,
+          objective: str, notes: Sequence[str], wrong: tuple[str, ...] | None, stopped: bool = False) -> ShiftingPlan:
     policies, cuts, out = ([row for part, row in rows if part == wanted] for wanted in ("policies", "ablations", "without"))
     mine = _compare.row(problem, "plan", "This plan", found.answer, "plan", prices=priced)
     scored = _compare.scored([*policies, mine, *cuts, *out])
     count = len(policies) + 1
-    return Plan(problem, found, certificate, start, tuple(scored[:count]), tuple(scored[count: count + len(cuts)]), tuple(scored[count + len(cuts):]),
-                priced, objective, tuple(notes), wrong, stopped)
+    return ShiftingPlan(problem, found, certificate, start, tuple(scored[:count]), tuple(scored[count: count + len(cuts)]),
+                        tuple(scored[count + len(cuts):]), priced, objective, tuple(notes), wrong, stopped)
 
 
 # ---- from jobs and files to arrays ----
 
 
-def build(jobs: Sequence[Job], *, sites: Sequence[str] | None = None, intensity: Any = None, capacity: Any = None, objective: str = "carbon",
+def build(jobs: Sequence[BatchJob], *, sites: Sequence[str] | None = None, intensity: Any = None, capacity: Any = None, objective: str = "carbon",
           carbon_price: float | None = None, pue: Any = None, price: Any = None, replay: bool = False, kwh_per_gb: float = 0.001,
           egress: float = 0.0, zone: str | None = None, unit: str | None = None,
           signal: str | None = None) -> tuple[Place, datetime, bool, list[str]]:
@@ -377,7 +378,7 @@ def _yearly(wanted: list[str], start: datetime, end: datetime, notes: list[str])
     return Hours(tuple(wanted), start, values, "average", "yearly averages of the sites' tables", np.full(values.shape, ANNUAL, np.uint8))
 
 
-def _cut(hours: Hours | None, jobs: Sequence[Job], start: datetime, end: datetime, notes: list[str]) -> tuple[np.ndarray, datetime, int]:
+def _cut(hours: Hours | None, jobs: Sequence[BatchJob], start: datetime, end: datetime, notes: list[str]) -> tuple[np.ndarray, datetime, int]:
     """The hours between the first release and the last deadline: values [R, T], the moment of hour 0, T. Raises where a job does not fit."""
     assert hours is not None
     total = hours.values.shape[1]

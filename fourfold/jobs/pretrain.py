@@ -29,7 +29,7 @@ from fourfold.folder import may_fill
 from fourfold.zoo.graphs import FAMILIES
 
 if TYPE_CHECKING:
-    from fourfold.decisions.schedule._go.network import Network
+    from fourfold.decisions.schedule._go.network import PolicyNetwork
     from fourfold.decisions.schedule._go.policy import Case
     from fourfold.decisions.schedule.problem import Answer
 
@@ -122,7 +122,7 @@ class _Run:
     def __init__(self, out: Path, settings: Settings, say: Callable[[str], None]) -> None:
         import torch
 
-        from fourfold.decisions.schedule._go.network import Network, Sizes, read
+        from fourfold.decisions.schedule._go.network import PolicyNetwork, Sizes, read
         from fourfold.solvers.ppo import Ppo, Rates
 
         self.out, self.settings, self.say = out, settings, say
@@ -139,7 +139,7 @@ class _Run:
             self.network, self.before = read(settings.start)
             self.network.train()
         else:
-            self.network: Network = Network(Sizes(**settings.sizes))
+            self.network: PolicyNetwork = PolicyNetwork(Sizes(**settings.sizes))
         self.imitation = torch.optim.Adam(self.network.parameters(), settings.rate)
         self.ppo = Ppo(self.network.parameters(), Rates(step=settings.step, epochs=settings.epochs))
         self.state: dict[str, Any] = {"schema": _SCHEMA, "settings": json.loads(json.dumps(asdict(settings))), "update": 0, "turned": None,
@@ -291,7 +291,7 @@ class _Run:
         return {"loss": total}
 
     def _reinforce(self, lessons: list[_Lesson], generator: Any, listed: bool) -> dict[str, float]:
-        from fourfold.decisions.schedule._go.policy import Policy, rollouts
+        from fourfold.decisions.schedule._go.policy import GraphPolicy, rollouts
 
         taken, ratio = [], []
         for lesson in lessons:
@@ -299,7 +299,7 @@ class _Run:
             taken += steps
             if best is not None:
                 ratio.append(math.log(best.cost / lesson.cost))
-        return {**self.ppo.update(Policy(self.network), taken), "sampled": math.exp(sum(ratio) / len(ratio)) if ratio else math.nan}
+        return {**self.ppo.update(GraphPolicy(self.network), taken), "sampled": math.exp(sum(ratio) / len(ratio)) if ratio else math.nan}
 
     # ---- how well it does
 

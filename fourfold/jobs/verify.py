@@ -32,7 +32,7 @@ Span = dict[str, Any]  # {"value", "low", "high"}
 
 
 @dataclass(frozen=True)
-class Check:
+class FigureCheck:
     """One figure. `verdict`: "holds", "fails" or "not checked"; `by`: how far it lies outside of what a second measurement may be, a share of the
     original's (below it negative, 0 where it holds); `why`: in words, which interval was violated and by how much."""
 
@@ -53,11 +53,11 @@ class Verification:
     rows: int
     original: str
     same_machine: bool
-    checks: list[Check]
+    checks: list[FigureCheck]
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def failed(self) -> list[Check]:
+    def failed(self) -> list[FigureCheck]:
         """The figures that do not hold."""
         return [check for check in self.checks if check.verdict == "fails"]
 
@@ -71,7 +71,7 @@ class Verification:
         """0, 3 or 4."""
         return FLOOR if any(check.name == "floor" for check in self.failed) else STATED if self.failed else 0
 
-    def __getitem__(self, name: str) -> Check:
+    def __getitem__(self, name: str) -> FigureCheck:
         """The check of that name: "floor", "quality", "agreement", "energy" or "latency". Raises KeyError."""
         found = next((check for check in self.checks if check.name == name), None)
         if found is None:
@@ -191,28 +191,29 @@ def _span(found: Any) -> Span:
     return {"value": found.value, "low": found.low, "high": found.high, **({"n": found.n} if hasattr(found, "n") else {})}
 
 
-def _floor(floor: float, found: Relative, strict: bool) -> Check:
+def _floor(floor: float, found: Relative, strict: bool) -> FigureCheck:
     reached = found.low if strict else found.value
     if reached < floor:
         what = "the lower 95 % bound" if strict else "the estimate"
-        return Check("floor", floor, _span(found), "fails", f"{what} is {100 * (floor - reached):.1f} points below it", reached - floor)
+        return FigureCheck("floor", floor, _span(found), "fails", f"{what} is {100 * (floor - reached):.1f} points below it", reached - floor)
     why = "" if found.low >= floor else f"by the estimate; {found.n:,} rows leave its lower bound {100 * (floor - found.low):.1f} points below"
-    return Check("floor", floor, _span(found), "holds", why)
+    return FigureCheck("floor", floor, _span(found), "holds", why)
 
 
-def _least(name: str, stated: Span | None, found: Relative | None) -> Check:
+def _least(name: str, stated: Span | None, found: Relative | None) -> FigureCheck:
     """A figure that may be better than stated, never worse."""
     if found is None:
-        return Check(name, stated, None, "not checked", "such answers cannot be compared")
+        return FigureCheck(name, stated, None, "not checked", "such answers cannot be compared")
     if stated is None:
-        return Check(name, None, _span(found), "not checked", "the manifest states none")
+        return FigureCheck(name, None, _span(found), "not checked", "the manifest states none")
     by = outside(stated, _span(found))
     if by < 0:
-        return Check(name, stated, _span(found), "fails", f"{100 * (_end(stated, 'low') - found.value):.1f} points below the stated interval", by)
-    return Check(name, stated, _span(found), "holds", "better than stated" if by > 0 else "")
+        below = f"{100 * (_end(stated, 'low') - found.value):.1f} points below the stated interval"
+        return FigureCheck(name, stated, _span(found), "fails", below, by)
+    return FigureCheck(name, stated, _span(found), "holds", "better than stated" if by > 0 else "")
 
 
-def _costs(model: Model, part: Any, examples: Examples, own: Examples | Unread, allowed: float, same: bool, seed: int) -> list[Check]:
+def _costs(model: Model, part: Any, examples: Examples, own: Examples | Unread, allowed: float, same: bool, seed: int) -> list[FigureCheck]:
     """The figure that the objective minimised, raced as whole services. On another processor than the manifest's it is told and not judged."""
     from fourfold.runtime.artefact import Assembly
     from fourfold.runtime.service import ORIGINAL, Runner, race_services
@@ -224,9 +225,9 @@ def _costs(model: Model, part: Any, examples: Examples, own: Examples | Unread, 
     if allowed <= 0:
         return []
     if part is None:
-        return [Check(name, stated, None, "not checked", "the original is not at hand to be raced")]
+        return [FigureCheck(name, stated, None, "not checked", "the original is not at hand to be raced")]
     if model.warnings:
-        return [Check(name, stated, None, "not checked", "another back end stands in for the stored one")]
+        return [FigureCheck(name, stated, None, "not checked", "another back end stands in for the stored one")]
     if not hasattr(own, "columns") or own is examples or _vocabulary(part.subject) == _vocabulary(model.assembly.reader()):
         runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [part])), model.assembly.name: Runner(model.assembly)}
         race = race_services(
@@ -234,16 +235,17 @@ def _costs(model: Model, part: Any, examples: Examples, own: Examples | Unread, 
         )[model.assembly.name].result
         found = _span(race.wall if name == "latency" else race.cpu)
     else:
-        return [Check(name, stated, None, "not checked", "the two read different vocabularies")]
+        return [FigureCheck(name, stated, None, "not checked", "the two read different vocabularies")]
     if stated is None:
-        return [Check(name, None, found, "not checked", "the manifest states none")]
+        return [FigureCheck(name, None, found, "not checked", "the manifest states none")]
     if not same:
-        return [Check(name, stated, found, "not checked", "stated for another processor; `fourfold race` decides anew on this one")]
+        return [FigureCheck(name, stated, found, "not checked", "stated for another processor; `fourfold race` decides anew on this one")]
     by = outside(stated, found, log=True)
     if by:
         side, end = ("above", "high") if by > 0 else ("below", "low")
-        return [Check(name, stated, found, "fails", f"{abs(100 * (found['value'] - _end(stated, end))):.2g} points {side} the stated interval", by)]
-    return [Check(name, stated, found, "holds")]
+        apart = f"{abs(100 * (found['value'] - _end(stated, end))):.2g} points {side} the stated interval"
+        return [FigureCheck(name, stated, found, "fails", apart, by)]
+    return [FigureCheck(name, stated, found, "holds")]
 
 
 def _part(subject: Subject, manifest: Mapping[str, Any], examples: Examples) -> Any:
@@ -280,4 +282,4 @@ def _words(data: Any) -> str:
     return str(data) if isinstance(data, str | Path) else type(data).__name__
 
 
-__all__ = ["Check", "Verification", "agreement", "outside", "verify"]
+__all__ = ["FigureCheck", "Verification", "agreement", "outside", "verify"]

@@ -66,7 +66,7 @@ def shapley(value: Callable[[frozenset[str]], float], levers: Iterable[str], *, 
 
 
 @dataclass(frozen=True)
-class Split:
+class Attribution:
     """A cost before and after, and what each lever did: `factors` (unit "1") multiply to `total`; `amounts` (in the cost's unit) sum to `saved`."""
 
     before: Quantity
@@ -90,7 +90,7 @@ class Split:
                 "amounts": {lever: amount.to_json() for lever, amount in self.amounts.items()}, "shares": shares(self.factors)}
 
 
-def split(cost: Callable[[frozenset[str]], Quantity], levers: Iterable[str]) -> Split:
+def split(cost: Callable[[frozenset[str]], Quantity], levers: Iterable[str]) -> Attribution:
     """Shapley values of a cost in Quantities, of its logarithm (factors) and of itself (amounts), with the intervals that the sources of error leave.
 
     First order in log space: a source that moves every cost alike cancels out of a factor, and not out of an amount. A part's grade is the weakest
@@ -128,7 +128,7 @@ def split(cost: Callable[[frozenset[str]], Quantity], levers: Iterable[str]) -> 
         if not still:
             facts["grade"] = _grade(absolute[lever], origin, weakest)
         kept[lever] = _amount(amounts[lever], absolute[lever], start.unit, facts)
-    return Split(start, costs[frozenset(names)], factors, kept)
+    return Attribution(start, costs[frozenset(names)], factors, kept)
 
 
 def product(factors: Mapping[str, Quantity]) -> Quantity:

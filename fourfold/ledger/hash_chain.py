@@ -121,7 +121,7 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Check:
+class ChainCheck:
     """What `check` found: the number of `rows` that can be read, the hash of the last one, `faults` and harmless `notes` in sentences."""
 
     rows: int
@@ -138,7 +138,7 @@ def verify(path: str | Path, head: str = "") -> list[str]:
     return check(path, head).faults
 
 
-def check(path: str | Path, head: str = "") -> Check:
+def check(path: str | Path, head: str = "") -> ChainCheck:
     """`verify` with the rows counted, and in `notes` the cut-off lines that were dropped."""
     path = Path(path)
     data = _read(path)
@@ -181,7 +181,7 @@ def check(path: str | Path, head: str = "") -> Check:
             expected = max(expected, row["n"] + 1)
     last = intact[max(intact)] if intact else None
     faults += [*_headed(path, intact, head, notes), *_sealed(path, intact, head)]
-    return Check(len(intact), last["hash"] if last else GENESIS, faults, notes)
+    return ChainCheck(len(intact), last["hash"] if last else GENESIS, faults, notes)
 
 
 def seal(path: str | Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def usual() -> Path:
     return Path(os.environ.get("FOURFOLD_LOCKS", tempfile.gettempdir())) / f"fourfold-{boot}.lock"
 
 
-class Claim:
+class HostLock:
     """The right to report a host's joules, which one process at a time holds; `path` says which file stands for the host.
 
     Several stations of the process may hold it at once. The kernel frees it when the process ends, however it ends.
@@ -76,8 +76,8 @@ class Claim:
         return None
 
 
-_all: weakref.WeakSet[Claim] = weakref.WeakSet()
-HOST = Claim()                                                         # of the computer that this process runs on
+_all: weakref.WeakSet[HostLock] = weakref.WeakSet()
+HOST = HostLock()                                                         # of the computer that this process runs on
 
 
 def forked() -> None:

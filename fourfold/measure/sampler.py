@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fourfold.measure.counter import Count, MeterError
-from fourfold.measure.host_lock import HOST, Claim
+from fourfold.measure.host_lock import HOST, HostLock
 from fourfold.measure.meters.memory import in_use
 from fourfold.measure.process_tree import Tree, Used, host_cpu
 from fourfold.measure.race import SystemClock
@@ -84,7 +84,7 @@ class Station:
     """
 
     def __init__(self, meters: Sequence[Any], *, clock: Any = None, body: Body | None = None, threaded: bool = True,
-                 host: Callable[[], float | None] = host_cpu, in_use: Callable[[], int | None] = in_use, claim: Claim | None = HOST) -> None:
+                 host: Callable[[], float | None] = host_cpu, in_use: Callable[[], int | None] = in_use, claim: HostLock | None = HOST) -> None:
         self.clock, self.hz, self.meters = clock or SystemClock(), 0.0, list(meters)
         self.body: Body = body or Tree()
         self.why = {index: meter.available() for index, meter in enumerate(self.meters)}

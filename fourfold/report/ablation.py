@@ -23,7 +23,7 @@ PARTS = ("computing", "queueing", "transfer", "contention")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SimulatedPlan:
     """One simulated plan: `cost` in the problem's unit, `makespan` s, `parts` s of the chain that ends last (in the order of `PARTS`), bytes by which
     each device passes its limit [D].
     """
@@ -48,7 +48,7 @@ class Simulated:
         return tasks, place, priority, arrays(tasks, self.problem.system)
 
     @cached_property
-    def plan(self) -> Outcome:
+    def plan(self) -> SimulatedPlan:
         return self()
 
     @cached_property
@@ -59,13 +59,13 @@ class Simulated:
         np.add.at(total, tasks.group, self.problem.seconds)
         return total
 
-    def __call__(self, place: np.ndarray | None = None, priority: np.ndarray | None = None, seconds: np.ndarray | None = None) -> Outcome:
+    def __call__(self, place: np.ndarray | None = None, priority: np.ndarray | None = None, seconds: np.ndarray | None = None) -> SimulatedPlan:
         tasks, own, order, plain = self.given
         if seconds is not None:
             plain = plain._replace(seconds=np.ascontiguousarray(seconds))
         where = own if place is None else place.astype(np.int16)
         run = play(plain, where, order if priority is None else priority, False, False)
-        return Outcome(self._cost(run), float(run.makespan), parts(plain, where, run), np.maximum(run.peak - plain.limit, 0.0))
+        return SimulatedPlan(self._cost(run), float(run.makespan), parts(plain, where, run), np.maximum(run.peak - plain.limit, 0.0))
 
     def _cost(self, run: Played) -> float:
         match self.problem.objective:

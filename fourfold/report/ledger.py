@@ -357,7 +357,7 @@ def _making(
         return stored.to("gCO2e"), time, Quantity(1.0, "1", "counted")
     known = _total(embodied or "luccioni-server")
     whole = known if isinstance(known, Quantity) else known.total
-    lived = known.life if isinstance(known, made.Made) else Quantity(4.0, "yr", "assumed", 3.0, 6.0, method="a life of 4 [3, 6] years")
+    lived = known.life if isinstance(known, made.EmbodiedCarbon) else Quantity(4.0, "yr", "assumed", 3.0, 6.0, method="a life of 4 [3, 6] years")
     if life is not None:
         if not life > 0:
             raise InputError(f"A life of {life:g} years is no life.", "Give years above 0, such as --life 4.")
@@ -371,7 +371,7 @@ def _making(
     return whole.to("gCO2e"), lived.to("h"), part
 
 
-def _total(text: str) -> made.Made | Quantity:
+def _total(text: str) -> made.EmbodiedCarbon | Quantity:
     """A row's name, or a total such as "1300kg"."""
     match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(g|kg|t)?\s*(?:co2e?)?\s*", text, re.IGNORECASE)
     if match is None:

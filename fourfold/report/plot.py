@@ -18,7 +18,7 @@ _EM = 6.7  # average advance of a 12.5 px sans-serif letter, in px: only label p
 
 
 @dataclass(frozen=True)
-class Point:
+class PlotMark:
     """One mark. `x` relative energy, `y` relative quality, as intervals; `index` into candidates, None for the original and the simple baselines."""
 
     kind: Literal["original", "simple", "front", "other"]
@@ -55,7 +55,7 @@ class Frame:
         return self.bottom - min(max(share, 0.0), 1.0) * (self.bottom - self.top)
 
 
-def points(report: Any) -> list[Point]:
+def points(report: Any) -> list[PlotMark]:
     """Everything with both figures, the faint first so that what matters is drawn last."""
     front, found = set(report["front"]), []
     for index, candidate in enumerate(report["candidates"]):
@@ -64,12 +64,12 @@ def points(report: Any) -> list[Point]:
             continue
         tags = tuple(tag for tag, at in (("chosen", report["best"]), ("knee", report["knee"])) if at == index)
         kind = "front" if index in front or tags else "other"
-        found.append(Point(kind, cost, quality, candidate["name"], index, tags, candidate["test_quality"] is not None))
+        found.append(PlotMark(kind, cost, quality, candidate["name"], index, tags, candidate["test_quality"] is not None))
     for simple in report["simple"]:
         if simple["relative_energy"] and simple["relative_energy"]["value"] > 0:
-            found.append(Point("simple", simple["relative_energy"], simple["relative_quality"], simple["name"]))
+            found.append(PlotMark("simple", simple["relative_energy"], simple["relative_quality"], simple["name"]))
     one = {"value": 1.0, "low": None, "high": None}
-    found.append(Point("original", one, one, "original"))
+    found.append(PlotMark("original", one, one, "original"))
     return sorted(found, key=lambda point: (point.kind != "other", "chosen" in point.tags))
 
 
@@ -77,7 +77,7 @@ def _end(figure: Any, end: str) -> float:
     return figure["value"] if figure[end] is None else figure[end]
 
 
-def frame(report: Any, marks: list[Point], width: int, height: int, log: bool) -> Frame:
+def frame(report: Any, marks: list[PlotMark], width: int, height: int, log: bool) -> Frame:
     """Ranges that hold the front, the floor and the baselines; what lies far below is drawn on the lower edge."""
     key = [mark for mark in marks if mark.kind != "other"]
     floor = report["floor"]
@@ -133,7 +133,7 @@ def _axes(box: Frame, floor: float) -> Iterator[str]:
     yield f'<line class="floor" x1="{box.left}" x2="{box.right}" y1="{under:.1f}" y2="{under:.1f}"/>'
 
 
-def _stair(box: Frame, marks: list[Point]) -> str:
+def _stair(box: Frame, marks: list[PlotMark]) -> str:
     """The front as steps: what is right of and below the line is dominated."""
     members = sorted((mark for mark in marks if mark.kind == "front"), key=lambda mark: mark.x["value"])
     path, best = [], -math.inf
@@ -146,7 +146,7 @@ def _stair(box: Frame, marks: list[Point]) -> str:
     return f'<path class="stair" d="{"".join(path)}H{box.right}"/>' if path else ""
 
 
-def _cross(box: Frame, mark: Point) -> str:
+def _cross(box: Frame, mark: PlotMark) -> str:
     """Both intervals, as far as they are known."""
     x, y = box.x(mark.x["value"]), box.y(mark.y["value"])
     lines = ""
@@ -157,7 +157,7 @@ def _cross(box: Frame, mark: Point) -> str:
     return f'<path class="cross" d="{lines}"/>' if lines else ""
 
 
-def _symbol(box: Frame, mark: Point) -> str:
+def _symbol(box: Frame, mark: PlotMark) -> str:
     x, y = box.x(mark.x["value"]), box.y(mark.y["value"])
     if mark.y["value"] < box.y0:  # below the picture: an arrow on its lower edge
         return f'<path class="dot" d="M{x - 4:.1f},{box.bottom - 7}h8l-4,6z"/>'
@@ -170,13 +170,13 @@ def _symbol(box: Frame, mark: Point) -> str:
     return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{4.5 if mark.kind == "front" else 3}"/>'
 
 
-def _faint(box: Frame, marks: list[Point]) -> str:
+def _faint(box: Frame, marks: list[PlotMark]) -> str:
     """The dominated, in as few bytes as they need; what they are is told when they are pointed at."""
     dots = [_symbol(box, mark).replace('class="dot"', f'class="dot" data-c="{mark.index}"') for mark in marks if mark.kind == "other"]
     return f'<g class="other" aria-hidden="true">{"".join(dots)}</g>'
 
 
-def _mark(box: Frame, mark: Point) -> str:
+def _mark(box: Frame, mark: PlotMark) -> str:
     classes = " ".join(["point", mark.kind, *mark.tags, *([] if mark.tested else ["untested"])])
     told = f"{mark.name}: quality {format.interval(mark.y)}, energy {format.interval(mark.x)}"
     cross = _cross(box, mark) if mark.kind in ("front", "simple") and mark.y["value"] >= box.y0 else ""
@@ -196,7 +196,7 @@ class _Box:
         return self.right <= other.left or other.right <= self.left or self.bottom <= other.top or other.bottom <= self.top
 
 
-def _labels(box: Frame, marks: list[Point], floor: float) -> Iterator[str]:
+def _labels(box: Frame, marks: list[PlotMark], floor: float) -> Iterator[str]:
     """Names of the marks that matter, each put where it covers nothing; one that fits nowhere is left to the tooltip."""
     taken = [
         _Box(box.x(m.x["value"]) - 6, box.y(m.y["value"]) - 6, box.x(m.x["value"]) + 6, box.y(m.y["value"]) + 6) for m in marks if m.kind != "other"
@@ -217,7 +217,7 @@ def _labels(box: Frame, marks: list[Point], floor: float) -> Iterator[str]:
             yield f'<text class="{classes}" x="{spot.left:.1f}" y="{spot.bottom - 4:.1f}">{escape(text)}</text>'
 
 
-def _spot(box: Frame, mark: Point, length: float, taken: list[_Box]) -> _Box | None:
+def _spot(box: Frame, mark: PlotMark, length: float, taken: list[_Box]) -> _Box | None:
     x, y = box.x(mark.x["value"]), box.y(mark.y["value"])
     tries = [(x + 13, y - 24), (x - length - 13, y - 24), (x + 13, y + 8), (x - length - 13, y + 8), (x + 14, y - 8), (x - length - 14, y - 8),
              (x - length / 2, y - 30), (x - length / 2, y + 15), (x + 13, y - 42), (x - length - 13, y - 42), (x + 13, y + 26)]  # fmt: skip

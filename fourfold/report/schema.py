@@ -50,14 +50,14 @@ class Interval(TypedDict):
     n: NotRequired[int]  # examples (quality) or rounds (time) that it rests on
 
 
-class Model(TypedDict):
+class ModelRow(TypedDict):
     name: str  # what the user typed, or the class name
     family: str  # "bert", "t5", "custom" …
     parameters: int
     bytes: int  # size on disk (or of the parameters, for a module in memory)
 
 
-class Data(TypedDict):
+class DataRow(TypedDict):
     name: str
     task: str  # Task.kind
     metric: str  # Metric.name
@@ -78,7 +78,7 @@ class Host(TypedDict):
     system: NotRequired[str]
 
 
-class Energy(TypedDict):
+class EnergyRow(TypedDict):
     """How joules were found, in words a sceptic can check."""
 
     grade: Grade
@@ -86,7 +86,7 @@ class Energy(TypedDict):
     boundary: str  # what is counted: "processor package", "this process's CPU time" …
 
 
-class Setting(TypedDict):
+class SettingRow(TypedDict):
     """How a model is run: the configuration that the race chose."""
 
     engine: str
@@ -106,14 +106,14 @@ class Joules(TypedDict):
 
 class Baseline(TypedDict):
     quality: Interval  # absolute, in the metric's own unit, on the test split
-    setting: Setting
+    setting: SettingRow
     cpu_s_per_1000: float
     wall_s_per_1000: float
     joules_per_1000: Joules | None
     memory_bytes: int | None
 
 
-class Simple(TypedDict):
+class SimpleRow(TypedDict):
     """What needs no network: bag of words, the majority class, the mean."""
 
     name: str  # "bag of words", "majority class", "mean"
@@ -133,29 +133,29 @@ class Unit(TypedDict):
     absent: bool  # the whole sub-layer was removed
 
 
-class Block(TypedDict):
+class BlockRow(TypedDict):
     name: str  # "0", "1" … or the module path
     removed: bool
     units: list[Unit]
 
 
-class Stack(TypedDict):
+class StackRow(TypedDict):
     name: str  # "encoder", "decoder", "vision" …
-    blocks: list[Block]  # all blocks of the original, removed ones included, in order
+    blocks: list[BlockRow]  # all blocks of the original, removed ones included, in order
 
 
-class Vocabulary(TypedDict):
+class VocabularyRow(TypedDict):
     kept: int
     total: int
 
 
-class Cascade(TypedDict):
+class CascadeRow(TypedDict):
     members: list[str]  # cheapest first; the last is the fallback
     thresholds: list[float]  # confidence above which member i answers; one fewer than members
     shares: list[float]  # of the test split answered by each member; sums to 1
 
 
-class Candidate(TypedDict):
+class CandidateRow(TypedDict):
     """One evaluated point."""
 
     name: str  # short and unique: "c012"
@@ -165,8 +165,8 @@ class Candidate(TypedDict):
     reason: str  # why not on the front ("stopped: upper bound 0.94 misses the floor"); "" for front members
     techniques: list[str]  # module names in fourfold/rewrites/compress: "layer_removal", "distil" …
     levers: list[str]  # "model", "machine" …
-    structure: list[Stack]  # [] where the architecture is another one (static student, bag of words)
-    vocabulary: NotRequired[Vocabulary | None]
+    structure: list[StackRow]  # [] where the architecture is another one (static student, bag of words)
+    vocabulary: NotRequired[VocabularyRow | None]
     parameters: int
     bytes: NotRequired[int | None]  # on disk
     search_quality: Interval | None  # relative, search split
@@ -176,8 +176,8 @@ class Candidate(TypedDict):
     relative_energy: Interval | None
     relative_latency: Interval | None
     relative_memory: float | None
-    setting: Setting | None
-    cascade: Cascade | None
+    setting: SettingRow | None
+    cascade: CascadeRow | None
 
 
 class Near(TypedDict):
@@ -205,13 +205,13 @@ class Factor(TypedDict):
     quality_after: NotRequired[float]
 
 
-class Race(TypedDict):
+class RaceRow(TypedDict):
     """One raced configuration. Ratios are its time ÷ the reference's: below 1 is faster."""
 
     name: str
     candidate: int | None  # None: the original
     against: str  # name of the reference
-    setting: Setting
+    setting: SettingRow
     wall: Interval | None
     cpu: Interval | None
     accepted: bool
@@ -242,7 +242,7 @@ class Citation(TypedDict):
     url: NotRequired[str]
 
 
-class Figure(TypedDict):
+class FigureRow(TypedDict):
     """A graded value in its unit. `grade` is null, and the value 1, where nothing was given; an end that is not known is null."""
 
     value: float
@@ -258,21 +258,21 @@ class Lever(TypedDict):
     lever: Literal["model", "machine", "mechanization", "map"]
     title: str  # what was done, in words; "not given"
     given: bool
-    factor: Figure  # times less: 4.0 = a quarter
+    factor: FigureRow  # times less: 4.0 = a quarter
     share: float | None  # ln factor / ln total
-    amount: Figure | None  # gCO2e of 1,000 examples that this lever takes off (Shapley value)
+    amount: FigureRow | None  # gCO2e of 1,000 examples that this lever takes off (Shapley value)
 
 
 class Carbon(TypedDict):
     run: str  # "1,000 examples"
-    before: Figure
-    after: Figure
+    before: FigureRow
+    after: FigureRow
 
 
 class Levers(TypedDict):
     rows: list[Lever]  # all four, in order
-    total: Figure
-    energy: Figure  # the product without Map
+    total: FigureRow
+    energy: FigureRow  # the product without Map
     carbon: Carbon | None
     signal: str  # "average", or "" without a site
     site: str | None  # id of the place it runs at
@@ -285,8 +285,8 @@ class Report(TypedDict):
     created: str  # ISO 8601, UTC
     versions: dict[str, str]  # "fourfold", "python", "torch" …
     command: str  # that reproduces this report
-    model: Model
-    data: Data
+    model: ModelRow
+    data: DataRow
     machine: Host
     valid: str  # "measured on …; re-race elsewhere with: fourfold race cheap/"
     folder: str | None  # where the artefact lies
@@ -295,10 +295,10 @@ class Report(TypedDict):
     floor: float
     budget_s: float
     seed: int
-    energy: Energy
+    energy: EnergyRow
     baseline: Baseline
-    simple: list[Simple]
-    candidates: list[Candidate]
+    simple: list[SimpleRow]
+    candidates: list[CandidateRow]
     front: list[int]
     best: int | None
     knee: int | None
@@ -306,7 +306,7 @@ class Report(TypedDict):
     infeasible: Miss | None
     factors: list[Factor]
     total: float | None  # product of the factors: 1 / relative energy of the best
-    race: list[Race]
+    race: list[RaceRow]
     timeline: list[Event]
     cost: Cost
     citations: list[Citation]
@@ -347,7 +347,7 @@ def _walk(value: Any, hint: Any, where: str) -> list[str]:
 
 def _walk_fields(value: Any, hint: Any, where: str) -> list[str]:
     if not isinstance(value, dict):
-        return [f"{where} is {_kind(value)}; an object ({hint.__name__}) was expected"]
+        return [f"{where} is {_kind(value)}; an object ({hint.__name__.removesuffix('Row')}) was expected"]
     hints = get_type_hints(hint, include_extras=True)
     optional = {key for key, kind in hints.items() if get_origin(kind) is NotRequired}
     lines = [f"{where}.{key} is missing" for key in hints if key not in value and key not in optional]

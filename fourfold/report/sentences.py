@@ -11,7 +11,7 @@ import numpy as np
 
 from fourfold.graph import VIEW
 from fourfold.report import format
-from fourfold.report.ablation import PARTS, Outcome, Simulated
+from fourfold.report.ablation import PARTS, Simulated, SimulatedPlan
 from fourfold.report.modules import Box, label, members, named, span, tree
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Decision:
     """
 
     what: str
-    without: Outcome | None
+    without: SimulatedPlan | None
     noted: str = ""
     where: str = ""
 
@@ -190,7 +190,7 @@ def _tied(plan: Simulated, nodes: np.ndarray) -> np.ndarray:
         nodes = more
 
 
-def _put_back(plan: Simulated, nodes: np.ndarray, base: Answer) -> tuple[Outcome, str] | None:
+def _put_back(plan: Simulated, nodes: np.ndarray, base: Answer) -> tuple[SimulatedPlan, str] | None:
     """The plan with these nodes where `base` has them, None where they cannot run there; with it a note where memory would not hold that."""
     problem, (tasks, place, _, _) = plan.problem, plan.given
     where = place.copy()

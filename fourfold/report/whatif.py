@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fourfold.cost.whatif import WhatIf
-from fourfold.ledger.attribution import Split, shares
+from fourfold.ledger.attribution import Attribution, shares
 from fourfold.report.footprint import number, said
 from fourfold.report.format import percent, times
 from fourfold.units import Quantity
@@ -27,7 +27,7 @@ def headings(found: WhatIf) -> list[tuple[str, list[dict[str, str]]]]:
     return [*made, ("Model against Machine, by convention", conventions(found))]
 
 
-def rows(found: Split, unit: str) -> list[dict[str, str]]:
+def rows(found: Attribution, unit: str) -> list[dict[str, str]]:
     """One line a lever, then the product."""
     parts = shares(found.factors)
     lines = [{"lever": lever, "factor": factor(figure), "grade": figure.grade, "share of the saving": percent(parts[lever]),

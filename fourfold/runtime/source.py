@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A captured model and what is needed to capture it again: `model` and `capture` as a Plan keeps them."""
 
     captured: Captured
@@ -27,7 +27,7 @@ class Source:
     capture: dict[str, Any]
 
 
-def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str, int] | None = None, seed: int = 0) -> Source:
+def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str, int] | None = None, seed: int = 0) -> ModelSource:
     """Capture `model` (all that `fourfold.frontends.capture.capture` takes) on `data`: example inputs (a tensor, a tuple, a mapping), an .npz file of
     them, or data as `optimize` reads it, of which the first batch is taken. None: inputs of the model's configuration, in the sizes of `dims`.
 
@@ -46,7 +46,7 @@ def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str
         inputs = data
     found = capture(model, inputs, train=train, dims=sizes, seed=seed)
     given = {"train": train, "level": "ops", "dims": dict(dims or {}), "seed": seed, "inputs": _specs(found), **told}
-    return Source(found, {"ref": _words(model), "kind": _kind(model), "path": _path(model), "weights": weights_hash(found)}, given)
+    return ModelSource(found, {"ref": _words(model), "kind": _kind(model), "path": _path(model), "weights": weights_hash(found)}, given)
 
 
 def recapture(plan: Plan, model: Any = None, inputs: Any = None) -> Captured:

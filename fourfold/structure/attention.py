@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from fourfold.recipe import Heads, pack
 from fourfold.structure.anatomy import hidden, within
-from fourfold.structure.patterns import Candidate, Reader
+from fourfold.structure.patterns import PatternMatcher, SubLayerMatch
 from fourfold.structure.trace import Run, size
 from fourfold.structure.verify import TOLERANCE, Prover
 
 TRIES = 160  # likeliest first: batch before positions, scaled by the head's width
 
 
-def remade(reader: Reader, prover: Prover, c: Candidate, block: str) -> dict[str, Any] | None:
+def remade(reader: PatternMatcher, prover: Prover, c: SubLayerMatch, block: str) -> dict[str, Any] | None:
     """The edit that replaces the attention, or None. Tried on the recorded call first, then on the whole model."""
     run = reader.first.get(c.path)
     if run is None or c.path == block or not within(c.path, block) or run.input is None:
@@ -55,7 +55,7 @@ def _agrees(module: nn.Module, edit: dict[str, Any], run: Run, want: Tensor) -> 
     return have.shape == want.shape and float((have - want).abs().max()) <= TOLERANCE * float(want.abs().max())
 
 
-def _rows(c: Candidate, heads: int) -> Iterator[tuple[tuple[str, np.ndarray], ...]]:
+def _rows(c: SubLayerMatch, heads: int) -> Iterator[tuple[tuple[str, np.ndarray], ...]]:
     """Ways of reading query, key and value rows off the producers: as they stand, side by side in one, or head by head in one."""
     sizes = [size(p.module, "out") for p in c.producers]
     paths = [p.path for p in c.producers]
@@ -92,7 +92,7 @@ def _masks(run: Run) -> list[tuple[list[Any] | None, bool]]:
     return options
 
 
-def _scales(c: Candidate, heads: int, want: Tensor) -> list[float]:
+def _scales(c: SubLayerMatch, heads: int, want: Tensor) -> list[float]:
     deep = size(c.consumer.module, "in") // heads
     return list(dict.fromkeys([deep**-0.5, want.shape[-1] ** -0.5, 1.0]))
 
@@ -101,7 +101,7 @@ def _orders(want: Tensor) -> tuple[bool, ...]:
     return (True, False) if want.ndim == 3 else (True,)
 
 
-def _norm(reader: Reader, c: Candidate, run: Run) -> str | None:
+def _norm(reader: PatternMatcher, c: SubLayerMatch, run: Run) -> str | None:
     """A module inside the attention that its projections read: a norm that belongs to it."""
     x = c.producers[0].input
     for r in reader.first.values():
@@ -110,7 +110,7 @@ def _norm(reader: Reader, c: Candidate, run: Run) -> str | None:
     return None
 
 
-def _context(c: Candidate, run: Run) -> int | str | None:
+def _context(c: SubLayerMatch, run: Run) -> int | str | None:
     """The argument that keys and values are read from, where it is not the hidden state."""
     x = c.producers[-1].input
     for key, value in [*enumerate(run.args), *run.kwargs.items()]:

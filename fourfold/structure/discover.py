@@ -38,7 +38,7 @@ from fourfold.structure.anatomy import (  # fmt: skip
     set_consumer_weight,
 )
 from fourfold.structure.attention import remade
-from fourfold.structure.patterns import Candidate, Reader, configured, own_biases, owner_of, positions, with_own_bias
+from fourfold.structure.patterns import PatternMatcher, SubLayerMatch, configured, own_biases, owner_of, positions, with_own_bias
 from fourfold.structure.token_tables import find_vocabulary
 from fourfold.structure.trace import Call, Trace
 from fourfold.structure.verify import Prover, carrying, prove_cuts, prove_outs, prove_removal, shaken
@@ -93,7 +93,7 @@ def _read(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anatomy, 
     if not torch.allclose(reference.float(), again, rtol=1e-4, atol=1e-5, equal_nan=True):
         mend = "Remove the randomness from its forward (dropout outside eval mode?)."
         raise ModelError("the model answers the same batch differently each time", mend)
-    reader, refusals = Reader(module, trace), {}
+    reader, refusals = PatternMatcher(module, trace), {}
     swaps: list[dict[str, Any]] = []
     found = reader.stacks(lambda paths: carrying(module, paths, reader))
     names = stack_names([box or "blocks" for box, _ in found])
@@ -113,9 +113,9 @@ def stack_names(boxes: list[str]) -> list[str]:
 
 
 def _stack(
-    reader: Reader, prover: Prover, refusals: dict[str, str], swaps: list[dict[str, Any]], name: str, box: str, paths: list[str]
+    reader: PatternMatcher, prover: Prover, refusals: dict[str, str], swaps: list[dict[str, Any]], name: str, box: str, paths: list[str]
 ) -> Stack:  # fmt: skip
-    groups: list[list[Candidate]] = [reader.candidates(i, path) for i, path in enumerate(paths)]
+    groups: list[list[SubLayerMatch]] = [reader.candidates(i, path) for i, path in enumerate(paths)]
     for i, group in enumerate(groups):
         totals: dict[str, int] = {}
         for c in group:
@@ -126,7 +126,7 @@ def _stack(
     biases = own_biases(reader, groups)
     for c in [c for group in groups for c in group]:
         c.cuts = [with_own_bias(cut, biases, owner_of(reader, c)) for cut in c.cuts]
-    kinds: dict[str, list[Candidate]] = {}
+    kinds: dict[str, list[SubLayerMatch]] = {}
     for c in [c for group in groups for c in group]:
         kinds.setdefault(re.sub(r"^.*\.\d+\.", "", c.name), []).append(c)
     cut: dict[str, Bundle] = {}

@@ -27,7 +27,7 @@ POSITIONS = ("layer_idx", "layer_index", "layer_id", "layer_number", "block_idx"
 
 
 @dataclass
-class Candidate:
+class SubLayerMatch:
     """A sub-layer that was read off the trace: how its units might be cut (`cuts`, most likely first) and how it might be taken out (`outs`)."""
 
     kind: str
@@ -42,7 +42,7 @@ class Candidate:
     surely: bool = True  # whether what runs on after it is known to carry the input past it
 
 
-class Reader:
+class PatternMatcher:
     """Reads stacks and candidates off a trace."""
 
     def __init__(self, module: nn.Module, trace: Trace) -> None:
@@ -126,9 +126,9 @@ class Reader:
 
     # sub-layers
 
-    def candidates(self, index: int, block: str) -> list[Candidate]:
+    def candidates(self, index: int, block: str) -> list[SubLayerMatch]:
         dense = [r for r in self.dense(block)]
-        out: list[Candidate] = []
+        out: list[SubLayerMatch] = []
         used: set[str] = set()
         for core in [c for c in self.trace.cores if within(c.path, block)]:
             found = self._attention(index, block, core, [r for r in dense if r.path not in used])
@@ -188,10 +188,10 @@ class Reader:
         x, y = consumer.input, producer.output
         return x is not None and isinstance(y, Tensor) and x.ndim == 4 and x.shape[2:].numel() == 1 and y.shape[2:].numel() > 1
 
-    def _attention(self, index: int, block: str, core: Core, dense: list[Run]) -> Candidate | None:
+    def _attention(self, index: int, block: str, core: Core, dense: list[Run]) -> SubLayerMatch | None:
         if core.heads < 0:
             run = self.first.get(core.path)
-            return Candidate("attention", core.path, index, [run], run) if run is not None and core.path != block else None
+            return SubLayerMatch("attention", core.path, index, [run], run) if run is not None and core.path != block else None
         before = [r for r in dense if r.order < core.order]
         consumer = next((r for r in dense if r.order > core.order), None)
         owner = core.path
@@ -208,12 +208,12 @@ class Reader:
         first = producers[0].input
         crossed = any(r.input is not None and first is not None and self._foreign(r, first, block) for r in producers[1:])
         path = common([*(r.path for r in producers), consumer.path])
-        found = Candidate("cross_attention" if crossed else "attention", path, index, producers, consumer)
+        found = SubLayerMatch("cross_attention" if crossed else "attention", path, index, producers, consumer)
         found.heads = heads
         found.cuts = self._head_cuts(owner, heads, width, producers, consumer, block)
         return found
 
-    def unread(self, block: str, found: list[Candidate]) -> str | None:
+    def unread(self, block: str, found: list[SubLayerMatch]) -> str | None:
         """An attention of the block that no candidate covers."""
         seen = [c for c in found if c.kind.endswith("attention")]
         cores = [c for c in self.trace.cores if within(c.path, block)]
@@ -343,7 +343,7 @@ class Reader:
                 elif value.ndim == 3 and value.shape[0] == heads:
                     yield owner, key, 0
 
-    def _chain(self, index: int, block: str, feeds: list[Run], consumer: Run) -> Candidate:
+    def _chain(self, index: int, block: str, feeds: list[Run], consumer: Run) -> SubLayerMatch:
         n = size(consumer.module, "in")
         conv = is_conv(consumer.module)
         latest = feeds[-1]
@@ -365,11 +365,11 @@ class Reader:
         if any(len(s.segments) == 2 for s in bundle.producers):  # gate and value side by side, or in turns
             cuts.append(replace(bundle, producers=tuple(replace(s, segments=((0, 2),)) if len(s.segments) == 2 else s for s in bundle.producers)))
         path = common([*(p.path for p in producers), consumer.path])
-        return Candidate("conv" if conv else "ffn", path, index, producers, consumer, cuts)
+        return SubLayerMatch("conv" if conv else "ffn", path, index, producers, consumer, cuts)
 
     # taking a sub-layer out
 
-    def outs(self, c: Candidate, block: str) -> list[list[dict[str, Any]]]:
+    def outs(self, c: SubLayerMatch, block: str) -> list[list[dict[str, Any]]]:
         """Edits that might take the candidate out, those that save most first."""
         if c.kind == "conv":
             return []
@@ -426,7 +426,7 @@ def replace_units(site: Site, per: int) -> Site:
     return replace(site, segments=tuple((start, width * per) for start, width in site.segments))
 
 
-def own_biases(reader: Reader, groups: list[list[Candidate]]) -> tuple[dict[str, Any], ...]:
+def own_biases(reader: PatternMatcher, groups: list[list[SubLayerMatch]]) -> tuple[dict[str, Any], ...]:
     """Where the first attention's table of position biases serves all (T5, Raffel et al. 2020, §2.1): edits that give each attention its own copy."""
     owners = {c.name: owner_of(reader, c) for group in groups for c in group if c.kind.endswith("attention")}
     tables: dict[str, tuple[str, str]] = {}
@@ -457,7 +457,7 @@ def with_own_bias(cut: Bundle, biases: tuple[dict[str, Any], ...], owner: str) -
     return replace(cut, selects=selects, followers=(*cut.followers, Site(table, "out", ((0, cut.queries),))))
 
 
-def owner_of(reader: Reader, c: Candidate) -> str:
+def owner_of(reader: PatternMatcher, c: SubLayerMatch) -> str:
     return common([p.path for p in c.producers]) if len(c.producers) > 1 else c.producers[0].path.rpartition(".")[0]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fourfold.recipe import Absent, Recipe, apply, is_conv
 from fourfold.structure.anatomy import Bundle, Stack, channel_last, consumer_module, hidden, shorten, tensors
-from fourfold.structure.patterns import Candidate, Reader
+from fourfold.structure.patterns import PatternMatcher, SubLayerMatch
 from fourfold.structure.trace import Call
 
 TOLERANCE = 1e-4  # relative to the largest output: float32 rounding of re-blocked products stays below, a wrong cut is far above
@@ -184,7 +184,7 @@ def shaken(module: nn.Module) -> Iterator[None]:
             parameter.data = data
 
 
-def carrying(module: nn.Module, paths: list[str], reader: Reader) -> set[str]:
+def carrying(module: nn.Module, paths: list[str], reader: PatternMatcher) -> set[str]:
     """Which of these modules carry their input to their output when all their dense layers answer zero: what makes a block residual (He et al. 2015).
 
     The correlation of input and output is taken after removing each channel's mean, so that norms pass and constants do not.
@@ -211,7 +211,7 @@ def _centred(x: Tensor) -> Tensor:
     return flat - flat.mean(0)
 
 
-def prove_cuts(prover: Prover, several: list[Candidate], biases: tuple[dict[str, Any], ...], refusals: dict[str, str]) -> dict[str, Bundle]:
+def prove_cuts(prover: Prover, several: list[SubLayerMatch], biases: tuple[dict[str, Any], ...], refusals: dict[str, str]) -> dict[str, Bundle]:
     """The first way of cutting that holds for all blocks at once; where none does, block by block."""
     most = max((len(c.cuts) for c in several), default=0)
     whole = [c for c in several if c.cuts]
@@ -231,11 +231,11 @@ def prove_cuts(prover: Prover, several: list[Candidate], biases: tuple[dict[str,
     return proved
 
 
-def _likeness(c: Candidate) -> tuple[int, ...]:
+def _likeness(c: SubLayerMatch) -> tuple[int, ...]:
     return (c.heads, len(c.cuts), *(b.count for b in c.cuts), *(b.group for b in c.cuts))
 
 
-def _prove_one(prover: Prover, c: Candidate, biases: tuple[dict[str, Any], ...], proved: dict[str, Bundle]) -> str | None:
+def _prove_one(prover: Prover, c: SubLayerMatch, biases: tuple[dict[str, Any], ...], proved: dict[str, Bundle]) -> str | None:
     """Adds the first way of cutting that holds; else says why the likeliest did not."""
     reason = "its heads cannot be told apart" if c.kind.endswith("attention") else "no unit was found"
     for cut in c.cuts:
@@ -248,11 +248,11 @@ def _prove_one(prover: Prover, c: Candidate, biases: tuple[dict[str, Any], ...],
 
 
 def prove_outs(
-    prover: Prover, several: list[Candidate], biases: tuple[dict[str, Any], ...], refusals: dict[str, str]
+    prover: Prover, several: list[SubLayerMatch], biases: tuple[dict[str, Any], ...], refusals: dict[str, str]
 ) -> dict[str, tuple[dict[str, Any], ...]]:
     """For each sub-layer the most thorough edits that equal muting its consumer."""
 
-    def proves(chosen: list[Candidate], k: int) -> bool:
+    def proves(chosen: list[SubLayerMatch], k: int) -> bool:
         return prover.same(_mute(prover, chosen), [*biases, *(e for c in chosen for e in c.outs[k])]) is None
 
     able = [c for c in several if c.outs and (c.surely or _alive(prover, c))]
@@ -273,7 +273,7 @@ def prove_outs(
     return proved
 
 
-def _alive(prover: Prover, c: Candidate) -> bool:
+def _alive(prover: Prover, c: SubLayerMatch) -> bool:
     """Whether the answer still tells the examples apart when the candidate is silent: something carries the input past it."""
 
     def spread(answer: Tensor) -> float:
@@ -282,12 +282,12 @@ def _alive(prover: Prover, c: Candidate) -> bool:
     return spread(_mute(prover, [c])) > 1e-3 * spread(prover.run())
 
 
-def _mute(prover: Prover, chosen: list[Candidate]) -> Tensor:
+def _mute(prover: Prover, chosen: list[SubLayerMatch]) -> Tensor:
     with muted(prover.module, [c.consumer.path for c in chosen]):
         return prover.run()
 
 
-def prove_removal(reader: Reader, prover: Prover, refusals: dict[str, str], stack: Stack, index: int) -> bool:
+def prove_removal(reader: PatternMatcher, prover: Prover, refusals: dict[str, str], stack: Stack, index: int) -> bool:
     path = stack.blocks[index].path
     run = reader.first[path]
     if not stack.container and not stack.passes:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fourfold.decisions.carbon_aware._choose import _HIGHS, planner
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.decisions.carbon_aware.validate import Certificate, certify
 from fourfold.errors import FourfoldError, Infeasible
 from fourfold.problem import Budget, Solution, gap, solve
@@ -92,7 +92,7 @@ class _Until(Budget):
         return 0.0 if self._apart.waiting else super().left
 
 
-def within(problem: Place, seconds: float, most: float, seed: int) -> tuple[Solution[Schedule], Certificate]:
+def within(problem: Place, seconds: float, most: float, seed: int) -> tuple[Solution[JobHours], Certificate]:
     """A checked schedule and its certificate in about `seconds`, or sooner where the exact technique has ended or the `Watch` was told to stop; where
     there is no schedule by then, in `most`.
 
@@ -102,8 +102,8 @@ def within(problem: Place, seconds: float, most: float, seed: int) -> tuple[Solu
 
     budget = Budget(max(_LEAST, seconds))
     apart = Apart("solve", problem, budget.seconds, seed)
-    quick: Solution[Schedule] | None = None
-    exact: Solution[Schedule] | None = None
+    quick: Solution[JobHours] | None = None
+    exact: Solution[JobHours] | None = None
     proof: Certificate | None = None
     refused: Infeasible | None = None
     try:
@@ -126,8 +126,8 @@ def within(problem: Place, seconds: float, most: float, seed: int) -> tuple[Solu
     return _proved(problem, found, quick, proof)
 
 
-def _proved(problem: Place, found: Solution[Schedule], quick: Solution[Schedule] | None,
-            proof: Certificate | None) -> tuple[Solution[Schedule], Certificate]:
+def _proved(problem: Place, found: Solution[JobHours], quick: Solution[JobHours] | None,
+            proof: Certificate | None) -> tuple[Solution[JobHours], Certificate]:
     """The schedule with the best of the bounds that are proved, and the certificate of that."""
     prices: list[tuple[float, Any, Any, bool]] = [(0.0, np.zeros(len(problem.names)), np.zeros(problem.intensity.shape), True)]
     if quick is not None and "low" in quick.evidence:
@@ -139,7 +139,7 @@ def _proved(problem: Place, found: Solution[Schedule], quick: Solution[Schedule]
     return replace(found, bound=low, gap=gap(found.cost, low)), certify(problem, found.answer, mu, proof=(lam, low, loose))
 
 
-def rows(problem: Place, found: Solution[Schedule], more: Callable[[], bool], **options: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(problem: Place, found: Solution[JobHours], more: Callable[[], bool], **options: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """(part, row) of the comparators, one by one, while `more` says to go on; parts and options as of `_compare.everything`."""
     apart = Apart("compare", problem, found, options)
     try:

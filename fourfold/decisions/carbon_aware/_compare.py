@@ -14,7 +14,7 @@ from fourfold.decisions.carbon_aware.greenest import Greenest
 from fourfold.decisions.carbon_aware.home import Home
 from fourfold.decisions.carbon_aware.now import Now
 from fourfold.decisions.carbon_aware.oracle import Oracle
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.decisions.carbon_aware.threshold import Threshold
 from fourfold.decisions.carbon_aware.waitawhile import LetsWaitAwhile
 from fourfold.errors import FourfoldError
@@ -24,7 +24,7 @@ _LIGHT = 50_000                                                         # variab
 _NAMES = {"now": "naive", "oracle": "oracle"}                           # technique → what it is in the table
 
 
-def row(problem: Place, name: str, title: str, found: Schedule | None, kind: str = "other", why: str = "", prices: bool = True) -> dict[str, Any]:
+def row(problem: Place, name: str, title: str, found: JobHours | None, kind: str = "other", why: str = "", prices: bool = True) -> dict[str, Any]:
     """One line of the table: value in the objective's unit, kg, usd (None without prices), delay, peak load, rules broken."""
     if found is None:
         return {"name": name, "title": title, "kind": kind, "value": None, "kg": None, "usd": None, "delay_h": None, "peak": None,
@@ -36,12 +36,12 @@ def row(problem: Place, name: str, title: str, found: Schedule | None, kind: str
             "capacity_kept": not broken, "broken": broken[:3], "why": why}
 
 
-def policies(problem: Place, best: Solution[Schedule], *, error: float, draws: int, seed: int, budget: float, prices: bool) -> list[dict[str, Any]]:
+def policies(problem: Place, best: Solution[JobHours], *, error: float, draws: int, seed: int, budget: float, prices: bool) -> list[dict[str, Any]]:
     """A row each: run now, home, greenest, Let's Wait Awhile, threshold, forecast, oracle. What draws noise is the mean of `draws`."""
     return list(_policies(problem, best, error=error, draws=draws, seed=seed, budget=budget, prices=prices))
 
 
-def _policies(problem: Place, best: Solution[Schedule], *, error: float, draws: int, seed: int, budget: float,
+def _policies(problem: Place, best: Solution[JobHours], *, error: float, draws: int, seed: int, budget: float,
               prices: bool) -> Iterator[dict[str, Any]]:
     solvers: list[tuple[Solver, int]] = [(Now(), 1), (Home(), 1), (Greenest(), 1), (LetsWaitAwhile(), draws), (Threshold(), 1),
                                          (Forecast(error), draws if _light(problem, best) else 1), (Oracle(), 1)]
@@ -66,7 +66,7 @@ def _policies(problem: Place, best: Solution[Schedule], *, error: float, draws: 
         yield mean
 
 
-def everything(problem: Place, best: Solution[Schedule], *, error: float, draws: int, seed: int, budget: float, prices: bool,
+def everything(problem: Place, best: Solution[JobHours], *, error: float, draws: int, seed: int, budget: float, prices: bool,
                limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
     """(part, row) of all that a plan is held against, one by one: policies, ablations, without."""
     for each in _policies(problem, best, error=error, draws=draws, seed=seed, budget=budget, prices=prices):
@@ -77,7 +77,7 @@ def everything(problem: Place, best: Solution[Schedule], *, error: float, draws:
         yield "without", each
 
 
-def _light(problem: Place, best: Solution[Schedule]) -> bool:
+def _light(problem: Place, best: Solution[JobHours]) -> bool:
     """Whether a plan takes a second at most, by its size and not by a clock: the same rows on a slow machine."""
     mu = best.evidence.get("mu")
     return size(problem) <= _LIGHT and (best.solver == "flow" or mu is not None and not np.any(mu))
@@ -110,7 +110,7 @@ def ablations(problem: Place, *, budget: float, seed: int, prices: bool) -> list
             _planned(problem, "place only", "Move, never wait", only_place, budget, seed, prices)]
 
 
-def without(problem: Place, best: Solution[Schedule], *, limit: float, budget: float, seed: int, prices: bool) -> list[dict[str, Any]]:
+def without(problem: Place, best: Solution[JobHours], *, limit: float, budget: float, seed: int, prices: bool) -> list[dict[str, Any]]:
     """The plan with each region that `best` uses left out (jobs that may run nowhere else stay): how much of the saving hangs on it.
 
     Where planning again as often would take more than `limit` seconds, the jobs' separate optima stand in, which know no capacity: the row says so.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fourfold.decisions.carbon_aware._pricing import assemble, cheapest, tables
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.problem import Budget
 
 _NONE = (np.inf, np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -33,10 +33,10 @@ class Search:
     def cost(self) -> float:
         return float(sum(found[0] for found in self.found if np.isfinite(found[0])))
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> JobHours:
         return assemble(self.found)
 
-    def adopt(self, schedule: Schedule) -> None:
+    def adopt(self, schedule: JobHours) -> None:
         """Start from a valid schedule."""
         ends = np.searchsorted(schedule.job, np.arange(len(self.found) + 1))
         for j in range(len(self.found)):
@@ -44,7 +44,7 @@ class Search:
             self.put(j, (self._cost(j, site, hour), site, hour))
 
     def _cost(self, j: int, site: np.ndarray, hour: np.ndarray) -> float:
-        return self.problem.cost(Schedule(np.full(len(site), j), site, hour))
+        return self.problem.cost(JobHours(np.full(len(site), j), site, hour))
 
     def put(self, j: int, found: tuple[float, np.ndarray, np.ndarray]) -> None:
         self.found[j] = found

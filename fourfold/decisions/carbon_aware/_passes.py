@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from fourfold.decisions.carbon_aware._pricing import BLOCK, FREE, tables
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
 
 _PART = 30_000_000                                                      # site-hours looked at between two looks at the clock: about 0.1 s
@@ -36,7 +36,7 @@ class Passes:
         cuts = np.searchsorted(np.cumsum(work[order]), np.arange(_PART, max(_PART, int(work.sum())) + 1, _PART))
         return [part for part in np.split(order, np.unique(cuts)) if len(part)]
 
-    def price(self, mu: np.ndarray, more: Callable[[], bool]) -> tuple[float, np.ndarray, Schedule] | None:
+    def price(self, mu: np.ndarray, more: Callable[[], bool]) -> tuple[float, np.ndarray, JobHours] | None:
         """(bound, lambda [J] as of `validate.py`, the jobs' separate optima) at prices mu [R, T]; None where `more` says to stop.
 
         Raises Infeasible for a job that has no schedule even alone.
@@ -54,7 +54,7 @@ class Passes:
         return float(share.sum() - (mu * room).sum()), lam, schedule
 
     def insert(self, mu: np.ndarray, order: np.ndarray, more: Callable[[], bool],
-               windows: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[Schedule, np.ndarray] | None:
+               windows: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[JobHours, np.ndarray] | None:
         """(schedule of the jobs that found room, those that found none), put in that order at prices mu; None where `more` says to stop. `windows`:
         (first hour, hour after the last) [J] to look at, within each job's own."""
         mu, left = np.where(self.limited, mu, 0.0), np.where(self.limited, self.problem.room, np.inf)
@@ -62,7 +62,7 @@ class Passes:
         return None if found is None else (found[2], np.flatnonzero(~np.isfinite(found[0])))
 
     def _run(self, mu: np.ndarray, left: np.ndarray, order: np.ndarray, take: bool,
-             more: Callable[[], bool], windows: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray, Schedule] | None:
+             more: Callable[[], bool], windows: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray, JobHours] | None:
         p, count = self.p, len(self.problem.names)
         lam, share = np.zeros(count), np.zeros(count)
         site, hour = np.zeros(int(self.starts[-1]), np.int64), np.zeros(int(self.starts[-1]), np.int64)
@@ -76,7 +76,7 @@ class Passes:
             kernel(part, *fixed, mu, left, take, self.starts, site, hour, lam, share)
         job = np.repeat(np.arange(count), p.hours)
         good = np.isfinite(lam)[job]
-        return lam, share, Schedule(job[good], site[good], hour[good])
+        return lam, share, JobHours(job[good], site[good], hour[good])
 
 
 @njit(cache=True, nogil=True)

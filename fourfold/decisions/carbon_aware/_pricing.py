@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
 
 FREE, BLOCK, GENERAL = 0, 1, 2
@@ -142,7 +142,7 @@ def cheapest(p: Tables, j: int, mu: np.ndarray) -> tuple[float, np.ndarray, np.n
     return (_free, _block, _general)[p.kind[j]](p, j, _cells(p, j, mu))
 
 
-def separate(problem: Place, mu: np.ndarray | None = None) -> tuple[np.ndarray, Schedule]:
+def separate(problem: Place, mu: np.ndarray | None = None) -> tuple[np.ndarray, JobHours]:
     """Every job's cheapest schedule at prices mu [R, T] (0 if not given), and its priced cost [J]. Raises Infeasible for a job that has none."""
     p, price = tables(problem), np.zeros(problem.intensity.shape) if mu is None else mu
     found = [cheapest(p, j, price[:, p.release[j]: p.deadline[j]]) for j in range(len(problem.names))]
@@ -154,11 +154,11 @@ def separate(problem: Place, mu: np.ndarray | None = None) -> tuple[np.ndarray, 
     return cost, assemble(found)
 
 
-def assemble(found: list[tuple[float, np.ndarray, np.ndarray]]) -> Schedule:
+def assemble(found: list[tuple[float, np.ndarray, np.ndarray]]) -> JobHours:
     """One schedule of what `cheapest` gave for each job."""
     sites, hours = [each[1] for each in found], [each[2] for each in found]
     job = np.repeat(np.arange(len(found)), [len(each) for each in sites])
-    return Schedule(job, np.concatenate(sites).astype(np.int64), np.concatenate(hours).astype(np.int64))
+    return JobHours(job, np.concatenate(sites).astype(np.int64), np.concatenate(hours).astype(np.int64))
 
 
 def bound(problem: Place, mu: np.ndarray) -> float:

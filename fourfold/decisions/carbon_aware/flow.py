@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fourfold.decisions.carbon_aware._pricing import FREE, bound, kinds, separate, tables
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Proposal, Solver
 
@@ -38,7 +38,7 @@ class Flow(Solver):
             return f"{size(problem):,} variables are more than HiGHS solves in minutes; successive_shortest_paths takes any number."
         return None
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         from scipy.optimize import linprog
         from scipy.sparse import csr_matrix
 
@@ -67,7 +67,7 @@ class Flow(Solver):
         mu = np.zeros(problem.intensity.size)
         mu[spot[rows]] = np.maximum(0.0, -solved.ineqlin.marginals[len(pair):]) / problem.width[0]
         mu = mu.reshape(problem.intensity.shape)
-        return Proposal(Schedule(job[picked], site[picked], hour[picked]), bound(problem, mu), {"mu": mu})
+        return Proposal(JobHours(job[picked], site[picked], hour[picked]), bound(problem, mu), {"mu": mu})
 
 
 def size(problem: Place) -> int:

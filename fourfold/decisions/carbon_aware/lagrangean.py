@@ -12,7 +12,7 @@ import numpy as np
 
 from fourfold.decisions.carbon_aware._passes import Passes
 from fourfold.decisions.carbon_aware._pricing import BLOCK
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Proposal, Solver
 
@@ -33,7 +33,7 @@ class Lagrangean(Solver):
         """`first`: what the first schedule may take, where that is more than the budget: without one there is nothing to give."""
         self.first = first
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         passes, mu = Passes(problem), np.zeros(problem.intensity.shape)
 
         def more() -> bool:
@@ -77,7 +77,7 @@ class Lagrangean(Solver):
                     best, value = again[0], cost
         return Proposal(best, min(low, value), {"mu": mu, "lam": lam, "low": low, "loose": passes.loose}, f"{count} passes over all jobs")
 
-    def _first(self, problem: Place, passes: Passes, mu: np.ndarray, budget: Budget, seed: int) -> Schedule | None:
+    def _first(self, problem: Place, passes: Passes, mu: np.ndarray, budget: Budget, seed: int) -> JobHours | None:
         """A valid schedule, by need; jobs without room go first in the next round. Of long windows a part is looked at, somewhere in them, and the
         whole only by jobs that found no room there."""
         order, dice = _order(problem, 0), np.random.default_rng(seed)
@@ -113,7 +113,7 @@ def _order(problem: Place, turn: int) -> np.ndarray:
     return np.lexsort((-problem.kw / problem.width, slack if turn % 3 == 0 else np.minimum(slack, 24) // 24))
 
 
-def _guess(problem: Place, best: Schedule) -> np.ndarray:
+def _guess(problem: Place, best: JobHours) -> np.ndarray:
     """Prices of full region-hours: in order of their rate a job that went one further would pay its kW times the step, so the steps add up."""
     load = best.load(problem.width, problem.intensity.shape)
     mover = np.full(load.shape, np.inf)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fourfold.decisions.carbon_aware._local import Search
 from fourfold.decisions.carbon_aware._pricing import BLOCK, FREE, kinds, separate, tables
-from fourfold.decisions.carbon_aware.problem import Place, Schedule, joined
+from fourfold.decisions.carbon_aware.problem import JobHours, Place, joined
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Proposal, Solver
 
@@ -36,7 +36,7 @@ class Milp(Solver):
         """`enough`: the gap between schedule and bound, as a share of the bound, at which HiGHS may stop."""
         self.enough = enough
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         mu = np.zeros(problem.intensity.shape)
         cost, alone = separate(problem)
         if not (alone.load(problem.width, problem.intensity.shape) > problem.room).any():
@@ -44,7 +44,7 @@ class Milp(Solver):
         size = variables(problem)
         if size > _RELAXED:
             return self._large(problem, budget, seed)
-        model = Model(problem)
+        model = IntegerProgram(problem)
         mu = model.prices(max(1.0, budget.left / 3))
         if not model.priced:                                            # a machine too slow for the relaxation: as if the instance were larger
             return self._large(problem, budget, seed)
@@ -74,7 +74,7 @@ class Milp(Solver):
             best = polished(problem, best, low, mu, budget, seed)
         return Proposal(best, low, {"mu": mu}, note)
 
-    def _large(self, problem: Place, budget: Budget, seed: int) -> Proposal[Schedule]:
+    def _large(self, problem: Place, budget: Budget, seed: int) -> Proposal[JobHours]:
         """Prices by ascent, a schedule by insertion, then window after window planned anew by the integer programme."""
         mu = _flow_prices(problem)
         best = construct(problem, mu, Budget(budget.left / 4), seed)
@@ -86,7 +86,7 @@ class Milp(Solver):
         best, count = self._windows(problem, best, budget, seed)
         return Proposal(best, low, {"mu": mu}, f"{count} windows of {_WINDOW} jobs planned anew")
 
-    def _windows(self, problem: Place, best: Schedule, budget: Budget, seed: int) -> tuple[Schedule, int]:
+    def _windows(self, problem: Place, best: JobHours, budget: Budget, seed: int) -> tuple[JobHours, int]:
         """`best` with jobs of one window of time after another planned anew, until a whole round gains nothing or the budget ends; and how many."""
         dice, order = np.random.default_rng(seed), np.argsort(problem.release, kind="stable")
         count, stale, rounds = 0, 0, -(-2 * len(order) // _WINDOW)
@@ -100,15 +100,15 @@ class Milp(Solver):
             if not len(jobs):
                 continue
             rest = np.isin(best.job, jobs, invert=True)
-            others = Schedule(best.job[rest], best.site[rest], best.hour[rest])
+            others = JobHours(best.job[rest], best.site[rest], best.hour[rest])
             part, first = problem.part(jobs, others.load(problem.width, problem.intensity.shape))
-            mine = Schedule(np.searchsorted(jobs, best.job[~rest]), best.site[~rest], best.hour[~rest] - first)
+            mine = JobHours(np.searchsorted(jobs, best.job[~rest]), best.site[~rest], best.hour[~rest] - first)
             try:
                 found = self.solve(part, Budget(min(5.0, budget.left), 500), seed).answer
             except Infeasible:                                          # none in time: `mine` stays
                 continue
             if part.cost(found) < part.cost(mine) * (1 - 1e-9):
-                best, stale = joined(others, Schedule(jobs[found.job], found.site.astype(np.int64), found.hour.astype(np.int64) + first)), 0
+                best, stale = joined(others, JobHours(jobs[found.job], found.site.astype(np.int64), found.hour.astype(np.int64) + first)), 0
         return best, count
 
 
@@ -117,7 +117,7 @@ def _none(proven: bool) -> Infeasible:
     return Infeasible(f"{said} meets every deadline within the capacities.", "Raise the capacity, the slack, the number of sites, or the budget.")
 
 
-def construct(problem: Place, mu: np.ndarray, budget: Budget, seed: int) -> Schedule | None:
+def construct(problem: Place, mu: np.ndarray, budget: Budget, seed: int) -> JobHours | None:
     """A valid schedule by insertion at prices mu, displacement and ruins, or None."""
     search = Search(problem, seed, mu)
     search.build()
@@ -128,7 +128,7 @@ def construct(problem: Place, mu: np.ndarray, budget: Budget, seed: int) -> Sche
     return search.schedule()
 
 
-def polished(problem: Place, best: Schedule, low: float, mu: np.ndarray, budget: Budget, seed: int) -> Schedule:
+def polished(problem: Place, best: JobHours, low: float, mu: np.ndarray, budget: Budget, seed: int) -> JobHours:
     """`best` after ruins in what is left of the budget, unless it is proven best already."""
     if problem.cost(best) - low <= _ENOUGH * abs(low):
         return best
@@ -174,7 +174,7 @@ def _flow_prices(problem: Place) -> np.ndarray:
 
 
 def variables(problem: Place) -> int:
-    """Columns of `Model`, before any are left out."""
+    """Columns of `IntegerProgram`, before any are left out."""
     kind, window = kinds(problem), problem.deadline - problem.release
     sites = problem.allowed.sum(axis=1)
     each = np.where(kind == BLOCK, sites * (window - problem.hours + 1), sites * window)
@@ -182,7 +182,7 @@ def variables(problem: Place) -> int:
     return int(each.sum())
 
 
-class Model:
+class IntegerProgram:
     """The integer programme: y[j, r, s] a piece from hour s, x[j, r, t] an hour; z, e starts and ends of runs; l where the data are, and moves."""
 
     def __init__(self, problem: Place) -> None:
@@ -358,7 +358,7 @@ class Model:
             whole[columns] = True
         return whole
 
-    def core(self, seconds: float, budget: Budget, enough: float) -> tuple[Schedule | None, str]:
+    def core(self, seconds: float, budget: Budget, enough: float) -> tuple[JobHours | None, str]:
         """The best whole schedule, to a gap of `enough`, of the columns that the relaxation finds nearly as good as its own; more of them until there
         is one. And what HiGHS says of it: "optimal" where the columns left out, at their reduced costs, could not mend that gap either."""
         costs, count = np.sort(self.reduced[self._whole()]), _CORE * len(self.problem.names)
@@ -372,7 +372,7 @@ class Model:
             count *= 2
         return None, ""
 
-    def integer(self, seconds: float, budget: Budget, within: float = np.inf, enough: float = 0.0) -> tuple[Schedule | None, str]:
+    def integer(self, seconds: float, budget: Budget, within: float = np.inf, enough: float = 0.0) -> tuple[JobHours | None, str]:
         """HiGHS' best whole schedule of columns with a reduced cost of at most `within`, to a gap of `enough`; None if it found none. What it says.
         Its nodes count as evaluations."""
         from scipy.optimize import Bounds, LinearConstraint, milp
@@ -393,6 +393,6 @@ class Model:
         for j, columns, site, start, length in self.runs:
             for k in np.flatnonzero(chosen[columns] > 0.5):
                 entries.append((np.full(length, j), np.full(length, site[k]), start[k] + np.arange(length)))
-        found = Schedule(*(np.concatenate(part) for part in zip(*entries, strict=True)))
+        found = JobHours(*(np.concatenate(part) for part in zip(*entries, strict=True)))
         said = "optimal" if solved.status == 0 else "not finished"
         return found, f"{said}: HiGHS' own bound {solved.mip_dual_bound:.9g}, gap {solved.mip_gap:.2g}, {solved.mip_node_count} nodes"

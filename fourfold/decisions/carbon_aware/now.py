@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.problem import Budget, Proposal, Solver
 
 
@@ -17,5 +17,5 @@ class Now(Solver):
         broken = problem.relaxed(("capacity",)).violations(problem.baseline())
         return broken[0] + "." if broken else None
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         return Proposal(problem.baseline())

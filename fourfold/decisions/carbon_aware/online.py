@@ -16,7 +16,7 @@ from fourfold.decisions.carbon_aware._choose import planner
 from fourfold.decisions.carbon_aware._forecasts import noisy, shrunk
 from fourfold.decisions.carbon_aware._local import Search
 from fourfold.decisions.carbon_aware._pricing import FREE, kinds
-from fourfold.decisions.carbon_aware.problem import Place, Schedule, joined
+from fourfold.decisions.carbon_aware.problem import JobHours, Place, joined
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Proposal, Solver
 
@@ -40,7 +40,7 @@ class Online(Solver):
                  ahead: int = 48) -> None:
         self.forecasts, self.error, self.known, self.every, self.ahead = forecasts, error, known, every, ahead
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         total = problem.intensity.shape[1]
         known = np.zeros(len(problem.names), np.int64) if self.known is None else np.minimum(np.asarray(self.known), problem.release)
         done, plan, kept = _empty(), _empty(), 0
@@ -78,23 +78,23 @@ class Online(Solver):
         return np.where(np.isnan(problem.intensity), np.nan, made)
 
 
-def _empty() -> Schedule:
+def _empty() -> JobHours:
     nothing = np.zeros(0, np.int64)
-    return Schedule(nothing, nothing, nothing)
+    return JobHours(nothing, nothing, nothing)
 
 
-def _part(schedule: Schedule, chosen: np.ndarray) -> Schedule:
-    return Schedule(schedule.job[chosen], schedule.site[chosen], schedule.hour[chosen])
+def _part(schedule: JobHours, chosen: np.ndarray) -> JobHours:
+    return JobHours(schedule.job[chosen], schedule.site[chosen], schedule.hour[chosen])
 
 
-def _pending(problem: Place, done: Schedule, plan: Schedule, jobs: np.ndarray, now: int) -> np.ndarray:
+def _pending(problem: Place, done: JobHours, plan: JobHours, jobs: np.ndarray, now: int) -> np.ndarray:
     """Those of `jobs` that have hours left and may still be moved: a piece that has begun runs on as it was."""
     left, begun = np.isin(jobs, plan.job), np.isin(jobs, done.job)
     pinned = begun & (kinds(problem)[jobs] != FREE)
     return jobs[left & ~pinned]
 
 
-def _rest(problem: Place, done: Schedule, plan: Schedule, jobs: np.ndarray, now: int) -> Place:
+def _rest(problem: Place, done: JobHours, plan: JobHours, jobs: np.ndarray, now: int) -> Place:
     """What is left of `jobs` from hour `now` on, as a problem of its own in the room that all others leave; its hour 0 is `now`."""
     others = _part(plan, ~np.isin(plan.job, jobs))
     room = problem.room - others.load(problem.width, problem.intensity.shape)
@@ -106,11 +106,11 @@ def _rest(problem: Place, done: Schedule, plan: Schedule, jobs: np.ndarray, now:
                         deadline=part.deadline - now)
 
 
-def _back(found: Schedule, jobs: np.ndarray, now: int) -> Schedule:
-    return Schedule(jobs[found.job], found.site.astype(np.int64), found.hour.astype(np.int64) + now)
+def _back(found: JobHours, jobs: np.ndarray, now: int) -> JobHours:
+    return JobHours(jobs[found.job], found.site.astype(np.int64), found.hour.astype(np.int64) + now)
 
 
-def _admit(problem: Place, done: Schedule, plan: Schedule, fresh: np.ndarray, now: int) -> Schedule:
+def _admit(problem: Place, done: JobHours, plan: JobHours, fresh: np.ndarray, now: int) -> JobHours:
     """A reservation that holds the fresh jobs too: in the room there is, else by planning anew all that may still be moved. Raises Infeasible."""
     every = np.union1d(fresh, _pending(problem, done, plan, np.unique(plan.job), now))
     rest = _rest(problem, done, plan, every, now)
@@ -128,11 +128,11 @@ def _admit(problem: Place, done: Schedule, plan: Schedule, fresh: np.ndarray, no
                      "Raise the capacity or the slack, or announce jobs earlier.")
 
 
-def _replan(problem: Place, done: Schedule, plan: Schedule, jobs: np.ndarray, now: int, seed: int) -> Schedule | None:
+def _replan(problem: Place, done: JobHours, plan: JobHours, jobs: np.ndarray, now: int, seed: int) -> JobHours | None:
     """A cheaper reservation on this forecast, valid and whole; None to keep the one there is."""
     rest = _rest(problem, done, plan, jobs, now)
     mine = np.isin(plan.job, jobs)
-    held = Schedule(np.searchsorted(jobs, plan.job[mine]), plan.site[mine].astype(np.int64), plan.hour[mine].astype(np.int64) - now)
+    held = JobHours(np.searchsorted(jobs, plan.job[mine]), plan.site[mine].astype(np.int64), plan.hour[mine].astype(np.int64) - now)
     if (kinds(rest) == FREE).all() and len(np.unique(rest.width)) == 1:
         try:
             found = planner(rest).solve(rest, Budget(20.0)).answer

@@ -6,7 +6,7 @@ The upper bound of Sukprasert et al. (2024): for jobs in one piece the best bloc
 from __future__ import annotations
 
 from fourfold.decisions.carbon_aware._pricing import separate
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.problem import Budget, Proposal, Solver
 
 
@@ -18,6 +18,6 @@ class Oracle(Solver):
     gives = ("bound",)
     ignores = ("capacity",)
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         cost, schedule = separate(problem)
         return Proposal(schedule, float(cost.sum()))

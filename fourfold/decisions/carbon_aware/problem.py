@@ -24,7 +24,7 @@ _WHOLE = ("hours", "release", "deadline", "home", "width")
 
 
 @dataclass(frozen=True)
-class Schedule:
+class JobHours:
     """Job-hours: `job[i]` runs at `site[i]` in `hour[i]`; int32 [N] each, sorted by job, then hour."""
 
     job: np.ndarray
@@ -57,13 +57,13 @@ class Schedule:
         return fresh
 
 
-def joined(first: Schedule, second: Schedule) -> Schedule:
+def joined(first: JobHours, second: JobHours) -> JobHours:
     """Both together."""
-    return Schedule(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("job", "site", "hour")))
+    return JobHours(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("job", "site", "hour")))
 
 
 @dataclass(frozen=True)
-class Place(Problem[Schedule]):
+class Place(Problem[JobHours]):
     """Sites, hours and jobs. Arrays are broadcast: a number stands for all sites, hours or jobs.
 
     sites   names [R]; intensity gCO2e/kWh, pue, price (USD/kWh), capacity (units, inf = no limit): [R, T]; NaN intensity = the hour cannot be used
@@ -200,15 +200,15 @@ class Place(Problem[Schedule]):
     def relaxed(self, rules: tuple[str, ...]) -> Place:
         return self.replace(capacity=np.inf) if "capacity" in rules and np.isfinite(self.capacity).any() else self
 
-    def baseline(self) -> Schedule:
+    def baseline(self) -> JobHours:
         """Every job at home from its release on, without pause, whether that is allowed or not."""
         job = np.repeat(np.arange(len(self.names)), self.hours)
         first = np.repeat(np.cumsum(self.hours) - self.hours, self.hours)
-        return Schedule(job, self.home[job], self.release[job] + np.arange(len(job)) - first)
+        return JobHours(job, self.home[job], self.release[job] + np.arange(len(job)) - first)
 
     # ---- what it may not do ----
 
-    def violations(self, answer: Schedule) -> list[str]:
+    def violations(self, answer: JobHours) -> list[str]:
         """Sentences: wrong indices, hours outside the window, sites not allowed, unknown intensity, double hours, wrong number, pauses, capacity."""
         count, sites, total = self.shape
         outside = (answer.job < 0) | (answer.job >= count) | (answer.site < 0) | (answer.site >= sites) | (answer.hour < 0) | (answer.hour >= total)
@@ -217,11 +217,11 @@ class Place(Problem[Schedule]):
             return [f"entry {i} names job {answer.job[i]}, site {answer.site[i]}, hour {answer.hour[i]}, which do not all exist"]
         return [*self._single(answer), *self._counts(answer), *self._split(answer), *self._crowded(answer)]
 
-    def _say(self, answer: Schedule, wrong: np.ndarray, what: str) -> list[str]:
+    def _say(self, answer: JobHours, wrong: np.ndarray, what: str) -> list[str]:
         job, site, hour = answer.job, answer.site, answer.hour
         return [f"job {self.names[job[i]]} runs at {self.sites[site[i]]} in hour {hour[i]}, {what}" for i in np.flatnonzero(wrong)]
 
-    def _single(self, answer: Schedule) -> list[str]:
+    def _single(self, answer: JobHours) -> list[str]:
         job, site, hour = answer.job, answer.site, answer.hour
         twice = np.zeros(len(answer), bool)
         twice[1:] = (np.diff(job) == 0) & (np.diff(hour) == 0)
@@ -231,27 +231,27 @@ class Place(Problem[Schedule]):
                 *self._say(answer, np.isnan(self.intensity[site, hour]), "for which no intensity is known"),
                 *self._say(answer, twice, "a second time in that hour")]
 
-    def _counts(self, answer: Schedule) -> list[str]:
+    def _counts(self, answer: JobHours) -> list[str]:
         done = np.bincount(answer.job, minlength=len(self.names))
         return [f"job {self.names[j]} runs {done[j]} h and needs {self.hours[j]} h" for j in np.flatnonzero(done != self.hours)]
 
-    def _split(self, answer: Schedule) -> list[str]:
+    def _split(self, answer: JobHours) -> list[str]:
         runs = np.bincount(answer.job[answer.starts()], minlength=len(self.names))
         return [f"job {self.names[j]} may not pause or move, and runs in {runs[j]} pieces" for j in np.flatnonzero((runs > 1) & ~self.interruptible)]
 
-    def _crowded(self, answer: Schedule) -> list[str]:
+    def _crowded(self, answer: JobHours) -> list[str]:
         load = answer.load(self.width, self.intensity.shape)
         return [f"{self.sites[r]} holds {load[r, t]} units in hour {t}, {load[r, t] - self.capacity[r, t]:g} more than its capacity"
                 for r, t in np.argwhere(load > self.capacity)]
 
     # ---- what it costs ----
 
-    def cost(self, answer: Schedule) -> float:
+    def cost(self, answer: JobHours) -> float:
         """In `unit`."""
         bill = self.bill(answer)
         return self.carbon * bill["kg"] + self.money * bill["usd"]
 
-    def bill(self, answer: Schedule) -> dict[str, float]:
+    def bill(self, answer: JobHours) -> dict[str, float]:
         """kg (CO2e), usd, it_kwh, hall_kwh (with PUE and the network), moved_gb, delay_h (mean over jobs from release + hours to the end)."""
         job, site, hour, starts = answer.job, answer.site, answer.hour, answer.starts()
         ends = np.ones(len(answer), bool)

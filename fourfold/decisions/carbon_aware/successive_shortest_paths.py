@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from fourfold.decisions.carbon_aware._pricing import FREE, bound, kinds, tables
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Proposal, Solver
 
@@ -41,7 +41,7 @@ class SuccessiveShortestPaths(Solver):
             return "jobs of different widths make it no network flow."
         return None
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         guess = _windows(problem)
         if guess is None:
             found, price, paths = _routed(problem, _whole(problem), budget)
@@ -72,7 +72,7 @@ def _whole(problem: Place) -> list[np.ndarray]:
     return [np.arange(first, last) for first, last in zip(problem.release, problem.deadline, strict=True)]
 
 
-def _routed(problem: Place, listed: list[np.ndarray], budget: Budget) -> tuple[Schedule, np.ndarray, int]:
+def _routed(problem: Place, listed: list[np.ndarray], budget: Budget) -> tuple[JobHours, np.ndarray, int]:
     """The optimum over the hours listed for each job, its prices of capacity [R, T], and the paths it took. Raises Infeasible."""
     p = tables(problem)
     room = np.where(np.isfinite(p.rate), np.minimum(problem.room / problem.width[0], 2.0**31), 0.0).astype(np.int64)
@@ -88,7 +88,7 @@ def _routed(problem: Place, listed: list[np.ndarray], budget: Budget) -> tuple[S
     total = problem.intensity.shape[1]
     shut = np.where(problem.room > 0, 0.0, lam.max(initial=0.0))        # keeps everybody out of an hour with no room, and costs nothing
     price = np.where(room > 0, np.maximum(mu, 0.0), shut) / problem.width[0]
-    return Schedule(np.repeat(np.arange(len(problem.names)), problem.hours), where // total, where % total), price, len(where)
+    return JobHours(np.repeat(np.arange(len(problem.names)), problem.hours), where // total, where % total), price, len(where)
 
 
 def _windows(problem: Place) -> tuple[list[np.ndarray], np.ndarray] | None:
@@ -136,7 +136,7 @@ def _priced(problem: Place, p: Any, j: int, price: np.ndarray) -> np.ndarray:
     return np.where(problem.allowed[j][:, None], cost, np.inf)
 
 
-def _widened(problem: Place, listed: list[np.ndarray], found: Schedule, price: np.ndarray) -> bool:
+def _widened(problem: Place, listed: list[np.ndarray], found: JobHours, price: np.ndarray) -> bool:
     """Add to each job the hours that, at these prices, are cheaper than its dearest; False if there are none."""
     p, more = tables(problem), False
     ends = np.searchsorted(found.job, np.arange(len(problem.names) + 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fourfold.decisions.carbon_aware._pricing import assemble, at_home
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.problem import Budget, Proposal, Solver
 
 
@@ -29,7 +29,7 @@ class Threshold(Solver):
             return "some hours of a home have no known intensity, and the policy looks at every hour."
         return home
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         total = problem.intensity.shape[1]
         homes, which = np.unique(problem.home, return_inverse=True)
         rate = problem.rate[homes]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fourfold.decisions.carbon_aware.problem import JOB_FIELDS, SITE_FIELDS, Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JOB_FIELDS, SITE_FIELDS, JobHours, Place
 from fourfold.errors import ArtefactError
 from fourfold.folder import write
 
@@ -72,7 +72,7 @@ class Certificate:
                                 "Take the file as `fourfold map` wrote it.") from None
 
 
-def digests(problem: Place, schedule: Schedule) -> dict[str, str]:
+def digests(problem: Place, schedule: JobHours) -> dict[str, str]:
     """sha256 of each array (type, shape, bytes) and word list that the value and the bound rest on."""
     found = {name: _digest(getattr(problem, name)) for name in _ARRAYS}
     for name in (*_WORDS, *_NUMBERS):
@@ -85,7 +85,7 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def certify(problem: Place, schedule: Schedule, mu: np.ndarray | None = None, *,
+def certify(problem: Place, schedule: JobHours, mu: np.ndarray | None = None, *,
             proof: tuple[np.ndarray, float, bool] | None = None) -> Certificate:
     """The certificate of `schedule` with capacity prices mu [R, T] (0 = none known: the bound of jobs that are alone).
 
@@ -103,7 +103,7 @@ def _best(problem: Place, mu: np.ndarray) -> tuple[np.ndarray, float, bool]:
     return lam, lower(problem, lam, mu), False
 
 
-def verify(problem: Place, schedule: Schedule, certificate: Certificate) -> list[str]:
+def verify(problem: Place, schedule: JobHours, certificate: Certificate) -> list[str]:
     """What is wrong, a sentence each; [] = the schedule is valid, costs what is claimed, and nothing valid costs less than the bound claimed."""
     wrong = []
     hashes = digests(problem, schedule)
@@ -238,7 +238,7 @@ def _transfer(problem: Place, j: int, hour: int) -> np.ndarray:
 # ---- files ----
 
 
-def save(folder: Path, problem: Place, schedule: Schedule, certificate: Certificate) -> Path:
+def save(folder: Path, problem: Place, schedule: JobHours, certificate: Certificate) -> Path:
     """Write certificate.json, problem.npz (all inputs) and schedule.csv (job, site, hour) into `folder`; the path of the first."""
     arrays = {name: getattr(problem, name) for name in _ARRAYS}
     words = {name: getattr(problem, name) for name in (*_WORDS, *_NUMBERS)}
@@ -252,7 +252,7 @@ def save(folder: Path, problem: Place, schedule: Schedule, certificate: Certific
     return write(folder / "certificate.json", json.dumps(certificate.to_json()))
 
 
-def load(path: Path) -> tuple[Place, Schedule, Certificate]:
+def load(path: Path) -> tuple[Place, JobHours, Certificate]:
     """What `save` wrote, from certificate.json or its folder. Raises ArtefactError naming the file that is missing or damaged."""
     folder = path if path.is_dir() else path.parent
     file = folder / "certificate.json" if path.is_dir() else path
@@ -275,11 +275,11 @@ def _problem(file: Path) -> Place:
     return Place(**{**words, "sites": tuple(words["sites"]), "names": tuple(words["names"])}, **arrays)
 
 
-def _schedule(file: Path, problem: Place) -> Schedule:
+def _schedule(file: Path, problem: Place) -> JobHours:
     jobs, sites = ({name: i for i, name in enumerate(names)} for names in (problem.names, problem.sites))
     try:
         with open(file, newline="", encoding="utf-8") as stored:
             rows = [(jobs[row["job"]], sites[row["site"]], int(row["hour"])) for row in csv.DictReader(stored)]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{file} cannot be read: {type(error).__name__} {error}.", "Take the folder as `fourfold map --out` wrote it.") from None
-    return Schedule(*(np.array(column, np.int64) for column in (zip(*rows, strict=True) if rows else ([], [], []))))
+    return JobHours(*(np.array(column, np.int64) for column in (zip(*rows, strict=True) if rows else ([], [], []))))

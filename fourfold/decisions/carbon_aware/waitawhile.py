@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fourfold.decisions.carbon_aware._pricing import at_home, separate
-from fourfold.decisions.carbon_aware.problem import Place, Schedule
+from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.problem import Budget, Proposal, Solver
 
 
@@ -27,7 +27,7 @@ class LetsWaitAwhile(Solver):
     def declines(self, problem: Place) -> str | None:
         return at_home(problem)[1]
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[Schedule]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
         sigma = self.error * np.nanmean(problem.intensity, axis=1, keepdims=True)
         noise = np.random.default_rng(seed).normal(size=problem.intensity.shape)
         forecast = np.maximum(problem.intensity + sigma * noise, 0.0)

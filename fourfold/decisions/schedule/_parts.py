@@ -169,7 +169,7 @@ def alone(problem: Schedule) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class PartitionTasks:
     """Tasks of one partition, ready for kernels. `unit` i8[T]: tasks that must share a device; `unit_able` bool [U, D]; `forced` i8[T] a fixed
     device or
     -1; `held` f8[T] an estimate of the bytes that a task keeps on its device; `first` i8[T] its first node."""
@@ -186,7 +186,7 @@ class Work:
     first: np.ndarray
 
     @classmethod
-    def of(cls, problem: Schedule, group: np.ndarray) -> Work:
+    def of(cls, problem: Schedule, group: np.ndarray) -> PartitionTasks:
         tasks = problem.tasks(group)
         plain = arrays(tasks, problem.system)
         unit = _units(tasks, problem.graph.colocation)
@@ -254,10 +254,10 @@ def _held(problem: Schedule, tasks: Tasks, plain: Arrays) -> np.ndarray:
     return held + made * min(1.0, at_once / max(1.0, made.sum()))
 
 
-Plan = Callable[[Work, float], tuple[np.ndarray, np.ndarray]]           # (work, factor on `held`) → place i[T], priority f8[T]
+Plan = Callable[[PartitionTasks, float], tuple[np.ndarray, np.ndarray]]           # (work, factor on `held`) → place i[T], priority f8[T]
 
 
-def fit(work: Work, plan: Plan, tries: Iterable[float] = (1.0, 1.3, 1.7, 2.2)) -> tuple[np.ndarray, np.ndarray]:
+def fit(work: PartitionTasks, plan: Plan, tries: Iterable[float] = (1.0, 1.3, 1.7, 2.2)) -> tuple[np.ndarray, np.ndarray]:
     """The first plan that holds its memory: planned with ever more cautious estimates, each mended by moving units; else as `spread` finds one.
 
     Raises Infeasible where nothing that was tried fits, saying by how many bytes the nearest misses.
@@ -280,7 +280,7 @@ def fit(work: Work, plan: Plan, tries: Iterable[float] = (1.0, 1.3, 1.7, 2.2)) -
                      f"{work.problem.system.devices[by].name}.", "Use more or larger devices, a smaller batch or a smaller type.")
 
 
-def mend(work: Work, place: np.ndarray, priority: np.ndarray, rounds: int = 24) -> tuple[np.ndarray, np.ndarray]:
+def mend(work: PartitionTasks, place: np.ndarray, priority: np.ndarray, rounds: int = 24) -> tuple[np.ndarray, np.ndarray]:
     """Move units from devices that hold too much to those with room, those first that talk most with the other side; (place, bytes over f8[D])."""
     _, over = work.over(place, priority)
     if not over.any() or work.problem.place is not None:
@@ -315,7 +315,7 @@ def mend(work: Work, place: np.ndarray, priority: np.ndarray, rounds: int = 24) 
     return best, least
 
 
-def spread(work: Work) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+def spread(work: PartitionTasks) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """Last resorts: units in topological order, each device filled in proportion to its memory; then each device filled up in turn."""
     units = len(work.unit_able)
     start = np.full(units, len(work.first))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from fourfold.decisions.schedule._parts import Work
+from fourfold.decisions.schedule._parts import PartitionTasks
 
 
-def blocks(work: Work, most: int = 4096) -> np.ndarray:
+def blocks(work: PartitionTasks, most: int = 4096) -> np.ndarray:
     """i8[U] the block of each unit: its layer, or that of what comes before it; blocks are numbered by their first node. Few or no layers: equal
     pieces
     of the topological order."""
@@ -55,7 +55,7 @@ def _match(ptr, other, weight, size, most):  # type: ignore[no-untyped-def]
     return mate
 
 
-def bunches(work: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bunches(work: PartitionTasks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Units in bunches that may move together, at several levels: (of i8[L, U] the bunch of each unit, ptr i8[C+1], unit i8[·]).
 
     Layers; then heavy-edge matching (Karypis and Kumar 1998), again and again, each level half as many, down to twice the devices.
@@ -118,7 +118,7 @@ def cut(seconds: np.ndarray, held: np.ndarray, room: np.ndarray) -> np.ndarray |
     return best
 
 
-def stacks(work: Work, by: np.ndarray) -> np.ndarray:
+def stacks(work: PartitionTasks, by: np.ndarray) -> np.ndarray:
     """i8[B] the stack (encoder, decoder, …) of each block: the first part of its first op's module."""
     g = work.problem.graph
     start = np.full(len(work.unit_able), len(g))
@@ -128,7 +128,7 @@ def stacks(work: Work, by: np.ndarray) -> np.ndarray:
     return np.unique([g.modules[n].split(".")[0] if n < len(g) else "" for n in first.tolist()], return_inverse=True)[1]
 
 
-def split_stacks(work: Work, devices: list[int], factor: float, by: np.ndarray) -> np.ndarray | None:
+def split_stacks(work: PartitionTasks, devices: list[int], factor: float, by: np.ndarray) -> np.ndarray | None:
     """i8[T] place of each task when every stack by itself is cut over `devices`: for stacks that run one after the other, as encoder and decoder do.
     A stack of fewer blocks than devices fills up what is least busy. None where it does not fit."""
     count, stack = int(by.max()) + 1, stacks(work, by)
@@ -156,7 +156,7 @@ def split_stacks(work: Work, devices: list[int], factor: float, by: np.ndarray) 
     return _spread(work, devices, found, by)
 
 
-def split(work: Work, devices: list[int], factor: float, by: np.ndarray) -> np.ndarray | None:
+def split(work: PartitionTasks, devices: list[int], factor: float, by: np.ndarray) -> np.ndarray | None:
     """i8[T] place of each task when `by` (block of each unit) is cut over `devices` in that order; None where it does not fit."""
     count = int(by.max()) + 1
     block = by[work.unit]
@@ -167,7 +167,7 @@ def split(work: Work, devices: list[int], factor: float, by: np.ndarray) -> np.n
     return None if found is None else _spread(work, devices, found, by)
 
 
-def _spread(work: Work, devices: list[int], found: np.ndarray, by: np.ndarray) -> np.ndarray:
+def _spread(work: PartitionTasks, devices: list[int], found: np.ndarray, by: np.ndarray) -> np.ndarray:
     """i8[T] from the device of each block; units that it cannot run go to the first that can."""
     place = np.array(devices)[found]
     units = place[by]

@@ -21,7 +21,7 @@ from numba import njit
 from fourfold.cost.simulate import arrays, play
 from fourfold.decisions.schedule import cpop, expert, heft, peft
 from fourfold.decisions.schedule._list import SCAN, contended, upward
-from fourfold.decisions.schedule._parts import Plan, Work, alone, fit, fuse
+from fourfold.decisions.schedule._parts import PartitionTasks, Plan, alone, fit, fuse
 from fourfold.decisions.schedule._simulate import Scratch, quick, rank
 from fourfold.decisions.schedule._split import bunches
 from fourfold.decisions.schedule.problem import Answer, Schedule
@@ -240,7 +240,7 @@ def _anneal(a, s, place, priority, unit_ptr, unit_task, unit, order, able, near_
 class _Search:
     """One partition's arrays for the kernel."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: PartitionTasks) -> None:
         self.work, problem = work, work.problem
         units = len(work.unit_able)
         order = np.argsort(work.unit, kind="stable")
@@ -280,7 +280,7 @@ class _Search:
         return best[0], best[1], float(state[2])
 
 
-def _tight(work: Work) -> bool:
+def _tight(work: PartitionTasks) -> bool:
     """Whether a plan could hold more than a device may: all that is resident and all that is ever made, on each device."""
     tasks = work.tasks
     most = float(tasks.fixed_size.sum() + np.maximum(tasks.hold, tasks.size).sum() + tasks.workspace.max(initial=0))
@@ -296,7 +296,7 @@ def starts(problem: Schedule, budget: Budget) -> list[tuple[float, Answer]]:
     found: list[tuple[float, Answer]] = []
     refused: Infeasible | None = None
     for group in (fuse(problem), *([alone(problem)] if problem.group is None and len(problem.graph) <= _SINGLE else [])):
-        work = Work.of(problem, group)
+        work = PartitionTasks.of(problem, group)
         ready: list[tuple[np.ndarray, np.ndarray]] = [one[1:] for one in expert.plans(work)[:2]]
         for plan in (heft.plan, peft.plan, cpop.plan, *_contended(work)):
             if found and budget.exhausted:
@@ -315,12 +315,12 @@ def starts(problem: Schedule, budget: Budget) -> list[tuple[float, Answer]]:
     return _distinct(found)
 
 
-def _contended(work: Work) -> list[Plan]:
+def _contended(work: PartitionTasks) -> list[Plan]:
     """List schedules whose transfers wait for their lanes, the less willing to spread the more `local`."""
     key = upward(work.dag.mean, work.dag.succ_ptr, work.dag.succ, work.dag.succ_bytes, work.dag.order, *work.dag.transfer)
     total = float(work.dag.mean.sum())
 
-    def plan(work: Work, factor: float, local: float) -> tuple[np.ndarray, np.ndarray]:
+    def plan(work: PartitionTasks, factor: float, local: float) -> tuple[np.ndarray, np.ndarray]:
         place, start, _ = contended(work.plain, key, work.dag.unit, work.held * factor, work.dag.room, work.forced, local * total, SCAN)
         return place, -start
 
@@ -398,7 +398,7 @@ def _joined(problem: Schedule, group: np.ndarray, dice: np.random.Generator, pla
 def improve(problem: Schedule, answer: Answer, budget: Budget, seed: int = 0, heat: float = 0.005) -> Answer:
     """Anneal from an answer that fits (a policy's, a solver's) until the budget is spent; never worse than `answer`."""
     dice = np.random.default_rng(seed)
-    search = _Search(Work.of(problem, answer.group))
+    search = _Search(PartitionTasks.of(problem, answer.group))
     _, place, priority = problem.of_tasks(answer)
     best = search.price(place, priority)[0]
     turn, tries = 0, 4 + 20_000 // len(problem.graph)                   # a new partition is priced anew, which takes as long as many simulations
@@ -412,7 +412,7 @@ def improve(problem: Schedule, answer: Answer, budget: Budget, seed: int = 0, he
             other = _nearby(problem, search.work.group, dice, nodes) if k else fuse(problem, label=nodes)
             if np.array_equal(other, search.work.group):
                 continue
-            work = Work.of(problem, other)
+            work = PartitionTasks.of(problem, other)
             if len(work.dag.order) < len(work.tasks):                  # a cycle
                 continue
             first = search.work.answer(place, priority)

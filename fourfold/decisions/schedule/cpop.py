@@ -12,12 +12,12 @@ from typing import ClassVar
 import numpy as np
 
 from fourfold.decisions.schedule._list import cpop
-from fourfold.decisions.schedule._parts import Work, fit, fuse
+from fourfold.decisions.schedule._parts import PartitionTasks, fit, fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.problem import Budget, Proposal, Solver
 
 
-def plan(work: Work, factor: float) -> tuple[np.ndarray, np.ndarray]:
+def plan(work: PartitionTasks, factor: float) -> tuple[np.ndarray, np.ndarray]:
     """(place, priority: the earlier it starts the higher)."""
     place, start, _, _ = cpop(replace(work.dag, held=work.held * factor), work.forced)
     return place, -start
@@ -33,6 +33,6 @@ class Cpop(Solver):
     counts: ClassVar[str] = "plans"
 
     def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
-        work = Work.of(problem, fuse(problem))
+        work = PartitionTasks.of(problem, fuse(problem))
         budget.spend()
         return Proposal(work.answer(*fit(work, plan)))

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fourfold.decisions.schedule._parts import Work, alone, fit
+from fourfold.decisions.schedule._parts import PartitionTasks, alone, fit
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.problem import Budget, Proposal, Solver
 
@@ -24,7 +24,7 @@ class Default(Solver):
     counts: ClassVar[str] = "plans priced"
 
     def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
-        work = Work.of(problem, alone(problem))
+        work = PartitionTasks.of(problem, alone(problem))
         count, devices = len(work.tasks), len(problem.system)
         order = -np.arange(count, dtype=np.float64)
         total = work.plain.seconds.sum(0)
@@ -37,7 +37,7 @@ class Default(Solver):
                     return Proposal(work.answer(place, order))
         cheapest = np.where(work.unit_able, 0, devices) + np.arange(devices)
 
-        def first(work: Work, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        def first(work: PartitionTasks, factor: float) -> tuple[np.ndarray, np.ndarray]:
             return cheapest.argmin(1)[work.unit] if problem.place is None else work.forced, order
 
         return Proposal(work.answer(*fit(work, first, (1.0,))), note="No single device holds the whole; ops are spread.")

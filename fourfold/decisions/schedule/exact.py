@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from fourfold.decisions.schedule import anneal
-from fourfold.decisions.schedule._parts import Work, alone
+from fourfold.decisions.schedule._parts import PartitionTasks, alone
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
 from fourfold.graph import CONTRACTION, OPAQUE, REDUCTION
@@ -68,7 +68,7 @@ def legal(problem: Schedule) -> list[np.ndarray]:
     return found
 
 
-def _placements(work: Work) -> np.ndarray:
+def _placements(work: PartitionTasks) -> np.ndarray:
     if work.problem.place is not None:
         return work.forced[None].astype(np.int16)
     choices = [np.flatnonzero(able) for able in work.unit_able]
@@ -77,7 +77,7 @@ def _placements(work: Work) -> np.ndarray:
     return np.array(list(itertools.product(*choices)), np.int16)[:, work.unit]
 
 
-def _orders(work: Work) -> np.ndarray:
+def _orders(work: PartitionTasks) -> np.ndarray:
     if work.problem.priority is not None:
         return work.priorities(np.zeros(len(work.tasks)))[None]
     return np.array(list(itertools.permutations(range(len(work.tasks)))), np.float64)
@@ -101,9 +101,9 @@ def enumerate_all(problem: Schedule, budget: Budget) -> Proposal[Answer] | None:
     if found is None:
         return None
     groups, total = found
-    best: tuple[float, Work, np.ndarray, np.ndarray] | None = None
+    best: tuple[float, PartitionTasks, np.ndarray, np.ndarray] | None = None
     for group in groups:
-        work = Work.of(problem, group)
+        work = PartitionTasks.of(problem, group)
         places, orders = _placements(work), _orders(work)
         if not len(places):
             continue

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from fourfold.decisions.schedule._parts import Work, fit, fuse
+from fourfold.decisions.schedule._parts import PartitionTasks, fit, fuse
 from fourfold.decisions.schedule._split import blocks, split, split_stacks
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.problem import Budget, Proposal, Solver
 
 
-def plans(work: Work) -> list[tuple[float, np.ndarray, np.ndarray]]:
+def plans(work: PartitionTasks) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """(cost, place, priority) of every balanced split that holds its memory, cheapest first; order: the graph's."""
     order = -work.first.astype(np.float64)
     fastest = np.argsort(np.nan_to_num(work.plain.seconds, posinf=1e3).sum(0), kind="stable")
@@ -46,14 +46,14 @@ class Expert(Solver):
     counts: ClassVar[str] = "splits priced"
 
     def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
-        work = Work.of(problem, fuse(problem))
+        work = PartitionTasks.of(problem, fuse(problem))
         found = plans(work)
         budget.spend(max(1, len(found)))
         if found:
             return Proposal(work.answer(*found[0][1:]))
         order, by, devices = -work.first.astype(np.float64), blocks(work), list(range(len(problem.system)))
 
-        def whole(work: Work, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        def whole(work: PartitionTasks, factor: float) -> tuple[np.ndarray, np.ndarray]:
             place = split(work, devices, factor, by) if problem.place is None else work.forced
             return np.full(len(order), -1) if place is None else place, order
 

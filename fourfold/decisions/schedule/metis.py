@@ -14,14 +14,14 @@ from typing import ClassVar
 import numpy as np
 
 from fourfold.decisions.schedule._list import heft
-from fourfold.decisions.schedule._parts import Work, fit, fuse
+from fourfold.decisions.schedule._parts import PartitionTasks, fit, fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.problem import Budget, Proposal, Solver
 
 _SCALE = 10_000                                                        # METIS counts in whole numbers: of the heaviest node, of the largest edge
 
 
-def partition(work: Work, parts: int, seed: int = 0) -> np.ndarray:
+def partition(work: PartitionTasks, parts: int, seed: int = 0) -> np.ndarray:
     """i8[U] the part of each unit."""
     import pymetis
 
@@ -42,7 +42,7 @@ def partition(work: Work, parts: int, seed: int = 0) -> np.ndarray:
     return np.array(found)
 
 
-def placed(work: Work, factor: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def placed(work: PartitionTasks, factor: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(place, priority) of the parts, each unit where it can run, however much a device then holds."""
     if work.problem.place is not None:
         return work.forced, -heft(work.dag, work.forced)[1]
@@ -64,6 +64,6 @@ class Metis(Solver):
     counts: ClassVar[str] = "plans"
 
     def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
-        work = Work.of(problem, fuse(problem))
+        work = PartitionTasks.of(problem, fuse(problem))
         budget.spend()
         return Proposal(work.answer(*fit(work, partial(placed, seed=seed), (1.0,))))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fourfold.measure.counter import Count, MeterError
-from fourfold.measure.host_lock import Claim
+from fourfold.measure.host_lock import HostLock
 from fourfold.measure.process_tree import Used
 
 
@@ -19,7 +19,7 @@ class FakeClock:
 
     tick = 0.0
 
-    def __init__(self, wall: float = 0.0, cpu: float = 0.0, *, utc: float = 1.7e9, claim: Claim | None = None) -> None:
+    def __init__(self, wall: float = 0.0, cpu: float = 0.0, *, utc: float = 1.7e9, claim: HostLock | None = None) -> None:
         self._wall, self._cpu, self._others = wall, cpu, 0.0
         self._boot, self._utc = wall, utc
         self.held, self.taken, self.moved = 0, 0, (0, 0)

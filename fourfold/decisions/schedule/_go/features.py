@@ -115,7 +115,7 @@ def _log(x: np.ndarray, scale: float = 3.0) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class GraphFeatures:
     """`order` i8[N]: nodes in the order in which the network reads them; all arrays [N, …] stand in that order, `src`, `dst` i8[E] (sorted by dst)
     and `candidate` (the producer whose group a node may join, -1 none) count in it.
 
@@ -156,7 +156,7 @@ class Reading:
         return back
 
     @classmethod
-    def of(cls, problem: Schedule) -> Reading:
+    def of(cls, problem: Schedule) -> GraphFeatures:
         g, system = problem.graph, problem.system
         table, able = problem.seconds, problem.able
         count, devices = table.shape

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourfold.decisions.schedule._go.features import Reading
-from fourfold.decisions.schedule._go.network import Action, Batch, Network
+from fourfold.decisions.schedule._go.features import GraphFeatures
+from fourfold.decisions.schedule._go.network import Action, Batch, PolicyNetwork
 from fourfold.decisions.schedule._go.policy import taken
 from fourfold.decisions.schedule.problem import Answer
 
-_PLACES = (5, 8, 9)                                                    # columns of `Reading.node`: along the longest path, depth first, by layer
+_PLACES = (5, 8, 9)                                                   # columns of `GraphFeatures.node`: along the longest path, depth first, by layer
 
 
-def renumbered(reading: Reading, place: np.ndarray, last: np.ndarray | None) -> np.ndarray:
+def renumbered(reading: GraphFeatures, place: np.ndarray, last: np.ndarray | None) -> np.ndarray:
     """`place` i8[N] (in the reading's order) with like devices renumbered: by slot as their work comes, or to agree with `last` i8[N]."""
     from scipy.optimize import linear_sum_assignment
 
@@ -40,7 +40,7 @@ def renumbered(reading: Reading, place: np.ndarray, last: np.ndarray | None) -> 
     return to[place]
 
 
-def labels(reading: Reading, answer: Answer, last: np.ndarray | None = None) -> Action:
+def labels(reading: GraphFeatures, answer: Answer, last: np.ndarray | None = None) -> Action:
     """The action that would make (nearly) this answer, its devices renumbered."""
     action = taken(reading, answer)
     unit = np.zeros(len(reading.mask), np.int64)
@@ -48,7 +48,7 @@ def labels(reading: Reading, answer: Answer, last: np.ndarray | None = None) -> 
     return action._replace(place=torch.from_numpy(unit)[None])
 
 
-def loss(network: Network, batch: Batch, reading: Reading, answer: Answer, last: np.ndarray | None) -> Tensor:
+def loss(network: PolicyNetwork, batch: Batch, reading: GraphFeatures, answer: Answer, last: np.ndarray | None) -> Tensor:
     """Cross entropy of the answer's places (half by unit, half by work) and fusions. `batch` holds the plan to be refined, `last` i8[N] its
     places.
     """

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fourfold.decisions.schedule._go.features import DEVICE, GRAPH, KINDS, NODE, PAIR, Feedback, Reading
+from fourfold.decisions.schedule._go.features import DEVICE, GRAPH, KINDS, NODE, PAIR, Feedback, GraphFeatures
 
 LEVELS = 9                                                             # what the order head chooses among; the middle one changes nothing
 _BIG = -1e9                                                            # logit of what may not be chosen
@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
 class Batch(NamedTuple):
     """Tensors of one graph with B last answers."""
 
-    reading: Reading
+    reading: GraphFeatures
     kind: Tensor                                                       # i8[N]
     node: Tensor                                                       # f4[N, F]
     pair: Tensor                                                       # f4[N, D, 3]
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
     last: Feedback | None
 
     @classmethod
-    def of(cls, reading: Reading, last: Feedback | None = None) -> Batch:
+    def of(cls, reading: GraphFeatures, last: Feedback | None = None) -> Batch:
         t = torch.from_numpy
         by = torch.from_numpy(reading.src).argsort(stable=True)
         src, dst, unit = t(reading.src), t(reading.dst), t(reading.unit)
@@ -114,7 +114,7 @@ class Sage(nn.Module):
         return self.norm(h + F.gelu(self.join(torch.cat([h, above, below], 2))))
 
 
-class Attention(nn.Module):
+class GraphAttention(nn.Module):
     """A pre-norm layer: nodes attend to their segment and to `memory`, the segment before it of the same states unless others are given."""
 
     def __init__(self, width: int, heads: int, segment: int) -> None:
@@ -158,7 +158,7 @@ def _cut(x: Tensor, segments: int, length: int) -> Tensor:
     return F.pad(x, (0, 0, 0, segments * length - n)).view(b, segments, length, h)
 
 
-class Network(nn.Module):
+class PolicyNetwork(nn.Module):
     """The policy's network."""
 
     def __init__(self, sizes: Sizes | None = None) -> None:
@@ -171,10 +171,10 @@ class Network(nn.Module):
         self.devices = _mlp(DEVICE + 3, h, h)
         self.whole = _mlp(GRAPH + 3 + 2 * h, h, h)
         self.sage = nn.ModuleList(Sage(h) for _ in range(sizes.sage))
-        self.trunk = nn.ModuleList(Attention(h, sizes.heads, sizes.segment) for _ in range(sizes.layers))
+        self.trunk = nn.ModuleList(GraphAttention(h, sizes.heads, sizes.segment) for _ in range(sizes.layers))
         self.scale = nn.ModuleList(nn.Linear(h, h) for _ in range(sizes.layers))
         self.task = nn.Embedding(3, h)
-        self.across = Attention(h, sizes.heads, sizes.segment)
+        self.across = GraphAttention(h, sizes.heads, sizes.segment)
         self.query, self.pair = nn.Linear(h, h), _mlp(PAIR + 5 + 3, 32, 1)
         self.level_of = nn.Embedding(LEVELS, h)
         self.order = nn.Linear(h, LEVELS)
@@ -264,7 +264,7 @@ class Network(nn.Module):
         return taken, Scores(torch.cat(logs, 1), torch.cat(spread, 1))
 
 
-def read(path: str | None = None) -> tuple[Network, dict[str, str]]:
+def read(path: str | None = None) -> tuple[PolicyNetwork, dict[str, str]]:
     """(network, metadata) from a .safetensors file; without a path the weights that ship. Raises InputError where they are missing or others."""
     import json
     from importlib import resources
@@ -278,7 +278,7 @@ def read(path: str | None = None) -> tuple[Network, dict[str, str]]:
         with safe_open(file, "pt") as kept:
             facts = kept.metadata() or {}
             sizes = Sizes(**json.loads(facts.get("sizes", "{}")))
-            network = Network(sizes)
+            network = PolicyNetwork(sizes)
             network.load_state_dict({name: kept.get_tensor(name) for name in kept.keys()})
     except FileNotFoundError:
         raise InputError(f"There are no weights at {file}.", "Train some with `fourfold pretrain --out FOLDER`.") from None
@@ -287,7 +287,7 @@ def read(path: str | None = None) -> tuple[Network, dict[str, str]]:
     return network.eval(), facts
 
 
-def write(network: Network, path: str, facts: dict[str, str]) -> None:
+def write(network: PolicyNetwork, path: str, facts: dict[str, str]) -> None:
     """Weights and what is to be known of them, into a .safetensors file, whole or not at all."""
     import json
     import os

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourfold.decisions.schedule._go.features import Feedback, Reading
-from fourfold.decisions.schedule._go.network import LEVELS, Action, Batch, Network, Scores
+from fourfold.decisions.schedule._go.features import Feedback, GraphFeatures
+from fourfold.decisions.schedule._go.network import LEVELS, Action, Batch, PolicyNetwork, Scores
 from fourfold.decisions.schedule._go.repair import Mended, mended
-from fourfold.decisions.schedule._parts import Work, fit, fuse
+from fourfold.decisions.schedule._parts import PartitionTasks, fit, fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget
 from fourfold.solvers.ppo import Rollout
 
 
-def taken(reading: Reading, answer: Answer) -> Action:
+def taken(reading: GraphFeatures, answer: Answer) -> Action:
     """The action that would make (nearly) this answer: places, the middle level, and whether each node shares a group with a producer."""
     place, group = answer.place.astype(np.int64)[reading.order], answer.group[reading.order]
     inside = np.zeros(len(reading), bool)
@@ -34,14 +34,14 @@ class Case:
     """A problem as the policy sees it."""
 
     problem: Schedule
-    reading: Reading
+    reading: GraphFeatures
     batch: Batch
-    kept: dict[bytes, Work] = field(default_factory=dict)
+    kept: dict[bytes, PartitionTasks] = field(default_factory=dict)
     _opened: list[tuple[Feedback, Mended] | None] = field(default_factory=list)
 
     @classmethod
     def of(cls, problem: Schedule) -> Case:
-        reading = Reading.of(problem)
+        reading = GraphFeatures.of(problem)
         return cls(problem, reading, Batch.of(reading))
 
     def mend(self, action: Action) -> list[Mended | None]:
@@ -71,7 +71,7 @@ class Case:
     def _listed(self) -> Mended | None:
         from fourfold.decisions.schedule.heft import plan
 
-        work = Work.of(self.problem, fuse(self.problem))
+        work = PartitionTasks.of(self.problem, fuse(self.problem))
         try:
             place, priority = fit(work, plan)
         except Infeasible:
@@ -96,7 +96,7 @@ class Case:
         return self.reading.feedback(rows)
 
 
-def plans(network: Network, case: Case, budget: Budget, seed: int = 0, rounds: int = 3, samples: int = 8, heat: float = 0.5,
+def plans(network: PolicyNetwork, case: Case, budget: Budget, seed: int = 0, rounds: int = 3, samples: int = 8, heat: float = 0.5,
           opening: bool = True) -> Mended | None:
     """The best plan of `rounds` likeliest answers, each made after the last was simulated, and of `samples` drawn in each round. With `opening` the
     first answer is made after a list schedule was looked at, which counts among the plans.
@@ -133,10 +133,10 @@ class State:
     batch: Batch
 
 
-class Policy:
+class GraphPolicy:
     """The network as `solvers/ppo.py` wants it."""
 
-    def __init__(self, network: Network, linked: bool = True) -> None:
+    def __init__(self, network: PolicyNetwork, linked: bool = True) -> None:
         self.network, self.linked = network, linked
 
     def score(self, state: State, action: Action) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ class Policy:
         return scores.log, scores.entropy
 
 
-def rollouts(network: Network, case: Case, samples: int, rounds: int, generator: torch.Generator,
+def rollouts(network: PolicyNetwork, case: Case, samples: int, rounds: int, generator: torch.Generator,
              opening: bool = True) -> tuple[list[Rollout], Mended | None, int]:
     """(for each round what was sampled and its reward, the cheapest plan, plans priced).
 

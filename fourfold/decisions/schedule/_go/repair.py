@@ -14,8 +14,8 @@ import numpy as np
 from numba import njit
 
 from fourfold.cost.simulate import Played, play
-from fourfold.decisions.schedule._go.features import Reading
-from fourfold.decisions.schedule._parts import _LOOK, Work, _circle, _crossing, fit
+from fourfold.decisions.schedule._go.features import GraphFeatures
+from fourfold.decisions.schedule._parts import _LOOK, PartitionTasks, _circle, _crossing, fit
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
 from fourfold.graph import CONTRACTION, OPAQUE, REDUCTION, VIEW
@@ -118,7 +118,7 @@ def _rank(seconds, place, order, succ_ptr, succ, succ_bytes, wait, pace):  # typ
 class Mended(NamedTuple):
     """A valid plan: its tasks, `place` i8[T], `priority` f8[T], cost in the problem's unit."""
 
-    work: Work
+    work: PartitionTasks
     place: np.ndarray
     priority: np.ndarray
     cost: float
@@ -145,7 +145,7 @@ def joined(problem: Schedule, place: np.ndarray, join: np.ndarray) -> tuple[np.n
                  g.use_ptr, g.use_node, g.producer, g.size, kept, problem.most, problem.streams, _LOOK)
 
 
-def _fitted(work: Work, place: np.ndarray, priority: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fitted(work: PartitionTasks, place: np.ndarray, priority: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The plan with units moved until it fits; where that does not help, a list schedule of the same groups that watches memory."""
     from fourfold.decisions.schedule.heft import plan
 
@@ -155,7 +155,7 @@ def _fitted(work: Work, place: np.ndarray, priority: np.ndarray) -> tuple[np.nda
         return fit(work, plan)
 
 
-def mended(reading: Reading, place: np.ndarray, level: np.ndarray, join: np.ndarray, kept: dict[bytes, Work] | None = None) -> Mended:
+def mended(reading: GraphFeatures, place: np.ndarray, level: np.ndarray, join: np.ndarray, kept: dict[bytes, PartitionTasks] | None = None) -> Mended:
     """The plan of `place` i8[U], `level` i8[N] and `join` [N] (in the reading's order). `kept` remembers tasks by partition. Raises Infeasible where
     nothing that was tried fits the memory."""
     problem, back = reading.problem, reading.back
@@ -163,7 +163,7 @@ def mended(reading: Reading, place: np.ndarray, level: np.ndarray, join: np.ndar
     key = group.tobytes()
     work = kept.get(key) if kept is not None else None
     if work is None:
-        work = Work.of(problem, group)
+        work = PartitionTasks.of(problem, group)
         if kept is not None:
             if len(kept) >= 24:
                 kept.pop(next(iter(kept)))

@@ -6,8 +6,8 @@ import copy
 
 import torch
 
-from fourfold.decisions.schedule._go.network import Network
-from fourfold.decisions.schedule._go.policy import Case, Policy, rollouts
+from fourfold.decisions.schedule._go.network import PolicyNetwork
+from fourfold.decisions.schedule._go.policy import Case, GraphPolicy, rollouts
 from fourfold.decisions.schedule._go.repair import Mended
 from fourfold.problem import Budget
 from fourfold.solvers.ppo import Ppo, Rates
@@ -15,8 +15,8 @@ from fourfold.solvers.ppo import Ppo, Rates
 RATES = Rates(step=5e-4, clip=0.2, epochs=2, entropy=1e-3)
 
 
-def tune(network: Network, case: Case, budget: Budget, seed: int = 0, updates: int = 10_000, share: float = 1.0, samples: int = 16, rounds: int = 2,
-         rates: Rates = RATES, opening: bool = True, trace: list[tuple[int, float]] | None = None) -> tuple[Mended | None, str]:
+def tune(network: PolicyNetwork, case: Case, budget: Budget, seed: int = 0, updates: int = 10_000, share: float = 1.0, samples: int = 16,
+         rounds: int = 2, rates: Rates = RATES, opening: bool = True, trace: list[tuple[int, float]] | None = None) -> tuple[Mended | None, str]:
     """(the best plan seen, what was done) of at most `updates` updates in `share` of what is left of the budget. `trace` gets (plans priced, best
     cost) after each update. The network given is left as it is."""
     network = copy.deepcopy(network).train()
@@ -32,6 +32,6 @@ def tune(network: Network, case: Case, budget: Budget, seed: int = 0, updates: i
             best = found
         if trace is not None:
             trace.append((spent, float("inf") if best is None else best.cost))
-        learner.update(Policy(network), steps)
+        learner.update(GraphPolicy(network), steps)
         done += 1
     return best, f"Fine-tuned on this graph by {done} updates."
