@@ -26,7 +26,7 @@ from fourfold.decisions.pipeline.pipedream import Pipedream
 from fourfold.decisions.pipeline.problem import Latency, MaxLoad, Split, invented
 from fourfold.decisions.pipeline.throughput_ip import ThroughputIp
 from fourfold.errors import InputError
-from fourfold.frontends.placement import Workload, read_placement, read_split
+from fourfold.frontends.placement import PipelineWorkload, read_placement, read_split
 from fourfold.problem import Budget, solve
 
 SUITE = Path(os.environ.get("FOURFOLD_PLACEMENT_SUITE", Path(__file__).parents[2] / "shared" / "data" / "place"))
@@ -34,7 +34,7 @@ needs_suite = pytest.mark.skipif(not SUITE.is_dir(), reason="the placement suite
                                                             "msr-fiddle/dnn-partitioning")
 
 
-def tiny(seed: int) -> Workload:
+def tiny(seed: int) -> PipelineWorkload:
     """At most seven nodes, two accelerators, one core."""
     return replace(invented(seed, 7), accelerators=2)
 
@@ -116,7 +116,7 @@ def test_a_split_must_name_each_node_once(tmp_path: Path) -> None:
 
 # ---- validators and prices, by a second, slow way
 
-def slow_load(w: Workload, machine: np.ndarray, m: int) -> float:
+def slow_load(w: PipelineWorkload, machine: np.ndarray, m: int) -> float:
     own = set(np.flatnonzero(machine == m).tolist())
     if m >= w.accelerators:
         return sum(float(w.core[v]) for v in own)
@@ -176,7 +176,7 @@ def test_rules_are_broken_in_words() -> None:
     assert Latency(free, parts=2).violations(Split(np.array([0, 1, 0]), np.array([0, 0, 1]))) == []
 
 
-def read_placement_plain() -> Workload:
+def read_placement_plain() -> PipelineWorkload:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +199,7 @@ def test_throughput_against_brute_force(seed: int) -> None:
     assert solve(contiguous, ThroughputIp(), Budget(20, 3000)).cost == pytest.approx(every(contiguous, 3)[0][0], rel=1e-4)
 
 
-def in_order(w: Workload, split: Split) -> bool:
+def in_order(w: PipelineWorkload, split: Split) -> bool:
     """Whether the machines of a split, cores too, can be put in an order that all edges follow."""
     a, b = split.machine[w.source], split.machine[w.target]
     edges = {(int(x), int(y)) for x, y in zip(a, b, strict=True) if x != y}

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fourfold.engines.select import Choice, Outcome, powers, race_model, representative
+from fourfold.engines.select import EngineChoice, Outcome, powers, race_model, representative
 from fourfold.errors import InputError
 from fourfold.measure.race import RaceResult, SystemClock, median_ratio, race
 
@@ -281,7 +281,7 @@ def test_unknown_words_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_settings() -> None:
     assert powers(1) == [1] and powers(2) == [1, 2] and powers(6) == [1, 2, 4, 6]
-    assert str(Choice("torch", "fp32", 2, 8, True)) == "torch fp32, 2 threads, batch 8, by length"
+    assert str(EngineChoice("torch", "fp32", 2, 8, True)) == "torch fp32, 2 threads, batch 8, by length"
     index = representative(1000, 0.01, 95.0, "energy", 0)
     assert len(index) == 100 and len(set(index)) == 100 and list(index) == sorted(index)
     assert len(representative(10, 0.01, 1000, "energy", 0)) == 10 and len(representative(1000, 10.0, 1, "latency", 0)) == 4

@@ -178,12 +178,12 @@ def rows(path: Path, model: Any, count: int = 240) -> Path:
 
 def way(model: Any, net: Any, precision: str, folder: Path) -> Way:
     from fourfold.engines import engine
-    from fourfold.engines.select import Choice, Contender
+    from fourfold.engines.select import Contender, EngineChoice
 
     part = model.assembly.parts[0]
     wrapped = part.subject.wrap(net).eval()
     contender = Contender(engine("torch"), precision, wrapped, part.signature, None, folder, [])  # type: ignore[arg-type]
-    return Way("other precisions", Choice("torch", precision, 1, 8, True), contender, False)
+    return Way("other precisions", EngineChoice("torch", precision, 1, 8, True), contender, False)
 
 
 def test_labels_are_numbered_as_the_task_numbers_them(cheap: Path, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def _outs(value: Any, outputs: Iterator[int]) -> Any:
 
 
 @dataclass(frozen=True)
-class Step:
+class ProgramNode:
     """A node of a program that only its own process can run."""
 
     program: Any
@@ -207,7 +207,7 @@ class Step:
 
 def _step(program: Any, graph: Graph, node: int, task: int) -> Call:
     reads = tuple(graph.inputs_of(node).tolist())
-    return Call(task, node, Step(program, node, reads), tuple(Ref(v) for v in reads), {}, graph.outputs_of(node).tolist())
+    return Call(task, node, ProgramNode(program, node, reads), tuple(Ref(v) for v in reads), {}, graph.outputs_of(node).tolist())
 
 
 # ---- as Python -----------------------------------------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def module(region: Region, made: Sequence[Call], weights: Mapping[int, Any]) -> 
         root.register_buffer(f"w{v}", tensor)
         at[v] = graph.get_attr(f"w{v}")
     for call in made:
-        if isinstance(call.target, Step) or getattr(call.target, "foreign", False):
+        if isinstance(call.target, ProgramNode) or getattr(call.target, "foreign", False):
             raise InputError(f"node {call.node} is no torch operation", "Run this region eagerly.")
         for k, part in enumerate((*call.args, *call.kwargs.values())):
             if isinstance(part, nn.Module):

@@ -26,7 +26,7 @@ from typing import Any
 
 from fourfold.engines.call import Call, Region
 from fourfold.engines.decompose import spelled
-from fourfold.engines.region import Step, module, printed
+from fourfold.engines.region import ProgramNode, module, printed
 
 ENGINES = ("eager", "inductor", "openvino", "onnxruntime", "xla")
 OPTIONS = {"freezing": True}                                            # of Inductor
@@ -58,7 +58,7 @@ def spec_of(tensor: Any) -> Spec | None:
 
 
 @dataclass
-class Job:
+class RegionJob:
     """All that an engine may ask of a region. `file`: the region as an ONNX model, where it comes from one; `folder`: where compiled code is kept."""
 
     region: Region
@@ -82,7 +82,7 @@ class Job:
         return found
 
 
-def build(engine: str, job: Job) -> Callable[..., Any]:
+def build(engine: str, job: RegionJob) -> Callable[..., Any]:
     """A callable of the tensors of `region.reads` that returns those of `region.makes` (with `stamps` and engine eager: and times, see `printed`).
 
     Raises Declined with the reason where the engine cannot.
@@ -94,7 +94,7 @@ def build(engine: str, job: Job) -> Callable[..., Any]:
     return made
 
 
-def _eager(job: Job) -> Callable[..., Any]:
+def _eager(job: RegionJob) -> Callable[..., Any]:
     import time
 
     return printed(job.region, job.calls, job.weights, mark=job.mark, clock=time.perf_counter if job.stamps else None)
@@ -107,17 +107,17 @@ def _compiler() -> None:
         raise Declined("Inductor needs a C++ compiler and there is none (install g++ or clang)")
 
 
-def _fx(job: Job) -> Any:
-    if any(isinstance(call.target, Step) or getattr(call.target, "foreign", False) for call in job.calls):
+def _fx(job: RegionJob) -> Any:
+    if any(isinstance(call.target, ProgramNode) or getattr(call.target, "foreign", False) for call in job.calls):
         raise Declined("a node of the region is no torch operation")
     return module(job.region, job.calls, job.weights)
 
 
-def _inductor(job: Job) -> Callable[..., Any]:
+def _inductor(job: RegionJob) -> Callable[..., Any]:
     return _ahead(job)
 
 
-def _ahead(job: Job) -> Callable[..., Any]:
+def _ahead(job: RegionJob) -> Callable[..., Any]:
     """Compiled ahead of time into a package, which is kept in `folder` under a name of all that decides it; just in time where that fails."""
     import torch
 
@@ -148,7 +148,7 @@ def _ahead(job: Job) -> Callable[..., Any]:
     return _fitted(loaded, job)
 
 
-def _fitted(call: Callable[..., Any], job: Job) -> Callable[..., Any]:
+def _fitted(call: Callable[..., Any], job: RegionJob) -> Callable[..., Any]:
     """Compiled code believes the strides that it was compiled for."""
     import torch
 
@@ -164,7 +164,7 @@ def _fitted(call: Callable[..., Any], job: Job) -> Callable[..., Any]:
     return run
 
 
-def _key(job: Job, graph: Any) -> str:
+def _key(job: RegionJob, graph: Any) -> str:
     """Digest of code, weights, shapes, threads, torch and processor."""
     import torch
 
@@ -183,7 +183,7 @@ def _key(job: Job, graph: Any) -> str:
 
 # ---- others --------------------------------------------------------------------------------------------------------------------------------------
 
-def _openvino(job: Job) -> Callable[..., Any]:
+def _openvino(job: RegionJob) -> Callable[..., Any]:
     """In float32, one stream for one call at a time."""
     import torch
 
@@ -229,7 +229,7 @@ def _kept(tensor: Any, dtype: Any) -> Any:
     return tensor if dtype is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _onnxruntime(job: Job) -> Callable[..., Any]:
+def _onnxruntime(job: RegionJob) -> Callable[..., Any]:
     """All of ONNX Runtime's graph optimisations, the region's share of threads."""
     import torch
 
@@ -251,9 +251,9 @@ def _onnxruntime(job: Job) -> Callable[..., Any]:
     return run
 
 
-def _xla(job: Job) -> Callable[..., Any]:
+def _xla(job: RegionJob) -> Callable[..., Any]:
     """The primitives of the region in one jitted function."""
-    if not any(isinstance(call.target, Step) and call.target.program.dialect == "jax" for call in job.calls):
+    if not any(isinstance(call.target, ProgramNode) and call.target.program.dialect == "jax" for call in job.calls):
         raise Declined("the program is no JAX function")
     import jax  # type: ignore[import-not-found]
 
@@ -266,7 +266,7 @@ def _xla(job: Job) -> Callable[..., Any]:
     return run
 
 
-_BUILDERS: dict[str, Callable[[Job], Callable[..., Any]]] = {
+_BUILDERS: dict[str, Callable[[RegionJob], Callable[..., Any]]] = {
     "eager": _eager, "inductor": _inductor, "openvino": _openvino, "onnxruntime": _onnxruntime, "xla": _xla,
 }
 

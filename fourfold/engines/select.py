@@ -56,7 +56,7 @@ class Data(Protocol):
     def batches(self, size: int, bucket: bool = True, seed: int | None = None) -> list[np.ndarray]: ...
 
 
-class Model(Protocol):
+class RacedModel(Protocol):
     """What a race needs of the subject (see `fourfold.frontends.model.Subject`)."""
 
     inputs: tuple[str, ...]
@@ -65,7 +65,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """One way to run a model. `bucket`: batches are made of examples of like length."""
 
     engine: str
@@ -88,8 +88,8 @@ class Outcome:
     """All that was found, as plain data. Ratios are to the baseline's own best configuration; `files` lie in `folder`."""
 
     objective: str
-    best: Choice
-    baseline: Choice
+    best: EngineChoice
+    baseline: EngineChoice
     result: RaceResult | None
     table: list[dict[str, Any]]
     rejected: list[dict[str, str]]
@@ -115,7 +115,7 @@ class Outcome:
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
         """The reverse of `to_json`."""
         result = data["result"] and RaceResult.from_json(data["result"])
-        return cls(**{**data, "best": Choice(**data["best"]), "baseline": Choice(**data["baseline"]), "result": result})
+        return cls(**{**data, "best": EngineChoice(**data["best"]), "baseline": EngineChoice(**data["baseline"]), "result": result})
 
 
 @dataclass
@@ -139,7 +139,7 @@ class Contender:
             self.sessions[threads] = self.engine.open(self.folder, wrapped, self.signature, self.precision, threads)
         return self.sessions[threads]
 
-    def runner(self, choice: Choice) -> Callable[[], None]:
+    def runner(self, choice: EngineChoice) -> Callable[[], None]:
         """One pass over the examples in this configuration, collation included."""
         session, batches = self.session(choice.threads), self.data.batches(choice.batch, choice.bucket)
 
@@ -149,7 +149,7 @@ class Contender:
 
         return run
 
-    def like(self, choice: Choice) -> Choice:
+    def like(self, choice: EngineChoice) -> EngineChoice:
         """The same settings for this pair."""
         return replace(choice, engine=self.engine.name, precision=self.precision)
 
@@ -160,7 +160,7 @@ class Contender:
 
 
 def race_model(
-    subject: Model,
+    subject: RacedModel,
     module: nn.Module,
     examples: Data,
     *,
@@ -173,7 +173,7 @@ def race_model(
     calibration: Data | None = None,
     reference: nn.Module | None = None,
     reference_examples: Data | None = None,
-    accept: Callable[[Session, Choice], str | None] | None = None,
+    accept: Callable[[Session, EngineChoice], str | None] | None = None,
     folder: Path | None = None,
     seed: int = 0,
     log: Callable[[str], None] | None = None,
@@ -195,7 +195,7 @@ def race_model(
     before = set(folder.iterdir())
     sizes = [1] if objective == "latency" else sorted(set(batch_sizes or (4, 8, 16, 32, 64)))
     counts = sorted(set(threads or powers(machine.cores)))
-    first = Choice("torch", "fp32", counts[0], middle(sizes), len(set(map(int, examples.lengths))) > 1)
+    first = EngineChoice("torch", "fp32", counts[0], middle(sizes), len(set(map(int, examples.lengths))) > 1)
 
     few = sample_batches(calibration or examples, seed)
     signature, wrapped = Signature.of(subject.inputs, few), subject.wrap(module).eval()
@@ -254,8 +254,8 @@ def prepare(
     folder: Path,
     machine: Any,
     course: Field,
-    accept: Callable[[Session, Choice], str | None] | None,
-    first: Choice,
+    accept: Callable[[Session, EngineChoice], str | None] | None,
+    first: EngineChoice,
 ) -> tuple[dict[str, Contender], list[dict[str, str]]]:
     """Export, open and check every pair while a little over half of the budget lasts; the rest is rejected with the reason."""
     ready: dict[str, Contender] = {}
@@ -295,9 +295,9 @@ def prepare(
 class Step:
     """One race of a contender's settings: `results` are relative to `anchor`, `best` is what it went on with."""
 
-    results: dict[Choice, RaceResult]
-    anchor: Choice
-    best: Choice
+    results: dict[EngineChoice, RaceResult]
+    anchor: EngineChoice
+    best: EngineChoice
 
 
 @dataclass
@@ -313,7 +313,7 @@ class Field:
     budget: float
     started: float = field(default_factory=time.perf_counter)
     each: float = 0.0  # seconds of the baseline per example, roughly
-    best_baseline: Choice = field(init=False)
+    best_baseline: EngineChoice = field(init=False)
     steps: dict[str, list[Step]] = field(default_factory=dict)
 
     def left(self) -> float:
@@ -329,12 +329,12 @@ class Field:
     def cost(self, result: RaceResult) -> float:
         return result.cpu_median if self.by == "cpu" else result.wall_median
 
-    def run(self, contenders: dict[str, Contender], first: Choice) -> tuple[Choice, RaceResult | None, list[dict[str, Any]]]:
+    def run(self, contenders: dict[str, Contender], first: EngineChoice) -> tuple[EngineChoice, RaceResult | None, list[dict[str, Any]]]:
         """(best choice, its final result or None where nothing beat the baseline, table of everything tried)."""
         heats = self.heats(contenders, first)
         self.say("tuning the baseline: batch size, bucketing, threads")
         self.best_baseline = self.tune(self.base, BASELINE, first)
-        tuned: dict[str, Choice] = {}
+        tuned: dict[str, EngineChoice] = {}
         for label in self.finalists(contenders, heats):
             self.say(f"tuning {label}")
             tuned[label] = self.tune(contenders[label], label, contenders[label].like(self.best_baseline))
@@ -347,7 +347,7 @@ class Field:
         table = self.table(contenders, first, heats, tuned, results, winner)
         return (tuned[winner], results[winner], table) if winner else (self.best_baseline, None, table)
 
-    def heats(self, contenders: dict[str, Contender], first: Choice) -> dict[str, RaceResult]:
+    def heats(self, contenders: dict[str, Contender], first: EngineChoice) -> dict[str, RaceResult]:
         """Every pair in the first configuration, hopeless ones given up early."""
         runners = {BASELINE: self.base.runner(first)} | {label: contender.runner(contender.like(first)) for label, contender in contenders.items()}
         self.say(f"racing {len(contenders)} back ends with the baseline")
@@ -368,7 +368,7 @@ class Field:
         ranked = sorted(contenders, key=lambda label: self.cost(heats[label]))
         return [label for label in ranked if self.cost(heats[label]) <= 1.25 * self.cost(heats[ranked[0]])][:3]
 
-    def tune(self, contender: Contender, label: str, start: Choice) -> Choice:
+    def tune(self, contender: Contender, label: str, start: EngineChoice) -> EngineChoice:
         """Coordinate descent: batch size, then bucketing, then threads, keeping what is fastest."""
         best, steps = start, self.steps.setdefault(label, [])
         bucketing = [True, False] if start.bucket and self.sizes != [1] else [start.bucket]
@@ -401,9 +401,9 @@ class Field:
     def table(
         self,
         contenders: dict[str, Contender],
-        first: Choice,
+        first: EngineChoice,
         heats: dict[str, RaceResult],
-        tuned: dict[str, Choice],
+        tuned: dict[str, EngineChoice],
         results: dict[str, RaceResult],
         winner: str | None,
     ) -> list[dict[str, Any]]:
@@ -429,7 +429,7 @@ class Field:
         return rows + chained
 
     def row(
-        self, stage: str, label: str, choice: Choice, result: RaceResult, contender: Contender, scale: dict[str, float], chosen: bool
+        self, stage: str, label: str, choice: EngineChoice, result: RaceResult, contender: Contender, scale: dict[str, float], chosen: bool
     ) -> dict[str, Any]:
         """One line of the table. Times are seconds per example, bytes those of the weights, noise as in `parity`."""
         ratios = {by: {key: getattr(getattr(result, by), key) * scale[by] for key in ("value", "low", "high")} for by in ("cpu", "wall")}

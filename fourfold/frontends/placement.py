@@ -32,7 +32,7 @@ _EDGE = ("sourceId", "destId", "cost")
 
 
 @dataclass(frozen=True)
-class Workload:
+class PipelineWorkload:
     """N nodes and E edges between their indices (not ids). Times in the file's unit, sizes in bytes.
 
     ids i8[N], names [N]; core, accelerator f8[N]: time on either; size f8[N]; supported, backward bool[N]; color i4[N]: 0, 1, …, equal = one device;
@@ -78,7 +78,7 @@ class Workload:
         return f"{self.ids[node]} ({name})" if name else str(self.ids[node])
 
 
-def read_placement(path: str | Path) -> Workload:
+def read_placement(path: str | Path) -> PipelineWorkload:
     """A workload from a file of the suite, unchanged.
 
     Raises InputError: not JSON, missing keys, wrong types, ids given twice or unknown, edges from a node to itself, negative or infinite figures, a
@@ -107,13 +107,13 @@ def read_placement(path: str | Path) -> Workload:
     color = np.array([colors.setdefault(row["color"], len(colors)) for row in rows], np.int32)
     core, accelerator, size = (np.array([row[key] for row in rows], float) for key in _NODE[1:])
     supported, backward = (np.array([row[key] for row in rows], bool) for key in ("supported", "backward"))
-    workload = Workload(path.stem, accelerators, cores, limit, ids, core, accelerator, size, source, target, cost, supported, backward, color,
+    workload = PipelineWorkload(path.stem, accelerators, cores, limit, ids, core, accelerator, size, source, target, cost, supported, backward, color,
                         tuple(row["name"] for row in rows), notes)
     _fits(path, workload)
     return workload
 
 
-def read_split(path: str | Path, workload: Workload) -> np.ndarray:
+def read_split(path: str | Path, workload: PipelineWorkload) -> np.ndarray:
     """The machine of each node, i2[N], from a split of the suite: {"fpgas": [{"nodes": [id, …]}, …], "cpus": […]}; accelerators are 0 … k-1, cores
     from k on. Loads and maxLoad in the file are ignored (the suite's hold placeholders). Raises InputError for unknown, repeated or forgotten
     nodes.
@@ -192,7 +192,7 @@ def _edges(path: Path, edges: list[Any], index: dict[int, int]) -> tuple[np.ndar
     return ends[:, 0], ends[:, 1], np.nan_to_num(cost), notes
 
 
-def _fits(path: Path, workload: Workload) -> None:
+def _fits(path: Path, workload: PipelineWorkload) -> None:
     size = np.bincount(workload.color, workload.size)
     able = np.bincount(workload.color, ~workload.supported) == 0
     if workload.accelerators + workload.cores < 1:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.datasets.task import Task
     from fourfold.engines.base import Session
-    from fourfold.engines.select import Choice, Contender
+    from fourfold.engines.select import Contender, EngineChoice
     from fourfold.measure.race import RaceResult
 
 EXACT = ("fp32", "bf16")  # precisions in which back ends differ by rounding only
@@ -41,7 +41,7 @@ class Way:
     """A way to run a member that was raced: who, its files, its times relative to the stored choice. `exact`: the stored answers up to rounding."""
 
     name: str
-    choice: Choice
+    choice: EngineChoice
     contender: Contender
     exact: bool
     result: RaceResult | None = None
@@ -156,7 +156,7 @@ def _member(
     """The race of one member: its stored choice, the same with its settings tuned, and the best of the others."""
     from fourfold import engines as registry
     from fourfold.engines.base import PRECISIONS, Signature
-    from fourfold.engines.select import Choice, Contender, Field, powers, race_model, sample_batches
+    from fourfold.engines.select import Contender, EngineChoice, Field, powers, race_model, sample_batches
     from fourfold.host import here
     from fourfold.measure.race import race
 
@@ -164,7 +164,7 @@ def _member(
     began, machine = time.perf_counter(), here()
     wrapped = part.subject.wrap(part.module).eval()  # type: ignore[arg-type]
     signature = Signature.of(part.subject.inputs, sample_batches(examples, 0))
-    first = Choice(stored.engine, stored.precision, stored.threads, 1 if objective == "latency" else stored.batch, stored.bucketing)
+    first = EngineChoice(stored.engine, stored.precision, stored.threads, 1 if objective == "latency" else stored.batch, stored.bucketing)
     own = Contender(
         registry.engine(stored.engine), stored.precision, wrapped, part.signature or signature, examples, part.folder or Path("."), part.files
     )
@@ -231,7 +231,7 @@ def _member(
     return found
 
 
-def _setting(choice: Choice) -> Setting:
+def _setting(choice: EngineChoice) -> Setting:
     return Setting(choice.engine, choice.precision, choice.threads, choice.batch, choice.bucket)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from fourfold.errors import Infeasible
-from fourfold.frontends.placement import Workload
+from fourfold.frontends.placement import PipelineWorkload
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Groups:
         return len(self.fast)
 
     @classmethod
-    def of_workload(cls, w: Workload, *, acyclic: bool = False, merged: np.ndarray | None = None) -> Groups:
+    def of_workload(cls, w: PipelineWorkload, *, acyclic: bool = False, merged: np.ndarray | None = None) -> Groups:
         """Groups of `w`; `merged` i[N] names what must be together besides classes (default: nothing)."""
         of = _unite(len(w), w.color, merged)
         source, target = _flow(w, of)
@@ -146,7 +146,7 @@ def _unite(count: int, color: np.ndarray, merged: np.ndarray | None) -> np.ndarr
     return np.unique(label, return_inverse=True)[1].astype(np.int64)
 
 
-def _flow(w: Workload, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _flow(w: PipelineWorkload, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Edges within the forward pass and within the backward pass, the latter turned round if that leaves more groups: backward nodes ride with their
     forward ones, and what is contiguous in a graph is so in its reverse.
     """
@@ -167,7 +167,7 @@ def _components(of: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.nd
     return connected_components(graph, connection="strong")[1].astype(np.int64)[of]
 
 
-def _nets(w: Workload, of: np.ndarray) -> tuple[list[tuple[int, ...]], list[float]]:
+def _nets(w: PipelineWorkload, of: np.ndarray) -> tuple[list[tuple[int, ...]], list[float]]:
     readers: list[set[int]] = [{int(g)} for g in of]
     for u, v in zip(w.source.tolist(), w.target.tolist(), strict=True):
         readers[u].add(int(of[v]))

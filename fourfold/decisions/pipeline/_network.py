@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from fourfold.decisions.pipeline._groups import Groups
-from fourfold.frontends.placement import Workload
+from fourfold.frontends.placement import PipelineWorkload
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Network:
     arrays: tuple[np.ndarray, ...]
 
     @classmethod
-    def of_workload(cls, w: Workload, parts: int) -> Network:
+    def of_workload(cls, w: PipelineWorkload, parts: int) -> Network:
         groups = Groups.of_workload(w)
         by = np.argsort(w.source, kind="stable")
         after = w.target[by].astype(np.int64)

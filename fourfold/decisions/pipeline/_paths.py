@@ -13,10 +13,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from fourfold.frontends.placement import Workload
+from fourfold.frontends.placement import PipelineWorkload
 
 
-def path_bound(w: Workload, parts: int = 1) -> float:
+def path_bound(w: PipelineWorkload, parts: int = 1) -> float:
     """The bound of the module's docstring, the greatest over a few long paths."""
     k = w.accelerators * parts
     fast = np.where(w.supported, w.accelerator, np.inf) if k else np.full(len(w), np.inf)
@@ -29,7 +29,7 @@ def path_bound(w: Workload, parts: int = 1) -> float:
     return best
 
 
-def _reach(w: Workload) -> np.ndarray:
+def _reach(w: PipelineWorkload) -> np.ndarray:
     """bool[N, N]: v can be reached from u, itself included."""
     reach = np.eye(len(w), dtype=bool)
     after: list[list[int]] = [[] for _ in range(len(w))]
@@ -41,7 +41,7 @@ def _reach(w: Workload) -> np.ndarray:
     return reach
 
 
-def _paths(w: Workload, time: np.ndarray) -> list[np.ndarray]:
+def _paths(w: PipelineWorkload, time: np.ndarray) -> list[np.ndarray]:
     """Long paths: by time, by time and transfers, by number of nodes."""
     before: list[list[int]] = [[] for _ in range(len(w))]
     for u, v in zip(w.source.tolist(), w.target.tolist(), strict=True):

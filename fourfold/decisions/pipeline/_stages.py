@@ -7,10 +7,10 @@ from numba import njit
 
 from fourfold.decisions.pipeline._groups import Groups
 from fourfold.errors import Infeasible
-from fourfold.frontends.placement import Workload
+from fourfold.frontends.placement import PipelineWorkload
 
 
-def stages(workload: Workload, seed: int = 0, orders: int = 1) -> list[np.ndarray]:
+def stages(workload: PipelineWorkload, seed: int = 0, orders: int = 1) -> list[np.ndarray]:
     """Valid splits, machine of each node i8[N], best first: the best cut of each of several topological orders into stages.
 
     Raises Infeasible where no order can be cut within the memory.

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from fourfold.errors import InputError
-from fourfold.frontends.placement import Workload
+from fourfold.frontends.placement import PipelineWorkload
 from fourfold.problem import Problem
 
 _SLACK = 1e-9                                                           # share of the limit by which sums of bytes may differ in rounding
@@ -49,7 +49,7 @@ class MaxLoad(Problem[Split]):
     question: ClassVar[str] = "partition"
     lever: ClassVar[str] = "machine"
 
-    workload: Workload
+    workload: PipelineWorkload
     contiguous: bool = False
     expert: Split | None = None
     unit: str = "ms"
@@ -98,7 +98,7 @@ class Latency(Problem[Split]):
     question: ClassVar[str] = "partition-latency"
     lever: ClassVar[str] = "machine"
 
-    workload: Workload
+    workload: PipelineWorkload
     parts: int = 1
     unit: str = "ms"
 
@@ -179,7 +179,7 @@ class Latency(Problem[Split]):
         return cls(invented(seed))
 
 
-def longest(workload: Workload, time: np.ndarray) -> float:
+def longest(workload: PipelineWorkload, time: np.ndarray) -> float:
     """Length of the longest path, node times f8[N]."""
     end = time.astype(float).copy()
     before: list[list[int]] = [[] for _ in range(len(workload))]
@@ -190,7 +190,7 @@ def longest(workload: Workload, time: np.ndarray) -> float:
     return float(end.max(initial=0.0))
 
 
-def average(workload: Workload) -> float:
+def average(workload: PipelineWorkload) -> float:
     """The least T at which k accelerators and the cores have time for all nodes that may be shared out in fractions: the node with the greatest
     ratio of accelerator to core time goes to the cores first.
     """
@@ -219,7 +219,7 @@ def average(workload: Workload) -> float:
     return float(best)
 
 
-def heaviest(workload: Workload) -> float:
+def heaviest(workload: PipelineWorkload) -> float:
     """The class that takes longest on its better device."""
     w = workload
     able = (np.bincount(w.color, ~w.supported) == 0) & (np.bincount(w.color, w.size) <= w.limit) & (w.accelerators > 0)
@@ -227,7 +227,7 @@ def heaviest(workload: Workload) -> float:
     return float(np.minimum(here, np.bincount(w.color, w.core) if w.cores else np.inf).max(initial=0.0))
 
 
-def invented(seed: int, most: int = 14) -> Workload:
+def invented(seed: int, most: int = 14) -> PipelineWorkload:
     """A small random workload: 4 to `most` nodes, 1 to 3 accelerators, a core that takes everything; at times a class, or a node for the core
     alone."""
     rng = np.random.default_rng(seed)
@@ -241,12 +241,12 @@ def invented(seed: int, most: int = 14) -> Workload:
     if seed % 3 == 1:
         color[rng.integers(count)] = color[rng.integers(count)]
     _, color = np.unique(color, return_inverse=True)
-    return Workload(f"invented {seed}", accelerators, 1, float(np.ceil(size.sum() / accelerators * 0.8 + 50)), np.arange(count) * 3 + 1,
+    return PipelineWorkload(f"invented {seed}", accelerators, 1, float(np.ceil(size.sum() / accelerators * 0.8 + 50)), np.arange(count) * 3 + 1,
                     np.round(fast * rng.uniform(2, 12), 3), fast, size, ends[:, 0], ends[:, 1], np.round(rng.exponential(0.8, count), 3),
                     rng.random(count) > 0.08, np.zeros(count, bool), color.astype(np.int32))
 
 
-def _border(w: Workload, owner: np.ndarray, count: int) -> np.ndarray:
+def _border(w: PipelineWorkload, owner: np.ndarray, count: int) -> np.ndarray:
     """border(S) of each owner 0 … count-1, f8; owners ≥ count pay nothing."""
     a, b = owner[w.source], owner[w.target]
     cut = a != b
@@ -258,7 +258,7 @@ def _border(w: Workload, owner: np.ndarray, count: int) -> np.ndarray:
     return np.bincount(payer[own], w.cost[moved[own]], count)
 
 
-def _common(w: Workload, machine: np.ndarray, machines: int) -> list[str]:
+def _common(w: PipelineWorkload, machine: np.ndarray, machines: int) -> list[str]:
     """Rules that both questions have: a machine a node, classes whole, memory, support."""
     if len(machine) != len(w):
         return [f"the split is of {len(machine)} nodes, the workload has {len(w)}"]
@@ -278,7 +278,7 @@ def _common(w: Workload, machine: np.ndarray, machines: int) -> list[str]:
     return broken
 
 
-def _returns(w: Workload, inside: np.ndarray) -> int:
+def _returns(w: PipelineWorkload, inside: np.ndarray) -> int:
     """A node of `inside` that a path reaches which has left it before; -1: none."""
     left = np.zeros(len(w), bool)
     after: list[list[int]] = [[] for _ in range(len(w))]

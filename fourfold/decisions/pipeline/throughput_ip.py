@@ -15,7 +15,7 @@ import numpy as np
 from fourfold.decisions.pipeline._groups import Groups
 from fourfold.decisions.pipeline._stages import stages
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
-from fourfold.frontends.placement import Workload
+from fourfold.frontends.placement import PipelineWorkload
 from fourfold.problem import Budget, Proposal, Solver
 
 _UNITS, _LARGEST, _SMALL = 100_000, 60_000, 400                         # units of a load; booleans at most; up to these one worker and one answer
@@ -101,7 +101,7 @@ def _model(problem: MaxLoad, g: Groups, value: float) -> tuple[Any, list[list[An
     return model, x, unit
 
 
-def _contiguous(model: Any, w: Workload, g: Groups, x: list[Any]) -> None:
+def _contiguous(model: Any, w: PipelineWorkload, g: Groups, x: list[Any]) -> None:
     for phase in (~w.backward, w.backward):
         z = [model.new_bool_var("") for _ in range(len(w))]
         for v in range(len(w)):

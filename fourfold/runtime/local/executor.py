@@ -30,7 +30,7 @@ from fourfold.host import here
 from fourfold.runtime.local.devices import GPU, allotted, local, ordinal, shares
 from fourfold.runtime.local.malloc import keep
 from fourfold.runtime.local.tensors import feed, natives, tensors
-from fourfold.runtime.local.workers import EAGERLY, Arena, Duty, Layout, Pool, Record
+from fourfold.runtime.local.workers import EAGERLY, Arena, Duty, Layout, Record, WorkerPool
 
 if TYPE_CHECKING:
     from fourfold.plans import Plan
@@ -188,7 +188,7 @@ class Local:
         mine = next((duty for duty in duties if duty.device == self.home), None)
         self._threads, self._cores = (mine.threads, mine.cores) if mine is not None else (0, ())
         with self._here():
-            self.pool = self._stack.enter_context(Pool(duties, self.home, arena, self.weights, self.limit))
+            self.pool = self._stack.enter_context(WorkerPool(duties, self.home, arena, self.weights, self.limit))
 
     def inspect(self, keep: bool = False) -> None:
         """Shapes, strides and dtypes of all values, from one run in this process; `keep`: and what passes between regions, in `kept`."""

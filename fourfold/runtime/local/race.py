@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.engines.regions import Declined, Job, build
+from fourfold.engines.regions import Declined, RegionJob, build
 from fourfold.errors import FourfoldError
 from fourfold.host import here
 from fourfold.runtime.local.compare import unlike
@@ -144,8 +144,8 @@ def _raced_regions(plan: Plan, program: Any, inputs: Any, engines: Sequence[str]
             wanted: Any = None
             for engine in ("eager", *engines):
                 say(f"region {name}: {engine}")
-                job = Job(region, ready.calls[region.number], {v: ready.weights[v] for v in region.weights}, ready.specs, threads[region.device],
-                          ready.file(region, engine), folder)
+                job = RegionJob(region, ready.calls[region.number], {v: ready.weights[v] for v in region.weights}, ready.specs,
+                                threads[region.device], ready.file(region, engine), folder)
                 try:
                     call = build(engine, job)
                     with torch.inference_mode():

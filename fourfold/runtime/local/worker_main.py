@@ -12,7 +12,7 @@ from typing import Any
 
 from fourfold.errors import FourfoldError
 from fourfold.runtime.local.malloc import keep
-from fourfold.runtime.local.workers import EAGERLY, Arena, Device, Duty, Inbox, Lost, Record, pack, unpack
+from fourfold.runtime.local.workers import EAGERLY, Arena, DeviceWorker, Duty, Inbox, Lost, Record, pack, unpack
 
 
 def main(told: str) -> None:
@@ -31,7 +31,7 @@ def main(told: str) -> None:
         _pin(duty)
         arena = Arena(size, memory)
         inbox = Inbox(reads, orphaned, [link_fd])
-        device = Device(duty, arena, None, writes, inbox.wait)
+        device = DeviceWorker(duty, arena, None, writes, inbox.wait)
         device.prepare()
         link.send_bytes(pack(("ready", None)))
         while True:
@@ -47,7 +47,7 @@ def main(told: str) -> None:
             link.send_bytes(pack(("error", text, mend, isinstance(error, FourfoldError))))
 
 
-def _once(device: Device, duty: Duty, arena: Arena, wanted: bool) -> Record:
+def _once(device: DeviceWorker, duty: Duty, arena: Arena, wanted: bool) -> Record:
     import torch
 
     record = Record()

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.engines.call import Call, Region
-from fourfold.engines.regions import Declined, Job, Spec, build
+from fourfold.engines.regions import Declined, RegionJob, Spec, build
 from fourfold.errors import FourfoldError
 from fourfold.runtime.local import malloc
 
@@ -148,7 +148,7 @@ class Record:
     sent: list[tuple[int, int, float, float]] = field(default_factory=list)
 
 
-class Device:
+class DeviceWorker:
     """Runs the regions of one device in order, in whatever process it is made."""
 
     def __init__(self, duty: Duty, arena: Arena | None, weights: Mapping[int, Any] | None = None, send: Mapping[int, int] | None = None,
@@ -171,7 +171,7 @@ class Device:
         malloc.keep()
         for region, engine, calls, file in duty.jobs:
             self.mark[0] = region.tasks[0]
-            job = Job(region, _moved(calls, duty.target), {v: self.here[v] for v in region.weights}, duty.specs, duty.threads, file,
+            job = RegionJob(region, _moved(calls, duty.target), {v: self.here[v] for v in region.weights}, duty.specs, duty.threads, file,
                       Path(duty.folder) if duty.folder else None, self.mark,
                       duty.stamps and engine == "eager", duty.target)
             try:
@@ -327,7 +327,7 @@ class _Worker:
     link: Connection
 
 
-class Pool:
+class WorkerPool:
     """Workers for all duties but that of `home`, which runs here. A context manager: leaving it, however, ends every worker."""
 
     def __init__(self, duties: Sequence[Duty], home: int | None, arena: Arena | None, weights: Mapping[int, Any], limit: float = 120.0,
@@ -337,9 +337,9 @@ class Pool:
         self._fds: list[int] = []
         self.deadline, self.allowed = 0.0, limit
         self._weights = weights
-        self.device: Device | None = None
+        self.device: DeviceWorker | None = None
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> WorkerPool:
         try:
             self._start()
         except BaseException:
@@ -375,7 +375,7 @@ class Pool:
             self._tell(worker, ("duty", worker.duty, self.arena.size if self.arena else 0))
         if mine is not None:
             send = {b: w for (a, b), (_, w) in ends.items() if a == self.home}
-            self.device = Device(mine, self.arena if self.workers else None, self._weights, send, self.inbox.wait)
+            self.device = DeviceWorker(mine, self.arena if self.workers else None, self._weights, send, self.inbox.wait)
             with self._named(mine, self.device):
                 self.device.prepare()
         for worker in self.workers:
@@ -454,7 +454,7 @@ class Pool:
         raise FourfoldError(text if told else f"The worker of {worker.duty.name} failed at {self._task(worker)}: {text}", mend)
 
     @contextlib.contextmanager
-    def _named(self, duty: Duty, device: Device) -> Iterator[None]:
+    def _named(self, duty: Duty, device: DeviceWorker) -> Iterator[None]:
         try:
             yield
         except (FourfoldError, KeyboardInterrupt):
@@ -521,4 +521,4 @@ def _widen(fd: int) -> None:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
 
 
-__all__ = ["Arena", "Device", "Duty", "Inbox", "Layout", "Lost", "Pool", "Record", "Slot", "pack", "unpack"]
+__all__ = ["Arena", "DeviceWorker", "Duty", "Inbox", "Layout", "Lost", "WorkerPool", "Record", "Slot", "pack", "unpack"]
