@@ -43,7 +43,7 @@ def plan(
     Infeasible where the program fits no device or not all of them (which op, by how many bytes).
     """
     from fourfold.decisions.schedule.problem import Schedule
-    from fourfold.jobs.optimize.state import Silent
+    from fourfold.jobs.optimize.state import NullProgress
     from fourfold.jobs.planning import QUESTION, check, decide, dispatched
     from fourfold.jobs.planning import machine as system_of
     from fourfold.plans import Plan, may_save
@@ -52,7 +52,7 @@ def plan(
     from fourfold.runtime.source import read
     from fourfold.workload import seconds
 
-    listener, patience = progress or Silent(), seconds(budget)
+    listener, patience = progress or NullProgress(), seconds(budget)
     check(solver, objective)
     solver = solver.removeprefix(f"{QUESTION}/")
     if out is not None:                                                # before hours of work, not after

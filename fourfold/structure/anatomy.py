@@ -22,7 +22,7 @@ from fourfold.recipe import Recipe, apply, axis_of, is_conv, pack
 
 
 @dataclass(frozen=True)
-class Site:
+class UnitSlice:
     """Where the units of a bundle sit in one module. Unit u holds, for each segment (start, width), entries start + u·width … + width − 1.
 
     `axis`: "out" | "in" of a parameter module; a number for a bare parameter (`path` then names the parameter). `fixed`: ranges that stay.
@@ -55,15 +55,15 @@ class Bundle:
     kind: str
     count: int
     group: int
-    producers: tuple[Site, ...]
-    followers: tuple[Site, ...]
-    consumers: tuple[Site, ...]
+    producers: tuple[UnitSlice, ...]
+    followers: tuple[UnitSlice, ...]
+    consumers: tuple[UnitSlice, ...]
     counts: tuple[tuple[str, str, int], ...] = ()
     selects: tuple[tuple[str, int | str, int], ...] = ()
     queries: int = 1  # query heads per unit (more than one in grouped-query attention)
 
     @property
-    def consumer(self) -> Site:
+    def consumer(self) -> UnitSlice:
         return self.consumers[-1]
 
     def columns(self, units: Sequence[int]) -> np.ndarray:

@@ -24,9 +24,9 @@ from fourfold.structure.anatomy import (  # fmt: skip
     Block,
     Bundle,
     Keep,
-    Site,
     Stack,
     SubLayer,
+    UnitSlice,
     Vocabulary,
     channel_last,
     consumer_module,
@@ -44,7 +44,7 @@ from fourfold.structure.trace import Call, Trace
 from fourfold.structure.verify import Prover, carrying, prove_cuts, prove_outs, prove_removal, shaken
 
 __all__ = [
-    "Anatomy", "Block", "Bundle", "Keep", "Site", "Stack", "SubLayer", "Vocabulary", "anatomize", "channel_last", "consumer_module",
+    "Anatomy", "Block", "Bundle", "Keep", "Stack", "SubLayer", "UnitSlice", "Vocabulary", "anatomize", "channel_last", "consumer_module",
     "consumer_weight", "hidden", "path_after", "recipe_for", "rows_for", "set_consumer_weight",
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.recipe import channels, is_conv, is_depthwise
-from fourfold.structure.anatomy import Block, Bundle, Site, tensors, within
+from fourfold.structure.anatomy import Block, Bundle, UnitSlice, tensors, within
 from fourfold.structure.trace import Core, Run, Trace, common, is_dense, size
 
 COUNTS = re.compile(
@@ -256,17 +256,20 @@ class PatternMatcher:
                     for counts in self._counts(owner, heads, unit, deep):
                         cuts.append(Bundle(
                             "", "heads", unit, width // unit, layout, tuple(replace_units(f, heads // unit) for f in followers),
-                            (Site(consumer.path, "in", ((0, width // unit),)),), counts, selects, heads // unit,
+                            (UnitSlice(consumer.path, "in", ((0, width // unit),)),), counts, selects, heads // unit,
                         ))  # fmt: skip
         return cuts
 
-    def _layouts(self, producers: list[Run], sizes: dict[str, int], unit: int, heads: int, deep: int, shared: bool) -> list[tuple[Site, ...]]:
+    def _layouts(
+        self, producers: list[Run], sizes: dict[str, int], unit: int, heads: int, deep: int, shared: bool,
+    ) -> list[tuple[UnitSlice, ...]]:
         """Ways in which the rows of the producers may belong to units: in one run per unit, or as query, key and value parts behind each other."""
         if shared:
             extra = {r.path: sizes[r.path] - heads * deep for r in producers}
             queries = [r.path for r in producers if extra[r.path] in (0, 2 * deep)]
             return (
-                [tuple(Site(p, "out", ((0, deep),), ((heads * deep, heads * deep + extra[p]),) if extra[p] else ()) for p in queries)]
+                [tuple(UnitSlice(p, "out", ((0, deep),), ((heads * deep, heads * deep + extra[p]),) if extra[p] else ())
+                       for p in queries)]
                 if queries
                 else []
             )
@@ -285,7 +288,7 @@ class PatternMatcher:
         if not all(several):
             return []
         longest = max(len(w) for w in several)
-        return [tuple(Site(r.path, "out", w[min(k, len(w) - 1)]) for r, w in zip(producers, several, strict=True)) for k in range(longest)]
+        return [tuple(UnitSlice(r.path, "out", w[min(k, len(w) - 1)]) for r, w in zip(producers, several, strict=True)) for k in range(longest)]
 
     def _counts(self, owner: str, heads: int, unit: int, deep: int) -> list[tuple[tuple[str, str, int], ...]]:
         """Which attributes to set with the number of units: counts and widths, counts only, none."""
@@ -310,22 +313,22 @@ class PatternMatcher:
         last = [tuple(numbers + inner + shared)] if shared else []
         return list(dict.fromkeys([tuple(numbers + inner), tuple(numbers + widths), tuple(numbers), (), *last]))
 
-    def _per_head(self, owner: str, path: str, heads: int, deep: int) -> tuple[tuple[Site, ...], tuple[tuple[str, int | str, int], ...]]:
+    def _per_head(self, owner: str, path: str, heads: int, deep: int) -> tuple[tuple[UnitSlice, ...], tuple[tuple[str, int | str, int], ...]]:
         """Tables and parameters with one entry (or one width) per head beside the projections, and arguments with an axis of heads."""
-        sites: list[Site] = []
+        sites: list[UnitSlice] = []
         roots = {owner, path} if within(owner, path) else {owner}
         for place, part in [item for root in sorted(roots) for item in self.module.get_submodule(root).named_modules(prefix=root)]:
             if is_dense(part) or place in self.first and isinstance(part, nn.LayerNorm):
                 continue
             if isinstance(part, nn.Embedding):
                 if part.embedding_dim == heads:
-                    sites.append(Site(place, "out", ((0, 1),)))
+                    sites.append(UnitSlice(place, "out", ((0, 1),)))
                 continue
             for name, value in [*part._parameters.items(), *part._buffers.items()]:
                 shape = list(value.shape) if value is not None else []
                 for n, width in ((heads, 1), *([(heads * deep, deep)] if within(place, owner) else [])):
                     if shape.count(n) == 1 and n > 1:
-                        sites.append(Site(f"{place}.{name}" if place else name, shape.index(n), ((0, width),)))
+                        sites.append(UnitSlice(f"{place}.{name}" if place else name, shape.index(n), ((0, width),)))
                         break
         return tuple(dict.fromkeys(sites)), tuple(self._headed(owner, heads))
 
@@ -358,8 +361,9 @@ class PatternMatcher:
             return unit if size(run.module, "out") == n else ((0, 1), (n, 1))
 
         bundle = Bundle(
-            "", "channels" if conv else "neurons", n, 1, tuple(Site(p.path, "out", rows(p)) for p in producers),
-            tuple(Site(f.path, "out", unit) for f in followers), (*(Site(o.path, "in", unit) for o in others), Site(consumer.path, "in", unit)),
+            "", "channels" if conv else "neurons", n, 1, tuple(UnitSlice(p.path, "out", rows(p)) for p in producers),
+            tuple(UnitSlice(f.path, "out", unit) for f in followers),
+            (*(UnitSlice(o.path, "in", unit) for o in others), UnitSlice(consumer.path, "in", unit)),
         )  # fmt: skip
         cuts = [bundle]
         if any(len(s.segments) == 2 for s in bundle.producers):  # gate and value side by side, or in turns
@@ -421,7 +425,7 @@ def _disturb(module: nn.Module, args: Any, out: Tensor) -> Tensor:
     return 1.5 * out + 0.5
 
 
-def replace_units(site: Site, per: int) -> Site:
+def replace_units(site: UnitSlice, per: int) -> UnitSlice:
     """The site of per-head entries, seen by units of `per` heads."""
     return replace(site, segments=tuple((start, width * per) for start, width in site.segments))
 
@@ -454,7 +458,7 @@ def with_own_bias(cut: Bundle, biases: tuple[dict[str, Any], ...], owner: str) -
     selects = tuple(s for s in cut.selects if s[:2] != (owner, edit["argument"]))
     if not table or any(f.path == table for f in cut.followers):
         return replace(cut, selects=selects)
-    return replace(cut, selects=selects, followers=(*cut.followers, Site(table, "out", ((0, cut.queries),))))
+    return replace(cut, selects=selects, followers=(*cut.followers, UnitSlice(table, "out", ((0, cut.queries),))))
 
 
 def owner_of(reader: PatternMatcher, c: SubLayerMatch) -> str:

@@ -15,7 +15,7 @@ from fourfold.problem import Budget
 _NONE = (np.inf, np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
-class Search:
+class PartialSchedule:
     """A schedule under construction. `found[j]` = (cost, sites, hours), cost inf where the job has no place yet."""
 
     def __init__(self, problem: Place, seed: int = 0, price: np.ndarray | None = None) -> None:

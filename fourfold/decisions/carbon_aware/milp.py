@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fourfold.decisions.carbon_aware._local import Search
+from fourfold.decisions.carbon_aware._local import PartialSchedule
 from fourfold.decisions.carbon_aware._pricing import BLOCK, FREE, kinds, separate, tables
 from fourfold.decisions.carbon_aware.problem import JobHours, Place, joined
 from fourfold.errors import Infeasible
@@ -119,7 +119,7 @@ def _none(proven: bool) -> Infeasible:
 
 def construct(problem: Place, mu: np.ndarray, budget: Budget, seed: int) -> JobHours | None:
     """A valid schedule by insertion at prices mu, displacement and ruins, or None."""
-    search = Search(problem, seed, mu)
+    search = PartialSchedule(problem, seed, mu)
     search.build()
     search.settle(Budget(budget.left / 2, 20 * len(problem.names) + 200))
     if search.homeless:
@@ -132,7 +132,7 @@ def polished(problem: Place, best: JobHours, low: float, mu: np.ndarray, budget:
     """`best` after ruins in what is left of the budget, unless it is proven best already."""
     if problem.cost(best) - low <= _ENOUGH * abs(low):
         return best
-    search = Search(problem, seed + 1, mu)
+    search = PartialSchedule(problem, seed + 1, mu)
     search.adopt(best)
     search.improve(budget)
     return search.schedule()

@@ -14,7 +14,7 @@ import numpy as np
 
 from fourfold.decisions.carbon_aware._choose import planner
 from fourfold.decisions.carbon_aware._forecasts import noisy, shrunk
-from fourfold.decisions.carbon_aware._local import Search
+from fourfold.decisions.carbon_aware._local import PartialSchedule
 from fourfold.decisions.carbon_aware._pricing import FREE, kinds
 from fourfold.decisions.carbon_aware.problem import JobHours, Place, joined
 from fourfold.errors import Infeasible
@@ -139,7 +139,7 @@ def _replan(problem: Place, done: JobHours, plan: JobHours, jobs: np.ndarray, no
         except Infeasible:                                              # cannot be, for `held` is a schedule; but the reservation is what counts
             return None
     else:
-        search = Search(rest, seed)
+        search = PartialSchedule(rest, seed)
         search.adopt(held)
         search.improve(Budget(5.0, 4 * len(jobs)))
         found = search.schedule()

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from fourfold.runtime.service import Served
 
 
-class Silent:
-    """A listener that tells nobody."""
+class NullProgress:
+    """Progress that goes nowhere."""
 
     def plan(self, stages: dict[str, float]) -> None: ...
     def stage(self, name: str, total: int = 0) -> None: ...
