@@ -86,8 +86,8 @@ def about(document: Document) -> dict[str, Any]:
         told["machine"] = f"{machine['name']}, {machine['cores']} cores"
     elif isinstance(machine, str) and "systems" in machine:            # schedule.json: what is simulated, not what it ran on
         del told["machine"]
-    else:
-        told["machine"] = ", ".join(machine.split(", ")[:2])
+    elif machine:
+        told["machine"] = ", ".join(str(machine).split(", ")[:2])
     if "seed" in told and "seeds" not in told:
         told["seeds"] = [int(word) for word in str(told["seed"]).split(",")]
     if isinstance(told.get("seeds"), int):
