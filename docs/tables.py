@@ -280,7 +280,7 @@ def schedule(data: Document) -> str:
     names = ("", "over the default, GO's models", "over expert rules", "over METIS", "over the default, families", "over expert rules",
              "gap to the bound, median: models / families")
     once = [title for name, title in SOLVERS.items() if name in ("go", "go+polish", "auto") and len(seeds.get(name, ())) == 1]
-    one = f" {', '.join(once)}: one seed." if once else ""
+    one = f" {'; '.join(once)}: one seed." if once else ""
     return (f"{head}\n\n{grid(names, rows)}\n\nBrackets are 95 % intervals over the cases.{one} A gap is at most what a plan can be above the "
             f"best; long "
             "chains of link transfers are what the bound does not see.")
