@@ -32,7 +32,7 @@ from fourfold.decisions.schedule import auto, metis
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible
 from fourfold.machine import System
-from fourfold.problem import Budget, Proposal, Solver, appraise, solve
+from fourfold.problem import Budget, Solver, SolverAnswer, appraise, solve
 from fourfold.registry import technique, techniques
 from fourfold.zoo.graphs import FAMILIES, PUBLISHED, make, published
 
@@ -54,7 +54,7 @@ class Bare(Solver):
     needs = ("pymetis",)
     counts = "plans"
 
-    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
         from fourfold.decisions.schedule._parts import PartitionTasks, fuse
 
         work = PartitionTasks.of(problem, fuse(problem))
@@ -63,7 +63,7 @@ class Bare(Solver):
         _, over = work.over(place, priority)
         if over.any():
             raise Infeasible(f"out of memory by {over.max() / 1e9:.2f} GB", "Use larger devices.")
-        return Proposal(work.answer(place, priority))
+        return SolverAnswer(work.answer(place, priority))
 
 
 def made(name: str) -> Solver:

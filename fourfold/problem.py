@@ -142,7 +142,7 @@ class Problem(ABC, Generic[A]):
 
 
 @dataclass(frozen=True)
-class Proposal(Generic[A]):
+class SolverAnswer(Generic[A]):
     """What a solver hands back: an answer, a bound that it claims, the evidence for it (dual prices), and what it wants said."""
 
     answer: A
@@ -173,7 +173,7 @@ class Solver(ABC):
         return None
 
     @abstractmethod
-    def solve(self, problem: Any, budget: Budget, seed: int = 0) -> Proposal[Any]:
+    def solve(self, problem: Any, budget: Budget, seed: int = 0) -> SolverAnswer[Any]:
         """An answer within `budget`; the same seed and evaluations give the same answer. Raises Infeasible where there is none."""
 
 

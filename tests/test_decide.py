@@ -9,7 +9,7 @@ import pytest
 from fourfold.decisions.carbon_aware.now import Now
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import InputError
-from fourfold.problem import Budget, Proposal, Rejected, Solver, appraise, gap, solve
+from fourfold.problem import Budget, Rejected, Solver, SolverAnswer, appraise, gap, solve
 
 
 def small(**changes: Any) -> Place:
@@ -29,9 +29,9 @@ class Liar(Solver):
     def declines(self, problem: Any) -> str | None:
         return self.why
 
-    def solve(self, problem: Any, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Any, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         budget.spend(3)
-        return Proposal(self.answer, self.bound)
+        return SolverAnswer(self.answer, self.bound)
 
 
 def schedule(*entries: tuple[int, int, int]) -> JobHours:

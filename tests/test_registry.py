@@ -13,7 +13,7 @@ from fourfold.errors import InputError
 
 SOLVER = '''"""{title}, as a paper of 1983 has it."""
 
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class {name}(Solver):
@@ -24,7 +24,7 @@ class {name}(Solver):
     {more}
 
     def solve(self, problem, budget: Budget, seed: int = 0):
-        return Proposal("{title}")
+        return SolverAnswer("{title}")
 '''
 
 

@@ -23,7 +23,7 @@ from fourfold.decisions.schedule.problem import Answer, Schedule, random_graph, 
 from fourfold.errors import Infeasible, InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, OPAQUE, REDUCTION, Builder, Graph
 from fourfold.machine import Device, Link, System
-from fourfold.problem import Budget, Proposal, Rejected, Solver, solve
+from fourfold.problem import Budget, Rejected, Solver, SolverAnswer, solve
 from fourfold.registry import technique
 from fourfold.zoo.graphs import FAMILIES, PUBLISHED, make, published
 
@@ -153,8 +153,8 @@ class _Liar(Solver):
     def __init__(self, answer: Answer, bound: float | None = None) -> None:
         self.answer, self.claim = answer, bound
 
-    def solve(self, problem: Any, budget: Budget, seed: int = 0) -> Proposal[Answer]:
-        return Proposal(self.answer, self.claim)
+    def solve(self, problem: Any, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
+        return SolverAnswer(self.answer, self.claim)
 
 
 def test_liars_are_refused_in_words() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from fourfold.decisions.carbon_aware._pricing import FREE, bound, kinds, separate, tables
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 LARGEST = 2_000_000                                                     # variables; beyond it HiGHS takes minutes
 
@@ -38,7 +38,7 @@ class Flow(Solver):
             return f"{size(problem):,} variables are more than HiGHS solves in minutes; successive_shortest_paths takes any number."
         return None
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         from scipy.optimize import linprog
         from scipy.sparse import csr_matrix
 
@@ -46,7 +46,7 @@ class Flow(Solver):
         _, alone = separate(problem)
         if not (alone.load(problem.width, problem.intensity.shape) > problem.room).any():   # nobody is in anybody's way
             mu = np.zeros(problem.intensity.shape)
-            return Proposal(alone, bound(problem, mu), {"mu": mu}, "no capacity binds")
+            return SolverAnswer(alone, bound(problem, mu), {"mu": mu}, "no capacity binds")
         job, site, hour, cost = arcs(problem)
         total, columns = problem.intensity.shape[1], np.arange(len(job))
         pair, once = np.unique(job * total + hour, return_inverse=True)
@@ -67,7 +67,7 @@ class Flow(Solver):
         mu = np.zeros(problem.intensity.size)
         mu[spot[rows]] = np.maximum(0.0, -solved.ineqlin.marginals[len(pair):]) / problem.width[0]
         mu = mu.reshape(problem.intensity.shape)
-        return Proposal(JobHours(job[picked], site[picked], hour[picked]), bound(problem, mu), {"mu": mu})
+        return SolverAnswer(JobHours(job[picked], site[picked], hour[picked]), bound(problem, mu), {"mu": mu})
 
 
 def size(problem: Place) -> int:

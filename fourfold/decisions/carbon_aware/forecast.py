@@ -9,7 +9,7 @@ from __future__ import annotations
 from fourfold.decisions.carbon_aware._choose import ROUGH, planner
 from fourfold.decisions.carbon_aware._forecasts import noisy, shrunk
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Forecast(Solver):
@@ -22,9 +22,9 @@ class Forecast(Solver):
     def __init__(self, error: float = 0.2, rho: float = 0.95, shrink: bool = True) -> None:
         self.error, self.rho, self.shrink = error, rho, shrink
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         seen = noisy(problem.intensity, self.error, seed, self.rho)
         seen = shrunk(seen, self.error) if self.shrink and self.error else seen
         guess = problem.replace(intensity=seen)
         answer = planner(guess, ROUGH).solve(guess, budget, seed).answer
-        return Proposal(answer, evidence={"forecast": seen})
+        return SolverAnswer(answer, evidence={"forecast": seen})

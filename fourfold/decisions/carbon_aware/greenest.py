@@ -9,7 +9,7 @@ import numpy as np
 
 from fourfold.decisions.carbon_aware._pricing import separate
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Greenest(Solver):
@@ -19,5 +19,5 @@ class Greenest(Solver):
     cites = ("sukprasert2024",)
     ignores = ("capacity",)
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
-        return Proposal(separate(problem.replace(deadline=problem.release + problem.hours, interruptible=np.zeros(len(problem.names), bool)))[1])
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
+        return SolverAnswer(separate(problem.replace(deadline=problem.release + problem.hours, interruptible=np.zeros(len(problem.names), bool)))[1])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fourfold.decisions.carbon_aware._pricing import at_home, separate
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Home(Solver):
@@ -20,5 +20,5 @@ class Home(Solver):
     def declines(self, problem: Place) -> str | None:
         return at_home(problem)[1]
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
-        return Proposal(separate(at_home(problem)[0])[1])
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
+        return SolverAnswer(separate(at_home(problem)[0])[1])

@@ -14,7 +14,7 @@ from fourfold.decisions.carbon_aware._passes import Passes
 from fourfold.decisions.carbon_aware._pricing import BLOCK
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _LOOK = 168                                                             # hours of a window that a first schedule looks at
 _ENOUGH, _FINE = 1e-9, 1e-3                                             # a gap that is rounding; steps too short to gain anything
@@ -33,7 +33,7 @@ class Lagrangean(Solver):
         """`first`: what the first schedule may take, where that is more than the budget: without one there is nothing to give."""
         self.first = first
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         passes, mu = Passes(problem), np.zeros(problem.intensity.shape)
 
         def more() -> bool:
@@ -75,7 +75,7 @@ class Lagrangean(Solver):
             if count % 4 == 0 and budget.spend() and (again := passes.insert(mu, _order(problem, count // 4), more)) is not None:
                 if not len(again[1]) and (cost := problem.cost(again[0])) < value:
                     best, value = again[0], cost
-        return Proposal(best, min(low, value), {"mu": mu, "lam": lam, "low": low, "loose": passes.loose}, f"{count} passes over all jobs")
+        return SolverAnswer(best, min(low, value), {"mu": mu, "lam": lam, "low": low, "loose": passes.loose}, f"{count} passes over all jobs")
 
     def _first(self, problem: Place, passes: Passes, mu: np.ndarray, budget: Budget, seed: int) -> JobHours | None:
         """A valid schedule, by need; jobs without room go first in the next round. Of long windows a part is looked at, somewhere in them, and the

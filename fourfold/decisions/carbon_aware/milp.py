@@ -15,7 +15,7 @@ from fourfold.decisions.carbon_aware._local import PartialSchedule
 from fourfold.decisions.carbon_aware._pricing import BLOCK, FREE, kinds, separate, tables
 from fourfold.decisions.carbon_aware.problem import JobHours, Place, joined
 from fourfold.errors import Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _RELAXED, _SMALL = 250_000, 2_000                                       # columns: HiGHS relaxes no more; branches at once on fewer
 _CORE, _WINDOW = 24, 60                                                 # columns a job in the first core; jobs that are planned anew together
@@ -36,11 +36,11 @@ class Milp(Solver):
         """`enough`: the gap between schedule and bound, as a share of the bound, at which HiGHS may stop."""
         self.enough = enough
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         mu = np.zeros(problem.intensity.shape)
         cost, alone = separate(problem)
         if not (alone.load(problem.width, problem.intensity.shape) > problem.room).any():
-            return Proposal(alone, float(cost.sum()), {"mu": mu}, "no capacity binds")
+            return SolverAnswer(alone, float(cost.sum()), {"mu": mu}, "no capacity binds")
         size = variables(problem)
         if size > _RELAXED:
             return self._large(problem, budget, seed)
@@ -59,7 +59,7 @@ class Milp(Solver):
             if best is not None and len(problem.names) > _WINDOW:
                 best, _ = self._windows(problem, best, Budget(budget.left / 2, budget.evaluations // 2), seed)
         if best is not None and (problem.cost(best) - low <= self.enough * abs(low) or self.enough > _ENOUGH and note.startswith("optimal")):
-            return Proposal(best, low, {"mu": mu}, note or f"within {self.enough:g} of the bound")
+            return SolverAnswer(best, low, {"mu": mu}, note or f"within {self.enough:g} of the bound")
         within = np.inf if best is None else problem.cost(best) - model.value
         if within > _ENOUGH * abs(low):                                 # no better schedule uses a column whose reduced cost is above that
             found, note = model.integer(budget.left / 2, budget, within * (1 + 1e-9) + 1e-12,
@@ -72,9 +72,9 @@ class Milp(Solver):
             raise _none(note == "infeasible")
         if not note.startswith("optimal"):
             best = polished(problem, best, low, mu, budget, seed)
-        return Proposal(best, low, {"mu": mu}, note)
+        return SolverAnswer(best, low, {"mu": mu}, note)
 
-    def _large(self, problem: Place, budget: Budget, seed: int) -> Proposal[JobHours]:
+    def _large(self, problem: Place, budget: Budget, seed: int) -> SolverAnswer[JobHours]:
         """Prices by ascent, a schedule by insertion, then window after window planned anew by the integer programme."""
         mu = _flow_prices(problem)
         best = construct(problem, mu, Budget(budget.left / 4), seed)
@@ -82,9 +82,9 @@ class Milp(Solver):
             raise _none(False)
         mu, low = ascend(problem, mu, problem.cost(best), Budget(budget.left / 3, 200))
         if len(problem.names) <= _WINDOW:
-            return Proposal(polished(problem, best, low, mu, budget, seed), low, {"mu": mu}, "insertion, ruin and recreate")
+            return SolverAnswer(polished(problem, best, low, mu, budget, seed), low, {"mu": mu}, "insertion, ruin and recreate")
         best, count = self._windows(problem, best, budget, seed)
-        return Proposal(best, low, {"mu": mu}, f"{count} windows of {_WINDOW} jobs planned anew")
+        return SolverAnswer(best, low, {"mu": mu}, f"{count} windows of {_WINDOW} jobs planned anew")
 
     def _windows(self, problem: Place, best: JobHours, budget: Budget, seed: int) -> tuple[JobHours, int]:
         """`best` with jobs of one window of time after another planned anew, until a whole round gains nothing or the budget ends; and how many."""

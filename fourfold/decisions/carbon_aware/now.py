@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Now(Solver):
@@ -17,5 +17,5 @@ class Now(Solver):
         broken = problem.relaxed(("capacity",)).violations(problem.baseline())
         return broken[0] + "." if broken else None
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
-        return Proposal(problem.baseline())
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
+        return SolverAnswer(problem.baseline())

@@ -18,7 +18,7 @@ from fourfold.decisions.carbon_aware._local import PartialSchedule
 from fourfold.decisions.carbon_aware._pricing import FREE, kinds
 from fourfold.decisions.carbon_aware.problem import JobHours, Place, joined
 from fourfold.errors import Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _UNSEEN = 400.0                                                         # g/kWh, for an hour without a forecast at a site without a past
 Forecasts = Callable[[int], np.ndarray]                                # hour of issue → intensity forecast [R, T], of which only later hours are read
@@ -40,7 +40,7 @@ class Online(Solver):
                  ahead: int = 48) -> None:
         self.forecasts, self.error, self.known, self.every, self.ahead = forecasts, error, known, every, ahead
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         total = problem.intensity.shape[1]
         known = np.zeros(len(problem.names), np.int64) if self.known is None else np.minimum(np.asarray(self.known), problem.release)
         done, plan, kept = _empty(), _empty(), 0
@@ -61,7 +61,7 @@ class Online(Solver):
                         plan = better
             due = plan.hour == now
             done, plan = joined(done, _part(plan, due)), _part(plan, ~due)
-        return Proposal(done, note=f"{budget.spent} replans; {kept} times the reservation was kept")
+        return SolverAnswer(done, note=f"{budget.spent} replans; {kept} times the reservation was kept")
 
     def _seen(self, problem: Place, now: int, seed: int) -> np.ndarray:
         """The forecast as it may be used: shrunk where it is ours, never below 0, defined exactly where the truth is; the past as it was."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fourfold.decisions.carbon_aware._pricing import separate
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Oracle(Solver):
@@ -18,6 +18,6 @@ class Oracle(Solver):
     gives = ("bound",)
     ignores = ("capacity",)
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         cost, schedule = separate(problem)
-        return Proposal(schedule, float(cost.sum()))
+        return SolverAnswer(schedule, float(cost.sum()))

@@ -16,7 +16,7 @@ from numba import njit
 from fourfold.decisions.carbon_aware._pricing import FREE, bound, kinds, tables
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _OUT_OF_BUDGET = -2
 _CELLS, _LONG, _MORE = 2_000_000, 336, 60                               # site-hours looked at whole; a long window; hours added at a time
@@ -41,12 +41,12 @@ class SuccessiveShortestPaths(Solver):
             return "jobs of different widths make it no network flow."
         return None
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         guess = _windows(problem)
         if guess is None:
             found, price, paths = _routed(problem, _whole(problem), budget)
             budget.spend(paths)
-            return Proposal(found, bound(problem, price), {"mu": price})
+            return SolverAnswer(found, bound(problem, price), {"mu": price})
         listed, mu = guess
         low, best, rounds = bound(problem, mu), None, 0
         while best is None or problem.cost(best) - low > _ENOUGH * abs(low):
@@ -64,7 +64,7 @@ class SuccessiveShortestPaths(Solver):
             more = _widened(problem, listed, found, price) | _widened(problem, listed, found, mu)
             if not more or not budget.spend(paths):
                 break
-        return Proposal(best, low, {"mu": mu}, f"{rounds} rounds of {int(np.mean([len(hours) for hours in listed]))} hours a job")
+        return SolverAnswer(best, low, {"mu": mu}, f"{rounds} rounds of {int(np.mean([len(hours) for hours in listed]))} hours a job")
 
 
 def _whole(problem: Place) -> list[np.ndarray]:

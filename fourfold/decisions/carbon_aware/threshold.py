@@ -10,7 +10,7 @@ import numpy as np
 
 from fourfold.decisions.carbon_aware._pricing import assemble, at_home
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Threshold(Solver):
@@ -29,7 +29,7 @@ class Threshold(Solver):
             return "some hours of a home have no known intensity, and the policy looks at every hour."
         return home
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         total = problem.intensity.shape[1]
         homes, which = np.unique(problem.home, return_inverse=True)
         rate = problem.rate[homes]
@@ -40,7 +40,7 @@ class Threshold(Solver):
         for j in range(len(problem.names)):
             hour = np.array(self._hours(calm[which[j]], problem, j), np.int64)
             found.append((0.0, np.full(len(hour), problem.home[j]), hour))
-        return Proposal(assemble(found))
+        return SolverAnswer(assemble(found))
 
     @staticmethod
     def _hours(calm: np.ndarray, problem: Place, j: int) -> list[int]:

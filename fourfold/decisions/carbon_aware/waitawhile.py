@@ -11,7 +11,7 @@ import numpy as np
 
 from fourfold.decisions.carbon_aware._pricing import at_home, separate
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class LetsWaitAwhile(Solver):
@@ -27,8 +27,8 @@ class LetsWaitAwhile(Solver):
     def declines(self, problem: Place) -> str | None:
         return at_home(problem)[1]
 
-    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> Proposal[JobHours]:
+    def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         sigma = self.error * np.nanmean(problem.intensity, axis=1, keepdims=True)
         noise = np.random.default_rng(seed).normal(size=problem.intensity.shape)
         forecast = np.maximum(problem.intensity + sigma * noise, 0.0)
-        return Proposal(separate(at_home(problem.replace(intensity=forecast))[0])[1])
+        return SolverAnswer(separate(at_home(problem.replace(intensity=forecast))[0])[1])

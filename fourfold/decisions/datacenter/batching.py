@@ -12,7 +12,7 @@ import numpy as np
 
 from fourfold.decisions.datacenter._fleet import cheapest
 from fourfold.decisions.datacenter.problem import Serve
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Batching(Solver):
@@ -27,11 +27,11 @@ class Batching(Solver):
     def declines(self, problem: Serve) -> str | None:
         return None if problem.batched else "the problem states no time a call and an item; its load cannot be batched."
 
-    def solve(self, problem: Serve, budget: Budget, seed: int = 0) -> Proposal[dict[str, Any]]:
+    def solve(self, problem: Serve, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
         batch = largest(problem)
         on, _ = cheapest(problem, problem.demand(batch))
         budget.spend(len(on))
-        return Proposal({"on": [int(count) for count in on], "batch": [int(size) for size in batch]})
+        return SolverAnswer({"on": [int(count) for count in on], "batch": [int(size) for size in batch]})
 
 
 def largest(problem: Serve) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fourfold.decisions.datacenter._fleet import cheapest
 from fourfold.decisions.datacenter.problem import Serve
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Consolidation(Solver):
@@ -27,10 +27,10 @@ class Consolidation(Solver):
     gives = ("optimum",)
     counts = "hours"
 
-    def solve(self, problem: Serve, budget: Budget, seed: int = 0) -> Proposal[dict[str, Any]]:
+    def solve(self, problem: Serve, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
         """The cheapest number of servers for every hour, one item a call. Claims the optimum for servers that are alike and unbatched."""
         answer = problem.baseline()
         work = problem.demand(np.asarray(answer["batch"], int))
         on, cost = cheapest(problem, work)
         budget.spend(len(on))
-        return Proposal({**answer, "on": [int(count) for count in on]}, bound=cost if problem.fleet.alike and not problem.batched else None)
+        return SolverAnswer({**answer, "on": [int(count) for count in on]}, bound=cost if problem.fleet.alike and not problem.batched else None)

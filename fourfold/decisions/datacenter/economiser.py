@@ -12,7 +12,7 @@ import numpy as np
 
 from fourfold.cost import datacenter
 from fourfold.decisions.datacenter.problem import CHILLER, MIXED, OUTSIDE, Cool
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Economiser(Solver):
@@ -33,7 +33,7 @@ class Economiser(Solver):
             return "outside air is not allowed in this hall."
         return None if problem.weather.hourly else "there are no hourly outside temperatures to choose by."
 
-    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> Proposal[dict[str, Any]]:
+    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
         """The cheapest modes. Claims the optimum where outside air is all that the problem allows."""
         answer = {**problem.baseline(), "modes": [CHILLER] * len(problem.outside)}
         price = np.stack([_prices(problem, answer, mode) for mode in (CHILLER, MIXED, OUTSIDE)], axis=1)
@@ -41,7 +41,8 @@ class Economiser(Solver):
         budget.spend(len(modes))
         answer["modes"] = [int(mode) for mode in modes]
         alone = problem.allowed <= {"outside air"}
-        return Proposal(answer, bound=float(price[np.arange(len(modes)), modes].sum()) if alone else None, evidence={"hours": problem.hours(answer)})
+        bound = float(price[np.arange(len(modes)), modes].sum()) if alone else None
+        return SolverAnswer(answer, bound=bound, evidence={"hours": problem.hours(answer)})
 
 
 def _prices(problem: Cool, answer: dict[str, Any], mode: int) -> np.ndarray:

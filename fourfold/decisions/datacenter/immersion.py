@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fourfold.decisions.datacenter.problem import Cool
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Immersion(Solver):
@@ -24,5 +24,5 @@ class Immersion(Solver):
             return "the servers are immersed already."
         return None if "immersion" in problem.allowed else "immersion is not allowed in this hall."
 
-    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> Proposal[dict[str, Any]]:
-        return Proposal({**problem.baseline(), "cooling": "immersion", "modes": [0] * len(problem.outside)}, note="published reduction")
+    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
+        return SolverAnswer({**problem.baseline(), "cooling": "immersion", "modes": [0] * len(problem.outside)}, note="published reduction")

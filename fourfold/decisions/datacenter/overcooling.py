@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fourfold.decisions.datacenter.problem import Cool
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Overcooling(Solver):
@@ -25,5 +25,5 @@ class Overcooling(Solver):
             return "the servers are immersed; there is no air to over-cool."
         return None if "overcooling" in problem.allowed else "over-cooling control is not allowed in this hall."
 
-    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> Proposal[dict[str, Any]]:
-        return Proposal({**problem.baseline(), "cut": "overcooling"}, note="published reduction")
+    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
+        return SolverAnswer({**problem.baseline(), "cut": "overcooling"}, note="published reduction")

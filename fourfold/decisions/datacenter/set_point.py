@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fourfold.decisions.datacenter.problem import Cool
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class SetPoint(Solver):
@@ -33,7 +33,7 @@ class SetPoint(Solver):
             return f"the set point of {problem.hall.set_point:g} °C is at its limit of {problem.limit:g} °C."
         return None
 
-    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> Proposal[dict[str, Any]]:
+    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
         """The cheapest set point, the hall's present use of outside air kept."""
         now = problem.hall.set_point
         points = [*np.arange(now, problem.limit, 0.5), problem.limit]
@@ -45,4 +45,4 @@ class SetPoint(Solver):
             tried.append(answer)
             budget.spend()
         sound = [answer for answer in tried if not problem.violations(answer)] or tried[:1]
-        return Proposal(min(sound, key=problem.cost))
+        return SolverAnswer(min(sound, key=problem.cost))

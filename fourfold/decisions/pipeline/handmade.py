@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Handmade(Solver):
@@ -15,6 +15,6 @@ class Handmade(Solver):
     def declines(self, problem: MaxLoad) -> str | None:
         return None if problem.expert is not None else "nobody made a split of this workload by hand"
 
-    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> Proposal[Split]:
+    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         assert problem.expert is not None
-        return Proposal(problem.expert)
+        return SolverAnswer(problem.expert)

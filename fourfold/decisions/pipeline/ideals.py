@@ -15,7 +15,7 @@ from numba import njit
 from fourfold.decisions.pipeline._groups import Groups
 from fourfold.decisions.pipeline._stages import stages
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _MOST, _CHAINS, _CHUNK = 300_000, 150, 2_000
 
@@ -28,7 +28,7 @@ class Ideals(Solver):
     needs = ("numba", "scipy")
     counts = "ideals"
 
-    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> Proposal[Split]:
+    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         groups = Groups.of_workload(problem.workload, acyclic=True)
         best = stages(problem.workload, seed, 4)[0]
         value = problem.cost(Split(best))
@@ -46,7 +46,7 @@ class Ideals(Solver):
             said += ", stopped by the budget"
         elif everything:
             said += ": the least of the contiguous splits whose stages can be put in order"
-        return Proposal(Split(best.astype(np.int16)), note=said)
+        return SolverAnswer(Split(best.astype(np.int16)), note=said)
 
 
 def _search(g: Groups, up_ptr: np.ndarray, up_group: np.ndarray, up_ideal: np.ndarray, compute: np.ndarray, value: float,

@@ -16,7 +16,7 @@ from numba import njit
 from fourfold.decisions.pipeline._groups import Groups
 from fourfold.decisions.pipeline._network import Network, chain, latency
 from fourfold.decisions.pipeline.problem import Latency, Split
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _ROUND = 10_000
 
@@ -29,7 +29,7 @@ class LatencyAnnealing(Solver):
     needs = ("numba", "scipy")
     counts = "moves tried"
 
-    def solve(self, problem: Latency, budget: Budget, seed: int = 0) -> Proposal[Split]:
+    def solve(self, problem: Latency, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         net = Network.of_workload(problem.workload, problem.parts)
         pool = starts(problem, net, seed)
         best, value = pool[0]
@@ -50,7 +50,7 @@ class LatencyAnnealing(Solver):
                     break
             rounds += 1
             length = min(length * 3 // 2, 80 * _ROUND)
-        return Proposal(split(problem, net, best), note=f"{rounds} rounds")
+        return SolverAnswer(split(problem, net, best), note=f"{rounds} rounds")
 
 
 def split(problem: Latency, net: Network, block: np.ndarray) -> Split:

@@ -10,7 +10,7 @@ import numpy as np
 from fourfold.decisions.pipeline._groups import Groups
 from fourfold.decisions.pipeline.problem import Latency, Split
 from fourfold.errors import Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class LatencyFill(Solver):
@@ -21,7 +21,7 @@ class LatencyFill(Solver):
     needs = ("scipy",)
     counts = "groups placed"
 
-    def solve(self, problem: Latency, budget: Budget, seed: int = 0) -> Proposal[Split]:
+    def solve(self, problem: Latency, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         g = Groups.of_workload(problem.workload, acyclic=True)
         machine, at, held = np.zeros(len(g), np.int64), 0, 0.0
         for group in g.breadth_first().tolist():
@@ -36,4 +36,4 @@ class LatencyFill(Solver):
         if np.isinf(g.slow[machine == g.accelerators]).any():
             raise Infeasible("Filled in topological order, the accelerators do not hold all nodes, and there is no core.",
                              "Choose another technique.")
-        return Proposal(Split(machine[g.of].astype(np.int16)))
+        return SolverAnswer(Split(machine[g.of].astype(np.int16)))

@@ -14,7 +14,7 @@ from fourfold.decisions.pipeline._groups import Groups
 from fourfold.decisions.pipeline._moves import groups_first, improve
 from fourfold.decisions.pipeline._stages import stages
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Lns(Solver):
@@ -28,8 +28,8 @@ class Lns(Solver):
     def declines(self, problem: MaxLoad) -> str | None:
         return "it keeps no device contiguous, and this problem asks for that" if problem.contiguous else None
 
-    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> Proposal[Split]:
+    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         groups = Groups.of_workload(problem.workload)
         starts = [s[groups_first(groups)] for s in stages(problem.workload, seed, 4)]
         best, value, rounds = improve(groups, starts, problem.bound(), budget, seed)
-        return Proposal(Split(best[groups.of].astype(np.int16)), note=f"{rounds} rounds, greatest load {value:.6g}")
+        return SolverAnswer(Split(best[groups.of].astype(np.int16)), note=f"{rounds} rounds, greatest load {value:.6g}")

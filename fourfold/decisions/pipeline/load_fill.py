@@ -10,7 +10,7 @@ import numpy as np
 from fourfold.decisions.pipeline._groups import Groups
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
 from fourfold.errors import Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class LoadFill(Solver):
@@ -21,7 +21,7 @@ class LoadFill(Solver):
     needs = ("scipy",)
     counts = "groups placed"
 
-    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> Proposal[Split]:
+    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         g = Groups.of_workload(problem.workload, acyclic=True)
         share = g.fast[np.isfinite(g.fast)].sum() / max(1, g.accelerators)
         machine, at, held, load = np.zeros(len(g), np.int64), 0, 0.0, 0.0
@@ -37,4 +37,4 @@ class LoadFill(Solver):
         if np.isinf(g.slow[machine >= g.accelerators]).any():
             raise Infeasible("Filled in topological order, the accelerators do not hold all nodes, and there is no core.",
                              "Choose another technique.")
-        return Proposal(Split(machine[g.of].astype(np.int16)))
+        return SolverAnswer(Split(machine[g.of].astype(np.int16)))

@@ -12,7 +12,7 @@ from numba import njit
 from fourfold.decisions.pipeline._groups import Groups, counts, loads, move
 from fourfold.decisions.pipeline._stages import stages
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _RESTARTS, _PIECE = 10, 20
 
@@ -28,7 +28,7 @@ class LocalSearch(Solver):
     def declines(self, problem: MaxLoad) -> str | None:
         return "it keeps no device contiguous, and this problem asks for that" if problem.contiguous else None
 
-    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> Proposal[Split]:
+    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         g = Groups.of_workload(problem.workload)
         rng = np.random.default_rng(seed)
         best, value, restarts = None, np.inf, 0
@@ -47,7 +47,7 @@ class LocalSearch(Solver):
                 best = machine
             restarts += 1
         assert best is not None
-        return Proposal(Split(best[g.of].astype(np.int16)), note=f"{restarts} restarts")
+        return SolverAnswer(Split(best[g.of].astype(np.int16)), note=f"{restarts} restarts")
 
 
 def _random(g: Groups, rng: np.random.Generator) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from fourfold.decisions.pipeline._groups import Groups
 from fourfold.decisions.pipeline._stages import cut
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
 from fourfold.errors import Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Pipedream(Solver):
@@ -26,7 +26,7 @@ class Pipedream(Solver):
     needs = ("numba", "scipy")
     counts = "cuts of an order"
 
-    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> Proposal[Split]:
+    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         groups = Groups.of_workload(problem.workload, acyclic=True)
         order = groups.breadth_first()
         budget.spend()
@@ -35,4 +35,4 @@ class Pipedream(Solver):
             value, machine = cut(groups, order)
         if not np.isfinite(value):
             raise Infeasible("The breadth-first order has no cut into stages that fit the accelerators.", "Try ideals, which looks at more cuts.")
-        return Proposal(Split(machine[groups.of].astype(np.int16)))
+        return SolverAnswer(Split(machine[groups.of].astype(np.int16)))

@@ -16,7 +16,7 @@ from fourfold.decisions.pipeline._groups import Groups
 from fourfold.decisions.pipeline._stages import stages
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
 from fourfold.frontends.placement import PipelineWorkload
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _UNITS, _LARGEST, _SMALL = 100_000, 60_000, 400                         # units of a load; booleans at most; up to these one worker and one answer
 
@@ -34,7 +34,7 @@ class ThroughputIp(Solver):
         size = len(problem.workload) * problem.machines
         return f"its {size:,} yes-or-no choices are more than the {_LARGEST:,} it can hold" if size > _LARGEST else None
 
-    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> Proposal[Split]:
+    def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         from ortools.sat.python import cp_model
 
         g = Groups.of_workload(problem.workload)
@@ -63,7 +63,7 @@ class ThroughputIp(Solver):
             machine = np.array([[solver.boolean_value(x[group][m]) for m in range(g.machines)] for group in range(len(g))]).argmax(1)
             if problem.cost(Split(machine[g.of])) < value:
                 start, value = machine, problem.cost(Split(machine[g.of]))
-        return Proposal(Split(start[g.of].astype(np.int16)), min(bound, value), note=solver.status_name(status).lower())
+        return SolverAnswer(Split(start[g.of].astype(np.int16)), min(bound, value), note=solver.status_name(status).lower())
 
 
 def _model(problem: MaxLoad, g: Groups, value: float) -> tuple[Any, list[list[Any]], float]:

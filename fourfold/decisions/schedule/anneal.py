@@ -26,7 +26,7 @@ from fourfold.decisions.schedule._simulate import Scratch, quick, rank
 from fourfold.decisions.schedule._split import bunches
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _WORK = 4e7                                                            # tasks × evaluations of a round
 _CHUNK = 2e6                                                           # tasks × evaluations between two looks at the clock
@@ -433,5 +433,5 @@ class Anneal(Solver):
     cites: ClassVar[tuple[str, ...]] = ("kirkpatrick1983", "shaw1998")
     counts: ClassVar[str] = "simulations"
 
-    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
-        return Proposal(race(problem, starts(problem, budget), budget, seed))
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
+        return SolverAnswer(race(problem, starts(problem, budget), budget, seed))

@@ -21,7 +21,7 @@ from fourfold.decisions.schedule import anneal
 from fourfold.decisions.schedule.exact import Exact
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 from fourfold.registry import names, technique
 
 CHEAP = ("default", "expert", "heft", "peft", "metis")
@@ -57,7 +57,7 @@ class Auto(Solver):
     gives: ClassVar[tuple[str, ...]] = ("bound",)
     counts: ClassVar[str] = "plans simulated"
 
-    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
         parts = [_ask(problem, name, _slice(budget, 0.25), budget, seed) for name in CHEAP]
         if not any(part.answer for part in parts):
             raise Infeasible("; ".join(sorted({part.note for part in parts})) or "No plan was found.", "Use more or larger devices.")
@@ -74,7 +74,7 @@ class Auto(Solver):
         best = min(parts, key=lambda part: part.cost)
         assert best.answer is not None
         known = [part.bound for part in parts if part.bound is not None]
-        return Proposal(best.answer, min(max(known), best.cost) if known else None, {"table": [part.row() for part in parts]},
+        return SolverAnswer(best.answer, min(max(known), best.cost) if known else None, {"table": [part.row() for part in parts]},
                         f"Best of {len(parts)}: {best.name}." + (f" {best.note}" if best.note else ""))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from fourfold.decisions.schedule._list import cpop
 from fourfold.decisions.schedule._parts import PartitionTasks, fit, fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 def plan(work: PartitionTasks, factor: float) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +32,7 @@ class Cpop(Solver):
     cites: ClassVar[tuple[str, ...]] = ("topcuoglu2002",)
     counts: ClassVar[str] = "plans"
 
-    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
         work = PartitionTasks.of(problem, fuse(problem))
         budget.spend()
-        return Proposal(work.answer(*fit(work, plan)))
+        return SolverAnswer(work.answer(*fit(work, plan)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from fourfold.decisions.schedule._parts import PartitionTasks, alone, fit
 from fourfold.decisions.schedule.problem import Answer, Schedule
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 class Default(Solver):
@@ -23,7 +23,7 @@ class Default(Solver):
     cites: ClassVar[tuple[str, ...]] = ("zhou2020go",)
     counts: ClassVar[str] = "plans priced"
 
-    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
         work = PartitionTasks.of(problem, alone(problem))
         count, devices = len(work.tasks), len(problem.system)
         order = -np.arange(count, dtype=np.float64)
@@ -34,10 +34,10 @@ class Default(Solver):
             if np.isfinite(total[device]) or problem.place is not None:
                 _, over = work.over(place, order)
                 if not over.any():
-                    return Proposal(work.answer(place, order))
+                    return SolverAnswer(work.answer(place, order))
         cheapest = np.where(work.unit_able, 0, devices) + np.arange(devices)
 
         def first(work: PartitionTasks, factor: float) -> tuple[np.ndarray, np.ndarray]:
             return cheapest.argmin(1)[work.unit] if problem.place is None else work.forced, order
 
-        return Proposal(work.answer(*fit(work, first, (1.0,))), note="No single device holds the whole; ops are spread.")
+        return SolverAnswer(work.answer(*fit(work, first, (1.0,))), note="No single device holds the whole; ops are spread.")

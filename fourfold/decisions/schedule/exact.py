@@ -24,7 +24,7 @@ from fourfold.decisions.schedule._parts import PartitionTasks, alone
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
 from fourfold.graph import CONTRACTION, OPAQUE, REDUCTION
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _PLANS, _TINY = 400_000, 7                                             # of a tiny problem: plans, ops
 _NODES, _GROUPS, _TICKS = 120, 2500, 20_000                            # for CP-SAT: ops, candidate groups, resolution of the incumbent's time
@@ -95,7 +95,7 @@ def _few(problem: Schedule) -> tuple[list[np.ndarray], int] | None:
     return (groups, total) if total <= _PLANS else None
 
 
-def enumerate_all(problem: Schedule, budget: Budget) -> Proposal[Answer] | None:
+def enumerate_all(problem: Schedule, budget: Budget) -> SolverAnswer[Answer] | None:
     """The optimum of a tiny problem; None where there are too many plans. Raises Infeasible where no plan fits."""
     found = _few(problem)
     if found is None:
@@ -113,10 +113,10 @@ def enumerate_all(problem: Schedule, budget: Budget) -> Proposal[Answer] | None:
             best = cost, work, places[max(i, 0)], orders[max(j, 0)]
     if best is None or not np.isfinite(best[0]):
         raise Infeasible(f"None of the {total:,} plans of this graph fits the devices of {problem.system.name!r}.", "Use more or larger devices.")
-    return Proposal(best[1].answer(*best[2:]), best[0], note=f"Optimum of all {budget.spent:,} plans.")
+    return SolverAnswer(best[1].answer(*best[2:]), best[0], note=f"Optimum of all {budget.spent:,} plans.")
 
 
-def chain(problem: Schedule) -> Proposal[Answer] | None:
+def chain(problem: Schedule) -> SolverAnswer[Answer] | None:
     """The quickest plan of a chain, by dynamic programming; None where the graph is no chain, something is tied or fixed, or the plan lacks
     memory.
     """
@@ -162,8 +162,8 @@ def chain(problem: Schedule) -> Proposal[Answer] | None:
     answer = Answer(group, place, -np.arange(nodes, dtype=np.float64) if problem.priority is None else problem.priority)
     relaxed = bool(problem.violations(answer))
     if relaxed:                                                        # the plan that may hold any amount of memory is still a bound
-        return Proposal(anneal.Anneal().solve(problem, Budget(5.0, 20_000)).answer, total * (1 - 1e-9), note="The quickest plan lacks memory.")
-    return Proposal(answer, total * (1 - 1e-9), note="Optimum of a chain, by dynamic programming.")
+        return SolverAnswer(anneal.Anneal().solve(problem, Budget(5.0, 20_000)).answer, total * (1 - 1e-9), note="The quickest plan lacks memory.")
+    return SolverAnswer(answer, total * (1 - 1e-9), note="Optimum of a chain, by dynamic programming.")
 
 
 def _hopeless(problem: Schedule, nodes: list[int]) -> bool:
@@ -321,7 +321,7 @@ class Exact(Solver):
             return f"{len(problem.graph)} ops are more than the {_NODES} that can be solved exactly, and they are no chain."
         return None
 
-    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
         if found := enumerate_all(problem, budget) or chain(problem):
             return found
         first = anneal.starts(problem, budget)[0][1]
@@ -330,7 +330,7 @@ class Exact(Solver):
         budget.spend(short.spent)
         groups = candidates(problem) if problem.group is None else _given(problem)
         if groups is None:
-            return Proposal(anneal.improve(problem, best, budget, seed), note="Annealed: too many groups could be formed for an exact model.")
+            return SolverAnswer(anneal.improve(problem, best, budget, seed), note="Annealed: too many groups could be formed for an exact model.")
         cost = problem.cost(best)
         found, bound = model(problem, groups, cost, best, budget, seed)
         bound = min(bound * (1 - 1e-9), cost)
@@ -339,7 +339,7 @@ class Exact(Solver):
                 best, cost = answer, problem.cost(answer)
         if cost > bound * (1 + 1e-6):
             best = anneal.improve(problem, best, budget, seed)
-        return Proposal(best, min(bound, problem.cost(best)), note=f"CP-SAT over {len(groups)} groups.")
+        return SolverAnswer(best, min(bound, problem.cost(best)), note=f"CP-SAT over {len(groups)} groups.")
 
 
 def _is_chain(problem: Schedule) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from fourfold.decisions.schedule._parts import PartitionTasks, fit, fuse
 from fourfold.decisions.schedule._split import blocks, split, split_stacks
 from fourfold.decisions.schedule.problem import Answer, Schedule
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 
 def plans(work: PartitionTasks) -> list[tuple[float, np.ndarray, np.ndarray]]:
@@ -45,16 +45,16 @@ class Expert(Solver):
     cites: ClassVar[tuple[str, ...]] = ("mirhoseini2018hdp", "zhou2020go")
     counts: ClassVar[str] = "splits priced"
 
-    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
         work = PartitionTasks.of(problem, fuse(problem))
         found = plans(work)
         budget.spend(max(1, len(found)))
         if found:
-            return Proposal(work.answer(*found[0][1:]))
+            return SolverAnswer(work.answer(*found[0][1:]))
         order, by, devices = -work.first.astype(np.float64), blocks(work), list(range(len(problem.system)))
 
         def whole(work: PartitionTasks, factor: float) -> tuple[np.ndarray, np.ndarray]:
             place = split(work, devices, factor, by) if problem.place is None else work.forced
             return np.full(len(order), -1) if place is None else place, order
 
-        return Proposal(work.answer(*fit(work, whole)))
+        return SolverAnswer(work.answer(*fit(work, whole)))

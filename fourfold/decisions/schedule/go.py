@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fourfold.decisions.schedule.problem import Answer, Schedule
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _LARGE = 30_000                                                        # nodes from which on one round of answers must do
 _PRICED = 120_000                                                      # nodes × samples in a round of zero-shot answers
@@ -35,7 +35,7 @@ class Go(Solver):
         self.polish, self.finetune, self.weights, self.rounds, self.samples = polish, finetune, weights, rounds, samples
         self.updates = updates
 
-    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
         from fourfold.decisions.schedule._go.network import read
         from fourfold.decisions.schedule._go.policy import Case, plans
 
@@ -65,7 +65,7 @@ class Go(Solver):
 
             answer = improve(problem, answer, budget, seed)
             notes.append(f"Annealed from the policy's plan ({cost:.4g} {problem.unit}).")
-        return Proposal(answer, evidence={"policy": cost} if best else {}, note=" ".join(note for note in notes if note))
+        return SolverAnswer(answer, evidence={"policy": cost} if best else {}, note=" ".join(note for note in notes if note))
 
 
 def _listed(problem: Schedule, budget: Budget) -> tuple[Answer, float]:

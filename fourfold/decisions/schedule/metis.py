@@ -16,7 +16,7 @@ import numpy as np
 from fourfold.decisions.schedule._list import heft
 from fourfold.decisions.schedule._parts import PartitionTasks, fit, fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
-from fourfold.problem import Budget, Proposal, Solver
+from fourfold.problem import Budget, Solver, SolverAnswer
 
 _SCALE = 10_000                                                        # METIS counts in whole numbers: of the heaviest node, of the largest edge
 
@@ -63,7 +63,7 @@ class Metis(Solver):
     needs: ClassVar[tuple[str, ...]] = ("pymetis",)
     counts: ClassVar[str] = "plans"
 
-    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> Proposal[Answer]:
+    def solve(self, problem: Schedule, budget: Budget, seed: int = 0) -> SolverAnswer[Answer]:
         work = PartitionTasks.of(problem, fuse(problem))
         budget.spend()
-        return Proposal(work.answer(*fit(work, partial(placed, seed=seed), (1.0,))))
+        return SolverAnswer(work.answer(*fit(work, partial(placed, seed=seed), (1.0,))))
