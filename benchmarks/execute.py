@@ -135,7 +135,7 @@ def one(name: str, rounds: int, cache: Path, prepare: bool) -> dict[str, Any]:
     from fourfold.frontends.capture import capture
     from fourfold.host import here
     from fourfold.jobs.plan import plan as make
-    from fourfold.machine import System
+    from fourfold.machine import Machine
     from fourfold.runtime.local.compare import compared
     from fourfold.runtime.local.executor import Local
     from fourfold.runtime.local.race import race, timed
@@ -159,7 +159,7 @@ def one(name: str, rounds: int, cache: Path, prepare: bool) -> dict[str, Any]:
             dice = np.random.default_rng(3)
             inputs = {key: dice.standard_normal(found.program.spec[key][0]).astype(np.float32) for key in found.program.inputs}
             feeds, module = inputs, None
-        plan = make(found, machine=System.here(1), solver="expert", budget=30.0)
+        plan = make(found, machine=Machine.here(1), solver="expert", budget=30.0)
         raced = race(plan, found.program, inputs, folder=cache, say=lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True))
         plan = plan.replace(engines=dict(raced.engines))
         runners, reasons = others(module, inputs, found, file, feeds, threads, why)
@@ -203,12 +203,12 @@ def others(module: nn.Module | None, inputs: Any, found: Any, file: Path, feeds:
     reasons: dict[str, str] = {}
     if module is None:
         from fourfold.engines import region
-        from fourfold.machine import System
+        from fourfold.machine import Machine
         from fourfold.plans import Plan
         from fourfold.runtime.local.executor import Local
 
         count = len(found.graph)
-        bare = Local(Plan(found.graph, System.here(1), "latency", np.arange(count), np.zeros(count), -np.arange(count), "", 1.0, "s"), found.program,
+        bare = Local(Plan(found.graph, Machine.here(1), "latency", np.arange(count), np.zeros(count), -np.arange(count), "", 1.0, "s"), found.program,
                      inputs)
         bare.inspect()
         part = bare.regions[0]

@@ -25,7 +25,7 @@ import provenance
 from fourfold.decisions.schedule.go import Go
 from fourfold.decisions.schedule.problem import Schedule
 from fourfold.errors import FourfoldError
-from fourfold.machine import System
+from fourfold.machine import Machine
 from fourfold.problem import Budget, solve
 from fourfold.registry import technique
 from fourfold.zoo.graphs import make
@@ -105,7 +105,7 @@ def main() -> None:
         for nodes in arguments.nodes:
             for count in arguments.devices:
                 for train in (False, True):
-                    problem = Schedule(make(family, nodes, arguments.seed, train), System.read(f"p100x{count}"))
+                    problem = Schedule(make(family, nodes, arguments.seed, train), Machine.read(f"p100x{count}"))
                     one = {"family": family, "nodes": len(problem.graph), "devices": count, "train": train, "unseen": family in facts["held_out"],
                            "graph": problem.graph.hash, "policy": generalise(problem, arguments.updates, arguments.seed),
                            "solvers": beside(problem, arguments.seconds, arguments.seed)}

@@ -413,13 +413,13 @@ def scheduling() -> str:
 def machine(folder: Path, workers: int, seconds: float) -> Any:
     """The machine file of so many workers, measured where it is missing."""
     from fourfold.jobs.calibrate import calibrate
-    from fourfold.machine import System
+    from fourfold.machine import Machine
 
     file = folder / f"workers{workers}.toml"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         calibrate(workers, seconds, print).write(file)
-    return System.read(file)
+    return Machine.read(file)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from fourfold.decisions.schedule._parts import fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError
 from fourfold.graph import Graph
-from fourfold.machine import System
+from fourfold.machine import Machine
 from fourfold.problem import Budget, solve
 from fourfold.registry import technique
 from fourfold.zoo.graphs import make
@@ -56,7 +56,7 @@ def events(problem: Schedule, group: np.ndarray, place: np.ndarray, least: float
             "events_per_second": run.events * runs / (time.process_time() - began)}
 
 
-def size_row(graph: Graph, system: System) -> tuple[dict[str, Any], Schedule]:
+def size_row(graph: Graph, system: Machine) -> tuple[dict[str, Any], Schedule]:
     """What a graph of this size costs without any solver."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.npz"
@@ -87,7 +87,7 @@ def solver_row(problem: Schedule, name: str, seconds: float) -> dict[str, Any]:
 
 def measure(family: str, seconds: float, sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
     """Both tables."""
-    system = System.read("p100x8")
+    system = Machine.read("p100x8")
     small = Schedule(make(family, 60), system)
     for name in SOLVERS:                                                # compile
         solver_row(small, name, 1.0)

@@ -31,7 +31,7 @@ import provenance
 from fourfold.decisions.schedule import auto, metis
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible
-from fourfold.machine import System
+from fourfold.machine import Machine
 from fourfold.problem import Budget, Solver, SolverAnswer, appraise, solve
 from fourfold.registry import technique, techniques
 from fourfold.zoo.graphs import FAMILIES, PUBLISHED, make, published
@@ -82,7 +82,7 @@ def problems(names: list[str], quick: bool) -> Iterable[tuple[str, int, bool, fl
         if (not names or name in names) and not (quick and name not in ("transformer-xl-2", "resnet", "rnnlm 100", "inception 100")):
             family, _, nodes = name.partition(" ")
             graph = published(name, train) if name in PUBLISHED else make(family, int(nodes), 0, train)
-            yield name, devices, train, share, Schedule(graph, System.read(f"p100x{devices}"))
+            yield name, devices, train, share, Schedule(graph, Machine.read(f"p100x{devices}"))
 
 
 def row(problem: Schedule, name: str, seconds: float, seed: int) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def row(problem: Schedule, name: str, seconds: float, seed: int) -> dict[str, An
 def warm() -> None:
     """Compile what is compiled, so that no row pays for it."""
     for train, devices in ((False, 2), (True, 4)):
-        problem = Schedule(make("encoder_decoder", 60, 0, train), System.read(f"p100x{devices}"))
+        problem = Schedule(make("encoder_decoder", 60, 0, train), Machine.read(f"p100x{devices}"))
         for name in SOLVERS:
             if name.split("+")[0] in techniques() or name == "metis, no repair":
                 row(problem, name, 1.0, 0)

@@ -17,7 +17,7 @@ import numpy as np
 import provenance
 
 from fourfold.cost.simulate import Tasks, arrays, play
-from fourfold.machine import System
+from fourfold.machine import Machine
 
 SIZES = (100, 1000, 10_000, 100_000)
 
@@ -33,7 +33,7 @@ def graph(count: int, devices: int, seed: int = 0) -> Tasks:
     return Tasks.of(seconds, [(t, int(dice.integers(1, 10**6)), readers[t]) for t in range(count)])
 
 
-def measure(count: int, system: System, least: float = 1.0) -> list[dict[str, Any]]:
+def measure(count: int, system: Machine, least: float = 1.0) -> list[dict[str, Any]]:
     """One row a placement: events, seconds a simulation, events a second."""
     tasks = graph(count, len(system))
     plain, order = arrays(tasks, system), -np.arange(count, dtype=float)
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "simulate.json")
     given = parser.parse_args()
-    system = System.read("p100x8")
+    system = Machine.read("p100x8")
     rows = [row for count in SIZES for row in measure(count, system)]
     for row in rows:
         print(f"{row['tasks']:>7} tasks, {row['placement']:<9} {row['events']:>7} events  {row['seconds'] * 1e3:9.3f} ms  "

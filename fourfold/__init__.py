@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from fourfold.cost.footprint import footprint
     from fourfold.cost.whatif import whatif
     from fourfold.errors import ArtefactError, FourfoldError, Infeasible, InputError, MetricError, MissingExtra, ModelError
-    from fourfold.host import Machine, here
+    from fourfold.host import Host, here
     from fourfold.jobs.optimize import optimize
     from fourfold.jobs.optimize.front import Choice, Front
     from fourfold.jobs.plan import plan
     from fourfold.jobs.verify import verify
     from fourfold.journal import Journal
     from fourfold.ledger.book import Ledger
+    from fourfold.machine import Machine
     from fourfold.measure.meter import Meter
     from fourfold.plans import Plan
     from fourfold.recipe import Recipe
@@ -36,13 +37,14 @@ _HOMES = {
     "MissingExtra": "errors", "ModelError": "errors",
     "Choice": "jobs.optimize.front", "Front": "jobs.optimize.front", "optimize": "jobs.optimize", "load": "runtime.loading", "Recipe": "recipe",
     "verify": "jobs.verify", "Plan": "plans", "plan": "jobs.plan",
-    "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger.book", "Machine": "host", "here": "host",
+    "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger.book", "Host": "host", "here": "host", "Machine": "machine",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
 }                                                                      # public name → the module that holds it
 
 __all__ = [
-    "ArtefactError", "Choice", "FourfoldError", "Front", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter", "MetricError",
-    "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "footprint", "here", "load", "optimize", "plan", "verify", "whatif",
+    "ArtefactError", "Choice", "FourfoldError", "Front", "Host", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter",
+    "MetricError", "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "footprint", "here", "load", "optimize", "plan",
+    "verify", "whatif",
 ]
 
 

@@ -36,7 +36,7 @@ _LIMITS = {                                                            # ONEDNN_
 
 
 @dataclass(frozen=True)
-class Machine:
+class Host:
     """One computer as this process sees it.
 
     `name` is the processor's own; `model` "vendor family/model/stepping"; `flags` the instruction sets that kernels choose by (Linux names: avx2,
@@ -66,7 +66,7 @@ class Machine:
         return {**asdict(self), "flags": sorted(self.flags), "fingerprint": self.fingerprint}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Machine:
+    def from_json(cls, data: Mapping[str, Any]) -> Host:
         """Raises InputError where a field is missing."""
         try:
             fields = {name: data[name] for name in ("name", "model", "arch", "os", "cores", "memory")}
@@ -79,12 +79,12 @@ class Machine:
 
 
 @functools.cache
-def here() -> Machine:
+def here() -> Host:
     """The machine this process runs on, read once."""
     return read(Path("/proc"), Path("/sys/fs/cgroup"))
 
 
-def read(proc: Path, cgroup: Path) -> Machine:
+def read(proc: Path, cgroup: Path) -> Host:
     """The machine that a `/proc` and a cgroup tree describe; where there is none, what the operating system's own tools tell."""
     facts = _cpuinfo(proc / "cpuinfo")
     if not facts and platform.system() == "Darwin":
@@ -95,8 +95,8 @@ def read(proc: Path, cgroup: Path) -> Machine:
     words = (facts.get("flags") or facts.get("Features") or "").split()
     hidden = _LIMITS.get(os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(), ())
     flags = frozenset(word for word in words if _FLAGS.match(word) and not word.startswith(tuple(hidden)))
-    return Machine(" ".join(name.split()), model, platform.machine() or "unknown", f"{platform.system()} {platform.release()}",
-                   _cores(proc, cgroup), _memory(proc, cgroup), flags)
+    return Host(" ".join(name.split()), model, platform.machine() or "unknown", f"{platform.system()} {platform.release()}",
+                _cores(proc, cgroup), _memory(proc, cgroup), flags)
 
 
 def _cpuinfo(path: Path) -> dict[str, str]:
@@ -192,7 +192,7 @@ def powers() -> tuple[Power, ...]:
     return tuple(rows)
 
 
-def power(machine: Machine) -> Power:
+def power(machine: Host) -> Power:
     """The row whose pattern fits `machine`, or else the generic one."""
     text = f"{machine.model} | {machine.name}"
     return next(row for row in powers() if any(re.search(pattern, text) for pattern in row.match))

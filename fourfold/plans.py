@@ -27,7 +27,7 @@ import numpy as np
 from fourfold.errors import ArtefactError, InputError, unwritable
 from fourfold.folder import may_fill
 from fourfold.graph import Graph
-from fourfold.machine import System
+from fourfold.machine import Machine
 
 if TYPE_CHECKING:
     from fourfold.cost.simulate import Tasks, Timeline
@@ -53,7 +53,7 @@ class Plan:
     """
 
     graph: Graph
-    system: System
+    system: Machine
     objective: str
     group: np.ndarray
     place: np.ndarray
@@ -197,7 +197,7 @@ class Plan:
             if _digest(root / name) != data.get("files", {}).get(name):
                 raise ArtefactError(f"The plan in {root} is damaged: {name} is not the file that was written with its plan.json.", _AGAIN)
         try:
-            graph, system = Graph.load(root / "graph.npz"), System.read(root / "system.toml")
+            graph, system = Graph.load(root / "graph.npz"), Machine.read(root / "system.toml")
         except InputError as error:
             raise ArtefactError(error.message, _AGAIN) from error
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from fourfold.decisions.schedule.expert import Expert
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.graph import Graph
-from fourfold.machine import System
+from fourfold.machine import Machine
 from fourfold.plans import Plan
 from fourfold.problem import Budget, Solver, solve
 from fourfold.runtime.local.executor import Execution, Ran, Sent
@@ -18,7 +18,7 @@ from fourfold.zoo.graphs import make
 
 
 def problem(family: str = "encoder_decoder", nodes: int = 300, seed: int = 0, system: str = "p100x4", train: bool = False, **fields: Any) -> Schedule:
-    return Schedule(make(family, nodes, seed, train), System.read(system), **fields)
+    return Schedule(make(family, nodes, seed, train), Machine.read(system), **fields)
 
 
 def solved(asked: Schedule, solver: Solver | None = None, evaluations: int = 40, **fields: Any) -> Plan:

@@ -18,7 +18,7 @@ from fourfold.decisions.schedule._parts import fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph
-from fourfold.machine import Device, Efficiency, Link, System
+from fourfold.machine import Device, Efficiency, Link, Machine
 from fourfold.problem import Budget, solve
 from fourfold.registry import technique
 from fourfold.zoo.graphs import FAMILIES, make
@@ -49,7 +49,7 @@ def tangled(dice: np.random.Generator, nodes: int) -> Graph:
     return build.build()
 
 
-def machines(dice: np.random.Generator, count: int, memory: float = 1e9) -> System:
+def machines(dice: np.random.Generator, count: int, memory: float = 1e9) -> Machine:
     """Devices of unlike speed, launch cost and curves; links from slow to free of cost."""
     same, devices = dice.random() < 0.4, []
     for i in range(count):
@@ -64,7 +64,7 @@ def machines(dice: np.random.Generator, count: int, memory: float = 1e9) -> Syst
     wait, rate = float(dice.choice([0.0, 1e-6])), float(dice.choice([1e7, 1e9, 1e12]))
     links = [Link(a.name, b.name, wait, rate * float(dice.choice([1.0, 2.0])), bool(dice.random() < 0.5), overlap=bool(dice.random() < 0.7))
              for i, a in enumerate(devices) for b in devices[i + 1:]]
-    return System("fake", tuple(devices), tuple(links))
+    return Machine("fake", tuple(devices), tuple(links))
 
 
 def legal(problem: Schedule) -> list[tuple[int, ...]]:
@@ -256,14 +256,14 @@ def test_what_shares_memory_only_on_paper_is_forced_apart() -> None:
         (x,) = build.node("aten.mm", [x, build.parameter((4, 1000), "float32")], [((4, 4), "float32")], flops=32000.0, fusion=CONTRACTION)
     build.output(x)
     devices = tuple(Device(f"d{i}", "fake", {"float32": 1e9}, 1e9, 1e-6, 20_000.0) for i in range(2))
-    problem = Schedule(build.build(), System("fake", devices, (Link("d0", "d1", 1e-3, 1e6),)))
+    problem = Schedule(build.build(), Machine("fake", devices, (Link("d0", "d1", 1e-3, 1e6),)))
     bound = problem.bound()
     roomy = problem.replace(bounded=False).bound()
     assert bound is not None and roomy is not None and roomy < 1.1e-4 < 1.06e-3 < bound
 
 
 def test_a_chain_with_dear_transfers_is_bound_to_one_device() -> None:
-    problem = Schedule(make("cnn", 100, 0), System.read("p100x4"))
+    problem = Schedule(make("cnn", 100, 0), Machine.read("p100x4"))
     alone = float(problem.tasks(fuse(problem)).seconds[:, 0].sum())
     bound = problem.bound()
     assert bound is not None and 0.9 * alone < bound <= alone
@@ -272,7 +272,7 @@ def test_a_chain_with_dear_transfers_is_bound_to_one_device() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_annealed_plans_of_every_family_stay_above_the_bound(family: str) -> None:
     for system in ("p100x2", "cpux4"):
-        problem = Schedule(make(family, 120, 1), System.read(system))
+        problem = Schedule(make(family, 120, 1), Machine.read(system))
         found = solve(problem, technique("schedule/anneal")(), Budget(600, 300))
         assert found.bound is not None and found.bound <= found.cost
 

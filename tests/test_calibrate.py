@@ -16,7 +16,7 @@ from fourfold.graph import CONTRACTION, ELEMENTWISE, Builder
 from fourfold.jobs import kernels as operators
 from fourfold.jobs.calibrate import calibrate, fit, fit_contraction, fit_moving, predicted, time_all, transfers
 from fourfold.jobs.kernels import Sample, TimedCall
-from fourfold.machine import Efficiency, System
+from fourfold.machine import Efficiency, Machine
 
 OLD = 'name = "the old file"\nfingerprint = "of another machine"\n'
 
@@ -115,28 +115,28 @@ def test_moves_are_exact_where_they_were_timed() -> None:
 
 
 @pytest.fixture(scope="module")
-def measured() -> System:
+def measured() -> Machine:
     return calibrate(2, 10.0)
 
 
-def test_a_short_run_gives_a_sound_system(measured: System, tmp_path: Path) -> None:
+def test_a_short_run_gives_a_sound_system(measured: Machine, tmp_path: Path) -> None:
     assert len(measured) == 2 and measured.local and len(measured.links) == 1 and not measured.links[0].overlap
     measured.write(tmp_path / "machine.toml")
-    assert System.read(tmp_path / "machine.toml") == measured
+    assert Machine.read(tmp_path / "machine.toml") == measured
     first = measured.devices[0]
     families = {"matmul", "conv", "pointwise", "depthwise", "attention", "elementwise", "gelu", "softmax", "layer_norm", "gather", "view", "slice"}
     assert families <= set(first.efficiency) and "peak" not in first.efficiency
     assert 1e9 < first.peak["float32"] < 1e14 and 1e8 < first.bandwidth < 1e12
     assert all(curve.launch is not None and 0 < curve.launch < 0.1 for curve in first.efficiency.values())
     assert measured.figures["cpu0.bandwidth"].grade == "measured" and measured.figures["cpu0.busy"].grade != "measured"
-    again = System.read(tmp_path / "machine.toml").figures
+    again = Machine.read(tmp_path / "machine.toml").figures
     for name in ("cpu0.peak.float32", "cpu0.efficiency.gelu.launch"):
         told, kept = measured.figures[name], again[name]
         assert told.low is not None and told.high is not None and told.low <= told.value <= told.high
         assert (kept.value, kept.low, kept.high, kept.grade) == (told.value, told.low, told.high, "measured")
 
 
-def test_a_short_run_prices_sensibly(measured: System) -> None:
+def test_a_short_run_prices_sensibly(measured: Machine) -> None:
     """More work never costs less along one shape, and what was measured orders ops as anybody would."""
     build = Builder()
     for side in (32, 256, 1024):
@@ -159,7 +159,7 @@ def test_what_is_freed_is_kept_unless_the_environment_rules(monkeypatch: pytest.
     assert not malloc.keep()
 
 
-def test_transfers_cost_more_when_they_are_larger(measured: System) -> None:
+def test_transfers_cost_more_when_they_are_larger(measured: Machine) -> None:
     small, large = transfers(measured, ((8, 64), (512, 256)), rounds=5)
     for value, low, high in (small, large):
         assert 0 < low <= value <= high
@@ -189,7 +189,7 @@ def test_the_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["file"] == ".fourfold/machine.toml"
-    assert System.here(1).name == told["name"] and System.here(1).local
+    assert Machine.here(1).name == told["name"] and Machine.here(1).local
 
 
 def test_an_interrupted_run_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

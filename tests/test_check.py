@@ -15,7 +15,7 @@ from fourfold.cost.simulate import Tasks, simulate, tasks_of
 from fourfold.decisions.schedule._parts import fuse
 from fourfold.decisions.schedule.problem import Answer, Schedule, replay
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph, number
-from fourfold.machine import Device, Link, System
+from fourfold.machine import Device, Link, Machine
 from fourfold.zoo.graphs import FAMILIES, make
 
 SHAPES = [(8, 16), (8, 1), (4, 4), (8, 32), ()]
@@ -44,11 +44,11 @@ def tangled(dice: np.random.Generator, nodes: int) -> Graph:
     return build.build()
 
 
-def mesh(count: int, memory: float = 1e9, overlap: bool = True) -> System:
+def mesh(count: int, memory: float = 1e9, overlap: bool = True) -> Machine:
     devices = tuple(Device(f"d{i}", "fake", {"float32": (1e9, 2e9, 5e8)[i % 3]}, (1e9, 4e9)[i % 2], 1e-6 * (1 + i), memory, 1.0, 10.0)
                     for i in range(count))
     links = tuple(Link(a.name, b.name, 1e-6, 1e8, overlap=overlap) for i, a in enumerate(devices) for b in devices[i + 1:])
-    return System("fake", devices, links)
+    return Machine("fake", devices, links)
 
 
 COMMON = settings(max_examples=60, deadline=None)
@@ -167,7 +167,7 @@ def storage(graph: Graph, tasks: Tasks) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prices_at_hand_change_nothing_and_changed_copies_keep_them(family: str) -> None:
-    graph, system = make(family, 120, 3), System.read("p100x2")
+    graph, system = make(family, 120, 3), Machine.read("p100x2")
     problem = Schedule(graph, system, bounded=False)
     group = fuse(problem)
     assert np.array_equal(fused_seconds(graph, group, system), fused_seconds(graph, group, system, Prices(graph, system)))
@@ -179,7 +179,7 @@ def test_prices_at_hand_change_nothing_and_changed_copies_keep_them(family: str)
 
 
 class Plain:
-    def __init__(self, tasks: Tasks, place: list[int], priority: list[float], system: System) -> None:
+    def __init__(self, tasks: Tasks, place: list[int], priority: list[float], system: Machine) -> None:
         self.place, self.priority, self.system, devices = place, priority, system, range(len(system))
         self.seconds = [float(tasks.seconds[t, d]) for t, d in enumerate(place)]
         self.producer, self.size, self.hold, self.base = (getattr(tasks, name).tolist() for name in ("producer", "size", "hold", "base"))

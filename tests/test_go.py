@@ -23,7 +23,7 @@ from fourfold.decisions.schedule.go import Go
 from fourfold.decisions.schedule.problem import Schedule, random_graph
 from fourfold.errors import Infeasible, InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, OPAQUE, Builder, Graph
-from fourfold.machine import Device, Link, System
+from fourfold.machine import Device, Link, Machine
 from fourfold.problem import Budget, solve
 from fourfold.solvers.ppo import Ppo, Rates
 from fourfold.zoo.graphs import FAMILIES, make
@@ -36,13 +36,13 @@ def network(seed: int = 0) -> PolicyNetwork:
     return PolicyNetwork(SMALL).eval()
 
 
-def devices(*speeds: float, memory: float = 1e9, bandwidth: float = 1e7, unsupported: tuple[tuple[str, ...], ...] = ()) -> System:
+def devices(*speeds: float, memory: float = 1e9, bandwidth: float = 1e7, unsupported: tuple[tuple[str, ...], ...] = ()) -> Machine:
     made = tuple(Device(f"d{speed:g}.{i}", "fake", {"float32": speed}, speed / 2, 1e-6, memory, 1.0, 10.0, unsupported=bans)
                  for i, (speed, bans) in enumerate(itertools.zip_longest(speeds, unsupported, fillvalue=())) if isinstance(speed, float))
-    return System("fake", made, tuple(Link(a.name, b.name, 1e-6, bandwidth) for a, b in itertools.combinations(made, 2)))
+    return Machine("fake", made, tuple(Link(a.name, b.name, 1e-6, bandwidth) for a, b in itertools.combinations(made, 2)))
 
 
-def permuted(system: System, order: list[int]) -> System:
+def permuted(system: Machine, order: list[int]) -> Machine:
     return replace(system, devices=tuple(system.devices[d] for d in order))
 
 
@@ -105,7 +105,7 @@ def test_renumbering_nodes_changes_nothing(order: tuple[int, ...]) -> None:
 
 def test_a_reading_is_in_topological_order_and_as_wide_as_the_network_expects() -> None:
     for family in FAMILIES:
-        reading = GraphFeatures.of(Schedule(make(family, 150, 2, True), System.read("p100x4")))
+        reading = GraphFeatures.of(Schedule(make(family, 150, 2, True), Machine.read("p100x4")))
         assert (reading.src < reading.dst).all() and sorted(reading.order.tolist()) == list(range(len(reading)))
         assert (reading.node.shape[1], reading.pair.shape[2], reading.device.shape[1], len(reading.graph)) == (NODE, PAIR, DEVICE, GRAPH)
         assert np.isfinite(reading.node).all() and np.isfinite(reading.pair).all() and np.abs(reading.node).max() < 20
@@ -155,7 +155,7 @@ def test_padding_is_never_attended_to() -> None:
 
 def test_gradients_reach_every_part_from_every_head() -> None:
     net = network().train()
-    case = Case.of(Schedule(make("moe", 120, 1, True), System.read("p100x4")))
+    case = Case.of(Schedule(make("moe", 120, 1, True), Machine.read("p100x4")))
     action, _ = net(case.batch)
     plan = [plan for plan in case.mend(action) if plan is not None]
     look = case.look(action, plan)
@@ -171,7 +171,7 @@ def test_gradients_reach_every_part_from_every_head() -> None:
 
 
 def test_log_probabilities_are_those_of_what_was_sampled() -> None:
-    net, case = network(), Case.of(Schedule(make("cnn", 80, 1, True), System.read("p100x2")))
+    net, case = network(), Case.of(Schedule(make("cnn", 80, 1, True), Machine.read("p100x2")))
     with torch.no_grad():
         action, scores = net(case.batch, samples=3, heat=1.0, generator=torch.Generator().manual_seed(0))
         again = net(case.batch, action)[1]
@@ -206,7 +206,7 @@ def test_any_choice_at_all_becomes_a_valid_plan(seed: int) -> None:
 
 
 def test_a_plan_taken_as_an_action_and_mended_is_that_plan() -> None:
-    problem = Schedule(make("gnmt", 150, 1, False), System.read("p100x4"))
+    problem = Schedule(make("gnmt", 150, 1, False), Machine.read("p100x4"))
     found = solve(problem, Go(polish=True), Budget(1e9, 400))
     case = Case.of(problem)
     plan = case.mend(labels(case.reading, found.answer, found.answer.place.astype(np.int64)[case.reading.order]))[0]
@@ -214,7 +214,7 @@ def test_a_plan_taken_as_an_action_and_mended_is_that_plan() -> None:
 
 
 def test_like_devices_are_renumbered_by_where_their_work_lies_or_to_agree() -> None:
-    problem = Schedule(make("cnn", 120, 1), System.read("p100x4"))
+    problem = Schedule(make("cnn", 120, 1), Machine.read("p100x4"))
     reading = GraphFeatures.of(problem)
     along = np.minimum(3, (4 * reading.node[:, 5]).astype(int))
     mixed = np.array([2, 0, 3, 1])[along]
@@ -227,7 +227,7 @@ def test_like_devices_are_renumbered_by_where_their_work_lies_or_to_agree() -> N
 @pytest.mark.parametrize("family, train, system", [("cnn", True, "p100x2"), ("inception", True, "p100x4"), ("rnnlm", False, "p100x8"),
                                                    ("moe", True, "v100x4"), ("wavenet", True, "cpux2")])
 def test_zero_shot_plans_are_valid_and_not_above_the_default(family: str, train: bool, system: str) -> None:
-    problem = Schedule(make(family, 200, 3, train), System.read(system))
+    problem = Schedule(make(family, 200, 3, train), Machine.read(system))
     found = solve(problem, Go(polish=False), Budget(1e9, 10**6))
     assert found.before is not None and found.cost < found.before and found.gap is not None
     again = solve(problem, Go(polish=False), Budget(1e9, 10**6))
@@ -236,12 +236,12 @@ def test_zero_shot_plans_are_valid_and_not_above_the_default(family: str, train:
 
 @pytest.mark.parametrize("objective", ["throughput", "energy", "memory"])
 def test_other_objectives(objective: str) -> None:
-    found = solve(Schedule(make("moe", 100, 1), System.read("p100x4"), objective), Go(), Budget(1e9, 300))
+    found = solve(Schedule(make("moe", 100, 1), Machine.read("p100x4"), objective), Go(), Budget(1e9, 300))
     assert found.before is not None and found.cost <= found.before
 
 
 def test_fixed_parts_stay() -> None:
-    problem = Schedule(make("gnmt", 100, 1, True), System.read("p100x2"))
+    problem = Schedule(make("gnmt", 100, 1, True), Machine.read("p100x2"))
     answer = solve(problem, Go(), Budget(1e9, 200)).answer
     for name in ("group", "place", "priority"):
         fixed = problem.replace(**{name: getattr(answer, name)})
@@ -257,7 +257,7 @@ def test_one_device_and_one_op() -> None:
 
 
 def test_polish_never_makes_it_worse() -> None:
-    problem = Schedule(make("inception", 150, 2, True), System.read("p100x4"))
+    problem = Schedule(make("inception", 150, 2, True), Machine.read("p100x4"))
     plain = solve(problem, Go(polish=False), Budget(1e9, 10**6)).cost
     assert solve(problem, Go(), Budget(1e9, 2_000)).cost <= plain * (1 + 1e-12)
 
@@ -346,7 +346,7 @@ def test_a_head_that_does_not_hear_of_the_task_before_does_worse() -> None:
 
 def test_rollouts_are_rewarded_by_the_simulator_and_teach() -> None:
     net = network().train()
-    case = Case.of(Schedule(make("rnnlm", 80, 1), System.read("p100x2")))
+    case = Case.of(Schedule(make("rnnlm", 80, 1), Machine.read("p100x2")))
     steps, best, spent = rollouts(net, case, 6, 2, torch.Generator().manual_seed(0))
     assert len(steps) == 2 and spent == 2 * 7 + 1 and best is not None
     for one in steps:
@@ -381,13 +381,13 @@ def test_weights_go_through_a_file_and_damaged_ones_are_refused(tmp_path: Path) 
 
 
 def test_a_batch_keeps_edges_in_both_orders() -> None:
-    batch = Batch.of(GraphFeatures.of(Schedule(make("cnn", 60, 0, True), System.read("p100x2"))))
+    batch = Batch.of(GraphFeatures.of(Schedule(make("cnn", 60, 0, True), Machine.read("p100x2"))))
     assert (batch.dst.diff() >= 0).all() and (batch.src_by.diff() >= 0).all()
     assert sorted(zip(batch.src.tolist(), batch.dst.tolist(), strict=True)) == sorted(zip(batch.src_by.tolist(), batch.dst_by.tolist(), strict=True))
 
 
 @pytest.mark.slow
 def test_eighty_thousand_nodes_on_eight_devices() -> None:
-    problem = Schedule(make("gnmt", 80_000, 0, True), System.read("p100x8"))
+    problem = Schedule(make("gnmt", 80_000, 0, True), Machine.read("p100x8"))
     found = solve(problem, Go(polish=False), Budget(1e9, 10**6))
     assert found.before is None or found.cost < found.before

@@ -18,7 +18,7 @@ from fourfold.cost.simulate import simulate
 from fourfold.engines.region import calls, free, printed, regions
 from fourfold.errors import InputError
 from fourfold.frontends.capture import capture
-from fourfold.machine import System
+from fourfold.machine import Machine
 from fourfold.plans import Plan
 from fourfold.program import Captured
 from fourfold.runtime.local.check import check, flat, original_of
@@ -47,10 +47,10 @@ def net() -> tuple[nn.Module, tuple[torch.Tensor, ...], Captured]:
     return model, inputs, capture(model, inputs)
 
 
-def planned(found: Captured, place: Any = None, devices: int = 2, group: Any = None, priority: Any = None, system: System | None = None) -> Plan:
+def planned(found: Captured, place: Any = None, devices: int = 2, group: Any = None, priority: Any = None, system: Machine | None = None) -> Plan:
     """A plan without a solver."""
     count = len(found.graph)
-    return Plan(found.graph, system or System.here(devices), "latency", np.arange(count) if group is None else group,
+    return Plan(found.graph, system or Machine.here(devices), "latency", np.arange(count) if group is None else group,
                 np.zeros(count, np.int16) if place is None else np.asarray(place, np.int16),
                 -np.arange(count, dtype=float) if priority is None else np.asarray(priority), "test", 1.0, "s")
 
@@ -184,7 +184,7 @@ def test_another_machine_is_refused(net: Any) -> None:
     _, inputs, found = net
     from dataclasses import replace
 
-    other = replace(System.here(2), name="the other one", fingerprint="0123456789abcdef")
+    other = replace(Machine.here(2), name="the other one", fingerprint="0123456789abcdef")
     with pytest.raises(InputError, match="for 'the other one' .fingerprint 0123456789abcdef.; this machine is"):
         execute(planned(found, system=other), found.program, inputs)
     with pytest.raises(InputError, match="no particular machine"):
@@ -197,7 +197,7 @@ def test_a_gpu_that_is_not_here_is_named(net: Any) -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    system = System.here(2)
+    system = Machine.here(2)
     system = replace(system, devices=(system.devices[0], replace(system.devices[1], kind="cuda")))
     with pytest.raises(InputError, match="uses cpu1, a GPU; torch sees 0"):
         execute(planned(found, np.arange(len(found.graph)) % 2, system=system), found.program, inputs)
@@ -250,7 +250,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "x.npz", input=np.ones((2, 8), np.float32))
     exported = torch.export.export(nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), (torch.zeros(2, 8),))
     torch.export.save(exported, tmp_path / "net.pt2")
-    make(str(tmp_path / "net.pt2"), machine=System.here(1), solver="default", budget=1.0, evaluations=10, out=tmp_path / "plan")
+    make(str(tmp_path / "net.pt2"), machine=Machine.here(1), solver="default", budget=1.0, evaluations=10, out=tmp_path / "plan")
     app = typer.Typer()
     command.register(app)
     app.callback()(lambda: None)

@@ -19,7 +19,7 @@ from torch import nn
 
 from fourfold.errors import FourfoldError
 from fourfold.frontends.capture import capture
-from fourfold.machine import System
+from fourfold.machine import Machine
 from fourfold.plans import Plan
 from fourfold.program import Captured
 from fourfold.runtime.local.executor import Local, execute
@@ -39,7 +39,7 @@ class Lookup(nn.Module):
 def planned(found: Captured, place: Any) -> Plan:
     count = len(found.graph)
     order = -np.arange(count, dtype=float)
-    return Plan(found.graph, System.here(2), "latency", np.arange(count), np.asarray(place, np.int16), order, "test", 1.0, "s")
+    return Plan(found.graph, Machine.here(2), "latency", np.arange(count), np.asarray(place, np.int16), order, "test", 1.0, "s")
 
 
 @pytest.fixture(scope="module")

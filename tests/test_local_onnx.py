@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fourfold.engines.onnx_nodes import Foreign, call  # noqa: E402
 from fourfold.frontends.capture import capture  # noqa: E402
-from fourfold.machine import System  # noqa: E402
+from fourfold.machine import Machine  # noqa: E402
 from fourfold.plans import Plan  # noqa: E402
 from fourfold.program import Captured  # noqa: E402
 from fourfold.runtime.local.check import check  # noqa: E402
@@ -119,7 +119,7 @@ def test_a_split_hands_on_its_parts(tmp_path: Path) -> None:
 def planned(found: Captured, place: Any = None) -> Plan:
     count = len(found.graph)
     where = np.zeros(count, np.int16) if place is None else np.asarray(place, np.int16)
-    return Plan(found.graph, System.here(2), "latency", np.arange(count), where, -np.arange(count, dtype=float), "test", 1.0, "s")
+    return Plan(found.graph, Machine.here(2), "latency", np.arange(count), where, -np.arange(count, dtype=float), "test", 1.0, "s")
 
 
 @pytest.fixture(scope="module")

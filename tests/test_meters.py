@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fourfold.host import Machine, here, power, powers, read
+from fourfold.host import Host, here, power, powers, read
 from fourfold.measure import meters
 from fourfold.measure.meters.fake import FakeClock, FakeMeter, FakeNvml, FakePowercap
 from fourfold.measure.meters.nvml import Nvml
@@ -145,10 +145,10 @@ def test_every_power_row_is_sourced_and_one_fits_any_machine() -> None:
     for row in powers():
         assert row.busy.source and row.busy.grade in ("published", "assumed") and row.idle.value < row.busy.value
         assert row.busy.bounds[0] < row.busy.value < row.busy.bounds[1]
-    assert power(Machine("Toaster", "", "z80", "CP/M", 1, 0, frozenset())).busy.grade == "assumed"
-    assert power(Machine("AMD EPYC 7B12", "AuthenticAMD 23/49/0", "x86_64", "Linux", 2, 0, frozenset())).title.endswith("(Rome)")
-    assert "Skylake" in power(Machine("Xeon", "GenuineIntel 6/85/4", "x86_64", "Linux", 2, 0, frozenset())).title
-    assert "Cascade" in power(Machine("Xeon", "GenuineIntel 6/85/7", "x86_64", "Linux", 2, 0, frozenset())).title
+    assert power(Host("Toaster", "", "z80", "CP/M", 1, 0, frozenset())).busy.grade == "assumed"
+    assert power(Host("AMD EPYC 7B12", "AuthenticAMD 23/49/0", "x86_64", "Linux", 2, 0, frozenset())).title.endswith("(Rome)")
+    assert "Skylake" in power(Host("Xeon", "GenuineIntel 6/85/4", "x86_64", "Linux", 2, 0, frozenset())).title
+    assert "Cascade" in power(Host("Xeon", "GenuineIntel 6/85/7", "x86_64", "Linux", 2, 0, frozenset())).title
 
 
 XEON = """processor\t: 0
@@ -182,7 +182,7 @@ def test_a_machine_is_read_with_its_limits(tmp_path) -> None:
     assert machine.has("amx_bf16", "avx512_vnni") and not machine.has("smep")
     free = read(*tree(tmp_path / "b"))
     assert free.memory == 1000 * 1024 and free.cores >= machine.cores
-    assert Machine.from_json(free.to_json()) == free
+    assert Host.from_json(free.to_json()) == free
 
 
 def test_the_fingerprint_changes_with_what_kernels_depend_on(tmp_path, monkeypatch) -> None:

@@ -103,11 +103,11 @@ def test_this_machine_uncalibrated_is_said(capsys, folder):
 
 
 def test_a_machine_file_of_this_machine_is_used(capsys, folder):
-    from fourfold.machine import System
+    from fourfold.machine import Machine
 
     (folder / ".fourfold").mkdir()
     text = (Path(fourfold.__file__).parent / "systems" / "cpux2.toml").read_text()
-    System.here(workers=2).write(folder / ".fourfold" / "machine.toml")
+    Machine.here(workers=2).write(folder / ".fourfold" / "machine.toml")
     code, out, _ = ran(capsys, net(folder / "net.onnx"), *QUICK, "--json")
     assert code == 0 and len(json.loads(out)["devices"]) == 2
     (folder / "mine.toml").write_text(text)

@@ -13,7 +13,7 @@ from torch import nn
 import fourfold
 from fourfold.jobs import planning
 from fourfold.jobs.calibrate import QUICK
-from fourfold.machine import System
+from fourfold.machine import Machine
 from fourfold.runtime.local.check import check
 from fourfold.units import Quantity
 
@@ -27,8 +27,8 @@ def test_jax_is_priced_with_its_own_dispatch(tmp_path: Path) -> None:
     plan = fourfold.plan(f, (np.ones((4, 4), np.float32),), solver="default", out=tmp_path / "plan")
     assert any("JAX takes" in note for note in plan.notes)
     first = plan.system.devices[0]
-    assert first.launch >= System.read("here").devices[0].launch
-    assert plan.system.figures[f"{first.name}.launch"].source.startswith("jax") or first.launch == System.read("here").devices[0].launch
+    assert first.launch >= Machine.read("here").devices[0].launch
+    assert plan.system.figures[f"{first.name}.launch"].source.startswith("jax") or first.launch == Machine.read("here").devices[0].launch
     again = type(plan).load(tmp_path / "plan")
     assert again.system.hash == plan.system.hash and again.timeline().makespan == plan.timeline().makespan
 
@@ -45,7 +45,7 @@ def test_what_runs_eagerly_is_compared_with_ops_priced_one_by_one() -> None:
 
 def test_a_quick_calibration_says_what_it_is_worth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    here = System.read("here")
+    here = Machine.read("here")
     (tmp_path / ".fourfold").mkdir()
     for ending, told in ((f" in 25 s, {QUICK}", [planning.ROUGH]), ("", [])):
         figures = {name: Quantity(one.value, one.unit, "measured", source=f"fourfold calibrate{ending}") for name, one in here.figures.items()}

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from fourfold.graph import ELEMENTWISE, Builder
-from fourfold.machine import System
+from fourfold.machine import Machine
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ class Found:
 
 
 def test_random_plans_differ_are_valid_and_are_drawn_alike(predict: ModuleType) -> None:
-    found, system = Found(40), System.read("cpux2")
+    found, system = Found(40), Machine.read("cpux2")
     plans, again = predict.drawn(found, system, 12), predict.drawn(found, system, 12)
     assert len({plan.place.tobytes() for _, plan in plans}) >= 10
     assert [plan.hash for _, plan in plans] == [plan.hash for _, plan in again]

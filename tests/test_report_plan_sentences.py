@@ -14,16 +14,16 @@ from fourfold.decisions.schedule.expert import Expert
 from fourfold.decisions.schedule.heft import Heft
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.graph import CONTRACTION, ELEMENTWISE, Builder
-from fourfold.machine import Device, Link, System
+from fourfold.machine import Device, Link, Machine
 from fourfold.problem import Budget
 from fourfold.report.ablation import PARTS, Simulated
 from fourfold.report.modules import named, span, tree
 from fourfold.report.sentences import sentences
 
 
-def system(count: int = 2, memory: float = 1e9) -> System:
+def system(count: int = 2, memory: float = 1e9) -> Machine:
     devices = tuple(Device(f"gpu:{d}", "gpu", {"float32": 1e12}, 1e12, 0.0, memory, 10.0, 100.0) for d in range(count))
-    return System("test", devices, tuple(Link(a.name, b.name, 0.0, 1e9) for i, a in enumerate(devices) for b in devices[i + 1:]))
+    return Machine("test", devices, tuple(Link(a.name, b.name, 0.0, 1e9) for i, a in enumerate(devices) for b in devices[i + 1:]))
 
 
 def branches() -> Schedule:
@@ -106,7 +106,7 @@ def test_a_module_that_is_called_by_a_number_is_called_a_module() -> None:
 def test_the_default_against_itself_has_little_to_tell() -> None:
     asked = planned.problem("cnn", 60)
     assert sentences(asked, asked.baseline()) == [f"Everything stays on {asked.system.devices[0].name}."]
-    assert sentences(branches().replace(system=System("one", system().devices[:1])), branches().baseline()) == []
+    assert sentences(branches().replace(system=Machine("one", system().devices[:1])), branches().baseline()) == []
 
 
 def test_what_only_memory_asks_for_says_so() -> None:

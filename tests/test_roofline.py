@@ -14,11 +14,11 @@ from fourfold.cost.roofline import _traffic, families, fused_seconds, joules, se
 from fourfold.cost.simulate import simulate, tasks_of
 from fourfold.errors import InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph, number
-from fourfold.machine import Device, Efficiency, Link, System
+from fourfold.machine import Device, Efficiency, Link, Machine
 
 FAST = Device("gpu", "gpu", {"float32": 1e12, "float16": 2e12}, 1e11, 5e-6, 1e10, idle=10.0, busy=100.0)
 SLOW = Device("cpu", "cpu", {"float32": 1e10}, 1e10, 1e-6, 1e11, idle=1.0, busy=7.0, unsupported=("aten.mm*",))
-PAIR = System("pair", (FAST, SLOW), (Link("gpu", "cpu", 1e-5, 1e10),))
+PAIR = Machine("pair", (FAST, SLOW), (Link("gpu", "cpu", 1e-5, 1e10),))
 
 
 def network() -> Graph:
@@ -71,14 +71,14 @@ def test_shares_are_found_by_kind_then_name_then_family() -> None:
     assert families("aten.slice", VIEW) == ("aten.slice", "slice", "view")
     assert families("MaxPool", REDUCTION)[1:3] == ("maxpool", "pool") and families("Dropout", VIEW)[-1] == "view"
     shares = {"aten.gelu": Efficiency(bandwidth=((1.0, 0.5),)), "elementwise": Efficiency(launch=2e-6, bandwidth=((1.0, 0.25),))}
-    system = System("one", (Device("d", "cpu", {"float32": 1e15}, 1e9, 0.0, 1e9, efficiency=shares),))
+    system = Machine("one", (Device("d", "cpu", {"float32": 1e15}, 1e9, 0.0, 1e9, efficiency=shares),))
     table = seconds(network(), system)
     assert math.isclose(table[3, 0], 8 * 64 * 512 / 0.5e9) and math.isclose(table[2, 0], 2e-6 + 4 * (2 * 64 * 512 + 512) / 0.25e9)
 
 
 def test_parameters_of_a_large_model_come_from_memory() -> None:
     curve = {"matmul": Efficiency(bandwidth=((1e6, 10.0), (1e8, 1.0)))}
-    system = System("one", (Device("d", "cpu", {"float32": 1e15}, 1e10, 0.0, 1e9, efficiency=curve),))
+    system = Machine("one", (Device("d", "cpu", {"float32": 1e15}, 1e10, 0.0, 1e9, efficiency=curve),))
 
     def one(others: int) -> float:
         build = Builder()
@@ -94,7 +94,7 @@ def test_parameters_of_a_large_model_come_from_memory() -> None:
 def test_narrow_products_and_depthwise_convolutions() -> None:
     shares = {"matmul": Efficiency(narrow=((1.0, 0.01), (100.0, 1.0))), "depthwise": Efficiency(peak=((1.0, 0.125),)),
               "conv": Efficiency(peak=((1.0, 0.5),))}
-    system = System("one", (Device("d", "cpu", {"float32": 1e6}, 1e15, 0.0, 1e9, efficiency=shares),))
+    system = Machine("one", (Device("d", "cpu", {"float32": 1e6}, 1e15, 0.0, 1e9, efficiency=shares),))
     build = Builder()
     x, w = build.input((1, 1000), "float32"), build.parameter((1000, 1000), "float32")
     build.node("aten.mm", [x, w], [((1, 1000), "float32")], fusion=CONTRACTION, flops=2e6)
@@ -108,7 +108,7 @@ def test_narrow_products_and_depthwise_convolutions() -> None:
 def test_convolutions_lay_weights_out_anew_and_rare_kinds_are_cold() -> None:
     shares = {"conv": Efficiency(relay=1e6), "elementwise": Efficiency(1e-3)}
     cold = ((1e3, 0.0), (1e6, 3.0))
-    system = System("one", (Device("d", "cpu", {"float32": 1e9}, 1e15, 0.0, 1e9, efficiency=shares, cold=cold),))
+    system = Machine("one", (Device("d", "cpu", {"float32": 1e9}, 1e15, 0.0, 1e9, efficiency=shares, cold=cold),))
     build = Builder()
     image, full = build.input((1, 8, 10, 10), "float32"), build.parameter((8, 8, 3, 3), "float32")
     (y,) = build.node("aten.conv2d", [image, full], [((1, 8, 10, 10), "float32")], fusion=CONTRACTION, flops=2 * 800 * 72)
@@ -126,7 +126,7 @@ def test_convolutions_lay_weights_out_anew_and_rare_kinds_are_cold() -> None:
 
 def test_linear_layers_of_transposed_views() -> None:
     shares = {"matmul": Efficiency(peak=((1.0, 0.5),)), "strided": Efficiency(peak=((1.0, 0.25),))}
-    system = System("one", (Device("d", "cpu", {"float32": 1e9}, 1e15, 0.0, 1e9, efficiency=shares),))
+    system = Machine("one", (Device("d", "cpu", {"float32": 1e9}, 1e15, 0.0, 1e9, efficiency=shares),))
     build = Builder()
     w = build.parameter((16, 16), "float32")
     for shape in ((2, 8, 16), (1, 8, 16)):
@@ -142,7 +142,7 @@ def test_types_that_a_device_lacks() -> None:
     a, b = build.input((64, 64), "float64"), build.input((64, 64), "float64")
     build.node("aten.mm", [a, b], [((64, 64), "float64")], fusion=CONTRACTION, flops=2 * 64**3)
     build.node("aten.add", [a, b], [((64, 64), "float64")], fusion=ELEMENTWISE, steps=64**2)
-    table = seconds(build.build(), System("one", (FAST,)))
+    table = seconds(build.build(), Machine("one", (FAST,)))
     assert table[0, 0] == math.inf and table[1, 0] < 1e-4
 
 
@@ -201,9 +201,9 @@ def test_groups_of_one_cost_what_nodes_cost(drawn: tuple[Graph, list[int]]) -> N
 
 def test_a_graph_goes_through_the_simulator() -> None:
     graph = network()
-    tasks = tasks_of(graph, [-1] * 6, System("one", (FAST,)))
-    line = simulate(tasks, [0] * 6, [-t for t in range(6)], System("one", (FAST,)))
-    assert math.isclose(line.makespan, seconds(graph, System("one", (FAST,))).sum())
+    tasks = tasks_of(graph, [-1] * 6, Machine("one", (FAST,)))
+    line = simulate(tasks, [0] * 6, [-t for t in range(6)], Machine("one", (FAST,)))
+    assert math.isclose(line.makespan, seconds(graph, Machine("one", (FAST,))).sum())
     assert tasks.names[1] == "aten.mm"
     with pytest.raises(InputError, match="6 nodes and 2"):
         fused_seconds(graph, [0, 1], PAIR)

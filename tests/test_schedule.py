@@ -22,7 +22,7 @@ from fourfold.decisions.schedule.auto import _skips, size
 from fourfold.decisions.schedule.problem import Answer, Schedule, random_graph, replay
 from fourfold.errors import Infeasible, InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, OPAQUE, REDUCTION, Builder, Graph
-from fourfold.machine import Device, Link, System
+from fourfold.machine import Device, Link, Machine
 from fourfold.problem import Budget, Rejected, Solver, SolverAnswer, solve
 from fourfold.registry import technique
 from fourfold.zoo.graphs import FAMILIES, PUBLISHED, make, published
@@ -37,9 +37,9 @@ def solver(name: str) -> Solver:
     return made
 
 
-def system(count: int, memory: float = 1e9, bandwidth: float = 1e7, speeds: tuple[float, ...] = (1e9, 2e9, 5e8)) -> System:
+def system(count: int, memory: float = 1e9, bandwidth: float = 1e7, speeds: tuple[float, ...] = (1e9, 2e9, 5e8)) -> Machine:
     devices = tuple(Device(f"d{i}", "fake", {"float32": speeds[i % len(speeds)]}, 1e9, 1e-6, memory, 1.0, 10.0) for i in range(count))
-    return System("fake", devices, tuple(Link(a.name, b.name, 1e-6, bandwidth) for a, b in itertools.combinations(devices, 2)))
+    return Machine("fake", devices, tuple(Link(a.name, b.name, 1e-6, bandwidth) for a, b in itertools.combinations(devices, 2)))
 
 
 def row(*fusions: int, width: int = 8) -> Graph:
@@ -314,7 +314,7 @@ def graph(family: str, train: bool) -> Graph:
 def test_families_are_sound_and_every_quick_solver_beats_the_default(family: str, train: bool) -> None:
     made = graph(family, train)
     assert not made.validate() and 250 <= len(made) <= 1000 and made == make(family, 500, 1, train)
-    problem = Schedule(made, System.read("p100x4"))
+    problem = Schedule(made, Machine.read("p100x4"))
     for name in ("expert", "heft", "peft", "metis"):
         found = solve(problem, solver(name))
         assert found.bound and found.before and found.bound <= found.cost < found.before * 1.6

@@ -14,27 +14,27 @@ from hypothesis import strategies as st
 from fourfold.cost.simulate import Tasks, Timeline, bound, simulate, simulate_many, tasks_of
 from fourfold.errors import InputError
 from fourfold.graph import ELEMENTWISE, VIEW, Builder, number
-from fourfold.machine import Device, Link, System
+from fourfold.machine import Device, Link, Machine
 
 GB = 1e9
 
 
-def machine(count: int, links: tuple[Link, ...], memory: float = 1e18, hubs: tuple[str, ...] = ()) -> System:
+def machine(count: int, links: tuple[Link, ...], memory: float = 1e18, hubs: tuple[str, ...] = ()) -> Machine:
     devices = tuple(Device(f"d{k}", "cpu", {"float32": 1e9}, 1e9, 0.0, memory, idle=1.0 + k, busy=10.0 + k) for k in range(count))
-    return System("test", devices, links, hubs=hubs)
+    return Machine("test", devices, links, hubs=hubs)
 
 
-def mesh(count: int, bandwidth: float = GB, latency: float = 0.25, **facts: Any) -> System:
+def mesh(count: int, bandwidth: float = GB, latency: float = 0.25, **facts: Any) -> Machine:
     return machine(count, tuple(Link(f"d{a}", f"d{b}", latency, bandwidth, **facts) for a in range(count) for b in range(a + 1, count)))
 
 
-def star(count: int, bandwidth: float = GB, latency: float = 0.25, **facts: Any) -> System:
+def star(count: int, bandwidth: float = GB, latency: float = 0.25, **facts: Any) -> Machine:
     return machine(count, tuple(Link(f"d{a}", "hub", latency, bandwidth * (1 + a), **facts) for a in range(count)), hubs=("hub",))
 
 
 # ---- a second loop, written apart: no heap, no counts of references; it rescans everything at every instant -------------------------------------
 
-def slow(tasks: Tasks, place: list[int], priority: list[float], system: System, strict: bool = False) -> dict[str, Any]:
+def slow(tasks: Tasks, place: list[int], priority: list[float], system: Machine, strict: bool = False) -> dict[str, Any]:
     count, devices = tasks.seconds.shape
     readers = [tasks.use_task[tasks.use_ptr[v]: tasks.use_ptr[v + 1]].tolist() for v in range(len(tasks.producer))]
     start, finish = [math.nan] * count, [math.inf] * count
@@ -135,7 +135,7 @@ COMMON = settings(max_examples=60, deadline=None)
 
 @given(instances(), st.sampled_from(SYSTEMS))
 @COMMON
-def test_equals_the_second_loop(instance: tuple[Tasks, list[int], list[float]], system: System) -> None:
+def test_equals_the_second_loop(instance: tuple[Tasks, list[int], list[float]], system: Machine) -> None:
     tasks, place, priority = instance
     fast, other = simulate(tasks, place, priority, system), slow(tasks, place, priority, system)
     assert fast.start.tolist() == other["start"] and fast.finish.tolist() == other["finish"]
@@ -148,7 +148,7 @@ def test_equals_the_second_loop(instance: tuple[Tasks, list[int], list[float]], 
 
 @given(instances(), st.sampled_from(SYSTEMS))
 @COMMON
-def test_strict_equals_the_second_loop(instance: tuple[Tasks, list[int], list[float]], system: System) -> None:
+def test_strict_equals_the_second_loop(instance: tuple[Tasks, list[int], list[float]], system: Machine) -> None:
     tasks, place, _ = instance
     order = [-float(t) for t in range(len(tasks))]                      # follows the dataflow, so no order waits for ever
     fast, other = simulate(tasks, place, order, system, strict=True), slow(tasks, place, order, system, strict=True)
@@ -157,7 +157,7 @@ def test_strict_equals_the_second_loop(instance: tuple[Tasks, list[int], list[fl
 
 @given(instances(), st.sampled_from(SYSTEMS))
 @COMMON
-def test_memory_equals_a_recount(instance: tuple[Tasks, list[int], list[float]], system: System) -> None:
+def test_memory_equals_a_recount(instance: tuple[Tasks, list[int], list[float]], system: Machine) -> None:
     tasks, place, priority = instance
     timeline = simulate(tasks, place, priority, system, memory=True)
     for d, (instants, counted) in enumerate(recount(tasks, place, timeline, len(system))):
@@ -170,7 +170,7 @@ def test_memory_equals_a_recount(instance: tuple[Tasks, list[int], list[float]],
 
 @given(instances(), st.sampled_from(SYSTEMS))
 @COMMON
-def test_no_device_idles_while_a_task_is_ready(instance: tuple[Tasks, list[int], list[float]], system: System) -> None:
+def test_no_device_idles_while_a_task_is_ready(instance: tuple[Tasks, list[int], list[float]], system: Machine) -> None:
     tasks, place, priority = instance
     line = simulate(tasks, place, priority, system)
     way = line.transfers
@@ -190,7 +190,7 @@ def test_no_device_idles_while_a_task_is_ready(instance: tuple[Tasks, list[int],
 
 @given(instances(), st.sampled_from(SYSTEMS))
 @COMMON
-def test_never_faster_than_path_device_or_lane(instance: tuple[Tasks, list[int], list[float]], system: System) -> None:
+def test_never_faster_than_path_device_or_lane(instance: tuple[Tasks, list[int], list[float]], system: Machine) -> None:
     tasks, place, priority = instance
     line = simulate(tasks, place, priority, system)
     longest, lanes, load = [0.0] * len(tasks), dict[int, float](), [0.0] * len(system)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fourfold.errors import InputError
 from fourfold.host import chip
-from fourfold.machine import UNITS, Device, Efficiency, Link, System, parse_figure, plain_dtype, systems
+from fourfold.machine import UNITS, Device, Efficiency, Link, Machine, parse_figure, plain_dtype, systems
 
 ONE = '[[device]]\nname = "a"\nkind = "cpu"\nbandwidth = "10 GB/s"\nmemory = "1 GiB"\nlaunch = "2 us"\npeak = { float32 = "50 GFLOP/s" }\n'
 TWO = ONE.replace('name = "a"', 'names = ["a", "b"]')
@@ -22,11 +22,11 @@ def device(name: str) -> Device:
 
 @pytest.mark.parametrize("name", systems())
 def test_shipped_systems_read_and_come_back_equal(name: str, tmp_path: Path) -> None:
-    system = System.read(name)
+    system = Machine.read(name)
     system.write(tmp_path / "copy.toml")
-    again = System.read(tmp_path / "copy.toml")
+    again = Machine.read(tmp_path / "copy.toml")
     assert again == system and again.hash == system.hash
-    assert System.from_json(system.to_json()) == system
+    assert Machine.from_json(system.to_json()) == system
     for key, figure in system.figures.items():
         assert figure.source and (again.figures[key].grade, again.figures[key].source) == (figure.grade, figure.source), key
     for a in range(len(system)):
@@ -35,7 +35,7 @@ def test_shipped_systems_read_and_come_back_equal(name: str, tmp_path: Path) -> 
 
 
 def test_p100_figures_are_the_chip_tables() -> None:
-    found, card = System.read("p100x8"), chip("P100-PCIe")
+    found, card = Machine.read("p100x8"), chip("P100-PCIe")
     assert len(found) == 8 and found.devices[7].peak["float32"] == card.peak["fp32"].value
     assert card.bandwidth is not None and found.devices[0].bandwidth == card.bandwidth.value
     assert found.route("gpu0", "gpu1").bandwidth == 11.7e9
@@ -53,7 +53,7 @@ def test_p100_figures_are_the_chip_tables() -> None:
 def test_wrong_figures_are_refused_with_what_was_expected(line: str, said: str) -> None:
     text = ONE.replace('bandwidth = "10 GB/s"', line)
     with pytest.raises(InputError) as caught:
-        System.parse(text, "my.toml")
+        Machine.parse(text, "my.toml")
     assert said in str(caught.value) and "my.toml" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 2
 
@@ -71,29 +71,29 @@ def test_wrong_figures_are_refused_with_what_was_expected(line: str, said: str) 
 ])
 def test_broken_documents_are_refused(text: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
-        System.parse(text, "my.toml")
+        Machine.parse(text, "my.toml")
     message = str(caught.value)
     assert said.lower() in message.lower() and len(message.splitlines()) <= 2
 
 
 def test_missing_file_names_what_there_is() -> None:
     with pytest.raises(InputError, match="p100x2"):
-        System.read("/nowhere/at/all.toml")
+        Machine.read("/nowhere/at/all.toml")
     with pytest.raises(InputError, match="cannot be read"):
-        System.read("no-such-system")
+        Machine.read("no-such-system")
 
 
 def test_unreachable_devices_are_named() -> None:
     with pytest.raises(InputError, match="'c' and 'd'"):
-        System("x", tuple(map(device, "abcd")), (Link("a", "b", 0, 1e9), Link("c", "d", 0, 1e9)))
+        Machine("x", tuple(map(device, "abcd")), (Link("a", "b", 0, 1e9), Link("c", "d", 0, 1e9)))
     with pytest.raises(InputError, match="no 'z'"):
-        System("x", tuple(map(device, "ab")), (Link("a", "z", 0, 1e9),))
+        Machine("x", tuple(map(device, "ab")), (Link("a", "z", 0, 1e9),))
 
 
 def test_routes_take_several_hops_and_never_cross_a_device() -> None:
     links = (Link("a", "s", 1e-6, 10e9), Link("s", "t", 2e-6, 5e9), Link("t", "b", 3e-6, 20e9, duplex=False),
              Link("a", "c", 0, 1e12), Link("c", "b", 0, 1e12))
-    system = System("tree", tuple(map(device, "abc")), links, hubs=("s", "t"))
+    system = Machine("tree", tuple(map(device, "abc")), links, hubs=("s", "t"))
     route = system.route("a", "b")                                      # by way of device c it would be quicker, but devices pass nothing on
     assert route.lanes == (0, 2, 4) and route.bandwidth == 5e9 and math.isclose(route.latency, 6e-6)
     assert system.route("b", "a").lanes == (4, 3, 1)                    # the link that is not duplex has one lane
@@ -104,7 +104,7 @@ def test_routes_take_several_hops_and_never_cross_a_device() -> None:
 
 def test_route_takes_the_quicker_of_two() -> None:
     links = (Link("a", "b", 0, 1e9), Link("a", "s", 0, 10e9), Link("s", "b", 0, 10e9))
-    assert System("x", tuple(map(device, "ab")), links, hubs=("s",)).route(0, 1).lanes == (2, 4)
+    assert Machine("x", tuple(map(device, "ab")), links, hubs=("s",)).route(0, 1).lanes == (2, 4)
 
 
 @given(st.floats(1e-3, 1e6), st.sampled_from([(what, unit) for what, (_, units) in UNITS.items() for unit in units]))
@@ -125,28 +125,28 @@ def test_curves_stay_between_their_points(points: list[tuple[float, float]], siz
 
 def test_a_curve_may_say_how_fast_weights_are_laid_out_anew() -> None:
     text = ONE + '[device.efficiency.conv]\nrelay = "7 GB/s"\npeak = 0.5\n'
-    system = System.parse(text)
+    system = Machine.parse(text)
     curve = system.devices[0].efficiency["conv"]
-    assert curve.relay == 7e9 and System.from_json(system.to_json()) == system and System.parse(system.to_toml()) == system
-    plain = System.parse(ONE + "[device.efficiency.conv]\npeak = 0.5\n")
+    assert curve.relay == 7e9 and Machine.from_json(system.to_json()) == system and Machine.parse(system.to_toml()) == system
+    plain = Machine.parse(ONE + "[device.efficiency.conv]\npeak = 0.5\n")
     assert plain.devices[0].efficiency["conv"].relay == math.inf and plain.hash != system.hash and "relay" not in plain.to_toml()
     with pytest.raises(InputError, match="relay"):
-        System.parse(text.replace("7 GB/s", "7 GB"))
+        Machine.parse(text.replace("7 GB/s", "7 GB"))
 
 
 def test_dtypes_without_a_figure_run_as_the_next_wider() -> None:
-    card = System.read("p100x2").devices[0]
+    card = Machine.read("p100x2").devices[0]
     assert card.speed("torch.bfloat16") == card.speed("float32") == 9.3e12 and card.speed("fp16") == 18.7e12 and card.speed("int8") == 18.7e12
     assert device("a").speed("float64") == 0 and plain_dtype("torch.float32") == "float32"
 
 
 def test_here_is_this_machine(tmp_path: Path) -> None:
-    system = System.here(3, folder=tmp_path)
-    assert len(system) == 3 and system.local and System.read("p100x2").local is False
+    system = Machine.here(3, folder=tmp_path)
+    assert len(system) == 3 and system.local and Machine.read("p100x2").local is False
     assert {figure.grade for figure in system.figures.values()} <= {"assumed"}
     with pytest.raises(InputError, match="0 workers"):
-        System.here(0, folder=tmp_path)
+        Machine.here(0, folder=tmp_path)
     (tmp_path / ".fourfold").mkdir()
-    System("measured", system.devices[:2], system.links[:1], system.fingerprint).write(tmp_path / ".fourfold" / "machine.toml")
-    assert System.here(folder=tmp_path).name == "measured" and System.here(2, folder=tmp_path).name == "measured"
-    assert System.here(3, folder=tmp_path).name != "measured"
+    Machine("measured", system.devices[:2], system.links[:1], system.fingerprint).write(tmp_path / ".fourfold" / "machine.toml")
+    assert Machine.here(folder=tmp_path).name == "measured" and Machine.here(2, folder=tmp_path).name == "measured"
+    assert Machine.here(3, folder=tmp_path).name != "measured"

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fourfold.graph import BITS, CONTRACTION, ELEMENTWISE, GATHER, INTERMEDIATE, OPAQUE, PARAMETER, REDUCTION, VIEW, Graph, number
-from fourfold.machine import Device, Efficiency, System
+from fourfold.machine import Device, Efficiency, Machine
 
 _CLASS = {OPAQUE: "opaque", ELEMENTWISE: "elementwise", REDUCTION: "reduction", CONTRACTION: "matmul", VIEW: "view", GATHER: "gather"}
 _ALIKE = {                                                              # family → what costs about the same, under torch's, ONNX's and JAX's names
@@ -76,17 +76,17 @@ def families(kind: str, fusion: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys((kind, *names)))
 
 
-def seconds(graph: Graph, system: System) -> NDArray[np.float64]:
+def seconds(graph: Graph, system: Machine) -> NDArray[np.float64]:
     """f8[N, D] s of each node alone on each device; inf where the device cannot run it."""
     return Prices(graph, system).alone
 
 
-def joules(graph: Graph, system: System) -> NDArray[np.float64]:
+def joules(graph: Graph, system: Machine) -> NDArray[np.float64]:
     """f8[N, D] J of each node alone on each device: busy watts × seconds. Idle watts of the others are the simulator's to add."""
     return seconds(graph, system) * np.array([device.busy for device in system.devices])
 
 
-def fused_seconds(graph: Graph, groups: ArrayLike, system: System, prices: Prices | None = None) -> NDArray[np.float64]:
+def fused_seconds(graph: Graph, groups: ArrayLike, system: Machine, prices: Prices | None = None) -> NDArray[np.float64]:
     """f8[T, D] s of each group of `groups` i4[N] (equal number = fused, -1 = alone; tasks numbered by their first node, as `tasks_of` does).
 
     `prices` of this graph on this system, where they are at hand, save most of the work. Raises InputError where `groups` has another length.
@@ -164,7 +164,7 @@ class Prices:
     (never more than `alone − launch`). `weights` bytes of all parameters.
     """
 
-    def __init__(self, graph: Graph, system: System) -> None:
+    def __init__(self, graph: Graph, system: Machine) -> None:
         self.graph, count, devices = graph, len(graph), len(system)
         parameters = (graph.role == PARAMETER) & (graph.alias == np.arange(len(graph.alias)))
         self.weights = float(max(graph.size[parameters].sum(), 1.0))

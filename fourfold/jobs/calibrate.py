@@ -1,4 +1,4 @@
-"""Calibrate: measure this machine into a System, in minutes. What a device reaches by kind and size of op, what a call and a hand-over cost.
+"""Calibrate: measure this machine into a Machine, in minutes. What a device reaches by kind and size of op, what a call and a hand-over cost.
 
 Every op is called as the eager engine calls it, on tensors of its own, so allocation is part of it (`jobs/kernels.py` lists them; no model is among
 them). Ops are timed amid others of about their size, in random company that changes every round: up to eight of them (fewer if they move much: few
@@ -26,7 +26,7 @@ import numpy as np
 from fourfold.errors import InputError, Missing
 from fourfold.host import here, power
 from fourfold.jobs.kernels import KB, MB, WIDE, Sample, TimedCall, samples
-from fourfold.machine import Device, Efficiency, Link, System
+from fourfold.machine import Device, Efficiency, Link, Machine
 from fourfold.runtime.local import malloc
 from fourfold.units import Quantity
 
@@ -47,7 +47,7 @@ _RELAID = ("conv", "conv1d", "pointwise", "depthwise")                  # these 
 _NARROW = (1.0, 4.0, 16.0, 64.0, 256.0)
 
 
-def calibrate(workers: int | None = None, seconds: float = 150.0, say: Callable[[str], None] = lambda text: None) -> System:
+def calibrate(workers: int | None = None, seconds: float = 150.0, say: Callable[[str], None] = lambda text: None) -> Machine:
     """This machine as `workers` processes (default: one per two cores, at least one) that share its cores, measured in about `seconds` (10 at least).
 
     With fewer than 30 s large sizes are left out, which widens errors beyond caches. `say` is told how far it is. Raises InputError for workers or
@@ -303,7 +303,7 @@ def predicted(sample: Sample, peak: float, bandwidth: float, curve: Efficiency) 
 Ends = tuple[float, float, float]                                       # a figure and the ends of its interval
 
 
-def transfers(system: System, sizes: Sequence[tuple[int, int]] = ((8, 1024), (2048, 256)), rounds: int = 30) -> tuple[Ends, Ends]:
+def transfers(system: Machine, sizes: Sequence[tuple[int, int]] = ((8, 1024), (2048, 256)), rounds: int = 30) -> tuple[Ends, Ends]:
     """(latency s, bandwidth B/s) of handing a tensor from one worker of `system` to the next, each with the ends of its 90 % interval.
 
     A chain of linear layers on tensors of `sizes` (rows, width) is carried out by the executor itself, once with two hops, there and back, and once
@@ -331,7 +331,7 @@ def transfers(system: System, sizes: Sequence[tuple[int, int]] = ((8, 1024), (20
     return (float(latency), ends[0][0], ends[0][1]), (float(bandwidth), ends[1][0], ends[1][1])
 
 
-def _hops(system: System, rows: int, width: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+def _hops(system: Machine, rows: int, width: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
     """s of runs of the chain with two hops, and of runs with a hop after every op."""
     import torch
 
@@ -370,7 +370,7 @@ def _hops(system: System, rows: int, width: int, rounds: int) -> tuple[np.ndarra
 
 def _assembled(workers: int, threads: int, peaks: dict[str, float], bandwidth: float, curves: dict[str, Efficiency],
                cold: tuple[tuple[float, float], ...], wire: tuple[Ends, Ends],
-               timed: Sequence[Sample], told: str = "") -> System:
+               timed: Sequence[Sample], told: str = "") -> Machine:
     machine = here()
     watts, share = power(machine), machine.cores / workers
     source = f"fourfold calibrate on {machine.name}, {threads} thread{'s' * (threads > 1)}{told}"
@@ -407,7 +407,7 @@ def _assembled(workers: int, threads: int, peaks: dict[str, float], bandwidth: f
                                 for (value, low, high), name, unit in zip(wire, ("latency", "bandwidth"), ("s", "B/s"), strict=True))
             links.append(Link(f"cpu{a}", f"cpu{b}", latency, rate_of, overlap=False))
     title = f"{machine.name} as {workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
-    return replace(System(title, tuple(devices), tuple(links), machine.fingerprint), figures=figures)
+    return replace(Machine(title, tuple(devices), tuple(links), machine.fingerprint), figures=figures)
 
 
 def _spread(sample: Sample) -> tuple[float, float]:

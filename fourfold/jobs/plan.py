@@ -35,9 +35,9 @@ def plan(
     model: a Hugging Face style folder, "package.module:factory", an nn.Module, an .onnx or .pt2 file, a JAX function or "package.module:function".
     data_or_inputs: example inputs (a tensor, a tuple, a mapping by name), an .npz file of them, or data as `optimize` reads it; None: made from the
     model's configuration. dims: sizes by name ({"batch": 8, "sequence": 128}). machine: "here", a machine file, a shipped system ("p100x4") or a
-    System. objective: latency (s a step), throughput (s between steps, pipelined), energy (J) or memory (B at the fullest device). train: forward and
-    backward together. budget: seconds, or "10min", for `solver`; `evaluations` stops it alike on every machine. finetune: let a learned solver train
-    on this one graph. out: folder for the plan, trace.json and plan.html.
+    Machine. objective: latency (s a step), throughput (s between steps, pipelined), energy (J) or memory (B at the fullest device). train: forward
+    and backward together. budget: seconds, or "10min", for `solver`; `evaluations` stops it alike on every machine. finetune: let a learned solver
+    train on this one graph. out: folder for the plan, trace.json and plan.html.
 
     Ctrl-C while it searches hands back the best so far (`plan.interrupted`). Raises InputError, ModelError or MissingExtra for what cannot be read,
     Infeasible where the program fits no device or not all of them (which op, by how many bytes).

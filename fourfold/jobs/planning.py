@@ -16,7 +16,7 @@ import numpy as np
 
 from fourfold.decisions.schedule.problem import OBJECTIVES, Answer, Schedule
 from fourfold.errors import FourfoldError, InputError, MissingExtra
-from fourfold.machine import System
+from fourfold.machine import Machine
 from fourfold.plans import amount
 from fourfold.problem import Budget, Solution, Watch, gap, solve
 from fourfold.registry import names as known_names
@@ -40,7 +40,7 @@ ROUGH = ("This machine was calibrated quickly, without large sizes: what is pred
 """What a quick calibration deserves: eager torch took up to 2.4 times what was predicted for models that nothing was fitted to."""
 
 
-def dispatched(system: System, captured: Captured) -> tuple[System, list[str]]:
+def dispatched(system: Machine, captured: Captured) -> tuple[Machine, list[str]]:
     """(the system as this program finds it, what to know of that). JAX takes far longer than torch to dispatch an op that is not compiled, so on this
     machine its dispatch is timed here and now, and every op costs that much at least.
     """
@@ -67,11 +67,11 @@ def dispatched(system: System, captured: Captured) -> tuple[System, list[str]]:
     return replace(system, devices=devices, figures={**system.figures, **changed}), [note]
 
 
-def machine(ref: Any) -> tuple[System, list[str]]:
-    """(the system, what to know of it): "here", a TOML file, a shipped name, or a System. Raises InputError as `System.read` does."""
-    if isinstance(ref, System):
+def machine(ref: Any) -> tuple[Machine, list[str]]:
+    """(the system, what to know of it): "here", a TOML file, a shipped name, or a Machine. Raises InputError as `Machine.read` does."""
+    if isinstance(ref, Machine):
         return ref, []
-    system = System.read(ref)
+    system = Machine.read(ref)
     if str(ref) != "here" or system.local and any(figure.grade == "measured" for figure in system.figures.values()):
         from fourfold.jobs.calibrate import QUICK
 

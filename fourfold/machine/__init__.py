@@ -1,4 +1,4 @@
-"""A system: devices that compute, links that carry bytes between them, each figure with its unit, source and grade. Frozen data; TOML files hold it.
+"""A machine: devices that compute, links that carry bytes between them, each figure with its unit, source and grade. Frozen data; TOML files hold it.
 
     name = "two P100 over PCIe"
     hubs = ["root"]                            # ends of links that do not compute: switches, host bridges
@@ -51,7 +51,7 @@ from typing import Any
 
 from fourfold.errors import InputError
 from fourfold.folder import write
-from fourfold.host import Machine
+from fourfold.host import Host
 from fourfold.host import here as this_machine
 from fourfold.host import power as stated_power
 from fourfold.machine import toml
@@ -59,13 +59,13 @@ from fourfold.machine.device import CURVES, Device, Efficiency, Link, Route, pla
 from fourfold.machine.toml import UNITS, parse_figure
 from fourfold.units import Quantity
 
-__all__ = ["UNITS", "Device", "Efficiency", "Link", "Route", "System", "ours", "parse_figure", "plain_dtype", "systems"]
+__all__ = ["UNITS", "Device", "Efficiency", "Link", "Machine", "Route", "ours", "parse_figure", "plain_dtype", "systems"]
 
 _NOMINAL = 2.0**20                                                      # B: routes are the quickest for a transfer of this size
 
 
 @dataclass(frozen=True)
-class System:
+class Machine:
     """Devices, links and hubs. `fingerprint`: that of the machine it was measured on ("" = a description of no particular machine). `figures` holds
     every figure with its unit, grade and source, by "device.figure" or "a-b.figure".
 
@@ -164,7 +164,7 @@ class System:
     # ---- making one
 
     @classmethod
-    def read(cls, path: str | Path) -> System:
+    def read(cls, path: str | Path) -> Machine:
         """The system of a TOML file, or a shipped one by name (`systems()`), or "here".
 
         Raises InputError where the file is missing or broken, a unit is not what the figure needs, or a device cannot be reached.
@@ -184,12 +184,12 @@ class System:
         return cls.parse(text, str(path))
 
     @classmethod
-    def parse(cls, text: str, source: str = "machine file") -> System:
+    def parse(cls, text: str, source: str = "machine file") -> Machine:
         """The system that a TOML document describes; `source` names it in errors and figures."""
         return cls(*toml.read(text, source))
 
     @classmethod
-    def here(cls, workers: int | None = None, folder: str | Path = ".") -> System:
+    def here(cls, workers: int | None = None, folder: str | Path = ".") -> Machine:
         """This machine as `workers` processes (default: one per two cores, at least one) that share its cores and memory evenly.
 
         Measured where `fourfold calibrate` has left its file (`.fourfold/machine.toml` in `folder`, same processor, same number of workers or none
@@ -203,7 +203,7 @@ class System:
         return _stated(this_machine(), workers if workers is not None else max(1, this_machine().cores // 2))
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> System:
+    def from_json(cls, data: Mapping[str, Any]) -> Machine:
         """What `to_json` gave. Raises InputError where a field is missing."""
         try:
             devices = tuple(Device(**{**one, "unsupported": tuple(one["unsupported"]), "cold": tuple((x, y) for x, y in one["cold"]), "efficiency": {
@@ -213,7 +213,7 @@ class System:
             return cls(data["name"], devices, tuple(Link(**one) for one in data["links"]), data["fingerprint"], tuple(data["hubs"]),
                        {name: Quantity.from_json(figure) for name, figure in data.get("figures", {}).items()})
         except (KeyError, TypeError) as error:
-            raise InputError(f"A stored system lacks or mistakes a field: {error}.", "Store it again with System.to_json.") from None
+            raise InputError(f"A stored system lacks or mistakes a field: {error}.", "Store it again with Machine.to_json.") from None
 
     def to_json(self, figures: bool = True) -> dict[str, Any]:
         def plain(device: Device) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def systems() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml")))
 
 
-def _stated(machine: Machine, workers: int) -> System:
+def _stated(machine: Host, workers: int) -> Machine:
     """A machine nobody has measured: figures that processors of its sort have."""
     if workers < 1:
         raise InputError(f"A system of {workers} workers cannot run anything.", "Give at least one worker.")
@@ -270,9 +270,9 @@ def _stated(machine: Machine, workers: int) -> System:
     figures = {f"{device.name}.{key}": value for device in devices for key, value in values.items()}
     for link in links:
         figures |= {f"{link.a}-{link.b}.latency": figure(link.latency, "s"), f"{link.a}-{link.b}.bandwidth": figure(link.bandwidth, "B/s")}
-    return System(f"{machine.name} as {workers} worker{'s' * (workers > 1)}, not measured", devices, links, machine.fingerprint, (), figures)
+    return Machine(f"{machine.name} as {workers} worker{'s' * (workers > 1)}, not measured", devices, links, machine.fingerprint, (), figures)
 
 
 def ours(head: bytes) -> bool:
-    """Whether a file that begins so is a machine file as `System.write` writes it."""
+    """Whether a file that begins so is a machine file as `Machine.write` writes it."""
     return head.startswith(b"name = ") and b"\nfingerprint = " in head

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fourfold.host import Machine, here, power
+from fourfold.host import Host, here, power
 from fourfold.measure.meter import Meter, known
 from fourfold.units import Quantity
 
 
-def modelled(cpu: float, machine: Machine | None = None) -> Quantity:
+def modelled(cpu: float, machine: Host | None = None) -> Quantity:
     """Joules of `cpu` seconds of processor time under the stated power of a busy logical core of `machine` (default: this one).
 
     J = CPU seconds × W per busy logical core. Linear: a core's share of idle power is in the busy figure and an idle core is charged to nobody, so
@@ -50,7 +50,7 @@ class Energy:
 
 
 @contextmanager
-def window(given: Sequence[Any] | None = None, clock: Any = None, machine: Machine | None = None) -> Iterator[Energy]:
+def window(given: Sequence[Any] | None = None, clock: Any = None, machine: Host | None = None) -> Iterator[Energy]:
     """Measure what runs inside the `with` block. Its Energy is filled when the block ends, also by an exception.
 
     `given` meters replace the known ones (tests, a wall meter); `clock` replaces the system's. A meter that dies midway leaves the modelled

@@ -11,7 +11,7 @@ import numpy as np
 
 from fourfold.cost import roofline
 from fourfold.graph import PHASES, VIEW, Graph
-from fourfold.machine import System
+from fourfold.machine import Machine
 
 _SHOWN = 4                                                              # kinds that a label of a fused task lists
 
@@ -55,7 +55,7 @@ def shape(graph: Graph, value: int) -> str:
     return f"{graph.dtype[value]}[{', '.join(map(str, graph.shape_of(value)))}]"
 
 
-def lanes(system: System) -> list[tuple[int, str]]:
+def lanes(system: Machine) -> list[tuple[int, str]]:
     """(lane, name) of every lane that carries bytes: "gpu0 → root", or "gpu0 – root" where both directions share it."""
     named = []
     for number, link in enumerate(system.links):

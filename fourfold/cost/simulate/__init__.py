@@ -47,13 +47,13 @@ from fourfold.cost.simulate.timeline import Timeline, Transfers, chain_of
 from fourfold.errors import InputError
 
 if TYPE_CHECKING:
-    from fourfold.machine import System
+    from fourfold.machine import Machine
 
 __all__ = ["Arrays", "Played", "Tasks", "Timeline", "Transfers", "arrays", "bound", "chain_of", "play", "play_many", "simulate", "simulate_many",
            "tasks_of"]
 
 
-def simulate(tasks: Tasks, place: ArrayLike, priority: ArrayLike, system: System, *, strict: bool = False, memory: bool = False) -> Timeline:
+def simulate(tasks: Tasks, place: ArrayLike, priority: ArrayLike, system: Machine, *, strict: bool = False, memory: bool = False) -> Timeline:
     """Run `tasks` with device `place` i2[T] and `priority` f8[T] each (larger first) on `system`, by the rules above.
 
     `strict`: devices keep to the order of priorities and wait. `memory`: keep the memory curve. Raises InputError where arrays have another length, a
@@ -83,14 +83,14 @@ def simulate(tasks: Tasks, place: ArrayLike, priority: ArrayLike, system: System
                     tuple(f"{tasks.name(int(t))} cannot run on {system.devices[where[t]].name}." for t in cannot), curve)
 
 
-def bound(tasks: Tasks, place: ArrayLike, system: System) -> float:
+def bound(tasks: Tasks, place: ArrayLike, system: Machine) -> float:
     """The fluid bound, s: no schedule of these tasks at these places is shorter, whatever the order. The largest of the longest path (transfers
     without contention included), the load of each device and the load of each lane."""
     plain = arrays(tasks, system)
     return float(fluid_bound(plain, np.asarray(place, np.int16)))
 
 
-def simulate_many(tasks: Tasks, places: ArrayLike, priorities: ArrayLike, system: System, *, strict: bool = False,
+def simulate_many(tasks: Tasks, places: ArrayLike, priorities: ArrayLike, system: Machine, *, strict: bool = False,
                   ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """(makespan f8[B] s, peak bytes i8[B, D], joules f8[B]) of B plans: places [B, T], priorities [B, T]. A plan that cannot finish takes inf."""
     where = np.ascontiguousarray(places, np.int16)

@@ -13,7 +13,7 @@ from fourfold.errors import InputError
 
 if TYPE_CHECKING:
     from fourfold.cost.simulate.tasks import Tasks
-    from fourfold.machine import System
+    from fourfold.machine import Machine
 
 _END, _ARRIVAL, _TRANSFER, _WAKE = 0, 1, 2, 3                           # kinds of events, in the order in which those of one instant happen
 
@@ -74,7 +74,7 @@ class Played(NamedTuple):
     log_bytes: NDArray[np.int64]
 
 
-def arrays(tasks: Tasks, system: System) -> Arrays:
+def arrays(tasks: Tasks, system: Machine) -> Arrays:
     """What the kernels need. Raises InputError where tasks were priced for another number of devices."""
     count = len(system)
     if tasks.seconds.shape[1] != count:

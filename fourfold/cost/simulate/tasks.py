@@ -15,7 +15,7 @@ from fourfold.errors import InputError
 from fourfold.graph import INTERMEDIATE, Graph, number
 
 if TYPE_CHECKING:
-    from fourfold.machine import System
+    from fourfold.machine import Machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class Tasks:
         return self.names[task] if task < len(self.names) else f"task {task}"
 
 
-def tasks_of(graph: Graph, group: ArrayLike, system: System, seconds: NDArray[np.float64] | None = None) -> Tasks:
+def tasks_of(graph: Graph, group: ArrayLike, system: Machine, seconds: NDArray[np.float64] | None = None) -> Tasks:
     """The tasks that fusion `group` i4[N] makes of `graph` (equal number = one task; -1 = a task of its own), priced for `system`.
 
     Tasks are numbered by their first node; `Tasks.group` gives the task of each node. What lies inside a task is in registers and costs no memory.

@@ -11,7 +11,7 @@ import numpy as np
 from fourfold.cost.roofline import Prices, fused_seconds
 from fourfold.cost.simulate import Arrays, Tasks, arrays, tasks_of
 from fourfold.graph import CONTRACTION, GATHER, INTERMEDIATE, Graph
-from fourfold.machine import System
+from fourfold.machine import Machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class ScheduleInstance:
     `streams` values limit a fused group; `bounded` says whether memory is limited. Everything else is computed when it is first read, and kept."""
 
     graph: Graph
-    system: System
+    system: Machine
     objective: str = "latency"
     group: np.ndarray | None = None
     place: np.ndarray | None = None

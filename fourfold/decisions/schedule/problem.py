@@ -28,7 +28,7 @@ from fourfold.decisions.schedule.bound import least
 from fourfold.decisions.schedule.instance import ScheduleInstance
 from fourfold.errors import Infeasible, InputError
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder, Graph, number
-from fourfold.machine import Device, Link, System
+from fourfold.machine import Device, Link, Machine
 from fourfold.problem import Problem
 
 OBJECTIVES = {"latency": "s", "throughput": "s", "energy": "J", "memory": "B"}
@@ -327,7 +327,7 @@ class Schedule(ScheduleInstance, Problem[Answer]):
         devices = [Device(f"dev{d}", "fake", {"float32": float(dice.choice([1e9, 2e9]))}, float(dice.choice([1e8, 4e8])), 1e-6,
                           float(need if d == 0 else dice.choice([need, need // 2])), 1.0, 10.0) for d in range(int(dice.integers(2, 4)))]
         links = [Link(a.name, b.name, 1e-6, float(dice.choice([1e7, 1e8]))) for i, a in enumerate(devices) for b in devices[i + 1:]]
-        return cls(graph, System("sample", tuple(devices), tuple(links)))
+        return cls(graph, Machine("sample", tuple(devices), tuple(links)))
 
 
 def random_graph(dice: np.random.Generator, nodes: int, colocated: float = 0.2) -> Graph:
@@ -351,7 +351,7 @@ def random_graph(dice: np.random.Generator, nodes: int, colocated: float = 0.2) 
     return build.build()
 
 
-def replay(tasks: Tasks, place: np.ndarray, priority: np.ndarray, system: System) -> tuple[list[float], list[float], list[tuple[int, float]]]:
+def replay(tasks: Tasks, place: np.ndarray, priority: np.ndarray, system: Machine) -> tuple[list[float], list[float], list[tuple[int, float]]]:
     """(start [T], finish [T], (bytes, when) at the fullest moment of each device): the simulator's rules once more, by another way.
 
     First when everything happens: events of one instant in the order ends, arrivals, transfers' starts, senders' wakings; then idle devices take

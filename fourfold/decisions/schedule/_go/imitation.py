@@ -19,7 +19,7 @@ import numpy as np
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible, InputError
 from fourfold.graph import Graph
-from fourfold.machine import System
+from fourfold.machine import Machine
 from fourfold.problem import Budget
 
 _SYSTEMS = ("p100x2", "p100x4", "p100x8", "v100x4", "cpux2", "cpux4", "cpux8")
@@ -52,7 +52,7 @@ class Instance:
 
     def problem(self) -> Schedule:
         """Raises Infeasible where the graph does not fit."""
-        graph, system = self.graph(), System.read(self.system)
+        graph, system = self.graph(), Machine.read(self.system)
         devices = list(system.devices)
         for d, factor in enumerate(self.speed[:len(devices)]):
             one = devices[d]
