@@ -175,7 +175,7 @@ def test_rapl_that_breaks_midway_leaves_the_model_and_the_reason(tmp_path, fault
 
 AS_NOBODY = """
 import os, pathlib, sys
-from fourfold.measure.rapl import Rapl
+from fourfold.measure.meters.rapl import Rapl
 if os.geteuid() == 0:
     os.setuid(65534)
 print(Rapl(pathlib.Path(sys.argv[1])).available())
@@ -962,8 +962,8 @@ def test_a_ledger_that_cannot_be_written_does_not_end_the_work(tmp_path) -> None
 
 RANK = """
 import sys, time, json
-from fourfold.measure.claim import HOST
-from fourfold.measure.fake import FakeClock, FakeMeter
+from fourfold.measure.host_lock import HOST
+from fourfold.measure.meters.fake import FakeClock, FakeMeter
 from fourfold.measure.meter import Meter
 clock = FakeClock(claim=HOST)
 with Meter(meters=[FakeMeter(lambda t: 100.0, clock)], clock=clock) as m:
