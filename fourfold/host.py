@@ -23,6 +23,7 @@ from typing import Any
 
 from fourfold.errors import InputError
 from fourfold.units import Quantity
+from fourfold.units.parse import DIMENSIONS, size_of
 
 _FLAGS = re.compile(r"^(sse4_2|avx\w*|fma|f16c|amx_\w+|asimd\w*|sve\w*|sme(?!p)\w*|bf16|i8mm|neon|FEAT_\w+)$")   # those that kernels choose by
 _LIMITS = {                                                            # ONEDNN_MAX_CPU_ISA → what oneDNN may no longer use
@@ -208,9 +209,9 @@ def _families() -> tuple[dict[str, Any], ...]:
 
 # ---- chips ---------------------------------------------------------------------------------------------------------------------------------------
 
-_UNITS = {                                                             # figure → unit in the files → (factor, unit of the Quantity)
-    "tdp": {"W": (1.0, "W")}, "system": {"W": (1.0, "W")}, "chip": {"W": (1.0, "W")},
-    "memory": {"GB": (1.0, "GB"), "GiB": (1.0, "GiB")}, "bandwidth": {"GB/s": (1e9, "B/s")}, "peak": {"TFLOP/s": (1e12, "FLOP/s")},
+_MEASURES = {                                                          # figure → dimension, unit of its Quantity ("": the file's own)
+    "tdp": ("power", "W"), "system": ("power", "W"), "chip": ("power", "W"), "memory": ("size", ""), "bandwidth": ("rate", "B/s"),
+    "peak": ("speed", "FLOP/s"),
 }
 _TDP_LOW, _TDP_HIGH = 0.6, 1.15                                        # measured system mean / TDP: TPU v3 0.63, A100 0.7, P100 0.9, V100 1.08
 _MAKERS = ("nvidia", "geforce", "tesla", "google", "amd", "instinct", "intel", "habana", "aws", "cloud", "r", "tm")
@@ -318,8 +319,12 @@ def _chip(name: str, data: Mapping[str, Any]) -> Chip:
 
 
 def _figure(kind: str, data: Mapping[str, Any], name: str) -> Quantity:
-    """A figure of a file. Its error is its own (`name`), not one that all figures of a source share. A KeyError here is a fault of the file."""
-    scale, unit = _UNITS[kind][data["unit"]]
+    """A figure of a file. Its error is its own (`name`), not one that all figures of a source share. Raises InputError for another unit."""
+    measure, own = _MEASURES[kind]
+    unit = own or data["unit"]
+    scale = size_of(data["unit"], measure, unit)
+    if scale is None:
+        raise InputError(f"{name} is in {data['unit']!r}, which is no unit of {measure}.", f"Known: {', '.join(DIMENSIONS[measure].known)}.")
     low, high = (data.get(end, data["value"]) * scale for end in ("low", "high"))
     errors = {name: math.log(high / low) / (2 * 1.6448536269514722)} if low < high else {}
     boundary = {"system": "host", "chip": "device"}.get(kind, "")

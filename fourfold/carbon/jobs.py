@@ -35,11 +35,10 @@ from zoneinfo import ZoneInfo
 from fourfold.errors import Infeasible, InputError
 from fourfold.text import shown
 from fourfold.text import text as decoded
+from fourfold.units.parse import duration
 
 COLUMNS = ("name", "hours", "kw", "energy_kwh", "release", "deadline", "slack", "zone", "home", "sites", "width", "interruptible", "data_gb",
            "startup_kwh", "checkpoint_kwh", "known")
-_SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(|h|hours?|hrs?|min|minutes?|m|d|days?|w|weeks?)\s*$", re.IGNORECASE)
-_MINUTES = {"": 60, "h": 60, "m": 1, "d": 1440, "w": 10080}
 _YES, _NO = ("yes", "y", "true", "1"), ("no", "n", "false", "0")
 _HOUR, _EPOCH = timedelta(hours=1), datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -100,11 +99,11 @@ def read_jobs(ref: str | Path | Iterable[Mapping[str, Any]], *, slack: str | flo
 
 
 def span(text: str | float, what: str = "slack") -> timedelta:
-    """A length of time: "24h", "90min", "2d", or a number of hours. Raises InputError."""
-    found = _SPAN.match(str(text))
-    if not found:
-        raise InputError(f"{what} is {shown(text)}, not a length of time of 0 or more.", "Examples: 24h, 90min, 2d, 12")
-    return timedelta(minutes=float(found[1]) * _MINUTES[found[2][:1].lower()])
+    """A length of time of 0 or more, as `duration` reads it: "24h", "90s", "1h 30min", "2d"; a bare number is hours. Raises InputError."""
+    try:
+        return timedelta(seconds=duration(text, what, bare="h", said=shown(text)))
+    except OverflowError:
+        raise InputError(f"{what} is {shown(text)}, which is out of range.", "Give one such as 24h or 2d.") from None
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -17,6 +17,7 @@ from fourfold.carbon.timestamps import epoch, zoned
 from fourfold.errors import InputError
 from fourfold.text import shown
 from fourfold.text import text as decoded
+from fourfold.units.parse import size_of
 
 SIGNALS = ("average", "marginal")                                     # market-based figures are no intensity of a grid
 TIMES = ("time", "timestamp", "datetime", "date_time", "time_utc", "timestamp_utc", "datetime_utc", "utc", "utc_time", "date", "start", "from",
@@ -26,8 +27,6 @@ VALUES = ("intensity", "value", "ci", "avg_ci")                        # and wha
 ABSENT = ("", "nan", "na", "n/a", "null", "none", "-", "--")
 _UNIT = re.compile(r"^(g|kg|lb|lbs|t)(co2(e|eq)?)?(per|/)?(kwh|mwh|gwh|mj)$")
 _INTENSITY = re.compile(r"^carbon_?intensity(.*?)(avg|average|direct|life_?cycle|lca)?$")
-_MASS = {"g": 1.0, "kg": 1e3, "lb": 453.59237, "lbs": 453.59237, "t": 1e6}
-_ENERGY = {"kwh": 1.0, "mwh": 1e3, "gwh": 1e6, "mj": 1 / 3.6}
 COMMENT = re.compile(r"^#\s*(unit|signal|source|zone|site|time)\s*[:=]\s*(.+?)\s*$", re.IGNORECASE)
 _ENDING = re.compile(r"_((?:g|kg|lbs?|t)_?(?:co2_?(?:eq?)?)?_?(?:per|/)_?(?:kwh|mwh|gwh|mj))$")
 _TITLED = re.compile(r"^(.+?)[\s_]*[\[(]?(?:g|kg|lbs?|t)[\s_]*(?:co2(?:eq?)?)?[\s_]*(?:per|/)[\s_]*(?:kwh|mwh|gwh|mj)[\])]?$", re.IGNORECASE)
@@ -291,7 +290,7 @@ def _scale(text: str) -> float | None:
     """What one of a unit such as kgCO2e/MWh, g_per_kwh or carbon_intensity_gco2eq/kwh_direct is in g/kWh; None where there is no such unit."""
     named = _INTENSITY.match(_key(text))
     found = _UNIT.match(re.sub(r"[\s_()\[\]-]", "", named[1] if named else unicodedata.normalize("NFKC", text).lower()))
-    return _MASS[found[1]] / _ENERGY[found[5]] if found else None
+    return size_of(f"{found[1]}/{found[5]}", "carbon intensity") if found else None
 
 
 def _ending(key: str) -> float | None:
@@ -307,7 +306,7 @@ def _bare(title: str) -> str:
 
 
 def _known_scale(unit: str, name: str) -> float:
-    scale = _scale(unit)
+    scale = _scale(unit) or size_of(unit, "carbon intensity")
     if scale is None:
         said = f"{name}: the unit is {shown(unit)}, which is none of carbon intensity."
         raise InputError(said, "Use g/kWh, kg/kWh, kg/MWh, lb/MWh, t/MWh or g/MJ.")

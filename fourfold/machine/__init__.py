@@ -33,7 +33,7 @@
     overlap = true                             # the link moves bytes while the sender computes; false: the sender copies them itself
     energy = "0 pJ/B"                          # optional
 
-Known units: s ms us ns · B kB MB GB TB KiB MiB GiB TiB · B/s to TB/s, GiB/s, Gbit/s · FLOP, FLOP/s with k M G T P · W mW kW · J/B nJ/B pJ/B.
+Units are those of `fourfold.units`: s ms us ns · B kB MB GB TB KiB MiB GiB TiB · GB/s, GiB/s, Gbit/s · FLOP, FLOP/s with k M G T P · W kW · pJ/B.
 """
 
 from __future__ import annotations
@@ -56,10 +56,9 @@ from fourfold.host import here as this_machine
 from fourfold.host import power as stated_power
 from fourfold.machine import toml
 from fourfold.machine.device import CURVES, Device, Efficiency, Link, Route, plain_dtype
-from fourfold.machine.toml import UNITS, parse_figure
 from fourfold.units import Quantity
 
-__all__ = ["UNITS", "Device", "Efficiency", "Link", "Machine", "Route", "ours", "parse_figure", "plain_dtype", "systems"]
+__all__ = ["Device", "Efficiency", "Link", "Machine", "Route", "ours", "plain_dtype", "systems"]
 
 _NOMINAL = 2.0**20                                                      # B: routes are the quickest for a transfer of this size
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,24 +14,10 @@ from fourfold.errors import InputError
 from fourfold.host import chip
 from fourfold.machine.device import CURVES, Device, Efficiency, Link, plain_dtype
 from fourfold.units import GRADES, Quantity
+from fourfold.units.parse import DIMENSIONS, quantity
 
-_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_DECIMAL = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_BYTES = {f"{prefix}B": scale for prefix, scale in {**_DECIMAL, **_BINARY}.items() if prefix != "P"}
-UNITS: dict[str, tuple[str, dict[str, float]]] = {                      # what is measured → base unit, unit → factor
-    "time": ("s", {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}),
-    "size": ("B", _BYTES),
-    "rate": ("B/s", {f"{unit}/s": scale for unit, scale in _BYTES.items()} | {f"{p}bit/s": s / 8 for p, s in _DECIMAL.items() if p in "kMGT" and p}),
-    "speed": ("FLOP/s", {f"{prefix}FLOP/s": scale for prefix, scale in _DECIMAL.items()}),
-    "work": ("FLOP", {f"{prefix}FLOP": scale for prefix, scale in _DECIMAL.items()}),
-    "power": ("W", {"W": 1.0, "mW": 1e-3, "kW": 1e3}),
-    "energy per byte": ("J/B", {"J/B": 1.0, "mJ/B": 1e-3, "uJ/B": 1e-6, "nJ/B": 1e-9, "pJ/B": 1e-12}),
-}
-_EXAMPLES = {"time": "5 us", "size": "16 GB", "rate": "12 GB/s", "speed": "9.3 TFLOP/s", "work": "1 GFLOP", "power": "250 W",
-             "energy per byte": "60 pJ/B"}
 FIGURES = {"bandwidth": "rate", "launch": "time", "memory": "size", "idle": "power", "busy": "power"}
 _LINK_FIGURES = {"latency": "time", "bandwidth": "rate", "energy": "energy per byte"}
-_NUMBER = re.compile(r"^\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*$")
 
 
 class Parts(NamedTuple):
@@ -53,25 +38,6 @@ def read(text: str, source: str = "machine file") -> Parts:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source} is not TOML: {error}.", "Mend the line, or make a file with: fourfold calibrate") from None
     return _Reader(source, data).parts()
-
-
-def parse_figure(value: Any, what: str, where: str) -> float:
-    """A text such as "12 GB/s" in base units. `what` is a key of UNITS, `where` names the figure in errors.
-
-    Raises InputError where there is no number, no unit, or the unit of something else.
-    """
-    base, units = UNITS[what]
-    expected = f'Write it as text with a unit of {what}, such as "{_EXAMPLES[what]}" (known: {", ".join(units)}).'
-    if isinstance(value, bool) or not isinstance(value, str):
-        raise InputError(f"{where} = {value!r} has no unit.", expected)
-    found = _NUMBER.match(value)
-    if not found or not found[2]:
-        raise InputError(f"{where} = {value!r} is not a number with a unit.", expected)
-    if found[2] not in units:
-        other = next((name for name, (_, known) in UNITS.items() if found[2] in known), "")
-        wrong = f"is a unit of {other}, not of {what}." if other else "is not a unit known here."
-        raise InputError(f"{where} = {value!r}: {found[2]!r} {wrong}", expected)
-    return float(found[1]) * units[found[2]]
 
 
 class _Reader:
@@ -119,14 +85,14 @@ class _Reader:
 
         def read(part: Any) -> float:
             if unit is None or isinstance(part, str):
-                return parse_figure(part, what, full)
+                return quantity(part, what, full)
             if isinstance(part, bool) or not isinstance(part, int | float):
-                raise InputError(f"{full} = {part!r} is not a number.", f'Write it as "{_EXAMPLES[what]}".')
-            return parse_figure(f"{part!r} {unit}", what, full)
+                raise InputError(f"{full} = {part!r} is not a number.", f'Write it as "{DIMENSIONS[what].example}".')
+            return quantity(f"{part!r} {unit}", what, full)
 
         if "value" not in facts:
             raise InputError(f"{full} has no value.",
-                             f'Write it as "{_EXAMPLES[what]}", or as {{ value = …, unit = "…", grade = "…", source = "…" }}.')
+                             f'Write it as "{DIMENSIONS[what].example}", or as {{ value = …, unit = "…", grade = "…", source = "…" }}.')
         size = read(facts["value"])
         if not math.isfinite(size) or size < low or (strict and size == low):
             raise InputError(f"{full} = {facts['value']!r} is out of range.", f"It must be {'above' if strict else 'at least'} {low:g}.")
@@ -135,7 +101,7 @@ class _Reader:
             raise InputError(f"{full} has the grade {grade!r}.", f"Known grades: {', '.join(GRADES)}.")
         ends = {end: read(facts[end]) for end in ("low", "high") if end in facts}
         low_end, high_end = (ends.get(end, size) if ends else None for end in ("low", "high"))
-        return Quantity(size, UNITS[what][0], grade, low_end, high_end, source=str(facts.get("source", self.data.get("source", self.source))))
+        return Quantity(size, DIMENSIONS[what].base, grade, low_end, high_end, source=str(facts.get("source", self.data.get("source", self.source))))
 
     def _keep(self, name: str, figure: Quantity) -> float:
         self.figures[name] = figure
@@ -176,7 +142,7 @@ class _Reader:
         """Points (bytes, seconds) in growing size."""
         if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
             raise InputError(f"{self.source}: {where} = {value!r}.", 'Write points [["1 MB", "2 us"], ["8 MB", "9 us"]].')
-        points = tuple((parse_figure(x, "size", f"{self.source}: {where}"), parse_figure(y, "time", f"{self.source}: {where}")) for x, y in value)
+        points = tuple((quantity(x, "size", f"{self.source}: {where}"), quantity(y, "time", f"{self.source}: {where}")) for x, y in value)
         if any(b[0] <= a[0] for a, b in zip(points, points[1:], strict=False)) or any(x <= 0 or y < 0 for x, y in points):
             raise InputError(f"{self.source}: the sizes in {where} do not grow, or a time is negative.", "Order the points by size, above zero.")
         return points
@@ -206,7 +172,7 @@ class _Reader:
         points = []
         for size, share in pairs:
             bare = isinstance(size, int | float) and (not what or len(pairs) == 1)
-            at = float(size) if bare else parse_figure(size, what, f"{self.source}: {where}")
+            at = float(size) if bare else quantity(size, what, f"{self.source}: {where}")
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= top:
                 raise InputError(f"{self.source}: {where} has the share {share!r}.", f"A share is a number above 0 and at most {top:g}.")
             points.append((at, float(share)))
@@ -293,7 +259,7 @@ def _quoted(text: str) -> str:
 
 
 def _stated_as(system: Parts, name: str, value: float, what: str) -> str:
-    base, figure = UNITS[what][0], system.figures.get(name)
+    base, figure = DIMENSIONS[what].base, system.figures.get(name)
     if figure is None:
         return f'"{value!r} {base}"'
     parts = [f"value = {value!r}", f'unit = "{base}"', f"grade = {_quoted(figure.grade)}", f"source = {_quoted(figure.source)}"]

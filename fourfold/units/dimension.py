@@ -1,8 +1,8 @@
 """The one table of units: what each spelling means, its size and its exponents; ratios of known units are units too.
 
-A spelling is a symbol with a prefix (kWh, GiB, TFLOP) or a word (hour, lb, cent). Case decides where it must: a lower-case m is milli, a capital M mega,
-b is no byte. Everywhere else it does not matter, and a plural s is dropped. "w" is a week where a time is meant and a watt where a power is, so a unit
-is always looked up for a dimension.
+A spelling is a symbol with a prefix (kWh, GiB, TFLOP) or a word (hour, lb, cent). Case decides where it must: a lower-case m is milli, a capital M
+mega, b is no byte. Everywhere else it does not matter, and a plural s is dropped. "w" is a week where a time is meant and a watt where a power is,
+so a unit is always looked up for a dimension.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WORDS: dict[str, tuple[float, Powers]] = {                             # lower c
     **dict.fromkeys(("w", "wk", "week"), (604800.0, _TIME)), "month": (2628000.0, _TIME),   # 730 hours
     **dict.fromkeys(("y", "yr", "year"), (31536000.0, _TIME)),         # of 365 days, as the SCI specification's own example counts
     "watt": (1.0, _POWER), "kilowatt": (1e3, _POWER),
-    **{f"{mass}{gas}": (grams, _MASS) for mass, grams in (("mg", 1e-3), ("g", 1.0), ("kg", 1e3), ("t", 1e6), ("lb", 453.59237)) for gas in GASES},
+    **{f"{mass}{gas}": (grams, _MASS) for mass, grams in (("mg", 1e-3), ("g", 1.0), ("kg", 1e3), ("t", 1e6), ("lb", 453.59237), ("lbs", 453.59237)) for gas in GASES},
     **dict.fromkeys(("usd", "$"), (1.0, _MONEY)), **dict.fromkeys(("cent", "ct"), (0.01, _MONEY)),
 }
 

@@ -71,8 +71,8 @@ class Figure(NamedTuple):
 def figure(text: object, dimension: str, what: str = "", *, bare: str | None = None, to: str = "", said: str = "", example: str = "") -> Figure:
     """`text` ("12 GB/s", or a number) in the unit `to`, by default the base unit of its `dimension` (a key of DIMENSIONS).
 
-    `bare` is the unit of a number that has none; None refuses such. `what` names the figure in errors ("bandwidth of device 'a'"); `said` stands there
-    for what was given, where that must not be told; `example` for the dimension's.
+    `bare` is the unit of a number that has none; None refuses such. `what` names the figure in errors ("bandwidth of device 'a'"); `said` stands
+    there for what was given, where that must not be told; `example` for the dimension's.
     Raises InputError for what is no figure, has no unit, has one that measures something else, and what is not finite.
     """
     kind = DIMENSIONS[dimension]
@@ -82,7 +82,7 @@ def figure(text: object, dimension: str, what: str = "", *, bare: str | None = N
         shape = "a number" if bare == "1" else f"a number with a unit of {dimension}"
         known = "" if bare == "1" else f" (known: {', '.join(kind.known)})"
         default = f"; a bare number is in {bare}" if bare not in (None, "1") else ""
-        return InputError(f"{what or 'The ' + dimension} is {said or repr(text)}, {fault}.",
+        return InputError(f"{what or 'The ' + dimension} is {said or _clipped(text)}, {fault}.",
                           f"Write {shape}, such as {example or kind.example}{known}{default}.{more}")
 
     def factor(unit: str) -> float:
@@ -134,22 +134,30 @@ def figure(text: object, dimension: str, what: str = "", *, bare: str | None = N
     return Figure(finite(number / 100 if size == 0.01 and kind.base == "1" else number * size), number, unit)
 
 
+def _clipped(text: object) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 80 else f"{shown[:60]} … ({len(shown):,} characters)"
+
+
 def quantity(text: object, dimension: str, what: str = "", *, bare: str | None = None, to: str = "", said: str = "") -> float:
     """The value of `figure`: "0.5 kWh" as "energy" is 1.8e6 (J). Raises InputError."""
     return figure(text, dimension, what, bare=bare, to=to, said=said).value
 
 
 def duration(text: object, what: str = "The duration", *, bare: str | None = "s", to: str = "s", said: str = "") -> float:
-    """A length of time of 0 or more, in seconds or in `to`: "90s", "10min", "1h 30min", "2d", "1.5 weeks"; a bare number is in `bare`. Raises InputError."""
+    """A length of time of 0 or more, in seconds or in `to`: "90s", "10min", "1h 30min", "2d", "1.5 weeks"; a bare number is in `bare`.
+
+    Raises InputError for what is none.
+    """
     found = figure(text, "time", what, bare=bare, to=to, said=said)
     if found.value < 0:
-        raise InputError(f"{what} is {said or repr(text)}, not a length of time of 0 or more.", f"Write it such as {DIMENSIONS['time'].example}.")
+        raise InputError(f"{what} is {said or _clipped(text)}, not a length of time of 0 or more.", f"Write it such as {DIMENSIONS['time'].example}.")
     return found.value
 
 
-def unit(name: str, dimension: str, to: str = "") -> float | None:
-    """How many `to` (by default the base unit of `dimension`) one `name` is; None where it is no unit of that dimension."""
-    return scale(name, to or DIMENSIONS[dimension].base)
+def size_of(unit: str, dimension: str, to: str = "") -> float | None:
+    """How many `to` (by default the base unit of `dimension`) one `unit` is; None where it is no unit of that dimension."""
+    return scale(unit, to or DIMENSIONS[dimension].base)
 
 
 # ---- quantities ----------------------------------------------------------------------------------------------------------------------------------
@@ -249,7 +257,7 @@ def _read(kind: Kind, value: object) -> tuple[Figure, float | None, float | None
         return kind.read(value), None, None
     read = kind.read(found["head"])
     if found["half"] is None:
-        return read, *(kind.read(found[end], read.unit).value for end in ("low", "high"))
+        return read, kind.read(found["low"], read.unit).value, kind.read(found["high"], read.unit).value
     share = re.fullmatch(rf"({_NUMBER})\s*%[^%]*", found["half"])
     if share:
         half = abs(read.value) * (float(share[1]) / 100)

@@ -18,9 +18,9 @@ from fourfold.carbon.live._http import Client, Reply, basic
 from fourfold.carbon.live._provider import LATEST, SETTLED, SOON, Provider, Reading, entries, field, moment, number, spans
 from fourfold.errors import InputError, Missing
 from fourfold.site import Site
+from fourfold.units.parse import size_of
 
 _TYPES = {"marginal": "co2_moer", "average": "co2_aoer"}
-_UNITS = {"lbs_co2_per_mwh": 0.45359237, "lbs_co2e_per_mwh": 0.45359237}   # to g/kWh
 _TOKEN = 25 * 60.0                                                     # seconds a login is used for; it is good for 30 minutes
 
 
@@ -114,10 +114,11 @@ class WattTime(Provider):
 def _readings(reply: Reply, mark: int) -> tuple[list[Reading], int | None]:
     """Readings in g/kWh and their step in seconds, where the service says it."""
     units = field(reply.document, "meta", "units")
-    if units not in _UNITS:
+    scale = size_of(units, "carbon intensity") if isinstance(units, str) else None
+    if scale is None:
         raise Missing(f"WattTime's values came in {units!r}, which is no intensity known here", "")
     step = reply.document["meta"].get("data_point_period_seconds")
-    rows = [Reading(moment(field(row, "point_time")), number(field(row, "value")) * _UNITS[units], mark) for row in entries(reply.document, "data")]
+    rows = [Reading(moment(field(row, "point_time")), number(field(row, "value")) * scale, mark) for row in entries(reply.document, "data")]
     return rows, step if isinstance(step, int) and 0 < step <= 3600 and 3600 % step == 0 else None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,9 +19,8 @@ from pathlib import Path
 
 from fourfold.errors import InputError
 from fourfold.measure.counter import Count, MeterError
+from fourfold.units.parse import size_of
 
-_ENERGY = {"J": 1.0, "KJ": 1e3, "WH": 3600.0, "KWH": 3.6e6}
-_POWER = {"W": 1.0, "KW": 1e3}
 _FACTOR = 5.0                                                          # readings further apart than this many usual steps are a gap
 
 
@@ -82,12 +82,13 @@ class External:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path} cannot be read: {error}.", "Give a UTF-8 CSV with the columns time,W or time,J.") from None
         heads = [cell.strip() for cell in table[0][1]] if table else []
-        unit = next((head for head in heads[1:] if head.upper().replace("_CUMULATIVE", "") in {**_ENERGY, **_POWER}), None)
+        unit, key = next(((head, bare) for head in heads[1:] for bare in [re.sub("_cumulative", "", head, flags=re.IGNORECASE)]
+                          if size_of(bare, "energy") or size_of(bare, "power")), (None, ""))
         if len(heads) < 2 or unit is None:
             raise InputError(f"{self.path}: the first line is {','.join(heads)[:60]!r}.",
                              "Expected time,W (power) or time,J, time,Wh, time,kWh (cumulative).")
-        key = unit.upper().replace("_CUMULATIVE", "")
-        place, scale, cumulative = heads.index(unit), {**_ENERGY, **_POWER}[key], key in _ENERGY
+        joules = size_of(key, "energy")
+        place, scale, cumulative = heads.index(unit), joules or size_of(key, "power") or 1.0, joules is not None
         times, values = [], []
         for number, row in table[1:]:
             try:
