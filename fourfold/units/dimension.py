@@ -41,7 +41,8 @@ WORDS: dict[str, tuple[float, Powers]] = {                             # lower c
     **dict.fromkeys(("w", "wk", "week"), (604800.0, _TIME)), "month": (2628000.0, _TIME),   # 730 hours
     **dict.fromkeys(("y", "yr", "year"), (31536000.0, _TIME)),         # of 365 days, as the SCI specification's own example counts
     "watt": (1.0, _POWER), "kilowatt": (1e3, _POWER),
-    **{f"{mass}{gas}": (grams, _MASS) for mass, grams in (("mg", 1e-3), ("g", 1.0), ("kg", 1e3), ("t", 1e6), ("lb", 453.59237), ("lbs", 453.59237)) for gas in GASES},
+    **{f"{mass}{gas}": (grams, _MASS) for gas in GASES
+       for mass, grams in (("mg", 1e-3), ("g", 1.0), ("kg", 1e3), ("t", 1e6), ("lb", 453.59237), ("lbs", 453.59237))},
     **dict.fromkeys(("usd", "$"), (1.0, _MONEY)), **dict.fromkeys(("cent", "ct"), (0.01, _MONEY)),
 }
 
