@@ -97,12 +97,12 @@ def test_figures_read_as_people_write_them(kind, text: str, value: float, low: f
 
 
 @pytest.mark.parametrize("change, word", [
-    ({"watts": "330 J"}, "not a unit of power"), ({"watts": -1}, "negative"), ({"watts": 0}, "above zero"), ({"watts": "nan"}, "not a figure"),
+    ({"watts": "330 J"}, "energy, not of power"), ({"watts": -1}, "negative"), ({"watts": 0}, "above zero"), ({"watts": "nan"}, "not a figure"),
     ({"watts": math.inf}, "not a figure"), ({"watts": "330 mW"}, "not a unit"), ({"watts": "33 MW"}, "rack"), ({"watts": "330,5"}, "decimal point"),
     ({"watts": True}, "not a figure"), ({"watts": "330 [340, 350]"}, "does not hold"), ({"pue": 0.9}, "less than its machines"),
     ({"pue": "1.1 [0.9, 1.2]"}, "less than its machines"), ({"pue": 110}, "cannot be"), ({"intensity": 429}, "429g/kWh"),
-    ({"intensity": "429 kg"}, "not a unit"), ({"intensity": -0.1}, "negative"), ({"days": 0}, "above zero"), ({"days": -3}, "negative"),
-    ({"days": "5 kWh"}, "not a unit"), ({"hours": 3}, "not both"), ({"days": None}, "how long"), ({"chips": None}, "number of chips"),
+    ({"intensity": "429 kg"}, "not of carbon intensity"), ({"intensity": -0.1}, "negative"), ({"days": 0}, "above zero"), ({"days": -3}, "negative"),
+    ({"days": "5 kWh"}, "not of time"), ({"hours": 3}, "not both"), ({"days": None}, "how long"), ({"chips": None}, "number of chips"),
     ({"chips": 0}, "whole number"), ({"chips": 2.5}, "whole number"), ({"chips": "10,00"}, "whole number"), ({"chip": "V1O0"}, "v100-sxm2"),
     ({"chip": None, "watts": None}, "watts per chip"), ({"chip": "TPUv5e", "watts": None}, "published"), ({"site": "Atlantis City"}, "no site"),
     ({"price": "0.08 EUR/kWh"}, "not a unit"), ({"price": -1}, "negative"), ({"embodied": "dowser"}, "luccioni"), ({"runs_paid": 0}, "at least 1"),

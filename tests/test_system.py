@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fourfold.errors import InputError
 from fourfold.host import chip
-from fourfold.machine import UNITS, Device, Efficiency, Link, Machine, parse_figure, plain_dtype, systems
+from fourfold.machine import Device, Efficiency, Link, Machine, plain_dtype, systems
 
 ONE = '[[device]]\nname = "a"\nkind = "cpu"\nbandwidth = "10 GB/s"\nmemory = "1 GiB"\nlaunch = "2 us"\npeak = { float32 = "50 GFLOP/s" }\n'
 TWO = ONE.replace('name = "a"', 'names = ["a", "b"]')
@@ -105,13 +105,6 @@ def test_routes_take_several_hops_and_never_cross_a_device() -> None:
 def test_route_takes_the_quicker_of_two() -> None:
     links = (Link("a", "b", 0, 1e9), Link("a", "s", 0, 10e9), Link("s", "b", 0, 10e9))
     assert Machine("x", tuple(map(device, "ab")), links, hubs=("s",)).route(0, 1).lanes == (2, 4)
-
-
-@given(st.floats(1e-3, 1e6), st.sampled_from([(what, unit) for what, (_, units) in UNITS.items() for unit in units]))
-@settings(max_examples=60, deadline=None)
-def test_every_unit_reads_as_its_factor(value: float, unit: tuple[str, str]) -> None:
-    what, name = unit
-    assert parse_figure(f"{value!r} {name}", what, "x") == value * UNITS[what][1][name]
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e12), st.floats(0.01, 10)), min_size=1, max_size=6, unique_by=lambda pair: pair[0]), st.floats(1e-3, 1e14))

@@ -18,7 +18,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Where to write the machine file; plans for `here` find it in the default place.")] = Path(
         ".fourfold/machine.toml"),
     workers: Annotated[int | None, typer.Option(help="Processes that share the cores evenly. Default: one per two cores.")] = None,
-    seconds: Annotated[float, typer.Option(help="About how long to measure. Under 30 leaves out large sizes.")] = 150.0,
+    seconds: Annotated[str, typer.Option(help="About how long to measure: 150, 3min. Under 30 s leaves out large sizes.")] = "150",
     quick: Annotated[bool, typer.Option("--quick", help="25 seconds, without large sizes: rough, to see that it works.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -27,10 +27,12 @@ def calibrate(
     from fourfold.folder import may_overwrite
     from fourfold.jobs.calibrate import calibrate as measure
     from fourfold.machine import ours
+    from fourfold.units.parse import duration
 
+    limit = duration(seconds, "--seconds")
     may_overwrite(out, "--out", kind=ours)
     try:
-        system = measure(workers, min(seconds, 25.0) if quick else seconds, say)
+        system = measure(workers, min(limit, 25.0) if quick else limit, say)
     except KeyboardInterrupt:
         say(f"Interrupted; {out} stays as it was." if out.exists() else f"Interrupted; {out} was not written.")
         raise typer.Exit(130) from None

@@ -15,8 +15,8 @@ def register(app: typer.Typer) -> None:
 
 
 def hall(
-    it_kw: Annotated[float, typer.Option(help="Mean IT load, in kW.")] = 1000.0,
-    rated_kw: Annotated[float | None, typer.Option(help="IT load that the hall is built for, in kW. The peak load where left out.")] = None,
+    it_kw: Annotated[str, typer.Option(help="Mean IT load, in kW: 800, or 1.2MW.")] = "1000",
+    rated_kw: Annotated[str | None, typer.Option(help="IT load that the hall is built for, in kW. The peak load where left out.")] = None,
     pue: Annotated[float | None, typer.Option(help="Known PUE, 1.0 or more. The model's where left out.")] = None,
     temperatures: Annotated[Path | None, typer.Option(help="CSV of hourly outside temperatures: time, temperature in °C.")] = None,
     set_point: Annotated[float, typer.Option(help="Supply air now, in °C.")] = 18.0,
@@ -29,19 +29,23 @@ def hall(
     idle: Annotated[float | None, typer.Option(help="Power of an idle server over that of a busy one. 0.30 [0.17, 0.50] where left out.")] = None,
     headroom: Annotated[float, typer.Option(help="Fullest a server may be, 0 to 1.")] = 0.8,
     spare: Annotated[int, typer.Option(min=0, help="Servers kept on beyond need.")] = 0,
-    start_kwh: Annotated[float, typer.Option(min=0.0, help="Energy of starting a server.")] = 0.0,
-    call_ms: Annotated[float, typer.Option(min=0.0, help="Fixed time of a call: with --item-ms and --latency-ms batching is told too.")] = 0.0,
-    item_ms: Annotated[float, typer.Option(min=0.0, help="Time of an item in a call.")] = 0.0,
-    latency_ms: Annotated[float, typer.Option(min=0.0, help="Latency allowed.")] = 0.0,
+    start_kwh: Annotated[str, typer.Option(help="Energy of starting a server, in kWh.")] = "0",
+    call_ms: Annotated[str, typer.Option(help="Fixed time of a call, in ms: with --item-ms and --latency-ms batching is told too.")] = "0",
+    item_ms: Annotated[str, typer.Option(help="Time of an item in a call, in ms.")] = "0",
+    latency_ms: Annotated[str, typer.Option(help="Latency allowed, in ms.")] = "0",
     as_json: AsJson = False,
 ) -> None:
     """Take a hall's PUE apart, and tell what outside air, a warmer set point, immersion, control and fewer servers would save."""
     from fourfold.jobs.datacenter import study
+    from fourfold.units.parse import duration, quantity
 
+    call, item, latency = (duration(text, option, bare="ms", to="ms") / 1e3 for text, option in (
+        (call_ms, "--call-ms"), (item_ms, "--item-ms"), (latency_ms, "--latency-ms")))
+    rated = None if rated_kw is None else quantity(rated_kw, "power", "--rated-kw", bare="kW", to="kW")
     document = study(
-        it_kw=it_kw, rated_kw=rated_kw, pue=pue, temperatures=temperatures, set_point=set_point, limit=to_set_point, cooling=cooling, hold=hold,
-        load=load or utilisation, servers=servers, idle=idle, headroom=headroom, spare=spare, start_kwh=start_kwh, call_s=call_ms / 1e3,
-        item_s=item_ms / 1e3, latency_s=latency_ms / 1e3,
+        it_kw=quantity(it_kw, "power", "--it-kw", bare="kW", to="kW"), rated_kw=rated, pue=pue, temperatures=temperatures, set_point=set_point,
+        limit=to_set_point, cooling=cooling, hold=hold, load=load or utilisation, servers=servers, idle=idle, headroom=headroom, spare=spare,
+        start_kwh=quantity(start_kwh, "energy", "--start-kwh", bare="kWh", to="kWh", least=0.0), call_s=call, item_s=item, latency_s=latency,
     )  # fmt: skip
     if as_json:
         emit(document)

@@ -12,7 +12,7 @@ from fourfold.cli._print import AsJson, emit, say, table
 Run = Annotated[str, typer.Argument(help="A ledger file, a folder that holds one, or the id of a run; nothing: .fourfold/ledger.jsonl.")]
 Site = Annotated[str | None, typer.Option(help="Where it ran, if the row does not say: FR, tokyo, gcp:us-central1.")]
 Embodied = Annotated[str | None, typer.Option(help="Making of the hardware: luccioni-server, ecologits-server, … or a total such as 1300kg.")]
-Life = Annotated[float | None, typer.Option(help="Years the hardware is in use.")]
+Life = Annotated[str | None, typer.Option(help="Years the hardware is in use: 4, or 30 months.")]
 Share = Annotated[float | None, typer.Option(help="Resources reserved / total resources, 0 to 1.")]
 Per = Annotated[str, typer.Option(help="Functional units the work gave: 1000requests. Default: the work on record, else runs.")]
 _FOUND = 4                                                             # a ledger or a file whose figures do not hold
@@ -160,6 +160,8 @@ def import_(
 
 def _score(book, per, site, embodied, life, share):  # type: ignore[no-untyped-def]
     from fourfold.report import ledger
+    from fourfold.units.parse import duration
 
-    pieces = ledger.owing(book, site=site, embodied=embodied, life=life, share=share)
+    years = None if life is None else duration(life, "--life", bare="yr", to="yr")
+    pieces = ledger.owing(book, site=site, embodied=embodied, life=years, share=share)
     return pieces, ledger.score(pieces, *ledger.functional(book, per))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Annotated, Any
@@ -26,13 +27,13 @@ def place(
     capacity: Annotated[list[str] | None, typer.Option(help="Units at once: N for every site, or site=N; may be repeated.")] = None,
     slack: Annotated[str, typer.Option(help="How long a job may wait that gives neither slack nor deadline: 24h, 2d.")] = "",
     objective: Annotated[str, typer.Option(help="carbon, cost or mixed.")] = "carbon",
-    carbon_price: Annotated[float | None, typer.Option(help="USD per tonne of CO2e, for the mixed objective.")] = None,
+    carbon_price: Annotated[str | None, typer.Option(help="USD per tonne of CO2e, for the mixed objective.")] = None,
     contiguous: Annotated[bool, typer.Option("--contiguous", help="No job may pause.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Plan on forecasts renewed every hour, not on known hours.")] = False,
-    budget: Annotated[float, typer.Option(help="Seconds for all of it, reading included.")] = 60.0,
+    budget: Annotated[str, typer.Option(help="Time for all of it, reading included: 60s, 10min.")] = "60s",
     pue: Annotated[list[str] | None, typer.Option(help="PUE: a number, or site=number; may be repeated. [the sites' tables]")] = None,
-    price: Annotated[list[str] | None, typer.Option(help="USD per kWh: a number, or site=number; may be repeated. [the sites' tables]")] = None,
-    egress: Annotated[float, typer.Option(help="USD per GB that leaves a site.")] = 0.0,
+    price: Annotated[list[str] | None, typer.Option(help="USD per kWh, or 80USD/MWh; or site=price; may be repeated. [the sites' tables]")] = None,
+    egress: Annotated[str, typer.Option(help="USD per GB that leaves a site.")] = "0",
     zone: Annotated[str, typer.Option(help="IANA time zone of local times in the jobs, and in an intensity file that says none.")] = "",
     unit: Annotated[str, typer.Option(help="Unit of the intensity file: g/kWh, lb/MWh, kg/MWh … [what it says itself]")] = "",
     signal: Annotated[str, typer.Option(help="average or marginal. [what the intensity file says, else average]")] = "",
@@ -52,15 +53,20 @@ def place(
         raise InputError(f"{certificate} is one argument too many.", "Give one file of jobs, or: fourfold map verify certificate.json")
     from fourfold.folder import may_overwrite
     from fourfold.jobs.map import may_save, plan
+    from fourfold.units.parse import duration, quantity
 
+    seconds = duration(budget, "--budget")
+    moving = quantity(egress, "price of traffic", "--egress", bare="USD/GB")
+    charge = None if carbon_price is None else quantity(carbon_price, "price of carbon", "--carbon-price", bare="USD/tCO2e")
     if out is not None:
         may_save(out, [jobs, intensity])
     if html is not None:
         may_overwrite(html, "--html", inputs=[jobs, intensity])
     found = plan(jobs, sites=[name.strip() for name in sites.split(",") if name.strip()] or None, intensity=intensity or None,
-                 capacity=_by_site(capacity, "--capacity"), slack=slack or None, objective=objective, carbon_price=carbon_price,
-                 contiguous=contiguous, online=online, budget=budget, pue=_by_site(pue, "--pue"), price=_by_site(price, "--price"),
-                 egress=egress, zone=zone or None, replay=replay, error=error, seed=seed, compare=not quick,
+                 capacity=_by_site(capacity, "--capacity"), slack=slack or None, objective=objective, carbon_price=charge,
+                 contiguous=contiguous, online=online, budget=seconds, pue=_by_site(pue, "--pue"),
+                 price=_by_site(price, "--price", lambda text: quantity(text, "price of energy", "--price", bare="USD/kWh")),
+                 egress=moving, zone=zone or None, replay=replay, error=error, seed=seed, compare=not quick,
                  unit=unit or None, signal=signal or None)
     files = found.save(out) if out else []
     document = found.to_json()
@@ -82,13 +88,15 @@ def place(
         raise typer.Exit(_INTERRUPTED)
 
 
-def _by_site(given: list[str] | None, option: str) -> float | dict[str, float] | None:
-    """Numbers for all sites or by name."""
+def _by_site(given: list[str] | None, option: str, read: Callable[[str], float] = float) -> float | dict[str, float] | None:
+    """Numbers for all sites or by name, as `read` takes them."""
     named: dict[str, float] = {}
     for text in [part for each in given or [] for part in each.split(",")]:
         name, _, number = text.rpartition("=")
         try:
-            value = float(number)
+            value = read(number)
+        except InputError:
+            raise
         except ValueError:
             raise InputError(f"{option} {text!r} is not a number, nor site=number.", f"Example: {option} 10 or {option} BPAT=10") from None
         if not name and len(given or []) == 1 and "," not in (given or [""])[0]:

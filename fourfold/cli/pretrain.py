@@ -18,7 +18,7 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Folder of the run; one that holds a run is gone on with.")] = Path("policy"),
     seed: Annotated[int, typer.Option(help="Same seed, same weights (where the run is told its updates).")] = 0,
     updates: Annotated[int, typer.Option(min=0, help="Stop after so many updates. 0: by --minutes.")] = 0,
-    minutes: Annotated[float, typer.Option(min=0, help="Stop after so long, the annealing of lessons not counted. 0: by --updates.")] = 0.0,
+    minutes: Annotated[str, typer.Option(help="Stop after so long (30, 2h), the annealing of lessons not counted. 0: by --updates.")] = "0",
     hold_out: Annotated[str, typer.Option(help="Families not to learn from, separated by commas: wavenet,moe.")] = "",
     count: Annotated[int, typer.Option(min=1, help="Graphs to learn from.")] = 400,
     nodes: Annotated[str, typer.Option(help="Smallest and largest of them: 40-600.")] = "40-600",
@@ -32,13 +32,15 @@ def pretrain(
     from fourfold.errors import InputError
     from fourfold.jobs.pretrain import Settings
     from fourfold.jobs.pretrain import pretrain as train
+    from fourfold.units.parse import duration
 
     try:
         low, high = (int(part) for part in nodes.split("-"))
     except ValueError:
         raise InputError(f"--nodes {nodes} is no range.", "Give two numbers: --nodes 40-600") from None
+    limit = duration(minutes, "--minutes", bare="min", to="min")
     held = tuple(name.strip() for name in hold_out.split(",") if name.strip())
-    settings = Settings(seed=seed, updates=updates, minutes=minutes, hold_out=held, count=count, low=low, high=high, imitation=imitation,
+    settings = Settings(seed=seed, updates=updates, minutes=limit, hold_out=held, count=count, low=low, high=high, imitation=imitation,
                         evaluations=evaluations, graphs=tuple(str(path) for path in graph or ()), start=start)
     done = train(out, settings, say)
     if as_json:

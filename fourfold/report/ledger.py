@@ -19,6 +19,7 @@ from fourfold.folder import write
 from fourfold.ledger import hash_chain
 from fourfold.ledger.book import Ledger
 from fourfold.units import Quantity, Share, total
+from fourfold.units.parse import quantity as parsed
 
 DEFAULT = Path(".fourfold/ledger.jsonl")
 COMPONENTS = ("cpu_dynamic", "cpu_idle", "memory", "disk", "gpu")       # the order of the columns; others follow
@@ -373,14 +374,10 @@ def _making(
 
 def _total(text: str) -> made.EmbodiedCarbon | Quantity:
     """A row's name, or a total such as "1300kg"."""
-    match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(g|kg|t)?\s*(?:co2e?)?\s*", text, re.IGNORECASE)
-    if match is None:
+    if not text.strip()[:1].isdigit() and text.strip()[:1] not in tuple(".+-"):
         return made.made(text)
-    try:
-        value, unit = float(match[1]), f"{(match[2] or 'kg').lower()}CO2e"
-    except ValueError:
-        raise InputError(f"{text!r} is no total.", "Give a total such as 1300kg, or one of fourfold's rows.") from None
-    return Quantity(value, unit, "assumed", value / 3, 3 * value, method="embodied carbon as given, × or ÷ 3", source=f"embodied: {text.strip()}")
+    value = parsed(text, "carbon", "--embodied", bare="kg", to="kgCO2e", least=0.0)
+    return Quantity(value, "kgCO2e", "assumed", value / 3, 3 * value, method="embodied carbon as given, × or ÷ 3", source=f"embodied: {text.strip()}")
 
 
 def score(pieces: Sequence[Owing], per: float, unit: str) -> Sci:

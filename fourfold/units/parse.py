@@ -68,12 +68,13 @@ class Figure(NamedTuple):
     unit: str
 
 
-def figure(text: object, dimension: str, what: str = "", *, bare: str | None = None, to: str = "", said: str = "", example: str = "") -> Figure:
+def figure(text: object, dimension: str, what: str = "", *, bare: str | None = None, to: str = "", said: str = "", example: str = "",
+           least: float = -math.inf) -> Figure:
     """`text` ("12 GB/s", or a number) in the unit `to`, by default the base unit of its `dimension` (a key of DIMENSIONS).
 
     `bare` is the unit of a number that has none; None refuses such. `what` names the figure in errors ("bandwidth of device 'a'"); `said` stands
     there for what was given, where that must not be told; `example` for the dimension's.
-    Raises InputError for what is no figure, has no unit, has one that measures something else, and what is not finite.
+    Raises InputError for what is no figure, has no unit, has one that measures something else, is not finite, or is below `least` (in `to`).
     """
     kind = DIMENSIONS[dimension]
     to = to or kind.base
@@ -97,6 +98,8 @@ def figure(text: object, dimension: str, what: str = "", *, bare: str | None = N
     def finite(value: float) -> float:
         if not math.isfinite(value):
             raise refused("which is out of range")
+        if value < least:
+            raise refused(f"not {kind.noun} of {least:g} or more")
         return value
 
     if isinstance(text, bool) or not isinstance(text, str | Real):
@@ -139,9 +142,10 @@ def _clipped(text: object) -> str:
     return shown if len(shown) <= 80 else f"{shown[:60]} … ({len(shown):,} characters)"
 
 
-def quantity(text: object, dimension: str, what: str = "", *, bare: str | None = None, to: str = "", said: str = "") -> float:
+def quantity(text: object, dimension: str, what: str = "", *, bare: str | None = None, to: str = "", said: str = "",
+             least: float = -math.inf) -> float:
     """The value of `figure`: "0.5 kWh" as "energy" is 1.8e6 (J). Raises InputError."""
-    return figure(text, dimension, what, bare=bare, to=to, said=said).value
+    return figure(text, dimension, what, bare=bare, to=to, said=said, least=least).value
 
 
 def duration(text: object, what: str = "The duration", *, bare: str | None = "s", to: str = "s", said: str = "") -> float:
@@ -149,10 +153,7 @@ def duration(text: object, what: str = "The duration", *, bare: str | None = "s"
 
     Raises InputError for what is none.
     """
-    found = figure(text, "time", what, bare=bare, to=to, said=said)
-    if found.value < 0:
-        raise InputError(f"{what} is {said or _clipped(text)}, not a length of time of 0 or more.", f"Write it such as {DIMENSIONS['time'].example}.")
-    return found.value
+    return figure(text, "time", what, bare=bare, to=to, said=said, least=0.0).value
 
 
 def size_of(unit: str, dimension: str, to: str = "") -> float | None:
