@@ -121,7 +121,8 @@ def test_shares_take_a_per_cent_and_a_decimal_comma(text: str, share: float) -> 
 
 
 @pytest.mark.parametrize("text, dimension, said", [
-    ("12 GB", "rate", "unit of size, not of rate"), ("12 Gb/s", "rate", "'Gb/s' is not a unit known"), ("3 mw", "power", "'mw' is not a unit known"),
+    ("12 GB", "rate", "unit of size, not of rate"), ("3 W", "rate", "unit of power, not of rate"),
+    ("12 Gb/s", "rate", "'Gb/s' is not a unit known"), ("3 mw", "power", "'mw' is not a unit known"),
     ("3 mwh", "energy", "'mwh' is not a unit known"), ("fast", "speed", "not a figure"), ("", "time", "not a length of time"),
     ("-2h", "time", "or more"),
     ("1h 30", "time", "not a length of time"), ("1:30:00", "time", "not a length of time"), ("1h-30min", "time", "not a length of time"),

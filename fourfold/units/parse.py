@@ -91,7 +91,8 @@ def figure(text: object, dimension: str, what: str = "", *, bare: str | None = N
         if size is None and said:
             raise refused(f"not {kind.noun}")
         if size is None:
-            other = next((name for name, one in DIMENSIONS.items() if scale(unit, one.base) is not None), "")
+            others = [name for name, one in DIMENSIONS.items() if scale(unit, one.base) is not None]
+            other = next((name for name in others if unit in DIMENSIONS[name].known), others[0] if others else "")   # W is a watt before a week
             raise refused(f"and {unit!r} is a unit of {other}, not of {dimension}" if other else f"and {unit!r} is not a unit known here")
         return size
 
