@@ -127,7 +127,7 @@ def original(job: Job) -> Point:
     from fourfold.runtime.artefact import Assembly, Part
 
     part = Part("original", job.subject, job.subject.module, None, job.base_setting, signature=signature(job))
-    candidate = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=job.subject.module)
+    candidate = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=job.subject.module, root=True)
     one = Relative(1.0, 1.0, 1.0, len(job.base_search))
     return Point("original · torch fp32", candidate, Assembly("original", [part]), job.base_search, search=one)
 

@@ -71,7 +71,8 @@ def quantised(job: Job, folder: Path) -> tuple[list[Point], dict[str, str]]:
             refused[name] = reason
             print(f"{name}: left out, {reason}")
             continue
-        points.append(Point(name, Candidate(name, "network", Recipe(()), {}, 1.0, 2, module=job.subject.module), Assembly(name, [part])))
+        candidate = Candidate(name, "network", Recipe(()), {}, 1.0, 2, module=job.subject.module, structured=True)
+        points.append(Point(name, candidate, Assembly(name, [part])))
     return points, refused
 
 
@@ -125,7 +126,8 @@ def descend(name: str, cutter: Cutter, job: Job, journal: Journal, folder: Path,
 def point(name: str, job: Job, made: Cut, steps: int) -> Point:
     """A peer's model in PyTorch fp32 at the original's best settings, as our own structural points run."""
     part = Part(name, job.subject, made.module, None, job.base_setting, signature=harness.signature(job))
-    return Point(name, Candidate(name, "network", Recipe(()), {}, 1.0, 2, steps, kept=made.kept, module=made.module), Assembly(name, [part]))
+    candidate = Candidate(name, "network", Recipe(()), {}, 1.0, 2, steps, kept=made.kept, module=made.module, structured=True)
+    return Point(name, candidate, Assembly(name, [part]))
 
 
 # --------------------------------------------------------------------------------------------------------------- cutters

@@ -1,7 +1,7 @@
 """Graph: what a tensor program is made of, as a struct of arrays that numba kernels read directly.
 
 A node is one operation, a value one tensor (an edge of the dataflow graph, or an input, parameter or constant). Nodes stand in a topological order: a
-node reads only what inputs, parameters, constants and earlier nodes provide. Captures (`fourfold.ingest`) make graphs with `Builder`; decisions read
+node reads only what inputs, parameters, constants and earlier nodes provide. Captures (`frontends`) make graphs with `Builder`; decisions read
 them. Nothing here knows torch, ONNX or JAX.
 """
 

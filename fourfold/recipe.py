@@ -13,6 +13,9 @@ it left it, so recipes compose by concatenation. Kinds:
 | bias   | path, argument, [table, source]     | an attention ignores the shared position bias handed to it and owns a copy of the table instead |
 | select | path, argument, axis, index         | keeps those indices of a tensor argument, whenever the module is called |
 | rows   | paths, index, [tensors]             | keeps those token rows of embeddings and output heads; shared ones stay shared |
+
+Any other kind belongs to the technique whose class names it (`Rewrite.edits`) and whose `apply` carries it out; where that is none of ours, the
+edit's `by` names its module.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourfold.errors import ModelError
+from fourfold.registry import owner
 
 LONGEST = 1 << 24  # indices of one edit; the largest axis of a layer is a vocabulary's
 
@@ -79,19 +83,24 @@ class Recipe:
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError("the recipe is not JSON with a list of edits", "Save the artefact again.") from error
         for edit in edits:
-            if not isinstance(edit, dict) or edit.get("kind") not in EDITS:
+            if not isinstance(edit, dict) or not (edit.get("kind") in EDITS or owner(str(edit.get("kind")))):
                 raise ModelError(f"the recipe holds an unknown edit: {str(edit)[:80]}", f"Known kinds: {', '.join(EDITS)}.")
         return Recipe(edits)
 
 
 def apply(module: nn.Module, recipe: Recipe) -> nn.Module:
-    """Carries out the edits in place and returns the module (needs no data and runs nothing).
+    """Carries out the edits and returns the module: the same one, or what a technique's edit puts in its place (needs no data and runs nothing).
 
     Raises `ModelError` naming the edit and the module if an edit does not fit the module.
     """
     for edit in recipe.edits:
         try:
-            EDITS[edit["kind"]](module, edit)
+            if edit["kind"] in EDITS:
+                EDITS[edit["kind"]](module, edit)
+            elif (technique := owner(edit["kind"])) is not None:
+                module = technique().apply(module, edit)
+            else:
+                raise ModelError(f"no technique carries out edits of kind {edit['kind']!r}", "Install the package that the recipe was made with.")
         except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
             where = edit.get("path", edit.get("paths", ""))
             raise ModelError(

@@ -21,13 +21,14 @@ from fourfold.errors import InputError
 _ROOMS = ("rewrites", "decisions")                                      # what is computed; only how, on what, where or when
 _CONTRACTS = ("Rewrite", "Solver")
 SHARED = ("problem", "instance", "validate", "bound")                   # files of a question's folder that are no techniques
+_adopted: dict[str, type] = {}                                         # kind of edit → technique from elsewhere
 _homes: dict[Path, str] = {Path(__file__).parent: "fourfold"}           # folder that has rooms → its package
 
 
 @dataclass(frozen=True)
 class Facts:
     """A technique's class attributes, and the first sentence of its file. `id` is "question/name", `module` its import path; `status` is "default"
-    (used unless told otherwise), "optional" or "prototype"."""
+    (used unless told otherwise), "optional" or "prototype"; `edits`: the kinds of edits that are its own."""
 
     id: str
     name: str
@@ -39,6 +40,7 @@ class Facts:
     needs: tuple[str, ...]
     summary: str
     status: str
+    edits: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -102,13 +104,33 @@ def facts(name: str) -> Facts:
     status = "prototype" if ".prototype." in f".{module}." else "default" if values.get("default") else "optional"
     lever = str(values.get("lever", "model" if ".rewrites." in f".{module}." else "machine"))
     return Facts(id, bare, module, question, str(values.get("title", bare)), lever, _texts(values.get("cites")), _texts(values.get("needs")),
-                 " ".join(text.split()), status)
+                 " ".join(text.split()), status, _texts(values.get("edits")))
 
 
 def technique(name: str) -> type:
     """The class of the technique that `name` means (`resolve`); imports its file only."""
     module = techniques(prototypes=True)[resolve(name)]
     return getattr(importlib.import_module(module), _technique_of(_file(module)).name)
+
+
+def owner(kind: str) -> type | None:
+    """The technique that carries out edits of `kind`; None where there is none. Imports its file only."""
+    if kind in _adopted:
+        return _adopted[kind]
+    return next((technique(id) for id in techniques(prototypes=True) if kind in facts(id).edits), None)
+
+
+def adopt(module: str) -> None:
+    """Import `module`, which holds a technique of somebody else's, so that `owner` knows its edits. The caller has asked whether it may run.
+
+    Raises InputError where it holds none.
+    """
+    found = importlib.import_module(module)
+    kinds = [cls for cls in vars(found).values() if isinstance(cls, type) and cls.__module__ == module and getattr(cls, "edits", ())]
+    if not kinds:
+        raise InputError(f"{module} holds no technique with edits of its own.", "Install the version of its package that the artefact was made with.")
+    for cls in kinds:
+        _adopted.update(dict.fromkeys(cls.edits, cls))
 
 
 def faults() -> list[str]:
@@ -236,7 +258,7 @@ def _attributes(file: Path, cls: ast.ClassDef) -> dict[str, object]:
             target, value = line.target.id, line.value
         else:
             continue
-        if target in ("title", "lever", "cites", "needs", "default"):
+        if target in ("title", "lever", "cites", "needs", "default", "edits"):
             try:
                 values[target] = ast.literal_eval(value)
             except ValueError:

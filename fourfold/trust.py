@@ -24,8 +24,9 @@ _PLACES = re.compile(
     r"torch\.nn\.modules\.\w+|torch\.nn\.functional|torch"
     r"|transformers\.(activations|pytorch_utils|modeling_(utils|layers|rope_utils|outputs)|configuration_utils|cache_utils"
     r"|generation\.configuration_utils|models(\.\w+)+\.(modeling|configuration)_\w+)"
-    r"|fourfold\.(recipe|ingest\.model|rewrites\.compress\.(static|quantise))"
+    r"|fourfold\.(recipe|frontends\.(model|subject)|rewrites\.compress\.(static|quantise))"
 )
+_MOVED = {"fourfold.ingest.model": "fourfold.frontends.subject"}        # what artefacts of earlier versions call modules of ours
 _MATHS = frozenset(  # of torch itself: functions of tensors alone, which read and write nothing else
     "relu relu_ tanh tanh_ sigmoid sigmoid_ softmax log_softmax selu selu_ celu celu_ rrelu prelu sin cos exp log log1p sqrt rsqrt square abs"
     " neg sign erf clamp floor ceil round add sub mul div matmul bmm mm cat stack sum mean prod max min amax amin cumsum flatten squeeze unsqueeze"
@@ -95,6 +96,7 @@ def refused(ref: str, package: str) -> tuple[str, str]:
 
 def _parts(ref: Any) -> tuple[str, str]:
     where, colon, name = ref.partition(":") if isinstance(ref, str) and len(ref) < 1000 else ("", "", "")
+    where = _MOVED.get(where, where)
     words = [*where.split("."), *name.split(".")]
     if not colon or not all(word.isidentifier() and not (word.startswith("__") and word.endswith("__")) for word in words):
         raise ArtefactError(f"the artefact names {str(ref)[:80]!r}, which is not package.module:name.", "It is damaged; copy it again.")
@@ -109,6 +111,7 @@ def _package(where: str) -> str:
 def imported(ref: str) -> Any:
     """What "module:qualified.name" names. Raises `ModelError` where it cannot be imported."""
     where, _, name = ref.partition(":")
+    where = _MOVED.get(where, where)
     if _package(where) not in ("torch", "transformers", "fourfold") and "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the user, as `python -m` finds it
     try:

@@ -107,8 +107,8 @@ def test_a_worker_outlives_no_main_process(tmp_path: Path) -> None:
         import sys, time, torch, numpy as np
         sys.path[:0] = [{tests!r}]
         from test_local_faults import Lookup, after, planned, pids
-        from fourfold.ingest.program import capture
-        from fourfold.run.local import Local
+        from fourfold.frontends.capture import capture
+        from fourfold.runtime.local.executor import Local
         found = capture(Lookup().eval(), (torch.zeros(4, dtype=torch.long),))
         with Local(planned(found, after(found, "relu")), found.program, (torch.zeros(4, dtype=torch.long),)) as ready:
             ready.run()

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.nn import functional as F
 
-from fourfold.recipe import Recipe
+from fourfold.recipe import Recipe, apply
 from fourfold.rewrites.compress.quantise import Int8Embedding, Int8Linear, Quantise, fit_range, narrow, plan, product, round_rows, to_bf16
 
 MODES = ["int8", "int8-static", "int8-weights"]
@@ -129,7 +129,7 @@ def test_the_plan_gives_its_reasons() -> None:
 def test_a_shared_table_stays_shared() -> None:
     torch.manual_seed(0)
     model, ids = Tied().eval(), torch.arange(20)[None]
-    quantised = Quantise().apply(copy.deepcopy(model), plan(model, "int8-weights", [(ids,)]))
+    quantised = apply(copy.deepcopy(model), plan(model, "int8-weights", [(ids,)]))
     assert quantised.head.weight.data_ptr() == quantised.table.weight.data_ptr()
     with torch.inference_mode():
         assert noise(quantised(ids), model(ids)) < 0.02
@@ -140,10 +140,10 @@ def test_a_state_dict_fills_the_bare_architecture(precision: str) -> None:
     torch.manual_seed(0)
     model, ids = Tied().eval(), torch.arange(20)[None]
     recipe = Recipe(tuple(json.loads(plan(model, precision, [(ids,)]).to_json())["edits"]))
-    trained = Quantise().apply(copy.deepcopy(model), recipe)
+    trained = apply(copy.deepcopy(model), recipe)
     stored = save({name: tensor.contiguous().clone() for name, tensor in trained.state_dict().items()})
     torch.manual_seed(1)
-    bare = Quantise().apply(Tied().eval(), recipe)
+    bare = apply(Tied().eval(), recipe)
     bare.load_state_dict(load(stored))
     with torch.inference_mode():
         assert torch.equal(bare(ids), trained(ids))
@@ -157,7 +157,7 @@ def test_a_plain_transformer_does_not_take_its_fused_path(precision: str) -> Non
     model, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), torch.randn(2, 6, 64)
     recipe = plan(model, precision, [(x,)])
     assert {edit["mode"] for path, edit in by_path(recipe).items() if path.endswith("out_proj")} == {"skip"}
-    quantised = Quantise().apply(copy.deepcopy(model), recipe)
+    quantised = apply(copy.deepcopy(model), recipe)
     with torch.inference_mode():
         assert noise(quantised(x), model(x)) < 0.05
 

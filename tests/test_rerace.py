@@ -94,7 +94,7 @@ def test_a_new_choice_is_told_everywhere_and_can_be_undone(made: Path, cheap: Pa
 KILLED = """
 import json, os, sys
 from pathlib import Path
-from fourfold.run import choices
+from fourfold.jobs.optimize import choices
 left, real = int(sys.argv[2]), {name: getattr(os, name) for name in ("replace", "rename")}
 def dying(name):
     def step(*args, **kwargs):
@@ -153,7 +153,7 @@ def test_without_the_package_the_stored_choice_and_its_files_stay(cheap: Path) -
     code = """
 import json, sys
 sys.modules["openvino"] = None                                         # as where it is not installed
-from fourfold.run.rerace import rerace
+from fourfold.jobs.race import rerace
 print(json.dumps(rerace(sys.argv[1], budget=3, engines=["torch"])))
 """
     done = subprocess.run([sys.executable, "-c", code, str(cheap)], capture_output=True, text=True)

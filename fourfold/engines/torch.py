@@ -14,8 +14,8 @@ from torch import nn
 
 from fourfold.engines._pool import Pool, forked, replica
 from fourfold.engines.base import Batch, Engine, Session, Signature, Unexportable, weigh
-from fourfold.recipe import Recipe
-from fourfold.rewrites.compress.quantise import Quantise, narrow, plan, to_bf16
+from fourfold.recipe import Recipe, apply
+from fourfold.rewrites.compress.quantise import narrow, plan, to_bf16
 
 
 class Torch(Engine):
@@ -48,7 +48,7 @@ class Torch(Engine):
             wrapped = to_bf16(copy.deepcopy(wrapped))
         elif precision != "fp32":
             recipe = Recipe(tuple(json.loads((folder / f"torch-{precision}.json").read_text())["edits"]))
-            wrapped = Quantise().apply(copy.deepcopy(wrapped), recipe)
+            wrapped = apply(copy.deepcopy(wrapped), recipe)
         return TorchSession(wrapped.eval(), signature, precision, threads)
 
 

@@ -112,6 +112,7 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str], trust: 
     from fourfold.engines.base import Signature
     from fourfold.host import here
 
+    _adopted(spec, trust)
     opaque = spec["origin"]["kind"] == "opaque"
     # Neither is made before somebody asks for it: ONNX Runtime and OpenVINO need their own files only.
     recipe: Later[Recipe | None] = Later(lambda: _recipe(spec))
@@ -154,6 +155,23 @@ def _engine_folder(home: Path, spec: Mapping[str, Any]) -> Path:
     return home / name
 
 
+def _adopted(spec: Mapping[str, Any], trust: Trust) -> None:
+    """Make the techniques known whose edits the recipe holds and that are none of ours, where they are trusted."""
+    from importlib.util import find_spec
+
+    from fourfold.registry import adopt
+
+    for where in dict.fromkeys(str(edit["by"]) for edit in spec["recipe"]["edits"] if "by" in edit):
+        trust.called(f"{where}:technique")
+        try:
+            there = find_spec(where) is not None
+        except (ImportError, ValueError):
+            there = False
+        if not there:
+            raise ArtefactError(f"the artefact's recipe needs the technique in {where}, which is not installed here.", "Install its package.")
+        adopt(where)
+
+
 def _recipe(spec: Mapping[str, Any]) -> Recipe:
     from fourfold.recipe import Recipe
 
@@ -185,13 +203,13 @@ def _module(home: Path, spec: Mapping[str, Any], trust: Trust) -> nn.Module:
 
 
 def bare(origin: Mapping[str, Any], trust: Trust = EVERYONE) -> nn.Module:
-    """The architecture before any edit: our own static student, or whatever the user's model came from. `trust`: see `fourfold.trust`."""
-    if origin["kind"] == "static":
-        from fourfold.rewrites.compress.static import StaticStudent
+    """The architecture before any edit: what a technique begins from nothing, or whatever the user's model came from. `trust`: see
+    `fourfold.trust`."""
+    from fourfold.registry import owner
 
-        shape = {name: origin["shape"][name] for name in ("vocabulary", "width", "outputs", "window", "hidden", "pair")}
-        trust.room(4 * (shape["vocabulary"] * (shape["width"] + 1) + shape["width"] ** 2 * shape["window"] + 8 * shape["width"] * shape["hidden"]))
-        return StaticStudent(**shape)
+    technique = owner(str(origin["kind"]))
+    if technique is not None:
+        return technique().begin(origin, trust.room)
     from fourfold.frontends.model import rebuild
 
     return rebuild(dict(origin), trust)

@@ -78,7 +78,9 @@ def save(
 
 def trusted(assembly: Assembly) -> tuple[str, ...]:
     """The packages that the members' own code comes from: whoever loads the artefact must trust them, as `load(folder, trust=…)` says."""
-    return tuple(sorted({name for part in assembly.parts if part.subject is not None for name in strangers(part.subject.origin)}))
+    origins = {name for part in assembly.parts if part.subject is not None for name in strangers(part.subject.origin)}
+    edits = {str(edit["by"]).partition(".")[0] for part in assembly.parts if part.recipe for edit in part.recipe.edits if "by" in edit}
+    return tuple(sorted(origins | edits))
 
 
 def _save_part(part: Part, root: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The main job, told on one page: measure the original, find what can go, search, recover, race, prove, save.
 
-`optimize` hands each room what it needs, so that no room reaches for another; the stages themselves are `fourfold.run.stages`, on a
+`optimize` hands each room what it needs, so that no room reaches for another; the stages themselves are the files of this folder, on a
 `fourfold.jobs.optimize.state`.
 """
 

@@ -219,14 +219,10 @@ def words(job: Job, candidate: Candidate) -> str:
 
 
 def _structure_words(job: Job, candidate: Candidate) -> str:
-    if candidate.kind == "original":
-        return "the original's weights"
-    if candidate.kind == "static":
-        return "token embeddings, pooled" + (", after a 3-token window" if candidate.extra.get("window", 1) > 1 else "") + "; distilled"
-    if candidate.kind == "bag_of_words":
-        return "counted words and word pairs, a linear model"
-    if candidate.kind == "cascade":
-        first, *others = candidate.extra["members"]
+    if candidate.how:
+        return candidate.how
+    if candidate.members:
+        first, *others = candidate.members
         return f"{first.name} answers when sure, else {', else '.join(m.name for m in others)}"
     assert job.root is not None
     parts = []
@@ -246,16 +242,9 @@ def _structure_words(job: Job, candidate: Candidate) -> str:
 
 def techniques(point: Point) -> list[str]:
     """The technique files at work in a point."""
-    kind = point.candidate.kind
-    if kind == "cascade":
-        return list(dict.fromkeys(["cascade", *[t for member in point.candidate.extra["members"] for t in techniques(member)]]))
-    found = {
-        "network": ["layer_removal", "matrix_pruning", "distil", "combine"],
-        "static": ["static", "distil"],
-        "bag_of_words": ["bag_of_words"],
-        "original": [],
-    }[kind]
-    found = found + (["vocabulary"] if "pruned" in point.candidate.extra else [])
+    found = list(point.candidate.techniques)
+    if point.candidate.members:
+        return list(dict.fromkeys([*found, *[t for member in point.candidate.members for t in techniques(member)]]))
     return found + (["quantise"] if point.setting.precision != "fp32" else [])
 
 
@@ -292,13 +281,13 @@ def _passes(job: Job) -> dict[str, float]:
 
 def _candidate(job: Job, p: Point, passes: dict[str, float]) -> dict[str, Any]:
     c = p.candidate
-    networks = c.kind == "network" and job.root is not None
+    networks = c.structured and job.root is not None
     how = words(job, c)
-    if c.kind not in ("cascade", "bag_of_words"):
+    if c.alone:
         how += f"; {p.setting.engine} {p.setting.precision}"
     cascade = None
-    if c.kind == "cascade":
-        cascade = {"members": [m.name for m in c.extra["members"]], "thresholds": [g.threshold for g in p.assembly.gates], "shares": p.shares}
+    if c.members:
+        cascade = {"members": [m.name for m in c.members], "thresholds": [g.threshold for g in p.assembly.gates], "shares": p.shares}
     status = {"front": "front", "infeasible": "infeasible", "rejected": "stopped"}.get(p.status, "dominated")
     return {
         "name": p.name,
@@ -330,9 +319,9 @@ def _unraced(job: Job, c: Candidate) -> dict[str, Any]:
         "stage": "full" if c.rung == 2 else "short",
         "status": "stopped",
         "reason": c.reason,
-        "techniques": ["layer_removal", "matrix_pruning", "distil"],
+        "techniques": [t for t in c.techniques if t != "combine"],
         "levers": ["model"],
-        "structure": structure(job.root.anatomy, c) if job.root else [],
+        "structure": structure(job.root.anatomy, c) if job.root and c.structured else [],
         "parameters": sum(p.numel() for p in c.module.parameters()) if c.module else 0,
         "bytes": None,
         "search_quality": _interval(c.quality),
@@ -363,7 +352,7 @@ def _absolute(job: Job) -> dict[str, Any]:
 def _simple(job: Job, s: Any) -> dict[str, Any]:
     found = job.relative(s.test, "test")
     score = float(job.task.metric.score(s.test, job.splits.test.targets))
-    point = next((p for p in job.points if p.candidate.kind == "bag_of_words" and s.words is not None), None)
+    point = next((p for p in job.points if p.assembly.parts[0].words is not None and s.words is not None), None)
     energy = _ratio(point.timing.cpu, point.timing.rounds) if point and point.timing else None
     return {
         "name": s.name,
@@ -536,7 +525,7 @@ def _cited(job: Job) -> list[str]:
     used: dict[str, None] = {}
     point = job.best or next((p for p in job.points if p.status != "rejected"), None)
     for name in techniques(point) if point else []:
-        used |= dict.fromkeys(k for k in facts(f"compress/{name}").cites if k in BIBLIOGRAPHY)
+        used |= dict.fromkeys(k for k in facts(name if "/" in name else f"compress/{name}").cites if k in BIBLIOGRAPHY)
     return [*used, *[k for k in ("efron1979", "patterson2022") if k in BIBLIOGRAPHY]]
 
 
@@ -548,7 +537,7 @@ def _service(job: Job) -> list[str]:
     what = "text in, answer out: tokenising, counting words, collating, engine and gates" if texts else "arrays in, answer out: collating and engine"
     said = [f"Costs are of the whole service, as `predict` runs it ({what}), over {job.served.rows:,} unseen rows in calls of {job.served.call}."]
     cut = job.splits.test.cut
-    if cut and any(p.candidate.kind == "bag_of_words" for p in job.points):
+    if cut and any(p.assembly.parts[0].words is not None for p in job.points):
         said.append("Counted words read whole texts, also those that the original cuts to the length it can read.")
     return said
 

@@ -60,22 +60,20 @@ def _climb(job: Job) -> list[dict[str, Any]]:
     point's."""
     best = job.best
     assert best is not None
-    first = best.candidate.extra["members"][0] if best.candidate.kind == "cascade" else best
+    first = best.candidate.members[0] if best.candidate.members else best
     rungs: list[tuple[str, str, str, float]] = []
     fp32 = next(
         (p for p in job.points if p.candidate is first.candidate and (p.setting.engine, p.setting.precision) == ("torch", "fp32") and p.timing),
         None,
     )
-    if first.candidate.kind == "network" and fp32 is not None:
+    if first.candidate.structured and fp32 is not None:
         removed = _only_removal(job, first.candidate)
         if removed is not None:
             rungs.append(("model", "layer_removal", "blocks and sub-layers removed", removed))
         rungs.append(("model", "matrix_pruning", "heads and neurons removed", job.cost(fp32)))
-    elif first.candidate.kind == "static" and fp32 is not None:
-        rungs.append(("model", "static", "pooled token embeddings in place of the network", job.cost(fp32)))
-    elif first.candidate.kind == "bag_of_words":
-        rungs.append(("model", "bag_of_words", "a linear model on counted words", job.cost(first)))
-    if first is not fp32 and first.candidate.kind != "bag_of_words":
+    elif first.candidate.step and (fp32 is not None or not first.candidate.alone):
+        rungs.append(("model", first.candidate.techniques[0], first.candidate.step, job.cost(fp32 or first)))
+    if first is not fp32 and first.candidate.alone:
         title = f"{first.setting.engine} {first.setting.precision}"
         technique, lever = ("quantise", "model") if first.setting.precision != "fp32" else ("engine", "machine")
         rungs.append((lever, technique, title, job.cost(first)))
@@ -101,7 +99,7 @@ def _only_removal(job: Job, candidate: Candidate) -> float | None:
     if not shape:
         return None
     module, recipe, kept = prune(job.root, shape, mend=False)
-    variant = Candidate("removal", "network", recipe, shape, 1.0, kept=kept, module=module)
+    variant = Candidate("removal", "network", recipe, shape, 1.0, kept=kept, module=module, structured=True)
     point = Point("removal", variant, Assembly("removal", [job.signed("removal", module, variant)]))
     runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [job.signed(ORIGINAL, job.subject.module)])), "removal": Runner(point.assembly)}
     found = race_services(

@@ -61,7 +61,7 @@ def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
     for candidate, (name, precision, how) in ways:
         if named(candidate, Setting(name, precision, **how)) in job.built or candidate.module is None or engine(name).declines(precision, here()):
             continue
-        if name == "torch" or (candidate.kind == "original" and job.race_files[0] == (name, precision)):
+        if name == "torch" or (candidate.root and job.race_files[0] == (name, precision)):
             continue  # nothing is written, or it has been
         key = f"{candidate.name}|{name}"
         if key not in wanted:
@@ -101,7 +101,7 @@ def _smaller_vocabularies(job: Job, everyone: list[Candidate]) -> list[Candidate
         return []
     made = []
     for c in everyone:
-        if c.module is None or c.kind == "static":
+        if c.module is None or not (c.structured or c.root):
             continue
         try:
             pruned = plan(c.module, job.subject.tokenizer, list(train.columns["input_ids"]))
@@ -112,7 +112,8 @@ def _smaller_vocabularies(job: Job, everyone: list[Candidate]) -> list[Candidate
         subject = replace(job.subject, module=module, tokenizer=pruned.tokenizer)
         smaller = Candidate(
             f"{c.name}, fewer rows", c.kind, c.recipe + pruned.recipe, c.shape, c.cost, c.rung, c.steps, c.parent, c.kept, module=module,
-            extra={**c.extra, "subject": subject, "pruned": pruned},
+            extra={**c.extra, "subject": subject, "pruned": pruned}, root=c.root, structured=c.structured, technique=c.technique,
+            techniques=(*c.techniques, "vocabulary"), how=c.how,
         )
         seen = reencoded(job.splits.search, job.subject, pruned, job.options.max_length)
         smaller.records = job.array(f"judge:{smaller.name}", lambda s=subject, m=module, e=seen: evaluate_with(s, job.task, m, e))
@@ -125,9 +126,9 @@ def _ways(job: Job, candidate: Candidate, worth: bool) -> list[Way]:
     """Settings to build a candidate in; one that another beats in both cost and quality is only kept for the record, as it was trained."""
     base = ("torch", "fp32", {"threads": job.base_setting.threads, "batch": job.base_setting.batch, "bucketing": job.base_setting.bucketing})
     pairs = [w for w in job.pairs if (w[0], w[1]) != ("torch", "fp32")]
-    if candidate.kind == "original":
+    if candidate.root:
         return [base, *pairs]
-    if candidate.kind == "static":  # a table look-up has nothing to quantise that would pay; only the back end can differ
+    if not candidate.quantises:  # only the back end can differ
         return [base, *[w for w in pairs if w[1] == "fp32"][:1]]
     return [base, *pairs] if worth else [base]
 
@@ -146,12 +147,12 @@ def _affordable(job: Job, ways: list[tuple[Candidate, Way]]) -> list[tuple[Candi
         return abs((c.quality.value if c.quality else 0.0) - job.work.floor - 0.01)
 
     plain = [w for w in ways if (w[1][0], w[1][1]) == ("torch", "fp32")]
-    rest = sorted((w for w in ways if w not in plain), key=lambda w: (ranks[w[1][0], w[1][1]], w[0].kind != "original", distance(w[0])))
-    must = [w for w in rest if w[0].kind == "original" and (w[1][0], w[1][1]) in firsts.values()]
-    must += [w for w in rest if w[0].kind != "original"][:3]
+    rest = sorted((w for w in ways if w not in plain), key=lambda w: (ranks[w[1][0], w[1][1]], not w[0].root, distance(w[0])))
+    must = [w for w in rest if w[0].root and (w[1][0], w[1][1]) in firsts.values()]
+    must += [w for w in rest if not w[0].root][:3]
     kept, spent = [], 0.0
     for way in [*must, *[w for w in rest if w not in must]]:
-        cost = seconds.get((way[1][0], way[1][1]), 2.0) * (1.0 if way[0].kind == "original" else 0.7)
+        cost = seconds.get((way[1][0], way[1][1]), 2.0) * (1.0 if way[0].root else 0.7)
         if way in must or spent + cost <= job.work.budget / 6:
             kept.append(way)
             spent += cost
@@ -169,7 +170,7 @@ def _set_aside(job: Job) -> None:
     if job.work.objective == "memory":
         return
     for p in job.points:
-        if p.status != "open" or p.search is None or p.candidate.kind not in ("network", "original"):
+        if p.status != "open" or p.search is None or not (p.candidate.structured or p.candidate.root):
             continue
         mine = cost_ratio(job, p.setting)
         for twin in job.points:
@@ -187,7 +188,10 @@ def _words(job: Job) -> list[Point]:
     for simple in job.simple:
         if simple.words is None or job.splits.search.raw is None:
             continue
-        candidate = Candidate("bag of words", "bag_of_words", Recipe(()), {}, 0.01, 2)
+        candidate = Candidate(
+            "bag of words", "bag_of_words", Recipe(()), {}, 0.01, 2, technique="compress/bag_of_words", techniques=("bag_of_words",),
+            how="counted words and word pairs, a linear model", step="a linear model on counted words", quantises=False,
+        )
         part = Part("bag-of-words", job.subject, None, None, Setting("numpy", "fp32", 1, 256, False), words=simple.words)
         point = Point("bag of words", candidate, Assembly("bag of words", [part]), simple.search, predicted=0.02)
         point.search = job.relative(simple.search, "search")

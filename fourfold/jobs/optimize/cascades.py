@@ -64,7 +64,8 @@ def _point(job: Job, family: Gated, chain: Chain, step: int) -> Point:
 
     name = f"{family.name}{chr(ord('a') + step)}: {' → '.join(m.name for m in family.members)}"
     extra = {"members": family.members, "gates": list(chain.gates)}
-    candidate = Candidate(f"{family.name}{chr(ord('a') + step)}", "cascade", Recipe(()), {}, chain.cost, 2, extra=extra)
+    candidate = Candidate(f"{family.name}{chr(ord('a') + step)}", "cascade", Recipe(()), {}, chain.cost, 2, extra=extra, technique="compress/cascade",
+                          techniques=("cascade",))
     parts = [replace(m.assembly.parts[0], name=f"member-{k}") for k, m in enumerate(family.members)]
     point = Point(name, candidate, Assembly(name, parts, list(chain.gates)), chain.logits, predicted=chain.cost)
     point.search = job.relative(chain.logits, "search")

@@ -32,7 +32,7 @@ def original(job: Job) -> Candidate:
     """The original as a candidate: run better, it may be all that passes."""
     from fourfold.rewrites.compress.combine import Candidate
 
-    root = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=job.subject.module)
+    root = Candidate("original", "original", Recipe(()), {}, 1.0, 2, module=job.subject.module, root=True, how="the original's weights")
     root.records, root.quality = job.base_search, Relative(1.0, 1.0, 1.0, len(job.base_search))
     return root
 
@@ -54,7 +54,7 @@ def build_point(job: Job, candidate: Candidate, setting: Setting, ready: Made | 
     part = job.part(candidate.name, candidate.module, candidate, setting)
     made = Point(name, candidate, Assembly(name, [part]), predicted=candidate.cost * cost_ratio(job, setting))
     folder, (raced, files) = home(job, candidate), job.race_files
-    if candidate.kind == "original" and raced == (setting.engine, setting.precision) and files and all(file.is_file() for file in files):
+    if candidate.root and raced == (setting.engine, setting.precision) and files and all(file.is_file() for file in files):
         folder.mkdir(parents=True, exist_ok=True)
         ready = Made([Path(shutil.copy2(file, folder)).name for file in files])
     _, reason = prepare(part, job.raced(job.splits.search), folder, job.work.seed, ready)
@@ -78,7 +78,7 @@ def _answers(job: Job, part: Part, candidate: Candidate) -> np.ndarray:
 
     if (part.setting.engine, part.setting.precision) != ("torch", "fp32") or part.module is None or part.reencode is not None:
         return part.outputs(job.splits.search, job.task, job.lanes)
-    if candidate.kind == "original":
+    if candidate.root:
         return job.base_search
     return evaluate_with(part.subject, job.task, part.module, job.splits.search, exact=True)
 

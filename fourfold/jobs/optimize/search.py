@@ -1,4 +1,4 @@
-"""The combined search over what the original is made of, on what it answered; and the static students beside it."""
+"""The combined search over what the original is made of, on what it answered; and what every technique proposes beside it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fourfold.jobs.optimize.points import ROOM, original_bytes
+from fourfold.jobs.optimize.proposals import proposals
 from fourfold.jobs.optimize.state import capped
-from fourfold.jobs.optimize.students import students
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ below what a student misses them by, so int8 may, where it is close."""
 
 
 def search(job: Job) -> None:
-    """The combined search: sketches, short trials, full recoveries with the static students beside them, and refinement near the floor."""
+    """The combined search: sketches, short trials, full recoveries with all techniques' own proposals beside them, and refinement near the floor."""
     from fourfold.rewrites.compress.combine import Searcher
     from fourfold.rewrites.compress.distil import use_threads
 
@@ -34,7 +34,7 @@ def search(job: Job) -> None:
             job.searcher = Searcher(bench, job.root, job.plan)
             sketches = job.searcher.propose()  # before the children have work: it uses every core
             crew.open()
-            job.searcher.descend(sketches, lambda seconds: students(job, bench, seconds))
+            job.searcher.descend(sketches, lambda seconds: proposals(job, bench, seconds))
             job.candidates = job.searcher.candidates
             job.searcher.refine()
             job.crew = crew  # the contest has work for it, and dismisses it

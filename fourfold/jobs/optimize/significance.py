@@ -101,9 +101,9 @@ def _raced(job: Job, winners: list[Point], tried: list[Point], gated: list[Point
     front = sorted((p for p, lost in zip(everyone, gone, strict=True) if not lost and p not in kept), key=job.cost)
     room = max(0, SHOWN - len(kept))
     kept += [front[i] for i in sorted({round(x) for x in np.linspace(0, len(front) - 1, room)})] if front and room else []
-    kept += [p for p in tried if p.candidate.kind == "original" and p not in kept and not _bare(p)][:1]
-    members = [m for p in kept for m in p.candidate.extra.get("members", ())]
-    firsts = [p.candidate.extra["members"][0] if p.candidate.kind == "cascade" else p for p in kept[:3]]
+    kept += [p for p in tried if p.candidate.root and p not in kept and not _bare(p)][:1]
+    members = [m for p in kept for m in p.candidate.members]
+    firsts = [p.candidate.members[0] if p.candidate.members else p for p in kept[:3]]
     bare = [p for p in job.points if p.search is not None and _bare(p) and any(p.candidate is f.candidate for f in firsts)]
     return list({p.name: p for p in [*kept, *members, *bare]}.values())
 
@@ -122,9 +122,9 @@ def final_race(job: Job, points: list[Point], share: float = 0.12) -> None:
 
     if not points:
         return
-    gated = {p.name: p for p in points if p.candidate.kind == "cascade"}
+    gated = {p.name: p for p in points if p.candidate.members}
     routes = {
-        n: owners(p.candidate.extra["gates"], [records(job, m) for m in p.candidate.extra["members"]]) for n, p in gated.items()
+        n: owners(p.candidate.extra["gates"], [records(job, m) for m in p.candidate.members]) for n, p in gated.items()
     }
 
     def run(key: str) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def final_race(job: Job, points: list[Point], share: float = 0.12) -> None:
         base = job.signed(ORIGINAL, job.subject.module)
         runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [base]))}
         for p in points:
-            parts = tuple(m.name for m in p.candidate.extra.get("members", ()))
+            parts = tuple(m.name for m in p.candidate.members)
             runners[p.name] = Runner(p.assembly, routes.get(p.name), parts)
         seconds = max(6.0, min(share * job.work.budget, job.deadline.until("prove")))
         found = race_services(
@@ -147,7 +147,7 @@ def final_race(job: Job, points: list[Point], share: float = 0.12) -> None:
         said = {}
         for name, p in gated.items():
             reach = [float((routes[name] >= k).mean()) for k in range(len(p.assembly.parts))]
-            why = disagrees(found[name], [found[m.name] for m in p.candidate.extra["members"]], reach)
+            why = disagrees(found[name], [found[m.name] for m in p.candidate.members], reach)
             said |= {name: why} if why else {}
         return said
 
@@ -172,7 +172,7 @@ def _dearer(found: dict[str, Served], point: Point, route: np.ndarray) -> Served
 
     from fourfold.measure.race import Ratio
 
-    served, members = found[point.name], [found[m.name].result for m in point.candidate.extra["members"]]
+    served, members = found[point.name], [found[m.name].result for m in point.candidate.members]
 
     def both(measured: Ratio, parts: list[Ratio]) -> Ratio:
         total = sum(float((route >= k).mean()) * part.value for k, part in enumerate(parts))
@@ -222,7 +222,7 @@ def _disagreement(job: Job, point: Point) -> float:
 
 def records(job: Job, point: Point) -> np.ndarray:
     """The point's records on the unseen split; journalled."""
-    if point.candidate.kind == "bag_of_words":
+    if point.assembly.parts[0].words is not None:
         return next(s.test for s in job.simple if s.words is not None)
     (part,) = point.assembly.parts
     return job.array(f"point:{point.name}:test", lambda: part.outputs(job.splits.test, job.task, job.lanes))

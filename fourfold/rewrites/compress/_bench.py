@@ -98,7 +98,12 @@ class Listener(Protocol):
 @dataclass
 class Candidate:
     """One structure, trained as far as `rung` says. `records` are its answers on the search split, `cost` its predicted cost relative to the
-    original."""
+    original. Nothing asks for its `kind`, which only sorts it: what matters to whoever works on it are the fields of their own.
+
+    `root`: the original itself · `structured`: `shape` and `kept` say what is left of the original's anatomy · `technique`: id of what proposed it ·
+    `techniques`: names of all that made it · `how`: what was done, in words, where the structure does not tell · `step`: title of its step in the
+    breakdown of costs, where the structure does not tell · `quantises`: fewer bits may pay.
+    """
 
     name: str
     kind: str
@@ -115,6 +120,23 @@ class Candidate:
     reason: str = ""
     module: nn.Module | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    root: bool = False
+    structured: bool = False
+    technique: str = ""
+    techniques: tuple[str, ...] = ()
+    how: str = ""
+    step: str = ""
+    quantises: bool = True
+
+    @property
+    def members(self) -> list[Any]:
+        """The points that a cascade is made of, cheapest first; [] for what answers alone."""
+        return self.extra.get("members", [])
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is a single network: neither counted words nor a cascade."""
+        return self.module is not None and not self.members
 
 
 @dataclass

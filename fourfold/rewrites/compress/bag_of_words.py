@@ -21,14 +21,13 @@ import numpy as np
 from scipy import sparse
 
 from fourfold.errors import ArtefactError, InputError
-from fourfold.rewrite import Option, Rewrite
+from fourfold.rewrite import Rewrite
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fourfold.datasets.examples import Examples
     from fourfold.datasets.task import Task
-    from fourfold.recipe import Recipe
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[!?]")
 MOST = 300_000  # word pairs kept at most, the most frequent ones
@@ -318,9 +317,3 @@ class WordCounts(Rewrite):
         if reads and not generates:
             return None
         return f"{type(model).__name__} {'writes texts' if reads else 'reads no texts'}; word counts judge texts"
-
-    def options(self, anatomy: Any, sensitivities: Any) -> list[Option]:
-        return []  # another model altogether, not a removal: it enters the race as a candidate of its own
-
-    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
-        return model  # it replaces the model in the artefact; there is nothing to cut

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fourfold.rewrite import Option, Rewrite
+from fourfold.rewrite import Rewrite
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fourfold.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -335,9 +334,3 @@ class Cascade(Rewrite):
     def declines(self, model: nn.Module) -> str | None:
         heads = [m for m in model.modules() if getattr(m, "out_features", 0) > 1]
         return None if heads else f"{type(model).__name__} gives no class scores, so it has no confidence to gate on"
-
-    def options(self, anatomy: Any, sensitivities: Any) -> list[Option]:
-        return []  # it combines finished candidates
-
-    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
-        return model  # members keep their shapes; the gate is data in the manifest

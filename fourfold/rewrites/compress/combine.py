@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from fourfold.measure.quality import relative
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
-from fourfold.rewrite import Option, Rewrite
+from fourfold.rewrite import Context, Option, Proposal, Rewrite
 from fourfold.rewrites.calibration import Sensitivities, bulky, calibrate, divergence
 from fourfold.rewrites.compress._bench import Bench, Candidate, Diary, Listener, Plan, Training, evaluate_with
 from fourfold.rewrites.compress._shape import Node, Shape, cheapest, cost_sites, original, prune, signature, site_ids
+from fourfold.rewrites.compress._single import single
 from fourfold.rewrites.compress.distil import Schedule, all_cores, autocast, fast_bf16, layer_map, tensors
 from fourfold.rewrites.compress.layer_removal import LayerRemoval, block_order
 from fourfold.rewrites.compress.matrix_pruning import MatrixPruning
@@ -345,7 +346,8 @@ class Searcher:
         def ended(module: nn.Module, recipe: Recipe, kept: dict[str, list[int]], facts: dict[str, Any]) -> list[Training]:
             candidate = Candidate(
                 name, "network", recipe, shape, self.cost(shape), 2, steps, node.name, kept, module=module,
-                extra={"curve": facts["curve"], "seconds": facts["wall"]},
+                extra={"curve": facts["curve"], "seconds": facts["wall"], "made": facts.get("made", steps)},
+                structured=True, technique="compress/combine", techniques=MADE_BY,
             )  # fmt: skip
             self.judge(candidate)
             found = candidate.quality
@@ -392,7 +394,7 @@ class Searcher:
         return (end - time.monotonic()) * (1.0 if lanes > 1 else 0.5)
 
     def _networks(self) -> list[Candidate]:
-        return sorted((c for c in self.candidates if c.kind == "network" and c.quality), key=lambda c: (c.cost, c.name))
+        return sorted((c for c in self.candidates if c.structured and c.quality), key=lambda c: (c.cost, c.name))
 
     def _promising(self) -> Candidate | None:
         """The network to go on with. Where a cascade may hand its doubts on, the one with the least cost and doubts together, a doubt taken at
@@ -447,6 +449,7 @@ class Searcher:
         return self.finish("refine-0", node, shape, max(self.plan.steps), bench.seed + 50, seconds, lambda _: [])
 
 
+MADE_BY = ("layer_removal", "matrix_pruning", "distil", "combine")
 DOUBT = 3.0
 """Cost of a point of quality that a cascade's cheap member lacks, relative to the original's: about three rows are handed on for one set right."""
 SKETCHING = 0.05
@@ -471,13 +474,14 @@ class Combine(Rewrite):
     title = "all of these in one constrained, multi-fidelity, multi-objective search"
     cites = ("kurtic2023ziplm", "ozaki2022motpe", "jamieson2016", "akiba2019optuna")
     needs = ("torch", "optuna")
+    combined = True
 
     def declines(self, model: nn.Module) -> str | None:
         reasons = [t.declines(model) for t in (MatrixPruning(), LayerRemoval())]
         return None if None in reasons else "; ".join(r for r in reasons if r)
 
+    def propose(self, context: Context) -> Iterator[Proposal]:
+        yield from single(self.options(context.anatomy, context.sensitivities), context)
+
     def options(self, anatomy: Anatomy, sensitivities: Sensitivities) -> list[Option]:
         return [o for t in (MatrixPruning(), LayerRemoval()) for o in t.options(anatomy, sensitivities)]
-
-    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
-        return apply_recipe(model, recipe)

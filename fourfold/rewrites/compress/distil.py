@@ -25,13 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.errors import FourfoldError
-from fourfold.rewrite import Option, Rewrite
+from fourfold.rewrite import Rewrite
 
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.datasets.task import Task
     from fourfold.frontends.subject import Subject
-    from fourfold.recipe import Recipe
     from fourfold.structure.discover import Anatomy
 
 
@@ -525,9 +524,3 @@ class Distil(Rewrite):
             if any(p.is_floating_point() for p in model.parameters())
             else f"{type(model).__name__} has no trainable weights; quantise or race back ends instead"
         )
-
-    def options(self, anatomy: Any, sensitivities: Any) -> list[Option]:
-        return []  # it removes nothing itself; it repairs what the others removed
-
-    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
-        return model  # leaves the shape alone; the learnt weights are in the artefact's safetensors

@@ -8,16 +8,16 @@ all of its sub-layers is taken out of its stack with its norms.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fourfold.recipe import apply as apply_recipe
-from fourfold.rewrite import Option, Rewrite
+from fourfold.rewrite import Context, Option, Proposal, Rewrite
+from fourfold.rewrites.compress._single import single
 from fourfold.structure.discover import Anatomy
 
 if TYPE_CHECKING:
-    from fourfold.recipe import Recipe
     from fourfold.rewrites.calibration import Sensitivities
 
 
@@ -37,6 +37,7 @@ class LayerRemoval(Rewrite):
     title = "whole blocks and sub-layers, by measured influence"
     cites = ("men2024shortgpt", "sajjad2023")
     needs = ("torch",)
+    combined = True
 
     def declines(self, model: nn.Module) -> str | None:
         stacks = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1]
@@ -58,5 +59,6 @@ class LayerRemoval(Rewrite):
                     found.append(Option(block.path, 0, 1, sensitivities.ablation[block.path], {"block": block.path}))
         return found
 
-    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
-        return apply_recipe(model, recipe)
+    def propose(self, context: Context) -> Iterator[Proposal]:
+        """One removal each, least harm first."""
+        yield from single(self.options(context.anatomy, context.sensitivities), context)

@@ -13,18 +13,18 @@ Sizes are aligned (multiples of 8 and 16 neurons) because matrix units are; tens
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from fourfold.recipe import apply as apply_recipe
-from fourfold.rewrite import Option, Rewrite
+from fourfold.rewrite import Context, Option, Proposal, Rewrite
+from fourfold.rewrites.compress._single import single
 from fourfold.structure.discover import Anatomy, Bundle, consumer_module, consumer_weight
 
 if TYPE_CHECKING:
-    from fourfold.recipe import Recipe
     from fourfold.rewrites.calibration import Sensitivities
 
 GRID = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
@@ -119,6 +119,7 @@ class MatrixPruning(Rewrite):
     title = "rows and columns of the weight matrices, by Fisher information with least-squares repair"
     cites = ("kwon2022", "kurtic2023ziplm", "hassibi1993obs")
     needs = ("torch",)
+    combined = True
 
     def declines(self, model: nn.Module) -> str | None:
         wide = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or type(m).__name__ in ("Conv1D", "MultiheadAttention")]
@@ -141,5 +142,6 @@ class MatrixPruning(Rewrite):
                             )
         return found
 
-    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
-        return apply_recipe(model, recipe)
+    def propose(self, context: Context) -> Iterator[Proposal]:
+        """One removal each, least harm first."""
+        yield from single(self.options(context.anatomy, context.sensitivities), context)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourfold.recipe import Recipe, is_conv1d, put
-from fourfold.rewrite import Option, Rewrite
+from fourfold.rewrite import Edit, Rewrite
 
 SMALLEST = 1 << 12  #: weights; below this, quantising the input costs more than the smaller product saves
 MODES = {"int8": "dynamic", "int8-static": "static", "int8-weights": "weights"}
@@ -33,36 +33,36 @@ class Quantise(Rewrite):
     title: ClassVar[str] = "Quantisation"
     cites: ClassVar[tuple[str, ...]] = ("jacob2018", "yao2022")
     needs: ClassVar[tuple[str, ...]] = ("torch",)
+    edits: ClassVar[tuple[str, ...]] = ("quantise",)
 
     def declines(self, model: nn.Module) -> str | None:
         if any(quantisable(module) for _, module in model.named_modules()):
             return None
         return f"{type(model).__name__} has no linear layer or embedding of {SMALLEST} weights or more"
 
-    def options(self, anatomy: Any, sensitivities: Any) -> list[Option]:
-        """None: a precision applies to the whole model and is chosen by race and measured quality, not by predicted harm."""
-        return []
-
-    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
+    def apply(self, model: nn.Module, edit: Edit) -> nn.Module:
         """In place. On a trained model the weights are rounded; on a bare one the buffers get the right shapes for a state dict to fill."""
-        for edit in recipe.edits:
-            if edit.get("kind") != "quantise" or edit["mode"] == "skip":
-                continue
-            if edit["mode"] == "bf16":
-                to_bf16(model.get_submodule(edit["path"]))
-            elif edit["as"] == "embedding":
-                put(model, edit["path"], Int8Embedding.of(model.get_submodule(edit["path"])))
-            else:
-                linear = Int8Linear.of(model.get_submodule(edit["path"]), edit["mode"], edit.get("step"), edit.get("zero"))
-                put(model, edit["path"], linear)
-                if edit.get("tied"):
-                    table = model.get_submodule(edit["tied"])
-                    linear.register_buffer("weight", table.weight)  # type: ignore[arg-type]
-                    linear.register_buffer("scale", table.scale)  # type: ignore[arg-type]
-        for module in model.modules():
-            if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(part, Int8Linear) for part in module.modules()):
-                module.activation_relu_or_gelu = 0  # its fused path would hand the raw int8 weights to a float kernel
+        if edit["mode"] == "skip":
+            return model
+        if edit["mode"] == "bf16":
+            to_bf16(model.get_submodule(edit["path"]))
+        elif edit["as"] == "embedding":
+            put(model, edit["path"], Int8Embedding.of(model.get_submodule(edit["path"])))
+        else:
+            linear = Int8Linear.of(model.get_submodule(edit["path"]), edit["mode"], edit.get("step"), edit.get("zero"))
+            put(model, edit["path"], linear)
+            if edit.get("tied"):
+                table = model.get_submodule(edit["tied"])
+                linear.register_buffer("weight", table.weight)  # type: ignore[arg-type]
+                linear.register_buffer("scale", table.scale)  # type: ignore[arg-type]
+            for module in model.modules():
+                if isinstance(module, nn.TransformerEncoderLayer) and any(part is linear for part in module.modules()):
+                    module.activation_relu_or_gelu = 0  # its fused path would hand the raw int8 weights to a float kernel
         return model
+
+    def describe(self, edits: Sequence[Edit]) -> str:
+        kinds = sorted({str(edit["mode"]) for edit in edits} - {"skip"})
+        return f"weights in {', '.join(kinds)}"
 
 
 def plan(module: nn.Module, precision: str, batches: Sequence[tuple[Tensor, ...]]) -> Recipe:

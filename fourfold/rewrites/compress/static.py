@@ -11,17 +11,17 @@ Shapes: B texts, T tokens, V vocabulary rows, w width, C outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourfold.rewrite import Option, Rewrite
+from fourfold.rewrite import Context, Edit, Proposal, Rewrite
 
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
-    from fourfold.recipe import Recipe
 
 
 class StaticStudent(nn.Module):
@@ -99,6 +99,8 @@ class Static(Rewrite):
     title = "a static student: the teacher's token embeddings, pooled, no attention"
     cites = ("arora2017", "kim2014", "tang2019")
     needs = ("torch",)
+    edits = ("static",)
+    step = "pooled token embeddings in place of the network"
 
     def declines(self, model: nn.Module) -> str | None:
         get = getattr(model, "get_input_embeddings", None)
@@ -108,9 +110,42 @@ class Static(Rewrite):
             found = None
         return None if isinstance(found, nn.Embedding) else f"{type(model).__name__} has no table of token embeddings to pool"
 
-    def options(self, anatomy: Any, sensitivities: Any) -> list[Option]:
-        return []  # a different architecture, not a removal; `combine` enters it as a candidate of its own
+    def propose(self, context: Context) -> Iterator[Proposal]:
+        """Two students, of single tokens and of windows of three; none where the original is no reader of short texts."""
+        columns = context.examples.columns
+        if context.task.kind not in ("classification", "regression") or "input_ids" not in columns or context.answers is None:
+            return
+        table = context.subject.module.get_input_embeddings().weight
+        weights = max(1, sum(p.numel() for p in context.subject.module.parameters()))
+        for window, width in ((1, 128), (3, 192)):
+            width = min(width, table.shape[1])
+            pair = "token_type_ids" in columns and _two_sided(context.examples)
+            outputs = int(context.answers.shape[1])
+            shape = {"vocabulary": table.shape[0], "width": width, "outputs": outputs, "window": window, "hidden": 128, "pair": pair}
+            share = min(0.01, (table.shape[0] * (width + 1) + (8 if pair else 2) * width * 128) / weights)
+            yield Proposal(f"static-{window}", ({"kind": "static", "shape": shape},), (share, share / 4, 4 * share), quantises=False)
 
-    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
-        shape = next((e["shape"] for e in recipe.edits if e.get("kind") == "static"), None)
-        return model if shape is None else StaticStudent(**shape)
+    def build(self, context: Context, proposal: Proposal) -> nn.Module:
+        shape = proposal.edits[0]["shape"]
+        return student(
+            context.subject.module, context.examples, shape["outputs"], width=shape["width"], window=shape["window"], seed=context.seed
+        )
+
+    def origin(self, context: Context, proposal: Proposal) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
+        return {"kind": "static", "shape": proposal.edits[0]["shape"]}, ()
+
+    def begin(self, origin: Mapping[str, Any], room: Callable[[int], None]) -> nn.Module:
+        shape = {name: origin["shape"][name] for name in ("vocabulary", "width", "outputs", "window", "hidden", "pair")}
+        room(4 * (shape["vocabulary"] * (shape["width"] + 1) + shape["width"] ** 2 * shape["window"] + 8 * shape["width"] * shape["hidden"]))
+        return StaticStudent(**shape)
+
+    def recover(self, context: Context, proposal: Proposal) -> dict[str, Any]:
+        """Five rounds; a table look-up multiplies next to nothing, so bfloat16 would not pay."""
+        return {"steps": int(np.clip(5 * len(context.examples) // 128, 100, 2500)), "batch": 128, "lr": 2e-3, "bf16": False}
+
+    def apply(self, model: nn.Module, edit: Edit) -> nn.Module:
+        return StaticStudent(**edit["shape"])
+
+    def describe(self, edits: Sequence[Edit]) -> str:
+        window = edits[0]["shape"]["window"] if edits else 1
+        return "token embeddings, pooled" + (f", after a {window}-token window" if window > 1 else "") + "; distilled"

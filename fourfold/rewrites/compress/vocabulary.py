@@ -23,8 +23,7 @@ from torch import nn
 
 from fourfold.errors import ModelError
 from fourfold.recipe import Recipe
-from fourfold.recipe import apply as apply_recipe
-from fourfold.rewrite import Option, Rewrite
+from fourfold.rewrite import Rewrite
 from fourfold.structure.anatomy import Vocabulary, rows_for
 from fourfold.structure.token_tables import own_table, settings
 
@@ -55,12 +54,6 @@ class VocabularyPruning(Rewrite):
 
     def declines(self, model: nn.Module) -> str | None:
         return None if table_of(model) else f"{type(model).__name__} has no table of token embeddings"
-
-    def options(self, anatomy: Any, sensitivities: Any) -> list[Option]:
-        return []  # no trade-off to search: rows that no text uses do no harm, and the corpus says which these are (`plan`)
-
-    def apply(self, model: nn.Module, recipe: Recipe) -> nn.Module:
-        return apply_recipe(model, Recipe(tuple(edit for edit in recipe.edits if edit.get("of") == "vocabulary")))
 
 
 def plan(model: nn.Module, tokenizer: Any, corpus: Iterable[Any], *, rarest: int = 1, align: int = ALIGN) -> Pruned:
