@@ -235,7 +235,7 @@ else:
     name = json.load(open(folder + "/config.json"))["architectures"][0]
     model, info = getattr(transformers, name).from_pretrained(folder, local_files_only=True, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"], info
-    from fourfold.frontends.model import run
+    from fourfold.frontends.subject import run
     with torch.no_grad():
         found = [run(model.eval(), {n: torch.from_numpy(v) for n, v in b.items()}, tuple(names)).float().numpy() for b in batches]
 np.savez(given + ".found.npz", **{str(i): f for i, f in enumerate(found)})

@@ -40,11 +40,15 @@ REQUIRED = {f"compress/{name}" for name in (
     "layer_removal", "matrix_pruning", "vocabulary", "distil", "static", "quantise", "cascade", "bag_of_words", "combine")}
 
 
+def logits(found: Any) -> torch.Tensor:
+    return getattr(found, "logits", found)
+
+
 def bert() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
     config = BertConfig(vocab_size=120, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, max_position_embeddings=40,
                         num_labels=3, attn_implementation="eager")
     ids = torch.randint(5, 120, (4, 9), generator=torch.Generator().manual_seed(1))
-    return BertForSequenceClassification(config), lambda model: model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return BertForSequenceClassification(config), lambda model: logits(model(input_ids=ids, attention_mask=torch.ones_like(ids)))
 
 
 def plain() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
