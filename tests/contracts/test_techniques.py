@@ -264,7 +264,7 @@ def test_listing_imports_nothing_heavy() -> None:
 def test_every_public_name_is_where_it_is_said_to_be() -> None:
     for name in fourfold.__all__:
         assert getattr(fourfold, name).__name__ == name
-    importlib.reload(importlib.import_module("fourfold.optimize"))
-    assert callable(fourfold.optimize), "the function, whatever imported its module"
+    importlib.import_module("fourfold.jobs.optimize")
+    assert callable(fourfold.optimize) and callable(fourfold.plan), "the functions, whatever was imported"
     with pytest.raises(AttributeError):
         fourfold.nothing  # noqa: B018
