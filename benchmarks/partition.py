@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import provenance
 
 from fourfold.decisions.pipeline.problem import Latency, MaxLoad, Split
-from fourfold.errors import FourfoldError
 from fourfold.frontends.placement import read_placement, read_split
 from fourfold.problem import Budget, Problem, solve
 from fourfold.registry import names as known
 from fourfold.registry import technique
+from fourfold.solvers.compare import ENDLESS, compare
 
 # Figures of the suite's own programs, built with g++ -O2 and run by us: best contiguous DP, PipeDream, local search of two restarts, greedy fill.
 PUBLISHED = {
@@ -66,17 +65,11 @@ def rows(folder: Path, seconds: float, seed: int, only: str) -> list[dict[str, A
         cost = None if problem.violations(base) else problem.cost(base)
         note = "impossible: memory" if cost is None else ""
         found.append(head | {"technique": "baseline", "cost": cost, "bound": problem.bound(), "seconds": 0.0, "note": note})
-        for name in names:
-            if technique(f"pipeline/{name}").answers != problem.question:
-                continue
-            start, cpu = time.perf_counter(), time.process_time()
-            try:
-                got = solve(problem, technique(f"pipeline/{name}")(), Budget(seconds, 2**60), seed)
-                row = {"cost": got.cost, "bound": got.bound, "note": got.note}
-            except FourfoldError as error:
-                row = {"cost": None, "bound": None, "note": error.message}
-            found.append(head | {"technique": name, **row, "seconds": time.perf_counter() - start, "cpu_s": time.process_time() - cpu})
-            print(f"{workload} {question} {name} {row['cost']}", file=sys.stderr)
+        asked = {name: technique(f"pipeline/{name}")() for name in names if technique(f"pipeline/{name}").answers == problem.question}
+        table = compare(problem, asked, seconds, (seed,), evaluations=ENDLESS,
+                        tell=lambda row, what=f"{workload} {question}": print(what, row["solver"], row["cost"], file=sys.stderr))
+        found += [head | {"technique": row["solver"], "cost": row["cost"], "bound": row["bound"], "note": row["note"] or row["why"],
+                          "seconds": row["seconds"], "cpu_s": row["cpu_s"]} for row in table.rows]
     for row in found:                                                   # a bound proven by one holds for all of its question
         alike = [other["bound"] for other in found if other["bound"] is not None
                  and (other["workload"], other["question"]) == (row["workload"], row["question"])]

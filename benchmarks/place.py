@@ -27,6 +27,7 @@ from fourfold.decisions.carbon_aware.online import Online
 from fourfold.decisions.carbon_aware.problem import Place
 from fourfold.decisions.carbon_aware.successive_shortest_paths import SuccessiveShortestPaths
 from fourfold.problem import Budget, solve
+from fourfold.solvers.compare import compare
 
 RESULT = Path(__file__).parent / "results/place.json"
 SLACKS = (0, 12, 24, 72)
@@ -89,7 +90,7 @@ def regrets(sites: tuple[str, ...], values: np.ndarray, count: int, draws: int) 
         best = solve(problem, SuccessiveShortestPaths()).cost
         for error in (0.05, 0.1, 0.2, 0.4):
             for shrink in (True, False):
-                made = [solve(problem, Forecast(error, shrink=shrink), seed=seed).cost / best - 1 for seed in range(draws)]
+                made = [row["cost"] / best - 1 for row in compare(problem, {"forecast": Forecast(error, shrink=shrink)}, seeds=range(draws)).rows]
                 rows.append({"policy": "forecast", "capacity": capacity, "error": error, "shrunk": shrink, "mean": float(np.mean(made)),
                              "low": min(made), "high": max(made), "draws": draws})
         for error in (0.1, 0.2):

@@ -19,8 +19,7 @@ import math
 import os
 import random
 import statistics
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ from fourfold.decisions.schedule import auto, metis
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible
 from fourfold.machine import Machine
-from fourfold.problem import Budget, Solver, SolverAnswer, appraise, solve
-from fourfold.registry import technique, techniques
+from fourfold.problem import Budget, Solver, SolverAnswer, appraise
+from fourfold.registry import names, technique
+from fourfold.solvers.compare import ENDLESS, compare
 from fourfold.zoo.graphs import FAMILIES, PUBLISHED, make, published
 
 HERE = Path(__file__).parent
@@ -43,6 +43,7 @@ SOLVERS = (*CHEAP, *SLOW)
 SEEDED = ("metis", "metis, no repair", "anneal", "go", "go+polish", "auto")
 CHEAP_S = 60.0                                                         # more than any of the cheap ones needs
 BASES = ("default", "expert", "metis")
+FAULTS = (FourfoldError, ImportError, OSError)                         # OSError: a part without its weights
 
 
 class Bare(Solver):
@@ -85,31 +86,23 @@ def problems(names: list[str], quick: bool) -> Iterable[tuple[str, int, bool, fl
             yield name, devices, train, share, Schedule(graph, Machine.read(f"p100x{devices}"))
 
 
-def row(problem: Schedule, name: str, seconds: float, seed: int) -> dict[str, Any]:
-    """What a solver reaches within `seconds`."""
-    start = time.perf_counter()
-    try:
-        found = solve(problem, made(name), Budget(seconds, 10**9), seed)
-    except (FourfoldError, ImportError, OSError) as error:
-        return {"cost": None, "why": str(error).splitlines()[0], "wall_s": time.perf_counter() - start}
-    table = found.evidence.get("table")
-    return {"cost": found.cost, "bound": found.bound, "wall_s": found.seconds, "evaluations": found.evaluations, "note": found.note,
-            **({"table": table} if table else {})}
-
-
 def warm() -> None:
     """Compile what is compiled, so that no row pays for it."""
     for train, devices in ((False, 2), (True, 4)):
         problem = Schedule(make("encoder_decoder", 60, 0, train), Machine.read(f"p100x{devices}"))
         for name in SOLVERS:
-            if name.split("+")[0] in techniques() or name == "metis, no repair":
-                row(problem, name, 1.0, 0)
+            if name.split("+")[0] in names("schedule") or name == "metis, no repair":
+                compare(problem, {name: made(name)}, 1.0, evaluations=ENDLESS, faults=FAULTS)
 
 
 class Rows:
-    """What is known: the rows of the results file, then those of the journal, one line each; the last one of a key counts."""
+    """What is known: the rows of the results file, then those of the journal, one line each; the last one of a key counts. With `fresh` those of
+    earlier runs are not recalled.
+    """
 
-    def __init__(self, folder: Path, results: Path) -> None:
+    def __init__(self, folder: Path, results: Path, fresh: bool = False) -> None:
+        self.fresh, self.warmed = fresh, False
+        self.case: dict[str, Any] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "rows.jsonl"
         self.known: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -126,6 +119,21 @@ class Rows:
     def key(one: dict[str, Any]) -> tuple[Any, ...]:
         return one["case"], one["graph"], one["system"], one["solver"], one["seed"], one["seconds"]
 
+    def once(self, key: str, fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row of the present case that `key` (…/solver/seed/seconds) names: recalled, or made and written down."""
+        _, solver, seed, seconds = key.rsplit("/", 3)
+        one = {**self.case, "solver": solver, "seed": int(seed), "seconds": float(seconds)}
+        if self.key(one) in self.known and not self.fresh:
+            return self.known[self.key(one)]
+        if not self.warmed:
+            warm()
+            self.warmed = True
+        found = fn()
+        rest = {"bound": found["bound"], "wall_s": found["solver_s"], "evaluations": found["evaluations"], "note": found["note"]}
+        rest |= {"table": found["table"]} if "table" in found else {}
+        self.add({**one, "cost": found["cost"], **({"why": found["why"], "wall_s": found["seconds"]} if found["cost"] is None else rest)})
+        return self.known[self.key(one)]
+
     def add(self, one: dict[str, Any]) -> None:
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(one) + "\n")
@@ -135,27 +143,22 @@ class Rows:
 
 
 def run(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Rows]:
-    rows, cases, warmed = Rows(arguments.work, arguments.out), [], False
+    rows, cases = Rows(arguments.work, arguments.out, arguments.fresh), []
     for name, devices, train, share, problem in problems(arguments.cases, arguments.quick):
         cost, why = appraise(problem, problem.baseline())
         case = {"case": name, "graph": problem.graph.hash[:16], "system": problem.system.hash, "nodes": len(problem.graph), "devices": devices,
                 "train": train, "one_device": cost, "one_device_why": why, "seconds": share * arguments.seconds, "bound": problem.bound()}
         cases.append(case)
-        for solver in arguments.solvers:
-            if solver.split(",")[0].split("+")[0] not in techniques():
-                continue
-            for seed in range(arguments.seeds if solver in SEEDED else 1):
-                one = {"case": name, "graph": case["graph"], "system": case["system"], "solver": solver, "seed": seed,
-                       "seconds": CHEAP_S if solver in CHEAP else case["seconds"]}
-                if Rows.key(one) in rows.known and not arguments.fresh:
-                    continue
-                if not warmed:
-                    warm()
-                    warmed = True
-                rows.add({**one, **row(problem, solver, one["seconds"], seed)})
-                told = rows.known[Rows.key(one)]
-                print(f"{name:20}{len(problem.graph):7}{devices:3}  {solver:18}{seed:2}"
-                      f"{1e3 * told['cost']:12.3f} ms" if told["cost"] else f"{name:20} {solver}: {told['why']}", flush=True)
+        rows.case = {key: case[key] for key in ("case", "graph", "system")}
+        asked = [solver for solver in arguments.solvers if solver.split(",")[0].split("+")[0] in names("schedule")]
+
+        def tell(row: dict[str, Any], name: str = name, devices: int = devices, nodes: int = len(problem.graph)) -> None:
+            print(f"{name:20}{nodes:7}{devices:3}  {row['solver']:18}{row['seed']:2}{1e3 * row['cost']:12.3f} ms" if row["cost"]
+                  else f"{name:20} {row['solver']}: {row['why']}", flush=True)
+
+        compare(problem, {solver: made(solver) for solver in asked}, {solver: CHEAP_S if solver in CHEAP else case["seconds"] for solver in asked},
+                {solver: range(arguments.seeds if solver in SEEDED else 1) for solver in asked}, rows, key=name, evaluations=ENDLESS, faults=FAULTS,
+                tell=tell)
     return cases, rows
 
 

@@ -16,6 +16,7 @@ from fourfold.decisions.datacenter.problem import MIXED, OUTSIDE, Cool, Fleet, S
 from fourfold.errors import InputError
 from fourfold.problem import Solution, Solver, solve
 from fourfold.registry import names, technique
+from fourfold.solvers.compare import entries
 from fourfold.units import GRADES, Quantity
 
 COOL = ("economiser", "set_point", "overcooling", "immersion")         # in the order told; a technique beside them is told after
@@ -122,14 +123,19 @@ class _Bench:
 
     def cooling(self, name: str) -> dict[str, Any]:
         """What technique `name` would make of the cooling: factor, PUE after, free hours, set point; or why it cannot be told."""
+        row, found = self._asked(self.problems[0], name)
+        return row if found is None else {**row, **self._told(found.answer, _grade(found.answer))}
+
+    def _asked(self, problem: Cool | Serve, name: str) -> tuple[dict[str, Any], Solution[dict[str, Any]] | None]:
+        """The row that technique `name` begins with, and its answer; None where it declines: the row says why."""
         solver: Solver = technique(f"datacenter/{name}")()
-        problem = self.problems[0]
-        row: dict[str, Any] = {"name": name, "title": solver.title, "question": "cool", "factor": None, "why": "", "cites": list(solver.cites)}
-        if why := solver.declines(problem):
-            return {**row, "why": why}
-        found: Solution[dict[str, Any]] = solve(problem, solver, seed=0)
-        self.answers[name] = found.answer
-        return {**row, **self._told(found.answer, _grade(found.answer))}
+        one = next(entries(problem, {name: solver}))
+        if one.error is not None and not one.declined:
+            raise one.error
+        if one.solution is not None:
+            self.answers[name] = one.solution.answer
+        return {"name": name, "title": solver.title, "question": problem.question, "factor": None, "why": one.declined,
+                "cites": list(solver.cites)}, one.solution
 
     def _told(self, answer: dict[str, Any], grade: str, price: Callable[[Cool], float] | None = None) -> dict[str, Any]:
         def paid(problem: Cool) -> float:
@@ -146,12 +152,9 @@ class _Bench:
 
     def serving(self, name: str) -> dict[str, Any]:
         """What technique `name` would make of the servers: factor on the whole hall, servers off, batches; or why it cannot be told."""
-        solver: Solver = technique(f"datacenter/{name}")()
-        row: dict[str, Any] = {"name": name, "title": solver.title, "question": "serve", "factor": None, "why": "", "cites": list(solver.cites)}
-        if why := solver.declines(self.serve):
-            return {**row, "why": why}
-        found: Solution[dict[str, Any]] = solve(self.serve, solver, seed=0)
-        self.answers[name] = found.answer
+        row, found = self._asked(self.serve, name)
+        if found is None:
+            return row
         on = np.asarray(found.answer["on"], int)
         off = len(self.serve.fleet) - on
         return {**row, "factor": self._serving(found.answer, None).to_json(), "it_factor": self._it(found.answer).to_json(),

@@ -18,9 +18,10 @@ from fourfold.decisions.schedule.problem import OBJECTIVES, Answer, Schedule
 from fourfold.errors import FourfoldError, InputError, MissingExtra
 from fourfold.machine import Machine
 from fourfold.plans import amount
-from fourfold.problem import Budget, Solution, Watch, gap, solve
+from fourfold.problem import Solution, Watch, gap
 from fourfold.registry import names as known_names
 from fourfold.registry import technique
+from fourfold.solvers.compare import ENDLESS, Entry, entries
 from fourfold.units import Quantity
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ COMPARED = ("default", "expert", "heft")                                # asked 
 QUESTION = "schedule"
 _EXTRAS = {"pymetis": "place"}
 _GRACE = 5.0                                                            # s that comparisons may take beyond a tenth of the budget
-_ENDLESS = 10**12                                                       # evaluations: the clock stops first
 
 
 # ---- the machine
@@ -120,8 +120,7 @@ def decide(problem: Schedule, solver: str = "auto", *, budget: float = 60.0, eva
 
     Raises Infeasible where nobody finds a plan that fits, InputError where `solver` declines, and KeyboardInterrupt on a second Ctrl-C.
     """
-    found: dict[str, Solution[Answer]] = {}
-    failed: dict[str, FourfoldError] = {}
+    asked: dict[str, Entry[Answer]] = {}
     rows: dict[str, dict[str, Any]] = {}
     shown = 0
 
@@ -132,41 +131,42 @@ def decide(problem: Schedule, solver: str = "auto", *, budget: float = 60.0, eva
             listener.advance(now - shown)
             shown = now
 
+    def ask(names: list[str], seconds: float) -> None:
+        seconds = seconds if evaluations is None else budget            # evaluations stop it, alike on every machine
+        for one in entries(problem, {name: _made(name, finetune) for name in names}, seconds, (seed,),
+                           evaluations=ENDLESS if evaluations is None else evaluations):
+            asked[one.solver] = one
+            if (found := one.solution) is None:
+                rows[one.solver] = _row(one.solver, None, note=one.row()["why"])
+                continue
+            for row in found.evidence.get("table", ()):
+                rows[row["solver"]] = _row(row["solver"], row["cost"], row["seconds"], row["evaluations"], None, row["note"])
+            rows[one.solver] = _row(one.solver, found.cost, found.seconds, found.evaluations, found.gap, found.note)
+            if listener is not None:
+                best = cheapest()
+                listener.best(f"{amount(best.cost, best.unit)} ({best.solver})")
+
+    def cheapest() -> Solution[Answer]:
+        return min((one.solution for one in asked.values() if one.solution is not None), key=lambda found: found.cost)
+
     began = time.monotonic()
-
-    def ask(name: str) -> None:
-        spent = time.monotonic() - began
-        mine = max(0.25 * budget, min(budget, 1.1 * budget + _GRACE - spent)) if name == solver else 0.1 * budget
-        mine = budget if evaluations is not None else mine              # evaluations stop it, alike on every machine
-        try:
-            one = solve(problem, _made(name, finetune), Budget(mine, _ENDLESS if evaluations is None else evaluations), seed)
-        except FourfoldError as error:
-            failed[name], rows[name] = error, _row(name, None, note=error.message)
-            return
-        found[name] = one
-        for row in one.evidence.get("table", ()):
-            rows[row["solver"]] = _row(row["solver"], row["cost"], row["seconds"], row["evaluations"], None, row["note"])
-        rows[name] = _row(name, one.cost, one.seconds, one.evaluations, one.gap, one.note)
-        if listener is not None:
-            best = min(found.values(), key=lambda one: one.cost)
-            listener.best(f"{amount(best.cost, best.unit)} ({best.solver})")
-
     if listener is not None:
         listener.stage("schedule", max(1, int(budget)))
     with Watch(tell) as watch:
-        for name in [*(one for one in COMPARED if solver not in (one, "auto")), solver]:
-            ask(name)
-        if solver in failed and failed[solver].exit_code == 2:
-            raise failed[solver]
-        if solver in failed:
-            for name in COMPARED:
-                ask(name) if name not in rows else None
-    if not found:
-        raise failed[solver]
-    best = found.get(solver) or min(found.values(), key=lambda one: one.cost)
-    if solver in failed:
-        best = replace(best, note=f"{solver} gave no plan ({failed[solver].message.rstrip('.')}); this is {best.solver}'s.")
-    bounds = [one.bound for one in found.values() if one.bound is not None]
+        ask([one for one in COMPARED if solver not in (one, "auto")], 0.1 * budget)
+        ask([solver], max(0.25 * budget, min(budget, 1.1 * budget + _GRACE - (time.monotonic() - began))))
+        failed = asked[solver].error
+        if isinstance(failed, FourfoldError) and failed.exit_code == 2:
+            raise failed
+        if failed is not None:
+            ask([name for name in COMPARED if name not in rows], 0.1 * budget)
+    solutions = [one.solution for one in asked.values() if one.solution is not None]
+    if failed is not None and not solutions:
+        raise failed
+    best = asked[solver].solution or cheapest()
+    if isinstance(failed, FourfoldError):
+        best = replace(best, note=f"{solver} gave no plan ({failed.message.rstrip('.')}); this is {best.solver}'s.")
+    bounds = [one.bound for one in solutions if one.bound is not None]
     bound = min(max(bounds), best.cost) if bounds else None
     return Decided(replace(best, bound=bound, gap=gap(best.cost, bound)), list(rows.values()), watch.stopped)
 

@@ -19,6 +19,7 @@ from fourfold.decisions.carbon_aware.threshold import Threshold
 from fourfold.decisions.carbon_aware.waitawhile import LetsWaitAwhile
 from fourfold.errors import FourfoldError
 from fourfold.problem import Budget, Solution, Solver, solve
+from fourfold.solvers.compare import entries
 
 _LIGHT = 50_000                                                         # variables of a flow that is done in a second
 _NAMES = {"now": "naive", "oracle": "oracle"}                           # technique → what it is in the table
@@ -48,12 +49,14 @@ def _policies(problem: Place, best: Solution[JobHours], *, error: float, draws: 
     for solver, times in solvers:
         name = type(solver).__module__.rsplit(".", 1)[-1]
         kind = _NAMES.get(name, "other")
-        try:
-            found = [solve(problem, solver, Budget(budget), seed + i) for i in range(times)]
-        except FourfoldError as why:
-            yield row(problem, name, solver.title, None, kind, why.message, prices)
+        made = []
+        for one in entries(problem, {name: solver}, budget, range(seed, seed + times)):
+            if one.solution is None:
+                yield row(problem, name, solver.title, None, kind, one.row()["why"], prices)
+                break
+            made.append(row(problem, name, solver.title, one.solution.answer, kind, prices=prices))
+        if len(made) < times:
             continue
-        made = [row(problem, name, solver.title, each.answer, kind, prices=prices) for each in found]
         mean = {**made[0], "draws": times}
         for key in ("value", "kg", "usd", "delay_h"):
             mean[key] = None if made[0][key] is None else float(np.mean([each[key] for each in made]))

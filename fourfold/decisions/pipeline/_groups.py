@@ -7,6 +7,7 @@ groups of the node and of its readers; it costs each accelerator that holds some
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -73,6 +74,11 @@ class Groups:
     @property
     def machines(self) -> int:
         return self.accelerators + self.cores
+
+    @property
+    def nets(self) -> Nets:
+        return Nets(self.fast, self.slow, self.size, self.net_ptr, self.net_pin, self.net_cost, self.own_ptr, self.own_net, self.accelerators,
+                    self.machines, self.limit)
 
     def order(self, rng: np.random.Generator | None = None) -> np.ndarray:
         """A topological order of an acyclic grouping, depth first (what just became ready goes first); with `rng` ties fall at random."""
@@ -184,52 +190,78 @@ def _csr(row: np.ndarray, value: np.ndarray, count: int) -> tuple[np.ndarray, np
     return np.concatenate([[0], np.cumsum(np.bincount(row, minlength=count))]).astype(np.int64), value[by].astype(np.int64)
 
 
-@njit(cache=True)
-def counts(machine, machines, net_ptr, net_pin):  # type: ignore[no-untyped-def]
-    """Pins of each net on each machine, i4[H, M]."""
-    count = np.zeros((len(net_ptr) - 1, machines), np.int32)
-    for h in range(len(net_ptr) - 1):
-        for p in range(net_ptr[h], net_ptr[h + 1]):
-            count[h, machine[net_pin[p]]] += 1
-    return count
+class Nets(NamedTuple):
+    """The arrays of `Groups` that say what a machine carries, for compiled code."""
+
+    fast: np.ndarray
+    slow: np.ndarray
+    size: np.ndarray
+    net_ptr: np.ndarray
+    net_pin: np.ndarray
+    net_cost: np.ndarray
+    own_ptr: np.ndarray
+    own_net: np.ndarray
+    accelerators: int
+    machines: int
+    limit: float
+
+
+class Loads(NamedTuple):
+    """What machines carry: machine i8[G] of each group, pins of each net on each machine i4[H, M], load and bytes of each machine f8[M]."""
+
+    machine: np.ndarray
+    count: np.ndarray
+    load: np.ndarray
+    held: np.ndarray
 
 
 @njit(cache=True)
-def loads(machine, count, fast, slow, size, net_ptr, net_cost, accelerators, machines):  # type: ignore[no-untyped-def]
-    """(load of each machine, bytes on each)."""
-    load, held = np.zeros(machines), np.zeros(machines)
+def loads(nets, machine):  # type: ignore[no-untyped-def]
+    """`Loads` of groups on `machine`, which is not copied."""
+    count = np.zeros((len(nets.net_ptr) - 1, nets.machines), np.int32)
+    for h in range(len(nets.net_ptr) - 1):
+        for p in range(nets.net_ptr[h], nets.net_ptr[h + 1]):
+            count[h, machine[nets.net_pin[p]]] += 1
+    load, held = np.zeros(nets.machines), np.zeros(nets.machines)
     for g in range(len(machine)):
-        load[machine[g]] += fast[g] if machine[g] < accelerators else slow[g]
-        held[machine[g]] += size[g]
-    for h in range(len(net_cost)):
-        pins = net_ptr[h + 1] - net_ptr[h]
-        for m in range(accelerators):
+        load[machine[g]] += nets.fast[g] if machine[g] < nets.accelerators else nets.slow[g]
+        held[machine[g]] += nets.size[g]
+    for h in range(len(nets.net_cost)):
+        pins = nets.net_ptr[h + 1] - nets.net_ptr[h]
+        for m in range(nets.accelerators):
             if 0 < count[h, m] < pins:
-                load[m] += net_cost[h]
-    return load, held
+                load[m] += nets.net_cost[h]
+    return Loads(machine, count, load, held)
 
 
 @njit(cache=True)
-def move(g, b, machine, count, load, held, fast, slow, size, net_ptr, net_cost, own_ptr, own_net, accelerators):  # type: ignore[no-untyped-def]
-    """Put group g on machine b; loads and counts follow."""
+def supported(nets, g, m):  # type: ignore[no-untyped-def]
+    """Whether group g can run on machine m."""
+    return np.isfinite(nets.fast[g] if m < nets.accelerators else nets.slow[g])
+
+
+@njit(cache=True)
+def move(nets, s, g, b):  # type: ignore[no-untyped-def]
+    """Put group g on machine b; the `Loads` s follow."""
+    machine, count, load, held = s.machine, s.count, s.load, s.held
     a = machine[g]
     machine[g] = b
-    load[a] -= fast[g] if a < accelerators else slow[g]
-    load[b] += fast[g] if b < accelerators else slow[g]
-    held[a] -= size[g]
-    held[b] += size[g]
-    for p in range(own_ptr[g], own_ptr[g + 1]):
-        h = own_net[p]
-        pins = net_ptr[h + 1] - net_ptr[h]
-        if a < accelerators:
+    load[a] -= nets.fast[g] if a < nets.accelerators else nets.slow[g]
+    load[b] += nets.fast[g] if b < nets.accelerators else nets.slow[g]
+    held[a] -= nets.size[g]
+    held[b] += nets.size[g]
+    for p in range(nets.own_ptr[g], nets.own_ptr[g + 1]):
+        h = nets.own_net[p]
+        pins = nets.net_ptr[h + 1] - nets.net_ptr[h]
+        if a < nets.accelerators:
             if count[h, a] == pins:
-                load[a] += net_cost[h]                                  # it was whole here
+                load[a] += nets.net_cost[h]                             # it was whole here
             elif count[h, a] == 1:
-                load[a] -= net_cost[h]
-        if b < accelerators:
+                load[a] -= nets.net_cost[h]
+        if b < nets.accelerators:
             if count[h, b] == pins - 1:
-                load[b] -= net_cost[h]                                  # now it is
+                load[b] -= nets.net_cost[h]                             # now it is
             elif count[h, b] == 0:
-                load[b] += net_cost[h]
+                load[b] += nets.net_cost[h]
         count[h, a] -= 1
         count[h, b] += 1

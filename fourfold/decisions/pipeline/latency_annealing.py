@@ -8,7 +8,7 @@ worse.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -17,8 +17,10 @@ from fourfold.decisions.pipeline._groups import Groups
 from fourfold.decisions.pipeline._network import Network, chain, latency
 from fourfold.decisions.pipeline.problem import Latency, Split
 from fourfold.problem import Budget, Solver, SolverAnswer
+from fourfold.solvers.anneal import Cooling, Rounds, anneal, search
 
 _ROUND = 10_000
+_ROUNDS = Rounds(heats=(0.2, 0.01, 0.04, 0.003), tries=_ROUND, growth=1.5, most=80 * _ROUND, piece=4_000, restart=3)
 
 
 class LatencyAnnealing(Solver):
@@ -32,24 +34,17 @@ class LatencyAnnealing(Solver):
     def solve(self, problem: Latency, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         net = Network.of_workload(problem.workload, problem.parts)
         pool = starts(problem, net, seed)
-        best, value = pool[0]
-        bound, rounds, length = problem.bound(), 0, _ROUND
-        while not budget.exhausted and value > bound * (1 + 1e-9) and net.pool:
-            origin = best if rounds % 3 else pool[(rounds // 3) % len(pool)][0]
-            heat = value * (0.2, 0.01, 0.04, 0.003)[rounds % 4]
-            tries, step, state = int(min(length, budget.evaluations - budget.spent)), 4_000, origin.copy()
-            for first in range(0, tries, step):
-                size = min(step, tries - first)
-                cool = heat * 1e-3 ** ((first + size) / tries)
-                kernel: Any = _anneal
-                got, cost = kernel(state, size, seed * 1_000_003 + rounds * 7919 + first, heat * 1e-3 ** (first / tries), cool, net.pool, net.parts,
-                                   *net.arrays, net.groups.fast, net.groups.slow, net.groups.size, net.groups.limit)
-                if cost < value - 1e-12:
-                    best, value = got, cost
-                if not budget.spend(size):
-                    break
-            rounds += 1
-            length = min(length * 3 // 2, 80 * _ROUND)
+        if not net.pool:
+            return SolverAnswer(split(problem, net, pool[0][0]), note="0 rounds")
+        state = _State.of_network(net)
+
+        def run(block: np.ndarray, cooling: Cooling) -> tuple[np.ndarray, float]:
+            state.block[:] = block
+            value = _run(state, cooling)
+            block[:] = state.block
+            return state.best.copy(), value
+
+        best, _, rounds = search(run, pool, _ROUNDS, budget, seed, bound=problem.bound(), unit=lambda best: best)
         return SolverAnswer(split(problem, net, best), note=f"{rounds} rounds")
 
 
@@ -74,91 +69,148 @@ def starts(problem: Latency, net: Network, seed: int) -> list[tuple[np.ndarray, 
     return sorted(((block, cost) for block, cost in valid if np.isfinite(cost)), key=lambda entry: entry[1]) or [(found[-1], np.inf)]
 
 
+class _State(NamedTuple):
+    """Groups in blocks (as of `Network`) and the move being tried: moved[: ends[0]] go from block ends[2] to ends[3], moved[ends[0]: ends[1]] come
+    back, which makes `extra` bytes more on the second's device; `best` is the best split seen, `held` the bytes on each device.
+    """
+
+    of: np.ndarray
+    member_ptr: np.ndarray
+    member: np.ndarray
+    after_ptr: np.ndarray
+    after: np.ndarray
+    before_ptr: np.ndarray
+    before: np.ndarray
+    accelerator: np.ndarray
+    core: np.ndarray
+    cost: np.ndarray
+    pool: int
+    parts: int
+    fast: np.ndarray
+    slow: np.ndarray
+    size: np.ndarray
+    limit: float
+    block: np.ndarray
+    held: np.ndarray
+    best: np.ndarray
+    moved: np.ndarray
+    mark: np.ndarray
+    ends: np.ndarray
+    extra: np.ndarray
+
+    @classmethod
+    def of_network(cls, net: Network) -> _State:
+        g, whole = net.groups, [np.zeros(len(net.groups), np.int64) for _ in range(4)]
+        return cls(*net.arrays, net.pool, net.parts, g.fast, g.slow, g.size, g.limit, whole[0], np.zeros(g.accelerators + 1), *whole[1:],
+                   np.zeros(4, np.int64), np.zeros(1))
+
+
 @njit(cache=True)
-def _anneal(block, tries, seed, hot, cold, pool, parts, of, member_ptr, member, after_ptr, after, before_ptr, before,  # type: ignore[no-untyped-def]
-            accelerator, core, cost, fast, slow, size, limit):
-    """(best state of this run, its latency); `block` is left where the run ended."""
-    np.random.seed(seed % 4294967291)
-    many, nodes = len(block), len(of)
-    held = np.zeros(pool // parts + 1)
-    for g in range(many):
-        held[block[g] // parts] += size[g]
-    now = latency(block, pool, parts, of, member_ptr, member, after_ptr, after, before_ptr, before, accelerator, core, cost)
-    best, value = block.copy(), now
-    moved, mark = np.empty(many, np.int64), np.full(many, -1, np.int64)
-    for t in range(tries):
-        temperature = hot * (cold / hot) ** (t / tries)
-        u = np.random.randint(nodes)
-        g = of[u]
-        a = block[g]
-        b = np.random.randint(pool + 1)
-        forward = np.random.random() < 0.5
-        if np.random.random() < 0.8:                                    # towards a neighbour's block
-            low, high = (after_ptr[u], after_ptr[u + 1]) if forward else (before_ptr[u], before_ptr[u + 1])
-            if high > low:
-                e = np.random.randint(low, high)
-                b = block[of[after[e] if forward else before[e]]]
-        if a == b:
-            continue
-        moved[0], n = g, 1
-        mark[g] = t
-        kind = np.random.random()
-        if kind < 0.55:                                                 # with what follows (precedes) it on its device
-            most = many if kind < 0.3 else 1 + int(np.exp(np.random.random() * np.log(many)))
-            ahead = forward if kind < 0.45 else not forward
-            head = 0
-            while head < n and n < most:
-                for p in range(member_ptr[moved[head]], member_ptr[moved[head] + 1]):
+def _run(s, cooling):  # type: ignore[no-untyped-def]
+    """Latency of the best split of this run, which is left in `best`; `block` is left where the run ended."""
+    s.held[:] = 0.0
+    for g in range(len(s.block)):
+        s.held[s.block[g] // s.parts] += s.size[g]
+    s.best[:] = s.block
+    s.mark[:] = -1
+    now = _energy(s, 0.0, 0.0)
+    return anneal(_propose, _energy, _commit, _undo, _keep, s, now, now, cooling, 1e-12, False, False)[1]
+
+
+@njit(inline="always")
+def _propose(s, step):  # type: ignore[no-untyped-def]
+    """Move a group alone or with what follows (precedes) it on its device; or exchange two."""
+    block, moved, mark, parts, pool = s.block, s.moved, s.mark, s.parts, s.pool
+    of, member_ptr, member, after_ptr, after, before_ptr, before = s.of, s.member_ptr, s.member, s.after_ptr, s.after, s.before_ptr, s.before
+    fast, slow, size, held, ends = s.fast, s.slow, s.size, s.held, s.ends
+    many = len(block)
+    u = np.random.randint(len(of))
+    g = of[u]
+    a = block[g]
+    b = np.random.randint(pool + 1)
+    forward = np.random.random() < 0.5
+    if np.random.random() < 0.8:                                        # towards a neighbour's block
+        low, high = (after_ptr[u], after_ptr[u + 1]) if forward else (before_ptr[u], before_ptr[u + 1])
+        if high > low:
+            e = np.random.randint(low, high)
+            b = block[of[after[e] if forward else before[e]]]
+    if a == b:
+        return False
+    moved[0], count = g, 1
+    mark[g] = step
+    kind = np.random.random()
+    if kind < 0.55:                                                     # with what follows (precedes) it on its device
+        most = many if kind < 0.3 else 1 + int(np.exp(np.random.random() * np.log(many)))
+        ahead = forward if kind < 0.45 else not forward
+        head = 0
+        while head < count and count < most:
+            for p in range(member_ptr[moved[head]], member_ptr[moved[head] + 1]):
+                x = member[p]
+                low, high = (after_ptr[x], after_ptr[x + 1]) if ahead else (before_ptr[x], before_ptr[x + 1])
+                for e in range(low, high):
+                    h = of[after[e] if ahead else before[e]]
+                    if block[h] == a and mark[h] != step and count < most:
+                        mark[h] = step
+                        moved[count] = h
+                        count += 1
+            head += 1
+        if np.random.random() < 0.7:                                    # and the sources that only these read
+            whole = count
+            for i in range(whole):
+                for p in range(member_ptr[moved[i]], member_ptr[moved[i] + 1]):
                     x = member[p]
-                    low, high = (after_ptr[x], after_ptr[x + 1]) if ahead else (before_ptr[x], before_ptr[x + 1])
-                    for e in range(low, high):
-                        h = of[after[e] if ahead else before[e]]
-                        if block[h] == a and mark[h] != t and n < most:
-                            mark[h] = t
-                            moved[n] = h
-                            n += 1
-                head += 1
-            if np.random.random() < 0.7:                                # and the sources that only these read
-                whole = n
-                for i in range(whole):
-                    for p in range(member_ptr[moved[i]], member_ptr[moved[i] + 1]):
-                        x = member[p]
-                        for e in range(before_ptr[x], before_ptr[x + 1]):
-                            y = before[e]
-                            h = of[y]
-                            if before_ptr[y] == before_ptr[y + 1] and block[h] == a and mark[h] != t and n < many:
-                                mark[h] = t
-                                moved[n] = h
-                                n += 1
-        gone = n                                                        # moved[:gone] go from a to b, moved[gone:n] come back
-        if kind >= 0.55 and np.random.random() < 0.4:
-            for _ in range(8):
-                h = np.random.randint(many)
-                if block[h] == b:
-                    moved[n] = h
-                    n += 1
-                    break
-        extra, able = 0.0, True
-        for i in range(n):
-            to = b if i < gone else a
-            extra += size[moved[i]] if i < gone else -size[moved[i]]
-            if not np.isfinite(fast[moved[i]] if to < pool else slow[moved[i]]):
-                able = False
-        if a // parts != b // parts:
-            able &= (b >= pool or held[b // parts] + extra <= limit) and (a >= pool or held[a // parts] - extra <= limit)
-        if not able:
-            continue
-        for i in range(n):
-            block[moved[i]] = b if i < gone else a
-        after_cost = latency(block, pool, parts, of, member_ptr, member, after_ptr, after, before_ptr, before, accelerator, core, cost)
-        if after_cost <= now or np.random.random() < np.exp((now - after_cost) / temperature):
-            now = after_cost
-            held[a // parts] -= extra
-            held[b // parts] += extra
-            if now < value - 1e-12:
-                value = now
-                best[:] = block
-        else:
-            for i in range(n):
-                block[moved[i]] = a if i < gone else b
-    return best, value
+                    for e in range(before_ptr[x], before_ptr[x + 1]):
+                        y = before[e]
+                        h = of[y]
+                        if before_ptr[y] == before_ptr[y + 1] and block[h] == a and mark[h] != step and count < many:
+                            mark[h] = step
+                            moved[count] = h
+                            count += 1
+    gone = count                                                        # moved[:gone] go from a to b, moved[gone:count] come back
+    if kind >= 0.55 and np.random.random() < 0.4:
+        for _ in range(8):
+            h = np.random.randint(many)
+            if block[h] == b:
+                moved[count] = h
+                count += 1
+                break
+    extra, able = 0.0, True
+    for i in range(count):
+        to = b if i < gone else a
+        extra += size[moved[i]] if i < gone else -size[moved[i]]
+        if not np.isfinite(fast[moved[i]] if to < pool else slow[moved[i]]):
+            able = False
+    if a // parts != b // parts:
+        able &= (b >= pool or held[b // parts] + extra <= s.limit) and (a >= pool or held[a // parts] - extra <= s.limit)
+    if not able:
+        return False
+    ends[0], ends[1], ends[2], ends[3], s.extra[0] = gone, count, a, b, extra
+    for i in range(count):
+        block[moved[i]] = b if i < gone else a
+    return True
+
+
+@njit(inline="always")
+def _energy(s, best, ceiling):  # type: ignore[no-untyped-def]
+    return latency(s.block, s.pool, s.parts, s.of, s.member_ptr, s.member, s.after_ptr, s.after, s.before_ptr, s.before, s.accelerator, s.core,
+                   s.cost)
+
+
+@njit(inline="always")
+def _commit(s, energy):  # type: ignore[no-untyped-def]
+    s.held[s.ends[2] // s.parts] -= s.extra[0]
+    s.held[s.ends[3] // s.parts] += s.extra[0]
+    return energy
+
+
+@njit(inline="always")
+def _undo(s):  # type: ignore[no-untyped-def]
+    block, moved = s.block, s.moved
+    gone, count, a, b = s.ends[0], s.ends[1], s.ends[2], s.ends[3]
+    for i in range(count):
+        block[moved[i]] = a if i < gone else b
+
+
+@njit(inline="always")
+def _keep(s):  # type: ignore[no-untyped-def]
+    s.best[:] = s.block

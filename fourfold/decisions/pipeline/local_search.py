@@ -6,13 +6,16 @@ A move is judged by the greatest load, then by the sum of squares of the loads (
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
-from fourfold.decisions.pipeline._groups import Groups, counts, loads, move
+from fourfold.decisions.pipeline._groups import Groups, Loads, Nets, loads, move, supported
 from fourfold.decisions.pipeline._stages import stages
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
 from fourfold.problem import Budget, Solver, SolverAnswer
+from fourfold.solvers.local_search import descend, restarts
 
 _RESTARTS, _PIECE = 10, 20
 
@@ -30,24 +33,17 @@ class LocalSearch(Solver):
 
     def solve(self, problem: MaxLoad, budget: Budget, seed: int = 0) -> SolverAnswer[Split]:
         g = Groups.of_workload(problem.workload)
-        rng = np.random.default_rng(seed)
-        best, value, restarts = None, np.inf, 0
-        while restarts < _RESTARTS and (best is None or not budget.exhausted):
+        rng, nets = np.random.default_rng(seed), g.nets
+
+        def start() -> np.ndarray:
             machine = _random(g, rng)
             if machine is None:                                         # nothing random fits: begin with stages
                 machine = stages(problem.workload, seed, 1)[0][np.unique(g.of, return_index=True)[1]].astype(np.int64)
-            going = True
-            while going and not budget.exhausted:
-                going, cost = _descend(machine, _PIECE, g.fast, g.slow, g.size, g.net_ptr, g.net_pin, g.net_cost, g.own_ptr, g.own_net,
-                                       g.accelerators, g.machines, g.limit)
-                budget.spend(_PIECE * len(g) * (g.machines - 1))
-                if cost < value:
-                    best, value = machine.copy(), cost
-            if best is None:
-                best = machine
-            restarts += 1
-        assert best is not None
-        return SolverAnswer(Split(best[g.of].astype(np.int16)), note=f"{restarts} restarts")
+            return machine
+
+        best, _, descents = restarts(start, lambda machine: _descend(nets, machine, _PIECE), np.copy, budget, most=_RESTARTS,
+                                     cost=_PIECE * len(g) * (g.machines - 1))
+        return SolverAnswer(Split(best[g.of].astype(np.int16)), note=f"{descents} restarts")
 
 
 def _random(g: Groups, rng: np.random.Generator) -> np.ndarray | None:
@@ -66,25 +62,37 @@ def _random(g: Groups, rng: np.random.Generator) -> np.ndarray | None:
     return None
 
 
+class _State(NamedTuple):
+    """Groups on machines, and in `whence` i8[1] the machine that the group moved last came from."""
+
+    nets: Nets
+    at: Loads
+    whence: np.ndarray
+
+
 @njit(cache=True)
-def _descend(machine, moves, fast, slow, size, net_ptr, net_pin, net_cost, own_ptr, own_net, accelerators, machines, limit):  # type: ignore[no-untyped-def]
-    """Up to `moves` best single moves; (whether the last one helped, greatest load)."""
-    count = counts(machine, machines, net_ptr, net_pin)
-    load, held = loads(machine, count, fast, slow, size, net_ptr, net_cost, accelerators, machines)
-    for _ in range(moves):
-        top, square = load.max(), (load * load).sum()
-        best_g, best_m, best_top, best_square = -1, -1, top, square
-        for g in range(len(machine)):
-            a = machine[g]
-            for b in range(machines):
-                if b == a or (b < accelerators and held[b] + size[g] > limit) or not np.isfinite(fast[g] if b < accelerators else slow[g]):
-                    continue
-                move(g, b, machine, count, load, held, fast, slow, size, net_ptr, net_cost, own_ptr, own_net, accelerators)
-                value, spread = load.max(), (load * load).sum()
-                move(g, a, machine, count, load, held, fast, slow, size, net_ptr, net_cost, own_ptr, own_net, accelerators)
-                if value < best_top - 1e-9 or (value < best_top + 1e-9 and spread < best_square * (1 - 1e-9)):
-                    best_g, best_m, best_top, best_square = g, b, value, spread
-        if best_g < 0:
-            return False, load.max()
-        move(best_g, best_m, machine, count, load, held, fast, slow, size, net_ptr, net_cost, own_ptr, own_net, accelerators)
-    return True, load.max()
+def _descend(nets, machine, most):  # type: ignore[no-untyped-def]
+    """Up to `most` best single moves; (whether the last one helped, greatest load)."""
+    state = _State(nets, loads(nets, machine), np.zeros(1, np.int64))
+    return descend(_shift, _back, _judge, state, len(machine), nets.machines, most, 1e-9)
+
+
+@njit(inline="always")
+def _shift(s, g, b):  # type: ignore[no-untyped-def]
+    a = s.at.machine[g]
+    if a == b or (b < s.nets.accelerators and s.at.held[b] + s.nets.size[g] > s.nets.limit) or not supported(s.nets, g, b):
+        return False
+    s.whence[0] = a
+    move(s.nets, s.at, g, b)
+    return True
+
+
+@njit(inline="always")
+def _back(s, g):  # type: ignore[no-untyped-def]
+    move(s.nets, s.at, g, s.whence[0])
+
+
+@njit(inline="always")
+def _judge(s):  # type: ignore[no-untyped-def]
+    load = s.at.load
+    return load.max(), (load * load).sum()

@@ -11,14 +11,13 @@ are taken apart or fused anew within devices, and kept where that is no slower.
 from __future__ import annotations
 
 import math
-import time
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from fourfold.cost.simulate import arrays, play
+from fourfold.cost.simulate import Arrays, arrays, play
 from fourfold.decisions.schedule import cpop, expert, heft, peft
 from fourfold.decisions.schedule._list import SCAN, contended, upward
 from fourfold.decisions.schedule._parts import PartitionTasks, Plan, alone, fit, fuse
@@ -27,6 +26,7 @@ from fourfold.decisions.schedule._split import bunches
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Solver, SolverAnswer
+from fourfold.solvers.anneal import Cooling, anneal, piecewise
 
 _WORK = 4e7                                                            # tasks × evaluations of a round
 _CHUNK = 2e6                                                           # tasks × evaluations between two looks at the clock
@@ -58,31 +58,75 @@ def _price(a, place, priority, code, bounded):  # type: ignore[no-untyped-def]
     return cost, over
 
 
+class _Units(NamedTuple):
+    """What moves: tasks of each unit in CSR, unit of a task, units in topological order, devices that can run a unit b1[U, D], neighbours of a task
+    in CSR, bunches of units at several levels; and what may be changed and is asked for.
+    """
+
+    unit_ptr: np.ndarray
+    unit_task: np.ndarray
+    unit: np.ndarray
+    order: np.ndarray
+    able: np.ndarray
+    near_ptr: np.ndarray
+    near: np.ndarray
+    of: np.ndarray
+    bunch_ptr: np.ndarray
+    bunch_unit: np.ndarray
+    movable: bool
+    sortable: bool
+    code: int
+    bounded: bool
+
+
+class _State(NamedTuple):
+    """A plan being annealed, the one before the move being tried, and the best that fits. `causes` i8[3, T]: tasks on the critical path (or on what
+    is fullest), why and how each waited, `length` of them; `trial` = cost of the move being tried and its bytes over all limits; `close`: whether
+    the plan is near a limit; `room`: mean limit of a device, bytes.
+    """
+
+    a: Arrays
+    s: Scratch
+    units: _Units
+    place: np.ndarray
+    priority: np.ndarray
+    old_place: np.ndarray
+    old_priority: np.ndarray
+    found_place: np.ndarray
+    found_priority: np.ndarray
+    causes: np.ndarray
+    length: np.ndarray
+    ranks: np.ndarray
+    peak: np.ndarray
+    trial: np.ndarray
+    close: np.ndarray
+    room: float
+
+
 @njit(cache=True)
-def _shift(u, d, only, place, unit_ptr, unit_task, able):  # type: ignore[no-untyped-def]
+def _shift(n, place, u, d, only):  # type: ignore[no-untyped-def]
     """Unit u to device d if it can run there and (unless `only` is -1) is on `only`."""
-    if able[u, d] and (only < 0 or place[unit_task[unit_ptr[u]]] == only):
-        for e in range(unit_ptr[u], unit_ptr[u + 1]):
-            place[unit_task[e]] = d
+    if n.able[u, d] and (only < 0 or place[n.unit_task[n.unit_ptr[u]]] == only):
+        for e in range(n.unit_ptr[u], n.unit_ptr[u + 1]):
+            place[n.unit_task[e]] = d
 
 
 @njit(cache=True)
-def _bunch(u, d, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit):  # type: ignore[no-untyped-def]
+def _bunch(n, place, u, d, level):  # type: ignore[no-untyped-def]
     """What of u's bunch at this level is on u's device goes to device d."""
     if level < 0:
-        _shift(u, d, -1, place, unit_ptr, unit_task, able)
+        _shift(n, place, u, d, -1)
         return
-    only = place[unit_task[unit_ptr[u]]]
-    c = of[level, u]
-    for k in range(bunch_ptr[c], bunch_ptr[c + 1]):
-        _shift(bunch_unit[k], d, only, place, unit_ptr, unit_task, able)
+    only = place[n.unit_task[n.unit_ptr[u]]]
+    c = n.of[level, u]
+    for k in range(n.bunch_ptr[c], n.bunch_ptr[c + 1]):
+        _shift(n, place, n.bunch_unit[k], d, only)
 
 
 @njit(cache=True)
-def _move(place, priority, ranks, a, s, causes, length, code, unit_ptr, unit_task, unit, order, able, near_ptr, near, of, bunch_ptr, bunch_unit,
-          movable, sortable):  # type: ignore[no-untyped-def]
-    """Change place or priority a little. `causes` i8[3, T]: tasks on the critical path (or on what is fullest), why and how each waited."""
-    units, devices, tasks, levels = len(unit_ptr) - 1, able.shape[1], len(place), len(of)
+def _move(n, a, s, place, priority, ranks, causes, length):  # type: ignore[no-untyped-def]
+    """Change place or priority a little."""
+    units, devices, tasks, levels = len(n.unit_ptr) - 1, n.able.shape[1], len(place), len(n.of)
     level = np.random.randint(-2, levels) if levels else -1
     dice = np.random.random()
     if length > 0 and dice < 0.45:                                     # where the plan waits
@@ -92,48 +136,48 @@ def _move(place, priority, ranks, a, s, causes, length, code, unit_ptr, unit_tas
                 break
             i = np.random.randint(length)
         t, q, how = causes[0, i], causes[1, i], causes[2, i]
-        if sortable and how == 3 and (not movable or np.random.random() < 0.4):
+        if n.sortable and how == 3 and (not n.movable or np.random.random() < 0.4):
             priority[t] = priority[q] + 1e-9 * abs(priority[q])
             return
-        if movable:
+        if n.movable:
             x, y = (t, q) if q < 0 or np.random.random() < 0.5 else (q, t)
             d = np.random.randint(devices)
             if how == 2 and y >= 0 and np.random.random() < 0.8:
                 d = place[y]
-            elif near_ptr[x + 1] > near_ptr[x] and np.random.random() < 0.5:
-                d = place[near[near_ptr[x] + np.random.randint(near_ptr[x + 1] - near_ptr[x])]]
-            _bunch(unit[x], d, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
-            if sortable and np.random.random() < 0.2:
+            elif n.near_ptr[x + 1] > n.near_ptr[x] and np.random.random() < 0.5:
+                d = place[n.near[n.near_ptr[x] + np.random.randint(n.near_ptr[x + 1] - n.near_ptr[x])]]
+            _bunch(n, place, n.unit[x], d, level)
+            if n.sortable and np.random.random() < 0.2:
                 rank(a, s, place, priority)
             return
-    if movable and (dice < 0.85 or not sortable):
+    if n.movable and (dice < 0.85 or not n.sortable):
         kind = np.random.random()
         u = np.random.randint(units)
         d = np.random.randint(devices)
         if kind < 0.3:                                                 # follow a neighbour
-            t = unit_task[unit_ptr[u] + np.random.randint(unit_ptr[u + 1] - unit_ptr[u])]
-            if near_ptr[t + 1] > near_ptr[t]:
-                d = place[near[near_ptr[t] + np.random.randint(near_ptr[t + 1] - near_ptr[t])]]
-            _bunch(u, d, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
+            t = n.unit_task[n.unit_ptr[u] + np.random.randint(n.unit_ptr[u + 1] - n.unit_ptr[u])]
+            if n.near_ptr[t + 1] > n.near_ptr[t]:
+                d = place[n.near[n.near_ptr[t] + np.random.randint(n.near_ptr[t + 1] - n.near_ptr[t])]]
+            _bunch(n, place, u, d, level)
         elif kind < 0.55:                                              # anywhere
-            _bunch(u, d, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
+            _bunch(n, place, u, d, level)
         elif kind < 0.75:                                              # swap
             w = np.random.randint(units)
-            du, dw = place[unit_task[unit_ptr[u]]], place[unit_task[unit_ptr[w]]]
-            if able[u, dw] and able[w, du]:
-                _bunch(u, dw, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
-                _bunch(w, du, level, place, unit_ptr, unit_task, able, of, bunch_ptr, bunch_unit)
+            du, dw = place[n.unit_task[n.unit_ptr[u]]], place[n.unit_task[n.unit_ptr[w]]]
+            if n.able[u, dw] and n.able[w, du]:
+                _bunch(n, place, u, dw, level)
+                _bunch(n, place, w, du, level)
         else:                                                          # a stretch of the order: shifts a boundary
             long = 1 + int(np.exp(np.random.random() * np.log(max(2.0, units / 4.0))))
             first = np.random.randint(units)
-            only = place[unit_task[unit_ptr[order[first]]]] if np.random.random() < 0.5 else -1
+            only = place[n.unit_task[n.unit_ptr[n.order[first]]]] if np.random.random() < 0.5 else -1
             if np.random.random() < 0.5 and first > 0:
-                d = place[unit_task[unit_ptr[order[first - 1]]]]
+                d = place[n.unit_task[n.unit_ptr[n.order[first - 1]]]]
             for k in range(first, min(units, first + long)):
-                _shift(order[k], d, only, place, unit_ptr, unit_task, able)
-        if sortable and np.random.random() < 0.2:
+                _shift(n, place, n.order[k], d, only)
+        if n.sortable and np.random.random() < 0.2:
             rank(a, s, place, priority)
-    elif sortable:
+    elif n.sortable:
         t, other = np.random.randint(tasks), np.random.randint(tasks)
         kind = np.random.random()
         if kind < 0.3:
@@ -142,8 +186,8 @@ def _move(place, priority, ranks, a, s, causes, length, code, unit_ptr, unit_tas
             priority[t] = priority[other] + (np.random.random() - 0.5) * 1e-9 * abs(priority[other])
         elif kind < 0.8:                                               # a whole unit
             more = priority[other] - priority[t]
-            for e in range(unit_ptr[unit[t]], unit_ptr[unit[t] + 1]):
-                priority[unit_task[e]] += more
+            for e in range(n.unit_ptr[n.unit[t]], n.unit_ptr[n.unit[t] + 1]):
+                priority[n.unit_task[e]] += more
         else:                                                          # all by rank, some of them shaken
             rank(a, s, place, ranks)
             share = np.random.random() * 0.2
@@ -182,59 +226,66 @@ def _causes(a, s, place, code, peak, causes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _anneal(a, s, place, priority, unit_ptr, unit_task, unit, order, able, near_ptr, near, of, bunch_ptr, bunch_unit, movable, sortable, code,
-            bounded, state, heat, cool, count, seed):  # type: ignore[no-untyped-def]
-    """`count` evaluations from `state` = (cost, over, best cost); heat falls to cool. Changes place and priority in place; returns the best plan that
-    fits (place, priority, state)."""
-    np.random.seed(seed)
-    devices, tasks = able.shape[1], len(place)
-    room = max(1.0, a.limit.sum() / devices)
-    cost, over, best = state[0], state[1], state[2]
-    found_place, found_priority = place.copy(), priority.copy()
-    old_place, old_priority = place.copy(), priority.copy()
-    causes, ranks, peak = np.zeros((3, tasks), np.int64), np.zeros(tasks), np.zeros(devices, np.int64)
-    length, close = 0, True
+def _run(state, now, best, cooling):  # type: ignore[no-untyped-def]
+    """(energy of the plan in which the run ends, least cost of a plan that fits)."""
+    a, place, priority, code = state.a, state.place, state.priority, state.units.code
+    state.close[0] = True
     if code == 3:
-        peak[:] = play(a, place, priority, False, False).peak
+        state.peak[:] = play(a, place, priority, False, False).peak
     else:
-        quick(a, s, place, priority)
-    length = _causes(a, s, place, code, peak, causes)
-    for step in range(count):
-        temperature = heat * (cool / heat) ** (step / count) * best
-        _move(place, priority, ranks, a, s, causes, length, code, unit_ptr, unit_task, unit, order, able, near_ptr, near, of, bunch_ptr, bunch_unit,
-              movable, sortable)
-        luck = temperature * np.log(max(1e-300, np.random.random()))   # a step that costs at most −luck more is taken
-        was = cost + 10.0 * best * over / room
-        excess = 0.0
-        if code == 3:
-            run = play(a, place, priority, False, False)
-            peak[:] = run.peak
-            new = float(peak.max())
-        else:
-            makespan, busiest, joules = quick(a, s, place, priority)
-            new = makespan if code == 0 else busiest if code == 1 else joules
-        good = was - new >= luck
-        if good and bounded and (close or new < best):                  # far from the limit only what may be an answer is looked at
-            if code != 3:
-                peak[:] = play(a, place, priority, False, False).peak
-            close = False
-            for d in range(devices):
-                excess += max(0.0, peak[d] - a.limit[d])
-                close |= peak[d] > _NEAR * a.limit[d]
-            good = was - (new + 10.0 * best * excess / room) >= luck
-        if good:
-            cost, over = new, excess
-            old_place[:] = place
-            old_priority[:] = priority
-            length = _causes(a, s, place, code, peak, causes)
-            if over == 0.0 and cost < best:
-                best = cost
-                found_place[:] = place
-                found_priority[:] = priority
-        else:
-            place[:] = old_place
-            priority[:] = old_priority
-    return found_place, found_priority, (cost, over, best)
+        quick(a, state.s, place, priority)
+    state.length[0] = _causes(a, state.s, place, code, state.peak, state.causes)
+    return anneal(_propose, _energy, _commit, _undo, _keep, state, now, best, cooling, 0.0, True, True)
+
+
+@njit(inline="always")
+def _propose(state, step):  # type: ignore[no-untyped-def]
+    _move(state.units, state.a, state.s, state.place, state.priority, state.ranks, state.causes, state.length[0])
+    return True
+
+
+@njit(inline="always")
+def _energy(state, best, ceiling):  # type: ignore[no-untyped-def]
+    """Cost, and ten times the best cost for memory beyond the limits as large as one device's. Far from the limits memory is looked at only where
+    the plan may be an answer.
+    """
+    a, code, peak, excess = state.a, state.units.code, state.peak, 0.0
+    if code == 3:
+        peak[:] = play(a, state.place, state.priority, False, False).peak
+        cost = float(peak.max())
+    else:
+        makespan, busiest, joules = quick(a, state.s, state.place, state.priority)
+        cost = makespan if code == 0 else busiest if code == 1 else joules
+    if state.units.bounded and cost <= ceiling and (state.close[0] or cost < best):
+        if code != 3:
+            peak[:] = play(a, state.place, state.priority, False, False).peak
+        close = False
+        for d in range(len(peak)):
+            excess += max(0.0, peak[d] - a.limit[d])
+            close |= peak[d] > _NEAR * a.limit[d]
+        state.close[0] = close
+    state.trial[0], state.trial[1] = cost, excess
+    return cost + 10.0 * best * excess / state.room
+
+
+@njit(inline="always")
+def _commit(state, energy):  # type: ignore[no-untyped-def]
+    state.old_place[:] = state.place
+    state.old_priority[:] = state.priority
+    state.length[0] = _causes(state.a, state.s, state.place, state.units.code, state.peak, state.causes)
+    return state.trial[0] if state.trial[1] == 0.0 else np.inf
+
+
+@njit(inline="always")
+def _undo(state):  # type: ignore[no-untyped-def]
+    state.place[:] = state.old_place
+    state.priority[:] = state.old_priority
+
+
+@njit(inline="always")
+def _keep(state):  # type: ignore[no-untyped-def]
+    state.found_place[:] = state.place
+    state.found_priority[:] = state.priority
 
 
 class _Search:
@@ -251,33 +302,32 @@ class _Search:
         count = len(work.tasks)
         of, bunch_ptr, bunch_unit = bunches(work)
         self.scratch = Scratch.of(work.plain, work.dag.order)
-        self.fixed = (_pointer(work.unit, units), order, work.unit, np.argsort(start, kind="stable"), work.unit_able,
-                      _pointer(np.concatenate([src, dst]), count), np.concatenate([dst, src])[both].astype(np.int64), of, bunch_ptr, bunch_unit,
-                      problem.place is None and len(problem.system) > 1, problem.priority is None, _CODE[problem.objective], _tight(work))
+        self.units = _Units(_pointer(work.unit, units), order, work.unit, np.argsort(start, kind="stable"), work.unit_able,
+                            _pointer(np.concatenate([src, dst]), count), np.concatenate([dst, src])[both].astype(np.int64), of, bunch_ptr, bunch_unit,
+                            problem.place is None and len(problem.system) > 1, problem.priority is None, _CODE[problem.objective], _tight(work))
         self.round = int(min(max(100, _WORK / count), 20_000, 200 + 40 * count))
         self.chunk = int(np.clip(_CHUNK / count, 8, 20_000))
 
     def price(self, place: np.ndarray, priority: np.ndarray) -> tuple[float, float]:
-        code, bounded = self.fixed[-2:]
-        return _price(self.work.plain, np.asarray(place, np.int16), self.work.priorities(priority), code, bounded)
+        return _price(self.work.plain, np.asarray(place, np.int16), self.work.priorities(priority), self.units.code, self.units.bounded)
 
     def run(self, place: np.ndarray, priority: np.ndarray, heat: float, budget: Budget, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
         """A round of annealing from a plan that fits; the best found."""
         place, priority = np.array(place, np.int16), self.work.priorities(priority).copy()
-        cost, over = self.price(place, priority)
-        best, state = (place.copy(), priority.copy()), (cost, over, cost)
-        total, done, cool, clock = min(self.round, max(1, budget.evaluations - budget.spent)), 0, 1e-5, time.monotonic()
-        while done < total and not budget.exhausted:
-            count = min(self.chunk, total - done)
-            a, b = (heat * (cool / heat) ** (part / total) for part in (done, done + count))
-            before = state[2]
-            p, q, state = _anneal(self.work.plain, self.scratch, place, priority, *self.fixed, state, a, b, count, (seed * 1_000_003 + done) % 2**31)
-            best = (p, q) if state[2] < before else best
-            done += count
-            budget.spend(count)
-            # a round that the clock would cut off cools down sooner
-            total = min(total, done + int(budget.left * done / max(1e-9, time.monotonic() - clock)))
-        return best[0], best[1], float(state[2])
+        (tasks, devices), limit = self.work.plain.seconds.shape, self.work.plain.limit
+        room = max(1.0, float(limit.sum()) / devices)
+        best, over = self.price(place, priority)
+        now = best + 10.0 * best * over / room
+        state = _State(self.work.plain, self.scratch, self.units, place, priority, place.copy(), priority.copy(), place.copy(), priority.copy(),
+                       np.zeros((3, tasks), np.int64), np.zeros(1, np.int64), np.zeros(tasks), np.zeros(devices, np.int64), np.zeros(2),
+                       np.zeros(1, np.bool_), room)
+
+        def piece(cooling: Cooling) -> None:
+            nonlocal now, best
+            now, best = _run(state, now, best, cooling._replace(seed=cooling.seed % 2**31))
+
+        piecewise(piece, heat, 1e-5, min(self.round, max(1, budget.evaluations - budget.spent)), self.chunk, budget, seed * 1_000_003, hurry=True)
+        return state.found_place, state.found_priority, float(best)
 
 
 def _tight(work: PartitionTasks) -> bool:
