@@ -8,7 +8,7 @@ worse.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -101,8 +101,9 @@ class _State(NamedTuple):
     @classmethod
     def of_network(cls, net: Network) -> _State:
         g, whole = net.groups, [np.zeros(len(net.groups), np.int64) for _ in range(4)]
-        return cls(*net.arrays, net.pool, net.parts, g.fast, g.slow, g.size, g.limit, whole[0], np.zeros(g.accelerators + 1), *whole[1:],
-                   np.zeros(4, np.int64), np.zeros(1))
+        fields: list[Any] = [*net.arrays, net.pool, net.parts, g.fast, g.slow, g.size, g.limit, whole[0], np.zeros(g.accelerators + 1), *whole[1:],
+                             np.zeros(4, np.int64), np.zeros(1)]
+        return cls(*fields)
 
 
 @njit(cache=True)
