@@ -26,7 +26,7 @@ from fourfold.jobs.optimize.final_race import Point, prepare
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrites.compress.combine import Candidate, site_ids
-from fourfold.rewrites.compress.distil import Schedule, layer_map, snapshot, tensors
+from fourfold.rewrites.compress.distil import TrainingSchedule, layer_map, snapshot, tensors
 from fourfold.runtime.artefact import Assembly, Part, Setting
 from fourfold.structure.discover import Keep, anatomize, recipe_for
 
@@ -100,7 +100,7 @@ def descend(name: str, cutter: Cutter, job: Job, journal: Journal, folder: Path,
         if made is None:
             continue
         pairs = layer_map(job.root.anatomy, made.kept) if bench.hidden_weight > 0 and made.pairs else None
-        schedule = Schedule(
+        schedule = TrainingSchedule(
             count,
             bench.batch,
             bench.lr,
@@ -111,7 +111,7 @@ def descend(name: str, cutter: Cutter, job: Job, journal: Journal, folder: Path,
         )
         progress.stage(f"{name}, {made.size}", count)
 
-        def train(made: Cut = made, pairs: Any = pairs, schedule: Schedule = schedule, number: int = number) -> dict[str, torch.Tensor]:
+        def train(made: Cut = made, pairs: Any = pairs, schedule: TrainingSchedule = schedule, number: int = number) -> dict[str, torch.Tensor]:
             bench.recover(made.module, schedule, pairs=pairs, checkpoint=folder / f"{name.replace(' ', '-')}-{number}.ckpt.safetensors")
             return snapshot(made.module)
 

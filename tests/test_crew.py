@@ -18,8 +18,8 @@ from fourfold.datasets.examples import Examples
 from fourfold.datasets.task import Task, metric_named
 from fourfold.frontends.subject import Subject
 from fourfold.jobs.optimize.crew import Crew, train
-from fourfold.rewrites.compress._bench import Work
-from fourfold.rewrites.compress.distil import Limit, Schedule, Teacher, recover, snapshot, use_threads
+from fourfold.rewrites.compress._bench import TrainingTask
+from fourfold.rewrites.compress.distil import Limit, Teacher, TrainingSchedule, recover, snapshot, use_threads
 
 
 def material() -> tuple[Task, Examples, Subject, torch.Tensor]:
@@ -35,8 +35,8 @@ def student(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
 
 
-def work(name: str, subject: Subject, steps: int = 40, limit: Limit | None = None) -> Work:
-    return Work(name, student(len(name)), subject, Schedule(steps, 16, hidden_weight=0, bf16=False), limit, None)
+def work(name: str, subject: Subject, steps: int = 40, limit: Limit | None = None) -> TrainingTask:
+    return TrainingTask(name, student(len(name)), subject, TrainingSchedule(steps, 16, hidden_weight=0, bf16=False), limit, None)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_the_clock_cuts_a_training_and_its_record_repeats_it(one_thread: None) -
     teacher = Teacher(subject, subject.module, task)
     first, again = student(1), student(1)
     limit = Limit(3.0)
-    schedule = Schedule(1_000_000, 16, hidden_weight=0, bf16=False)
+    schedule = TrainingSchedule(1_000_000, 16, hidden_weight=0, bf16=False)
     done = recover(first, subject, task, pool, schedule, teacher=teacher, answers=answers, limit=limit)
     assert 4 < done.steps < 1_000_000 and limit.changes
     repeat = recover(again, subject, task, pool, schedule, teacher=teacher, answers=answers, limit=Limit(0.0, limit.changes, True))

@@ -13,7 +13,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Site:
+class PruningSite:
     """A removable place: `kind` names the coefficient pair it shares, `full` is its number of units, `least` how many must stay (0: it may go
     whole)."""
 
@@ -32,17 +32,17 @@ class CostTable:
     coefficients: dict[str, tuple[float, float]]
     error: float
 
-    def price(self, site: Site, size: int) -> float:
+    def price(self, site: PruningSite, size: int) -> float:
         """Cost of `site` with `size` units left; an absent sub-layer (0) costs nothing."""
         a, b = self.coefficients[site.kind]
         return 0.0 if size == 0 else a + b * size / site.full
 
-    def total(self, sites: list[Site], sizes: dict[str, int]) -> float:
+    def total(self, sites: list[PruningSite], sizes: dict[str, int]) -> float:
         """Predicted cost of the whole model, sizes missing from the dict being full."""
         return self.fixed + sum(self.price(s, sizes.get(s.name, s.full)) for s in sites)
 
 
-def variants(sites: list[Site]) -> dict[str, dict[str, int]]:
+def variants(sites: list[PruningSite]) -> dict[str, dict[str, int]]:
     """The shapes to time: the full model, and for each kind its sub-layers at their least (absent, where they may go whole) and, where they have
     units, at half."""
     shapes: dict[str, dict[str, int]] = {"full": {}}
@@ -54,7 +54,7 @@ def variants(sites: list[Site]) -> dict[str, dict[str, int]]:
     return shapes
 
 
-def fit(sites: list[Site], shapes: dict[str, dict[str, int]], measured: dict[str, float]) -> CostTable:
+def fit(sites: list[PruningSite], shapes: dict[str, dict[str, int]], measured: dict[str, float]) -> CostTable:
     """Fit the coefficients to measured costs (any unit) of `shapes`; prices come out relative to the full model."""
     from scipy.optimize import nnls
 

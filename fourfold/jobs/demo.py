@@ -149,7 +149,7 @@ def fine_tune(
 
     from fourfold.datasets.load import load_data
     from fourfold.frontends.model import load_model
-    from fourfold.rewrites.compress.distil import Schedule, pays_threads, recover, use_threads
+    from fourfold.rewrites.compress.distil import TrainingSchedule, pays_threads, recover, use_threads
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -173,7 +173,7 @@ def fine_tune(
     if progress is not None:
         progress.stage("fine-tuning the original", steps)
     use_threads(pays_threads())  # beside a busy neighbour one thread is done sooner than two
-    recover(subject.module, subject, task, splits.train, Schedule(steps, lr=lr, seed=seed), checkpoint=checkpoint, progress=tick)
+    recover(subject.module, subject, task, splits.train, TrainingSchedule(steps, lr=lr, seed=seed), checkpoint=checkpoint, progress=tick)
     subject.module.save_pretrained(target)  # type: ignore[operator]
 
 

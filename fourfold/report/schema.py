@@ -69,7 +69,7 @@ class DataRow(TypedDict):
     inputs: NotRequired[str]  # what a row is: "texts", "pairs", "images", "sounds" or "arrays"; "rows" in old reports (one of the last three)
 
 
-class Host(TypedDict):
+class HostRow(TypedDict):
     name: str  # one line a reader recognises: "Intel Xeon …, 2 cores, AMX"
     processor: str
     threads: int  # that the run could use
@@ -287,7 +287,7 @@ class Report(TypedDict):
     command: str  # that reproduces this report
     model: ModelRow
     data: DataRow
-    machine: Host
+    machine: HostRow
     valid: str  # "measured on …; re-race elsewhere with: fourfold race cheap/"
     folder: str | None  # where the artefact lies
     trust: NotRequired[list[str]]  # packages of the model's own code, which whoever loads the artefact must trust

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 
-from fourfold.units.figure import Figure
+from fourfold.units.figure import QuantityLike
 from fourfold.units.provenance import walk
 from fourfold.units.spread import crosses, deviations
 
@@ -28,7 +28,7 @@ def _stream(source: str) -> Sequence[float]:
     return array("d", (normal((rank + 0.5) / _DRAWS) for rank in ranks))
 
 
-def sampled(part: Figure) -> Sequence[float]:
+def sampled(part: QuantityLike) -> Sequence[float]:
     """4,096 draws of a figure, in its unit: from its errors where they say all, through its inputs where a wide sum is among them."""
     for node in walk(part, _pending):
         if _pending(node):
@@ -39,11 +39,11 @@ def sampled(part: Figure) -> Sequence[float]:
     return part.__dict__["_drawn"] if part.__dict__["_wide"] else _leaf(part)
 
 
-def _pending(node: Figure) -> bool:
+def _pending(node: QuantityLike) -> bool:
     return node.__dict__["_wide"] and "_drawn" not in node.__dict__
 
 
-def _centre(node: Figure) -> float:
+def _centre(node: QuantityLike) -> float:
     """The result of the inputs' best values, in their units."""
     first, *others = (child.value for child in node.inputs)
     if node.op in ("+", "-"):
@@ -51,7 +51,7 @@ def _centre(node: Figure) -> float:
     return first * others[0] if node.op == "*" else first / others[0]
 
 
-def _drawn_sum(node: Figure) -> list[float]:
+def _drawn_sum(node: QuantityLike) -> list[float]:
     """Terms with the very same errors move together, so they are added before they are drawn."""
     alike: dict[tuple[tuple[str, float], ...], float] = {}
     terms: list[tuple[float, Sequence[float]]] = []
@@ -68,14 +68,14 @@ def _drawn_sum(node: Figure) -> list[float]:
     return made
 
 
-def _drawn_product(node: Figure) -> list[float]:
+def _drawn_product(node: QuantityLike) -> list[float]:
     first, second = (sampled(child) for child in node.inputs)
     if node.op == "*":
         return [a * b for a, b in zip(first, second, strict=True)]
     return [a / b if b else 0.0 for a, b in zip(first, second, strict=True)]
 
 
-def _leaf(part: Figure) -> list[float]:
+def _leaf(part: QuantityLike) -> list[float]:
     """Draws of a figure whose errors say all."""
     if part.value and not crosses(part):
         return _lognormal(part.value, tuple(part.errors.items()))

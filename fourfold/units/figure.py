@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol, Self
 
 
-class Figure(Protocol):
+class QuantityLike(Protocol):
     """A value with its evidence, as `Quantity` has it; its fields say what each is."""
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from fourfold.units.figure import Figure
+from fourfold.units.figure import QuantityLike
 
 GRADES = ("measured", "counted", "modelled", "published", "assumed")   # strongest first; a result is as good as its weakest part that matters
 BOUNDARIES = ("", "process", "host", "device", "hall")                  # "" = a property of nothing in particular (a constant, a ratio)
@@ -18,7 +18,7 @@ def weakest(grades: Iterable[str]) -> str:
     return max(grades, key=GRADES.index)
 
 
-def origins(inputs: Iterable[Figure]) -> dict[str, str]:
+def origins(inputs: Iterable[QuantityLike]) -> dict[str, str]:
     """Source of error → the weakest grade in which it came."""
     origin: dict[str, str] = {}
     for part in inputs:

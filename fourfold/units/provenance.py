@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fourfold.units.dimension import sized
-from fourfold.units.figure import Figure
+from fourfold.units.figure import QuantityLike
 from fourfold.units.grade import weakest
 
-F = TypeVar("F", bound=Figure)
+F = TypeVar("F", bound=QuantityLike)
 
 
 def walk(root: F, into: Callable[[F], bool] = lambda node: True) -> list[F]:
@@ -29,7 +29,7 @@ def walk(root: F, into: Callable[[F], bool] = lambda node: True) -> list[F]:
     return list(done.values())
 
 
-def holdings(root: Figure) -> dict[str, tuple[float, str]]:
+def holdings(root: QuantityLike) -> dict[str, tuple[float, str]]:
     """Share of the value and grade of each term of a sum, by the term's name; the terms of a product are those of the factor that is a sum."""
     found: dict[int, dict[str, tuple[float, str]]] = {}
     for node in walk(root):
@@ -50,10 +50,10 @@ def holdings(root: Figure) -> dict[str, tuple[float, str]]:
     return found[id(root)]
 
 
-def _rescale(node: Figure) -> float:
+def _rescale(node: QuantityLike) -> float:
     """Size of the inputs' unit in the node's: inputs of a sum share a unit, which `to` may since have changed."""
     return sized(node.inputs[0].unit)[0] / sized(node.unit)[0]
 
 
-def worded(node: Figure) -> str:
+def worded(node: QuantityLike) -> str:
     return f"the number {node.value:g}" if node.op == "number" else str(node)

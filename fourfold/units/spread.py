@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fourfold.errors import InputError
-from fourfold.units.figure import Figure
+from fourfold.units.figure import QuantityLike
 
 Z90 = 1.6448536269514722                                              # half-width of a 90 % interval in standard deviations
 
@@ -16,23 +16,23 @@ def cancelled(mine: float, theirs: float) -> float:
     return left if abs(left) > 1e-12 * max(abs(mine), abs(theirs)) else 0.0
 
 
-def exact(part: Figure) -> bool:
+def exact(part: QuantityLike) -> bool:
     """Whether it has neither an error nor an interval."""
     return not part.errors and part.low == part.high
 
 
-def crosses(part: Figure) -> bool:
+def crosses(part: QuantityLike) -> bool:
     """Whether its interval holds zero: then no log-standard deviation says how wide it is."""
     low, high = part.bounds
     return low < high and not (0 < low or high < 0)
 
 
-def width(part: Figure) -> float:
+def width(part: QuantityLike) -> float:
     """Its log-standard deviation; 0 where it has none."""
     return 0.0 if crosses(part) else math.sqrt(sum(size * size for size in part.errors.values()))
 
 
-def deviations(part: Figure) -> dict[str, float]:
+def deviations(part: QuantityLike) -> dict[str, float]:
     """Standard deviations by source, in the part's unit."""
     low, high = part.bounds
     if part.value == 0:

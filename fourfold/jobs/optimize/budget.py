@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from fourfold.datasets.examples import Examples
     from fourfold.jobs.optimize.state import Job
-    from fourfold.rewrites.compress.combine import Node, Plan
-    from fourfold.rewrites.compress.distil import Schedule, Teacher
+    from fourfold.rewrites.compress.combine import Node, SearchPlan
+    from fourfold.rewrites.compress.distil import Teacher, TrainingSchedule
     from fourfold.workload import Workload
 
 
-def plan(job: Job, root: Node) -> Plan:
+def plan(job: Job, root: Node) -> SearchPlan:
     """What the budget allows, from the measured time of a training step; journalled, so that a resumed run follows the same plan."""
-    from fourfold.rewrites.compress.combine import Plan, cheapest
+    from fourfold.rewrites.compress.combine import SearchPlan, cheapest
 
     assert job.table is not None
     table = job.table
@@ -46,7 +46,7 @@ def plan(job: Job, root: Node) -> Plan:
 
     found = job.journal.once("plan", run)
     job.augment, job.bf16_from = float(found.pop("augment")), float(found.pop("bf16_from"))
-    return Plan(**found)
+    return SearchPlan(**found)
 
 
 def _quickest(job: Job) -> float:
@@ -61,7 +61,7 @@ def _pace(job: Job, root: Node) -> tuple[dict[float, float], float]:
     that the search has holds it."""
     from fourfold.jobs.optimize.points import ROOM, original_bytes
     from fourfold.rewrites.compress.combine import prune
-    from fourfold.rewrites.compress.distil import Schedule, Teacher, fast_bf16, use_threads
+    from fourfold.rewrites.compress.distil import Teacher, TrainingSchedule, fast_bf16, use_threads
 
     assert job.table is not None
     few = job.splits.train.take(np.arange(min(len(job.splits.train), 40 * job.batch)))
@@ -85,7 +85,7 @@ def _pace(job: Job, root: Node) -> tuple[dict[float, float], float]:
                 if pace and time.monotonic() > end and bf16 is not (bf16_from <= cost):
                     continue  # no time for the precision that lost on a smaller shape, or has not been seen to win
                 module = prune(root, shape, mend=False)[0] if shape else copy.deepcopy(root.module)
-                quick = Schedule(2, job.batch, hidden_weight=0, seed=991, dropout=False, bf16=bf16)
+                quick = TrainingSchedule(2, job.batch, hidden_weight=0, seed=991, dropout=False, bf16=bf16)
                 seconds[bf16] = _step(job, module, few, teacher, answers, quick, end)
             pace[cost] = min(seconds.values())
             if fast_bf16() and True in seconds and False in seconds and seconds[False] < seconds[True]:
@@ -97,7 +97,7 @@ def _pace(job: Job, root: Node) -> tuple[dict[float, float], float]:
     return pace, bf16_from
 
 
-def _step(job: Job, module: nn.Module, few: Examples, teacher: Teacher, answers: Any, quick: Schedule, end: float) -> float:
+def _step(job: Job, module: nn.Module, few: Examples, teacher: Teacher, answers: Any, quick: TrainingSchedule, end: float) -> float:
     """Seconds of one step: the median of a handful, the first two not counted; fewer where time is short."""
     from fourfold.rewrites.compress.distil import recover
 

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fourfold.errors import FourfoldError
 from fourfold.jobs.optimize.builds import Build, Built, build
-from fourfold.rewrites.compress._bench import Done, Work
+from fourfold.rewrites.compress._bench import Done, TrainingTask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +47,8 @@ class Crew:
     progress: Callable[[int], None]
     hidden: bool = False  # whether the original's hidden states are asked for, besides its answers
     children: list[Child] = field(default_factory=list)
-    here: list[Work | Build] = field(default_factory=list)
-    running: dict[str, tuple[Work | Build, Child]] = field(default_factory=dict)
+    here: list[TrainingTask | Build] = field(default_factory=list)
+    running: dict[str, tuple[TrainingTask | Build, Child]] = field(default_factory=dict)
     messages: queue.Queue[tuple[Child, Any]] = field(default_factory=queue.Queue)
 
     @classmethod
@@ -99,7 +99,7 @@ class Crew:
         """How many trainings could be started now."""
         return (len([c for c in self.children if c.alive and not c.busy]) or (0 if self.running else 1)) - len(self.here)
 
-    def start(self, work: Work | Build) -> None:
+    def start(self, work: TrainingTask | Build) -> None:
         """Begin a training, or the making of engine files, in a free child, or keep it for `next` to do here."""
         child = next((c for c in self.children if c.alive and not c.busy), None)
         if child is None:
@@ -151,7 +151,7 @@ class Crew:
             progress(next(len(w.precisions) for w in works if w.name == done.name))
         return made
 
-    def _do(self, work: Work | Build) -> Done | Built:
+    def _do(self, work: TrainingTask | Build) -> Done | Built:
         from fourfold.rewrites.compress.distil import counted
 
         if isinstance(work, Build):
@@ -166,7 +166,7 @@ class Crew:
 
 
 def train(
-    work: Work, task: Task, pool: Examples, teacher: Teacher, answers: Tensor | None, progress: Callable[[int, float], None] | None
+    work: TrainingTask, task: Task, pool: Examples, teacher: Teacher, answers: Tensor | None, progress: Callable[[int, float], None] | None
 ) -> Done:
     """Carry out one training in this process, with the threads that `distil.all_cores` gives."""
     from fourfold.rewrites.compress.distil import recover, snapshot

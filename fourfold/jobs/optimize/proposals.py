@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from fourfold.jobs.optimize.state import Job
     from fourfold.rewrite import Context, Proposal, Rewrite
-    from fourfold.rewrites.compress._bench import Bench, Training
+    from fourfold.rewrites.compress._bench import SearchContext, Training
 
 SLOT = 0.2
 """Share of the descent's time that one proposal's training may take; with more than `MOST` proposals in all, less."""
@@ -19,7 +19,7 @@ MOST = 4
 """Proposals taken of one technique."""
 
 
-def proposals(job: Job, bench: Bench, seconds: Callable[[float], float]) -> list[Training]:
+def proposals(job: Job, bench: SearchContext, seconds: Callable[[float], float]) -> list[Training]:
     """The trainings of all proposals of all techniques that are used by default or asked for; they end as candidates of the search. `seconds` gives a
     share of the time there is. A technique that declines is noted with its reason."""
     from fourfold.rewrite import Context
@@ -55,7 +55,7 @@ def _asked(job: Job) -> Iterator[tuple[str, Rewrite]]:
 
 
 def _training(
-    job: Job, bench: Bench, context: Context, id: str, rewrite: Rewrite, proposal: Proposal, seconds: Callable[[], float]
+    job: Job, bench: SearchContext, context: Context, id: str, rewrite: Rewrite, proposal: Proposal, seconds: Callable[[], float]
 ) -> Training:
     """One proposal, built, trained unless the technique wants none, then judged on the search split; all journalled."""
     from dataclasses import replace
@@ -64,7 +64,7 @@ def _training(
 
     from fourfold.recipe import Recipe
     from fourfold.rewrites.compress._bench import Candidate, Training, evaluate_with
-    from fourfold.rewrites.compress.distil import Schedule
+    from fourfold.rewrites.compress.distil import TrainingSchedule
 
     assert job.plan is not None
     options = rewrite.recover(context, proposal)
@@ -95,7 +95,7 @@ def _training(
         job.searcher.candidates.append(candidate)
         return []
 
-    schedule = Schedule(
+    schedule = TrainingSchedule(
         steps, options.get("batch", bench.batch), options["lr"], seed=job.work.seed, hidden_weight=0, bf16=bool(options.get("bf16", False))
     )
     return Training(name, f"train:{name}:{steps}", lambda: (rewrite.build(context, proposal), {}), bare, schedule, seconds, finish)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.jobs.optimize.crew import Crew
     from fourfold.jobs.optimize.state import Job
-    from fourfold.rewrites.compress.combine import Bench
+    from fourfold.rewrites.compress.combine import SearchContext
 
 AGREES = 0.06
 """Root mean square difference, as a share of the answers' own spread, up to which a back end may answer for the original before its students: well
@@ -46,12 +46,12 @@ def search(job: Job) -> None:
         job.candidates = job.searcher.candidates
 
 
-def _bench(job: Job) -> tuple[Bench, Crew]:
+def _bench(job: Job) -> tuple[SearchContext, Crew]:
     """All that the search works on: the pool of inputs, widened as the plan allows, and the original's answers to it, journalled; and who trains."""
     from fourfold.host import here
     from fourfold.jobs.optimize.crew import Crew
     from fourfold.rewrites.augmentation import augment
-    from fourfold.rewrites.compress.combine import Bench
+    from fourfold.rewrites.compress.combine import SearchContext
     from fourfold.rewrites.compress.distil import Teacher
 
     assert job.root is not None and job.table is not None and job.plan is not None
@@ -88,7 +88,7 @@ def _bench(job: Job) -> tuple[Bench, Crew]:
     known = crew.answers = answers if answers.numel() else None
     crew.lanes = crew.lanes if known is not None else 1
     crew.hidden = job.plan.hidden > 0
-    bench = Bench(
+    bench = SearchContext(
         job.subject,
         job.task,
         job.splits,

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from fourfold.cost.unit_costs import CostTable, Site
+    from fourfold.cost.unit_costs import CostTable, PruningSite
     from fourfold.datasets.examples import Examples, Splits
     from fourfold.datasets.task import Task
     from fourfold.frontends.subject import Subject
     from fourfold.jobs.optimize.crew import Crew
     from fourfold.journal import Journal
     from fourfold.measure.sequence import Family
-    from fourfold.rewrites.compress.combine import Candidate, Listener, Node, Plan, Searcher
+    from fourfold.rewrites.compress.combine import Candidate, Node, ProgressCallback, Searcher, SearchPlan
     from fourfold.runtime.service import Served
 
 
@@ -81,7 +81,7 @@ class Job:
 
     work: Workload
     options: Options
-    listener: Listener
+    listener: ProgressCallback
     folder: Path
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -115,8 +115,8 @@ class Job:
     # measure, plan: None where nothing can be removed
     root: Node | None = None
     table: CostTable | None = None
-    sites: list[Site] = field(default_factory=list)
-    plan: Plan | None = None
+    sites: list[PruningSite] = field(default_factory=list)
+    plan: SearchPlan | None = None
     augment: float = 0.0
     bf16_from: float = 0.0  # cost of a shape from which on bfloat16 trains quicker
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourfold.cost.unit_costs import CostTable, Site
+from fourfold.cost.unit_costs import CostTable, PruningSite
 from fourfold.measure.quality import Relative
 from fourfold.recipe import Recipe
 from fourfold.rewrites.calibration import bulky
 from fourfold.rewrites.compress._shape import Shape
-from fourfold.rewrites.compress.distil import Limit, Recovery, Schedule, Teacher, all_cores, autocast, fast_bf16, tensors
+from fourfold.rewrites.compress.distil import Limit, Recovery, Teacher, TrainingSchedule, all_cores, autocast, fast_bf16, tensors
 
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples, Splits
@@ -28,7 +28,7 @@ LEAST_SECONDS = 1.5
 """Seconds below which no training is begun."""
 
 
-class Diary(Protocol):
+class SearchJournal(Protocol):
     """What the search needs of a journal: remembered steps."""
 
     def once(self, key: str, fn: Callable[[], Any]) -> Any: ...
@@ -37,13 +37,13 @@ class Diary(Protocol):
 
 
 @dataclass
-class Work:
+class TrainingTask:
     """One training: the student as it begins, how it is called, how long, where its middle is kept, and whose hidden states it matches."""
 
     name: str
     student: nn.Module
     subject: Subject
-    schedule: Schedule
+    schedule: TrainingSchedule
     limit: Limit | None
     checkpoint: Path | None
     pairs: list[tuple[str, str]] | None = None
@@ -59,14 +59,14 @@ class Done:
     changes: list[list[int]]
 
 
-class Crew(Protocol):
+class Trainers(Protocol):
     """Who trains: `lanes` trainings at once, `free` of them idle now; `next` waits for the first that ends."""
 
     lanes: int
 
     @property
     def free(self) -> int: ...
-    def start(self, work: Work) -> None: ...
+    def start(self, work: TrainingTask) -> None: ...
     def next(self) -> Done: ...
 
 
@@ -79,13 +79,13 @@ class Training:
     key: str
     begin: Callable[[], tuple[nn.Module, dict[str, Any]]]
     subject: Subject
-    schedule: Schedule
+    schedule: TrainingSchedule
     seconds: Callable[[], float]
     finish: Callable[[nn.Module | None, dict[str, Tensor], dict[str, Any]], list[Training]]
     pairs: Callable[[dict[str, Any]], list[tuple[str, str]] | None] = lambda facts: None
 
 
-class Listener(Protocol):
+class ProgressCallback(Protocol):
     """Where progress goes."""
 
     def plan(self, stages: dict[str, float]) -> None: ...
@@ -140,7 +140,7 @@ class Candidate:
 
 
 @dataclass
-class Plan:
+class SearchPlan:
     """What the time allows, decided once from measured step times and then journalled.
 
     `levels` cost targets from large to small · `steps` of full recovery per level, at most, and how many are
@@ -159,7 +159,7 @@ class Plan:
 
 
 @dataclass
-class Bench:
+class SearchContext:
     """Everything the search works on, handed over by `fourfold.optimize` so that no room reaches for another."""
 
     subject: Subject
@@ -170,9 +170,9 @@ class Bench:
     answers: Tensor | None
     sample: Callable[[nn.Module], Tensor]
     table: CostTable
-    sites: list[Site]
-    diary: Diary
-    listener: Listener
+    sites: list[PruningSite]
+    diary: SearchJournal
+    listener: ProgressCallback
     folder: Path
     floor: float
     seed: int
@@ -182,7 +182,7 @@ class Bench:
     hidden_weight: float = 1.0
     label_weight: float = 0.0
     calibration: int = 384
-    crew: Crew = field(kw_only=True)
+    crew: Trainers = field(kw_only=True)
     left: Callable[[], float] = field(kw_only=True)  # seconds until the search must have ended
     bf16_from: float = field(default=0.0, kw_only=True)  # predicted cost from which on a training step is quicker in bf16; infinite: nowhere
 
@@ -212,12 +212,12 @@ class Bench:
         key = f"budget:begin:{training.key}"
         return bool(self.diary.once(key, lambda: f"budget:{training.key}" in self.diary or training.seconds() >= LEAST_SECONDS))
 
-    def _work(self, training: Training, student: nn.Module, facts: dict[str, Any]) -> Work:
+    def _work(self, training: Training, student: nn.Module, facts: dict[str, Any]) -> TrainingTask:
         key = f"budget:{training.key}"
         known = key in self.diary
         limit = Limit(0.0, self.diary.once(key, list), True) if known else Limit(training.seconds())
         checkpoint = self.folder / f"{training.name}.ckpt.safetensors"
-        return Work(training.name, student, training.subject, training.schedule, limit, checkpoint, training.pairs(facts))
+        return TrainingTask(training.name, student, training.subject, training.schedule, limit, checkpoint, training.pairs(facts))
 
     def _remember(self, training: Training, done: Done | None, begun: tuple[nn.Module, dict[str, Any]] | None) -> list[Training]:
         if done is not None:

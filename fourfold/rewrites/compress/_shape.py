@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fourfold.cost.unit_costs import CostTable, Site
+from fourfold.cost.unit_costs import CostTable, PruningSite
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrites.calibration import Sensitivities
@@ -53,7 +53,7 @@ def site_ids(anatomy: Anatomy, kept: dict[str, list[int]] | None = None) -> dict
     return found
 
 
-def cost_sites(anatomy: Anatomy) -> list[Site]:
+def cost_sites(anatomy: Anatomy) -> list[PruningSite]:
     """The sites of the original model as the cost table wants them: kind = stack, sub-layer kind and full size."""
     found = []
     bundles, subs = anatomy.bundles, anatomy.sublayers
@@ -62,7 +62,7 @@ def cost_sites(anatomy: Anatomy) -> list[Site]:
         full = bundles[bundle].count if bundle else 1
         stack, _, kind = ident.rsplit(".", 2)
         least = 0 if name not in subs or subs[name].absent else _least(bundles[bundle]) if bundle else 1
-        found.append(Site(ident, f"{stack}:{kind}" if varied else f"{stack}:{kind}:{full}", full, least))
+        found.append(PruningSite(ident, f"{stack}:{kind}" if varied else f"{stack}:{kind}:{full}", full, least))
     return found
 
 
@@ -71,7 +71,7 @@ def _least(bundle: Bundle) -> int:
     return [n for n in sizes(bundle.count, bundle.kind) if n][-1]
 
 
-def cheapest(anatomy: Anatomy, table: CostTable, sites: list[Site]) -> float:
+def cheapest(anatomy: Anatomy, table: CostTable, sites: list[PruningSite]) -> float:
     """Predicted cost of the smallest shape: every block gone that may go (one stays in a stack), elsewhere the least of each sub-layer."""
     total = table.fixed
     for stack in anatomy.stacks:

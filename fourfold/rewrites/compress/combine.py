@@ -30,25 +30,25 @@ from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrite import Context, Option, Proposal, Rewrite
 from fourfold.rewrites.calibration import Sensitivities, bulky, calibrate, divergence
-from fourfold.rewrites.compress._bench import Bench, Candidate, Diary, Listener, Plan, Training, evaluate_with
+from fourfold.rewrites.compress._bench import Candidate, ProgressCallback, SearchContext, SearchJournal, SearchPlan, Training, evaluate_with
 from fourfold.rewrites.compress._shape import Node, Shape, cheapest, cost_sites, original, prune, signature, site_ids
 from fourfold.rewrites.compress._single import single
-from fourfold.rewrites.compress.distil import Schedule, all_cores, autocast, fast_bf16, layer_map, tensors
+from fourfold.rewrites.compress.distil import TrainingSchedule, all_cores, autocast, fast_bf16, layer_map, tensors
 from fourfold.rewrites.compress.layer_removal import LayerRemoval, block_order
 from fourfold.rewrites.compress.matrix_pruning import MatrixPruning
 from fourfold.solvers import bayes, knapsack
 from fourfold.structure.discover import Anatomy, anatomize
 
 __all__ = [
-    "Bench", "Candidate", "Combine", "Diary", "Listener", "Node", "Plan", "Searcher", "Shape", "cheapest", "cost_sites", "evaluate_with", "original",
-    "prune", "signature", "site_ids",
+    "Candidate", "Combine", "Node", "ProgressCallback", "SearchContext", "SearchJournal", "SearchPlan", "Searcher", "Shape", "cheapest", "cost_sites",
+    "evaluate_with", "original", "prune", "signature", "site_ids",
 ]  # fmt: skip
 
 
 class Searcher:
     """The search itself; one instance per run, all lasting state in the diary."""
 
-    def __init__(self, bench: Bench, root: Node, plan: Plan) -> None:
+    def __init__(self, bench: SearchContext, root: Node, plan: SearchPlan) -> None:
         self.bench, self.root, self.plan = bench, root, plan
         self.ids = site_ids(root.anatomy)
         self.counts = {s.name: len(s.blocks) for s in root.anatomy.stacks}
@@ -222,7 +222,7 @@ class Searcher:
                 module.eval()
             return finish(module, recipe, facts["kept"], facts)
 
-        schedule = Schedule(
+        schedule = TrainingSchedule(
             steps, bench.batch, bench.lr, seed=seed, hidden_weight=bench.hidden_weight, label_weight=bench.label_weight, dropout=False,
             bf16=fast_bf16() and self.cost(shape) >= bench.bf16_from,
         )  # fmt: skip

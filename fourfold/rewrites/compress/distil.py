@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """How long and how hard to train. `steps` optimiser steps of `batch` examples; `lr` peak of AdamW, warm-up then linear to zero.
 
     `dropout`: whether the student's own dropout acts. A pruned student that copies a teacher's logits gains nothing from it and trains slower.
@@ -269,7 +269,7 @@ def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor
     return gap.sum() / size.sum().clamp_min(1e-12)
 
 
-def order(pool: Examples, schedule: Schedule) -> Iterator[np.ndarray]:
+def order(pool: Examples, schedule: TrainingSchedule) -> Iterator[np.ndarray]:
     """Endless index batches, a pure function of the seed, so that a resumed run reads what the killed one would have read."""
     epoch = 0
     while True:
@@ -327,7 +327,7 @@ class Optimiser:
 class Checkpoint:
     """Weights and optimiser state on disk every `every` seconds, written aside and renamed, so that a kill costs at most that much training."""
 
-    def __init__(self, path: Path | None, schedule: Schedule, every: float = 20.0) -> None:
+    def __init__(self, path: Path | None, schedule: TrainingSchedule, every: float = 20.0) -> None:
         self.path, self.every, self.last = path, every, time.monotonic()
         self.stamp = json.dumps(asdict(schedule), sort_keys=True)
 
@@ -393,7 +393,7 @@ def recover(
     subject: Subject,
     task: Task,
     pool: Examples,
-    schedule: Schedule,
+    schedule: TrainingSchedule,
     *,
     teacher: Teacher | None = None,
     answers: Tensor | None = None,
@@ -483,7 +483,7 @@ def _loss(
     pool: Examples,
     index: np.ndarray,
     inputs: dict[str, Tensor],
-    schedule: Schedule,
+    schedule: TrainingSchedule,
     teacher: Teacher | None,
     answers: Tensor | None,
     pairs: list[tuple[str, str]] | None,
