@@ -97,10 +97,8 @@ def longest(subject: Subject, max_length: int | None = None) -> int:
 
 def paddings(subject: Subject) -> dict[str, float]:
     """What fills up each column. A model without a padding token gets its end token: the mask hides it."""
-    from fourfold.frontends.subject import vocabulary
-
     config, tokenizer = roles.config_of(subject), subject.tokenizer or getattr(subject.processor, "tokenizer", None)
-    rows = vocabulary(subject.module)
+    rows = _rows(subject)
     found = next(
         (
             value
@@ -118,6 +116,15 @@ def paddings(subject: Subject) -> dict[str, float]:
         "position_ids": 0,
         "input_values": 0.0,
     }
+
+
+def _rows(subject: Subject) -> int | None:
+    """How many tokens the model has rows for, where it says; an artefact knows it without making the module (`fourfold.runtime.shelf.Shelved`)."""
+    if hasattr(subject, "rows"):
+        return subject.rows  # type: ignore[attr-defined]
+    from fourfold.frontends.subject import vocabulary
+
+    return vocabulary(subject.module)
 
 
 def padded_left(subject: Subject) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class Data(Protocol):
 
 
 class RacedModel(Protocol):
-    """What a race needs of the subject (see `fourfold.frontends.model.Subject`)."""
+    """What a race needs of the subject (see `fourfold.frontends.subject.Subject`)."""
 
     inputs: tuple[str, ...]
 

@@ -21,7 +21,7 @@ PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
 
 
 class Shelved:
-    """Stands in for `fourfold.frontends.model.Subject`, whose attributes it has, and `config`, which is known without the module.
+    """Stands in for `fourfold.frontends.subject.Subject`, whose attributes it has, and `config`, which is known without the module.
 
     home: the member's folder. reading: what `reading` wrote into the manifest, or None. module: how to make it.
     """
@@ -56,6 +56,15 @@ class Shelved:
             return plain(self.reading["config"] or {})
         return getattr(self.module, "config", None)
 
+    @property
+    def rows(self) -> int | None:
+        """How many tokens the model has rows for; asked of the module where the manifest does not say."""
+        if "rows" in self.reading and isinstance(self.reading["rows"], int | None):
+            return self.reading["rows"]
+        from fourfold.frontends.subject import vocabulary
+
+        return vocabulary(self.module)
+
     def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """As `Subject.logits`."""
         from fourfold.frontends.subject import run
@@ -79,10 +88,11 @@ def reading(subject: Subject, module: nn.Module, home: Path) -> dict[str, Any]:
     from dataclasses import replace
 
     from fourfold.datasets.tokenise import longest, paddings
+    from fourfold.frontends.subject import vocabulary
 
     own = getattr(module, "config", None)
     config = json.loads(own.to_json_string(use_diff=False)) if own is not None and hasattr(own, "to_json_string") else None
-    known: dict[str, Any] = {"tokens": facts(subject.tokenizer, home / "tokenizer")}
+    known: dict[str, Any] = {"tokens": facts(subject.tokenizer, home / "tokenizer"), "rows": vocabulary(module)}
     if own is None or config is not None:
         real, lean = replace(subject, module=module), Shelved(home, {}, subject.inputs, known | {"config": config}, Later(lambda: module))
         if paddings(real) == paddings(lean) and longest(real) == longest(lean):  # type: ignore[arg-type]
