@@ -269,7 +269,7 @@ def test_an_engine_that_stands_alone_needs_neither_torch_nor_transformers(kind: 
 def test_the_command_line_is_as_lean(room: dict[str, Path]) -> None:
     code = """
 import sys
-from fourfold.cli import run
+from fourfold.cli.main import run
 code = run(["predict", sys.argv[1], "--text", "word1 word2"])
 print(code, sorted({"torch", "transformers", "rich"} & set(sys.modules)))
 """
