@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from fourfold.errors import InputError
 
 _ROOMS = ("rewrites", "decisions")                                      # what is computed; only how, on what, where or when
 _CONTRACTS = ("Rewrite", "Solver")
-SHARED = ("problem", "instance", "validate", "bound")                   # files of a question's folder that are no techniques
+SHARED = ("problem", "instance", "validate", "bound", "stored")         # files of a question's folder that are no techniques
 _adopted: dict[str, type] = {}                                         # kind of edit → technique from elsewhere
 _homes: dict[Path, str] = {Path(__file__).parent: "fourfold"}           # folder that has rooms → its package
 
@@ -131,6 +132,13 @@ def adopt(module: str) -> None:
         raise InputError(f"{module} holds no technique with edits of its own.", "Install the version of its package that the artefact was made with.")
     for cls in kinds:
         _adopted.update(dict.fromkeys(cls.edits, cls))
+
+
+def stored(question: str) -> ModuleType | None:
+    """The module `stored` of a question's folder, which makes problem and answer of a saved plan again; None where the question has none."""
+    found = (file for home in _homes for room in _ROOMS if (file := home / room / question / "stored.py").is_file())
+    file = next(found, None) if question.isidentifier() else None
+    return importlib.import_module(_module(file)) if file is not None else None
 
 
 def faults() -> list[str]:

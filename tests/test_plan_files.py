@@ -53,8 +53,11 @@ def test_a_plan_replaces_a_plan_and_nothing_else(tmp_path: Path) -> None:
 
 
 def altered(folder: Path, change: object) -> None:
+    """Change the document, its schedule or the schedule's answer, whichever has the key."""
     data = json.loads((folder / "plan.json").read_text())
-    data.update(change)
+    for key, value in dict(change).items():                            # type: ignore[call-overload]
+        schedule = data["solutions"]["schedule"]
+        next((part for part in (data, schedule, schedule["answer"]) if key in part), data)[key] = value
     (folder / "plan.json").write_text(json.dumps(data))
 
 
@@ -64,8 +67,9 @@ def altered(folder: Path, change: object) -> None:
     (lambda f: (f / "plan.json").write_bytes(b"\xff\xfe"), "damaged"),
     (lambda f: (f / "plan.json").write_text("[1]"), "no plan of fourfold"),
     (lambda f: altered(f, {"format": "other"}), "no plan of fourfold"),
-    (lambda f: altered(f, {"schema": 99}), "newer fourfold"),
-    (lambda f: altered(f, {"schema": "x"}), "schema 'x'"),
+    (lambda f: altered(f, {"format": "fourfold.plan/99"}), "newer fourfold"),
+    (lambda f: altered(f, {"format": "fourfold.plan/x"}), "schema 'x'"),
+    (lambda f: altered(f, {"format": "fourfold plan", "schema": 99}), "newer fourfold"),
     (lambda f: (f / "graph.npz").unlink(), "graph.npz is missing"),
     (lambda f: (f / "graph.npz").write_bytes((f / "graph.npz").read_bytes()[:-9]), "graph.npz is not the file"),
     (lambda f: (f / "system.toml").write_text("name = 1"), "system.toml is not the file"),

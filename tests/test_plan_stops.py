@@ -42,15 +42,16 @@ def test_cp_sat_stops_when_the_budget_is_spent_by_an_interrupt() -> None:
 def test_what_is_asked_besides_leaves_the_budget_to_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     from fourfold.decisions.schedule.problem import Schedule
     from fourfold.jobs import planning
+    from fourfold.solvers import compare
 
     given: list[tuple[str, float]] = []
-    real = planning.solve
+    real = compare.solve
 
     def noted(problem: Any, solver: Any, budget: Budget, seed: int) -> Any:
         given.append((type(solver).__module__.rsplit(".", 1)[-1], budget.seconds))
         return real(problem, solver, Budget(0.2, 50), seed)
 
-    monkeypatch.setattr(planning, "solve", noted)
+    monkeypatch.setattr(compare, "solve", noted)
     planning.decide(Schedule.sample(0), "anneal", budget=100.0)
     assert sum(seconds for _, seconds in given) <= 1.3 * 100.0 + 10 and dict(given)["anneal"] >= 25.0
     assert [name for name, _ in given[:-1]] == ["default", "expert", "heft"]

@@ -33,12 +33,16 @@ def hall(
     call_ms: Annotated[str, typer.Option(help="Fixed time of a call, in ms: with --item-ms and --latency-ms batching is told too.")] = "0",
     item_ms: Annotated[str, typer.Option(help="Time of an item in a call, in ms.")] = "0",
     latency_ms: Annotated[str, typer.Option(help="Latency allowed, in ms.")] = "0",
+    ledger: Annotated[Path | None, typer.Option(help="Ledger that what all means together save is booked in.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Take a hall's PUE apart, and tell what outside air, a warmer set point, immersion, control and fewer servers would save."""
+    from fourfold.jobs.booking import book_hall, may_book
     from fourfold.jobs.datacenter import study
     from fourfold.units.parse import duration, quantity
 
+    if ledger is not None:
+        may_book(ledger)
     call, item, latency = (duration(text, option, bare="ms", to="ms") / 1e3 for text, option in (
         (call_ms, "--call-ms"), (item_ms, "--item-ms"), (latency_ms, "--latency-ms")))
     rated = None if rated_kw is None else quantity(rated_kw, "power", "--rated-kw", bare="kW", to="kW")
@@ -47,6 +51,8 @@ def hall(
         limit=to_set_point, cooling=cooling, hold=hold, load=load or utilisation, servers=servers, idle=idle, headroom=headroom, spare=spare,
         start_kwh=quantity(start_kwh, "energy", "--start-kwh", bare="kWh", to="kWh", least=0.0), call_s=call, item_s=item, latency_s=latency,
     )  # fmt: skip
+    if ledger is not None:
+        book_hall(ledger, document)
     if as_json:
         emit(document)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
@@ -52,7 +53,12 @@ def show(
         table(ledger.components(found["runs"][0]))
     if book.account is not None and not found["faults"]:
         print(book.account.explain())
-    if not found["runs"] and found["account"] is None and not found["faults"]:
+    if book.levers is not None and not found["faults"]:
+        left = ("decision", "before", "after") if get_terminal_size().columns < 120 else ()     # --json has them
+        table([{head: cell for head, cell in row.items() if head not in left} for row in ledger.decided(book.levers.rows)])
+        for line in book.levers.lines():
+            print(line)
+    if not found["runs"] and found["account"] is None and found["levers"] is None and not found["faults"]:
         print(f"{book.path} holds no run and no account.")
     for line in ledger.lines(found):
         print(line)

@@ -26,7 +26,8 @@ app = typer.Typer(
     context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
 )
 
-Subject = Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE", help="Artefact folder or report.json, or a technique of `fourfold list`.")]
+Subject = Annotated[str, typer.Argument(metavar="FOLDER|TECHNIQUE",
+                                        help="Artefact folder or report.json (explain: a plan's folder too), or a technique of `fourfold list`.")]
 At = Annotated[str | None, typer.Option("--site", help="Where it runs now: tokyo, FR, gcp:us-central1 … Puts CO2e and the Map lever in the report.")]
 ToSite = Annotated[str | None, typer.Option("--to-site", help="Where it will run.")]
 InHall = Annotated[str | None, typer.Option("--hall", help="PUE before and after, 1.58:1.10; or means, 1.58:immersion; or a file of hall --json.")]
@@ -484,8 +485,12 @@ def _technique_row(name: str) -> dict[str, Any]:
 
 
 def _story(subject: str) -> list[str]:
-    """A result's story, or a technique's own words."""
+    """A result's story, a plan's, or a technique's own words."""
     if Path(subject).exists():
+        from fourfold import plans
+
+        if plans.holds_plan(subject):
+            return plans.explain(subject)
         from fourfold.report.json import read
         from fourfold.report.summary import story
 

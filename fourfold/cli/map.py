@@ -42,6 +42,8 @@ def place(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="The plan alone, without comparators.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for plan.json, schedule.csv, certificate.json and problem.npz.")] = None,
+    to_plan: Annotated[Path | None, typer.Option("--plan", help="Folder of a plan that the answer is added to, in place of --out.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Ledger that what the decision saves is booked in, as `fourfold ledger show` tells it.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the page here: intensity by site with the chosen hours, comparators, jobs.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -52,14 +54,21 @@ def place(
     if certificate is not None:
         raise InputError(f"{certificate} is one argument too many.", "Give one file of jobs, or: fourfold map verify certificate.json")
     from fourfold.folder import may_overwrite
-    from fourfold.jobs.map import may_save, plan
+    from fourfold.jobs.booking import book_jobs, may_book
+    from fourfold.jobs.map import may_add, may_save, plan
     from fourfold.units.parse import duration, quantity
 
+    if out is not None and to_plan is not None:
+        raise InputError("Both --out and --plan were given.", "Give one of them.")
+    if ledger is not None:
+        may_book(ledger)
     seconds = duration(budget, "--budget")
     moving = quantity(egress, "price of traffic", "--egress", bare="USD/GB")
     charge = None if carbon_price is None else quantity(carbon_price, "price of carbon", "--carbon-price", bare="USD/tCO2e")
     if out is not None:
         may_save(out, [jobs, intensity])
+    if to_plan is not None:
+        may_add(to_plan, [jobs, intensity])
     if html is not None:
         may_overwrite(html, "--html", inputs=[jobs, intensity])
     found = plan(jobs, sites=[name.strip() for name in sites.split(",") if name.strip()] or None, intensity=intensity or None,
@@ -68,7 +77,10 @@ def place(
                  price=_by_site(price, "--price", lambda text: quantity(text, "price of energy", "--price", bare="USD/kWh")),
                  egress=moving, zone=zone or None, replay=replay, error=error, seed=seed, compare=not quick,
                  unit=unit or None, signal=signal or None)
-    files = found.save(out) if out else []
+    out, adds = to_plan or out, to_plan is not None
+    files = found.save(out, add=adds) if out else []
+    if ledger is not None:
+        book_jobs(ledger, found)
     document = found.to_json()
     if html:
         from fourfold.report.place import write

@@ -1,4 +1,7 @@
-"""`fourfold plan`: which ops of a model run as one, on which device, in which order; written as a folder that `fourfold run` carries out."""
+"""`fourfold plan`: which ops of a model run as one, on which device, in which order; written as a folder that `fourfold run` carries out.
+
+`--question pipeline` asks which device holds which part; `fourfold plan verify DIR` checks what a plan's folder claims.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from fourfold.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_INTERRUPTED = 130
+_VERIFY_FAILED, _INTERRUPTED = 4, 130
+QUESTIONS = ("schedule", "pipeline")
 
 
 def register(app: typer.Typer) -> None:
@@ -22,10 +26,18 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face style folder, package.module:factory (or :function of JAX), "
-                                                               ".onnx or .pt2 file.")],
+                                                               ".onnx or .pt2 file; with --question pipeline a placement file (.json) or a "
+                                                               "plan's folder too; or `verify`, to check the plan that follows.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="With `verify`: the folder of the plan.")] = None,
+    question: Annotated[str, typer.Option(help="schedule (fusion, device and order of each op) or pipeline (device of each part).")] = "schedule",
     machine: Annotated[str, typer.Option(help="here (measured by `fourfold calibrate`), a machine file, or a shipped system: p100x4 …")] = "here",
-    objective: Annotated[str, typer.Option(help="latency, throughput, energy or memory.")] = "latency",
-    solver: Annotated[str, typer.Option(help="auto, go, heft, peft, cpop, metis, expert, default, anneal or exact.")] = "auto",
+    objective: Annotated[str, typer.Option(help="latency, throughput, energy or memory; pipeline: throughput or latency. "
+                                                "[latency; pipeline: throughput]")] = "",
+    solver: Annotated[str, typer.Option(help="auto, go, heft, peft, cpop, metis, expert, default, anneal or exact; pipeline: auto, ideals, lns, "
+                                             "local_search, pipedream, throughput_ip, load_fill, handmade, latency_annealing or latency_fill."
+                                        )] = "auto",
+    contiguous: Annotated[bool, typer.Option("--contiguous", help="Pipeline: no path may leave an accelerator and return to it.")] = False,
+    expert: Annotated[Path | None, typer.Option(help="Pipeline: a split of the placement file made by hand, for the table.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Plan the forward and the backward pass together.")] = False,
     dims: Annotated[list[str] | None, typer.Option("--dims", "--dim", help="Sizes by name: batch=8,sequence=128. May be repeated.")] = None,
     inputs: Annotated[Path | None, typer.Option(help="Example inputs: an .npz file with an array for each.")] = None,
@@ -34,22 +46,35 @@ def plan(
     evaluations: Annotated[int | None, typer.Option(min=1, help="Stop after so many plans priced; answers alike on every machine.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     finetune: Annotated[bool, typer.Option("--finetune", help="Let the learned solver train on this one graph first.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the plan, its trace and its page.")] = Path("plan"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the plan, its trace and its page. [plan; where MODEL is a plan, that plan]")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Ledger that what the decision saves is booked in, as `fourfold ledger show` tells it.")] = None,
     progress: Annotated[str, typer.Option(help="auto, plain, json (lines on stderr) or none.")] = "auto",
     as_json: AsJson = False,
 ) -> int:
     """Choose groups of ops that run as one, their devices and their order, with a bound that says how good the choice is."""
+    if model == "verify" or folder is not None:
+        return _verify(model, folder, as_json)
     if progress not in ("auto", "plain", "json", "none"):
         raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
     if inputs is not None and data is not None:
         raise InputError("Both --inputs and --data were given.", "Give one of them.")
+    if question not in QUESTIONS:
+        raise InputError(f"There is no question {question!r}.", f"Known: {', '.join(QUESTIONS)}.")
+    if question == "schedule" and (contiguous or expert is not None):
+        raise InputError("--contiguous and --expert are of the question pipeline.", "Add --question pipeline.")
     import fourfold
     from fourfold.report.terminal import Progress
 
     mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
+    given: dict[str, Any] = {"machine": machine, "solver": solver, "train": train, "budget": budget, "evaluations": evaluations, "seed": seed,
+                             "dims": _sizes(dims), "ledger": ledger}
+    if question == "pipeline":
+        with Progress(mode) as shown:
+            return _pipeline(model, inputs or data, out, as_json, objective=objective or "throughput", contiguous=contiguous, expert=expert,
+                             progress=shown, **given)
+    out = out or Path("plan")
     with Progress(mode) as shown:
-        made = fourfold.plan(model, inputs or data, machine=machine, objective=objective, solver=solver, train=train, budget=budget,
-                             evaluations=evaluations, seed=seed, dims=_sizes(dims), finetune=finetune, out=out, progress=shown)
+        made = fourfold.plan(model, inputs or data, objective=objective or "latency", finetune=finetune, out=out, progress=shown, **given)
     document = made.to_json()
     if as_json:
         emit(document | {"out": str(out)})
@@ -61,6 +86,73 @@ def plan(
         print(f"Wrote {', '.join(sorted(file.name for file in out.iterdir() if file.is_file()))} to {out}."
               + (f" Carry it out with: fourfold run {out}" if made.system.local else ""))
     return _INTERRUPTED if made.interrupted else 0
+
+
+def _verify(word: str, folder: Path | None, as_json: bool) -> int:
+    """Check what a plan claims; exit code 4 where something does not hold."""
+    if word != "verify":
+        raise InputError(f"{folder} is one argument too many.", "Give one model, or: fourfold plan verify DIR")
+    if folder is None:
+        raise InputError("Which plan?", "Give the folder that `fourfold plan --out` wrote.")
+    from fourfold import plans
+
+    wrong, solutions = plans.verify(folder), plans.read(folder).solutions
+    if as_json:
+        emit({"verified": not any(wrong.values()), "questions": {question: {"wrong": said, **{name: solutions[question].get(name) for name in (
+            "solver", "cost", "unit", "before", "bound", "gap", "hash")}} for question, said in wrong.items()}})
+    else:
+        for question, said in wrong.items():
+            cost, unit = solutions[question]["cost"], solutions[question]["unit"]
+            print("\n".join([f"{question} does not hold:", *(f"  {sentence}" for sentence in said)]) if said else
+                  f"{question}: sound. The answer breaks no rule and costs {cost:.6g} {unit}, counted again.")
+    return _VERIFY_FAILED if any(wrong.values()) else 0
+
+
+def _pipeline(model: str, data: Any, out: Path | None, as_json: bool, **asked: Any) -> int:
+    """Ask the question pipeline and tell the answer."""
+    from fourfold.jobs.pipeline import QUESTION, pipeline
+    from fourfold.plans import holds_plan
+
+    out = out or (Path(model) if holds_plan(model) else Path("plan"))
+    document = pipeline(model, data, out=out, **asked)
+    solution = dict(document.solutions[QUESTION])
+    if as_json:
+        answer = solution | {"question": QUESTION, "workload": dict(document.workload), "machine": dict(document.machine), "out": str(out)}
+        emit(answer)
+    else:
+        _told_pipeline(document.to_json(), solution)
+        print(f"Wrote the plan to {out}. Check it with: fourfold plan verify {out}")
+    return _INTERRUPTED if solution["interrupted"] else 0
+
+
+def _told_pipeline(document: dict[str, Any], solution: dict[str, Any]) -> None:
+    from fourfold.report.format import percent, size
+
+    def ms(value: float | None) -> str:
+        return "–" if value is None else f"{value:.6g} ms"
+
+    workload, contiguous = document["workload"], ", contiguous" * solution["contiguous"]
+    print(f"{workload['name']}: {_counted(workload['nodes'], 'node')} on {document['machine']['name']}{contiguous}.")
+    what = "a sample" if solution["objective"] == "throughput" else "for one sample"
+    before = ms(solution["before"]) if solution["before"] is not None else solution["why"]
+    start = "all on one accelerator" if solution["objective"] == "throughput" else "all on the cores"
+    saved = f"; {percent(solution['saving'])} saved" if solution["saving"] is not None else ""
+    print(f"Split of {solution['solver']}: {ms(solution['cost'])} {what}; {start} {before}{saved}.")
+    if solution["bound"] is not None:
+        gap = f"{percent(solution['gap'])} above it at most" if solution["gap"] else "the split is optimal"
+        print(f"No split can take less than {ms(solution['bound'])}: {gap}.")
+    if solution["interrupted"]:
+        print("Interrupted; this is the best so far.")
+    print("\nSolvers")
+    table([{"solver": row["solver"], "cost": ms(row["cost"]), "gap": "–" if row["cost"] is None or not solution["bound"] else
+            percent(max(0.0, row["cost"] / solution["bound"] - 1)), "solving": f"{row['seconds']:.2f} s", "": row["note"]}
+           for row in sorted(solution["table"], key=lambda row: (row["cost"] is None, row["cost"] or 0.0))])
+    print("Devices")
+    table([{"device": row["name"], "load": ms(row["load_ms"]), "of the fullest": percent(row["share"]), "transfers": ms(row["transfers_ms"]),
+            "nodes": f"{row['nodes']:,}", "memory": size(row["bytes"]), "limit": size(row["limit_bytes"])} for row in solution["devices"]])
+    print("\n".join(["Why", *(f" · {line}" for line in solution["sentences"])]))
+    for note in solution["notes"]:
+        print(f"Note: {note}")
 
 
 def _sizes(given: list[str] | None) -> dict[str, int] | None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourfold import plans
 from fourfold.decisions.carbon_aware import _compare
 from fourfold.decisions.carbon_aware._choose import planner
 from fourfold.decisions.carbon_aware.online import Online
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
+from fourfold.decisions.carbon_aware.stored import sentences
 from fourfold.decisions.carbon_aware.validate import Certificate, certify, save, seconds, verify
 from fourfold.errors import Infeasible, InputError, unwritable
 from fourfold.folder import may_fill, write
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from fourfold.carbon.jobs import BatchJob
 
 _HOUR = timedelta(hours=1)
+QUESTION = "carbon_aware"
 FILES = ("plan.json", "schedule.csv", "schedule.json", "certificate.json", "problem.npz")
 SENTENCES = {
     "average": "Average intensity says whose share of a grid's emissions this work is; moving load does not cut what the grids emit one for one.",
@@ -128,13 +131,18 @@ class ShiftingPlan:
                  "start_utc": self._when(answer.hour[ends[j]]), "end_utc": self._when(answer.hour[ends[j + 1] - 1] + 1)}
                 for j, name in enumerate(problem.names)]
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write plan.json, schedule.csv, schedule.json, certificate.json and problem.npz into `folder`; their paths."""
+    def save(self, folder: str | Path, add: bool = False) -> list[Path]:
+        """Write plan.json, schedule.csv, schedule.json, certificate.json and problem.npz into `folder`; their paths.
+
+        plan.json is one document (`fourfold.plans`) with the solution of the question carbon_aware; `add`: beside those of the plan that is there.
+        """
         import csv
         import io
         import json
+        import shutil
+        from functools import partial
 
-        folder = may_save(folder)
+        folder = may_add(folder) if add else may_save(folder)
         try:
             certificate = save(folder, self.problem, self.solution.answer, self.certificate)
             table, answer = io.StringIO(newline=""), self.solution.answer
@@ -144,10 +152,31 @@ class ShiftingPlan:
                              for j, r, t in zip(answer.job, answer.site, answer.hour, strict=True))
             write(folder / "schedule.csv", table.getvalue())
             write(folder / "schedule.json", json.dumps(self.schedule))
-            write(folder / "plan.json", json.dumps(self.to_json(), ensure_ascii=False))
+            document = self.to_json()
+            workload = {"kind": "jobs", "name": _counted(len(self.problem.names), "job"), "hash": self.subject}
+            machine = {"name": _counted(len(self.problem.sites), "site"), "hash": plans.identify(self.problem.sites, document["intensity"])}
+            plans.store(folder, QUESTION, self.stored(document), workload, machine,
+                        {name: partial(shutil.copyfile, folder / name) for name in FILES[1:]}, add=add)
         except OSError as error:
             raise unwritable(folder, error, "the plan") from error
         return [folder / "plan.json", folder / "schedule.csv", folder / "schedule.json", certificate, folder / "problem.npz"]
+
+    def stored(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """What a plan's document keeps: `to_json()`, with the words that all questions have."""
+        facts = {"cost": document["value"], "solver": document["technique"], "why": document["before_why"], "hash": self.id}
+        return {**document, **facts, "sentences": sentences({**document, **facts}), "interrupted": self.stopped}
+
+    @property
+    def subject(self) -> str:
+        """sha256 of the jobs: what they are and when they may run, whatever was decided."""
+        problem = self.problem
+        return plans.identify(self._when(0), problem.names, *(getattr(problem, name).tolist() for name in (
+            "kw", "hours", "release", "deadline", "home", "width", "interruptible")))
+
+    @property
+    def id(self) -> str:
+        """sha256 of the certificate: of every input, the schedule, its value and its bound."""
+        return plans.identify(self.certificate.to_json())
 
 
 def plan(jobs: str | Path | Iterable[Mapping[str, Any]], *, sites: Sequence[str] | None = None, intensity: str | Path | Hours | None = None,
@@ -447,8 +476,18 @@ def _by_site(given: Any, names: Sequence[str], default: np.ndarray, what: str) -
 
 
 def may_save(folder: str | Path, inputs: Iterable[Any] = ()) -> Path:
-    """The folder, where a plan may be written into it: one that has none of its files, or an earlier plan. Raises InputError otherwise."""
-    return may_fill(folder, FILES, lambda held: _keys(held / "certificate.json") >= {"format", "bound", "gap"}, inputs=inputs)
+    """The folder, where a plan may be written into it: one that has none of its files, or an earlier plan of jobs. Raises InputError otherwise."""
+    return may_fill(folder, FILES, lambda held: _proven(held) and plans.answers(held) <= {QUESTION}, inputs=inputs)
+
+
+def may_add(folder: str | Path, inputs: Iterable[Any] = ()) -> Path:
+    """The folder, where it holds a plan that an answer may be added to. Raises InputError or ArtefactError otherwise."""
+    plans.read(folder)
+    return may_fill(folder, FILES[1:], _proven, inputs=inputs)
+
+
+def _proven(held: Path) -> bool:
+    return _keys(held / "certificate.json") >= {"format", "bound", "gap"}
 
 
 def _keys(path: Path) -> set[str]:
@@ -459,3 +498,7 @@ def _keys(path: Path) -> set[str]:
     except (OSError, ValueError, RecursionError):
         return set()
     return set(found) if isinstance(found, dict) else set()
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"

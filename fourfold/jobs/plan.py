@@ -28,6 +28,7 @@ def plan(
     dims: Mapping[str, int] | None = None,
     finetune: bool = False,
     out: str | Path | None = None,
+    ledger: str | Path | None = None,
     progress: Any = None,
 ) -> Plan:
     """Decide which ops of `model` run as one, on which device, and in which order.
@@ -37,16 +38,18 @@ def plan(
     model's configuration. dims: sizes by name ({"batch": 8, "sequence": 128}). machine: "here", a machine file, a shipped system ("p100x4") or a
     Machine. objective: latency (s a step), throughput (s between steps, pipelined), energy (J) or memory (B at the fullest device). train: forward
     and backward together. budget: seconds, or "10min", for `solver`; `evaluations` stops it alike on every machine. finetune: let a learned solver
-    train on this one graph. out: folder for the plan, trace.json and plan.html.
+    train on this one graph. out: folder for the plan, trace.json and plan.html. ledger: file that what the decision saves is booked in (the
+    Machine lever).
 
     Ctrl-C while it searches hands back the best so far (`plan.interrupted`). Raises InputError, ModelError or MissingExtra for what cannot be read,
     Infeasible where the program fits no device or not all of them (which op, by how many bytes).
     """
     from fourfold.decisions.schedule.problem import Schedule
+    from fourfold.jobs.booking import book, may_book
     from fourfold.jobs.optimize.state import NullProgress
     from fourfold.jobs.planning import QUESTION, check, decide, dispatched
     from fourfold.jobs.planning import machine as system_of
-    from fourfold.plans import Plan, may_save
+    from fourfold.plans import SCHEDULE, Plan, may_save
     from fourfold.report.graph import write
     from fourfold.report.sentences import sentences
     from fourfold.runtime.source import read
@@ -54,6 +57,8 @@ def plan(
 
     listener, patience = progress or NullProgress(), seconds(budget)
     check(solver, objective)
+    if ledger is not None:
+        may_book(ledger, objective)
     solver = solver.removeprefix(f"{QUESTION}/")
     if out is not None:                                                # before hours of work, not after
         may_save(out, [model, data_or_inputs, machine])
@@ -74,4 +79,7 @@ def plan(
     if out is not None:
         made.save(out)
         write(made, Path(out))
+    if ledger is not None:
+        solution = {name: getattr(made, name) for name in ("solver", "cost", "unit", "before", "why", "hash")}
+        book(ledger, SCHEDULE, solution, {"name": graph.name, "hash": graph.hash}, system.name)
     return made

@@ -1,6 +1,6 @@
 """How a plan is made: the machine, and the solvers asked in turn.
 
-`fourfold/jobs/plan.py` puts these together with the report into `fourfold.plan`.
+`fourfold/jobs/plan.py` puts these together with the report into `fourfold.plan`, `fourfold/jobs/pipeline.py` for the question of that name.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.decisions.schedule.problem import OBJECTIVES, Answer, Schedule
+from fourfold.decisions.schedule.problem import OBJECTIVES
 from fourfold.errors import FourfoldError, InputError, MissingExtra
 from fourfold.machine import Machine
 from fourfold.plans import amount
-from fourfold.problem import Solution, Watch, gap
+from fourfold.problem import Problem, Solution, Watch, gap
 from fourfold.registry import names as known_names
 from fourfold.registry import technique
 from fourfold.solvers.compare import ENDLESS, Entry, entries
@@ -83,19 +84,20 @@ def machine(ref: Any) -> tuple[Machine, list[str]]:
 
 # ---- the solvers
 
-def names() -> list[str]:
+def names(question: str = QUESTION) -> list[str]:
     """Solvers that answer the question, by name."""
-    return sorted(known_names(QUESTION))
+    return sorted(known_names(question))
 
 
-def check(solver: str, objective: str) -> None:
+def check(solver: str, objective: str, question: str = QUESTION, known_solvers: Sequence[str] = (),
+          objectives: Sequence[str] = tuple(OBJECTIVES)) -> None:
     """Raises InputError for a solver or an objective that there is not, MissingExtra where a solver's package is not installed."""
-    solver = solver.removeprefix(f"{QUESTION}/")
-    for what, given, known in (("solver", solver, names()), ("objective", objective, list(OBJECTIVES))):
+    solver = solver.removeprefix(f"{question}/")
+    for what, given, known in (("solver", solver, list(known_solvers) or names(question)), ("objective", objective, list(objectives))):
         if given not in known:
             near = difflib.get_close_matches(given, known, n=1)
             raise InputError(f"There is no {what} {given!r}.", (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}.")
-    for need in technique(f"{QUESTION}/{solver}").needs:
+    for need in technique(f"{question}/{solver}").needs if solver in names(question) else ():
         if importlib.util.find_spec(need.split(".")[0]) is None:
             extra = _EXTRAS.get(need)
             raise MissingExtra(f"The solver {solver} needs {need}, which is not installed.",
@@ -106,21 +108,23 @@ def check(solver: str, objective: str) -> None:
 class Decided:
     """The best answer, what every solver gave, and whether Ctrl-C cut it short."""
 
-    solution: Solution[Answer]
+    solution: Solution[Any]
     table: list[dict[str, Any]] = field(default_factory=list)
     interrupted: bool = False
 
 
-def decide(problem: Schedule, solver: str = "auto", *, budget: float = 60.0, evaluations: int | None = None, seed: int = 0, finetune: bool = False,
-           listener: Any = None) -> Decided:
-    """Ask `solver` with the `budget` (s) for the plan, and before it `COMPARED` for the table, with a tenth each (`auto` asks those itself).
+def decide(problem: Problem[Any], solver: str = "auto", *, budget: float = 60.0, evaluations: int | None = None, seed: int = 0,
+           finetune: bool = False, listener: Any = None, question: str = QUESTION, compared: Sequence[str] = COMPARED,
+           best: bool = False) -> Decided:
+    """Ask `solver` with the `budget` (s) for the plan, and before it those `compared` for the table, with a tenth each (`auto` asks those itself).
+    `best`: the cheapest answer of all stands, whoever gave it; after a Ctrl-C nobody else is asked.
 
     What those take beyond a tenth in all is taken off the solver's share, down to a quarter. `decide.solve` examines each. Where `solver` finds no
     plan that fits, the cheapest of the others stands in, and the note says so.
 
     Raises Infeasible where nobody finds a plan that fits, InputError where `solver` declines, and KeyboardInterrupt on a second Ctrl-C.
     """
-    asked: dict[str, Entry[Answer]] = {}
+    asked: dict[str, Entry[Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
     shown = 0
 
@@ -133,51 +137,58 @@ def decide(problem: Schedule, solver: str = "auto", *, budget: float = 60.0, eva
 
     def ask(names: list[str], seconds: float) -> None:
         seconds = seconds if evaluations is None else budget            # evaluations stop it, alike on every machine
-        for one in entries(problem, {name: _made(name, finetune) for name in names}, seconds, (seed,),
+        if best and watch.stopped and solutions():
+            return
+        for one in entries(problem, {name: _made(name, finetune, question) for name in names}, seconds, (seed,),
                            evaluations=ENDLESS if evaluations is None else evaluations):
             asked[one.solver] = one
             if (found := one.solution) is None:
-                rows[one.solver] = _row(one.solver, None, note=one.row()["why"])
+                rows[one.solver] = _row(one.solver, None, note=one.row()["why"], question=question)
                 continue
             for row in found.evidence.get("table", ()):
-                rows[row["solver"]] = _row(row["solver"], row["cost"], row["seconds"], row["evaluations"], None, row["note"])
-            rows[one.solver] = _row(one.solver, found.cost, found.seconds, found.evaluations, found.gap, found.note)
+                rows[row["solver"]] = _row(row["solver"], row["cost"], row["seconds"], row["evaluations"], None, row["note"], question)
+            rows[one.solver] = _row(one.solver, found.cost, found.seconds, found.evaluations, found.gap, found.note, question)
             if listener is not None:
-                best = cheapest()
-                listener.best(f"{amount(best.cost, best.unit)} ({best.solver})")
+                least = cheapest()
+                listener.best(f"{amount(least.cost, least.unit)} ({least.solver})")
+            if best and watch.stopped:
+                return
 
-    def cheapest() -> Solution[Answer]:
-        return min((one.solution for one in asked.values() if one.solution is not None), key=lambda found: found.cost)
+    def solutions() -> list[Solution[Any]]:
+        return [one.solution for one in asked.values() if one.solution is not None]
+
+    def cheapest() -> Solution[Any]:
+        return min(solutions(), key=lambda found: found.cost)
 
     began = time.monotonic()
     if listener is not None:
-        listener.stage("schedule", max(1, int(budget)))
+        listener.stage(question, max(1, int(budget)))
     with Watch(tell) as watch:
-        ask([one for one in COMPARED if solver not in (one, "auto")], 0.1 * budget)
+        ask([one for one in compared if solver not in (one, "auto")], 0.1 * budget)
         ask([solver], max(0.25 * budget, min(budget, 1.1 * budget + _GRACE - (time.monotonic() - began))))
-        failed = asked[solver].error
-        if isinstance(failed, FourfoldError) and failed.exit_code == 2:
+        failed = asked[solver].error if solver in asked else None
+        if isinstance(failed, FourfoldError) and failed.exit_code == 2 and not (best and solutions()):
             raise failed
         if failed is not None:
-            ask([name for name in COMPARED if name not in rows], 0.1 * budget)
-    solutions = [one.solution for one in asked.values() if one.solution is not None]
-    if failed is not None and not solutions:
+            ask([name for name in compared if name not in rows], 0.1 * budget)
+    if failed is not None and not solutions():
         raise failed
-    best = asked[solver].solution or cheapest()
-    if isinstance(failed, FourfoldError):
-        best = replace(best, note=f"{solver} gave no plan ({failed.message.rstrip('.')}); this is {best.solver}'s.")
-    bounds = [one.bound for one in solutions if one.bound is not None]
-    bound = min(max(bounds), best.cost) if bounds else None
-    return Decided(replace(best, bound=bound, gap=gap(best.cost, bound)), list(rows.values()), watch.stopped)
+    chosen = (None if best or solver not in asked else asked[solver].solution) or cheapest()
+    if isinstance(failed, FourfoldError) and not best:
+        chosen = replace(chosen, note=f"{solver} gave no plan ({failed.message.rstrip('.')}); this is {chosen.solver}'s.")
+    bounds = [one.bound for one in solutions() if one.bound is not None]
+    bound = min(max(bounds), chosen.cost) if bounds else None
+    return Decided(replace(chosen, bound=bound, gap=gap(chosen.cost, bound)), list(rows.values()), watch.stopped)
 
 
-def _made(name: str, finetune: bool) -> Any:
+def _made(name: str, finetune: bool, question: str) -> Any:
     import inspect
 
-    kind = technique(f"{QUESTION}/{name}")
+    kind = technique(f"{question}/{name}")
     return kind(finetune=True) if finetune and "finetune" in inspect.signature(kind).parameters else kind()
 
 
-def _row(name: str, cost: float | None, seconds: float = 0.0, evaluations: int = 0, above: float | None = None, note: str = "") -> dict[str, Any]:
-    title = technique(f"{QUESTION}/{name}").title if name in names() else name
+def _row(name: str, cost: float | None, seconds: float = 0.0, evaluations: int = 0, above: float | None = None, note: str = "",
+         question: str = QUESTION) -> dict[str, Any]:
+    title = technique(f"{question}/{name}").title if name in names(question) else name
     return {"solver": name, "title": title, "cost": cost, "seconds": seconds, "evaluations": evaluations, "gap": above, "note": note}

@@ -225,7 +225,8 @@ class Ledger:
             entries = [hash_chain.plain(row) for row in hash_chain.rows(path)]
             book = cls(Quantity.from_json(entries[0]["start"]), entries[0]["run"])
             for entry in entries[1:]:
-                book._enter(entry)
+                if entry.get("kind") != "decision":                     # other jobs' rows (`decisions.py`) may follow
+                    book._enter(entry)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, ArtefactError):
                 raise

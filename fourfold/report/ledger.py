@@ -18,6 +18,7 @@ from fourfold.errors import ArtefactError, FourfoldError, Infeasible, InputError
 from fourfold.folder import write
 from fourfold.ledger import hash_chain
 from fourfold.ledger.book import Ledger
+from fourfold.ledger.decisions import BookedDecision, LeverProduct, levers
 from fourfold.units import Quantity, Share, total
 from fourfold.units.parse import quantity as parsed
 
@@ -46,6 +47,11 @@ class Book:
     def account(self) -> Ledger | None:
         """The account book in the file, where it holds one. Raises ArtefactError where its entries do not follow from one another."""
         return Ledger.load(self.path) if self.rows and self.rows[0].get("start") and not self.run else None
+
+    @cached_property
+    def levers(self) -> LeverProduct | None:
+        """What jobs decided, and what the levers come to; None where nothing was. Raises ArtefactError where a row is not what was booked."""
+        return levers(self.rows, self.account)
 
     def figure(self, name: str) -> Quantity | None:
         """The sum of a figure ("total_j", "co2e", "cost_usd") over the runs; None where one of them has none."""
@@ -130,6 +136,7 @@ def document(book: Book) -> dict[str, Any]:
         "totals": {name: figure.to_json() if figure else None for name, figure in sums.items()}, "components": _components(book, whole),
         "uncertainty": [{"source": share.source, "grade": share.grade, "share": share.variance} for share in _doubts(whole)],
         "account": book.account.to_json() if not faults and book.account else None,
+        "levers": book.levers.to_json() if not faults and book.levers else None,
     }
 
 
@@ -168,6 +175,13 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _command(row: Mapping[str, Any]) -> str:
     command = row.get("command")
     return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
+
+
+def decided(rows: Sequence[BookedDecision]) -> list[dict[str, str]]:
+    """Table rows, one a decision: the factor is how many times less after it."""
+    return [{"lever": row.lever, "decision": _short(row.step, 48), "about": _short(row.name, 24), "before": words(row.before, "short"),
+             "after": words(row.after, "short"), "factor": f"{row.factor.value:.3g}" if row.factor else "–", "grade": row.factor.grade if row.factor
+             else "", "evidence": row.evidence[:12], "": "" if row.stands else "replaced later"} for row in rows]
 
 
 def components(run: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -1,4 +1,8 @@
-"""The model that a plan is made from: captured, and captured again when the plan is run."""
+"""The model that a plan is made from: captured, and captured again when the plan is run.
+
+An artefact of `optimize` is captured as it runs: the network of its last part, on the batch that its manifest keeps; a cascade's last part is the
+dearest, which answers what the others leave.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,16 @@ class ModelSource:
 
 
 def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str, int] | None = None, seed: int = 0) -> ModelSource:
-    """Capture `model` (all that `fourfold.frontends.capture.capture` takes) on `data`: example inputs (a tensor, a tuple, a mapping), an .npz file of
-    them, or data as `optimize` reads it, of which the first batch is taken. None: inputs of the model's configuration, in the sizes of `dims`.
+    """Capture `model` (all that `fourfold.frontends.capture.capture` takes, or an artefact's folder) on `data`: example inputs (a tensor, a tuple,
+    a mapping), an .npz file of them, or data as `optimize` reads it, of which the first batch is taken. None: inputs of the model's configuration,
+    in the sizes of `dims`; of an artefact those that its manifest keeps.
 
     Raises InputError, ModelError or MissingExtra in words.
     """
     from fourfold.frontends.capture import capture
 
+    if is_artefact(model):
+        return _read_artefact(Path(model), data, train, dict(dims or {}), seed)
     sizes, told = dict(dims or {}), {}
     if isinstance(data, str | Path):
         told = {"file": str(data), "path": str(Path(data).resolve()), "sha256": _file_hash(Path(data))}
@@ -47,6 +54,59 @@ def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str
     found = capture(model, inputs, train=train, dims=sizes, seed=seed)
     given = {"train": train, "level": "ops", "dims": dict(dims or {}), "seed": seed, "inputs": _specs(found), **told}
     return ModelSource(found, {"ref": _words(model), "kind": _kind(model), "path": _path(model), "weights": weights_hash(found)}, given)
+
+
+def is_artefact(model: Any) -> bool:
+    """Whether this is the folder of an artefact that `fourfold optimize --out` wrote."""
+    return isinstance(model, str | Path) and (Path(model) / "manifest.json").is_file() and not (Path(model) / "config.json").is_file()
+
+
+def _read_artefact(folder: Path, data: Any, train: bool, dims: dict[str, int], seed: int) -> ModelSource:
+    """The network of an artefact's last part, captured; `data` and `dims` as of `read`, "batch" and "length" (or "sequence") of the kept batch.
+
+    Raises InputError where it holds no network, ArtefactError as `runtime.loading.load` does.
+    """
+    from dataclasses import replace
+
+    from fourfold.frontends.capture import capture
+    from fourfold.frontends.subject import Subject
+    from fourfold.runtime.loading import load
+
+    model = load(folder)
+    networks = [(part, part.module) for part in model.assembly.parts if part.words is None and part.module is not None]
+    if not networks:
+        raise InputError(f"{folder} holds no network that PyTorch can run, so there is no program to plan.",
+                         "Name the original model, or an artefact of a network.")
+    part, module = networks[-1]
+    notes = [f"The artefact answers with {part.setting.engine} in {part.setting.precision}; what is planned is its network in PyTorch fp32."]
+    if len(model.assembly.parts) > 1:
+        notes.append(f"The artefact is a cascade of {len(model.assembly.parts)}: its last and dearest network, {part.name}, is what is planned.")
+    subject = Subject(module, part.subject.origin, tuple(part.subject.inputs), part.subject.tokenizer, part.subject.processor, folder)
+    told: dict[str, Any] = {}
+    sizes = dict(dims)
+    if isinstance(data, str | Path):
+        told = {"file": str(data), "path": str(Path(data).resolve()), "sha256": _file_hash(Path(data))}
+        inputs = arrays(data) if str(data).endswith(".npz") else _first_batch(subject, data, sizes)
+    else:
+        inputs = _sized(part.signature, sizes) if data is None else data
+    found = capture(subject, inputs, train=train, dims=sizes, seed=seed)
+    found = replace(found, note=(*found.note, *notes))
+    given = {"train": train, "level": "ops", "dims": dims, "seed": seed, "inputs": _specs(found), **told}
+    where = {"ref": str(folder), "kind": "folder", "path": str(folder.resolve()), "part": part.name, "weights": weights_hash(found)}
+    return ModelSource(found, where, given)
+
+
+def _sized(signature: Any, dims: dict[str, int]) -> dict[str, np.ndarray]:
+    """The batch that an artefact keeps, its rows and positions repeated or cut to "batch" and "length" (or "sequence"), which go from `dims`."""
+    size, length = dims.pop("batch", None), dims.pop("length", dims.pop("sequence", None))
+    found = {}
+    for name in signature.names:
+        array = np.asarray(signature.example[name])
+        for axis, wanted in ((0, size), (1, length)):
+            if wanted is not None and axis < array.ndim and axis in signature.dynamic.get(name, {}):
+                array = np.take(array, np.arange(wanted) % array.shape[axis], axis)
+        found[name] = array
+    return found
 
 
 def recapture(plan: Plan, model: Any = None, inputs: Any = None) -> Captured:
@@ -102,16 +162,22 @@ def arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 def _batch(model: Any, data: str | Path, dims: dict[str, int]) -> tuple[Any, dict[str, np.ndarray]]:
     """(subject, the first batch of the user's data as the model reads it). Takes "batch" and "length" out of `dims`."""
-    from fourfold.datasets.load import load_data
     from fourfold.frontends.model import load_model
 
     if _kind(model) not in ("folder", "factory", "object"):
         raise InputError(f"{data}: examples are encoded for models of a folder or a factory only.", "Give arrays: --inputs FILE.npz")
     subject = load_model(model)
+    return subject, _first_batch(subject, data, dims)
+
+
+def _first_batch(subject: Any, data: str | Path, dims: dict[str, int]) -> dict[str, np.ndarray]:
+    """The first batch of the user's data. Takes "batch" and "length" out of `dims`."""
+    from fourfold.datasets.load import load_data
+
     size, length = dims.pop("batch", 1), dims.pop("length", dims.pop("sequence", None))
     splits, _ = load_data(data, None, subject, max_length=length)
     size = min(size, len(splits.train))
-    return subject, splits.train.collate(np.arange(size))
+    return splits.train.collate(np.arange(size))
 
 
 def _specs(found: Captured) -> list[dict[str, Any]]:
