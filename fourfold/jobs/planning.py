@@ -22,7 +22,7 @@ from fourfold.plans import amount
 from fourfold.problem import Problem, Solution, Watch, gap
 from fourfold.registry import names as known_names
 from fourfold.registry import technique
-from fourfold.solvers.compare import ENDLESS, Entry, entries
+from fourfold.solvers.compare import ENDLESS, SolverRow, entries
 from fourfold.units import Quantity
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def decide(problem: Problem[Any], solver: str = "auto", *, budget: float = 60.0,
 
     Raises Infeasible where nobody finds a plan that fits, InputError where `solver` declines, and KeyboardInterrupt on a second Ctrl-C.
     """
-    asked: dict[str, Entry[Any]] = {}
+    asked: dict[str, SolverRow[Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
     shown = 0
 

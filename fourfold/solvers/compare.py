@@ -1,7 +1,7 @@
 """Several solvers asked the same question under equal wall time: one row a solver and seed, every answer examined by `solve`.
 
-`entries` yields them one by one, for callers that tell as they go or stop early; `compare` collects them in a `Table`. With a journal a row is made
-once for its key and recalled from then on; what is recalled holds no answer.
+`entries` yields them one by one, for callers that tell as they go or stop early; `compare` collects them in a `SolverTable`. With a journal a row is
+made once for its key and recalled from then on; what is recalled holds no answer.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ A = TypeVar("A")
 EVALUATIONS, ENDLESS = 1_000_000, 10**12                               # a solver's, as of `Budget`; and so many that the clock stops first
 
 
-class Diary(Protocol):
+class JournalLike(Protocol):
     """What remembers rows: a `Journal`, or anything with its `once`."""
 
     def once(self, key: str, fn: Callable[[], Any]) -> Any: ...
 
 
 @dataclass(frozen=True)
-class Entry(Generic[A]):
+class SolverRow(Generic[A]):
     """What `solver` gave for `seed`: a checked solution, or why there is none (`error`, and `declined` where it cannot answer the problem at all).
 
     `seconds` and `cpu` are the solver's and the check's together, of this process.
@@ -54,11 +54,11 @@ class Entry(Generic[A]):
 
 
 @dataclass(frozen=True)
-class Table(Generic[A]):
-    """`rows` as of `Entry.row`, in the order asked, and the entries behind those that were made now (none where all were recalled)."""
+class SolverTable(Generic[A]):
+    """`rows` as of `SolverRow.row`, in the order asked, and the entries behind those that were made now (none where all were recalled)."""
 
     rows: tuple[dict[str, Any], ...]
-    entries: tuple[Entry[A], ...]
+    entries: tuple[SolverRow[A], ...]
 
     @property
     def best(self) -> Solution[A] | None:
@@ -77,7 +77,7 @@ class Table(Generic[A]):
 
 def entries(problem: Problem[A], solvers: Mapping[str, Solver], seconds: float | Mapping[str, float] = 60.0,
             seeds: Iterable[int] | Mapping[str, Iterable[int]] = (0,), *, evaluations: int = EVALUATIONS,
-            faults: tuple[type[Exception], ...] = (FourfoldError,)) -> Iterator[Entry[A]]:
+            faults: tuple[type[Exception], ...] = (FourfoldError,)) -> Iterator[SolverRow[A]]:
     """Ask each of `solvers` (by the name that the table shall bear) in turn, with each of `seeds`, for `seconds` each: one for all, or by name.
 
     What is of `faults` becomes the entry's `error`; anything else a solver raises goes on to the caller.
@@ -87,12 +87,13 @@ def entries(problem: Problem[A], solvers: Mapping[str, Solver], seconds: float |
 
 
 def compare(problem: Problem[A], solvers: Mapping[str, Solver], seconds: float | Mapping[str, float] = 60.0,
-            seeds: Iterable[int] | Mapping[str, Iterable[int]] = (0,), journal: Diary | None = None, *, key: str = "", evaluations: int = EVALUATIONS,
-            faults: tuple[type[Exception], ...] = (FourfoldError,), tell: Callable[[dict[str, Any]], None] | None = None) -> Table[A]:
+            seeds: Iterable[int] | Mapping[str, Iterable[int]] = (0,), journal: JournalLike | None = None, *, key: str = "",
+            evaluations: int = EVALUATIONS, faults: tuple[type[Exception], ...] = (FourfoldError,),
+            tell: Callable[[dict[str, Any]], None] | None = None) -> SolverTable[A]:
     """The table of `entries`. `key` names the problem in the journal (all that it depends on: graph, machine, objective); `tell` hears every row as
     soon as it is there.
     """
-    made: list[Entry[A]] = []
+    made: list[SolverRow[A]] = []
     rows: list[dict[str, Any]] = []
     for name, solver, seed, mine in _asks(solvers, seconds, seeds):
         def ask(name: str = name, solver: Solver = solver, seed: int = seed, mine: float = mine) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def compare(problem: Problem[A], solvers: Mapping[str, Solver], seconds: float |
         rows.append(ask() if journal is None else journal.once(f"{key}/{name}/{seed}/{mine:g}", ask))
         if tell is not None:
             tell(rows[-1])
-    return Table(tuple(rows), tuple(made))
+    return SolverTable(tuple(rows), tuple(made))
 
 
 def _asks(solvers: Mapping[str, Solver], seconds: float | Mapping[str, float],
@@ -112,11 +113,11 @@ def _asks(solvers: Mapping[str, Solver], seconds: float | Mapping[str, float],
             yield name, solver, seed, float(seconds[name] if isinstance(seconds, Mapping) else seconds)
 
 
-def _asked(problem: Problem[A], name: str, solver: Solver, budget: Budget, seed: int, faults: tuple[type[Exception], ...]) -> Entry[A]:
+def _asked(problem: Problem[A], name: str, solver: Solver, budget: Budget, seed: int, faults: tuple[type[Exception], ...]) -> SolverRow[A]:
     wall, cpu = time.perf_counter(), time.process_time()
     solution, error, declined = None, None, ""
     try:
         solution = solve(problem, solver, budget, seed)
     except faults as fault:
         error, declined = fault, solver.declines(problem) or ""
-    return Entry(name, solver.title, seed, solution, error, declined, time.perf_counter() - wall, time.process_time() - cpu)
+    return SolverRow(name, solver.title, seed, solution, error, declined, time.perf_counter() - wall, time.process_time() - cpu)
