@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourfold.carbon.hourly import bundled
-from fourfold.decisions.carbon_aware import _forecasts, _pricing, certificate
+from fourfold.decisions.carbon_aware import _forecasts, _pricing, validate
 from fourfold.decisions.carbon_aware.flow import Flow
 from fourfold.decisions.carbon_aware.forecast import Forecast
 from fourfold.decisions.carbon_aware.greenest import Greenest
@@ -129,8 +129,8 @@ def test_widths_starts_checkpoints_and_moves_equal_brute_force(seed: int) -> Non
     assert answered(problem, Milp()) == pytest.approx(best, rel=1e-9, abs=1e-12)
     if np.isfinite(best):
         found = solve(problem, Milp(), Budget(EVER, 5_000))
-        proof = certificate.certify(problem, found.answer, found.evidence["mu"])
-        assert certificate.verify(problem, found.answer, proof) == [] and proof.bound <= best * (1 + 1e-9)
+        proof = validate.certify(problem, found.answer, found.evidence["mu"])
+        assert validate.verify(problem, found.answer, proof) == [] and proof.bound <= best * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -193,8 +193,8 @@ def test_flows_of_the_reference_table(capacity: int, kg: float, solver: Any) -> 
     problem = reference(capacity)
     found = solve(problem, solver)
     assert round(found.cost, 4) == kg and found.gap is not None and found.gap <= 1e-9
-    proof = certificate.certify(problem, found.answer, found.evidence["mu"])
-    assert proof.gap <= 1e-9 and certificate.verify(problem, found.answer, proof) == []
+    proof = validate.certify(problem, found.answer, found.evidence["mu"])
+    assert proof.gap <= 1e-9 and validate.verify(problem, found.answer, proof) == []
 
 
 def test_without_the_hydro_region_the_factor_falls_to_about_two() -> None:
@@ -209,16 +209,16 @@ def test_pieces_of_the_reference_have_a_bound_and_a_gap() -> None:
     mu = IntegerProgram(problem).prices(EVER)
     found = construct(problem, mu, Budget(EVER, 300), 0)
     assert found is not None and not problem.violations(found)
-    proof = certificate.certify(problem, found, mu)
+    proof = validate.certify(problem, found, mu)
     assert proof.bound == pytest.approx(421.286, rel=1e-5) and 0 < proof.gap < 0.2
-    assert certificate.verify(problem, found, proof) == []
+    assert validate.verify(problem, found, proof) == []
 
 
 def test_pieces_of_a_part_of_the_reference_are_planned_alike_every_time() -> None:
     problem = reference(1, interruptible=False).only(np.arange(16))
     found, again = (solve(problem, Milp(), Budget(EVER, 20)) for _ in range(2))
     assert found.gap is not None and found.gap < 0.1 and found.cost == again.cost and found.bound == again.bound
-    assert certificate.verify(problem, found.answer, certificate.certify(problem, found.answer, found.evidence["mu"])) == []
+    assert validate.verify(problem, found.answer, validate.certify(problem, found.answer, found.evidence["mu"])) == []
 
 
 @pytest.mark.slow
@@ -421,28 +421,28 @@ def test_a_schedule_is_three_lists_of_whole_numbers() -> None:
 def test_any_single_change_voids_the_certificate(tmp_path_factory: Any, seed: int, data: Any) -> None:
     problem = Place.sample(seed)
     found = solve(problem, Milp(), Budget(EVER, 2_000))
-    proof = certificate.certify(problem, found.answer, found.evidence["mu"])
-    assert certificate.verify(problem, found.answer, proof) == []
+    proof = validate.certify(problem, found.answer, found.evidence["mu"])
+    assert validate.verify(problem, found.answer, proof) == []
     answer = found.answer
     i = data.draw(st.integers(0, len(answer) - 1))
     for name in ("job", "site", "hour"):
         parts = {part: getattr(answer, part).copy() for part in ("job", "site", "hour")}
         parts[name][i] += data.draw(st.sampled_from([-1, 1]))
-        assert certificate.verify(problem, JobHours(**parts), proof)
+        assert validate.verify(problem, JobHours(**parts), proof)
     trace = problem.intensity.copy()
     r, t = data.draw(st.integers(0, trace.shape[0] - 1)), data.draw(st.integers(0, trace.shape[1] - 1))
     trace[r, t] = np.nextafter(trace[r, t], 1e9)
-    said = certificate.verify(problem.replace(intensity=trace), answer, proof)
+    said = validate.verify(problem.replace(intensity=trace), answer, proof)
     assert any("intensity is not what was certified" in sentence for sentence in said)
 
 
 def test_false_claims_are_seen_through() -> None:
     problem = reference(3)
     found = solve(problem, SuccessiveShortestPaths())
-    proof = certificate.certify(problem, found.answer, found.evidence["mu"])
+    proof = validate.certify(problem, found.answer, found.evidence["mu"])
 
     def wrong(**changes: Any) -> str:
-        return " ".join(certificate.verify(problem, found.answer, certificate.Certificate(**{**vars(proof), **changes})))
+        return " ".join(validate.verify(problem, found.answer, validate.Certificate(**{**vars(proof), **changes})))
 
     assert "prove a bound of" in wrong(bound=proof.bound * 1.001, value=proof.value)
     assert "costs" in wrong(value=proof.value * 0.999)
@@ -452,8 +452,8 @@ def test_false_claims_are_seen_through() -> None:
     assert "gap is" in wrong(gap=0.5)
     assert "speaks of marginal" in wrong(signal="marginal")
     assert "shape" in wrong(lam=proof.lam[1:])
-    zero = certificate.certify(problem, found.answer)
-    assert certificate.verify(problem, found.answer, zero) == [] and zero.bound < proof.bound, "poor prices prove a poorer bound, honestly"
+    zero = validate.certify(problem, found.answer)
+    assert validate.verify(problem, found.answer, zero) == [] and zero.bound < proof.bound, "poor prices prove a poorer bound, honestly"
 
 
 def test_files_come_back_and_damage_is_named(tmp_path: Path) -> None:
@@ -461,17 +461,17 @@ def test_files_come_back_and_damage_is_named(tmp_path: Path) -> None:
 
     problem = Place.sample(5)
     found = solve(problem, Milp())
-    path = certificate.save(tmp_path, problem, found.answer, certificate.certify(problem, found.answer, found.evidence["mu"]))
-    assert certificate.verify(*certificate.load(path)) == [] == certificate.verify(*certificate.load(tmp_path))
+    path = validate.save(tmp_path, problem, found.answer, validate.certify(problem, found.answer, found.evidence["mu"]))
+    assert validate.verify(*validate.load(path)) == [] == validate.verify(*validate.load(tmp_path))
     text = (tmp_path / "schedule.csv").read_text().splitlines()
     (tmp_path / "schedule.csv").write_text("\n".join(text[:-1]))
-    assert certificate.verify(*certificate.load(path))
+    assert validate.verify(*validate.load(path))
     (tmp_path / "schedule.csv").write_text("job,site,hour\nnobody,nowhere,1\n")
     with pytest.raises(ArtefactError, match="schedule.csv"):
-        certificate.load(path)
+        validate.load(path)
     (tmp_path / "problem.npz").write_bytes(b"PK")
     with pytest.raises(ArtefactError, match="problem.npz"):
-        certificate.load(path)
+        validate.load(path)
 
 
 # ---- the rolling horizon ----
@@ -533,5 +533,5 @@ def test_very_long_windows_are_looked_at_in_part_and_proven_in_whole(monkeypatch
     monkeypatch.setattr(successive_shortest_paths, "_CELLS", 0)
     few = solve(problem, SuccessiveShortestPaths())
     assert "hours a job" in few.note and few.cost == pytest.approx(whole.cost, rel=1e-9) and few.gap is not None and few.gap <= 1e-9
-    proof = certificate.certify(problem, few.answer, few.evidence["mu"])
-    assert certificate.verify(problem, few.answer, proof) == [] and proof.gap <= 1e-9
+    proof = validate.certify(problem, few.answer, few.evidence["mu"])
+    assert validate.verify(problem, few.answer, proof) == [] and proof.gap <= 1e-9

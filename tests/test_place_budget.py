@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fourfold.decisions.carbon_aware import _apart, certificate
+from fourfold.decisions.carbon_aware import _apart, validate
 from fourfold.decisions.carbon_aware._passes import Passes
 from fourfold.decisions.carbon_aware._pricing import FREE, kinds, separate
 from fourfold.decisions.carbon_aware.lagrangean import Lagrangean
@@ -72,9 +72,9 @@ def test_what_it_finds_is_valid_and_its_bound_is_proved_and_true(kind: str) -> N
     assert found.bound is not None and exact.bound is not None and found.bound <= exact.cost * (1 + 1e-9) and found.cost >= exact.bound * (1 - 1e-9)
     assert found.gap is not None and found.gap < 0.35
     given = found.evidence
-    proof = certificate.certify(problem, found.answer, given["mu"], proof=(given["lam"], given["low"], given["loose"]))
-    assert certificate.verify(problem, found.answer, proof) == [] and proof.loose == bool((kinds(problem) > 1).any())
-    wrong = certificate.verify(problem, found.answer, certificate.certify(problem, found.answer, given["mu"],
+    proof = validate.certify(problem, found.answer, given["mu"], proof=(given["lam"], given["low"], given["loose"]))
+    assert validate.verify(problem, found.answer, proof) == [] and proof.loose == bool((kinds(problem) > 1).any())
+    wrong = validate.verify(problem, found.answer, validate.certify(problem, found.answer, given["mu"],
                                                                           proof=(given["lam"], given["low"] * 1.2, given["loose"])))
     assert given["low"] * 1.2 > found.cost or wrong
 
@@ -97,7 +97,7 @@ def test_by_the_clock_there_is_a_plan_and_with_time_the_exact_one() -> None:
     problem = crowd(120, sites=5, capacity=1)
     best = solve(problem, SuccessiveShortestPaths())
     found, proof = _apart.within(problem, 60.0, 60.0, 0)
-    assert found.cost == pytest.approx(best.cost) and proof.gap <= 1e-9 and certificate.verify(problem, found.answer, proof) == []
+    assert found.cost == pytest.approx(best.cost) and proof.gap <= 1e-9 and validate.verify(problem, found.answer, proof) == []
 
 
 def test_a_budget_that_is_gone_still_gives_a_plan_with_what_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_a_budget_that_is_gone_still_gives_a_plan_with_what_is_proved(monkeypatc
     problem = crowd(60)
     made = study(problem, budget=0.5)
     assert problem.violations(made.solution.answer) == [] and made.solution.solver == "lagrangean" and not made.stopped
-    assert certificate.verify(problem, made.solution.answer, made.certificate) == [] and 0 <= made.certificate.bound <= made.solution.cost
+    assert validate.verify(problem, made.solution.answer, made.certificate) == [] and 0 <= made.certificate.bound <= made.solution.cost
     assert any("no time" in note for note in made.notes) and made.to_json()["verified"] in (None, [])
 
 
@@ -152,5 +152,5 @@ def test_ctrl_c_ends_a_plan_with_the_best_so_far(tmp_path: Path) -> None:
     finally:
         running.kill()
     assert running.returncode == 130 and "Interrupted: this is the best plan so far" in out
-    planned, answer, proof = certificate.load(tmp_path / "plan")
-    assert certificate.verify(planned, answer, proof) == [] and (kinds(planned) == FREE).all()
+    planned, answer, proof = validate.load(tmp_path / "plan")
+    assert validate.verify(planned, answer, proof) == [] and (kinds(planned) == FREE).all()
