@@ -6,7 +6,7 @@ import time
 import pytest
 
 from fourfold.host import Host, here, power, powers, read
-from fourfold.measure import meters
+from fourfold.measure import availability
 from fourfold.measure.meters.fake import FakeClock, FakeMeter, FakeNvml, FakePowercap
 from fourfold.measure.meters.nvml import Nvml
 from fourfold.measure.meters.rapl import MeterError, Rapl
@@ -98,7 +98,7 @@ def test_here_a_window_counts_cpu_time_and_says_how_it_knows_joules() -> None:
         while time.process_time() - start < 0.2:
             math.sqrt(2.0)
     assert 0.2 <= used.cpu < 1.0 and used.joules is not None and used.joules.value > 0 and used.method
-    assert set(used.why) <= set(meters()) and (used.joules.boundary == "host") == (used.joules.grade == "measured")
+    assert set(used.why) <= set(availability()) and (used.joules.boundary == "host") == (used.joules.grade == "measured")
 
 
 class Counted(FakeMeter):

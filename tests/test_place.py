@@ -148,8 +148,8 @@ def test_each_job_alone_is_priced_exactly(seed: int) -> None:
     cost, found = _pricing.separate(problem)
     assert cost == pytest.approx(alone, rel=1e-12, abs=1e-12) and not problem.violations(found)
     zero = np.zeros(problem.intensity.shape)
-    lam = np.array([certificate._price(problem, j, zero) for j in range(jobs)])
-    assert certificate.lower(problem, lam, zero) == pytest.approx(sum(alone), rel=1e-12, abs=1e-12)
+    lam = np.array([validate._price(problem, j, zero) for j in range(jobs)])
+    assert validate.lower(problem, lam, zero) == pytest.approx(sum(alone), rel=1e-12, abs=1e-12)
 
 
 # ---- the reference instance ----

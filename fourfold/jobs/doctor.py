@@ -42,9 +42,9 @@ def _engines(machine: Any) -> list[dict[str, Any]]:
 
 
 def _meters() -> list[dict[str, Any]]:
-    from fourfold.measure import meters
+    from fourfold.measure import availability
 
-    return [{"name": name, "available": reason is None, "reason": reason or ""} for name, reason in meters().items()]
+    return [{"name": name, "available": reason is None, "reason": reason or ""} for name, reason in availability().items()]
 
 
 def _versions() -> dict[str, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def meters() -> dict[str, str | None]:
+def availability() -> dict[str, str | None]:
     """Every energy meter by name: why it cannot be read on this machine, or None where it can."""
     from fourfold.measure.meter import known
 
