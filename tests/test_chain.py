@@ -20,7 +20,7 @@ from fourfold.ledger import hash_chain
 
 WRITER = """
 import sys
-from fourfold import chain
+from fourfold.ledger import hash_chain as chain
 for i in range(int(sys.argv[3])):
     chain.append(sys.argv[1], {"writer": sys.argv[2], "i": i, "pad": "x" * int(sys.argv[4])})
 """
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_the_file_sound(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     code = """
 import resource, sys
-from fourfold import chain
+from fourfold.ledger import hash_chain as chain
 from fourfold.errors import FourfoldError
 for i in range(3):
     chain.append(sys.argv[1], {"i": i})
