@@ -6,8 +6,8 @@
 
 Models: transformers families built from configurations with random weights, and the convolutional networks that ship in the onnx package (their
 weights, which are constants there, are drawn anew). All in float32, batch 1, all cores. A plan is made for this machine as one device (`expert`), its
-engine raced (`executor.race`), then stored; the timing that is reported is a later one, of all contestants in turns, in random order, each
-time the best of three calls. A ratio is the other's time divided by the plan's in the same round: above 1, the plan is faster. Intervals are 90 %
+engine raced (`runtime.local.race`), then stored; the timing that is reported is a later one, of all contestants in turns, in random order
+(`measure.race`). A ratio is the other's time divided by the plan's in the same round: above 1, the plan is faster. Intervals are 90 %
 bootstrap ones of the median. All contestants of a model share one process, so each gains from the allocator's settings (`workers/heap.py`).
 """
 
@@ -136,9 +136,10 @@ def one(name: str, rounds: int, cache: Path, prepare: bool) -> dict[str, Any]:
     from fourfold.host import here
     from fourfold.jobs.plan import plan as make
     from fourfold.machine import Machine
+    from fourfold.measure import race as measured
     from fourfold.runtime.local.compare import compared
     from fourfold.runtime.local.executor import Local
-    from fourfold.runtime.local.race import race, timed
+    from fourfold.runtime.local.race import race
 
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -170,7 +171,7 @@ def one(name: str, rounds: int, cache: Path, prepare: bool) -> dict[str, Any]:
             ready_in = time.monotonic() - began
             if prepare:
                 return {"model": name, "ready": ready_in, "engine": raced.engines["0"]}
-            results = timed({"plan": ready.run, **runners}, "plan", rounds)
+            results = measured.race({"plan": ready.run, **runners}, baseline="plan", rounds=rounds, min_time=0.006, deadline=60.0)
     rows = {key: {"seconds": results[key].wall_median, "ratio": results[key].wall.value, "low": results[key].wall.low,
                   "high": results[key].wall.high, "faster": results[key].wall.verdict > 0, "slower": results[key].wall.verdict < 0,
                   "rounds": results[key].rounds} for key in runners}

@@ -31,6 +31,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import provenance
 
+from fourfold.measure import bootstrap
+
 HOME = Path(__file__).parent
 
 
@@ -171,9 +173,7 @@ def quartile(times: Any) -> float:
 
 def interval(times: Any, seed: int = 0) -> tuple[float, float]:
     """90 % of the quartiles of resampled rounds."""
-    dice = np.random.default_rng(seed)
-    told = np.quantile(dice.choice(times, (500, len(times))), 0.25, axis=1)
-    return float(np.quantile(told, 0.05)), float(np.quantile(told, 0.95))
+    return bootstrap.interval(bootstrap.resampled(lambda drawn: np.quantile(drawn, 0.25, axis=1), times, seed=seed, resamples=500))
 
 
 Pair = tuple[float, float]                                              # s: wall, processor time of this process

@@ -23,7 +23,7 @@ from fourfold.plans import Plan
 from fourfold.program import Captured
 from fourfold.runtime.local.check import check, flat, original_of
 from fourfold.runtime.local.compare import compared
-from fourfold.runtime.local.executor import ONE, PLANNED, Local, execute, interval
+from fourfold.runtime.local.executor import ONE, PLANNED, Local, execute
 from fourfold.runtime.local.race import race
 from fourfold.runtime.local.tensors import feed
 
@@ -224,11 +224,6 @@ def test_threads_and_cores_are_given_back(net: Any) -> None:
 ])
 def test_outputs_are_compared_by_dtype(ours: Any, theirs: Any, equal: bool) -> None:
     assert compared("y", torch.tensor(ours), torch.tensor(theirs)).equal is equal
-
-
-def test_the_interval_holds_the_median() -> None:
-    median, low, high = interval([3.0, 1.0, 2.0, 5.0, 4.0])
-    assert median == 3.0 and 1.0 <= low <= median <= high <= 5.0
 
 
 def test_answers_are_taken_apart_as_they_were_put_together(net: Any) -> None:

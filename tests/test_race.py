@@ -60,6 +60,32 @@ def test_equals_are_called_equal() -> None:
     assert verdicts.count(0) >= 38
 
 
+def test_nothing_is_called_faster_that_is_not() -> None:
+    """2,000 simulated races of equals, and of runners up to a tenth slower, with few rounds and many, quiet and with neighbours: 1 % at most."""
+    wrong = 0
+    for number in range(2000):
+        rng, rounds = np.random.default_rng(number), (5, 6, 7, 9, 21)[number % 5]
+        drift = np.exp(np.cumsum(rng.normal(0, 0.1, rounds)))           # a machine that heats up and cools down
+        ours, theirs = (drift * np.exp(rng.normal(0, 0.05, rounds)) * (1 + rng.pareto(2.5, rounds) * (number % 2)) for _ in range(2))
+        slower = 1 + 0.1 * (number % 4 == 3) * float(rng.random())
+        wrong += median_ratio(slower * ours, theirs, seed=number, resamples=1000).verdict < 0
+    assert wrong <= 20, wrong
+
+
+@pytest.mark.parametrize(("rounds", "factor"), [(5, 0.7), (9, 0.85), (21, 0.93)])
+def test_what_is_faster_is_called_so(rounds: int, factor: float) -> None:
+    """4 % noise, and in one round a neighbour takes three times the time."""
+    found = 0
+    for number in range(200):
+        rng = np.random.default_rng(number)
+        ours, theirs = (np.exp(rng.normal(0, 0.04, rounds)) for _ in range(2))
+        if rounds > 5:
+            ours[rng.integers(rounds)] *= 3.0
+        found += median_ratio(factor * ours, theirs, seed=number).verdict < 0
+    assert found >= 180
+
+
+@pytest.mark.bench
 def test_equals_are_called_equal_on_the_real_clock() -> None:
     work = np.random.default_rng(0).normal(size=(120, 120))
     results = race({"a": lambda: work @ work, "b": lambda: work @ work}, baseline="a", rounds=9, min_time=0.005)

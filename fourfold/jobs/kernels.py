@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fourfold.measure import bootstrap
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -54,9 +56,7 @@ class Sample:
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
         """s: 90 % of the lower quartiles of resampled calls."""
-        drawn = np.random.default_rng(seed).choice(self.times, (200, len(self.times)))
-        low, high = np.quantile(np.quantile(drawn, 0.25, axis=1), (0.05, 0.95))
-        return float(low), float(high)
+        return bootstrap.interval(bootstrap.resampled(lambda times: np.quantile(times, 0.25, axis=1), self.times, seed=seed, resamples=200))
 
 
 def _ready(run: Callable[[], Any], *inputs: Tensor) -> TimedCall:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fourfold.datasets.metrics import METRICS, Metric, metric_named, probe, user_metric
 from fourfold.errors import InputError
+from fourfold.measure import bootstrap
 
 __all__ = ["METRICS", "Metric", "Relative", "accuracy_bound", "clears", "metric_named", "probe", "relation", "relative", "user_metric", "wilson"]
 
@@ -53,19 +54,13 @@ def _units(groups: np.ndarray | None, count: int) -> tuple[np.ndarray, int]:
     return dense, int(dense.max(initial=-1)) + 1
 
 
-def _draws(units: int, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Multinomial weights [rows, units]: how often each unit was drawn."""
-    picked = rng.integers(0, units, size=(rows, units)) + np.arange(rows)[:, None] * units
-    return np.bincount(picked.ravel(), minlength=rows * units).reshape(rows, units)
-
-
 def _resampled(
     metric: Metric, base: np.ndarray, candidate: np.ndarray, targets: Any, unit: np.ndarray, units: int, seed: int, resamples: int
 ) -> np.ndarray:
     rng = np.random.default_rng(seed)
     ratios, started, step = [], time.perf_counter(), max(1, min(resamples, CHUNK // max(len(base), 1)))
     for begin in range(0, resamples, step):
-        weights = _draws(units, min(step, resamples - begin), rng)
+        weights = bootstrap.weights(units, min(step, resamples - begin), rng)
         weights = weights[:, unit] if units != len(unit) or not np.array_equal(unit, np.arange(units)) else weights
         if metric.weighted:
             weights = weights.astype(np.float64)
@@ -122,7 +117,7 @@ def relative(
     ratios = np.where(np.isnan(ratios), 0.0, ratios)  # a resample in which the base scores 0 says nothing good about the candidate
     if not np.isfinite(ratios).all():  # … and where it scores 0 and the candidate does not, no ratio does: the largest that is one stands for it
         ratios = np.where(np.isinf(ratios), max(ratios[np.isfinite(ratios)].max(initial=value), value), ratios)
-    low, high = np.quantile(ratios, [0.05, 0.95])
+    low, high = bootstrap.interval(ratios)
     if metric.right:
         bound = accuracy_bound(metric.right(base_records, targets), metric.right(records, targets), groups=groups, pseudo=1.0)
         low = min(low, max(bound, 0.0))  # a ratio of shares is never negative

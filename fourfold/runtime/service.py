@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.datasets.unread import Unread
+from fourfold.measure.bootstrap import resampled
 from fourfold.measure.race import Clock, RaceResult, Ratio, SystemClock
 
 if TYPE_CHECKING:
@@ -186,8 +187,7 @@ def ratio(
     if same:
         return Ratio(1.0, 1.0, 1.0, 0)
     count = len(ours)
-    picks = np.random.default_rng(seed).integers(0, count, (resamples, count))
-    logs = np.log(np.maximum(ours[picks].sum(1), 1e-12) / np.maximum(theirs[picks].sum(1), 1e-12))
+    logs = resampled(lambda a, b: np.log(np.maximum(a.sum(1), 1e-12) / np.maximum(b.sum(1), 1e-12)), ours, theirs, seed=seed, resamples=resamples)
     value = max(value + shift, 0.05 * value)
     error = math.sqrt(float(logs.var()) * count / max(1, count - 1) + PROCESS**2 + (spread / max(value, 1e-12)) ** 2)
     at90, at99 = (float(t.ppf(q, max(1, count - 1))) for q in (0.95, 0.995))

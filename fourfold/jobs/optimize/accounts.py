@@ -339,13 +339,13 @@ def _absolute(job: Job) -> dict[str, Any]:
     """The original's own quality with an interval, by bootstrap over the unseen split."""
     import numpy as np
 
+    from fourfold.measure import bootstrap
+
     rows, targets, metric = job.base_test, job.splits.test.targets, job.task.metric
-    rng, n = np.random.default_rng(job.work.seed), len(job.base_test)
-    scores = []
+    n, low, high = len(job.base_test), None, None
     if metric.weighted is not None:
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=400).astype(float)
-        scores = list(metric.weighted(rows, targets, weights))
-    low, high = (float(np.quantile(scores, q)) for q in (0.05, 0.95)) if len(scores) else (None, None)
+        drawn = bootstrap.weights(n, 400, np.random.default_rng(job.work.seed)).astype(float)
+        low, high = bootstrap.interval(metric.weighted(rows, targets, drawn))
     return {"value": job.quality, "low": low, "high": high, "n": n}
 
 

@@ -27,6 +27,7 @@ from fourfold.engines.region import calls, regions
 from fourfold.engines.regions import Spec, spec_of
 from fourfold.errors import FourfoldError, InputError
 from fourfold.host import here
+from fourfold.measure import bootstrap
 from fourfold.runtime.local.devices import GPU, allotted, local, ordinal, shares
 from fourfold.runtime.local.malloc import keep
 from fourfold.runtime.local.tensors import feed, natives, tensors
@@ -101,14 +102,6 @@ class Execution:
                              "seconds": r.seconds, "predicted": r.predicted} for r in self.regions],
                 "transfers": [{"value": t.value, "source": t.source, "target": t.target, "start": t.start, "finish": t.finish, "bytes": t.bytes}
                               for t in self.transfers]}
-
-
-def interval(runs: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
-    """(median, low, high): the 90 % interval by bootstrap over runs (Efron 1979)."""
-    taken = np.asarray(runs, float)
-    picks = np.random.default_rng(seed).integers(0, len(taken), (resamples, len(taken)))
-    low, high = np.quantile(np.median(taken[picks], axis=1), [0.05, 0.95])
-    return float(np.median(taken)), float(low), float(high)
 
 
 # ---- a plan made ready ---------------------------------------------------------------------------------------------------------------------------
@@ -380,7 +373,8 @@ def executions(plan: Plan, program: Any, inputs: Any, ways: Sequence[tuple[Mappi
 
 def _execution(ready: Local, runs: list[tuple[float, float, Any]], outputs: Any) -> Execution:
     taken = [seconds for seconds, _, _ in runs]
-    median, low, high = interval(taken)
+    median = float(np.median(taken))
+    low, high = bootstrap.interval(bootstrap.resampled(bootstrap.medians, taken))
     _, began, records = min(runs, key=lambda one: abs(one[0] - median))
     start, finish, ran, sent = ready.measured(began, records)
     return Execution(outputs, median, low, high, tuple(taken), start, finish, max((r.finish for r in ran), default=0.0), ran, sent, ready.engines,

@@ -41,9 +41,9 @@ def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None
     """Race `engines` against eager in every region, the dearest first, and a plan on several devices against one process; interleaved, on the wall
     clock.
 
-    An engine is chosen where it is faster than eager beyond doubt (the 90 % interval of the median ratio lies below 1) and answers alike; of
-    several the quickest. One process is used unless the planned placement is faster beyond doubt. Regions of a plan on several devices that were
-    predicted to take less than `SHORT` stay eager, and no new one is begun after `seconds`. `engines`: all of the program's dialect. Raises what
+    An engine is chosen where it is faster than eager beyond doubt (`measure.race`) and answers alike; of several the quickest. One process is used
+    unless the planned placement is faster beyond doubt. Regions of a plan on several devices that were predicted to take less than `SHORT` stay
+    eager, and no new one is begun after `seconds`. `engines`: all of the program's dialect. Raises what
     `execute` raises.
     """
     rows: list[dict[str, Any]] = []
@@ -59,47 +59,29 @@ def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None
         return Race({**single, **mark}, tuple(rows))
     spread = {"placement": PLANNED, **_raced_regions(plan, program, inputs, engines, rounds, until, folder, rows, say)}
     with Local(plan, program, inputs, engines=single, folder=folder) as one, Local(plan, program, inputs, engines=spread, folder=folder) as two:
-        found = timed({ONE: one.run, PLANNED: two.run}, ONE, rounds)
+        found = _timed({ONE: one.run, PLANNED: two.run}, ONE, rounds)
     rows += [_row("plan", name, found[name]) for name in (ONE, PLANNED)]
-    return Race({**(spread if sooner(found[PLANNED]) else single), **mark}, tuple(rows))
+    return Race({**(spread if found[PLANNED].faster("wall") else single), **mark}, tuple(rows))
 
 
-def timed(runners: Mapping[str, Callable[[], object]], baseline: str, rounds: int, *, tries: int = 3, deadline: float = 60.0, seed: int = 0,
-          ) -> dict[str, RaceResult]:
-    """Runners in turns, in random order, after two calls each. A timing is the best of `tries`: what neighbours take of the machine only adds to it.
+def _timed(runners: Mapping[str, Callable[[], object]], baseline: str, rounds: int) -> dict[str, RaceResult]:
+    """The race; timings of 6 ms and more, and no round begun after a minute, but five are made."""
+    from fourfold.measure import race as measured
 
-    No round is begun after `deadline` s, but five are made.
-    """
-    from fourfold.measure.race import SystemClock, result, timing, warm
-
-    clock, dice = SystemClock(), np.random.default_rng(seed)
-    repeats = {name: warm(run, 2, 0.002, clock) for name, run in runners.items()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
-    began = clock.wall()
-    for number in range(rounds):
-        if number >= 5 and clock.wall() - began > deadline:
-            break
-        for name in dice.permutation(np.array(list(runners), dtype=object)):
-            times[name].append(min(timing(runners[name], repeats[name], clock) for _ in range(tries)))
-    return {name: result(name, baseline, times, repeats[name], None, seed) for name in runners}
+    return measured.race(runners, baseline=baseline, rounds=rounds, min_time=0.006, deadline=60.0)
 
 
 def _row(region: str, engine: str, result: RaceResult) -> dict[str, Any]:
     return {"region": region, "engine": engine, "seconds": result.wall_median, "ratio": result.wall.value, "low": result.wall.low,
-            "high": result.wall.high, "faster": sooner(result), "why": ""}
+            "high": result.wall.high, "faster": result.faster("wall"), "why": ""}
 
 
 def _declined(region: str, engine: str, why: str) -> dict[str, Any]:
     return {"region": region, "engine": engine, "seconds": None, "ratio": None, "low": None, "high": None, "faster": False, "why": why}
 
 
-def sooner(result: RaceResult) -> bool:
-    """Whether the 90 % interval of the ratio lies below 1."""
-    return result.wall.high < 1
-
-
 def _quickest(results: Mapping[str, RaceResult]) -> str:
-    better = [name for name, result in results.items() if name != "eager" and sooner(result)]
+    better = [name for name, result in results.items() if name != "eager" and result.faster("wall")]
     return min(better, key=lambda name: results[name].wall.value, default="eager")
 
 
@@ -119,7 +101,7 @@ def _raced_whole(plan: Plan, program: Any, inputs: Any, placement: str, title: s
                 rows.append(_declined(title, engine, error.message))
                 continue
             runners[engine] = one.run
-        found = timed(runners, "eager", rounds)
+        found = _timed(runners, "eager", rounds)
     rows += [_row(title, name, result) for name, result in found.items()]
     return {"0": _quickest(found)}
 
@@ -157,7 +139,7 @@ def _raced_regions(plan: Plan, program: Any, inputs: Any, engines: Sequence[str]
                     rows.append(_declined(name, engine, str(error)))
                     continue
                 runners[engine] = _under(call, given)
-            found = timed(runners, "eager", rounds)
+            found = _timed(runners, "eager", rounds)
             rows += [_row(name, engine, result) for engine, result in found.items()]
             chosen[name] = _quickest(found)
     finally:
