@@ -147,7 +147,6 @@ def test_the_cached_segment_is_not_differentiated_and_no_place_in_it_is_known() 
 def test_padding_is_never_attended_to() -> None:
     torch.manual_seed(0)
     layer, x = GraphAttention(16, 2, 8).eval(), torch.randn(1, 5, 16)
-    assert torch.allclose(layer(x), GraphAttention.forward(layer, torch.cat([x], 1)), atol=0)
     wide = GraphAttention(16, 2, 5).eval()
     wide.load_state_dict(layer.state_dict())
     assert torch.allclose(layer(x), wide(x), atol=1e-5)
