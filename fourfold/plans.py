@@ -1,4 +1,4 @@
-"""Plans in files. A plan's folder holds one document, plan.json, {question: solution}, and the files that the solutions rest on; no pickles.
+"""Plans in files: a folder holds one document, plan.json, {question: solution}, and the files that its solutions rest on. No pickles.
 
     {"format": "fourfold.plan/2",
      "workload": {"kind": "graph" | "placement" | "jobs", "name", "hash", …},    # what was asked about
