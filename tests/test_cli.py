@@ -23,7 +23,8 @@ from fourfold.errors import FourfoldError, Infeasible, InputError
 from fourfold.report import json as files
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = sorted([*(command.name or command.callback.__name__ for command in main.app.registered_commands if command.callback),
+COMMANDS = sorted([*(command.name or command.callback.__name__ for command in main.app.registered_commands
+                     if command.callback and not command.hidden),
                    *(group.name for group in main.app.registered_groups if group.name)])
 DOCS = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 

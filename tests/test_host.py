@@ -283,7 +283,7 @@ IMPOSSIBLE: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize("words, said", IMPOSSIBLE)
 def test_what_cannot_be_is_refused_in_two_lines(words: list[str], said: str) -> None:
-    done = CliRunner().invoke(app, ["hall", *words])
+    done = CliRunner().invoke(app, ["datacenter", *words])
     assert isinstance(done.exception, InputError), done.output
     assert said in str(done.exception) and len(str(done.exception).splitlines()) == 2
 
@@ -313,9 +313,9 @@ def test_the_hour_that_a_clock_repeats_needs_its_offset(tmp_path: Path) -> None:
 def test_the_command_prints_one_document_or_a_table(tmp_path: Path) -> None:
     load = tmp_path / "load.csv"
     load.write_text("load\n" + "0.2\n0.6\n" * 12)
-    done = CliRunner().invoke(app, ["hall", "--load", str(load), "--servers", "10", "--json"])
+    done = CliRunner().invoke(app, ["datacenter", "--load", str(load), "--servers", "10", "--json"])
     assert json.loads(done.stdout)["hours"] == 24
-    text = CliRunner().invoke(app, ["hall", "--pue", "1.58"]).stdout
+    text = CliRunner().invoke(app, ["datacenter", "--pue", "1.58"]).stdout
     assert "PUE 1.58" in text and "Note: Modelled, not measured" in text
 
 
@@ -328,3 +328,8 @@ def test_every_technique_of_the_hall_cites_a_paper_and_pulls_mechanization() -> 
 
 def test_a_single_mean_temperature_is_called_what_it_is() -> None:
     assert not ANYWHERE.hourly and "assumed" in ANYWHERE.source
+
+
+def test_the_old_name_of_the_command_works_and_says_the_new() -> None:
+    done = CliRunner().invoke(app, ["hall", "--pue", "1.58"])
+    assert done.exit_code == 0 and "PUE 1.58" in done.stdout and "now `fourfold datacenter`" in done.stderr

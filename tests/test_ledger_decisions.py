@@ -111,7 +111,7 @@ def test_jobs_that_decide_book(tmp_path: Path, capsys, monkeypatch) -> None:
     asked = ("plan", "net.onnx", "--machine", "p100x2", "--solver", "expert", "--evaluations", 50, "--progress", "none", "--ledger", "book.jsonl")
     assert ran(capsys, *asked)[0] == 0
     assert ran(capsys, "map", "jobs.csv", "--intensity", "hours.csv", "--quick", "--out", "jobs", "--ledger", "book.jsonl")[0] == 0
-    assert ran(capsys, "hall", "--it-kw", "800", "--pue", "1.58", "--ledger", "book.jsonl")[0] == 0
+    assert ran(capsys, "datacenter", "--it-kw", "800", "--pue", "1.58", "--ledger", "book.jsonl")[0] == 0
     code, out, _ = ran(capsys, "ledger", "show", "book.jsonl", "--json")
     levers = json.loads(out)["levers"]
     assert code == 0 and list(levers["factors"]) == ["machine", "mechanization", "map"], levers

@@ -1,4 +1,4 @@
-"""A hall studied: its PUE taken apart, and what each means would make of it, with intervals. The library call behind `fourfold hall`."""
+"""A hall studied: its PUE taken apart, and what each means would make of it, with intervals. The library call behind `fourfold datacenter`."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def pue_after(pue: float | Quantity, means: Sequence[str], seed: int = 0) -> Qua
     odd = [name for name in means if name not in known]
     if "economiser" in odd:
         raise InputError("What outside air saves depends on hourly temperatures, which are not at hand here.",
-                         "Find the PUE with `fourfold hall --temperatures hourly.csv`, and give it: --hall 1.58:1.32.")
+                         "Find the PUE with `fourfold datacenter --temperatures hourly.csv`, and give it: --hall 1.58:1.32.")
     if odd or not means:
         raise InputError(f"{odd[0] if odd else 'Nothing'!r} is not a means of the hall.", f"Give a PUE, or of: {', '.join(known)}.")
     if "immersion" in means and len(means) > 1:

@@ -149,14 +149,14 @@ def _changed(hall: str) -> tuple[Quantity, Quantity, str]:
 
 
 def _studied(path: Path) -> tuple[Quantity, Quantity, str]:
-    """What `fourfold hall --json` found: the PUE now, and it divided by the factor of its means together (fewer servers among them)."""
+    """What `fourfold datacenter --json` found: the PUE now, and it divided by the factor of its means together (fewer servers among them)."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         before, best = _quantity(document["pue"]), document["together"]
         factor, means = _quantity(best["factor"]), best["means"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not what `fourfold hall --json` prints ({type(error).__name__}: {error}).",
-                         "Make it: fourfold hall … --json > hall.json") from None
+        raise InputError(f"{path} is not what `fourfold datacenter --json` prints ({type(error).__name__}: {error}).",
+                         "Make it: fourfold datacenter … --json > hall.json") from None
     return before, before / factor, f"{', '.join(means)}, as {path.name} has it"
 
 

@@ -1,7 +1,9 @@
-"""`fourfold hall`: what a hall takes on top of its servers, and what each means would save."""
+"""`fourfold datacenter`: what a hall takes on top of its servers, and what each means would save."""
 
 from __future__ import annotations
 
+import sys
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +13,12 @@ from fourfold.cli._print import AsJson, emit, table
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: fourfold hall --it-kw 800 --pue 1.58 --temperatures hourly.csv --utilisation 0.3")(hall)
+    example = "Example: fourfold datacenter --it-kw 800 --pue 1.58 --temperatures hourly.csv --utilisation 0.3"
+    app.command(epilog=example)(datacenter)
+    app.command("hall", hidden=True, epilog=example)(_hall)
 
 
-def hall(
+def datacenter(
     it_kw: Annotated[str, typer.Option(help="Mean IT load, in kW: 800, or 1.2MW.")] = "1000",
     rated_kw: Annotated[str | None, typer.Option(help="IT load that the hall is built for, in kW. The peak load where left out.")] = None,
     pue: Annotated[float | None, typer.Option(help="Known PUE, 1.0 or more. The model's where left out.")] = None,
@@ -57,6 +61,12 @@ def hall(
         emit(document)
     else:
         _show(document)
+
+
+@wraps(datacenter)
+def _hall(*arguments: Any, **options: Any) -> None:
+    print("hint: `fourfold hall` is now `fourfold datacenter`.", file=sys.stderr)
+    datacenter(*arguments, **options)
 
 
 def _show(document: dict[str, Any]) -> None:
