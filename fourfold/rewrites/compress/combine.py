@@ -345,7 +345,7 @@ class Searcher:
         def ended(module: nn.Module, recipe: Recipe, kept: dict[str, list[int]], facts: dict[str, Any]) -> list[Training]:
             candidate = Candidate(
                 name, "network", recipe, shape, self.cost(shape), 2, steps, node.name, kept, module=module,
-                extra={"curve": facts["curve"], "seconds": facts["wall"]},
+                extra={"curve": facts["curve"], "seconds": facts["wall"], "made": facts.get("made", steps)},
             )  # fmt: skip
             self.judge(candidate)
             found = candidate.quality
