@@ -105,7 +105,8 @@ def peers(job: Any, work: Path, args: Any, progress: Any) -> tuple[list[Any], di
     from fourfold.journal import Journal
 
     folder = work / ("quick-peers" if args.quick else "peers")
-    levels, steps = list(job.plan.levels), list(job.plan.steps)
+    levels, made = list(job.plan.levels), {c.name: int(c.extra.get("made", c.steps)) for c in job.candidates}
+    steps = [made.get(f"level-{k}", most) for k, most in enumerate(job.plan.steps)]  # those that the clock left to the search itself
     if args.quick:
         levels, steps = levels[:2], [4] * len(levels[:2])
     fingerprint = {

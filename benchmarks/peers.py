@@ -26,7 +26,7 @@ from fourfold.jobs.optimize.final_race import Point, prepare
 from fourfold.recipe import Recipe
 from fourfold.recipe import apply as apply_recipe
 from fourfold.rewrites.compress.combine import Candidate, site_ids
-from fourfold.rewrites.compress.distil import TrainingSchedule, layer_map, snapshot, tensors
+from fourfold.rewrites.compress.distil import TrainingSchedule, layer_map, recover, snapshot, tensors
 from fourfold.runtime.artefact import Assembly, Part, Setting
 from fourfold.structure.discover import Keep, anatomize, recipe_for
 
@@ -112,7 +112,11 @@ def descend(name: str, cutter: Cutter, job: Job, journal: Journal, folder: Path,
         progress.stage(f"{name}, {made.size}", count)
 
         def train(made: Cut = made, pairs: Any = pairs, schedule: TrainingSchedule = schedule, number: int = number) -> dict[str, torch.Tensor]:
-            bench.recover(made.module, schedule, pairs=pairs, checkpoint=folder / f"{name.replace(' ', '-')}-{number}.ckpt.safetensors")
+            checkpoint = folder / f"{name.replace(' ', '-')}-{number}.ckpt.safetensors"
+            recover(
+                made.module, bench.subject, bench.task, bench.pool, schedule, teacher=bench.teacher, answers=bench.answers, pairs=pairs,
+                checkpoint=checkpoint,
+            )  # fmt: skip
             return snapshot(made.module)
 
         made.module.load_state_dict(journal.tensors(f"{name}:{number}:{level}:{count}:{made.size}", train))
