@@ -73,9 +73,9 @@ def once(work: Path, kind: str, budget: str, load: str) -> dict[str, Any]:
     if ran.returncode not in (0, 3) and not refused:
         raise SystemExit(f"{kind} failed with {ran.returncode}; see {folder / 'log.txt'}")
     allowed = 1.1 * float(budget.removesuffix("s")) + 10
-    told = [line.strip() for line in (ran.stdout or ran.stderr).splitlines() if line.strip()][-1 if refused else 0 :]
+    told = [line.strip() for line in (ran.stdout + ran.stderr).splitlines() if line.strip()] if refused else []
     row = {"kind": kind, "budget": budget, "load": load, "wall_s": wall, "allowed_s": allowed, "kept": wall <= allowed, "exit": ran.returncode,
-           "last": told[0][:200] if told else ""}
+           "last": told[-1][:200] if told else ""}
     done.write_text(json.dumps(row))
     return row
 
