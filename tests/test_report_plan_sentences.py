@@ -16,6 +16,7 @@ from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.graph import CONTRACTION, ELEMENTWISE, Builder
 from fourfold.machine import Device, Link, Machine
 from fourfold.problem import Budget
+from fourfold.report import format
 from fourfold.report.ablation import PARTS, Simulated
 from fourfold.report.modules import named, span, tree
 from fourfold.report.sentences import sentences

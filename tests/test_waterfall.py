@@ -106,7 +106,7 @@ def test_without_joules_there_are_factors_and_no_grams() -> None:
 @pytest.mark.parametrize("place, said", [
     ({"to_site": "FR"}, "runs now"), ({"site": "Farnce"}, "Nearest"), ({"hall": "1.58"}, "not a change"), ({"hall": "0.9:1.1"}, "PUE of 0.9"),
     ({"hall": "1.58:economiser"}, "hourly temperatures"), ({"hall": "1.58:ice"}, "not a means"), ({"hall": "1.58:immersion+set_point"}, "immersed"),
-    ({"hall": "1.58:1.1", "pue": 1.2}, "one of them"), ({"pue": "0.5"}, "PUE of 0.5"), ({"hall": "nowhere.json"}, "hall --json"),
+    ({"hall": "1.58:1.1", "pue": 1.2}, "one of them"), ({"pue": "0.5"}, "PUE of 0.5"), ({"hall": "nowhere.json"}, "datacenter --json"),
     ({"pue": "x"}, "not a figure"),
 ])
 def test_what_cannot_be_is_refused_in_two_lines(place: dict[str, Any], said: str) -> None:

@@ -77,7 +77,7 @@ def test_every_block_that_is_marked_is_run() -> None:
             assert page.name in (ROOT / ELSEWHERE[page.name]).read_text(encoding="utf-8")
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     commands = {line.split()[1] for line in lines}
-    assert len(lines) >= 15 and commands >= {"predict", "explain", "report", "plan", "run", "meter", "ledger", "hall", "sites"}
+    assert len(lines) >= 15 and commands >= {"predict", "explain", "report", "plan", "run", "meter", "ledger", "datacenter", "sites"}
 
 
 def script(path: str) -> Any:
