@@ -28,7 +28,7 @@ app = typer.Typer(
 
 At = Annotated[str | None, typer.Option("--site", help="Where it runs now: tokyo, FR, gcp:us-central1 … Puts CO2e and the Map lever in the report.")]
 ToSite = Annotated[str | None, typer.Option("--to-site", help="Where it will run.")]
-InHall = Annotated[str | None, typer.Option("--hall", help="PUE before and after, 1.58:1.10; or means, 1.58:immersion; or a file of datacenter --json.")]
+InHall = Annotated[str | None, typer.Option("--hall", help="PUE before and after, 1.58:1.10; means, 1.58:immersion; or a file of datacenter --json.")]
 OnePue = Annotated[str | None, typer.Option("--pue", help="The hall's PUE, before and after alike.")]
 Trust = Annotated[list[str] | None, typer.Option(help="Package whose code the artefact may run, such as the model's own; may be repeated.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `fourfold optimize --out` wrote.")]
