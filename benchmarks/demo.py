@@ -49,9 +49,11 @@ def main() -> int:
     seeds = ",".join(sorted({str(row["seed"]) for row in rows}))
     about = harness.facts(argparse.Namespace(**{**vars(args), "budget": "8min", "quick": False, "seed": seeds}), {})
     harness.publish(args.out.stem, {"about": about, **data}, args.out.parent)
-    first = wanted.split(",")[0]
-    report = json.loads((args.work.resolve() / first / "cheap" / "report.json").read_text())
-    harness.publish(f"{args.out.stem}-front", {"about": about, "run": first, "report": front(report)}, args.out.parent)
+    reports = {run: args.work.resolve() / run / "cheap" / "report.json" for run in wanted.split(",")}
+    first = next((run for run, path in reports.items() if path.is_file()), None)     # a run kept from elsewhere may be its row alone
+    if first is not None:
+        report = json.loads(reports[first].read_text())
+        harness.publish(f"{args.out.stem}-front", {"about": about, "run": first, "report": front(report)}, args.out.parent)
     print(json.dumps(data["summary"], indent=1))
     return 0
 
