@@ -8,7 +8,6 @@ cost.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from fourfold.errors import FourfoldError, InputError
+from fourfold.interrupts import Interrupts
 
 A = TypeVar("A")                                                        # what an answer is; each problem says
 _ROUNDING = 1e-9                                                        # a bound may exceed the cost by this share of it: sums in another order
@@ -39,18 +39,13 @@ class Watch:
         self.start = self._told = time.monotonic()
 
     def __enter__(self) -> Watch:
-        self._token, self._before = _WATCH.set(self), None
-        try:
-            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:   # ignored before we began (`nohup … &`): so it stays
-                self._before = signal.signal(signal.SIGINT, self._stop)
-        except ValueError:                                              # not the main thread: its signals are another's to catch
-            pass
+        self._token, self._interrupts = _WATCH.set(self), Interrupts(self._stop)
+        self._interrupts.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
         _WATCH.reset(self._token)
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        self._interrupts.__exit__(*exc)
 
     def look(self) -> None:
         now = time.monotonic()
@@ -58,9 +53,7 @@ class Watch:
             self._told = now
             self.tell(now - self.start)
 
-    def _stop(self, number: int, frame: Any) -> None:
-        if self.stopped:
-            raise KeyboardInterrupt
+    def _stop(self) -> None:
         self.stopped = True
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripts import script
 
 ROOT = Path(__file__).parent.parent
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -29,15 +28,6 @@ WITHOUT: dict[str, tuple[set[str], str]] = {                            # result
     "simulate": ({"date", "commit", "versions", "load", "seeds", "options"}, BEFORE),
     "t5": ({"commit"}, BEFORE),
 }
-
-
-def script(path: str) -> Any:
-    """A script of the project as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 REFRESH = script("docs/refresh.py")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -10,9 +9,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripts import script
 
 import fourfold
 
@@ -78,15 +77,6 @@ def test_every_block_that_is_marked_is_run() -> None:
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     commands = {line.split()[1] for line in lines}
     assert len(lines) >= 15 and commands >= {"predict", "explain", "report", "plan", "run", "meter", "ledger", "datacenter", "sites"}
-
-
-def script(path: str) -> Any:
-    """A script of the project as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_run_fills_in_the_readme(front: fourfold.Front) -> None:

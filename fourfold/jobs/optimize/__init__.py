@@ -64,13 +64,13 @@ def optimize(
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
     """
     from fourfold import engines as registry
+    from fourfold.interrupts import Interrupts
     from fourfold.jobs.clean import bound
     from fourfold.jobs.levers import examine
     from fourfold.jobs.optimize.baseline import baseline
     from fourfold.jobs.optimize.breakdown import ladder
     from fourfold.jobs.optimize.build_and_race import contest
     from fourfold.jobs.optimize.command import spelled
-    from fourfold.jobs.optimize.deadline import Interrupts
     from fourfold.jobs.optimize.early import early
     from fourfold.jobs.optimize.load import read
     from fourfold.jobs.optimize.search import search
@@ -121,7 +121,7 @@ def optimize(
 
         with Interrupts(interrupted) as interrupts:
             try:
-                interrupts.searching = True
+                interrupts.at_once = True
                 early(job)
                 if target is not None and job.best is not None and not (target / "manifest.json").exists():
                     ladder(job)
@@ -135,7 +135,7 @@ def optimize(
                 if interrupts.times != 1:  # asked twice, or raised by another hand
                     raise
                 job.candidates = job.searcher.candidates if job.searcher else []
-            interrupts.searching = False
+            interrupts.at_once = False
             contest(job)
             prove(job)
             ladder(job)

@@ -6,9 +6,8 @@ resumed run has what the killed ones left. Whatever is decided from these clocks
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 ENDS = {"baseline": 0.25, "measure": 0.33, "search": 0.73, "contest": 0.90, "prove": 0.97, "ladder": 1.0}
@@ -40,39 +39,6 @@ class Deadline:
     def ends(self, stage: str) -> float:
         """The same moment on `time.monotonic`'s clock."""
         return time.monotonic() if self.over else time.monotonic() + ENDS[stage] * self.budget - self.spent()
-
-
-class Interrupts:
-    """What Ctrl-C means while a result is being made: `with Interrupts(told) as interrupts:`.
-
-    The first calls `told`; while `interrupts.searching` it also raises KeyboardInterrupt, which ends the search at once. Later, where what was found
-    is only built, raced and proved, that goes on to its end. The second always raises. Only the main thread hears signals; one that was ignored
-    before (`nohup … &`) stays so.
-    """
-
-    def __init__(self, told: Callable[[], None]) -> None:
-        self.told, self.searching, self.times = told, False, 0
-        self._before: Any = None
-
-    def __enter__(self) -> Interrupts:
-        try:
-            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-                self._before = signal.signal(signal.SIGINT, self._heard)
-        except ValueError:  # not the main thread
-            pass
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _heard(self, number: int, frame: Any) -> None:
-        self.times += 1
-        if self.times > 1:
-            raise KeyboardInterrupt
-        self.told()
-        if self.searching:
-            raise KeyboardInterrupt
 
 
 def spell(seconds: float) -> str:
