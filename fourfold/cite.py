@@ -452,6 +452,11 @@ BIBLIOGRAPHY: dict[str, Paper] = {
         "CP",
         2023,
     ),
+    # where buffers stand in memory
+    "pisarchyk2020": _paper("misc", "Yury Pisarchyk, Juhyun Lee", "Efficient Memory Management for Deep Neural Net Inference", "arXiv", 2020,
+                            "2001.03288"),
+    "joslin1999": _paper(_PRINT, "David E. Joslin, David P. Clements", "Squeaky Wheel Optimization",
+                         "Journal of Artificial Intelligence Research 10", 1999),
 }
 
 

@@ -30,8 +30,8 @@ class {name}(Solver):
 
 @pytest.fixture
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder beside ours in which the questions allocate and floorplan are answered by names that `schedule` has too."""
-    for question, name in (("allocate", "anneal"), ("floorplan", "anneal"), ("allocate", "exact")):
+    """A folder beside ours in which the questions tile and floorplan are answered by names that `schedule` has too."""
+    for question, name in (("tile", "anneal"), ("floorplan", "anneal"), ("tile", "exact")):
         write(tmp_path, question, name, SOLVER.format(title=f"{name} of {question}", name=name.title(), question=question, more=""))
     monkeypatch.syspath_prepend(str(tmp_path))
     with registry.including(tmp_path, ""):
@@ -58,16 +58,16 @@ def test_ours_are_listed_whole() -> None:
 
 def test_one_name_in_three_questions(room: Path) -> None:
     known = registry.techniques()
-    assert {"schedule/anneal", "allocate/anneal", "floorplan/anneal", "schedule/exact", "allocate/exact"} <= set(known)
-    assert registry.faults() == [] and registry.names("allocate") == ["anneal", "exact"]
+    assert {"schedule/anneal", "tile/anneal", "floorplan/anneal", "schedule/exact", "tile/exact"} <= set(known)
+    assert registry.faults() == [] and registry.names("tile") == ["anneal", "exact"]
     assert registry.technique("floorplan/anneal").title == "anneal of floorplan"
     assert registry.technique("schedule/anneal").__module__ == "fourfold.decisions.schedule.anneal"
-    assert registry.resolve("anneal", "allocate") == "allocate/anneal" and registry.resolve("heft") == "schedule/heft"
-    with pytest.raises(InputError, match="technique of 3 questions.*\n.*allocate/anneal, floorplan/anneal, schedule/anneal") as caught:
+    assert registry.resolve("anneal", "tile") == "tile/anneal" and registry.resolve("heft") == "schedule/heft"
+    with pytest.raises(InputError, match="technique of 3 questions.*\n.*tile/anneal, floorplan/anneal, schedule/anneal") as caught:
         registry.facts("anneal")
     assert len(str(caught.value).splitlines()) == 2
-    with pytest.raises(InputError, match="Did you mean allocate/exact"):
-        registry.resolve("exakt", "allocate")
+    with pytest.raises(InputError, match="Did you mean tile/exact"):
+        registry.resolve("exakt", "tile")
 
 
 def test_the_planner_is_not_confused_by_them(room: Path) -> None:
@@ -79,41 +79,41 @@ def test_the_planner_is_not_confused_by_them(room: Path) -> None:
 
 
 def test_a_class_behind_a_shared_base_is_found(room: Path) -> None:
-    shared = SOLVER.format(title="all bases", name="Base", question="allocate", more='needs = ("numpy",)')
-    write(room, "allocate", "_base", shared)
-    write(room, "allocate", "derived",
-          '"""Derived: 1999."""\nfrom decisions.allocate._base import Base\n\n\nclass Derived(Base):\n    title = "derived"\n')
+    shared = SOLVER.format(title="all bases", name="Base", question="tile", more='needs = ("numpy",)')
+    write(room, "tile", "_base", shared)
+    write(room, "tile", "derived",
+          '"""Derived: 1999."""\nfrom decisions.tile._base import Base\n\n\nclass Derived(Base):\n    title = "derived"\n')
     with registry.including(room, ""):
-        found = registry.facts("allocate/derived")
+        found = registry.facts("tile/derived")
         assert (found.title, found.lever, found.needs) == ("derived", "machine", ("numpy",))
-        assert registry.technique("allocate/derived").title == "derived" and registry.faults() == []
+        assert registry.technique("tile/derived").title == "derived" and registry.faults() == []
 
 
 @pytest.mark.parametrize("name, text, said", [
     ("nothing", "X = 1\n", "holds 0 techniques"),
-    ("two", SOLVER.format(title="a", name="A", question="allocate", more="") + "\n\nclass B(Solver):\n    title = 'b'\n", "holds 2 techniques"),
-    ("odd", SOLVER.format(title="odd", name="Odd", question="allocate", more="needs = tuple(sorted([]))"), "Odd.needs in odd.py is not a literal"),
+    ("two", SOLVER.format(title="a", name="A", question="tile", more="") + "\n\nclass B(Solver):\n    title = 'b'\n", "holds 2 techniques"),
+    ("odd", SOLVER.format(title="odd", name="Odd", question="tile", more="needs = tuple(sorted([]))"), "Odd.needs in odd.py is not a literal"),
 ])
 def test_what_cannot_be_listed_is_a_fault(room: Path, name: str, text: str, said: str) -> None:
-    write(room, "allocate", name, text)
+    write(room, "tile", name, text)
     with registry.including(room, ""):
         assert any(said in fault for fault in registry.faults())
 
 
 def test_a_base_in_a_public_file_is_a_fault(room: Path) -> None:
-    write(room, "allocate", "child", '"""1999."""\nfrom decisions.allocate.exact import Exact\n\n\nclass Child(Exact):\n    title = "child"\n')
+    write(room, "tile", "child", '"""1999."""\nfrom decisions.tile.exact import Exact\n\n\nclass Child(Exact):\n    title = "child"\n')
     with registry.including(room, ""):
         assert any("exact.py is the base of child.py" in fault for fault in registry.faults())
 
 
 def test_two_files_with_one_id_are_an_error_at_listing(room: Path) -> None:
-    write(room, "allocate", "exact", SOLVER.format(title="again", name="Again", question="allocate", more=""), kind="rewrites")
-    with registry.including(room, ""), pytest.raises(InputError, match="Two techniques are called allocate/exact"):
+    write(room, "tile", "exact", SOLVER.format(title="again", name="Again", question="tile", more=""), kind="rewrites")
+    with registry.including(room, ""), pytest.raises(InputError, match="Two techniques are called tile/exact"):
         registry.techniques()
 
 
 def test_prototypes_are_listed_only_where_asked_for(room: Path) -> None:
-    write(room, "allocate", "young", SOLVER.format(title="young", name="Young", question="allocate", more=""), kind="prototype")
+    write(room, "tile", "young", SOLVER.format(title="young", name="Young", question="tile", more=""), kind="prototype")
     with registry.including(room, ""):
-        assert "allocate/young" not in registry.techniques() and "allocate/young" in registry.techniques(prototypes=True)
-        assert registry.facts("allocate/young").status == "prototype"
+        assert "tile/young" not in registry.techniques() and "tile/young" in registry.techniques(prototypes=True)
+        assert registry.facts("tile/young").status == "prototype"
