@@ -127,7 +127,7 @@ class Rectangles:
 
     Buffers that share memory (aliases) have one offset, numbered 0 … m-1 by their roots. Each offset v owns the rectangles ptr[v] … ptr[v+1]-1:
     rectangle r takes the addresses [offset + shift[r], offset + shift[r] + size[r]) in the sections lower[r] … upper[r]-1 (time as ranks; section
-    t lies between the t-th and the next end point). Rectangles of one offset never share a point of time and address; a buffer without gaps and aliases is
+    t lies between the t-th and the next end point). Those of one offset never share a point of time and address; a buffer without gaps and aliases is
     one rectangle with shift 0; one with gaps is several with the same offset. Rectangles of size 0 are left out (an offset may own none).
 
     A packing is valid if and only if no two rectangles of different owners share a point, offset[v] is a multiple of alignment[v], equals fixed[v]
