@@ -179,8 +179,8 @@ def proved(job: Job, points: Sequence[Point], floor: float, label: str) -> list[
 
 def records(job: Job, point: Point) -> np.ndarray:
     """A point's records on the unseen split; of a cascade from its members', since a gate looks at nothing else."""
+    from fourfold.gate import assembled, owners
     from fourfold.jobs.optimize.significance import records as own
-    from fourfold.rewrites.compress.cascade import assembled, owners
 
     members = point.candidate.extra.get("members", ())
     if not members:
@@ -193,8 +193,8 @@ def records(job: Job, point: Point) -> np.ndarray:
 
 def final(job: Job, points: Sequence[Point], seconds: float, rounds: int = 15) -> None:
     """Judge every point on the unseen split and race all their services (text in, answer out), interleaved, against the original's own best."""
+    from fourfold.gate import owners
     from fourfold.measure.quality import relative
-    from fourfold.rewrites.compress.cascade import owners
     from fourfold.runtime.artefact import Assembly
     from fourfold.runtime.service import ORIGINAL, Runner, race_services
 

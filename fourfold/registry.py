@@ -29,7 +29,8 @@ _homes: dict[Path, str] = {Path(__file__).parent: "fourfold"}           # folder
 @dataclass(frozen=True)
 class Facts:
     """A technique's class attributes, and the first sentence of its file. `id` is "question/name", `module` its import path; `status` is "default"
-    (used unless told otherwise), "optional" or "prototype"; `edits`: the kinds of edits that are its own."""
+    (used unless told otherwise), "optional" or "prototype"; `edits`: the kinds of edits that are its own, `member`: the kind of member of an
+    artefact."""
 
     id: str
     name: str
@@ -42,6 +43,7 @@ class Facts:
     summary: str
     status: str
     edits: tuple[str, ...] = ()
+    member: str = ""
 
 
 @contextmanager
@@ -105,7 +107,7 @@ def facts(name: str) -> Facts:
     status = "prototype" if ".prototype." in f".{module}." else "default" if values.get("default") else "optional"
     lever = str(values.get("lever", "model" if ".rewrites." in f".{module}." else "machine"))
     return Facts(id, bare, module, question, str(values.get("title", bare)), lever, _texts(values.get("cites")), _texts(values.get("needs")),
-                 " ".join(text.split()), status, _texts(values.get("edits")))
+                 " ".join(text.split()), status, _texts(values.get("edits")), str(values.get("member", "")))
 
 
 def technique(name: str) -> type:
@@ -115,10 +117,15 @@ def technique(name: str) -> type:
 
 
 def owner(kind: str) -> type | None:
-    """The technique that carries out edits of `kind`; None where there is none. Imports its file only."""
+    """The technique that carries out edits of `kind`, or makes members of that kind; None where there is none. Imports its file only."""
     if kind in _adopted:
         return _adopted[kind]
-    return next((technique(id) for id in techniques(prototypes=True) if kind in facts(id).edits), None)
+    for file, _, _ in _files():  # most kinds bear their file's name, and reading one file is quick
+        if file.stem == kind and _classes(file):
+            values = _attributes(file, _technique_of(file))
+            if kind in (*_texts(values.get("edits")), values.get("member")):
+                return getattr(importlib.import_module(_module(file)), _technique_of(file).name)
+    return next((technique(id) for id in techniques(prototypes=True) if kind in (*facts(id).edits, facts(id).member)), None)
 
 
 def adopt(module: str) -> None:
@@ -127,11 +134,12 @@ def adopt(module: str) -> None:
     Raises InputError where it holds none.
     """
     found = importlib.import_module(module)
-    kinds = [cls for cls in vars(found).values() if isinstance(cls, type) and cls.__module__ == module and getattr(cls, "edits", ())]
+    kinds = [cls for cls in vars(found).values() if isinstance(cls, type) and cls.__module__ == module and (getattr(cls, "edits", ()) or
+             getattr(cls, "member", ""))]
     if not kinds:
         raise InputError(f"{module} holds no technique with edits of its own.", "Install the version of its package that the artefact was made with.")
     for cls in kinds:
-        _adopted.update(dict.fromkeys(cls.edits, cls))
+        _adopted.update(dict.fromkeys([*cls.edits, *filter(None, [cls.member])], cls))
 
 
 def stored(question: str) -> ModuleType | None:
@@ -266,7 +274,7 @@ def _attributes(file: Path, cls: ast.ClassDef) -> dict[str, object]:
             target, value = line.target.id, line.value
         else:
             continue
-        if target in ("title", "lever", "cites", "needs", "default", "edits"):
+        if target in ("title", "lever", "cites", "needs", "default", "edits", "member"):
             try:
                 values[target] = ast.literal_eval(value)
             except ValueError:

@@ -11,10 +11,16 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
     from torch import Tensor, nn
+
+    from fourfold.gate import Members, Proof
+    from fourfold.gate import Path as GatePath
 
 Edit = Mapping[str, Any]
 """One change as JSON-able data with a "kind"; see `fourfold.recipe`."""
@@ -65,6 +71,49 @@ class Context:
     sensitivities: Any
     floor: float
     seed: int
+    outputs: int = 0
+    """Columns of the original's outputs."""
+    max_length: int | None = None
+
+
+class Standalone(Protocol):
+    """What answers raw inputs by itself, without a network; a member of an artefact. `kind`: the technique's `member`."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that an answer may use."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as it is held."""
+        ...
+
+    def records(self, texts: Sequence[Any]) -> np.ndarray:
+        """Class scores float64 [N, C], or values [N, 1], of raw inputs."""
+        ...
+
+    def save(self, folder: Path) -> list[str]:
+        """Write it into `folder` as plain data; the names of its files, which are the technique's `files`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What is done to a finished candidate besides: `edits` of its module, and how its inputs are read from then on.
+
+    `suffix` is added to its name, `told` to what is said of it. `tokenizer` takes the place of the original's; `reencode` makes examples that the
+    original read into such as the extended model reads.
+    """
+
+    suffix: str
+    edits: tuple[dict[str, Any], ...]
+    told: str
+    tokenizer: Any
+    reencode: Callable[[Any], Any]
 
 
 class Rewrite(ABC):
@@ -72,7 +121,11 @@ class Rewrite(ABC):
 
     `lever` is always "model" for rewrites. `cites` are keys of `fourfold.cite.BIBLIOGRAPHY`. `needs` are importable module names;
     `default`: used unless told otherwise. `edits`: the kinds of edits that are this technique's own. `step`: title of its step in the breakdown.
-    `combined`: what it proposes is searched together with others by `compress/combine`, which the job runs in its place.
+    `combined`: what it proposes is searched together with others by `compress/combine`, which the job runs in its place. `objectives`: of a technique
+    that is not used by default, those that it is used for unasked. `member`: the kind of member of an artefact that `alone` makes, `files` its files.
+
+    Four ways to take part, and a technique has one of them: `propose` students of the original, `extend` finished candidates, answer `alone` without
+    a network, or `join` finished points.
     """
 
     title: ClassVar[str]
@@ -83,6 +136,9 @@ class Rewrite(ABC):
     edits: ClassVar[tuple[str, ...]] = ()
     step: ClassVar[str] = ""
     combined: ClassVar[bool] = False
+    objectives: ClassVar[tuple[str, ...]] = ()
+    member: ClassVar[str] = ""
+    files: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def declines(self, model: nn.Module) -> str | None:
@@ -123,6 +179,25 @@ class Rewrite(ABC):
         """How quality is won back: options of distillation from the original ("steps", "batch", "lr", "bf16"), {} for the job's own, None for no
         training at all."""
         return {}
+
+    def extend(self, context: Context, candidate: nn.Module) -> Extension | None:
+        """What can be done to a finished candidate besides, whatever made it; None: nothing. Raises ModelError, with the reason, where it does not
+        fit the original at all."""
+        return None
+
+    def alone(self, context: Context) -> Standalone | None:
+        """A model of the task that needs no network, trained on `context.examples`; None where the data are not of its kind. It is asked whatever
+        `declines` says of the network, which it does without."""
+        return None
+
+    def opened(self, folder: Path) -> Standalone:
+        """What `Standalone.save` wrote. Raises ArtefactError where a file is missing or damaged."""
+        raise NotImplementedError(f"{type(self).__name__} makes no member of its own")
+
+    def join(self, members: Members, proof: Proof) -> list[GatePath]:
+        """Families of gates over finished points, each from cautious to bold, that promise most under `proof`; []: none. Asked whatever `declines`
+        says."""
+        return []
 
     def describe(self, edits: Sequence[Edit]) -> str:
         """What these edits do, in a few words, for report and explanation."""

@@ -96,7 +96,7 @@ def words(name: str = "bag-of-words", seed: int = 0) -> Any:
 
 def saved(folder: Path, parts: list[Any], shares: list[float] | None = None) -> Path:
     """The artefact of these members; `shares[i]` of the texts is about what member i hands on."""
-    from fourfold.rewrites.compress.cascade import Gate, confidence
+    from fourfold.gate import Gate, confidence
     from fourfold.runtime.artefact import Assembly
     from fourfold.runtime.saving import save
 

@@ -14,7 +14,7 @@ import fourfold
 from fourfold.datasets.examples import Examples
 from fourfold.datasets.task import Task, default_metric
 from fourfold.errors import ArtefactError, ModelError
-from fourfold.rewrites.compress.cascade import Gate
+from fourfold.gate import Gate
 from fourfold.runtime.artefact import Assembly
 from fourfold.runtime.saving import save, trusted
 

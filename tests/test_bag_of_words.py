@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fourfold.datasets.constant import majority, mean, plain, unigram
 from fourfold.datasets.examples import Examples
 from fourfold.datasets.task import Task, default_metric
 from fourfold.errors import ArtefactError
 from fourfold.measure.quality import METRICS
-from fourfold.rewrites.compress.bag_of_words import BagOfWords, WordCounts, fit, grams, majority, mean, plain, unigram
+from fourfold.rewrite import Context
+from fourfold.rewrites.compress.bag_of_words import BagOfWords, WordCounts, fit, grams
 
 GOOD, BAD = "great moving bright witty superb".split(), "dull slow awful weak tired".split()
 FILL = "the film a story and its cast of this that plot with".split()
@@ -107,8 +110,10 @@ def test_every_task_has_its_plain_answer() -> None:
     texts, labels = reviews(100)
     task = Task("classification", ["0", "1"], default_metric("classification"))
     worded = Examples({"x": np.zeros((100, 1))}, labels, raw=list(texts))
-    name, records, model = plain(worded, worded, task)
-    assert name == "bag of words" and model is not None and records.shape == (100, 2)
+    context = Context(None, task, worded, None, None, None, 0.97, 0, outputs=2)
+    model = WordCounts().alone(context)
+    assert model is not None and model.records(worded.raw or []).shape == (100, 2) and model.parameters == model.weights.size
+    assert WordCounts().alone(replace(context, examples=replace(worded, raw=None))) is None
     bare = Examples({"x": np.random.default_rng(0).normal(size=(100, 1))}, labels)
     assert plain(bare, bare, task)[0] == "majority class"
     values = bare.with_targets(labels * 1.0)

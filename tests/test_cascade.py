@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fourfold.rewrites.compress.cascade import chains, confidence, gates, temperature
+from fourfold.gate import confidence
+from fourfold.rewrites.compress.cascade import chains, gates, temperature
 
 
 def answers(accuracy: float, sharpness: float, targets: np.ndarray, seed: int) -> np.ndarray:

@@ -11,9 +11,9 @@ import pytest
 import served
 
 from fourfold.errors import FourfoldError
+from fourfold.gate import Gate
 from fourfold.jobs.optimize.choices import keep
 from fourfold.ledger.book import Ledger
-from fourfold.rewrites.compress.cascade import Gate
 from fourfold.runtime.artefact import Assembly
 from fourfold.runtime.export import export
 from fourfold.runtime.loading import load, read_manifest

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from fourfold.gate import Proof, assembled, owners
 from fourfold.jobs.optimize.significance import error, reached
 from fourfold.measure.quality import Z95, accuracy_bound
 from fourfold.measure.sequence import LEVEL, Family, floors, safe
-from fourfold.rewrites.compress.cascade import Proof, assembled, owners, paths
+from fourfold.rewrites.compress.cascade import paths
 
 
 def test_a_family_stops_at_its_first_failure_and_hands_its_level_on_only_when_whole() -> None:

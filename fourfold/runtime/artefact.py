@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.engines.base import Session, Signature
     from fourfold.frontends.subject import Subject
+    from fourfold.gate import Gate
     from fourfold.recipe import Recipe
-    from fourfold.rewrites.compress.bag_of_words import BagOfWords
-    from fourfold.rewrites.compress.cascade import Gate
+    from fourfold.rewrite import Standalone
     from fourfold.runtime.answers import Answers
 
 FORMAT = "fourfold.artefact/1"
@@ -61,7 +61,7 @@ class Setting:
 
 @dataclass
 class Part:
-    """One member: a network (structure, weights, engine files) or a bag of words.
+    """One member: a network (structure, weights, engine files) or, in `words`, what answers raw inputs without one.
 
     `subject` carries the origin and the encoders; `recipe` rebuilds the shape from the origin; `files` are engine files lying in `folder`.
     """
@@ -74,7 +74,7 @@ class Part:
     signature: Signature | None = None
     folder: Path | None = None
     files: list[str] = field(default_factory=list)
-    words: BagOfWords | None = None
+    words: Standalone | None = None
     session: Session | None = None
     reencode: Callable[[Examples], Examples] | None = None
 

@@ -77,7 +77,7 @@ def load(folder: Path | str, *, trust: Iterable[str] = ()) -> Model:
         _apart(parts, manifest)
         gates = []
         if manifest["gates"]:
-            from fourfold.rewrites.compress.cascade import Gate
+            from fourfold.gate import Gate
 
             gates = [Gate(**g) for g in manifest["gates"]]
         return Model(root, manifest, Assembly(manifest["name"], parts, gates), Task.from_json(manifest["task"], _tokenizer(parts)), warnings)
@@ -104,15 +104,18 @@ def _tokenizer(parts: list[Part]) -> Any:
 
 def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str], trust: Trust) -> Part:
     setting = Setting(**spec["setting"])
-    if spec["kind"] == "bag_of_words":
-        from fourfold.rewrites.compress.bag_of_words import BagOfWords
+    _adopted(spec, trust)
+    if spec["kind"] != "network":
+        from fourfold.registry import owner
 
-        return Part(spec["name"], None, None, None, setting, words=BagOfWords.load(home))  # type: ignore[arg-type]
+        technique = owner(spec["kind"])
+        if technique is None or getattr(technique, "member", "") != spec["kind"]:
+            raise ArtefactError(f"no technique here makes members of the kind {spec['kind'][:40]!r}.", "Install the version that the artefact needs.")
+        return Part(spec["name"], None, None, None, setting, words=technique().opened(home))  # type: ignore[arg-type]
     from fourfold.engines import engine
     from fourfold.engines.base import Signature
     from fourfold.host import here
 
-    _adopted(spec, trust)
     opaque = spec["origin"]["kind"] == "opaque"
     # Neither is made before somebody asks for it: ONNX Runtime and OpenVINO need their own files only.
     recipe: Later[Recipe | None] = Later(lambda: _recipe(spec))
@@ -156,12 +159,13 @@ def _engine_folder(home: Path, spec: Mapping[str, Any]) -> Path:
 
 
 def _adopted(spec: Mapping[str, Any], trust: Trust) -> None:
-    """Make the techniques known whose edits the recipe holds and that are none of ours, where they are trusted."""
+    """Make the techniques known that are none of ours and whose edits the recipe holds, or who made the member, where they are trusted."""
     from importlib.util import find_spec
 
     from fourfold.registry import adopt
 
-    for where in dict.fromkeys(str(edit["by"]) for edit in spec["recipe"]["edits"] if "by" in edit):
+    edits = spec["recipe"]["edits"] if spec["kind"] == "network" else [spec]
+    for where in dict.fromkeys(str(edit["by"]) for edit in edits if "by" in edit):
         trust.called(f"{where}:technique")
         try:
             there = find_spec(where) is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.errors import ArtefactError
+from fourfold.registry import owner
 
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+ -]*")  # of a file or a folder: no separator, nothing hidden, not ".."
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)
@@ -49,10 +50,13 @@ def _part(path: Path, part: Any, files: Mapping[str, Any]) -> str:
     _need(path, "/" not in name, f"the part {name[:80]!r} is no plain name")
     _inside(path, name, "parts")
     kind = _held(path, part, "kind", str)
-    _need(path, kind in ("network", "bag_of_words"), f"the kind of {name} is {kind[:40]!r}")
     _setting(path, _held(path, part, "setting", dict), name, kind)
-    if kind == "bag_of_words":
-        _need(path, {f"{name}/words.json", f"{name}/words.safetensors"} <= set(files), f"files of {name} are not listed")
+    if kind != "network":
+        technique = None if "by" in part else owner(kind)              # somebody else's technique is looked at when it is trusted
+        _need(path, "by" in part or getattr(technique, "member", "") == kind, f"the kind of {name} is {kind[:40]!r}")
+        _need(path, isinstance(part.get("by", ""), str), f"{name}.by is no module")
+        wanted = {f"{name}/{file}" for file in getattr(technique, "files", ())}
+        _need(path, wanted <= set(files) and any(file.startswith(f"{name}/") for file in files), f"files of {name} are not listed")
         return name
     origin = _held(path, part, "origin", dict)
     _need(path, str(origin.get("kind")) in _ORIGINS, f"the origin of {name} is of an unknown kind")
@@ -88,7 +92,7 @@ def _part(path: Path, part: Any, files: Mapping[str, Any]) -> str:
 def _setting(path: Path, setting: Mapping[str, Any], name: str, kind: str) -> None:
     from fourfold.engines import names
 
-    engines = ["numpy"] if kind == "bag_of_words" else names()          # counted words need no back end
+    engines = names() if kind == "network" else ["numpy"]               # what answers without a network needs no back end
 
     known = {"engine", "precision", "threads", "batch", "bucketing"}
     _need(path, set(setting) == known, f"{name}.setting has other keys than {', '.join(sorted(known))}")

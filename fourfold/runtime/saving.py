@@ -80,7 +80,8 @@ def trusted(assembly: Assembly) -> tuple[str, ...]:
     """The packages that the members' own code comes from: whoever loads the artefact must trust them, as `load(folder, trust=…)` says."""
     origins = {name for part in assembly.parts if part.subject is not None for name in strangers(part.subject.origin)}
     edits = {str(edit["by"]).partition(".")[0] for part in assembly.parts if part.recipe for edit in part.recipe.edits if "by" in edit}
-    return tuple(sorted(origins | edits))
+    alone = {type(part.words).__module__.partition(".")[0] for part in assembly.parts if part.words is not None} - {"fourfold"}
+    return tuple(sorted(origins | edits | alone))
 
 
 def _save_part(part: Part, root: Path) -> dict[str, Any]:
@@ -88,7 +89,9 @@ def _save_part(part: Part, root: Path) -> dict[str, Any]:
     home.mkdir()
     if part.words is not None:
         part.words.save(home)
-        return {"name": part.name, "kind": "bag_of_words", "setting": part.setting.to_json()}
+        spec = {"name": part.name, "kind": part.words.kind, "setting": part.setting.to_json()}
+        module = type(part.words).__module__
+        return spec if module.startswith("fourfold.") else {**spec, "by": module}
     from safetensors.torch import save_file
 
     from fourfold.engines import engine

@@ -15,9 +15,6 @@ FILES = sorted([*(ROOT / "jobs").rglob("*.py"), *(ROOT / "report").rglob("*.py")
 MACHINERY = {
     "combine": "the search over shapes, which the job runs, and what it works on",
     "distil": "the training loop that every candidate is recovered by",
-    "cascade": "the arithmetic of gates",
-    "bag_of_words": "the baseline that every search is compared with, and its file format",
-    "vocabulary": "token rows that no text uses, for the memory objective",
 }                                                                       # what these files hold besides a technique
 
 

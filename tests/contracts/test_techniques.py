@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fourfold.datasets.metrics import METRICS
 from fourfold.datasets.task import Task
 from fourfold.errors import InputError
 from fourfold.frontends.model import Subject, origin_of, state
+from fourfold.gate import Members, Proof
 from fourfold.registry import facts, technique, techniques
 from fourfold.rewrite import Context, Proposal, Rewrite
 from fourfold.rewrites.calibration import Sensitivities
@@ -175,13 +177,80 @@ def offered(name: str, kind: str, most: int = 6) -> list[Proposal]:
     return [] if rewrite.declines(found.subject.module) else list(islice(rewrite.propose(found), most))
 
 
-ASIDE = {"distil": "wins back what others lost", "cascade": "joins finished candidates", "quantise": "a precision is raced, never predicted",
-         "vocabulary": "only the corpus says which rows stay; used for memory", "bag_of_words": "no network: fitted with the baseline"}
+ASIDE = {"distil": "wins back what others lost", "quantise": "a precision is raced, never predicted"}
+WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(118))]
+
+
+def texts(kind: str) -> Context:
+    """The same with raw texts, labels, and a tokenizer for them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    found, _ = context(kind)
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    labels = np.arange(64) % len(found.task.classes or [])
+    raw = [f"w{label} w{5 + i % 7} common" for i, label in enumerate(labels)]
+    examples = replace(found.examples, raw=raw, targets=labels)
+    return replace(found, subject=replace(found.subject, tokenizer=tokenizer), examples=examples, outputs=len(found.task.classes or []))
+
+
+def ways(name: str) -> list[str]:
+    """In which ways a technique takes part on the samples."""
+    rewrite, found = technique(name)(), []
+    for kind in MODELS:
+        ours = texts(kind)
+        found += ["propose"] if offered(name, kind) else []
+        found += ["alone"] if rewrite.alone(ours) is not None else []
+        if rewrite.declines(ours.subject.module) is None and rewrite.extend(ours, ours.subject.module) is not None:
+            found.append("extend")
+    logits, targets = joinable()
+    members = Members([0.05, 1.0], logits, targets, lambda z: float((z.argmax(1) == targets).mean()), [True, True])
+    found += ["join"] if rewrite.join(members, Proof(0.8, lambda z: (0.005, 0.005))) else []
+    return sorted(set(found))
+
+
+def joinable() -> tuple[list[np.ndarray], np.ndarray]:
+    """Logits [N, 2] of a cheap member that is right where it is sure, and of a dear one that is nearly always right; the truth."""
+    rng = np.random.default_rng(7)
+    truth = rng.integers(0, 2, 1500)
+    signs = np.where(truth == 1, 1.0, -1.0)[:, None] * np.array([[-1.0, 1.0]])
+    margin = rng.normal(1.0, 1.2, 1500)[:, None]
+    return [signs * margin, signs * rng.normal(3.0, 1.0, 1500)[:, None]], truth
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_proposes_something_or_has_its_place_elsewhere(name: str) -> None:
-    assert any(offered(name, kind) for kind in MODELS) != (name.split("/")[1] in ASIDE), ASIDE.get(name.split("/")[1], "it proposes nothing anywhere")
+def test_it_takes_part_in_one_way_on_some_sample(name: str) -> None:
+    aside = name.split("/")[1] in ASIDE
+    assert len(ways(name)) == (0 if aside else 1), ASIDE.get(name.split("/")[1], f"it does nothing anywhere, or several things: {ways(name)}")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if technique(name).member])
+def test_what_answers_alone_is_saved_and_opened_as_it_was(name: str, tmp_path: Path) -> None:
+    rewrite, ours = technique(name)(), texts("bert")
+    model = rewrite.alone(ours)
+    assert model is not None and model.kind == rewrite.member and model.parameters > 0 and model.nbytes > 0
+    rows = model.records(ours.examples.raw)
+    assert rows.shape == (64, 3) and np.isfinite(rows).all() and (rows.argmax(1) == ours.examples.targets).mean() > 0.9
+    assert sorted(model.save(tmp_path)) == sorted(rewrite.files) == sorted(path.name for path in tmp_path.iterdir())
+    assert np.abs(rewrite.opened(tmp_path).records(ours.examples.raw) - rows).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if technique(name).extend is not Rewrite.extend])
+def test_what_extends_a_candidate_leaves_its_answers(name: str) -> None:
+    from fourfold.recipe import Recipe, apply
+
+    rewrite, ours = technique(name)(), texts("bert")
+    more = rewrite.extend(ours, ours.subject.module)
+    assert more is not None and more.edits and more.suffix and more.told and json.loads(json.dumps(more.edits)) == list(more.edits)
+    module = apply(copy.deepcopy(ours.subject.module), Recipe(more.edits)).eval()
+    assert sum(p.numel() for p in module.parameters()) < sum(p.numel() for p in ours.subject.module.parameters())
+    seen = more.reencode(ours.examples)
+    rows = [{key: torch.as_tensor(value) for key, value in one.collate(np.arange(8)).items()} for one in (ours.examples, seen)]
+    with torch.no_grad():
+        before, after = ours.subject.module.eval()(**rows[0]), module(**rows[1])
+    assert torch.allclose(before.logits, after.logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -62,6 +62,19 @@ def test_a_foreign_technique_goes_the_whole_way(model: Path, reviews: Path, tmp_
             fourfold.load(folder)
         assert "--trust toyroom" in str(caught.value)
 
+        (point,) = [p for p in job.points if p.candidate.technique == "select/naive_bayes"]
+        assert point.search is not None and point.search.value > 0.5 and (point.timing is not None or point.status != "open")
+        point.test = point.test or job.relative(point.assembly.outputs(job.splits.test, job.task), "test")
+        assert any(row["name"] == "naive Bayes" for row in report["simple"])
+        folder = Choice(point, job, report).save(tmp_path / "odds")
+        (part,) = json.loads((folder / "manifest.json").read_text())["parts"]
+        assert part["kind"] == "naive_bayes" and part["by"] == "toyroom.rewrites.select.naive_bayes"
+        wanted = [float(x) for row in fourfold.load(folder, trust=["toyroom"]).records(texts) for x in row]
+        done = subprocess.run([sys.executable, "-c", CHILD, str(folder), *texts], capture_output=True, text=True)
+        assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1]) == pytest.approx(wanted, abs=1e-9), done.stderr[-800:]
+        with pytest.raises(ArtefactError, match="toyroom.*not trusted"):
+            fourfold.load(folder)
+
         from fourfold.cli import main
 
         assert main.run(["explain", "route/expert_split"]) == 0 and "experts of equal width" in capsys.readouterr().out

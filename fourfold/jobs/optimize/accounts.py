@@ -213,9 +213,7 @@ def structure(anatomy: Anatomy, candidate: Candidate) -> list[dict[str, Any]]:
 
 def words(job: Job, candidate: Candidate) -> str:
     """One line on what was done to the structure."""
-    pruned = candidate.extra.get("pruned")
-    rows = f"; {len(pruned.kept):,} of {len(pruned.new_of):,} token rows" if pruned is not None else ""
-    return _structure_words(job, candidate) + rows
+    return "; ".join([_structure_words(job, candidate), *candidate.extra.get("told", ())])
 
 
 def _structure_words(job: Job, candidate: Candidate) -> str:
@@ -264,7 +262,7 @@ def _parameters(point: Point) -> int:
     total = 0
     for part in point.assembly.parts:
         total += (
-            sum(p.numel() for p in part.module.parameters()) if part.module is not None else part.words.weights.size if part.words is not None else 0
+            sum(p.numel() for p in part.module.parameters()) if part.module is not None else part.words.parameters if part.words is not None else 0
         )
     return int(total)
 
@@ -352,7 +350,7 @@ def _absolute(job: Job) -> dict[str, Any]:
 def _simple(job: Job, s: Any) -> dict[str, Any]:
     found = job.relative(s.test, "test")
     score = float(job.task.metric.score(s.test, job.splits.test.targets))
-    point = next((p for p in job.points if p.assembly.parts[0].words is not None and s.words is not None), None)
+    point = next((p for p in job.points if s.model is not None and p.assembly.parts[0].words is s.model), None)
     energy = _ratio(point.timing.cpu, point.timing.rounds) if point and point.timing else None
     return {
         "name": s.name,

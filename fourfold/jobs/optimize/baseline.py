@@ -89,24 +89,27 @@ def _quality(job: Job) -> float:
 
 
 def _simple(job: Job) -> None:
-    """What needs no network: the majority class or the mean, and a linear model on counted words (counted tokens for language models)."""
-    from fourfold.rewrites.compress.bag_of_words import fit, majority, mean, plain
+    """What needs no network: the majority class or the mean (counted tokens for language models), and what techniques answer with alone."""
+    from fourfold.datasets.constant import majority, mean, plain
+    from fourfold.jobs.optimize.proposals import asked, context
+    from fourfold.rewrite import Rewrite
 
     train, search, test = job.splits.train, job.splits.search, job.splits.test
     if train.targets is None:
         return
     if job.task.kind == "causal_lm":
-        name, rows, _ = plain(train, test, job.task, job.work.seed)
-        job.simple.append(Simple(name, plain(train, search, job.task, job.work.seed)[1], rows))
+        name, rows = plain(train, test, job.task)
+        job.simple.append(Simple(name, plain(train, search, job.task)[1], rows))
     if job.task.kind not in ("classification", "regression"):
         return
     outputs = job.base_test.shape[1]
     constant = majority(train.targets, outputs) if job.task.kind == "classification" else mean(train.targets)
     job.simple.append(Simple(constant.name, constant.records(range(len(search))), constant.records(range(len(test)))))
-    if train.raw is not None and len(train.raw) and isinstance(train.raw[0], str | tuple):
-        classes = (job.task.classes or [str(i) for i in range(outputs)]) if job.task.kind == "classification" else None
-        words = fit(train.raw[:30_000], train.targets[:30_000], classes, seed=job.work.seed)
-        job.simple.append(Simple("bag of words", words.records(search.raw or []), words.records(test.raw or []), words))
+    for id, rewrite in asked(job, Rewrite.alone):
+        model = rewrite.alone(context(job))
+        if model is not None:
+            name = type(rewrite).title[:1].lower() + type(rewrite).title[1:]
+            job.simple.append(Simple(name, model.records(search.raw or []), model.records(test.raw or []), model, id))
 
 
 def _tune(job: Job) -> None:

@@ -12,6 +12,7 @@ from fourfold.jobs.optimize.builds import Made
 from fourfold.jobs.optimize.cascades import cascades
 from fourfold.jobs.optimize.final_race import Point
 from fourfold.jobs.optimize.points import ROOM, build_point, cost_ratio, home, named, original, original_bytes
+from fourfold.jobs.optimize.proposals import asked, context
 from fourfold.runtime.artefact import Assembly, Part, Setting
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def contest(job: Job) -> None:
     from fourfold.solvers.bayes import dominated
 
     everyone = [original(job), *[c for c in job.candidates if c.status == "open" and c.module is not None]]
-    everyone += _smaller_vocabularies(job, everyone)
+    everyone += _extended(job, everyone)
     judged = [c for c in everyone if c.quality]
     beaten = dominated([(c.cost, -c.quality.value) for c in judged if c.quality])
     worth = {c.name for c, gone in zip(judged, beaten, strict=True) if not gone}
@@ -42,7 +43,7 @@ def contest(job: Job) -> None:
         name = named(candidate, setting)
         job.points.append(job.built.get(name) or build_point(job, candidate, setting, made.get(name)))
         job.listener.advance()
-    job.points += _words(job)
+    job.points += _alone(job)
     _set_aside(job)
     race_points(job, [p for p in job.points if p.status == "open"])
     job.families = cascades(job, [p for p in job.points if p.status == "open"])
@@ -88,37 +89,40 @@ def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
     }
 
 
-def _smaller_vocabularies(job: Job, everyone: list[Candidate]) -> list[Candidate]:
-    """Where memory is what counts, every structure once more without the token rows that no training text uses: as fast, but far smaller."""
-    from fourfold.recipe import apply
-    from fourfold.rewrites.compress.combine import Candidate, evaluate_with
-    from fourfold.rewrites.compress.vocabulary import VocabularyPruning, plan, reencoded
+def _extended(job: Job, everyone: list[Candidate]) -> list[Candidate]:
+    """Every structure once more, with what a technique can do to a finished one besides: fewer token rows where memory is what counts."""
+    from fourfold.recipe import Recipe, apply
+    from fourfold.rewrite import Rewrite
+    from fourfold.rewrites.compress._bench import Candidate, evaluate_with
 
-    train = job.splits.train
-    if job.work.objective != "memory" or job.subject.tokenizer is None or "input_ids" not in train.columns or train.raw is None:
-        return []
-    if job.task.kind not in ("classification", "regression") or VocabularyPruning().declines(job.subject.module):
-        return []
     made = []
-    for c in everyone:
-        if c.module is None or not (c.structured or c.root):
+    for id, rewrite in asked(job, Rewrite.extend):
+        if rewrite.declines(job.subject.module):
             continue
-        try:
-            pruned = plan(c.module, job.subject.tokenizer, list(train.columns["input_ids"]))
-            module = apply(copy.deepcopy(c.module), pruned.recipe)
-        except ModelError as error:
-            job.refusals["vocabulary"] = error.message
-            return []
-        subject = replace(job.subject, module=module, tokenizer=pruned.tokenizer)
-        smaller = Candidate(
-            f"{c.name}, fewer rows", c.kind, c.recipe + pruned.recipe, c.shape, c.cost, c.rung, c.steps, c.parent, c.kept, module=module,
-            extra={**c.extra, "subject": subject, "pruned": pruned}, root=c.root, structured=c.structured, technique=c.technique,
-            techniques=(*c.techniques, "vocabulary"), how=c.how,
-        )
-        seen = reencoded(job.splits.search, job.subject, pruned, job.options.max_length)
-        smaller.records = job.array(f"judge:{smaller.name}", lambda s=subject, m=module, e=seen: evaluate_with(s, job.task, m, e))
-        smaller.quality = job.relative(smaller.records, "search")
-        made.append(smaller)
+        found = []
+        for c in everyone:
+            if c.module is None or not (c.structured or c.root):
+                continue
+            try:
+                more = rewrite.extend(context(job), c.module)
+                if more is None:
+                    continue
+                module = apply(copy.deepcopy(c.module), Recipe(more.edits))
+            except ModelError as error:
+                job.refusals[id.removeprefix("compress/")] = error.message
+                found = []
+                break
+            subject = replace(job.subject, module=module, tokenizer=more.tokenizer)
+            one = Candidate(
+                f"{c.name}, {more.suffix}", c.kind, c.recipe + Recipe(more.edits), c.shape, c.cost, c.rung, c.steps, c.parent, c.kept, module=module,
+                extra={**c.extra, "subject": subject, "reencode": more.reencode, "told": [more.told]}, root=c.root, structured=c.structured,
+                technique=c.technique, techniques=(*c.techniques, id.removeprefix("compress/")), how=c.how,
+            )
+            seen = more.reencode(job.splits.search)
+            one.records = job.array(f"judge:{one.name}", lambda s=subject, m=module, e=seen: evaluate_with(s, job.task, m, e))
+            one.quality = job.relative(one.records, "search")
+            found.append(one)
+        made += found
     return made
 
 
@@ -179,21 +183,23 @@ def _set_aside(job: Job) -> None:
                     p.status, p.reason = "dominated", f"{twin.name} answers as well, and is cheaper by the race of the original"
 
 
-def _words(job: Job) -> list[Point]:
-    """The linear model on counted words, where there is one, as a point."""
+def _alone(job: Job) -> list[Point]:
+    """What answers without a network, as points."""
     from fourfold.recipe import Recipe
-    from fourfold.rewrites.compress.combine import Candidate
+    from fourfold.registry import technique
+    from fourfold.rewrites.compress._bench import Candidate
 
     made = []
     for simple in job.simple:
-        if simple.words is None or job.splits.search.raw is None:
+        if simple.model is None or job.splits.search.raw is None:
             continue
+        rewrite = technique(simple.technique)()
         candidate = Candidate(
-            "bag of words", "bag_of_words", Recipe(()), {}, 0.01, 2, technique="compress/bag_of_words", techniques=("bag_of_words",),
-            how="counted words and word pairs, a linear model", step="a linear model on counted words", quantises=False,
-        )
-        part = Part("bag-of-words", job.subject, None, None, Setting("numpy", "fp32", 1, 256, False), words=simple.words)
-        point = Point("bag of words", candidate, Assembly("bag of words", [part]), simple.search, predicted=0.02)
+            simple.name, simple.model.kind, Recipe(()), {}, 0.01, 2, technique=simple.technique,
+            techniques=(simple.technique.removeprefix("compress/"),), how=rewrite.describe(()), step=rewrite.step or rewrite.title, quantises=False,
+        )  # fmt: skip
+        part = Part(simple.name.replace(" ", "-"), job.subject, None, None, Setting("numpy", "fp32", 1, 256, False), words=simple.model)
+        point = Point(simple.name, candidate, Assembly(simple.name, [part]), simple.search, predicted=0.02)
         point.search = job.relative(simple.search, "search")
         made.append(point)
     return made

@@ -14,8 +14,8 @@ from fourfold.jobs.optimize.final_race import Gated, Point
 from fourfold.runtime.artefact import Assembly
 
 if TYPE_CHECKING:
+    from fourfold.gate import Chain
     from fourfold.jobs.optimize.state import Job
-    from fourfold.rewrites.compress.cascade import Chain
 
 
 CASCADES = 0.9
@@ -24,8 +24,10 @@ CASCADES = 0.9
 
 def cascades(job: Job, points: Sequence[Point], label: str = "cascade") -> list[Gated]:
     """The families of cascades of `points` that promise most, from the search split; [] where answers have no confidence to gate on."""
+    from fourfold.gate import Members, Proof
+    from fourfold.jobs.optimize.proposals import asked
     from fourfold.measure.sequence import LEVEL
-    from fourfold.rewrites.compress.cascade import Proof, paths
+    from fourfold.rewrite import Rewrite
 
     if job.task.kind != "classification" or job.work.objective == "memory" or job.splits.search.targets is None:
         return []
@@ -44,28 +46,29 @@ def cascades(job: Job, points: Sequence[Point], label: str = "cascade") -> list[
         return point.search.value - 3.5 * spread(point.search_records)[1] >= job.work.floor
 
     proof = Proof(job.work.floor, spread, LEVEL * CASCADES, min((job.cost(p) for p in usable if sure(p)), default=1.0))
-    found = paths(
-        [job.cost(p) for p in usable], rows, targets, lambda z: sign * float(job.task.metric.score(z, targets)) / base, proof,
-        fallback=[p.assembly.parts[0].words is None for p in usable], seed=job.work.seed,
+    members = Members(
+        [job.cost(p) for p in usable], rows, targets, lambda z: sign * float(job.task.metric.score(z, targets)) / base,
+        [p.assembly.parts[0].words is None for p in usable], job.work.seed,
     )
-    families = []
-    for number, path in enumerate(found):
-        family = Gated(f"{label}-{number}", [usable[i] for i in path.members], share=path.share)
-        family.points = [_point(job, family, chain, step) for step, chain in enumerate(path.chains)]
-        families.append(family)
+    families: list[Gated] = []
+    for id, rewrite in asked(job, Rewrite.join):
+        for path in rewrite.join(members, proof):
+            family = Gated(f"{label}-{len(families)}", [usable[i] for i in path.members], share=path.share, technique=id)
+            family.points = [_point(job, family, chain, step) for step, chain in enumerate(path.chains)]
+            families.append(family)
     return families
 
 
 def _point(job: Job, family: Gated, chain: Chain, step: int) -> Point:
     """One setting of a family's gates as a point; its cost is the arithmetic of its members' until it is raced itself."""
+    from fourfold.gate import expected
     from fourfold.recipe import Recipe
-    from fourfold.rewrites.compress.cascade import expected
-    from fourfold.rewrites.compress.combine import Candidate
+    from fourfold.rewrites.compress._bench import Candidate
 
     name = f"{family.name}{chr(ord('a') + step)}: {' → '.join(m.name for m in family.members)}"
     extra = {"members": family.members, "gates": list(chain.gates)}
-    candidate = Candidate(f"{family.name}{chr(ord('a') + step)}", "cascade", Recipe(()), {}, chain.cost, 2, extra=extra, technique="compress/cascade",
-                          techniques=("cascade",))
+    candidate = Candidate(f"{family.name}{chr(ord('a') + step)}", "cascade", Recipe(()), {}, chain.cost, 2, extra=extra,
+                          technique=family.technique, techniques=(family.technique.removeprefix("compress/"),))
     parts = [replace(m.assembly.parts[0], name=f"member-{k}") for k, m in enumerate(family.members)]
     point = Point(name, candidate, Assembly(name, parts, list(chain.gates)), chain.logits, predicted=chain.cost)
     point.search = job.relative(chain.logits, "search")

@@ -71,12 +71,13 @@ class Gated:
     members: list[Point]
     points: list[Point] = field(default_factory=list)
     share: float = 1.0  # of the error that all cascades may spend
+    technique: str = ""  # id of what joined them
 
 
 def weight_bytes(part: Part) -> int:
     """Bytes of a part's weights in its precision (embeddings stay in floating point under run-time int8)."""
     if part.module is None:
-        return 0 if part.words is None else part.words.weights.nbytes + part.words.rarity.nbytes + sum(map(len, part.words.words))
+        return 0 if part.words is None else part.words.nbytes
     from torch import nn
 
     each = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1, 4), "int8-static": (1, 4), "int8-weights": (1, 1)}[part.setting.precision]

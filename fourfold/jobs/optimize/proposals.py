@@ -22,40 +22,48 @@ MOST = 4
 def proposals(job: Job, bench: SearchContext, seconds: Callable[[float], float]) -> list[Training]:
     """The trainings of all proposals of all techniques that are used by default or asked for; they end as candidates of the search. `seconds` gives a
     share of the time there is. A technique that declines is noted with its reason."""
-    from fourfold.rewrite import Context
+    from fourfold.rewrite import Rewrite
     from fourfold.rewrites.compress._bench import LEAST_SECONDS
 
-    assert job.root is not None
-    context = Context(
-        job.subject, job.task, bench.pool, bench.answers, job.root.anatomy, job.root.sensitivities, job.work.floor, job.work.seed
-    )
-    found = [(id, rewrite, one) for id, rewrite in _asked(job) for one in islice(rewrite.propose(context), MOST)]
+    ours, found = context(job, bench), []
+    for id, rewrite in asked(job, Rewrite.propose):
+        if why := rewrite.declines(job.subject.module):
+            job.refusals[id] = why
+            continue
+        found += [(id, rewrite, one) for one in islice(rewrite.propose(ours), MOST)]
     while len(found) > MOST and seconds(SLOT * MOST / len(found)) < 2 * LEAST_SECONDS:
         found.pop()  # better a few that are trained than many that are not
     slot = SLOT * min(1.0, MOST / max(1, len(found)))
-    return [_training(job, bench, context, id, rewrite, one, lambda: seconds(slot)) for id, rewrite, one in found]
+    return [_training(job, bench, ours, id, rewrite, one, lambda: seconds(slot)) for id, rewrite, one in found]
 
 
-def _asked(job: Job) -> Iterator[tuple[str, Rewrite]]:
-    """Techniques of ours that are on by default, and all that the user's own packages add."""
+def context(job: Job, bench: SearchContext | None = None) -> Context:
+    """What techniques work from: the search's own inputs with the original's answers to them, or the rows as they were given."""
+    from fourfold.rewrite import Context
+
+    found = (job.root.anatomy, job.root.sensitivities) if job.root is not None else (None, None)
+    examples, answers = (job.splits.train, None) if bench is None else (bench.pool, bench.answers)
+    outputs = int(job.base_test.shape[1])
+    return Context(job.subject, job.task, examples, answers, *found, job.work.floor, job.work.seed, outputs, job.options.max_length)
+
+
+def asked(job: Job, way: Callable[..., object]) -> Iterator[tuple[str, Rewrite]]:
+    """Techniques that take part in this `way` (a method of `Rewrite` that they have made their own): ours that are on by default or for this
+    objective, and all that the user's own packages add."""
     from fourfold.registry import facts, technique, techniques
     from fourfold.rewrite import Rewrite
 
     for id, module in sorted(techniques().items(), key=lambda item: item[1].startswith("fourfold.")):  # what the user adds is trained first
         kind = technique(id) if ".rewrites." in f".{module}." else None
-        if kind is None or not issubclass(kind, Rewrite) or kind.combined or kind.propose is Rewrite.propose:
+        if kind is None or not issubclass(kind, Rewrite) or kind.combined or getattr(kind, way.__name__) is way:
             continue
-        if facts(id).status != "default" and module.startswith("fourfold."):
-            continue
-        rewrite = kind()
-        if why := rewrite.declines(job.subject.module):
-            job.refusals[id] = why
-            continue
-        yield id, rewrite
+        wanted = facts(id).status == "default" or job.work.objective in kind.objectives
+        if wanted or not module.startswith("fourfold."):
+            yield id, kind()
 
 
 def _training(
-    job: Job, bench: SearchContext, context: Context, id: str, rewrite: Rewrite, proposal: Proposal, seconds: Callable[[], float]
+    job: Job, bench: SearchContext, ours: Context, id: str, rewrite: Rewrite, proposal: Proposal, seconds: Callable[[], float]
 ) -> Training:
     """One proposal, built, trained unless the technique wants none, then judged on the search split; all journalled."""
     from dataclasses import replace
@@ -67,19 +75,19 @@ def _training(
     from fourfold.rewrites.compress.distil import TrainingSchedule
 
     assert job.plan is not None
-    options = rewrite.recover(context, proposal)
+    options = rewrite.recover(ours, proposal)
     # without training the one step that the loop owes changes nothing
     options = {"steps": 1, "lr": 0.0} if options is None else {"steps": max(job.plan.steps), "batch": bench.batch, "lr": bench.lr, **options}
     steps = options["steps"]
     name, edits = proposal.name, _signed(rewrite, proposal.edits)
-    own = rewrite.origin(context, proposal)
+    own = rewrite.origin(ours, proposal)
     inputs = [n for n in job.subject.inputs if n in bench.pool.columns] if own is not None else job.subject.inputs
     bare = replace(job.subject, module=nn.Identity(), inputs=tuple(inputs), tokenizer=None, processor=None, folder=None)
 
     def finish(module: torch.nn.Module | None, state: dict[str, torch.Tensor], facts: dict[str, Any]) -> list[Training]:
         assert job.searcher is not None
         if module is None:
-            module = rewrite.build(context, proposal)
+            module = rewrite.build(ours, proposal)
             module.load_state_dict(state)
             module.eval()
         origin, recipe = own if own is not None else (job.subject.origin, edits)
@@ -98,7 +106,7 @@ def _training(
     schedule = TrainingSchedule(
         steps, options.get("batch", bench.batch), options["lr"], seed=job.work.seed, hidden_weight=0, bf16=bool(options.get("bf16", False))
     )
-    return Training(name, f"train:{name}:{steps}", lambda: (rewrite.build(context, proposal), {}), bare, schedule, seconds, finish)
+    return Training(name, f"train:{name}:{steps}", lambda: (rewrite.build(ours, proposal), {}), bare, schedule, seconds, finish)
 
 
 def _names(id: str, trained: bool) -> tuple[str, ...]:

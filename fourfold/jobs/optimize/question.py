@@ -98,7 +98,7 @@ def questioned(job: Job) -> None:
     answered = job.splits.search.targets is None or job.splits.train.targets is None or job.task.metric.name == "agreement"
     if job.task.kind != "classification" or answered:
         return
-    from fourfold.rewrites.compress.bag_of_words import majority
+    from fourfold.datasets.constant import majority
 
     records, targets = job.base_search, np.asarray(job.splits.search.targets)
     metric = job.task.metric

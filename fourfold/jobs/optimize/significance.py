@@ -116,7 +116,7 @@ def _bare(point: Point) -> bool:
 def final_race(job: Job, points: list[Point], share: float = 0.12) -> None:
     """Race the points' services on the unseen rows, in about `share` of the budget; journalled. A cascade whose cost contradicts its members' is
     raced again, and where it still does, the dearer figure stands, with both in its interval and a warning."""
-    from fourfold.rewrites.compress.cascade import owners
+    from fourfold.gate import owners
     from fourfold.runtime.artefact import Assembly
     from fourfold.runtime.service import ORIGINAL, Runner, Served, disagrees, race_services
 
@@ -222,8 +222,8 @@ def _disagreement(job: Job, point: Point) -> float:
 
 def records(job: Job, point: Point) -> np.ndarray:
     """The point's records on the unseen split; journalled."""
-    if point.assembly.parts[0].words is not None:
-        return next(s.test for s in job.simple if s.words is not None)
+    if (model := point.assembly.parts[0].words) is not None:
+        return next(s.test for s in job.simple if s.model is model)
     (part,) = point.assembly.parts
     return job.array(f"point:{point.name}:test", lambda: part.outputs(job.splits.test, job.task, job.lanes))
 
@@ -236,7 +236,7 @@ def test(job: Job, point: Point) -> None:
 
 def _test_family(job: Job, family: Gated) -> None:
     """The same for every setting of a family's gates: from its members' records, since a gate looks at nothing else."""
-    from fourfold.rewrites.compress.cascade import assembled, owners
+    from fourfold.gate import assembled, owners
 
     rows = [records(job, m) for m in family.members]
     for point in family.points:

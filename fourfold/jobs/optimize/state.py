@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fourfold.jobs.optimize.crew import Crew
     from fourfold.journal import Journal
     from fourfold.measure.sequence import Family
+    from fourfold.rewrite import Standalone
     from fourfold.rewrites.compress.combine import Candidate, Node, ProgressCallback, Searcher, SearchPlan
     from fourfold.runtime.service import Served
 
@@ -67,12 +68,14 @@ class Options:
 
 @dataclass
 class Simple:
-    """A model without a network: its records on search and test, and the point it makes if it can answer by itself."""
+    """A model without a network: its records on search and test; `model` and the `technique` (id) that made it, where it can answer by itself and not
+    only serve as a yardstick."""
 
     name: str
     search: np.ndarray
     test: np.ndarray
-    words: Any = None
+    model: Standalone | None = None
+    technique: str = ""
 
 
 @dataclass
@@ -182,11 +185,8 @@ class Job:
         """`module` (the candidate's, or the original's where there is none) to be run at `setting`."""
         subject = candidate.extra.get("subject", self.subject) if candidate is not None else self.subject
         part = Part(name, subject, module, candidate.recipe if candidate is not None else None, setting)
-        if candidate is not None and "pruned" in candidate.extra:
-            from fourfold.rewrites.compress.vocabulary import reencoded
-
-            pruned = candidate.extra["pruned"]
-            part.reencode = lambda examples: reencoded(examples, self.subject, pruned, self.options.max_length)
+        if candidate is not None:
+            part.reencode = candidate.extra.get("reencode")
         return part
 
     def signed(self, name: str, module: nn.Module, candidate: Candidate | None = None) -> Part:

@@ -2,8 +2,7 @@
 
 Term frequencies of words and word pairs, weighted by rarity (Salton and Buckley 1988), then multinomial logistic regression (or ridge regression
 for values, Hoerl and Kennard 1970): on short texts hard to beat for its price (Wang and Manning 2012). Trained in seconds with L-BFGS over sparse
-matrices; saved as a word list and one table of numbers; answers with numpy and scipy alone. Without texts, `Constant` answers with the majority or
-the mean.
+matrices; saved as a word list and one table of numbers; answers with numpy and scipy alone.
 """
 
 from __future__ import annotations
@@ -21,15 +20,13 @@ import numpy as np
 from scipy import sparse
 
 from fourfold.errors import ArtefactError, InputError
-from fourfold.rewrite import Rewrite
+from fourfold.rewrite import Context, Edit, Rewrite
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fourfold.datasets.examples import Examples
-    from fourfold.datasets.task import Task
-
 WORD = re.compile(r"\w+(?:['’]\w+)*|[!?]")
+CORPUS = 30_000  # texts that words are counted in
 MOST = 300_000  # word pairs kept at most, the most frequent ones
 STRENGTHS = (1.0, 4.0, 16.0)  # inverse regularisation, chosen on a fifth of the training texts
 Text = str | tuple[str, str]
@@ -73,6 +70,17 @@ class BagOfWords:
     bias: np.ndarray
     classes: list[str] | None
     letters: bool = False
+    kind: ClassVar[str] = "bag_of_words"
+
+    @property
+    def parameters(self) -> int:
+        """Weights that an answer may use."""
+        return self.weights.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables and the words."""
+        return self.weights.nbytes + self.rarity.nbytes + sum(map(len, self.words))
 
     def features(self, texts: Sequence[Text]) -> sparse.csr_matrix:
         """Term frequency (1 + ln count) × rarity, each row of length 1: sparse [N, V]."""
@@ -240,72 +248,14 @@ def _regress(x: sparse.csr_matrix, targets: np.ndarray, strength: float) -> tupl
     return weights[:, None], np.array([mean - float(middle @ weights)])
 
 
-# -------------------------------------------------------------------------------------------------------------- no texts
-
-
-@dataclass
-class Constant:
-    """The answer that needs no input: log shares of the classes, or the mean. scores: float64 [C]."""
-
-    scores: np.ndarray
-    name: str
-
-    def records(self, inputs: Sequence[Any]) -> np.ndarray:
-        """The same scores for every input: float64 [N, C]."""
-        return np.tile(self.scores, (len(inputs), 1))
-
-
-def majority(targets: np.ndarray, classes: int) -> Constant:
-    """Always the most frequent class: its scores are ln of each class's share (add-one smoothing)."""
-    counts = np.bincount(targets, minlength=classes) + 1.0
-    return Constant(np.log(counts / counts.sum()), "majority class")
-
-
-def mean(targets: np.ndarray) -> Constant:
-    """Always the mean target."""
-    return Constant(np.array([float(np.mean(targets))]), "mean")
-
-
-def unigram(train: Sequence[np.ndarray], test: Sequence[np.ndarray], skip: int) -> np.ndarray:
-    """Records [nll, tokens, exact, correct] of a model that knows only how frequent each token is. `skip`: tokens at the front that are not
-    predicted."""
-    size = 1 + max(int(np.max(row, initial=0)) for part in (train, test) for row in part)
-    counts = np.ones(size)
-    for row in train:
-        np.add.at(counts, np.asarray(row)[skip:], 1.0)
-    surprise, best = -np.log(counts / counts.sum()), int(counts.argmax())
-    asked = [np.asarray(row)[skip:] for row in test]
-    return np.array([[surprise[row].sum(), len(row), float((row == best).all()), (row == best).sum()] for row in asked], dtype=np.float64)
-
-
-def plain(train: Examples, test: Examples, task: Task, seed: int = 0) -> tuple[str, np.ndarray, BagOfWords | None]:
-    """The cheapest honest answer to the task: its name, its records on `test` [N, k], and the model where there is one worth loading.
-
-    Bag of words for texts with classes or values; majority or mean without texts; token frequencies for language models; silence for speech. Raises
-    InputError for custom tasks.
-    """
-    if task.kind in ("classification", "regression"):
-        if train.targets is None:
-            raise InputError("Without labels there is nothing to count words for.", "Give labels to see the baseline.")
-        classes = (task.classes or [str(i) for i in range(int(np.max(train.targets)) + 1)]) if task.kind == "classification" else None
-        if train.raw is not None and test.raw is not None:
-            model = fit(train.raw, train.targets, classes, seed)
-            return "bag of words", model.records(test.raw), model
-        constant = mean(train.targets) if classes is None else majority(train.targets, len(classes))
-        return constant.name, constant.records(range(len(test))), None
-    if task.kind in ("causal_lm", "seq2seq"):
-        return "token frequencies", unigram(list(train.targets), list(test.targets), int(task.kind == "causal_lm")), None
-    if task.kind == "ctc":
-        words = np.array([len(text.split()) for text in task.answers(test.targets)], dtype=np.float64)
-        return "silence", np.stack([words, words], axis=1), None
-    raise InputError("A custom task has no plain baseline.", "Compare with the original only.")
-
-
 class WordCounts(Rewrite):
     """The student that reads no order beyond neighbouring words."""
 
     default = True
     title: ClassVar[str] = "Bag of words"
+    step: ClassVar[str] = "a linear model on counted words"
+    member: ClassVar[str] = "bag_of_words"
+    files: ClassVar[tuple[str, ...]] = ("words.json", "words.safetensors")
     cites: ClassVar[tuple[str, ...]] = ("salton1988", "wang2012", "hoerl1970")
     needs: ClassVar[tuple[str, ...]] = ("numpy", "scipy", "safetensors")
 
@@ -317,3 +267,18 @@ class WordCounts(Rewrite):
         if reads and not generates:
             return None
         return f"{type(model).__name__} {'writes texts' if reads else 'reads no texts'}; word counts judge texts"
+
+    def alone(self, context: Context) -> BagOfWords | None:
+        examples, task = context.examples, context.task
+        if task.kind not in ("classification", "regression") or examples.targets is None:
+            return None
+        if examples.raw is None or not len(examples.raw) or not isinstance(examples.raw[0], str | tuple):
+            return None
+        classes = (task.classes or [str(i) for i in range(context.outputs)]) if task.kind == "classification" else None
+        return fit(examples.raw[:CORPUS], examples.targets[:CORPUS], classes, seed=context.seed)
+
+    def opened(self, folder: Path) -> BagOfWords:
+        return BagOfWords.load(folder)
+
+    def describe(self, edits: Sequence[Edit]) -> str:
+        return "counted words and word pairs, a linear model"

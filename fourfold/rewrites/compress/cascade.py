@@ -8,39 +8,15 @@ Cascades of this kind: Viola & Jones 2001 for detectors, Chen et al. 2023 (Fruga
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fourfold.gate import Chain, Gate, Members, Path, Proof, confidence, softmax
 from fourfold.rewrite import Rewrite
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-
-@dataclass(frozen=True)
-class Gate:
-    """When the cheap member keeps its answer: calibrated confidence ≥ `threshold`, confidence = max softmax(logits / `temperature`)."""
-
-    temperature: float
-    threshold: float
-
-    def keeps(self, logits: np.ndarray) -> np.ndarray:
-        """bool [N] for logits [N, C]."""
-        return confidence(logits, self.temperature) >= self.threshold
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Row-wise softmax of [N, C]."""
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
-
-
-def confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Largest class probability [N] of logits [N, C] at a temperature."""
-    return softmax(logits / temperature).max(1)
 
 
 def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -55,12 +31,6 @@ def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded").x))  # type: ignore[union-attr]
 
 
-def joined(cheap: np.ndarray, dear: np.ndarray, gate: Gate) -> np.ndarray:
-    """Logits of the cascade [N, C]; the cheap member's are tempered so that both speak of comparable probabilities."""
-    keep = gate.keeps(cheap)
-    return np.where(keep[:, None], cheap / gate.temperature, dear)
-
-
 def gates(
     cheap: np.ndarray, targets: np.ndarray, shares: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 ) -> list[tuple[float, Gate]]:
@@ -72,18 +42,6 @@ def gates(
         threshold = float(np.quantile(sure, share))
         found.append((float((sure < threshold).mean()), Gate(t, threshold)))
     return found
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A cascade as found on the search split: `members` (indices, cheapest first), a gate between each and the next, expected cost, score, joint
-    logits [N, C]."""
-
-    members: tuple[int, ...]
-    gates: tuple[Gate, ...]
-    cost: float
-    score: float
-    logits: np.ndarray
 
 
 def chains(
@@ -116,17 +74,6 @@ def chains(
     singles = [(c, s) for c, s in zip(costs, solo, strict=True)]
     found = _front(best + triples, keep)
     return [f for f in found if not any(c <= f.cost and s >= f.score for c, s in singles)]
-
-
-def expected(gates: Sequence[Gate], logits: Sequence[np.ndarray]) -> list[float]:
-    """The share of examples that each member answers, from the logits of all members on the same examples."""
-    open_ = np.ones(len(logits[0]), bool)
-    shares = []
-    for gate, z in zip(gates, logits, strict=False):
-        kept = open_ & gate.keeps(z)
-        shares.append(float(kept.mean()))
-        open_ &= ~kept
-    return [*shares, float(open_.mean())]
 
 
 def _deeper(
@@ -167,28 +114,6 @@ def _front(found: list[Chain], most: int) -> list[Chain]:
             top = chain.score
     step = max(1, -(-len(kept) // most))
     return kept[::step]
-
-
-@dataclass(frozen=True)
-class Path:
-    """An ordered family of cascades of the same members: gates from cautious (much is handed on) to bold, each a `Chain`. `share`: of the error that
-    all families found beside it may spend; `promise`: the cost that it is expected to end at."""
-
-    members: tuple[int, ...]
-    chains: tuple[Chain, ...]
-    share: float = 1.0
-    promise: float = 0.0
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What a family will be tested by. `floor` of the score; `spread(logits)`: standard errors of the score's estimate (on the rows at hand, on the
-    rows of the test); `level`: one-sided error that all families share; `otherwise`: the cost that stands where none passes."""
-
-    floor: float
-    spread: Callable[[np.ndarray], tuple[float, float]]
-    level: float = 0.045
-    otherwise: float = 1.0
 
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.43, 0.37, 0.32, 0.28, 0.24, 0.2, 0.17, 0.145, 0.12, 0.1, 0.08, 0.06, 0.045, 0.03)
@@ -305,24 +230,6 @@ def _path(
     return Path(members, tuple(kept))
 
 
-def owners(gates: Sequence[Gate], logits: Sequence[np.ndarray]) -> np.ndarray:
-    """Which member answers each example, int64 [N], from the logits [N, C] of all members on the same examples."""
-    owner = np.full(len(logits[0]), len(gates), np.int64)
-    open_ = np.ones(len(logits[0]), bool)
-    for number, (gate, z) in enumerate(zip(gates, logits, strict=False)):
-        kept = open_ & gate.keeps(z)
-        owner[kept] = number
-        open_ &= ~kept
-    return owner
-
-
-def assembled(gates: Sequence[Gate], logits: Sequence[np.ndarray]) -> np.ndarray:
-    """Joint logits [N, C] of a cascade, from those of all members on the same examples."""
-    owner = owners(gates, logits)
-    heats = [*[gate.temperature for gate in gates], 1.0]
-    return np.choose(owner[:, None], [z / t for z, t in zip(logits, heats, strict=True)])
-
-
 class Cascade(Rewrite):
     """The cheap model first, the dear one when unsure; temperature-scaled confidence (Guo et al. 2017; Viola & Jones 2001; Chen et al. 2023)."""
 
@@ -330,6 +237,9 @@ class Cascade(Rewrite):
     title = "the cheap model answers when its calibrated confidence allows, the original only otherwise"
     cites = ("guo2017", "viola2001", "chen2023frugalgpt")
     needs = ("numpy", "scipy")
+
+    def join(self, members: Members, proof: Proof) -> list[Path]:
+        return paths(members.costs, members.logits, members.targets, members.score, proof, fallback=members.fallback, seed=members.seed)
 
     def declines(self, model: nn.Module) -> str | None:
         heads = [m for m in model.modules() if getattr(m, "out_features", 0) > 1]

@@ -23,7 +23,7 @@ from torch import nn
 
 from fourfold.errors import ModelError
 from fourfold.recipe import Recipe
-from fourfold.rewrite import Rewrite
+from fourfold.rewrite import Context, Extension, Rewrite
 from fourfold.structure.anatomy import Vocabulary, rows_for
 from fourfold.structure.token_tables import own_table, settings
 
@@ -51,9 +51,24 @@ class VocabularyPruning(Rewrite):
     title: ClassVar[str] = "Vocabulary pruning"
     cites: ClassVar[tuple[str, ...]] = ("abdaoui2020", "yang2022textpruner")
     needs: ClassVar[tuple[str, ...]] = ("torch", "tokenizers", "transformers")
+    objectives: ClassVar[tuple[str, ...]] = ("memory",)
 
     def declines(self, model: nn.Module) -> str | None:
         return None if table_of(model) else f"{type(model).__name__} has no table of token embeddings"
+
+    def extend(self, context: Context, candidate: nn.Module) -> Extension | None:
+        subject, train = context.subject, context.examples
+        if subject.tokenizer is None or "input_ids" not in train.columns or train.raw is None:
+            return None
+        if context.task.kind not in ("classification", "regression"):
+            return None
+        pruned = plan(candidate, subject.tokenizer, list(train.columns["input_ids"]))
+        told = f"{len(pruned.kept):,} of {len(pruned.new_of):,} token rows"
+
+        def reencode(examples: Examples) -> Examples:
+            return reencoded(examples, subject, pruned, context.max_length)
+
+        return Extension("fewer rows", pruned.recipe.edits, told, pruned.tokenizer, reencode)
 
 
 def plan(model: nn.Module, tokenizer: Any, corpus: Iterable[Any], *, rarest: int = 1, align: int = ALIGN) -> Pruned:
