@@ -192,7 +192,11 @@ def texts(kind: str) -> Context:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
     labels = np.arange(64) % len(found.task.classes or [])
     raw = [f"w{label} w{5 + i % 7} common" for i, label in enumerate(labels)]
-    examples = replace(found.examples, raw=raw, targets=labels)
+    columns = found.examples.columns
+    if "input_ids" in columns:
+        ids = Ragged.of([np.array(row) for row in tokenizer(raw)["input_ids"]], np.int64)
+        columns = {"input_ids": ids, "attention_mask": Ragged(np.ones(len(ids.values), np.int64), ids.offsets)}
+    examples = replace(found.examples, columns=columns, raw=raw, targets=labels)
     return replace(found, subject=replace(found.subject, tokenizer=tokenizer), examples=examples, outputs=len(found.task.classes or []))
 
 
