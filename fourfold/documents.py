@@ -87,7 +87,7 @@ def _choices(kind: object, path: str) -> tuple[object, ...]:
     for name, _ in re.findall(r"\.(\w+)|(\[)", path):
         options = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
         for one in options:
-            if name and isinstance(one, msgspec.inspect.StructType):
+            if name and isinstance(one, msgspec.inspect.StructType | msgspec.inspect.TypedDictType):
                 info = next(field.type for field in one.fields if field.encode_name == name)
             elif isinstance(one, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
                 info = one.item_type

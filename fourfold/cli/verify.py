@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fourfold.cli._print import AsJson, emit, say, table
+
+if TYPE_CHECKING:
+    from fourfold.jobs.verify import FigureCheck, Verification
+    from fourfold.report.schema import Ends
 
 
 def register(app: typer.Typer) -> None:
@@ -49,15 +53,20 @@ def verify(
     return found.exit_code
 
 
-def _row(check: Any) -> dict[str, str]:
+def _row(check: FigureCheck) -> dict[str, str]:
     from fourfold.report import format
 
-    stated = check.stated if isinstance(check.stated, dict) else {"value": check.stated, "low": None, "high": None} if check.stated else None
+    said = check.stated
+    stated: Ends | None = None
+    if isinstance(said, int | float):
+        stated = {"value": float(said), "low": None, "high": None} if said else None
+    else:
+        stated = said
     verdict = check.verdict + (f": {check.why}" if check.why else "")
     return {"": check.name, "stated": format.interval(stated), "measured": format.interval(check.measured), "verdict": verdict}
 
 
-def _verdict(found: Any) -> str:
+def _verdict(found: Verification) -> str:
     if found.holds:
         skipped = [check.name for check in found.checks if check.verdict == "not checked"]
         return "All that was checked holds" + (f" (not checked: {', '.join(skipped)})." if skipped else ".")

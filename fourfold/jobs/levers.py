@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from fourfold.errors import InputError
 from fourfold.ledger.attribution import logs, product, shares, split
@@ -19,14 +19,27 @@ from fourfold.ledger.book import LEVERS
 from fourfold.site import Site
 from fourfold.units import Quantity, weakest
 
+if TYPE_CHECKING:
+    from fourfold.report.schema import Carbon, FigureRow, Grade, Lever, Levers, Report
+
+
+class Place(TypedDict, total=False):
+    """Where a result runs and will run, as `levers` takes it."""
+
+    site: str | Site | None
+    to_site: str | Site | None
+    hall: str | None
+    pue: float | str | None
+
+
 RUN = "1,000 examples"
 RACE = "ratio of CPU time in the interleaved race on this machine"
 SENTENCE = ("Average intensity says what share of a grid's emissions is this work's; moving load does not change what the grids emit one for one.")
 _HALL = "economiser, set_point, overcooling, immersion"
 
 
-def levers(report: Mapping[str, Any], *, site: str | Site | None = None, to_site: str | Site | None = None, hall: str | None = None,
-           pue: float | str | None = None) -> dict[str, Any]:
+def levers(report: Report, *, site: str | Site | None = None, to_site: str | Site | None = None, hall: str | None = None,
+           pue: float | str | None = None) -> Levers:
     """The `levers` of a report document (`fourfold.report.schema.Levers`), from what it measured and from where it runs.
 
     `site` is where it runs now, `to_site` where it will; `hall` the PUE before and after ("1.58:1.10"), or the PUE now and means of the hall model
@@ -49,25 +62,25 @@ def levers(report: Mapping[str, Any], *, site: str | Site | None = None, to_site
     total = product(factors)
     carbon, amounts = _carbon(report, factors, home, before)
     parts = shares({lever: factors[lever] for lever in factors}) if factors else {}
-    rows = [{"lever": lever, "title": titles[lever], "given": lever in factors, "factor": _figure(factors.get(lever)), "share": parts.get(lever),
-             "amount": amounts.get(lever)} for lever in LEVERS]
+    rows: list[Lever] = [{"lever": lever, "title": titles[lever], "given": lever in factors, "factor": _figure(factors.get(lever)),
+                          "share": parts.get(lever), "amount": amounts.get(lever)} for lever in LEVERS]
     energy = {lever: factors[lever] for lever in LEVERS[:3] if lever in factors}
     return {"rows": rows, "total": _together(total, factors), "energy": _together(product(energy), energy), "carbon": carbon,
             "signal": "average" if home is not None else "", "site": home.id if home else None, "to_site": away.id if away else None,
             "notes": _notes(report, factors, home, before)}
 
 
-def examine(**place: Any) -> dict[str, Any]:
+def examine(**place: Unpack[Place]) -> Place:
     """The `site`, `to_site`, `hall` and `pue` of `levers`, the sites found. Raises InputError as it would, so that a typing error costs nothing."""
     home, away = _places(place.get("site"), place.get("to_site"))
     _halls(place.get("hall"), place.get("pue"), home, away)
-    return {**place, "site": home, "to_site": away}
+    return {"site": home, "to_site": away, "hall": place.get("hall"), "pue": place.get("pue")}
 
 
 # ---- Model and Machine: what the race measured -----------------------------------------------------------------------------------------------------
 
 
-def _race(report: Mapping[str, Any]) -> dict[str, Quantity]:
+def _race(report: Report) -> dict[str, Quantity]:
     """Factors of the levers that have steps in the ladder. A step's cost has the interval of the candidate that was raced there, where one was."""
     costs = [Quantity(1.0, "1", _grade(report), method=RACE)]
     costs += [_raced(report, float(row["after"]), last=row is report["factors"][-1]) for row in report["factors"]]
@@ -78,7 +91,7 @@ def _race(report: Mapping[str, Any]) -> dict[str, Quantity]:
     return found
 
 
-def _raced(report: Mapping[str, Any], cost: float, last: bool) -> Quantity:
+def _raced(report: Report, cost: float, last: bool) -> Quantity:
     """The relative energy `cost` with the interval of the candidate that has it (the chosen one for the last step)."""
     rows = [report["candidates"][report["best"]]] if last and report["best"] is not None else report["candidates"]
     for row in rows:
@@ -90,12 +103,16 @@ def _raced(report: Mapping[str, Any], cost: float, last: bool) -> Quantity:
     return Quantity(cost, "1", _grade(report), method=RACE)
 
 
-def _grade(report: Mapping[str, Any]) -> Any:
+def _grade(report: Report) -> Grade:
     """A ratio of raced times stands for a ratio of joules, so it is no better than they are: modelled where joules are processor time × watts."""
-    return weakest(["measured", report["energy"]["grade"]])
+    return _weakest(["measured", report["energy"]["grade"]])
 
 
-def _titles(report: Mapping[str, Any]) -> dict[str, str]:
+def _weakest(grades: Iterable[str]) -> Grade:
+    return cast("Grade", weakest(grades))
+
+
+def _titles(report: Report) -> dict[str, str]:
     titles = {lever: "not given" for lever in LEVERS}
     for lever in LEVERS[:2]:
         steps = [row["title"] for row in report["factors"] if row["lever"] == lever]
@@ -173,8 +190,8 @@ def _stated(text: str, source: str) -> Quantity:
 # ---- grams -----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _carbon(report: Mapping[str, Any], factors: Mapping[str, Quantity], home: Site | None,
-            before: Quantity | None) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+def _carbon(report: Report, factors: Mapping[str, Quantity], home: Site | None,
+            before: Quantity | None) -> tuple[Carbon | None, dict[str, FigureRow]]:
     """CO2e of 1,000 examples before and after, and what each lever took off it in grams (Shapley values); nothing without a site or without
     joules.
     """
@@ -185,7 +202,7 @@ def _carbon(report: Mapping[str, Any], factors: Mapping[str, Quantity], home: Si
     used = Quantity(joules["value"], "J", joules["grade"], low=low, high=high, method=joules["method"], source=joules["method"])
     start = used * (before or Quantity(1.0, "1", "assumed", method="no PUE: the servers alone")) * home.intensity
     grades = [used.grade, home.intensity.grade, *([before.grade] if before is not None else [])]
-    first = {**_figure(start), "grade": weakest(grades)}
+    first: FigureRow = {**_figure(start), "grade": _weakest(grades)}
     if not factors:
         return {"run": RUN, "before": first, "after": first}, {}
 
@@ -196,28 +213,28 @@ def _carbon(report: Mapping[str, Any], factors: Mapping[str, Quantity], home: Si
         return kept
 
     parted = split(cost, list(factors))
-    last = weakest([*grades, *(factor.grade for factor in factors.values())])
+    last = _weakest([*grades, *(factor.grade for factor in factors.values())])
     return ({"run": RUN, "before": first, "after": {**_figure(parted.after), "grade": last}},
             {lever: {**_figure(amount), "grade": last} for lever, amount in parted.amounts.items()})
 
 
-def _figure(quantity: Quantity | None) -> dict[str, Any]:
+def _figure(quantity: Quantity | None) -> FigureRow:
     """A quantity as the report holds it; a lever that was not given is a plain 1 without a grade."""
     if quantity is None:
         return {"value": 1.0, "low": 1.0, "high": 1.0, "unit": "1", "grade": None, "method": "", "source": ""}
     low, high = quantity.bounds if quantity.errors or quantity.unit != "1" else (None, None)   # a ratio without a stated error: nobody knows it
-    return {"value": quantity.value, "low": low, "high": high, "unit": quantity.unit, "grade": quantity.grade, "method": quantity.method,
+    return {"value": quantity.value, "low": low, "high": high, "unit": quantity.unit, "grade": _weakest([quantity.grade]), "method": quantity.method,
             "source": quantity.source}
 
 
-def _together(total: Quantity, factors: Mapping[str, Quantity]) -> dict[str, Any]:
+def _together(total: Quantity, factors: Mapping[str, Quantity]) -> FigureRow:
     """The factors multiplied: graded by the weakest of them, however little of the interval it holds."""
     if not factors:
         return _figure(None)
-    return {**_figure(total), "grade": weakest(factor.grade for factor in factors.values()), "method": "product of the levers' factors"}
+    return {**_figure(total), "grade": _weakest(factor.grade for factor in factors.values()), "method": "product of the levers' factors"}
 
 
-def _notes(report: Mapping[str, Any], factors: Mapping[str, Quantity], home: Site | None, before: Quantity | None) -> list[str]:
+def _notes(report: Report, factors: Mapping[str, Quantity], home: Site | None, before: Quantity | None) -> list[str]:
     notes = []
     if factors:
         grade = weakest(factor.grade for factor in factors.values())
@@ -236,7 +253,7 @@ def _notes(report: Mapping[str, Any], factors: Mapping[str, Quantity], home: Sit
     return notes
 
 
-def with_levers(report: Any, **place: Any) -> dict[str, Any]:
+def with_levers(report: Report, **place: Unpack[Place]) -> Report:
     """A finished report with its four levers put in, or put in anew; what was measured is not touched.
 
     `site`, `to_site`, `hall`, `pue` and the errors raised as in `levers`.

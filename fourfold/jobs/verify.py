@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from fourfold.datasets.task import Task
     from fourfold.datasets.unread import Unread
     from fourfold.frontends.subject import Subject
+    from fourfold.report.schema import Interval
     from fourfold.runtime.artefact import Model
 
 FEWEST = 8  # rows below which no interval means anything
 FLOOR, STATED = 3, 4  # exit codes
 
-Span = dict[str, Any]  # {"value", "low", "high"}
+Span: TypeAlias = "Interval"
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,16 @@ def outside(stated: Span, measured: Span, *, log: bool = False) -> float:
     return measured["value"] - back(high) if new > high else 0.0
 
 
-def _end(span: Span, which: str) -> float:
-    return span["value"] if span.get(which) is None else span[which]
+def _end(span: Span, which: Literal["low", "high"]) -> float:
+    found = span.get(which)
+    return span["value"] if found is None else found
 
 
 def _span(found: Any) -> Span:
-    return {"value": found.value, "low": found.low, "high": found.high, **({"n": found.n} if hasattr(found, "n") else {})}
+    made: Span = {"value": found.value, "low": found.low, "high": found.high}
+    if hasattr(found, "n"):
+        made["n"] = found.n
+    return made
 
 
 def _floor(floor: float, found: Relative, strict: bool) -> FigureCheck:

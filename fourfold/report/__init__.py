@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fourfold.report.schema import Report
 
 
-def write(report: Any, path: Path | str) -> Path:
+def write(report: Report, path: Path | str) -> Path:
     """Write `report` (a dict of the schema) to `path` in the form that its ending names: .html, .json, .svg or .md. Returns the path.
 
     Raises InputError for another ending and for a file there that is no report, ArtefactError for a report that breaks the schema (.json).
@@ -18,7 +21,7 @@ def write(report: Any, path: Path | str) -> Path:
     return {".html": html.write, ".json": json.write, ".svg": html.picture, ".md": markdown.write}[path.suffix.lower()](report, path)
 
 
-def may_write(path: Path | str, option: str = "a report", inputs: Iterable[Any] = ()) -> Path:
+def may_write(path: Path | str, option: str = "a report", inputs: Iterable[object] = ()) -> Path:
     """The path, where a report may be written there. Raises InputError for another ending and for a file that is no report."""
     from fourfold.errors import InputError
     from fourfold.folder import may_overwrite

@@ -7,9 +7,9 @@ import math
 import re
 import shlex
 from importlib.util import find_spec
-from typing import Any
 
 from fourfold.report.format import absolute, energy, percent, span
+from fourfold.report.schema import CandidateRow, Ends, Report
 from fourfold.trust import option
 
 NEAR = 0.03  # a floor missed by more than this is no near miss
@@ -20,7 +20,7 @@ ASKED = {
 }  # what a row is → how `predict` and `verify` are given new ones
 
 
-def cost_of(report: Any, candidate: Any) -> float | None:
+def cost_of(report: Report, candidate: CandidateRow) -> float | None:
     """The candidate's relative figure for the objective; None where it was not measured."""
     if report["objective"] == "memory":
         return candidate["relative_memory"]
@@ -28,7 +28,7 @@ def cost_of(report: Any, candidate: Any) -> float | None:
     return None if figure is None else figure["value"]
 
 
-def cheaper(report: Any) -> list[int]:
+def cheaper(report: Report) -> list[int]:
     """Candidates left of the winner (of the original where there is none), those that are nearest in quality first."""
     best = None if report["best"] is None else cost_of(report, report["candidates"][report["best"]])
     limit = 1.0 if best is None else best
@@ -40,7 +40,7 @@ def cheaper(report: Any) -> list[int]:
     return [index for *_, index in sorted(found)]
 
 
-def why(report: Any, index: int) -> str:
+def why(report: Report, index: int) -> str:
     """Why that candidate is not the answer, in words; "" for the answer itself."""
     row, best = report["candidates"][index], report["best"]
     if index == best:
@@ -60,14 +60,14 @@ def why(report: Any, index: int) -> str:
     return "it holds the floor taken alone, but not after correction for the points that were tested"
 
 
-def lost(report: Any) -> list[str]:
+def lost(report: Report) -> list[str]:
     """A line for each of the cheaper points that came nearest."""
     rows = cheaper(report)
     lines = [f"{report['candidates'][i]['name']} at {percent(cost_of(report, report['candidates'][i]))}: {why(report, i)}" for i in rows[:TOLD]]
     return lines + ([f"and {len(rows) - TOLD:,} more, farther below"] if len(rows) > TOLD else [])
 
 
-def near_miss(report: Any) -> str:
+def near_miss(report: Report) -> str:
     """The cheaper point that would have passed at the highest lower floor: "c004 at 5.0 % of the cost would have passed at a floor of 96.5 %:
     `--floor 96.5%`."; "" where none is near. What passes is the corrected proof's to say ("passes_at"), never the plain interval's."""
     floor = report["floor"]
@@ -75,12 +75,13 @@ def near_miss(report: Any) -> str:
     close = [row for row in rows if floor - NEAR <= (row.get("passes_at") or 0.0) < floor]
     if not close:
         return ""
-    row = max(close, key=lambda one: one["passes_at"])
-    return (f"{row['name']} at {percent(cost_of(report, row))} of the cost would have passed at a floor of {100 * row['passes_at']:.1f} %: "
-            f"`--floor {100 * row['passes_at']:.1f}%`.")
+    row = max(close, key=lambda one: one.get("passes_at") or 0.0)
+    passing = row.get("passes_at") or 0.0
+    return (f"{row['name']} at {percent(cost_of(report, row))} of the cost would have passed at a floor of {100 * passing:.1f} %: "
+            f"`--floor {100 * passing:.1f}%`.")
 
 
-def absolute_quality(report: Any, candidate: Any) -> dict[str, Any] | None:
+def absolute_quality(report: Report, candidate: CandidateRow) -> Ends | None:
     """The candidate's own score in the metric's unit, from the original's and its share of it: {"value", "low", "high"}."""
     from fourfold.datasets.metrics import METRICS
 
@@ -89,19 +90,17 @@ def absolute_quality(report: Any, candidate: Any) -> dict[str, Any] | None:
         return None
     known = METRICS.get(report["data"]["metric"])
 
-    def score(share: float | None) -> float | None:
-        if share is None:
-            return None
+    def score(share: float) -> float:
         if known is not None and known.ceiling == "complement":
             return 1 - (1 - base) * share
         return base * share if report["data"]["greater_is_better"] else base / max(share, 1e-12)
 
-    ends = score(relative["low"]), score(relative["high"])
+    ends = tuple(None if end is None else score(end) for end in (relative["low"], relative["high"]))
     low, high = ends if report["data"]["greater_is_better"] else ends[::-1]
     return {"value": score(relative["value"]), "low": low, "high": high}
 
 
-def winner(report: Any) -> str:
+def winner(report: Report) -> str:
     """The chosen point in absolute terms: "Chosen: accuracy 0.837 [0.829, 0.845], 2.5 J (modelled), 340 ms CPU and 350 ms per 1,000 examples."."""
     if report["best"] is None:
         return ""
@@ -116,7 +115,7 @@ def winner(report: Any) -> str:
     return f"Chosen: {', '.join(parts)} per 1,000 examples."
 
 
-def steps(report: Any) -> list[tuple[str, str]]:
+def steps(report: Report) -> list[tuple[str, str]]:
     """(what to do next, how) for a saved winner; [] where nothing was saved. What this version has no command for is not told."""
     if not report["folder"] or report["best"] is None:
         return []
@@ -136,7 +135,7 @@ def steps(report: Any) -> list[tuple[str, str]]:
     return [step for step in found if step[0]]
 
 
-def agrees(report: Any, candidate: Any, ends: bool = True) -> str:
+def agrees(report: Report, candidate: CandidateRow, ends: bool = True) -> str:
     """How far the answers are the original's: "88.1 % [86.9, 89.2]", a rank correlation for values; "" where it was not measured."""
     figure = candidate.get("agreement")
     if figure is None:
@@ -147,5 +146,5 @@ def agrees(report: Any, candidate: Any, ends: bool = True) -> str:
     return shown + (f" [{percent(figure['low'], False, 1)}, {percent(figure['high'], False, 1)}]" if ends and figure["low"] is not None else "")
 
 
-def _low(figure: Any) -> float:
+def _low(figure: Ends) -> float:
     return figure["value"] if figure["low"] is None else figure["low"]

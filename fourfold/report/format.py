@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fourfold.report.schema import Ends, Joules, SettingRow
 
 
 def percent(value: float | None, sign: bool = True, digits: int | None = None) -> str:
@@ -23,7 +26,7 @@ def _digits(scaled: float) -> int:
     return 1 if abs(scaled) >= 0.995 else 2 if abs(scaled) >= 0.0995 else 3
 
 
-def interval(figure: Any, sign: bool = True) -> str:
+def interval(figure: Ends | None, sign: bool = True) -> str:
     """A relative figure with its interval, in per cent: "98.1 % [97.2, 99.0]"."""
     if figure is None:
         return "–"
@@ -33,7 +36,7 @@ def interval(figure: Any, sign: bool = True) -> str:
     return percent(figure["value"], sign, digits) + ends
 
 
-def absolute(figure: Any) -> str:
+def absolute(figure: Ends | None) -> str:
     """A metric in its own unit with its interval: "0.853 [0.840, 0.866]"."""
     if figure is None:
         return "–"
@@ -57,7 +60,7 @@ def chain(factors: Sequence[float], total: float) -> tuple[list[str], str]:
     return shown, whole
 
 
-def factor(figure: Any, shown: str | None = None) -> str:
+def factor(figure: Ends | None, shown: str | None = None) -> str:
     """How many times less, with its interval: "15× [13, 17]"; `shown` stands for the value where it has been put in words already."""
     if figure is None:
         return "–"
@@ -65,7 +68,7 @@ def factor(figure: Any, shown: str | None = None) -> str:
     return (shown or times(figure["value"])) + ends
 
 
-def span_of(figure: Any) -> str:
+def span_of(figure: Ends) -> str:
     """The interval of a factor alone: "[13, 17]"; three figures where both ends would read alike."""
     low, high = (times(figure[end]).removesuffix("×") for end in ("low", "high"))
     if low == high:
@@ -73,11 +76,13 @@ def span_of(figure: Any) -> str:
     return f"[{low}, {high}]"
 
 
-def grams(figure: Any) -> str:
+def grams(figure: Ends | None) -> str:
     """CO2e in the unit it deserves: "8.52 mg CO2e", "1.2 kg CO2e"."""
-    if figure is None:
-        return "–"
-    value = figure["value"]
+    return "–" if figure is None else mass(figure["value"])
+
+
+def mass(value: float) -> str:
+    """Grams of CO2e: 1200.0 → "1.2 kg CO2e"."""
     for size, unit in ((1e6, "t"), (1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg")):
         if abs(value) >= size:
             return f"{value / size:.3g} {unit} CO2e"
@@ -115,17 +120,18 @@ def span(value: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if rest else f"{minutes} min"
 
 
-def energy(joules: Any) -> str:
-    """Joules with their grade: "41.2 J (modelled)"."""
-    if joules is None:
-        return "not measured"
-    value = joules["value"]
+def joules(value: float) -> str:
+    """Joules in the unit they deserve: 41.2 → "41.2 J", 7.2e6 → "2 kWh"."""
     scale, unit = (3.6e6, "kWh") if value >= 3.6e6 else (1e3, "kJ") if value >= 1e3 else (1.0, "J") if value >= 0.1 else (1e-3, "mJ")
-    text = f"{value / scale:.3g} {unit}"
-    return f"{text} ({joules['grade']})"
+    return f"{value / scale:.3g} {unit}"
 
 
-def setting(row: Any) -> str:
+def energy(figure: Joules | None) -> str:
+    """Joules with their grade: "41.2 J (modelled)"."""
+    return "not measured" if figure is None else f"{joules(figure['value'])} ({figure['grade']})"
+
+
+def setting(row: SettingRow | None) -> str:
     """A configuration in words: "openvino bf16, 1 thread, batch 32, bucketed"."""
     if row is None:
         return "–"

@@ -66,7 +66,7 @@ def amount(plan: Plan, value: float | None) -> str:
     if value is None:
         return "–"
     if plan.unit == "J":
-        return format.energy({"value": value, "grade": ""}).removesuffix(" ()")
+        return format.joules(value)
     return format.size(value) if plan.unit == "B" else format.span(value)
 
 

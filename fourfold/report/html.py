@@ -8,15 +8,15 @@ import re
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from fourfold.report import advice, format, plot, summary, waterfall
 from fourfold.report.json import replace
+from fourfold.report.schema import BlockRow, CandidateRow, Ends, Report, StackRow, Unit
 
 _WIDE, _NARROW = (920, 480), (374, 400)  # px: what a desktop column and a phone show
 
 
-def write(report: Any, path: Path | str) -> Path:
+def write(report: Report, path: Path | str) -> Path:
     """Write the page for `report` (a dict of fourfold.report.schema.Report) to `path`; a folder gets report.html. Returns the file's path."""
     path = Path(path)
     path = path / "report.html" if path.is_dir() else path
@@ -24,14 +24,14 @@ def write(report: Any, path: Path | str) -> Path:
     return path
 
 
-def picture(report: Any, path: Path | str, width: int = _WIDE[0], height: int = _WIDE[1], log: bool = True) -> Path:
+def picture(report: Report, path: Path | str, width: int = _WIDE[0], height: int = _WIDE[1], log: bool = True) -> Path:
     """Write the front alone as an SVG file of `width` × `height` px, light or dark as its viewer is. Returns the file's path."""
     path = Path(path)
     replace(path, plot.draw(report, width, height, log, style=asset("plot.css")) + "\n")
     return path
 
 
-def page(report: Any) -> str:
+def page(report: Report) -> str:
     """The page as HTML text. Raises nothing of its own for a sound report."""
     from jinja2 import Environment
     from markupsafe import Markup
@@ -42,7 +42,7 @@ def page(report: Any) -> str:
     subject = best or (report["candidates"][near[0]["candidate"]] if near else None)
     sizes = {"wide": _WIDE, "narrow": _NARROW}
     plots = {f"{name}_{scale}": Markup(plot.draw(report, *size, log=scale == "log")) for name, size in sizes.items() for scale in ("log", "linear")}
-    told = _told(report)
+    told, pulled = _told(report), report.get("levers")
     facts = {
         "report": report,
         "best": best,
@@ -59,14 +59,13 @@ def page(report: Any) -> str:
         "steps": advice.steps(report),
         "agreed": advice.agrees(report, subject) if subject else "",
         "own": advice.absolute_quality(report, best) if best else None,
-        "chained": format.chain([row["factor"]["value"] for row in report["levers"]["rows"]], report["levers"]["total"]["value"])[0]
-        if report.get("levers") else [],
+        "chained": format.chain([row["factor"]["value"] for row in pulled["rows"]], pulled["total"]["value"])[0] if pulled else [],
         "plots": plots,
         "any_untested": any(not point.tested for point in plot.points(report) if point.kind == "front"),
         "shapes": _shapes(report, subject),
         "falls": _falls(report),
-        "levers": report.get("levers"),
-        "water": waterfall.bars(report["levers"]) if report.get("levers") else None,
+        "levers": pulled,
+        "water": waterfall.bars(pulled) if pulled else None,
         "timeline": _timeline(report),
         "first": told.get(next((i for i, row in enumerate(report["candidates"]) if row is subject), -1)),
         "told": Markup(script_safe(json.dumps(told, ensure_ascii=False))),
@@ -102,7 +101,7 @@ def script_safe(text: str) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _marked(report: Any) -> Any:
+def _marked(report: Report) -> str:
     """The headline with its figure emphasised."""
     from markupsafe import Markup, escape
 
@@ -118,7 +117,7 @@ def _unbroken(text: str) -> str:
     return re.sub(r"(?<=\d) (?=%)|(?<=%) (?=\[)|(?<=,) (?=[\d.]+\])", "\u00a0", text)
 
 
-def _order(report: Any) -> list[int]:
+def _order(report: Report) -> list[int]:
     """All candidates: the front by energy, then the others."""
     front = set(report["front"])
 
@@ -129,7 +128,7 @@ def _order(report: Any) -> list[int]:
     return sorted(range(len(report["candidates"])), key=key)
 
 
-def _told(report: Any) -> dict[int, list[str]]:
+def _told(report: Report) -> dict[int, list[str]]:
     """What the picture says of a candidate that is pointed at."""
     told = {}
     for index, candidate in enumerate(report["candidates"]):
@@ -146,22 +145,22 @@ def _told(report: Any) -> dict[int, list[str]]:
     return told
 
 
-def _shapes(report: Any, subject: Any) -> list[Any]:
+def _shapes(report: Report, subject: CandidateRow | None) -> list[CandidateRow]:
     """Candidates whose layers or cascades are worth showing: the chosen or nearest first, then the knee and the rest of the front."""
     order = [subject, *(report["candidates"][i] for i in ([report["knee"]] if report["knee"] is not None else []) + report["front"])]
-    seen: list[Any] = []
+    seen: list[CandidateRow] = []
     for candidate in order:
         if candidate is not None and (candidate["structure"] or candidate["cascade"]) and not any(candidate is other for other in seen):
             seen.append(candidate)
     return seen
 
 
-def _columns(stack: Any) -> list[str]:
+def _columns(stack: StackRow) -> list[str]:
     """Kinds of sub-layers in a stack, in order of first sight."""
     return list(dict.fromkeys(unit["name"] for block in stack["blocks"] for unit in block["units"]))
 
 
-def _unit_of(block: Any, name: str) -> Any:
+def _unit_of(block: BlockRow, name: str) -> Unit | None:
     return next((unit for unit in block["units"] if unit["name"] == name), None)
 
 
@@ -169,23 +168,23 @@ def _sublayer(name: str) -> str:
     return {"ffn": "feed-forward", "conv": "convolution", "cross_attention": "cross-attention"}.get(name, name.replace("_", " "))
 
 
-def _noun(stack: Any, name: str) -> str:
+def _noun(stack: StackRow, name: str) -> str:
     """What is counted in that kind of sub-layer: ", heads"."""
     nouns = {unit["what"] for block in stack["blocks"] for unit in block["units"] if unit["name"] == name} - {""}
     return f", {' or '.join(sorted(nouns))}" if nouns else ""
 
 
-def _joules(report: Any, relative: Any) -> str:
+def _joules(report: Report, relative: Ends | None) -> str:
     """Energy per 1,000 examples of something, from the original's and its own share of it."""
     whole = report["baseline"]["joules_per_1000"]
     return "–" if relative is None or whole is None else format.energy({**whole, "value": whole["value"] * relative["value"]})
 
 
-def _kept_blocks(stack: Any) -> int:
+def _kept_blocks(stack: StackRow) -> int:
     return sum(not block["removed"] for block in stack["blocks"])
 
 
-def _falls(report: Any) -> list[dict[str, Any]]:
+def _falls(report: Report) -> list[dict[str, object]]:
     """The factors as bars on a log axis, in per cent of its length; right is the original."""
     rows = report["factors"]
     values = [value for row in rows for value in (row["before"], row["after"])]
@@ -213,25 +212,25 @@ def _falls(report: Any) -> list[dict[str, Any]]:
     return spots
 
 
-def _timeline(report: Any) -> list[dict[str, Any]]:
+def _timeline(report: Report) -> list[dict[str, object]]:
     events = report["timeline"]
     whole = max([report["cost"]["wall_s"], *(event["t"] + event["seconds"] for event in events)], default=0.0) or 1.0
     return [{"best": None, **event, "left": f"{100 * event['t'] / whole:.2f}", "width": f"{100 * event['seconds'] / whole:.2f}"} for event in events]
 
 
-def _bounds(figure: Any) -> str:
+def _bounds(figure: Ends | None) -> str:
     if figure is None or (figure["low"] is None and figure["high"] is None):
         return "interval not known"
     text = format.interval(figure, False)
     return text[text.index("[") :]
 
 
-def _limits(figure: Any) -> str:
+def _limits(figure: Ends | None) -> str:
     text = format.absolute(figure)
     return text[text.index("[") :] if "[" in text else ""
 
 
-def _ratio(figure: Any) -> Any:
+def _ratio(figure: Ends | None) -> str:
     from markupsafe import Markup
 
     if figure is None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from fourfold import folder
 from fourfold.errors import ArtefactError, InputError
-from fourfold.report.schema import validate
+from fourfold.report.schema import Report, validate
 
 NAME = "report.json"
 
 
-def write(report: Any, path: Path | str) -> Path:
+def write(report: Report, path: Path | str) -> Path:
     """Write `report` to `path` (a file, or a folder that gets report.json) by renaming a finished file; the path written.
 
     Raises ArtefactError naming the first fault if the report is not sound (fourfold.report.schema).
@@ -25,7 +24,7 @@ def write(report: Any, path: Path | str) -> Path:
     return path
 
 
-def read(path: Path | str) -> Any:
+def read(path: Path | str) -> Report:
     """The report in a file, or in an artefact's folder.
 
     Raises InputError if there is none, ArtefactError if it is not JSON or breaks the schema.
@@ -47,7 +46,7 @@ def replace(path: Path, text: str | bytes) -> None:
     folder.write(path, text, parents=True)
 
 
-def _check(report: Any, path: Path) -> None:
+def _check(report: Report, path: Path) -> None:
     faults = validate(report)
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from fourfold.report import advice, format, summary
 from fourfold.report.json import replace
+from fourfold.report.schema import Report
 
 
-def write(report: Any, path: Path | str) -> Path:
+def write(report: Report, path: Path | str) -> Path:
     """Write the card to `path`; the path written."""
     path = Path(path)
     replace(path, card(report))
@@ -21,7 +21,7 @@ def ours(head: bytes) -> bool:
     return head.lstrip().startswith(b"# ") and b", made cheaper" in head.split(b"\n", 1)[0]
 
 
-def card(report: Any) -> str:
+def card(report: Report) -> str:
     """Decision, front, how it came about and how to reproduce it."""
     parts = [f"# {report['model']['name']}, made cheaper", f"**{summary.headline(report)}** {summary.decision(report)}", table(report)]
     parts += ["\n".join(f"- {line}" for line in summary.story(report)[1:])]
@@ -31,7 +31,7 @@ def card(report: Any) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(report: Any) -> str:
+def table(report: Report) -> str:
     """The front as a Markdown table, dearest first, with what needs no network below."""
     rows = [("original", "100 %", "100 %", format.count(report["model"]["parameters"]), format.setting(report["baseline"]["setting"]))]
     for candidate in sorted((report["candidates"][i] for i in report["front"]), key=lambda c: -(c["relative_energy"] or {"value": 0})["value"]):

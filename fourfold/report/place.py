@@ -145,7 +145,7 @@ class _Plan:
         """A figure in the plan's unit."""
         if value is None:
             return "–"
-        return format.grams({"value": value * 1000}) if self.unit == "kgCO2e" else f"{value:,.4g} {self.unit}"
+        return format.mass(value * 1000) if self.unit == "kgCO2e" else f"{value:,.4g} {self.unit}"
 
     def comparators(self) -> list[dict[str, Any]]:
         """The policies and the plan itself, dearest first, impossible ones last; bars in per cent of the dearest."""

@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Literal
 
 from fourfold.report import format
+from fourfold.report.schema import Ends, Report
 from fourfold.report.summary import quality_of
 
 _EM = 6.7  # average advance of a 12.5 px sans-serif letter, in px: only label placement rests on it
@@ -22,8 +23,8 @@ class PlotMark:
     """One mark. `x` relative energy, `y` relative quality, as intervals; `index` into candidates, None for the original and the simple baselines."""
 
     kind: Literal["original", "simple", "front", "other"]
-    x: Any
-    y: Any
+    x: Ends
+    y: Ends
     name: str
     index: int | None = None
     tags: tuple[str, ...] = ()  # "chosen", "knee"
@@ -55,7 +56,7 @@ class Frame:
         return self.bottom - min(max(share, 0.0), 1.0) * (self.bottom - self.top)
 
 
-def points(report: Any) -> list[PlotMark]:
+def points(report: Report) -> list[PlotMark]:
     """Everything with both figures, the faint first so that what matters is drawn last."""
     front, found = set(report["front"]), []
     for index, candidate in enumerate(report["candidates"]):
@@ -68,16 +69,17 @@ def points(report: Any) -> list[PlotMark]:
     for simple in report["simple"]:
         if simple["relative_energy"] and simple["relative_energy"]["value"] > 0:
             found.append(PlotMark("simple", simple["relative_energy"], simple["relative_quality"], simple["name"]))
-    one = {"value": 1.0, "low": None, "high": None}
+    one: Ends = {"value": 1.0, "low": None, "high": None}
     found.append(PlotMark("original", one, one, "original"))
     return sorted(found, key=lambda point: (point.kind != "other", "chosen" in point.tags))
 
 
-def _end(figure: Any, end: str) -> float:
-    return figure["value"] if figure[end] is None else figure[end]
+def _end(figure: Ends, end: Literal["low", "high"]) -> float:
+    found = figure[end]
+    return figure["value"] if found is None else found
 
 
-def frame(report: Any, marks: list[PlotMark], width: int, height: int, log: bool) -> Frame:
+def frame(report: Report, marks: list[PlotMark], width: int, height: int, log: bool) -> Frame:
     """Ranges that hold the front, the floor and the baselines; what lies far below is drawn on the lower edge."""
     key = [mark for mark in marks if mark.kind != "other"]
     floor = report["floor"]
@@ -229,7 +231,7 @@ def _spot(box: Frame, mark: PlotMark, length: float, taken: list[_Box]) -> _Box 
     return None
 
 
-def draw(report: Any, width: int = 880, height: int = 470, log: bool = True, style: str = "") -> str:
+def draw(report: Report, width: int = 880, height: int = 470, log: bool = True, style: str = "") -> str:
     """The front as an SVG element of `width` × `height` px; `style` is CSS put inside, for a file that stands alone."""
     marks = points(report)
     box = frame(report, marks, width, height, log)

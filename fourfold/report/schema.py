@@ -1,6 +1,6 @@
 """What `report.json` holds: one plain-JSON document from which every reader (terminal, HTML, picture, `--json`) is drawn.
 
-The TypedDicts below *are* the schema: `validate` walks them, so there is no second copy to keep in step. Conventions, everywhere:
+The TypedDicts below *are* the schema: `validate` reads the document as one, so there is no second copy to keep in step. Conventions, everywhere:
 
 * **Relative** figures are fractions of the original model (1.0 = the same): quality 0.98 is 98 % of the original's, energy 0.06 is 6 % of it.
   Relative quality is always "more is better", whatever the metric's own direction. The original is the fine-tuned model in fp32 at its own best
@@ -28,9 +28,11 @@ axes: NTT DATA's green-AI model-compression study (relative accuracy against rel
 from __future__ import annotations
 
 import math
-import types
-from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Literal, NotRequired, TypedDict
 
+import msgspec
+
+from fourfold.documents import Finite, fault
 from fourfold.ledger.book import LEVERS
 from fourfold.units import GRADES
 
@@ -41,12 +43,17 @@ Grade = Literal["measured", "counted", "modelled", "assumed", "published"]
 Status = Literal["front", "dominated", "infeasible", "stopped"]
 
 
-class Interval(TypedDict):
+class Ends(TypedDict):
+    """A value and the ends of its interval; None: not known."""
+
+    value: Finite
+    low: Finite | None
+    high: Finite | None
+
+
+class Interval(Ends):
     """A value with its two-sided 90 % interval."""
 
-    value: float
-    low: float | None
-    high: float | None
     n: NotRequired[int]  # examples (quality) or rounds (time) that it rests on
 
 
@@ -96,10 +103,7 @@ class SettingRow(TypedDict):
     bucketing: bool  # examples sorted by length before batching
 
 
-class Joules(TypedDict):
-    value: float
-    low: float | None
-    high: float | None
+class Joules(Ends):
     grade: Grade
     method: str
 
@@ -107,8 +111,8 @@ class Joules(TypedDict):
 class Baseline(TypedDict):
     quality: Interval  # absolute, in the metric's own unit, on the test split
     setting: SettingRow
-    cpu_s_per_1000: float
-    wall_s_per_1000: float
+    cpu_s_per_1000: Finite
+    wall_s_per_1000: Finite
     joules_per_1000: Joules | None
     memory_bytes: int | None
 
@@ -151,8 +155,8 @@ class VocabularyRow(TypedDict):
 
 class CascadeRow(TypedDict):
     members: list[str]  # cheapest first; the last is the fallback
-    thresholds: list[float]  # confidence above which member i answers; one fewer than members
-    shares: list[float]  # of the test split answered by each member; sums to 1
+    thresholds: list[Finite]  # confidence above which member i answers; one fewer than members
+    shares: list[Finite]  # of the test split answered by each member; sums to 1
 
 
 class CandidateRow(TypedDict):
@@ -171,18 +175,18 @@ class CandidateRow(TypedDict):
     bytes: NotRequired[int | None]  # on disk
     search_quality: Interval | None  # relative, search split
     test_quality: Interval | None  # relative, test split, with n; finalists only
-    passes_at: NotRequired[float | None]  # highest floor at which it would have passed, corrected for all that was tested; None where it was not
+    passes_at: NotRequired[Finite | None]  # highest floor at which it would have passed, corrected for all that was tested; None where it was not
     agreement: NotRequired[Interval | None]  # share of the test split that it answers as the original does (rank correlation for values)
     relative_energy: Interval | None
     relative_latency: Interval | None
-    relative_memory: float | None
+    relative_memory: Finite | None
     setting: SettingRow | None
     cascade: CascadeRow | None
 
 
 class Near(TypedDict):
     candidate: int
-    shortfall: float  # floor − lower bound of relative quality
+    shortfall: Finite  # floor − lower bound of relative quality
     reason: str
 
 
@@ -199,10 +203,10 @@ class Factor(TypedDict):
     lever: str
     technique: str
     title: str  # in words: "half the blocks removed"
-    before: float  # relative energy before the step
-    after: float
-    quality_before: NotRequired[float]
-    quality_after: NotRequired[float]
+    before: Finite  # relative energy before the step
+    after: Finite
+    quality_before: NotRequired[Finite]
+    quality_after: NotRequired[Finite]
 
 
 class RaceRow(TypedDict):
@@ -219,18 +223,18 @@ class RaceRow(TypedDict):
 
 
 class Event(TypedDict):
-    t: float  # seconds since the job started
+    t: Finite  # seconds since the job started
     stage: str
     text: str
-    seconds: float  # that it took
-    best: NotRequired[float | None]  # relative energy of the best feasible candidate so far
+    seconds: Finite  # that it took
+    best: NotRequired[Finite | None]  # relative energy of the best feasible candidate so far
 
 
 class Cost(TypedDict):
     """What the optimisation itself cost."""
 
-    wall_s: float
-    cpu_s: float
+    wall_s: Finite
+    cpu_s: Finite
     joules: Joules | None
     break_even: int | None  # inferences after which it has paid for itself; None if never
 
@@ -242,12 +246,9 @@ class Citation(TypedDict):
     url: NotRequired[str]
 
 
-class FigureRow(TypedDict):
+class FigureRow(Ends):
     """A graded value in its unit. `grade` is null, and the value 1, where nothing was given; an end that is not known is null."""
 
-    value: float
-    low: float | None
-    high: float | None
     unit: str  # "1", "gCO2e"
     grade: Grade | None
     method: str
@@ -259,7 +260,7 @@ class Lever(TypedDict):
     title: str  # what was done, in words; "not given"
     given: bool
     factor: FigureRow  # times less: 4.0 = a quarter
-    share: float | None  # ln factor / ln total
+    share: Finite | None  # ln factor / ln total
     amount: FigureRow | None  # gCO2e of 1,000 examples that this lever takes off (Shapley value)
 
 
@@ -292,8 +293,8 @@ class Report(TypedDict):
     folder: str | None  # where the artefact lies
     trust: NotRequired[list[str]]  # packages of the model's own code, which whoever loads the artefact must trust
     objective: Literal["energy", "latency", "memory"]
-    floor: float
-    budget_s: float
+    floor: Finite
+    budget_s: Finite
     seed: int
     energy: EnergyRow
     baseline: Baseline
@@ -305,7 +306,7 @@ class Report(TypedDict):
     floor_met: bool
     infeasible: Miss | None
     factors: list[Factor]
-    total: float | None  # product of the factors: 1 / relative energy of the best
+    total: Finite | None  # product of the factors: 1 / relative energy of the best
     race: list[RaceRow]
     timeline: list[Event]
     cost: Cost
@@ -315,58 +316,17 @@ class Report(TypedDict):
     levers: NotRequired[Levers | None]
 
 
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number", type(None): "null"}
-    return names.get(type(value), f"a {type(value).__name__}, which is not JSON")
+def _unknown(value: object, known: object, where: str) -> str:
+    """The first key of `value` that reading it as the schema (`known`) dropped, in a sentence; "" where there is none."""
+    if isinstance(value, dict) and isinstance(known, dict):
+        extra = [f"{where}.{key} is not part of the schema" for key in value if key not in known]
+        return next(filter(None, [*extra, *(_unknown(value[key], known[key], f"{where}.{key}") for key in known)]), "")
+    if isinstance(value, list) and isinstance(known, list):
+        return next(filter(None, (_unknown(one, other, f"{where}[{i}]") for i, (one, other) in enumerate(zip(value, known, strict=True)))), "")
+    return ""
 
 
-def _walk(value: Any, hint: Any, where: str) -> list[str]:
-    """Sentences about `value` not being a `hint`."""
-    origin = get_origin(hint)
-    if origin is NotRequired:
-        return _walk(value, get_args(hint)[0], where)
-    if origin in (Union, types.UnionType):
-        choices = get_args(hint)
-        if value is None and type(None) in choices:
-            return []
-        return _walk(value, next(choice for choice in choices if choice is not type(None)), where)
-    if is_typeddict(hint):
-        return _walk_fields(value, hint, where)
-    if origin is list:
-        if not isinstance(value, list):
-            return [f"{where} is {_kind(value)}; a list was expected"]
-        return [line for i, item in enumerate(value) for line in _walk(item, get_args(hint)[0], f"{where}[{i}]")]
-    if origin is dict:
-        if not isinstance(value, dict):
-            return [f"{where} is {_kind(value)}; an object was expected"]
-        return [line for key, item in value.items() for line in _walk(item, get_args(hint)[1], f"{where}.{key}")]
-    if origin is Literal:
-        return [] if value in get_args(hint) else [f"{where} is {value!r}; expected one of {', '.join(get_args(hint))}"]
-    return _walk_scalar(value, hint, where)
-
-
-def _walk_fields(value: Any, hint: Any, where: str) -> list[str]:
-    if not isinstance(value, dict):
-        return [f"{where} is {_kind(value)}; an object ({hint.__name__.removesuffix('Row')}) was expected"]
-    hints = get_type_hints(hint, include_extras=True)
-    optional = {key for key, kind in hints.items() if get_origin(kind) is NotRequired}
-    lines = [f"{where}.{key} is missing" for key in hints if key not in value and key not in optional]
-    lines += [f"{where}.{key} is not part of the schema" for key in value if key not in hints]
-    return lines + [line for key, kind in hints.items() if key in value for line in _walk(value[key], kind, f"{where}.{key}")]
-
-
-def _walk_scalar(value: Any, hint: Any, where: str) -> list[str]:
-    if hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return [f"{where} is {_kind(value)}; a number was expected"]
-        return [] if math.isfinite(value) else [f"{where} is {value}; a finite number was expected"]
-    if hint is int and isinstance(value, bool):
-        return [f"{where} is true/false; a whole number was expected"]
-    words = {int: "a whole number", str: "text", bool: "true or false"}
-    return [] if isinstance(value, hint) else [f"{where} is {_kind(value)}; {words[hint]} was expected"]
-
-
-def _indices(report: Any) -> list[str]:
+def _indices(report: Report) -> list[str]:
     count = len(report["candidates"])
     named = [(f"front[{i}]", index) for i, index in enumerate(report["front"])]
     named += [("best", report["best"]), ("knee", report["knee"])]
@@ -376,7 +336,7 @@ def _indices(report: Any) -> list[str]:
     return [f"report.{name} is {index}, but there are {count} candidates" for name, index in named if index is not None and not 0 <= index < count]
 
 
-def _sense(report: Any) -> list[str]:
+def _sense(report: Report) -> list[str]:
     """What types cannot say: indices exist, the verdict agrees with itself, factors telescope."""
     lines = _indices(report)
     if report["schema"] not in READS:
@@ -392,7 +352,7 @@ def _sense(report: Any) -> list[str]:
     return lines or _telescope(report) + _product(report.get("levers"))
 
 
-def _telescope(report: Any) -> list[str]:
+def _telescope(report: Report) -> list[str]:
     """The factors' chain: 1 → … → relative energy of the best."""
     rows, lines, last = report["factors"], [], 1.0
     for i, row in enumerate(rows):
@@ -410,7 +370,7 @@ def _telescope(report: Any) -> list[str]:
     return lines
 
 
-def _product(levers: Any) -> list[str]:
+def _product(levers: Levers | None) -> list[str]:
     """The levers' factors: all four, positive, multiplying to the total, none better graded in it than by itself."""
     if levers is None:
         return []
@@ -431,7 +391,11 @@ def _product(levers: Any) -> list[str]:
     return lines
 
 
-def validate(report: Any) -> list[str]:
+def validate(report: object) -> list[str]:
     """Sentences about what is wrong with `report` (a dict as read from report.json); an empty list if it is sound. Never raises."""
-    lines = _walk(report, Report, "report")
-    return lines if lines else _sense(report)
+    try:
+        known = msgspec.convert(report, Report)
+    except msgspec.ValidationError as error:
+        return [fault(error, Report, "report")]
+    unknown = _unknown(report, known, "report")
+    return [unknown] if unknown else _sense(known)

@@ -329,7 +329,7 @@ def _amount(problem: Schedule, gain: float) -> str:
 
 
 def _joules(value: float) -> str:
-    return format.energy({"value": value, "grade": ""}).removesuffix(" ()")
+    return format.joules(value)
 
 
 def _listed(items: list[str]) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fourfold.report.advice import agrees, lost, near_miss, winner
 from fourfold.report.format import chain, count, energy, factor, grams, interval, percent, setting, span, times
+from fourfold.report.schema import CandidateRow, Ends, Factor, Interval, Levers, Report, StackRow
 from fourfold.report.waterfall import NAMES
 
 _SPENT = {"energy": "energy", "latency": "time", "memory": "memory"}
@@ -13,12 +12,12 @@ SAME = 0.99  # agreement from which on "the same work" is said
 _FEW = 4  # refusals told by name
 
 
-def quality_of(candidate: Any) -> Any:
+def quality_of(candidate: CandidateRow) -> Interval | None:
     """Relative quality on the unseen split, or, where it never got there, on the search split."""
     return candidate["test_quality"] or candidate["search_quality"]
 
 
-def spent(candidate: Any, objective: str) -> Any:
+def spent(candidate: CandidateRow, objective: str) -> Ends | None:
     """The candidate's relative figure for the objective, as an interval."""
     if objective == "memory":
         value = candidate["relative_memory"]
@@ -26,7 +25,7 @@ def spent(candidate: Any, objective: str) -> Any:
     return candidate["relative_latency" if objective == "latency" else "relative_energy"]
 
 
-def headline(report: Any) -> str:
+def headline(report: Report) -> str:
     """The decision in a few words."""
     if report["best"] is None:
         return f"Nothing cheaper clears the floor of {percent(report['floor'])}."
@@ -39,7 +38,8 @@ def headline(report: Any) -> str:
     if agreed is not None and agreed["value"] >= SAME:
         return f"The same work for {percent(cost['value'])} of the {what}."
     named = report["data"]["greater_is_better"] and report["data"]["metric"] != "agreement"
-    kept = f"{percent(quality_of(best)['value'])} of the {report['data']['metric'] if named else 'quality'}"
+    quality = quality_of(best)
+    kept = f"{percent(None if quality is None else quality['value'])} of the {report['data']['metric'] if named else 'quality'}"
     told = f"{kept} for {percent(cost['value'])} of the {what}"
     if agreed is None:
         return f"{told}."
@@ -48,21 +48,21 @@ def headline(report: Any) -> str:
     return f"{told}; answers agree with the original's on {agrees(report, best, False)}."
 
 
-def decision(report: Any) -> str:
+def decision(report: Report) -> str:
     """The decision with its evidence, in one or two sentences."""
     data = report["data"]
     if report["best"] is None:
         return _missed(report)
     quality = quality_of(report["candidates"][report["best"]])
     tested = report["candidates"][report["best"]]["test_quality"] is not None
-    split = f"{quality.get('n', data['test']):,} unseen examples" if tested else "the search split"
+    split = f"{data['test'] if quality is None else quality.get('n', data['test']):,} unseen examples" if tested else "the search split"
     floor = f"the floor is {percent(report['floor'])} ({data['metric']}, lower 95 % bound)"
     agreed = agrees(report, report["candidates"][report["best"]])
     how = "; rank correlation with its answers " if data["task"] == "regression" else "; it answers as the original does on "
     return f"Quality is {interval(quality)} of the original's on {split}{how + agreed if agreed else ''}; {floor}."
 
 
-def _missed(report: Any) -> str:
+def _missed(report: Report) -> str:
     miss = report["infeasible"]
     text = miss["reason"] if miss else "no candidate reached it"
     text = text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
@@ -74,7 +74,7 @@ def _missed(report: Any) -> str:
     return text
 
 
-def break_even(report: Any) -> str:
+def break_even(report: Report) -> str:
     """When the optimisation has paid for itself; nothing where nothing was chosen."""
     runs = report["cost"]["break_even"]
     if report["best"] is None:
@@ -84,7 +84,7 @@ def break_even(report: Any) -> str:
     return f"The optimisation pays for itself after {count(runs)} inferences."
 
 
-def story(report: Any) -> list[str]:
+def story(report: Report) -> list[str]:
     """What was done where and why, a sentence or two a line. Where the floor was missed: why, and what came nearest."""
     model, data, baseline = report["model"], report["data"], report["baseline"]
     scores = f"scores {data['metric']} {baseline['quality']['value']:.3f}"
@@ -110,7 +110,7 @@ def story(report: Any) -> list[str]:
     return lines
 
 
-def levers(report: Any) -> list[str]:
+def levers(report: Report) -> list[str]:
     """The four levers multiplied, in a sentence or two; nothing where the report has none, or none was pulled."""
     found = report.get("levers")
     if not found or not any(row["given"] for row in found["rows"]):
@@ -125,17 +125,17 @@ def levers(report: Any) -> list[str]:
     return lines
 
 
-def unit_of(levers: Any) -> str:
+def unit_of(levers: Levers) -> str:
     """What the product of the levers counts: CO2e where the grid is known or the hall, else energy."""
     return "CO2e" if levers["site"] is not None else "energy"
 
 
-def _simple(report: Any) -> str:
+def _simple(report: Report) -> str:
     simple = max(report["simple"], key=lambda row: row["relative_quality"]["value"])
     return f"Without any network, {simple['name']} reaches {interval(simple['relative_quality'])} of that quality."
 
 
-def _refused(report: Any) -> list[str]:
+def _refused(report: Report) -> list[str]:
     """What the race turned down, the chosen candidate's own first; a few by name, the rest by number."""
     rows = [row for row in report["race"] if not row["accepted"]]
     rows.sort(key=lambda row: row["candidate"] != report["best"])
@@ -144,13 +144,13 @@ def _refused(report: Any) -> list[str]:
     return [f"Refused in the race: {few}{more}."] if rows else []
 
 
-def _factor(row: Any) -> str:
+def _factor(row: Factor) -> str:
     title = row["title"][:1].upper() + row["title"][1:]
     change = f"energy from {percent(row['before'])} to {percent(row['after'])}, {times(row['before'] / row['after'])} cheaper"
     return f"{title} ({row['technique']}, the {row['lever']} lever): {change}."
 
 
-def _stack(stack: Any) -> list[str]:
+def _stack(stack: StackRow) -> list[str]:
     """Which blocks went, and how much of each kind of unit is left in a stack."""
     gone = [block["name"] for block in stack["blocks"] if block["removed"]]
     absent = [f"{block['name']}.{unit['name']}" for block in stack["blocks"] if not block["removed"] for unit in block["units"] if unit["absent"]]
@@ -169,12 +169,12 @@ def _stack(stack: Any) -> list[str]:
     return ["; ".join(parts) + "."]
 
 
-def _vocabulary(candidate: Any) -> list[str]:
+def _vocabulary(candidate: CandidateRow) -> list[str]:
     words = candidate.get("vocabulary")
     return [f"The vocabulary keeps {words['kept']:,} of {words['total']:,} entries."] if words and words["kept"] < words["total"] else []
 
 
-def _cascade(candidate: Any) -> list[str]:
+def _cascade(candidate: CandidateRow) -> list[str]:
     cascade = candidate["cascade"]
     if not cascade:
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
 from fourfold.errors import InputError
@@ -12,8 +13,14 @@ from fourfold.report import advice, format, summary
 from fourfold.report.waterfall import NAMES
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
+    from rich.panel import Panel
+    from rich.progress import Task
     from rich.table import Table
+    from rich.text import Text
+
+    from fourfold.documents import Json
+    from fourfold.report.schema import Ends, Levers, Report
 
 Mode = Literal["auto", "notebook", "bars", "plain", "json", "silent"]
 _CLOSEST = 3  # nearest candidates shown when the floor is missed
@@ -22,20 +29,20 @@ _CLOSEST = 3  # nearest candidates shown when the floor is missed
 # ---- the report ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def show(report: Any, console: Console | None = None) -> None:
+def show(report: Report, console: Console | None = None) -> None:
     """Print `report` (a dict of fourfold.report.schema.Report): decision, front, what it cost, where the files are."""
     from rich.console import Console
 
     console = console or Console(highlight=False)
     console.print(_verdict(report))
     console.print(_front(report, console.width))
-    if report.get("levers"):
-        console.print(levers(report["levers"], console.width))
+    if pulled := report.get("levers"):
+        console.print(levers(pulled, console.width))
     for line in _facts(report):
         console.print(line, soft_wrap=False)
 
 
-def _verdict(report: Any) -> Any:
+def _verdict(report: Report) -> Panel:
     from rich.panel import Panel
     from rich.text import Text
 
@@ -46,7 +53,7 @@ def _verdict(report: Any) -> Any:
     return Panel(text, title=title, title_align="left", border_style="green" if met else "yellow", padding=(0, 1))
 
 
-def _front(report: Any, width: int) -> Table:
+def _front(report: Report, width: int) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -74,7 +81,7 @@ def _front(report: Any, width: int) -> Table:
     return table
 
 
-def _ordered(report: Any) -> list[int]:
+def _ordered(report: Report) -> list[int]:
     """Front members, dearest first; where the floor is missed, the nearest candidates too."""
     rows = list(report["front"])
     if report["infeasible"]:
@@ -82,7 +89,7 @@ def _ordered(report: Any) -> list[int]:
     return sorted(rows, key=lambda i: -(report["candidates"][i]["relative_energy"] or {"value": 0})["value"])
 
 
-def _candidate(report: Any, index: int) -> tuple[str, str, str, int, str, str]:
+def _candidate(report: Report, index: int) -> tuple[str, str, str, int, str, str]:
     """A front row's cells and style."""
     from rich.markup import escape
 
@@ -99,7 +106,7 @@ def _candidate(report: Any, index: int) -> tuple[str, str, str, int, str, str]:
     return *cells, escape(how), "bold green" if best else "" if met else "dim"
 
 
-def levers(found: Any, width: int = 100) -> Any:
+def levers(found: Levers, width: int = 100) -> Group:
     """The four levers (`fourfold.report.schema.Levers`) as a table: factor, interval, grade and what was done, then the total and the grams."""
     from rich import box
     from rich.console import Group
@@ -112,7 +119,7 @@ def levers(found: Any, width: int = 100) -> Any:
 
     printed, whole = format.chain([row["factor"]["value"] for row in found["rows"]], total["value"])
 
-    def said(figure: Any, text: str) -> str:
+    def said(figure: Ends, text: str) -> str:
         return format.factor(figure, text) if width >= 50 else text
 
     shown.add_column("lever", footer="together", no_wrap=True)
@@ -130,7 +137,7 @@ def levers(found: Any, width: int = 100) -> Any:
     return Group(shown, *(Text(line, style="dim") for line in [*lines, *found["notes"]]))
 
 
-def _facts(report: Any) -> list[Any]:
+def _facts(report: Report) -> list[Text]:
     from rich.text import Text
 
     baseline, cost, data = report["baseline"], report["cost"], report["data"]
@@ -183,17 +190,18 @@ def show_race(outcome: Any, console: Console | None = None) -> None:
     console.print(done, markup=False)
 
 
-def _raced(row: Any) -> dict[str, Any]:
-    setting = format.setting({**row, "bucketing": row["bucket"]})
+def _raced(row: Any) -> dict[str, object]:
+    setting = format.setting({"engine": row["engine"], "precision": row["precision"], "threads": row["threads"], "batch": row["batch"],
+                              "bucketing": row["bucket"]})
     verdict = "chosen" if row["chosen"] else row["verdict"]
     return {"": row["who"], "configuration": setting, "CPU time": _ratio(row["cpu"]), "wall time": _ratio(row["wall"]), "verdict": verdict}
 
 
-def _ratio(figure: Any) -> str:
+def _ratio(figure: Ends | None) -> str:
     return "–" if figure is None else f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
-def table(rows: Any) -> Table:
+def table(rows: Sequence[Mapping[str, object]]) -> Table:
     """Dicts with the same keys as a table: one row each, keys as heads."""
     from rich import box
     from rich.markup import escape
@@ -209,11 +217,11 @@ def table(rows: Any) -> Table:
     return shown
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_cell, value))
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
-        return format.absolute(value)
+        return format.absolute({"value": value["value"], "low": value["low"], "high": value["high"]})
     return (
         "yes" if value is True else "no" if value is False else "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
     )
@@ -413,7 +421,7 @@ class Progress:
             class Left(ProgressColumn):
                 """The forecast anew at every refresh, so that it does not stand still while a step takes long."""
 
-                def render(self, task: Any) -> Text:
+                def render(self, task: Task) -> Text:
                     return Text(told._left() if task.id == told.task and not task.finished else "", style="dim")
 
             line = TextColumn("[dim]{task.fields[best]}", markup=True)
@@ -456,7 +464,7 @@ class Progress:
         if self.mode == "plain":
             self._write(f"[{time.monotonic() - self.start:6.1f} s] {text}")
 
-    def _event(self, kind: str, **fields: Any) -> None:
+    def _event(self, kind: str, **fields: Json) -> None:
         if self.mode == "json":
             left = self.estimate.left(time.monotonic())
             left = None if left is None else round(left, 1)

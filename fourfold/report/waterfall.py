@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+
+from fourfold.report.schema import FigureRow, Levers
 
 NAMES = {"model": "Model", "machine": "Machine", "mechanization": "Mechanization", "map": "Map"}
 _TICKS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 _MOST = 6                                                              # ticks on the axis
 
 
-def bars(levers: Any) -> dict[str, Any]:
+def bars(levers: Levers) -> dict[str, object]:
     """Where bars, whiskers and ticks stand, in per cent of the axis: one row a lever, each beginning where the last one ended, and the total from 1.
 
     A lever that makes things dearer points back. `levers` is `fourfold.report.schema.Levers`.
@@ -33,12 +35,13 @@ def bars(levers: Any) -> dict[str, Any]:
     return {"rows": rows, "total": _bar(at, total, 1.0, total["value"]), "ticks": ticks, "one": f"{at(1.0):.2f}"}
 
 
-def _bar(at: Any, figure: Any, start: float, end: float) -> dict[str, Any]:
+def _bar(at: Callable[[float], float], figure: FigureRow, start: float, end: float) -> dict[str, object]:
     """Left, width and whisker of a bar from `start` to `end`; the whisker is the factor's own interval, set at the bar's end."""
     left, right = sorted((at(start), at(end)))
     bar = {"left": f"{left:.2f}", "width": f"{max(right - left, 0.5):.2f}", "end": f"{at(end):.2f}", "back": end < start, "whisker": None}
-    if figure["low"] and figure["high"] and figure["low"] < figure["high"]:
-        first, last = (min(100.0, max(0.0, at(start * figure[side]))) for side in ("low", "high"))
+    low, high = figure["low"], figure["high"]
+    if low and high and low < high:
+        first, last = (min(100.0, max(0.0, at(start * side))) for side in (low, high))
         bar["whisker"] = {"left": f"{first:.2f}", "width": f"{max(last - first, 0.3):.2f}"}
     return bar
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fourfold.errors import FourfoldError, Infeasible, InputError, ModelError
 from fourfold.folder import MANIFEST, beside, foreign, journal_of, may_replace, swap
@@ -17,7 +17,9 @@ from fourfold.jobs.optimize.front import Choice, Front
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fourfold.jobs.levers import Place
     from fourfold.jobs.optimize.state import Job
+    from fourfold.report.schema import Report
 
 
 def optimize(
@@ -152,20 +154,19 @@ def optimize(
             shown.close()
 
 
-def _front(job: Job, place: dict[str, Any]) -> Front:
+def _front(job: Job, place: Place) -> Front:
     """What has been found, with its report."""
     from fourfold.jobs.levers import levers
     from fourfold.jobs.optimize.accounts import report_data
     from fourfold.report.schema import SCHEMA
 
-    found: dict[str, Any] = {"schema": SCHEMA, **report_data(job)}
+    found = cast("Report", {"schema": SCHEMA, **report_data(job)})      # whoever writes it has it checked
     found["levers"] = levers(found, **place)
     best = Choice(job.best, job, found) if job.best is not None else None
     front = Front(job, found, best, points=[Choice(p, job, found) for p in job.points if p.status == "front"])
     if best is None:
-        front.infeasible = Infeasible(
-            found["infeasible"]["reason"], "Lower the floor, raise the budget, or take one of the nearest candidates.", front
-        )
+        why = found["infeasible"]["reason"] if found["infeasible"] else ""
+        front.infeasible = Infeasible(why, "Lower the floor, raise the budget, or take one of the nearest candidates.", front)
     return front
 
 
@@ -179,7 +180,8 @@ def _write(front: Front, target: Path, force: bool) -> None:
             return
         except ModelError as error:
             front.unsaved = error
-            front.report_data |= {"folder": None, "warnings": [*front.report_data["warnings"], f"not saved: {error.message} {error.mend}"]}
+            front.report_data["folder"] = None
+            front.report_data["warnings"] = [*front.report_data["warnings"], f"not saved: {error.message} {error.mend}"]
     try:
         if (target / MANIFEST).exists() and not foreign(target):
             front.report(target / "attempt.json")

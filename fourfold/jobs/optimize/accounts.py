@@ -23,6 +23,7 @@ from fourfold.units import Quantity
 if TYPE_CHECKING:
     from fourfold.jobs.optimize.final_race import Point
     from fourfold.jobs.optimize.state import Job
+    from fourfold.report.schema import Report
     from fourfold.rewrites.compress.combine import Candidate
     from fourfold.structure.discover import Anatomy
 
@@ -116,7 +117,7 @@ def report_data(job: Job) -> dict[str, Any]:
     }
 
 
-def manifest_facts(job: Job, point: Point, report: dict[str, Any]) -> dict[str, Any]:
+def manifest_facts(job: Job, point: Point, report: Report) -> dict[str, Any]:
     """What the manifest adds to the structure: metrics with intervals, hardware, methods, versions, where the race was run."""
     from fourfold.host import here
     from fourfold.jobs.optimize import remember

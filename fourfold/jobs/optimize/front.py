@@ -14,6 +14,7 @@ from fourfold.errors import Infeasible, InputError, ModelError
 if TYPE_CHECKING:
     from fourfold.jobs.optimize.final_race import Point
     from fourfold.jobs.optimize.state import Job
+    from fourfold.report.schema import CandidateRow, Report
     from fourfold.runtime.artefact import Model
 
 _ROWS = 16  # rows of the front in one screen
@@ -25,7 +26,7 @@ class Choice:
 
     point: Point
     job: Job
-    report_data: dict[str, Any]
+    report_data: Report
     _model: Model | None = field(default=None, init=False, compare=False)
 
     @property
@@ -82,7 +83,7 @@ class Choice:
         )
 
     @property
-    def _row(self) -> Any:
+    def _row(self) -> CandidateRow:
         """Its row of the report's candidates."""
         return next(row for row in self.report_data["candidates"] if row["name"] == self.name)
 
@@ -92,7 +93,7 @@ class Choice:
         row, data = self._row, self.report_data
         quality = format.interval(summary.quality_of(row))
         lines = [f"Choice {self.name}: {row['how']}", f"  quality  {quality} of the original's ({data['data']['metric']})"]
-        lines += [f"  agrees   on {format.interval(row['agreement'])} of the rows"] if row.get("agreement") else []
+        lines += [f"  agrees   on {format.interval(row.get('agreement'))} of the rows"] if row.get("agreement") else []
         lines += [f"  {data['objective']:8} {format.interval(summary.spent(row, data['objective']))} of the original's",
                   f"  runs on  {format.setting(row['setting'])}; {format.count(row['parameters'])} parameters",
                   "  .predict(inputs) answers, .save(folder) keeps it"]  # fmt: skip
@@ -111,7 +112,7 @@ class Front:
     """
 
     job: Job
-    report_data: dict[str, Any]
+    report_data: Report
     best: Choice | None
     infeasible: Infeasible | None = None
     unsaved: ModelError | None = None  # why `best` is not in the folder `out`, where one was asked for
