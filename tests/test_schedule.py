@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourfold.cite import BIBLIOGRAPHY
-from fourfold.cost.simulate import play, simulate
+from fourfold.cost.simulate import Scratch, play, quick, simulate
 from fourfold.decisions.schedule import _list
 from fourfold.decisions.schedule._parts import PartitionTasks, alone, fuse
-from fourfold.decisions.schedule._simulate import Scratch, quick
 from fourfold.decisions.schedule.anneal import _causes, _nearby
 from fourfold.decisions.schedule.auto import _skips, size
 from fourfold.decisions.schedule.problem import Answer, Schedule, random_graph, replay
@@ -189,7 +188,7 @@ def test_the_quick_simulator_is_the_simulator_bit_by_bit(seed: int, nodes: int, 
     made = replace(made, links=tuple(replace(link, overlap=overlap, duplex=bool(dice.integers(2))) for link in made.links))
     problem = Schedule(random_graph(dice, nodes, colocated=0.0), made)
     work = PartitionTasks.of(problem, fuse(problem) if fused else alone(problem))
-    scratch, tasks = Scratch.of(work.plain, work.dag.order), len(work.tasks)
+    scratch, tasks = Scratch.of(work.plain), len(work.tasks)
     for _ in range(3):                                                 # nothing of one evaluation is left for the next
         place, priority = dice.integers(devices, size=tasks).astype(np.int16), dice.integers(4, size=tasks).astype(float)
         makespan, busiest, joules = quick(work.plain, scratch, place, priority)

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fourfold.cost.simulate.kernel import Arrays, Played, arrays, fluid_bound, play, play_many
+from fourfold.cost.simulate.kernel import Arrays, Played, Scratch, arrays, fluid_bound, play, play_many, quick
 from fourfold.cost.simulate.tasks import Tasks, tasks_of
 from fourfold.cost.simulate.timeline import Timeline, Transfers, chain_of
 from fourfold.errors import InputError
@@ -49,8 +49,8 @@ from fourfold.errors import InputError
 if TYPE_CHECKING:
     from fourfold.machine import Machine
 
-__all__ = ["Arrays", "Played", "Tasks", "Timeline", "Transfers", "arrays", "bound", "chain_of", "play", "play_many", "simulate", "simulate_many",
-           "tasks_of"]
+__all__ = ["Arrays", "Played", "Scratch", "Tasks", "Timeline", "Transfers", "arrays", "bound", "chain_of", "play", "play_many", "quick", "simulate",
+           "simulate_many", "tasks_of"]
 
 
 def simulate(tasks: Tasks, place: ArrayLike, priority: ArrayLike, system: Machine, *, strict: bool = False, memory: bool = False) -> Timeline:

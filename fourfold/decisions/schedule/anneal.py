@@ -17,11 +17,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numba import njit
 
-from fourfold.cost.simulate import Arrays, arrays, play
+from fourfold.cost.simulate import Arrays, Scratch, arrays, play, quick
 from fourfold.decisions.schedule import cpop, expert, heft, peft
 from fourfold.decisions.schedule._list import SCAN, contended, upward
 from fourfold.decisions.schedule._parts import PartitionTasks, Plan, alone, fit, fuse
-from fourfold.decisions.schedule._simulate import Scratch, quick, rank
 from fourfold.decisions.schedule._split import bunches
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
@@ -59,14 +58,15 @@ def _price(a, place, priority, code, bounded):  # type: ignore[no-untyped-def]
 
 
 class _Units(NamedTuple):
-    """What moves: tasks of each unit in CSR, unit of a task, units in topological order, devices that can run a unit b1[U, D], neighbours of a task
-    in CSR, bunches of units at several levels; and what may be changed and is asked for.
+    """What moves: tasks of each unit in CSR, unit of a task, units in topological order, tasks in such an order (`sequence`), devices that can run a
+    unit b1[U, D], neighbours of a task in CSR, bunches of units at several levels; and what may be changed and is asked for.
     """
 
     unit_ptr: np.ndarray
     unit_task: np.ndarray
     unit: np.ndarray
     order: np.ndarray
+    sequence: np.ndarray
     able: np.ndarray
     near_ptr: np.ndarray
     near: np.ndarray
@@ -124,7 +124,27 @@ def _bunch(n, place, u, d, level):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _move(n, a, s, place, priority, ranks, causes, length):  # type: ignore[no-untyped-def]
+def _rank(n, a, place, into):  # type: ignore[no-untyped-def]
+    """Upward ranks under `place`, into f8[T] (Topcuoglu et al. 2002, eq. 8, with the true devices and routes): how tasks are ordered once places are
+    known.
+    """
+    for k in range(len(n.sequence) - 1, -1, -1):
+        t = n.sequence[k]
+        d = np.int64(place[t])
+        best = 0.0
+        for v in range(a.out_ptr[t], a.out_ptr[t + 1]):
+            for e in range(a.use_ptr[v], a.use_ptr[v + 1]):
+                r = np.int64(a.use_task[e])
+                to = np.int64(place[r])
+                tail = into[r]
+                if to != d:
+                    tail += a.latency[d, to] + a.size[v] / a.bandwidth[d, to]
+                best = max(best, tail)
+        into[t] = best + a.seconds[t, d]
+
+
+@njit(cache=True)
+def _move(n, a, place, priority, ranks, causes, length):  # type: ignore[no-untyped-def]
     """Change place or priority a little."""
     units, devices, tasks, levels = len(n.unit_ptr) - 1, n.able.shape[1], len(place), len(n.of)
     level = np.random.randint(-2, levels) if levels else -1
@@ -148,7 +168,7 @@ def _move(n, a, s, place, priority, ranks, causes, length):  # type: ignore[no-u
                 d = place[n.near[n.near_ptr[x] + np.random.randint(n.near_ptr[x + 1] - n.near_ptr[x])]]
             _bunch(n, place, n.unit[x], d, level)
             if n.sortable and np.random.random() < 0.2:
-                rank(a, s, place, priority)
+                _rank(n, a, place, priority)
             return
     if n.movable and (dice < 0.85 or not n.sortable):
         kind = np.random.random()
@@ -176,7 +196,7 @@ def _move(n, a, s, place, priority, ranks, causes, length):  # type: ignore[no-u
             for k in range(first, min(units, first + long)):
                 _shift(n, place, n.order[k], d, only)
         if n.sortable and np.random.random() < 0.2:
-            rank(a, s, place, priority)
+            _rank(n, a, place, priority)
     elif n.sortable:
         t, other = np.random.randint(tasks), np.random.randint(tasks)
         kind = np.random.random()
@@ -189,7 +209,7 @@ def _move(n, a, s, place, priority, ranks, causes, length):  # type: ignore[no-u
             for e in range(n.unit_ptr[n.unit[t]], n.unit_ptr[n.unit[t] + 1]):
                 priority[n.unit_task[e]] += more
         else:                                                          # all by rank, some of them shaken
-            rank(a, s, place, ranks)
+            _rank(n, a, place, ranks)
             share = np.random.random() * 0.2
             for k in range(tasks):
                 priority[k] = ranks[k] * (1.0 + share * (np.random.random() - 0.5))
@@ -240,7 +260,7 @@ def _run(state, now, best, cooling):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _propose(state, step):  # type: ignore[no-untyped-def]
-    _move(state.units, state.a, state.s, state.place, state.priority, state.ranks, state.causes, state.length[0])
+    _move(state.units, state.a, state.place, state.priority, state.ranks, state.causes, state.length[0])
     return True
 
 
@@ -301,10 +321,11 @@ class _Search:
         both = np.argsort(np.concatenate([src, dst]), kind="stable")
         count = len(work.tasks)
         of, bunch_ptr, bunch_unit = bunches(work)
-        self.scratch = Scratch.of(work.plain, work.dag.order)
-        self.units = _Units(_pointer(work.unit, units), order, work.unit, np.argsort(start, kind="stable"), work.unit_able,
-                            _pointer(np.concatenate([src, dst]), count), np.concatenate([dst, src])[both].astype(np.int64), of, bunch_ptr, bunch_unit,
-                            problem.place is None and len(problem.system) > 1, problem.priority is None, _CODE[problem.objective], _tight(work))
+        self.scratch = Scratch.of(work.plain)
+        self.units = _Units(_pointer(work.unit, units), order, work.unit, np.argsort(start, kind="stable"), work.dag.order.astype(np.int64),
+                            work.unit_able, _pointer(np.concatenate([src, dst]), count), np.concatenate([dst, src])[both].astype(np.int64),
+                            of, bunch_ptr, bunch_unit, problem.place is None and len(problem.system) > 1, problem.priority is None,
+                            _CODE[problem.objective], _tight(work))
         self.round = int(min(max(100, _WORK / count), 20_000, 200 + 40 * count))
         self.chunk = int(np.clip(_CHUNK / count, 8, 20_000))
 
