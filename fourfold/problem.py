@@ -29,13 +29,15 @@ class Rejected(FourfoldError):
 
 
 class Watch:
-    """Looks on while solvers work: `with Watch(tell):`. `tell(seconds since it began)` is called when they look at a budget, each `every` s.
+    """Looks on while solvers work: `with Watch(tell):`. `tell(seconds since it began)` is called when they look at a budget, each `every` s; `better`
+    with a cost, where a solver says that it has an answer which is better than what it had.
 
     The first Ctrl-C meanwhile spends all budgets (`stopped`), so that a solver hands back the best it has; the second interrupts as ever.
     """
 
-    def __init__(self, tell: Callable[[float], None] = lambda seconds: None, every: float = 1.0) -> None:
-        self.tell, self.every, self.stopped = tell, every, False
+    def __init__(self, tell: Callable[[float], None] = lambda seconds: None, every: float = 1.0,
+                 better: Callable[[float], None] = lambda cost: None) -> None:
+        self.tell, self.every, self.better, self.stopped = tell, every, better, False
         self.start = self._told = time.monotonic()
 
     def __enter__(self) -> Watch:
@@ -80,6 +82,11 @@ class Budget:
         """Count `evaluations`; True while there is something left."""
         self.spent += evaluations
         return not self.exhausted
+
+    def improve(self, cost: float) -> None:
+        """Tell who watches that there is an answer of this cost; not checked, and no part of the answer."""
+        if (watch := _WATCH.get()) is not None:
+            watch.better(cost)
 
     @property
     def left(self) -> float:

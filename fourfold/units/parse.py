@@ -157,6 +157,23 @@ def duration(text: object, what: str = "The duration", *, bare: str | None = "s"
     return figure(text, "time", what, bare=bare, to=to, said=said, least=0.0).value
 
 
+def memory(text: object, what: str = "The size of the memory", least: int = 1) -> int:
+    """A whole number of bytes: "4MiB", "512 kB", 1048576; a letter alone counts in 1024s, as linkers do: "512K" is 524,288, so are "512k" and "512Ki".
+
+    Raises InputError for what is no size, no whole number of bytes, or below `least`.
+    """
+    short = re.fullmatch(rf"\s*({_NUMBER})\s*([kKMGT])i?\s*", text) if isinstance(text, str) else None
+    plain = re.fullmatch(r"\s*(\d+(?:_\d+)*)\s*", text) if isinstance(text, str) else None
+    if plain or (isinstance(text, int) and not isinstance(text, bool)):  # not through a float: 2^62 + 1 stays what it is
+        value: float = int(text)                                        # type: ignore[call-overload]
+    else:
+        value = quantity(f"{short[1]}{short[2].upper()}iB" if short else text, "size", what, bare="B", to="B")
+    if value != int(value) or value < least:
+        raise InputError(f"{what} is {_clipped(text)}, which is {f'below {least:,} bytes' if value < least else 'no whole number of bytes'}.",
+                         "Give bytes such as 1048576, or 512K, 4MiB, 16GB.")
+    return int(value)
+
+
 def size_of(unit: str, dimension: str, to: str = "") -> float | None:
     """How many `to` (by default the base unit of `dimension`) one `unit` is; None where it is no unit of that dimension."""
     return scale(unit, to or DIMENSIONS[dimension].base)

@@ -72,6 +72,7 @@ class Greedy(Solver):
             height = p.height(found)
             if best is None or (not _within(p, found), height) < (not _within(p, best), least):
                 best, least, kept = found, height, order
+                budget.improve(least * p.unit)
             if (least <= goal and _within(p, best)) or not budget.spend():
                 break
         assert best is not None
@@ -99,6 +100,7 @@ class Greedy(Solver):
             stale += 1
             if (not _within(p, found), height) < (not _within(p, best), least):
                 best, least, rank, stale = found, height, now.copy(), 0
+                budget.improve(least * p.unit)
             elif stale % 25 == 0:
                 now, found = rank.copy(), best
             budget.spend()
