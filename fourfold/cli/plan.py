@@ -67,7 +67,7 @@ def plan(
 
     mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     given: dict[str, Any] = {"machine": machine, "solver": solver, "train": train, "budget": budget, "evaluations": evaluations, "seed": seed,
-                             "dims": _sizes(dims), "ledger": ledger}
+                             "dims": sizes(dims), "ledger": ledger}
     if question == "pipeline":
         with Progress(mode) as shown:
             return _pipeline(model, inputs or data, out, as_json, objective=objective or "throughput", contiguous=contiguous, expert=expert,
@@ -155,7 +155,7 @@ def _told_pipeline(document: dict[str, Any], solution: dict[str, Any]) -> None:
         print(f"Note: {note}")
 
 
-def _sizes(given: list[str] | None) -> dict[str, int] | None:
+def sizes(given: list[str] | None) -> dict[str, int] | None:
     """Sizes by name. Raises InputError for what is not name=number."""
     found: dict[str, int] = {}
     for text in [part.strip() for each in given or [] for part in each.split(",") if part.strip()]:

@@ -145,10 +145,10 @@ def _aliases(where: list[str], cells: list[str], ids: Sequence[str]) -> np.ndarr
             raise InputError(f"{at}: alias is {cell!r}, and no buffer has this id.",
                              f"Did you mean {near[0]}?" if near else "Name a buffer of the file.")
         parent.append(index[cell] if cell else i)
-    root = np.array(parent)
+    root = above = np.array(parent)
     for _ in range(len(ids).bit_length() + 1):
         root = root[root]
-    if (loop := np.flatnonzero(root[root] != root)).size:
+    if (loop := np.flatnonzero(above[root] != root)).size:
         raise InputError(f"{where[int(loop[0])]}: aliases go in a circle.", "Let one of them have its own memory: leave its cell empty.")
     return root.astype(np.int32)
 

@@ -36,6 +36,15 @@ def book(path: str | Path, question: str, solution: Mapping[str, Any], workload:
                           why=f"the default is {solution['why']}" if before is None else "")
 
 
+def book_memory(path: str | Path, solution: Mapping[str, Any], workload: Mapping[str, Any], machine: str) -> dict[str, Any]:
+    """Book where buffers stand on the Machine lever: bytes needed, and by the baseline before. Bytes are no cost of a run, so there is no factor."""
+    before, after = (None if value is None else Quantity(value, "B", "counted", method="highest address in use")
+                     for value in (solution["before"], solution["cost"]))
+    return decisions.book(path, "machine", f"allocate by {solution['solver']} in {machine}", job="allocate", question="allocate",
+                          subject=str(workload["hash"]), name=str(workload["name"]), evidence=solution["hash"], before=before, after=after,
+                          why="bytes of memory are no cost of a run", counts=False)
+
+
 def book_jobs(path: str | Path, plan: ShiftingPlan) -> dict[str, Any]:
     """Book where and when jobs run on the Map lever: kg of CO2e against running at home at once. Evidence is the plan's id."""
     problem, found = plan.problem, plan.solution

@@ -160,10 +160,14 @@ def decide(problem: Problem[Any], solver: str = "auto", *, budget: float = 60.0,
     def cheapest() -> Solution[Any]:
         return min(solutions(), key=lambda found: found.cost)
 
+    def better(cost: float) -> None:
+        if listener is not None:
+            listener.best(amount(cost, problem.unit))
+
     began = time.monotonic()
     if listener is not None:
         listener.stage(question, max(1, int(budget)))
-    with Watch(tell) as watch:
+    with Watch(tell, better=better) as watch:
         ask([one for one in compared if solver not in (one, "auto")], 0.1 * budget)
         ask([solver], max(0.25 * budget, min(budget, 1.1 * budget + _GRACE - (time.monotonic() - began))))
         failed = asked[solver].error if solver in asked else None

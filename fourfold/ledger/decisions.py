@@ -86,14 +86,16 @@ def may_book(path: str | Path) -> Path:
 
 
 def book(path: str | Path, lever: str, step: str, *, job: str, question: str, subject: str, name: str, evidence: str,
-         before: Quantity | None = None, after: Quantity | None = None, factor: Quantity | None = None, why: str = "") -> dict[str, Any]:
+         before: Quantity | None = None, after: Quantity | None = None, factor: Quantity | None = None, why: str = "",
+         counts: bool = True) -> dict[str, Any]:
     """Append a decision to the ledger and return its row as stored. Give `before` and `after`, or their `factor` (unit "1"), or `why` there is none.
+    Where it does not count, since they are no cost of a run (bytes of memory), they are booked without a factor, and `why` says so.
 
     Raises InputError for a lever that there is none of, or figures that have no factor.
     """
     if lever not in LEVERS:
         raise InputError(f"{lever!r} is not a lever.", f"Use one of: {', '.join(LEVERS)}.")
-    if before is not None and after is not None:
+    if before is not None and after is not None and counts:
         factor = None
         if before.value > 0 and after.value > 0:
             factor = before / after

@@ -158,7 +158,7 @@ def duration(text: object, what: str = "The duration", *, bare: str | None = "s"
 
 
 def memory(text: object, what: str = "The size of the memory", least: int = 1) -> int:
-    """A whole number of bytes: "4MiB", "512 kB", 1048576; a letter alone counts in 1024s, as linkers do: "512K" is 524,288, so are "512k" and "512Ki".
+    """A whole number of bytes: "4MiB", "512 kB", 1048576; a letter alone counts in 1024s, as linkers do: "512K", "512k" and "512Ki" are 524,288.
 
     Raises InputError for what is no size, no whole number of bytes, or below `least`.
     """

@@ -107,7 +107,7 @@ def _choose(v: int, taken: int, turn: np.ndarray, low: np.ndarray, high: np.ndar
             start, rest = _hole(at, end, v, bank, base, room, extent, alignment)
             if start >= 0 and not best:
                 return start
-            if start >= 0 and rest < left:
+            if start >= 0 and (x < 0 or rest < left):
                 x, left = start, rest
         if j < taken:
             at = max(at, high[turn[j]])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fourfold.decisions.allocate.instance import Buffers
+from fourfold.decisions.allocate.instance import FREE, Buffers
 from fourfold.frontends.buffers import read_buffers
 from fourfold.graph import ELEMENTWISE, INTERMEDIATE, Graph
 
@@ -80,3 +82,27 @@ def _in_place(graph: Graph, at: np.ndarray, own: np.ndarray, index: np.ndarray, 
                 alias[i], taken[j] = alias[j], True
                 break
     return alias
+
+
+def written(b: Buffers, offsets: np.ndarray | None = None) -> str:
+    """The buffers as a CSV file that `of_file` reads, with `offsets` where they are given (read again, they are fixed there)."""
+    columns: dict[str, list[str]] = {"id": list(b.ids), **{name: list(map(str, getattr(b, name).tolist())) for name in ("lower", "upper", "size")}}
+    place = b.fixed if offsets is None else np.asarray(offsets, np.int64)
+    for name, values, default in (("offset", place, FREE), ("alignment", b.alignment, 1), ("hint", b.hint, FREE)):
+        if (values != default).any() or (name == "offset" and offsets is not None):
+            columns[name] = [str(value) if value != default else "" for value in values.tolist()]
+    if (b.bank != FREE).any():
+        columns["bank"] = [b.bank_names[k] if k >= 0 else "" for k in b.bank.tolist()]
+    if len(b.gap_lower):
+        texts = [f"{a}-{z}" + (f":{f}-{t}" if f != FREE else "") for a, z, f, t in zip(
+            *(getattr(b, name).tolist() for name in ("gap_lower", "gap_upper", "gap_from", "gap_to")), strict=True)]
+        columns["gaps"] = [";".join(texts[b.gap_ptr[i]:b.gap_ptr[i + 1]]) for i in range(len(b))]
+    if (b.alias != np.arange(len(b))).any():
+        columns["alias"] = [b.ids[root] if root != i else "" for i, root in enumerate(b.alias.tolist())]
+    if any(b.modules):
+        columns["module"] = list(b.modules)
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(columns)
+    rows.writerows(zip(*columns.values(), strict=True))
+    return out.getvalue()

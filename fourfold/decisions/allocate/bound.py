@@ -32,9 +32,14 @@ def bound(b: Buffers) -> int:
     return best * parts.unit
 
 
+def contradiction(b: Buffers) -> str | None:
+    """Why the input contradicts itself: a buffer larger than what it must lie in, fixed buffers that overlap; None: it does not."""
+    return _too_large(b) or _fixed_overlap(b)
+
+
 def impossible(b: Buffers) -> str | None:
     """A sentence that proves that no packing exists, or None: unknown."""
-    return _too_large(b) or _fixed_overlap(b) or _too_much(b)
+    return contradiction(b) or _too_much(b)
 
 
 def _tallest(p: Rectangles) -> int:

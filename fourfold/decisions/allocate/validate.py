@@ -82,11 +82,9 @@ def _overlaps(b: Buffers, at: np.ndarray) -> list[str]:
 
     def enter(start: int, end: int, who: int) -> bool:
         place = bisect_left(starts, start)
-        other = held[starts[place - 1]] if place and held[starts[place - 1]][0] > start else None
-        if other is None and place < len(starts) and starts[place] < end:
-            other = held[starts[place]]
-        if other is not None:
-            said.append(f"buffers {b.ids[other[1]]} and {b.ids[who]} share memory at {max(start, at[other[1]])} while both live")
+        near = place - 1 if place and held[starts[place - 1]][0] > start else place if place < len(starts) and starts[place] < end else -1
+        if near >= 0:
+            said.append(f"buffers {b.ids[held[starts[near]][1]]} and {b.ids[who]} share memory at {max(start, starts[near])} while both live")
             return False
         insort(starts, start)
         held[start] = (end, who)
