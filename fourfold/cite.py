@@ -457,6 +457,31 @@ BIBLIOGRAPHY: dict[str, Paper] = {
                             "2001.03288"),
     "joslin1999": _paper(_PRINT, "David E. Joslin, David P. Clements", "Squeaky Wheel Optimization",
                          "Journal of Artificial Intelligence Research 10", 1999),
+    # what is stored and what is computed again
+    "griewank2008": _paper("book", "Andreas Griewank, Andrea Walther", "Evaluating Derivatives", "SIAM", 2008),
+    "sethi1975": _paper(_PRINT, "Ravi Sethi", "Complete Register Allocation Problems", "SIAM Journal on Computing 4(3)", 1975),
+    "hart1968": _paper(
+        _PRINT, "Peter E. Hart, Nils J. Nilsson, Bertram Raphael", "A Formal Basis for the Heuristic Determination of Minimum Cost Paths",
+        "IEEE Transactions on Systems Science and Cybernetics 4(2)", 1968
+    ),
+    "belady1966": _paper(
+        _PRINT, "Laszlo A. Belady", "A Study of Replacement Algorithms for a Virtual-Storage Computer", "IBM Systems Journal 5(2)", 1966
+    ),
+    "chen2016": _paper(
+        "misc", "Tianqi Chen, Bing Xu, Chiyuan Zhang, Carlos Guestrin", "Training Deep Nets with Sublinear Memory Cost", "arXiv", 2016, "1604.06174"
+    ),
+    "jain2020": _paper(
+        _TALK, "Paras Jain, Ajay Jain, Aniruddha Nrusimha, Amir Gholami, Pieter Abbeel, Kurt Keutzer, Ion Stoica, Joseph E. Gonzalez",
+        "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", "MLSys", 2020, "1910.02653"
+    ),
+    "kirisame2021": _paper(
+        _TALK, "Marisa Kirisame, Steven Lyubomirsky, Altan Haan, Jennifer Brennan, Mike He, Jared Roesch, Tianqi Chen, Zachary Tatlock",
+        "Dynamic Tensor Rematerialization", "ICLR", 2021, "2006.09616"
+    ),
+    "bartan2023": _paper(
+        _TALK, "Burak Bartan, Haoming Li, Harris Teague, Christopher Lott, Bistra Dilkina",
+        "Moccasin: Efficient Tensor Rematerialization for Neural Networks", "ICML", 2023
+    ),
 }
 
 

@@ -1,0 +1,118 @@
+"""Best of all techniques, the limit lowered step by step from what the graph's own order takes, each plan started from the one before.
+
+The limits of the steps are fixed shares of what the graph needs unplanned, the same for any limit asked for, and a step is skipped where the plan
+before fits already. So the plan for a lower limit is one further down the same way: its arena is never larger, which no planner that starts anew for
+each limit can say. At each step the candidates are the plan before, annealed; tensor eviction (Kirisame et al. 2021) from two orders; checkpointing
+of any number of segments (Chen et al. 2016); the order of least peak. Holds for budgets of evaluations; a clock may cut a step short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourfold.decisions.rematerialise._evict import evictions
+from fourfold.decisions.rematerialise._lives import INVALID, measure, own_order
+from fourfold.decisions.rematerialise._order import lowest_order
+from fourfold.decisions.rematerialise._plans import SHRINK, Candidate, candidate, refusal
+from fourfold.decisions.rematerialise._search import PRICE, improve
+from fourfold.decisions.rematerialise._segments import blocks, has_backward, segmented
+from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
+from fourfold.problem import Budget, Solver, SolverAnswer
+
+STEPS = 96                                                              # limits from what is needed unplanned down to nothing
+_ORDER = 0.2                                                            # share of the budget for the order of least peak
+_HEATS = (2e-3, 4e-4)
+
+Priced = tuple[float, NDArray[np.int32]]
+
+
+class _Way:
+    """What all steps of one problem share."""
+
+    def __init__(self, problem: Rematerialise, budget: Budget, seed: int) -> None:
+        self.problem, self.budget, self.seed, core = problem, budget, seed, problem.core
+        most = min(int(budget.evaluations * _ORDER), 40_000_000 // max(100, len(core.node)))
+        order = Budget(budget.left * _ORDER, most)
+        self.orders = [own_order(core), lowest_order(core, seed, most, order)]
+        budget.spend(order.spent)
+        self.fixed: list[tuple[int, float, NDArray[np.int32]]] = []    # (bytes alive, price, sequence) of plans that know no limit
+        for sequence in (*self.orders, *self._checkpoints()):
+            peak, price, kept, _ = measure(core, sequence)
+            if peak != INVALID:
+                self.fixed.append((peak, price, kept))
+        self.tries = max(1, int((budget.evaluations - budget.spent) / (STEPS * len(_HEATS) * 1.5)))
+        self.seconds = budget.left / STEPS
+
+    def _checkpoints(self) -> Iterator[NDArray[np.int32]]:
+        if has_backward(self.problem):
+            _, count = blocks(self.problem)
+            for segments in sorted({*range(2, min(count, 16) + 1), *(count // k for k in (1, 2, 3, 4) if count // k > 1)}):
+                yield segmented(self.problem, segments)
+
+    def step(self, number: int, limit: int, before: Candidate) -> Candidate | None:
+        """The plan of one step: at most `limit` bytes, from the plan of the step before."""
+        for share in SHRINK:
+            most = int(limit * share)
+            best = self._search(number, most, before.sequence)
+            if best is not None:
+                found = candidate(self.problem, best)
+                if found.peak <= limit:
+                    return found
+        return None
+
+    def _search(self, number: int, most: int, before: NDArray[np.int32]) -> NDArray[np.int32] | None:
+        core = self.problem.core
+        ready: list[Priced] = [(price, sequence) for peak, price, sequence in self.fixed if peak <= most]
+        ready += list(evictions(core, most, self.orders, Budget(60.0, 10)))
+        for start in ([min(ready, key=lambda one: one[0])[1]] if ready else []) + [before]:
+            for turn, heat in enumerate(_HEATS):
+                short = Budget(max(self.seconds, 0.2), self.tries)
+                start, _ = improve(core, start, PRICE, most, short, self.seed * 8191 + number * 31 + turn, tries=self.tries, heat=heat)
+                self.budget.spend(short.spent)
+            peak, price, kept, _ = measure(core, start)
+            if peak <= most:
+                ready.append((price, kept))
+        return min(ready, key=lambda one: one[0])[1] if ready else None
+
+
+def descend(problem: Rematerialise, budget: Budget, seed: int) -> Iterator[tuple[int, Candidate | None]]:
+    """(limit, plan) of step after step, from what the graph's own order takes downwards; None, and the end, where a step finds nothing."""
+    core = problem.core
+    now = candidate(problem, own_order(core))
+    top = now.peak
+    yield top, now
+    way = _Way(problem, budget, seed)
+    for number in range(1, STEPS):
+        limit = top * (STEPS - number) // STEPS
+        if now.peak > limit:
+            found = way.step(number, limit, now) if limit >= problem.least_peak() else None
+            if found is None:
+                yield limit, None
+                return
+            now = found
+        yield limit, now
+
+
+class Descent(Solver):
+    """The default: the lower the limit, the smaller the arena."""
+
+    title: ClassVar[str] = "Best of all, along one descent of the limit"
+    default: ClassVar[bool] = True
+    lever: ClassVar[str] = "machine"
+    answers: ClassVar[str] = "rematerialise"
+    cites: ClassVar[tuple[str, ...]] = ("kirisame2021", "chen2016", "kirkpatrick1983")
+    counts: ClassVar[str] = "sequences priced"
+
+    def solve(self, problem: Rematerialise, budget: Budget, seed: int = 0) -> SolverAnswer[Rematerialisation]:
+        least: int | None = None
+        for _, found in descend(problem, budget, seed):
+            if found is None:
+                break
+            least = found.peak
+            if problem.limit is None or found.peak <= problem.limit:
+                return SolverAnswer(found.answer, note=f"{problem.repeated(found.answer)} steps computed again.")
+        raise refusal(problem, least)
