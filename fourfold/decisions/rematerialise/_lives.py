@@ -33,8 +33,8 @@ def lives(instance: RematerialiseInstance, sequence: NDArray[np.int32]) -> Lives
     step, value = np.zeros(count, np.int32), np.zeros(count, np.int32)
     last = np.zeros(count, np.int64)
     memory = np.where(g.role == INTERMEDIATE, -1, -2).astype(np.int64)
-    wrong = _simulate(sequence.astype(np.int32), g.in_ptr, g.in_val, g.out_ptr, g.out_val, instance.own, instance.source, g.outputs, memory, step, value,
-                      last)
+    wrong = _simulate(sequence.astype(np.int32), g.in_ptr, g.in_val, g.out_ptr, g.out_val, instance.own, instance.source, g.outputs, memory, step,
+                      value, last)
     return Lives(step, value, step.astype(np.int64), last + 1, instance.size[value], int(wrong))
 
 

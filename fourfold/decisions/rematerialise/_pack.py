@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from fourfold.decisions.rematerialise._lives import Lives
 
+_TRIES, _WORK = 600, 200_000_000                                       # moves of the climb; pairs of buffers that all of them may look at
+
 Packer = Callable[[Lives], NDArray[np.int64]]
 
 
@@ -50,17 +52,60 @@ def live_peak(found: Lives) -> int:
     return int(np.cumsum(change).max())
 
 
-def pack(found: Lives) -> NDArray[np.int64]:
-    """i8[K] offsets of the instances: the lowest of several greedy orders (largest first; longest life first; largest area first; as they are
-    born)."""
-    size, span = found.size, found.upper - found.lower
-    best, least, floor = np.zeros(len(size), np.int64), -1, live_peak(found)
-    for order in (np.lexsort((found.lower, -span, -size)), np.lexsort((-size, -span)), np.lexsort((-span, -size * span)), np.lexsort((-size, found.lower)),
-                  np.lexsort((found.lower, -size.astype(float) * np.sqrt(span)))):
-        offset = np.zeros(len(size), np.int64)
-        height = int(_first_fit(found.lower, found.upper, size, order.astype(np.int64), offset))
-        if least < 0 or height < least:
-            best, least = offset, height
-        if least <= floor:
+@njit(cache=True)
+def _climb(lower, upper, size, order, offset, height, floor, tries, seed):  # type: ignore[no-untyped-def]
+    """Move a buffer that reaches the top (or one drawn beside it in time) forward in the order, and keep the change where the height does not grow; the
+    height at the end. `order` and `offset` change in place."""
+    np.random.seed(seed)
+    count = len(order)
+    trial, place = order.copy(), np.zeros(len(offset), np.int64)
+    for _ in range(tries):
+        if height <= floor:
             break
+        many, top = 0, 0
+        for k in range(count):
+            if offset[order[k]] + size[order[k]] == height:
+                many += 1
+                if np.random.randint(many) == 0:
+                    top = k
+        at = top
+        if np.random.random() < 0.5:                                   # what stands below it and lives with it, as well
+            many = 0
+            for k in range(count):
+                if lower[order[k]] < upper[order[top]] and lower[order[top]] < upper[order[k]]:
+                    many += 1
+                    if np.random.randint(many) == 0:
+                        at = k
+        to = int(np.random.randint(at + 1) if np.random.random() < 0.7 else np.random.randint(count))
+        trial[:] = order
+        if to <= at:
+            for k in range(at, to, -1):
+                trial[k] = trial[k - 1]
+        else:
+            for k in range(at, to):
+                trial[k] = trial[k + 1]
+        trial[to] = order[at]
+        found = _first_fit(lower, upper, size, trial, place)
+        if found <= height:
+            height = found
+            order[:] = trial
+            offset[:] = place
+    return height
+
+
+def pack(found: Lives) -> NDArray[np.int64]:
+    """i8[K] offsets of the instances: the lowest of several greedy orders (largest first, longest life first, largest area first, as they are born, largest
+    by the root of the life), improved by moving what reaches the top forward."""
+    size, span = found.size, found.upper - found.lower
+    orders = (np.lexsort((found.lower, -span, -size)), np.lexsort((-size, -span)), np.lexsort((-span, -size * span)),
+              np.lexsort((-size, found.lower)), np.lexsort((found.lower, -size.astype(float) * np.sqrt(span))))
+    best, order, least, floor = np.zeros(len(size), np.int64), np.zeros(0, np.int64), -1, live_peak(found)
+    for one in orders:
+        offset = np.zeros(len(size), np.int64)
+        height = int(_first_fit(found.lower, found.upper, size, one.astype(np.int64), offset))
+        if least < 0 or height < least:
+            best, order, least = offset, one.astype(np.int64), height
+        if least <= floor:
+            return best
+    _climb(found.lower, found.upper, size, order, best, least, floor, int(min(_TRIES, _WORK // max(1, len(size)) ** 2)), 1)
     return best

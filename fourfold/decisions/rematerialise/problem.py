@@ -164,8 +164,9 @@ def _sample(dice: np.random.Generator, train: bool, length: int) -> Graph:
         reads = [values[j] for j in {len(values) - 1, int(dice.integers(len(values)))}]
         wide = int(dice.choice(shapes))
         inputs = tuple(v for v, _ in reads)
-        (made,) = build.node("aten.add", (*inputs, weights[int(dice.integers(len(weights)))]), [((wide,), "float32")], steps=float(wide * (1 + i % 5)),
-                             fusion=ELEMENTWISE, phase=FORWARD, layer=i // 3)
+        weight = weights[int(dice.integers(len(weights)))]
+        (made,) = build.node("aten.add", (*inputs, weight), [((wide,), "float32")], steps=float(wide * (1 + i % 5)), fusion=ELEMENTWISE,
+                             phase=FORWARD, layer=i // 3)
         tape.append((inputs, made, wide))
         if dice.random() < 0.4:
             (made,) = build.node("aten.view", (made,), [((wide,), "float32")], fusion=VIEW, alias=[made], phase=FORWARD, layer=i // 3)
