@@ -1,5 +1,5 @@
-"""Small models of seven families with example inputs, made on the spot: what memory plans are measured on. Sizes are such that activations outweigh the
-rest, as they do in training."""
+"""Small models of seven families with example inputs, made on the spot: what memory plans are measured on. Sizes are such that activations outweigh
+the rest, as they do in training."""
 
 from __future__ import annotations
 
@@ -125,7 +125,8 @@ class EncoderDecoder(nn.Module):
         from transformers import T5Config, T5ForConditionalGeneration
 
         config = T5Config(vocab_size=512, d_model=width, d_kv=width // 4, d_ff=4 * width, num_layers=layers, num_decoder_layers=layers, num_heads=4,
-                          dropout_rate=0.0, use_cache=False, decoder_start_token_id=0)
+                          dropout_rate=0.0, use_cache=False)
+        config.decoder_start_token_id = 0
         self.model = T5ForConditionalGeneration(config)
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fourfold.decisions.rematerialise._lives import measure
-from fourfold.decisions.rematerialise.instance import Core
+from fourfold.decisions.rematerialise.instance import CoreGraph
 from fourfold.problem import Budget
 
 EXPONENTS = ((1.0, 1.0), (1.0, 0.0), (0.5, 0.5), (1.0, 0.5), (0.5, 0.0), (0.0, 0.0), (1.5, 1.0), (0.7, 0.3))
@@ -25,26 +25,26 @@ def _missing(core, n, alive, stamp, tick, stack, closure):  # type: ignore[no-un
     """Nodes in running order that must run again before node n can; their number, or -1 where one of them must not or there are too many."""
     depth, made = 1, 0
     stack[0] = n
-    stamp[n] = tick
-    while depth > 0:
+    while depth > 0:                                                   # in postorder; a node may stand in the stack twice, the later one counts
         m = stack[depth - 1]
-        if m >= 0:
-            stack[depth - 1] = -m - 1
-            for e in range(core.in_ptr[m], core.in_ptr[m + 1]):
-                p = core.producer[core.in_val[e]]
-                if not alive[core.in_val[e]] and stamp[p] != tick:
-                    if core.once[p]:
-                        return -1
-                    if depth >= len(stack):
-                        return -1
-                    stamp[p] = tick
-                    stack[depth] = p
-                    depth += 1
+        if m < 0:
+            depth -= 1
+            if -m - 1 != n:
+                closure[made] = -m - 1
+                made += 1
             continue
-        depth -= 1
-        if -m - 1 != n:
-            closure[made] = -m - 1
-            made += 1
+        if stamp[m] == tick:
+            depth -= 1
+            continue
+        stamp[m] = tick
+        stack[depth - 1] = -m - 1
+        for e in range(core.in_ptr[m], core.in_ptr[m + 1]):
+            p = core.producer[core.in_val[e]]
+            if not alive[core.in_val[e]] and stamp[p] != tick:
+                if core.once[p]:
+                    return -1
+                stack[depth] = p
+                depth += 1
     return made
 
 
@@ -80,7 +80,8 @@ def _evict(core, order, limit, by_size, by_gap, least, use_ptr, use_at, out):  #
     """
     nodes, roots = len(core.once), len(core.size)
     alive, lock, at = np.zeros(roots, np.bool_), np.zeros(roots, np.int32), use_ptr[:-1].copy()
-    stamp, stack, closure = np.full(nodes, -1, np.int64), np.zeros(nodes + 1, np.int32), np.zeros(nodes + 1, np.int32)
+    stamp, closure = np.full(nodes, -1, np.int64), np.zeros(nodes + 1, np.int32)
+    stack = np.zeros(nodes + len(core.in_val) + 1, np.int32)
     now, length, tick, fits = 0, 0, 0, True
     for t in range(len(order) + roots):
         n = -1
@@ -108,6 +109,8 @@ def _evict(core, order, limit, by_size, by_gap, least, use_ptr, use_at, out):  #
                 victim, lowest = -1, np.inf
                 for v in range(roots):
                     if not alive[v] or lock[v] > 0 or core.size[v] == 0 or core.once[core.producer[v]]:
+                        continue
+                    if t >= len(order) and core.pinned[v]:                # nobody would make it again
                         continue
                     following = use_at[at[v]] if at[v] < use_ptr[v + 1] else len(order)
                     tick += 1
@@ -146,7 +149,7 @@ def _evict(core, order, limit, by_size, by_gap, least, use_ptr, use_at, out):  #
     return length, fits
 
 
-def evicted(core: Core, order: NDArray[np.int32], limit: int, by_size: float, by_gap: float) -> NDArray[np.int32] | None:
+def evicted(core: CoreGraph, order: NDArray[np.int32], limit: int, by_size: float, by_gap: float) -> NDArray[np.int32] | None:
     """`order` (each node once) within `limit`, with `by_size` and `by_gap` the exponents of bytes and of steps until the next use; None where it does
     not fit, or only in more than eight times as many steps."""
     position = np.zeros(len(order), np.int64)
@@ -160,7 +163,7 @@ def evicted(core: Core, order: NDArray[np.int32], limit: int, by_size: float, by
     return out[:length].copy() if fits else None
 
 
-def evictions(core: Core, limit: int, orders: list[NDArray[np.int32]], budget: Budget) -> Iterator[tuple[float, NDArray[np.int32]]]:
+def evictions(core: CoreGraph, limit: int, orders: list[NDArray[np.int32]], budget: Budget) -> Iterator[tuple[float, NDArray[np.int32]]]:
     """(price, sequence of core nodes) of each order and pair of exponents that fits `limit` bytes alive; the first pair of each even without
     budget."""
     for order in orders:

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fourfold.decisions.rematerialise.instance import Core, RematerialiseInstance
+from fourfold.decisions.rematerialise.instance import CoreGraph, RematerialiseInstance
 from fourfold.graph import INTERMEDIATE
 
 INVALID = 1 << 62                                                       # peak of a sequence that reads what was never made
@@ -128,7 +128,7 @@ def profile(core, sequence, length, alive, count, level):  # type: ignore[no-unt
     return peak, at - free, price, length - free
 
 
-def measure(core: Core, sequence: NDArray[np.int32]) -> tuple[int, float, NDArray[np.int32], NDArray[np.int64]]:
+def measure(core: CoreGraph, sequence: NDArray[np.int32]) -> tuple[int, float, NDArray[np.int32], NDArray[np.int64]]:
     """(peak bytes, price, the sequence without useless steps, bytes alive at each of its steps). Peak INVALID where it reads what was not made."""
     own = np.array(sequence, np.int32)
     level = np.zeros(len(own), np.int64)
@@ -136,6 +136,6 @@ def measure(core: Core, sequence: NDArray[np.int32]) -> tuple[int, float, NDArra
     return int(peak), float(price), own[:length].copy(), level[:length].copy()
 
 
-def own_order(core: Core) -> NDArray[np.int32]:
+def own_order(core: CoreGraph) -> NDArray[np.int32]:
     """Every node once, in the graph's order."""
     return np.arange(len(core.node), dtype=np.int32)

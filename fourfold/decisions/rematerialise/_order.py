@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fourfold.decisions.rematerialise._lives import measure, own_order
 from fourfold.decisions.rematerialise._search import PEAK, improve
-from fourfold.decisions.rematerialise.instance import Core
+from fourfold.decisions.rematerialise.instance import CoreGraph
 from fourfold.problem import Budget
 
 
@@ -103,21 +103,21 @@ def _backward(core, users_ptr, users):  # type: ignore[no-untyped-def]
     return order
 
 
-def users_of(core: Core) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def users_of(core: CoreGraph) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(pointer [R+1], reading nodes) of each root."""
     reader = np.repeat(np.arange(len(core.node), dtype=np.int32), np.diff(core.in_ptr))
     pointer = np.concatenate([[0], np.cumsum(np.bincount(core.in_val, minlength=len(core.size)))]).astype(np.int32)
     return pointer, reader[np.argsort(core.in_val, kind="stable")]
 
 
-def greedy_orders(core: Core) -> list[NDArray[np.int32]]:
+def greedy_orders(core: CoreGraph) -> list[NDArray[np.int32]]:
     """The graph's own order and the list schedules, least peak first."""
     pointer, users = users_of(core)
     found = [own_order(core), *(_forward(core, pointer, users, rule) for rule in range(3)), _backward(core, pointer, users)]
     return sorted(found, key=lambda order: measure(core, order)[0])
 
 
-def lowest_order(core: Core, seed: int, evaluations: int, budget: Budget | None = None) -> NDArray[np.int32]:
+def lowest_order(core: CoreGraph, seed: int, evaluations: int, budget: Budget | None = None) -> NDArray[np.int32]:
     """The order of least peak found by annealing from the best two list schedules, with `evaluations` moves in all (within `budget`)."""
     budget = budget or Budget(3600.0, evaluations)
     starts = greedy_orders(core)

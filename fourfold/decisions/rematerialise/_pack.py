@@ -54,8 +54,8 @@ def live_peak(found: Lives) -> int:
 
 @njit(cache=True)
 def _climb(lower, upper, size, order, offset, height, floor, tries, seed):  # type: ignore[no-untyped-def]
-    """Move a buffer that reaches the top (or one drawn beside it in time) forward in the order, and keep the change where the height does not grow; the
-    height at the end. `order` and `offset` change in place."""
+    """Move a buffer that reaches the top (or one drawn beside it in time) forward in the order, and keep the change where the height does not grow;
+    the height at the end. `order` and `offset` change in place."""
     np.random.seed(seed)
     count = len(order)
     trial, place = order.copy(), np.zeros(len(offset), np.int64)
@@ -94,8 +94,8 @@ def _climb(lower, upper, size, order, offset, height, floor, tries, seed):  # ty
 
 
 def pack(found: Lives) -> NDArray[np.int64]:
-    """i8[K] offsets of the instances: the lowest of several greedy orders (largest first, longest life first, largest area first, as they are born, largest
-    by the root of the life), improved by moving what reaches the top forward."""
+    """i8[K] offsets of the instances: the lowest of several greedy orders (largest first, longest life first, largest area first, as they are born,
+    largest by the root of the life), improved by moving what reaches the top forward."""
     size, span = found.size, found.upper - found.lower
     orders = (np.lexsort((found.lower, -span, -size)), np.lexsort((-size, -span)), np.lexsort((-span, -size * span)),
               np.lexsort((-size, found.lower)), np.lexsort((found.lower, -size.astype(float) * np.sqrt(span))))

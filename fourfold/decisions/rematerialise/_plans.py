@@ -15,7 +15,7 @@ from fourfold.errors import Infeasible
 SHRINK = (1.0, 0.99, 0.97, 0.94, 0.9)                                   # shares of the limit aimed at where offsets take more than what is alive
 
 
-class Candidate(NamedTuple):
+class PricedPlan(NamedTuple):
     """A sequence of core nodes, the answer it makes, the arena's bytes and the price."""
 
     sequence: NDArray[np.int32]
@@ -24,18 +24,18 @@ class Candidate(NamedTuple):
     price: float
 
 
-def candidate(problem: Rematerialise, sequence: NDArray[np.int32]) -> Candidate:
+def candidate(problem: Rematerialise, sequence: NDArray[np.int32]) -> PricedPlan:
     """The plan of a valid sequence of core nodes, useless steps dropped."""
     _, _, kept, _ = measure(problem.core, sequence)
     answer = problem.plan(problem.expand(kept))
-    return Candidate(kept, answer, problem.peak(answer), problem.cost(answer))
+    return PricedPlan(kept, answer, problem.peak(answer), problem.cost(answer))
 
 
 def fits(problem: Rematerialise, bytes_: int) -> bool:
     return problem.limit is None or bytes_ <= problem.limit
 
 
-def first_fitting(problem: Rematerialise, ranked: Iterable[tuple[float, NDArray[np.int32]]]) -> Candidate | None:
+def first_fitting(problem: Rematerialise, ranked: Iterable[tuple[float, NDArray[np.int32]]]) -> PricedPlan | None:
     """Of sequences with their prices, the cheapest whose offsets fit the limit too."""
     for _, sequence in sorted(ranked, key=lambda one: one[0]):
         if measure(problem.core, sequence)[0] == INVALID:
@@ -46,7 +46,7 @@ def first_fitting(problem: Rematerialise, ranked: Iterable[tuple[float, NDArray[
     return None
 
 
-def shrinking(problem: Rematerialise, limit: int, search: Callable[[int], Iterable[tuple[float, NDArray[np.int32]]]]) -> Candidate | None:
+def shrinking(problem: Rematerialise, limit: int, search: Callable[[int], Iterable[tuple[float, NDArray[np.int32]]]]) -> PricedPlan | None:
     """What `search(bytes alive at most)` finds for the limit, or for a little less where its offsets do not fit; None where nothing does."""
     for share in SHRINK:
         found = list(search(int(limit * share)))

@@ -15,7 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fourfold.decisions.rematerialise._lives import INVALID, measure, profile
-from fourfold.decisions.rematerialise.instance import Core
+from fourfold.decisions.rematerialise.instance import CoreGraph
 from fourfold.problem import Budget
 from fourfold.solvers.anneal import Cooling, anneal, piecewise
 
@@ -31,7 +31,7 @@ class _State(NamedTuple):
     bytes of the limit (or of the first peak), price of running all once, target; `flags`: what is minimised, whether nodes may run again.
     """
 
-    core: Core
+    core: CoreGraph
     sequence: NDArray[np.int32]
     trial: NDArray[np.int32]
     best: NDArray[np.int32]
@@ -319,7 +319,7 @@ def _start(state):  # type: ignore[no-untyped-def]
     return energy, _commit(state, energy)
 
 
-def improve(core: Core, sequence: NDArray[np.int32], goal: int, limit: int, budget: Budget, seed: int, *, tries: int, heat: float = 2e-3,
+def improve(core: CoreGraph, sequence: NDArray[np.int32], goal: int, limit: int, budget: Budget, seed: int, *, tries: int, heat: float = 2e-3,
             again: bool = True) -> tuple[NDArray[np.int32], bool]:
     """(best sequence, whether it fits `limit`) of a round of `tries` moves from a valid `sequence`; that itself where none is better.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fourfold.decisions.rematerialise.instance import Core, RematerialiseInstance
+from fourfold.decisions.rematerialise.instance import CoreGraph, RematerialiseInstance
 
 
 def least_peak(instance: RematerialiseInstance) -> int:
@@ -21,7 +21,7 @@ def least_peak(instance: RematerialiseInstance) -> int:
     return int(max(around.max(), _last_step(core)))
 
 
-def node_bytes(core: Core) -> np.ndarray:
+def node_bytes(core: CoreGraph) -> np.ndarray:
     """i8[M] bytes that must be there while each node runs: what it reads, what it makes, its workspace."""
     reader = np.repeat(np.arange(len(core.node)), np.diff(core.in_ptr))
     maker = np.repeat(np.arange(len(core.node)), np.diff(core.out_ptr))
@@ -31,7 +31,7 @@ def node_bytes(core: Core) -> np.ndarray:
     return need
 
 
-def _last_step(core: Core) -> int:
+def _last_step(core: CoreGraph) -> int:
     """All pinned values, and what the cheapest node that makes one of them needs beside them: steps behind the last that makes one can be left
     out."""
     total = int(core.size[core.pinned].sum())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fourfold.decisions.rematerialise._evict import evictions
 from fourfold.decisions.rematerialise._lives import INVALID, measure, own_order
 from fourfold.decisions.rematerialise._order import lowest_order
-from fourfold.decisions.rematerialise._plans import SHRINK, Candidate, candidate, refusal
+from fourfold.decisions.rematerialise._plans import SHRINK, PricedPlan, candidate, refusal
 from fourfold.decisions.rematerialise._search import PRICE, improve
 from fourfold.decisions.rematerialise._segments import blocks, has_backward, segmented
 from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
@@ -53,7 +53,7 @@ class _Way:
             for segments in sorted({*range(2, min(count, 16) + 1), *(count // k for k in (1, 2, 3, 4) if count // k > 1)}):
                 yield segmented(self.problem, segments)
 
-    def step(self, number: int, limit: int, before: Candidate) -> Candidate | None:
+    def step(self, number: int, limit: int, before: PricedPlan) -> PricedPlan | None:
         """The plan of one step: at most `limit` bytes, from the plan of the step before."""
         for share in SHRINK:
             most = int(limit * share)
@@ -79,7 +79,7 @@ class _Way:
         return min(ready, key=lambda one: one[0])[1] if ready else None
 
 
-def descend(problem: Rematerialise, budget: Budget, seed: int) -> Iterator[tuple[int, Candidate | None]]:
+def descend(problem: Rematerialise, budget: Budget, seed: int) -> Iterator[tuple[int, PricedPlan | None]]:
     """(limit, plan) of step after step, from what the graph's own order takes downwards; None, and the end, where a step finds nothing."""
     core = problem.core
     now = candidate(problem, own_order(core))

@@ -29,7 +29,7 @@ class Eviction(Solver):
 
     def solve(self, problem: Rematerialise, budget: Budget, seed: int = 0) -> SolverAnswer[Rematerialisation]:
         orders = [own_order(problem.core), greedy_orders(problem.core)[0]]
-        if np.array_equal(*orders):
+        if np.array_equal(orders[0], orders[1]):
             orders.pop()
         found = shrinking(problem, target(problem), lambda limit: evictions(problem.core, limit, orders, budget))
         if found is None:

@@ -40,7 +40,7 @@ def random_ops(graph: Graph) -> B1:
     return drawn[graph.kind] if len(graph) else np.zeros(0, bool)
 
 
-class Core(NamedTuple):
+class CoreGraph(NamedTuple):
     """The graph without views: M nodes that compute, R roots (values with memory in the arena), renumbered from 0, in CSR.
 
     `node` i4[M] number in the graph; in_ptr, in_val: roots a node reads, through views or directly; out_ptr, out_val: roots it makes; producer i4[R];
@@ -142,8 +142,8 @@ class RematerialiseInstance:
     @cached_property
     def reads(self) -> tuple[tuple[int, ...], ...]:
         """[V] per value: the values of other than viewing nodes, made in the program, that must be alive where it is read."""
-        g, found = self.graph, list[tuple[int, ...]]()
-        found = [() for _ in range(len(g.alias))]
+        g = self.graph
+        found: list[tuple[int, ...]] = [()] * len(g.alias)
         for n in range(len(g)):
             below = tuple(dict.fromkeys(w for v in g.inputs_of(n).tolist() for w in found[v]))
             for v in g.outputs_of(n).tolist():
@@ -157,7 +157,7 @@ class RematerialiseInstance:
         return tuple(found)
 
     @cached_property
-    def core(self) -> Core:
+    def core(self) -> CoreGraph:
         """The graph without views. A view that a computing node makes is a value of 0 bytes here; its maker and its root's then run once only."""
         g = self.graph
         nodes = np.flatnonzero(~self.viewing)
@@ -175,7 +175,7 @@ class RematerialiseInstance:
         pinned[[int(number[w]) for v in g.outputs.tolist() for w in self.reads[v]]] = True
         maker = np.full(len(g), -1, np.int32)
         maker[nodes] = np.arange(len(nodes))
-        return Core(nodes.astype(np.int32), *_rows(rows), *_rows(outs), maker[g.producer[values]] if len(values) else np.zeros(0, np.int32),
+        return CoreGraph(nodes.astype(np.int32), *_rows(rows), *_rows(outs), maker[g.producer[values]] if len(values) else np.zeros(0, np.int32),
                     self.size[values], self.price[nodes], once[nodes], pinned, self.workspace[nodes])
 
     def expand(self, sequence: Iterable[int]) -> I32:

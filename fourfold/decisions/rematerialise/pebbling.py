@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from fourfold.decisions.rematerialise._evict import evictions
 from fourfold.decisions.rematerialise._lives import own_order
 from fourfold.decisions.rematerialise._order import greedy_orders
-from fourfold.decisions.rematerialise._plans import Candidate, candidate, first_fitting, fits, refusal, shrinking, target
-from fourfold.decisions.rematerialise.instance import Core
+from fourfold.decisions.rematerialise._plans import PricedPlan, candidate, first_fitting, fits, refusal, shrinking, target
+from fourfold.decisions.rematerialise.instance import CoreGraph
 from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Solver, SolverAnswer
@@ -38,21 +38,19 @@ class _Found(NamedTuple):
 
 
 def _least_sets(values: list[int], size: list[int], excess: int) -> Iterator[tuple[int, ...]]:
-    """Sets of `values` whose bytes reach `excess` and none of whose members can be left out."""
+    """Sets of `values` whose bytes reach `excess` and none of whose members can be left out: added largest first, the last one is always needed."""
+    values = sorted(values, key=lambda v: -size[v])
     chosen: list[int] = []
     rest = np.concatenate([np.cumsum([size[v] for v in values][::-1])[::-1], [0]]).tolist()
 
     def extend(at: int, got: int) -> Iterator[tuple[int, ...]]:
         if got >= excess:
-            if all(got - size[v] < excess for v in chosen):
-                yield tuple(chosen)
-            return
-        if at == len(values) or got + rest[at] < excess:
-            return
-        chosen.append(values[at])
-        yield from extend(at + 1, got + size[values[at]])
-        chosen.pop()
-        yield from extend(at + 1, got)
+            yield tuple(chosen)
+        elif at < len(values) and got + rest[at] >= excess:
+            chosen.append(values[at])
+            yield from extend(at + 1, got + size[values[at]])
+            chosen.pop()
+            yield from extend(at + 1, got)
 
     yield from extend(0, 0)
 
@@ -60,7 +58,7 @@ def _least_sets(values: list[int], size: list[int], excess: int) -> Iterator[tup
 class _Game:
     """The graph as bit masks over nodes and values."""
 
-    def __init__(self, core: Core, limit: int) -> None:
+    def __init__(self, core: CoreGraph, limit: int) -> None:
         nodes = range(len(core.node))
         self.limit, self.nodes, self.size = limit, len(core.node), core.size.tolist()
         self.reads = [_mask(core.in_val[core.in_ptr[n] : core.in_ptr[n + 1]].tolist()) for n in nodes]
@@ -163,7 +161,7 @@ class Pebbling(Solver):
         views = float(problem.price[problem.viewing].sum())
         ceiling = start.price if start is not None else float("inf")
         found = _Game(core, limit).play(budget, ceiling - views)
-        best: Candidate | None = start
+        best: PricedPlan | None = start
         if found.sequence is not None:
             one = candidate(problem, found.sequence)
             if fits(problem, one.peak) and (best is None or one.price < best.price):

@@ -92,7 +92,7 @@ class Rematerialise(RematerialiseInstance, Problem[Rematerialisation]):
         made = replace(self, limit=limit)
         for name in ("own", "size", "source", "instances_of", "viewing", "reads", "core"):
             if name in self.__dict__:
-                made.__dict__[name] = self.__dict__[name]
+                object.__setattr__(made, name, self.__dict__[name])
         return made
 
     def plan(self, sequence: ArrayLike, packer: Packer = pack) -> Rematerialisation:

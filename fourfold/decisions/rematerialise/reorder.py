@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fourfold.decisions.rematerialise._lives import measure
 from fourfold.decisions.rematerialise._order import lowest_order
 from fourfold.decisions.rematerialise._plans import candidate, refusal
-from fourfold.decisions.rematerialise.instance import Core
+from fourfold.decisions.rematerialise.instance import CoreGraph
 from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
 from fourfold.problem import Budget, Solver, SolverAnswer
 
@@ -22,7 +22,7 @@ _FEW = 22                                                               # nodes 
 _SETS = 60_000                                                          # sets beyond which that is given up
 
 
-def exact_order(core: Core) -> NDArray[np.int32] | None:
+def exact_order(core: CoreGraph) -> NDArray[np.int32] | None:
     """The order of least peak by dynamic programming over sets of done nodes; None where they are too many."""
     nodes = len(core.node)
     if nodes > _FEW:
