@@ -15,6 +15,7 @@ from fourfold.decisions.rematerialise._evict import evicted
 from fourfold.decisions.rematerialise._lives import INVALID, lives, measure, own_order
 from fourfold.decisions.rematerialise._pack import live_peak, pack
 from fourfold.decisions.rematerialise._search import PRICE, improve
+from fourfold.decisions.rematerialise._segments import segmented
 from fourfold.decisions.rematerialise.eviction import Eviction
 from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
 from fourfold.decisions.rematerialise.recompute_all import RecomputeAll
@@ -266,15 +267,23 @@ def test_checkpoints_lie_between_keeping_all_and_recomputing_all() -> None:
     assert 1.0 < plans["SqrtCheckpointing"].cost / plans["StoreAll"].cost < 1.5
 
 
-def test_annealing_improves_what_eviction_finds_and_keeps_to_the_limit() -> None:
+def test_annealing_improves_what_checkpointing_finds_and_keeps_to_the_limit() -> None:
     problem = trained()
-    limit = int(problem.peak(problem.baseline()) * 0.7)
-    start = evicted(problem.core, own_order(problem.core), limit, 1.0, 1.0)
-    assert start is not None and measure(problem.core, start)[0] <= limit
+    start = segmented(problem, 4)
+    limit, price, _, _ = measure(problem.core, start)
     found, fits = improve(problem.core, start, PRICE, limit, Budget(600, 20_000), 0, tries=20_000)
     again, _ = improve(problem.core, start, PRICE, limit, Budget(600, 20_000), 0, tries=20_000)
-    assert fits and measure(problem.core, found)[0] <= limit and measure(problem.core, found)[1] < measure(problem.core, start)[1]
+    assert fits and measure(problem.core, found)[0] <= limit and measure(problem.core, found)[1] < 0.99 * price
     assert found.tolist() == again.tolist()
+
+
+def test_eviction_keeps_to_the_limit() -> None:
+    problem = trained()
+    least, top = problem.least_peak(), problem.peak(problem.baseline())
+    for share in (0.1, 0.4, 0.8):
+        limit = int(least + share * (top - least))
+        found = evicted(problem.core, own_order(problem.core), limit, 1.0, 1.0)
+        assert found is not None and measure(problem.core, found)[0] <= limit
 
 
 def test_the_lower_the_limit_the_smaller_the_arena_and_the_dearer_the_plan() -> None:
