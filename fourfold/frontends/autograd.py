@@ -11,15 +11,9 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fourfold.errors import ModelError
-from fourfold.frontends.fx_graph import FxSource, quiet, storage_key
+from fourfold.frontends.fx_graph import FxSource, quiet, storage_key, views_as_reshapes
 from fourfold.frontends.subject import Wrapped, answer
 from fourfold.text import headline
-
-
-def views_as_reshapes(module: fx.GraphModule) -> None:
-    """A view that eager may take need not be one for the strides that decomposed operators answer with; reshape is one wherever it can be."""
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-        node.target = torch.ops.aten.reshape.default
 
 
 def _advice(error: Exception) -> str:

@@ -67,6 +67,12 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def views_as_reshapes(module: fx.GraphModule) -> None:
+    """A view that eager may take need not be one for the strides that decomposed operators answer with; reshape is one wherever it can be."""
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
+
+
 def as_captured(source: FxSource, title: str) -> Captured:
     """The graph of `source` and the program that executes it. Raises ModelError for a dimension without a value."""
     build = _Build(source, title)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.errors import InputError, ModelError
-from fourfold.frontends.autograd import followed, joint, views_as_reshapes
-from fourfold.frontends.fx_graph import FxSource, as_captured, quiet
+from fourfold.frontends.autograd import followed, joint
+from fourfold.frontends.fx_graph import FxSource, as_captured, quiet, views_as_reshapes
 from fourfold.frontends.pt2 import data_dependent, same_value, user_inputs
 from fourfold.frontends.subject import Wrapped, called
 from fourfold.program import Captured, arguments

@@ -1,0 +1,1 @@
+"""Reverse-mode differentiation in three passes over programs: linearize, unzip, transpose"""
