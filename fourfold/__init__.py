@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fourfold.errors import ArtefactError, FourfoldError, Infeasible, InputError, MetricError, MissingExtra, ModelError
     from fourfold.host import Host, here
     from fourfold.jobs.allocate import allocate
+    from fourfold.jobs.differentiate import grad, linearize, transpose, unzip
     from fourfold.jobs.optimize import optimize
     from fourfold.jobs.optimize.front import Choice, Front
     from fourfold.jobs.plan import plan
@@ -39,13 +40,14 @@ _HOMES = {
     "Choice": "jobs.optimize.front", "Front": "jobs.optimize.front", "optimize": "jobs.optimize", "load": "runtime.loading", "Recipe": "recipe",
     "verify": "jobs.verify", "Plan": "plans", "plan": "jobs.plan", "allocate": "jobs.allocate",
     "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger.book", "Host": "host", "here": "host", "Machine": "machine",
+    "linearize": "jobs.differentiate", "unzip": "jobs.differentiate", "transpose": "jobs.differentiate", "grad": "jobs.differentiate",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
 }                                                                      # public name → the module that holds it
 
 __all__ = [
     "ArtefactError", "Choice", "FourfoldError", "Front", "Host", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter",
-    "MetricError", "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "allocate", "footprint", "here", "load", "optimize",
-    "plan", "verify", "whatif",
+    "MetricError", "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "allocate", "footprint", "grad", "here", "linearize",
+    "load", "optimize", "plan", "transpose", "unzip", "verify", "whatif",
 ]
 
 

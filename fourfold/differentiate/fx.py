@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +21,14 @@ _CALLS = ("invoke_subgraph", "wrap", "tag_activation_checkpoint", "wrap_with_set
           "checkpoint", "wrap_with_autocast")
 
 
-def from_fx(module: fx.GraphModule, name: str = "", constants: dict[Variable, Any] | None = None) -> Function:
+def from_fx(module: fx.GraphModule, name: str = "", constants: dict[Variable, Any] | None = None, ends: Sequence[fx.Node] | None = None) -> Function:
     """A functional graph of ATen operators with static shapes as a program; placeholders are its inputs, and tensors that the graph holds itself are
-    further inputs, listed in `constants` with their tensors. Views become reshapes, copies vanish, and calls of subgraphs stay calls.
+    further inputs, listed in `constants` with their tensors. Views become reshapes, copies vanish, and calls of subgraphs stay calls. `ends`: what is
+    returned instead of what the graph returns.
 
     Raises ModelError for what is no operator, writes in place, or has a shape without a number.
     """
-    return _Reader(module, name, {} if constants is None else constants).read()
+    return _Reader(module, name, {} if constants is None else constants).read(ends)
 
 
 class _Reader:
@@ -36,7 +37,7 @@ class _Reader:
         self.value: dict[fx.Node, Any] = {}
         self.equations: list[Equation] = []
 
-    def read(self) -> Function:
+    def read(self, ends: Sequence[fx.Node] | None) -> Function:
         inputs: list[Variable] = []
         outputs: list[Variable] = []
         for node in self.module.graph.nodes:
@@ -49,7 +50,7 @@ class _Reader:
             elif node.op == "call_function":
                 self.call(node)
             elif node.op == "output":
-                flat = node.args[0] if isinstance(node.args[0], list | tuple) else (node.args[0],)
+                flat: Any = ends if ends is not None else node.args[0] if isinstance(node.args[0], list | tuple) else (node.args[0],)
                 outputs = [v for v in (self.given(part) for part in flat) if isinstance(v, Variable)]
             else:
                 raise ModelError(f"the captured program holds {node.op} {node.target}", "Export it again with torch.export.")

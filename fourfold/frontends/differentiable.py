@@ -12,8 +12,10 @@ from torch import Tensor, fx, nn
 from fourfold.differentiate.equations import Function, Variable, inlined, pruned
 from fourfold.differentiate.fx import from_fx, to_fx
 from fourfold.differentiate.table import RULES
-from fourfold.errors import ModelError
-from fourfold.frontends.fx_graph import FxSource, quiet, storage_key, views_as_reshapes
+from fourfold.errors import InputError, ModelError
+from fourfold.frontends.fx_graph import FxSource, TorchProgram, quiet, storage_key, views_as_reshapes
+from fourfold.graph import ROLES
+from fourfold.program import Captured
 from fourfold.text import headline
 
 
@@ -36,8 +38,12 @@ class Differentiable:
 
     def given(self, *inputs: Any, **named: Any) -> list[Tensor]:
         """Tensors for all inputs of the program, from the model's own arguments."""
-        flat = iter(t for t in self.flatten(*inputs, **named) if isinstance(t, Tensor))
-        return [next(flat) if role == "input" else tensor for role, _, tensor in self.roles]
+        flat = [t for t in self.flatten(*inputs, **named) if isinstance(t, Tensor)]
+        wanted = self.indices("input")
+        if len(flat) != len(wanted):
+            raise InputError(f"{len(flat)} inputs were given.", f"The model was captured with {len(wanted)}: {', '.join(map(self.label, wanted))}.")
+        left = iter(flat)
+        return [next(left) if role == "input" else tensor for role, _, tensor in self.roles]
 
 
 def decompositions() -> dict[Any, Any]:
@@ -139,3 +145,85 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
                 seen.add(other)
                 stack.append(other)
     return seen
+
+
+class WithLoss(nn.Module):
+    """A model and the scalar that `loss` makes of its answer."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self._loss = model, loss
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._loss(self.model(*args, **kwargs))
+
+
+def of_captured(captured: Captured) -> Differentiable:
+    """A program that was captured from torch, as equations. Raises ModelError for one of another dialect."""
+    program = captured.program
+    if not isinstance(program, TorchProgram):
+        raise ModelError(f"{captured.graph.name} is a program of {program.dialect}; derivatives are of torch programs.",
+                         "Give the torch module, or convert the model to one.")
+    graph, held = captured.graph, {}
+    nodes = {v[0]: n for n, v in reversed(program.values.items()) if len(v) == 1}
+    asked = [o for o in program.outputs if isinstance(o, int)]
+    whole = from_fx(program.module, graph.name, held, [nodes[o] for o in asked])
+    bound = program.weights()
+    roles: list[tuple[str, str, Any]] = []
+    inputs: list[Variable] = []
+    stands: dict[Variable, Variable] = {}
+    seen: dict[int, Variable] = {}
+    placeholders = [n for n in program.module.graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), Tensor)]
+    for node, v in zip(placeholders, whole.inputs, strict=False):
+        value = program.values.get(node, (-1,))[0]
+        if value < 0 and not node.users:                               # nobody reads it
+            roles.append(("constant", node.name, torch.zeros(v.shape, dtype=getattr(torch, v.dtype))))
+        elif value in seen:
+            stands[v] = seen[value]
+            continue
+        else:
+            seen[value] = v
+            roles.append((ROLES[int(graph.role[value])], graph.labels[value], bound.get(value)))
+        inputs.append(v)
+    for v, tensor in held.items():
+        inputs.append(v)
+        roles.append(("constant", v.name, tensor))
+    plain = {i: o.value for i, o in enumerate(program.outputs) if not isinstance(o, int)}
+
+    def unflatten(found: list[Any]) -> Any:
+        left = iter(found)
+        return program.unflatten([plain[i] if i in plain else next(left) for i in range(len(program.outputs))])
+
+    outputs = tuple(stands.get(v, v) for v in whole.outputs)
+    function = Function(graph.name, tuple(inputs), outputs, tuple(pruned([eq.renamed(stands) for eq in whole.equations], outputs)))
+    return Differentiable(function, roles, program.flatten, unflatten)
+
+
+def with_loss(program: Differentiable, loss: Callable[[Any], Tensor]) -> Differentiable:
+    """The program that returns what `loss` makes of the answer of `program`. Raises ModelError where the loss cannot be traced."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from fourfold.differentiate.evaluate import evaluate
+
+    function = inlined(program.function)
+    examples = [torch.zeros(v.shape, dtype=getattr(torch, v.dtype)) for v in function.inputs]
+
+    def run(*tensors: Any) -> Tensor:
+        return loss(program.unflatten(evaluate(function, tensors)[0]))
+
+    try:
+        with quiet(), torch.no_grad():
+            module = make_fx(run, tracing_mode="fake", decomposition_table=decompositions(), _allow_non_fake_inputs=True)(*examples)
+    except Exception as error:
+        raise ModelError(f"the loss of {function.name} cannot be traced: {headline(error)}", "Use tensor operations only.") from error
+    held: dict[Variable, Any] = {}
+    found = from_fx(module, function.name, held)
+    roles = [*program.roles, *(("constant", v.name, tensor) for v, tensor in held.items())]
+    return Differentiable(found, roles, program.flatten, lambda leaves: leaves[0], prefix=program.prefix)
+
+
+def wrapped(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor]) -> Differentiable:
+    """A module with a loss behind it; labels are those of the module."""
+    found = differentiable(WithLoss(model, loss), args, kwargs)
+    found.prefix = "model."
+    return found

@@ -203,6 +203,19 @@ class TorchProgram(Program):
         self._bound, self._fed, self._outputs = bound, fed, outputs
         self._flatten, self._unflatten = source.flatten, source.unflatten
 
+    @property
+    def outputs(self) -> list[int | Any]:
+        """What is returned: values, and in place of numbers or None something else, whose `value` they are."""
+        return self._outputs
+
+    def flatten(self, *inputs: Any, **named: Any) -> list[Any]:
+        """The model's own arguments as a list."""
+        return self._flatten(*inputs, **named)
+
+    def unflatten(self, answers: list[Any]) -> Any:
+        """A list of outputs in the structure in which the model returns them."""
+        return self._unflatten(answers)
+
     def weights(self) -> dict[int, Any]:
         return dict(self._bound)
 
