@@ -48,7 +48,7 @@ def _vectors(e: Emitter, eq: Equation) -> Sequence[Variable | None]:
     return (e.reshape(e.emit("aten.mm.default", left, e.reshape(b, [*b.shape, 1])), eq.outs[0].shape),)
 
 
-# --- convolution -------------------------------------------------------------------------------------------------------------------------------------
+# --- convolution ------------------------------------------------------------------------------------------------------------------------------------
 
 
 def _each(value: Any, dims: int) -> list[int]:
@@ -126,7 +126,7 @@ def _weight_form_transposed(e: Emitter, eq: Equation, cotangents: Cotangents) ->
         yield x, _to_input(e, ct, into, x.shape, attributes)
 
 
-# --- pooling and resampling --------------------------------------------------------------------------------------------------------------------------
+# --- pooling and resampling -------------------------------------------------------------------------------------------------------------------------
 
 
 def _pool(name: str) -> dict[str, Rule]:
@@ -142,7 +142,7 @@ def _pool(name: str) -> dict[str, Rule]:
         given = [list(x.shape[-(3 if "3d" in name else 2) :])] if "adaptive" in name else eq.args[2:]
         yield x, e.emit(f"aten.{name}.default", only(cotangents), *given)
 
-    return {f"aten.{name}.default": Rule(each=(0,), transpose=down), f"aten.{name}_backward.default": Rule(each=(0,), transpose=up)}
+    return {f"aten.{name}.default": Rule(each=(0,), transpose=down), f"aten.{name}_backward.default": Rule(each=(0,), still=(1,), transpose=up)}
 
 
 def _chosen(dims: int) -> Rule:

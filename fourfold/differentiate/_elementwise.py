@@ -88,7 +88,7 @@ def _fused(op: str, arguments: Callable[[Equation], list[Any]]) -> Rule:
     return Rule(jvp)
 
 
-# --- sums and products -------------------------------------------------------------------------------------------------------------------------------
+# --- sums and products ------------------------------------------------------------------------------------------------------------------------------
 
 
 def _add(sign: int) -> Rule:
@@ -185,6 +185,18 @@ def _where(e: Emitter, eq: Equation, tangent: Tangent) -> Sequence[Variable | No
     return (None if y is None else fit(e, e.emit("aten.where.ScalarSelf", mask, 0.0, y), out),)
 
 
+def _masked(position: int) -> Rule:
+    """where(mask, x, number) or where(mask, number, x): linear where the number is 0."""
+
+    def jvp(e: Emitter, eq: Equation, tangent: Tangent) -> Sequence[Variable | None]:
+        t = tangent(eq.args[position])
+        args = [eq.args[0], 0.0, 0.0]
+        args[position] = t
+        return (None if t is None else fit(e, e.emit(eq.op, *args), eq.outs[0]),)
+
+    return Rule(jvp, symmetric, each=(position,))
+
+
 def _where_transposed(e: Emitter, eq: Equation, cotangents: Cotangents) -> Iterable[tuple[Variable, Variable]]:
     ct, (mask, x, y) = only(cotangents), eq.args[:3]
     yield x, e.matches(e.emit("aten.where.ScalarOther", mask, ct, 0.0), x)
@@ -276,8 +288,7 @@ ROWS: Rows = (
        "aten.rsub.Scalar": Rule(_reversed), "aten.div.Tensor": Rule(_div, symmetric, each=(0,)),
        "aten.pow.Tensor_Scalar": Rule(_pow), "aten.pow.Tensor_Tensor": Rule(_pow), "aten.pow.Scalar": Rule(_pow),
        "aten.maximum.default": _extreme("gt"), "aten.minimum.default": _extreme("lt"),
-       "aten.where.self": Rule(_where, _where_transposed, joint=(1, 2)), "aten.where.ScalarOther": Rule(each=(1,), transpose=symmetric),
-       "aten.where.ScalarSelf": Rule(each=(2,), transpose=symmetric),
+       "aten.where.self": Rule(_where, _where_transposed, joint=(1, 2)), "aten.where.ScalarOther": _masked(1), "aten.where.ScalarSelf": _masked(2),
        "aten.clamp.default": Rule(_clamp), "aten.clamp.Tensor": Rule(_clamp),
        "aten.atan2.default": Rule(_atan2), "aten.hypot.default": Rule(_hypot), "aten.polygamma.default": Rule(_polygamma),
        "aten.fmod.Tensor": _remainder("trunc"), "aten.fmod.Scalar": _remainder("trunc"),

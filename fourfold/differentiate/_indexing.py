@@ -117,13 +117,13 @@ def _masked_fill(e: Emitter, eq: Equation) -> One:
 
 def _scatter_reduce(e: Emitter, eq: Equation) -> One:
     """Sums alone; other reductions have no rule."""
-    x, dim, index, source, how, include = eq.args[:6]
+    x, dim, index, source, how = eq.args[:5]
     if how != "sum":
         from fourfold.errors import ModelError
 
         raise ModelError(f"aten.scatter_reduce ({how}) has no differentiation rule; it stands in {eq.where}.",
                          "Use a sum there, or give the row in fourfold/differentiate/_indexing.py.")
-    base = x if include else e.emit("aten.scatter.value", x, dim, index, 0)
+    base = x if eq.kwargs.get("include_self", True) else e.emit("aten.scatter.value", x, dim, index, 0)
     return (e.emit("aten.scatter_add.default", base, dim, index, source),)
 
 

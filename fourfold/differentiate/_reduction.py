@@ -46,7 +46,8 @@ def _amax(e: Emitter, eq: Equation, tangent: Tangent) -> One:
 
 
 def _picked(position: int, keepdim: int | None) -> Rule:
-    """What answers elements of x and their indices along a dimension: the tangent picks the same ones. `keepdim`: the position of that argument."""
+    """What answers elements of x and their indices along a dimension: the tangent picks the same ones. `position`: of the argument that
+    names it (0: a keyword); `keepdim`: of that argument."""
 
     def jvp(e: Emitter, eq: Equation, tangent: Tangent) -> One:
         x, (out, index) = eq.args[0], eq.outputs
@@ -55,7 +56,7 @@ def _picked(position: int, keepdim: int | None) -> Rule:
             return None, None
         if not x.shape:
             return fit(e, t, out), None
-        dim = eq.args[position] % len(x.shape)
+        dim = (eq.args[position] if position else eq.kwargs.get("dim", -1)) % len(x.shape)
         lone = keepdim is not None and not eq.args[keepdim]
         where = e.reshape(index, [*index.shape[:dim], 1, *index.shape[dim:]]) if lone else index
         return e.reshape(e.emit("aten.gather.default", t, dim, where), out.shape), None
@@ -169,7 +170,7 @@ def _log_softmax(e: Emitter, eq: Equation, tangent: Tangent) -> One:
     return (e.sub(t, e.sum(e.mul(t, e.emit("aten.exp.default", y)), [eq.args[1]], True)),)
 
 
-# --- normalisations: y = w ∘ x̂ + b, and the derivative of x̂ by x is symmetric ------------------------------------------------------------------------
+# --- normalisations: y = w ∘ x̂ + b, and the derivative of x̂ by x is symmetric ---------------------------------------------------------------------
 
 
 def _affine(e: Emitter, normal: Variable | None, xhat: Variable | None, weight: Variable | None, tw: Variable | None, tb: Variable | None,
@@ -295,8 +296,9 @@ _SUM = Rule(each=(0,), transpose=_sum)
 ROWS: Rows = {
     "aten.sum.dim_IntList": _SUM, "aten.sum.default": _SUM, "aten.mean.dim": _SUM, "aten.mean.default": _SUM,
     "aten.amax.default": Rule(_amax), "aten.amin.default": Rule(_amax), "aten.max.default": Rule(_amax), "aten.min.default": Rule(_amax),
-    "aten.max.dim": _picked(1, 2), "aten.min.dim": _picked(1, 2), "aten.sort.default": _picked(1, None), "aten.sort.stable": _picked(2, None),
-    "aten.topk.default": _picked(2, None), "aten.kthvalue.default": _picked(2, 3), "aten.median.dim": _picked(1, 2), "aten.mode.default": _picked(1, 2),
+    "aten.max.dim": _picked(1, 2), "aten.min.dim": _picked(1, 2), "aten.sort.default": _picked(1, None), "aten.sort.stable": _picked(0, None),
+    "aten.topk.default": _picked(2, None), "aten.kthvalue.default": _picked(2, 3), "aten.median.dim": _picked(1, 2),
+    "aten.mode.default": _picked(1, 2),
     "aten.cummax.default": _picked(1, None), "aten.cummin.default": _picked(1, None),
     "aten.var.correction": Rule(_variance), "aten.var_mean.correction": Rule(_variance), "aten.linalg_vector_norm.default": Rule(_norm),
     "aten.prod.default": Rule(expand=_prod), "aten.prod.dim_int": Rule(expand=_prod), "aten.cumprod.default": Rule(expand=_cumprod),

@@ -19,10 +19,11 @@ Expand = Callable[[Emitter, Equation], Sequence["Variable | None"]]
 class Rule:
     """One operator.
 
-    `jvp(e, equation, tangent)` emits the partial derivatives (non-linear) and what applies them (linear), and returns a tangent for each output, None for
-    zero. Left out, it follows from linearity: `joint` are the positions of arguments in which the operator is linear together (add, cat), `each` those
-    in which it is linear one at a time, the others held (mul, mm: multilinear).
+    `jvp(e, equation, tangent)` emits the partial derivatives (non-linear) and what applies them (linear), and returns a tangent for each output,
+    None for zero. Left out, it follows from linearity: `joint` are the positions of arguments in which the operator is linear together (add, cat),
+    `each` those in which it is linear one at a time, the others held (mul, mm: multilinear).
     `transpose(e, equation, cotangents)` is for an equation whose linear operands stand in those positions: pairs (linear operand, its cotangent).
+    `still`: positions of arguments of which only the shape matters.
     `constant`: the derivative is zero wherever it exists (comparisons, rounding, random draws).
     `expand(e, equation)` writes the operator in simpler ones, which are then differentiated in its place.
     """
@@ -31,6 +32,7 @@ class Rule:
     transpose: Transpose | None = None
     joint: tuple[int, ...] = ()
     each: tuple[int, ...] = ()
+    still: tuple[int, ...] = ()
     constant: bool = False
     expand: Expand | None = None
 
@@ -93,10 +95,6 @@ def symmetric(e: Emitter, eq: Equation, cotangents: Cotangents) -> Iterable[tupl
     x, ct = operand(eq), only(cotangents)
     args = [ct if a is x else a for a in eq.args]
     yield x, e.matches(e.emit(eq.op, *args, **eq.kwargs), x)
-
-
-def linear_in(*positions: int, transpose: Transpose) -> Rule:
-    return Rule(each=positions, transpose=transpose)
 
 
 def sizes(e: Emitter, shape: Sequence[int], dtype: str) -> Variable:

@@ -1,8 +1,8 @@
 """The linearity checker: every rule that a program breaks, a sentence each, with the place.
 
-Rules (Radul et al. 2023, figure 3): a linear variable is used exactly once; a non-linear equation reads no linear variable; an equation that makes linear
-variables is linear in those it reads, together or in one of them. It knows operators by the positions of arguments in which they are linear, and
-nothing of how derivatives are made.
+Rules (Radul et al. 2023, figure 3): a linear variable is used exactly once; a non-linear equation reads no linear variable; an equation that makes
+linear variables is linear in those it reads, together or in one of them. It knows operators by the positions of arguments in which they are linear,
+and nothing of how derivatives are made.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def check(function: Function) -> list[str]:
         if not readers:
             found.append(f"The linear variable of {place.get(v, 'nowhere')} is never used; it needs a drop.")
         elif len(readers) > 1:
-            found.append(f"The linear variable of {place.get(v, 'nowhere')} is used {len(readers)} times, by {' and '.join(readers[:3])}; it needs a dup.")
+            by = " and ".join(readers[:3])
+            found.append(f"The linear variable of {place.get(v, 'nowhere')} is used {len(readers)} times, by {by}; it needs a dup.")
     for eq in function.equations:
         if eq.function is not None:
             found += [f"{eq.function.name}: {why}" for why in check(eq.function)]
@@ -91,5 +92,9 @@ def _operator(eq: Equation, linear_in: list[Variable], linear_out: list[Variable
         yield "adds a linear variable to a non-linear one."
     if len(apart) > 1:
         yield "is linear in one of its arguments at a time, and is given several linear ones: their product."
+    if eq.op in ("aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.constant_pad_nd.default", "aten.scatter.value"):
+        number = next(a for a in reversed(eq.args) if isinstance(a, int | float)) if eq.op != "aten.where.ScalarSelf" else eq.args[1]
+        if number:
+            yield "puts a number other than 0 among linear values."
     if rule.joint and any(isinstance(eq.args[p], int | float) and eq.args[p] for p in rule.joint):
         yield "adds a number to a linear variable."

@@ -1,8 +1,8 @@
 """A tensor program as equations, in which each variable is linear or not: what the three passes of differentiation read and write.
 
-Radul et al., "You Only Linearize Once" (POPL 2023, arXiv 2204.10923), section 4. A variable is *non-linear* (an ordinary value) or *linear* (a tangent or
-cotangent). Equations that make linear variables are linear in the linear variables that they read, and each linear variable is read exactly once:
-fan-out is an explicit `dup`, disuse an explicit `drop`. Non-linear equations never read linear variables, so all of them may run first.
+Radul et al., "You Only Linearize Once" (POPL 2023, arXiv 2204.10923), section 4. A variable is *non-linear* (an ordinary value) or *linear* (a
+tangent or cotangent). Equations that make linear variables are linear in the linear variables that they read, and each linear variable is read
+exactly once: fan-out is an explicit `dup`, disuse an explicit `drop`. Non-linear equations never read linear variables, so all of them may run first.
 
 Operations are PyTorch's core ATen operators by name ("aten.mul.Tensor"), and five of our own: `zero`, `dup`, `drop`, `call` and `uniform` (a random
 tensor as a function of a key).
@@ -53,8 +53,8 @@ class Variable:
 @dataclass(frozen=True, eq=False)
 class Equation:
     """outputs = op(*args, **kwargs). Variables stand in `args`, bare or in lists; everything else there is an attribute. An output that nobody can
-    ask for is None. `derived` marks what a rule of linearize added to the program; `function` is the callee of a `call`, `module` and `name` say where
-    the operation stands in the model.
+    ask for is None. `derived` marks what a rule of linearize added to the program; `function` is the callee of a `call`, `module` and `name` say
+    where the operation stands in the model.
     """
 
     op: str
@@ -94,8 +94,8 @@ class Equation:
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """outputs, results = f(inputs; tangents): non-linear inputs and outputs, then linear ones. Where a position has no tangent (an integer, or a value
-    that nobody differentiates by), `tangents` or `results` hold None. `tensors` binds inputs to the model's own tensors.
+    """outputs, results = f(inputs; tangents): non-linear inputs and outputs, then linear ones. Where a position has no tangent (an integer, or a
+    value that nobody differentiates by), `tangents` or `results` hold None. `tensors` binds inputs to the model's own tensors.
     """
 
     name: str
@@ -156,7 +156,7 @@ def substituted(value: Any, new: Mapping[Variable, Any]) -> Any:
     return value
 
 
-# --- making equations --------------------------------------------------------------------------------------------------------------------------------
+# --- making equations -------------------------------------------------------------------------------------------------------------------------------
 
 
 def operator_of(op: str) -> Any:
@@ -177,8 +177,8 @@ def torch_dtype(name: str) -> torch.dtype:
 class Emitter:
     """Appends equations; the shapes of what they make come from running them on tensors without storage. What reads a linear variable is linear.
 
-    `derived`: the equations are marked as added by linearize. `at`: the equation whose place in the model they share. `wanted`: variables that somebody
-    reads; `ignored`: linear ones whose cotangent nobody asks for.
+    `derived`: the equations are marked as added by linearize. `at`: the equation whose place in the model they share. `wanted`: variables that
+    somebody reads; `ignored`: linear ones whose cotangent nobody asks for.
     """
 
     def __init__(self, derived: bool = False) -> None:
@@ -248,7 +248,7 @@ class Emitter:
         return self.convert(self.reshape(self.sum(a, dims), like.shape), like.dtype)
 
 
-_KEPT = ("dtype", "alpha", "beta", "approximate", "rounding_mode", "value", "generator")   # keyword-only arguments that mean something here
+_DROPPED = ("device", "layout", "pin_memory", "memory_format", "non_blocking")     # keyword-only arguments that change no value here
 
 
 def normalised(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -258,7 +258,8 @@ def normalised(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple
     given, left, named = list(args), dict(kwargs), {}
     for i, argument in enumerate(operator_of(op)._schema.arguments):
         if argument.kwarg_only:
-            if argument.name in left and argument.name in _KEPT and left[argument.name] != argument.default_value:
+            usual = argument.has_default_value() and left.get(argument.name) == argument.default_value
+            if argument.name in left and argument.name not in _DROPPED and not usual:
                 named[argument.name] = left[argument.name]
         elif i >= len(given):
             given.append(left[argument.name] if argument.name in left else argument.default_value)
@@ -311,7 +312,7 @@ def _key(value: Any) -> Any:
     return (type(value).__name__, value)
 
 
-# --- whole programs ----------------------------------------------------------------------------------------------------------------------------------
+# --- whole programs ---------------------------------------------------------------------------------------------------------------------------------
 
 
 def readers(equations: Iterable[Equation], ends: Iterable[Variable]) -> dict[Variable, int]:

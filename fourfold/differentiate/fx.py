@@ -114,7 +114,7 @@ class _Reader:
             self.value[node] = args[0]
             return
         if not several and made[0] is None:
-            raise ModelError(f"{op} at {node.name} makes a number from a tensor", "Write that part without .item() and without sizes that depend on data.")
+            raise ModelError(f"{op} at {node.name} makes a number from a tensor", "Write it without .item() and without sizes that depend on data.")
         self.equations.append(Equation(op, args, tuple(made), kwargs, module=module_of(node), name=node.name))
         self.value[node] = made if several else made[0]
 

@@ -1,5 +1,5 @@
-"""The passes put together: forward mode is linearize run as it is, reverse mode is transpose ∘ unzip ∘ linearize; both are ordinary programs again, so
-that they compose (a gradient linearized is a Hessian-vector product).
+"""The passes put together: forward mode is linearize run as it is, reverse mode is transpose ∘ unzip ∘ linearize; both are ordinary programs again,
+so that they compose (a gradient linearized is a Hessian-vector product).
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from fourfold.errors import ModelError
 
 
 def keyed(function: Function) -> Function:
-    """The same program with one more input at the end, an int64 scalar `key`, in which each draw is a function of the key and of its number. Calls must be
-    inlined before. A program that draws nothing is returned as it is. Raises ModelError for a draw that has no such form here.
+    """The same program with one more input at the end, an int64 scalar `key`, in which each draw is a function of the key and of its number. Calls
+    must be inlined before. A program that draws nothing is returned as it is. Raises ModelError for a draw that has no such form here.
     """
     from fourfold.differentiate.unzip import random
 

@@ -1,8 +1,8 @@
 """Linearize: the first of the three passes. f(x) → y becomes J f (x; ẋ) → (y; ẏ).
 
-Each equation y = op(x₁ … x_k) stays, and beside it come non-linear equations for its partial derivatives and linear ones for ẏ = Σ ∂op/∂x_i · ẋ_i. Then
-`dup` is written before each further use of a linear variable and `drop` where one is not used (Radul et al. 2023, figure 5). A call of f becomes a call
-of J f. A tangent that is zero throughout is not computed; asked for as a result, it is a zero of the right shape.
+Each equation y = op(x₁ … x_k) stays, and beside it come non-linear equations for its partial derivatives and linear ones for ẏ = Σ ∂op/∂x_i · ẋ_i.
+Then `dup` is written before each further use of a linear variable and `drop` where one is not used (Radul et al. 2023, figure 5). A call of f
+becomes a call of J f. A tangent that is zero throughout is not computed; asked for as a result, it is a zero of the right shape.
 """
 
 from __future__ import annotations
@@ -109,6 +109,6 @@ class _Linearize:
 
 def _covered(rule: Rule, eq: Equation, tangent: dict[Variable, Variable]) -> bool:
     """Whether every active argument stands where the operator is linear."""
-    places = (*rule.joint, *rule.each)
+    places = (*rule.joint, *rule.each, *rule.still)
     covered = {v for p in places for v in variables(eq.args[p])} if places else set()
     return bool(places) and all(v in covered for v in eq.inputs if v in tangent)

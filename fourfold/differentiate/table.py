@@ -1,7 +1,7 @@
 """The table of operators: how each is linearized and, where it is linear, how it is transposed; both beside each other in one row.
 
-The rows stand in `_elementwise`, `_shape`, `_reduction`, `_contraction` and `_indexing`. An operator without a row is written in ones that have one, by
-torch's own decompositions; where there is none either, `rule_of` says so.
+The rows stand in `_elementwise`, `_shape`, `_reduction`, `_contraction` and `_indexing`. An operator without a row is written in ones that have one,
+by torch's own decompositions; where there is none either, `rule_of` says so.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def decomposition(eq: Equation) -> Function | None:
 
     if "." not in eq.op:
         return None
-    key = (eq.op, repr([(v.shape, v.dtype) for v in eq.inputs]), repr(_shaped(eq.args)), repr(sorted(eq.kwargs.items())), str([o is None for o in eq.outputs]))
+    specs = [(v.shape, v.dtype) for v in eq.inputs]
+    key = (eq.op, repr(specs), repr(_shaped(eq.args)), repr(sorted(eq.kwargs.items())), repr([o is None for o in eq.outputs]))
     if key not in _torch:
         from torch._decomp import decomposition_table
 

@@ -1,8 +1,8 @@
 """Transpose: the third pass. A linear program (r; ẋ) → ẏ becomes (r; ȳ) → x̄ with ⟨ȳ, A ẋ⟩ = ⟨Aᵀ ȳ, ẋ⟩.
 
-Linear equations are walked backwards, each by the transposition rule in its row of the table; zero ↔ drop, add ↔ dup, a call ↔ a call of the transposed
-callee (Radul et al. 2023, figure 7). Since each linear variable is used exactly once, each has exactly one cotangent: nothing is accumulated, sums come
-from dup alone. The result is a linear program again.
+Linear equations are walked backwards, each by the transposition rule in its row of the table; zero ↔ drop, add ↔ dup, a call ↔ a call of the
+transposed callee (Radul et al. 2023, figure 7). Since each linear variable is used exactly once, each has exactly one cotangent: nothing is
+accumulated, sums come from dup alone. The result is a linear program again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fourfold.differentiate.check import check
-from fourfold.differentiate.equations import Emitter, Equation, Function, Variable, call, explicit
+from fourfold.differentiate.equations import Emitter, Equation, Function, Variable, call, explicit, pruned
 from fourfold.differentiate.table import rule_of
 from fourfold.errors import InputError, ModelError
 
@@ -88,7 +88,8 @@ def _make(e: Emitter, v: Variable, makers: Mapping[Variable, Equation], ready: s
         e.equations.append(maker)
 
 
-def _call(e: Emitter, eq: Equation, f: Function, cts: list[Variable | None], cotangent: dict[Variable, Variable], known: dict[object, Function]) -> None:
+def _call(e: Emitter, eq: Equation, f: Function, cts: list[Variable | None], cotangent: dict[Variable, Variable],
+          known: dict[object, Function]) -> None:
     n = len(f.inputs)
     active = tuple(c is not None for c in cts)
     key = (f, active)
@@ -101,6 +102,4 @@ def _call(e: Emitter, eq: Equation, f: Function, cts: list[Variable | None], cot
 
 def _without_dead(f: Function) -> Function:
     """Without equations that no result depends on."""
-    from fourfold.differentiate.equations import pruned
-
     return replace(f, equations=tuple(pruned(f.equations, f.linear_outputs)))

@@ -1,8 +1,8 @@
 """Unzip: the second pass. J f (x; ẋ) → (y; ẏ) becomes a non-linear program x → (y, residuals) and a linear one (residuals; ẋ) → ẏ.
 
-That is possible because nothing non-linear reads a linear variable, so all non-linear equations may run first (Radul et al. 2023, section 6). What the
-linear part reads of the non-linear one are the residuals, and here alone it is decided whether each is stored between the two programs or computed
-again in the second. A call is split in two: its forward half returns its residuals besides.
+That is possible because nothing non-linear reads a linear variable, so all non-linear equations may run first (Radul et al. 2023, section 6). What
+the linear part reads of the non-linear one are the residuals, and here alone it is decided whether each is stored between the two programs or
+computed again in the second. A call is split in two: its forward half returns its residuals besides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fourfold.differentiate.equations import Equation, Function, Variable, call, explicit, pruned
+from fourfold.differentiate.equations import Equation, Function, Variable, call, pruned
 from fourfold.errors import InputError
 
 Choice = Literal["store", "recompute"]
@@ -41,8 +41,8 @@ class Residual:
 
 @dataclass(frozen=True, eq=False)
 class Unzipped:
-    """`forward`: inputs → outputs, then what is stored. `linear`: (inputs it needs, what is stored; tangents) → results. Variables of one name are one
-    in both. `stored` and `recomputed` name residuals.
+    """`forward`: inputs → outputs, then what is stored. `linear`: (inputs it needs, what is stored; tangents) → results. Variables of one name are
+    one in both. `stored` and `recomputed` name residuals.
     """
 
     forward: Function
@@ -59,17 +59,19 @@ class Unzipped:
 
 def random(eq: Equation) -> bool:
     """Whether an equation draws from torch's global generator, so that running it again answers otherwise."""
-    return eq.op.split(".")[1:2] != [] and eq.op.split(".")[1] in _DRAWS or eq.function is not None and any(random(i) for i in eq.function.equations)
+    if eq.function is not None:
+        return any(random(inner) for inner in eq.function.equations)
+    return "." in eq.op and eq.op.split(".")[1] in _DRAWS
 
 
 def unzip(linearized: Function, policy: Policy = "store") -> Unzipped:
     """Split J f. `policy`: "store" or "recompute" for all residuals, a mapping from names (others are stored), or a function of each Residual.
 
     Residuals are values of the primal program; derivatives (cos x, masks) and views of them are always computed from them in the linear program.
-    A residual that is recomputed is so from the stored ones and the inputs. Raises InputError for an unknown name or choice, or where a mapping asks to
-    recompute what draws random numbers without a key.
+    A residual that is recomputed is so from the stored ones and the inputs. Raises InputError for an unknown name or choice, or where a mapping asks
+    to recompute what draws random numbers without a key.
     """
-    equations, bound = _split_calls(linearized, policy)
+    equations = _split_calls(linearized, policy)
     nonlinear = [eq for eq in equations if not eq.linear]
     linear = [eq for eq in equations if eq.linear]
     makers = {o: eq for eq in nonlinear for o in eq.outs}
@@ -78,11 +80,11 @@ def unzip(linearized: Function, policy: Policy = "store") -> Unzipped:
     stored = [r for r in found if choices[r.name] == "store"]
     again = [r for r in found if choices[r.name] == "recompute"]
     available = {*linearized.inputs, *(r.value for r in stored)}
-    body, copies = _on_demand(linear, makers, available)
-    results = tuple(None if r is None else r for r in linearized.results)
-    inputs = [v for v in (*linearized.inputs, *(r.value for r in stored)) if any(v in eq.inputs for eq in body)]
-    second = Function(f"linear {linearized.name.removeprefix('J ')}", tuple(inputs), (), tuple(body), linearized.tangents, results)
-    del copies, bound
+    body = _on_demand(linear, makers, available)
+    used = {v for eq in body for v in eq.inputs}
+    inputs = [v for v in (*linearized.inputs, *(r.value for r in stored)) if v in used]
+    second = Function(f"linear {linearized.name.removeprefix('J ')}", tuple(inputs), (), tuple(body), linearized.tangents,
+                      linearized.results)
     ends = (*linearized.outputs, *(r.value for r in stored))
     first = Function(linearized.name.removeprefix("J "), linearized.inputs, ends, tuple(pruned(nonlinear, ends)))
     return Unzipped(first, second, len(linearized.outputs), tuple(stored), tuple(again))
@@ -90,23 +92,25 @@ def unzip(linearized: Function, policy: Policy = "store") -> Unzipped:
 
 def residuals(linearized: Function) -> tuple[Residual, ...]:
     """Everything that `unzip` decides about, in the order in which the primal program makes it."""
-    equations, _ = _split_calls(linearized, "store")
+    equations = _split_calls(linearized, "store")
     nonlinear = [eq for eq in equations if not eq.linear]
     makers = {o: eq for eq in nonlinear for o in eq.outs}
     return tuple(_residuals(linearized, nonlinear, [eq for eq in equations if eq.linear], makers))
 
 
-def _split_calls(f: Function, policy: Policy) -> tuple[list[Equation], None]:
+def _split_calls(f: Function, policy: Policy) -> list[Equation]:
     """Each call of a J g in two: a call of its forward half, which returns what it stores, and one of its linear half."""
     known: dict[Function, Unzipped] = {}
     made: list[Equation] = []
-    inner: Policy = policy if isinstance(policy, str) else "store"
+    inner: Policy = "recompute" if policy == "recompute" else "store"   # names are those of this program, not of its callees
     for eq in f.equations:
         if eq.function is None or not eq.function.tangents:
             made.append(eq)
             continue
         jg = eq.function
-        half = known.setdefault(jg, unzip(jg, inner)) if jg not in known else known[jg]
+        if jg not in known:
+            known[jg] = unzip(jg, inner)
+        half = known[jg]
         n = len(jg.inputs)
         given, tangents = eq.inputs[:n], eq.inputs[n:]
         forward = call(half.forward, given, at=(eq.module, eq.name))
@@ -115,11 +119,12 @@ def _split_calls(f: Function, policy: Policy) -> tuple[list[Equation], None]:
         stands = dict(zip(jg.inputs, given, strict=True)) | dict(zip((r.value for r in half.stored), extra, strict=True))
         made.append(Equation("call", (*(stands[v] for v in half.linear.inputs), *tangents), eq.outputs[half.outputs :], {}, False, half.linear,
                              eq.module, eq.name))
-    return made, None
+    return made
 
 
 def _residuals(f: Function, nonlinear: Sequence[Equation], linear: Sequence[Equation], makers: Mapping[Variable, Equation]) -> list[Residual]:
-    inputs, needed = set(f.inputs), {}
+    inputs = set(f.inputs)
+    needed: dict[Variable, str] = {}
     roots: dict[Variable, list[str]] = {}
     for eq in linear:
         stack = [v for v in eq.inputs if not v.linear]
@@ -167,7 +172,7 @@ def _choices(found: Iterable[Residual], policy: Policy) -> dict[str, Choice]:
     return told
 
 
-def _on_demand(linear: Sequence[Equation], makers: Mapping[Variable, Equation], available: set[Variable]) -> tuple[list[Equation], dict]:
+def _on_demand(linear: Sequence[Equation], makers: Mapping[Variable, Equation], available: set[Variable]) -> list[Equation]:
     """The linear equations in order, each after the non-linear ones that it needs first, on new variables."""
     new: dict[Variable, Variable] = {v: v for v in available}
     body: list[Equation] = []
@@ -192,7 +197,4 @@ def _on_demand(linear: Sequence[Equation], makers: Mapping[Variable, Equation], 
             if not v.linear:
                 make(v)
         body.append(eq.renamed(new))
-    return body, new
-
-
-__all__ = ["Choice", "Policy", "Residual", "Unzipped", "explicit", "random", "residuals", "unzip"]
+    return body

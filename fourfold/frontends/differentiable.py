@@ -128,7 +128,9 @@ def read(exported: torch.export.ExportedProgram, names: dict[Any, str], pytree: 
 
 def source(function: Function, roles: Sequence[tuple[str, str, Any]], flatten: Callable[..., list[Any]], unflatten: Callable[[list[Any]], Any],
            ahead: int = 1) -> FxSource:
-    """An ordinary program as an fx graph that `as_captured` makes a Graph of. What its first `ahead` outputs do not depend on is marked as backward."""
+    """An ordinary program as an fx graph that `as_captured` makes a Graph of. What its first `ahead` outputs do not depend on is marked as
+    backward.
+    """
     flat = inlined(function)
     module, placeholders, outputs = to_fx(flat)
     found = FxSource(module, {n.name: role for n, role in zip(placeholders, roles, strict=True)}, list(outputs), unflatten, flatten)

@@ -73,8 +73,8 @@ class Linearization(_Derived):
     function: Function
 
     def __call__(self, tangents: Mapping[str, Tensor] | Sequence[Tensor | None], *inputs: Any, key: int = 0) -> tuple[Any, Any]:
-        """(y, ẏ), both as the model returns its answer, at `inputs` (default: those of the capture). `tangents`: by name, those left out being zero, or
-        one for each of `names`. `key` seeds random draws, alike for alike keys.
+        """(y, ẏ), both as the model returns its answer, at `inputs` (default: those of the capture). `tangents`: by name, those left out being zero,
+        or one for each of `names`. `key` seeds random draws, alike for alike keys.
         """
         from fourfold.differentiate.evaluate import evaluate
 
@@ -180,10 +180,10 @@ class Gradient(_Derived):
 def linearize(model: Any, inputs: Any = None, *, loss: Callable[[Any], Tensor] | None = None, wrt: Wrt = "inputs") -> Linearization:
     """J f of a model: forward mode.
 
-    model: an nn.Module, an exported program, what `fourfold.frontends.capture` captured from torch, or what `grad` returned (then second derivatives).
-    inputs: example inputs (a tensor, a tuple, a mapping by argument name). loss: makes a scalar of the answer. wrt: "inputs", "parameters", "all", or names.
-    Raises ModelError for what cannot be captured or has an operator without a rule (it names the operator and where it stands), InputError where there is
-    nothing to differentiate by.
+    model: an nn.Module, an exported program, what `fourfold.frontends.capture` captured from torch, or what `grad` returned (then second
+    derivatives). inputs: example inputs (a tensor, a tuple, a mapping by argument name). loss: makes a scalar of the answer. wrt: "inputs",
+    "parameters", "all", or names. Raises ModelError for what cannot be captured or has an operator without a rule (it names the operator and where
+    it stands), InputError where there is nothing to differentiate by.
     """
     from fourfold.differentiate.linearize import linearize as pass_
 
@@ -194,8 +194,8 @@ def linearize(model: Any, inputs: Any = None, *, loss: Callable[[Any], Tensor] |
 
 
 def unzip(linearized: Linearization, policy: Policy = "store") -> Halves:
-    """Split J f into a program that computes and stores, and a linear one. policy: "store", "recompute", a mapping from the names of residuals to one of
-    both, or a function of a Residual. Raises InputError for names that there are not.
+    """Split J f into a program that computes and stores, and a linear one. policy: "store", "recompute", a mapping from the names of residuals to
+    one of both, or a function of a Residual. Raises InputError for names that there are not.
     """
     from fourfold.differentiate.unzip import unzip as pass_
 
@@ -214,9 +214,11 @@ def transpose(halves: Halves) -> Pullback:
     return Pullback(halves.program, halves.wrt, halves.inputs, halves.named, halves.unzipped, pass_(halves.unzipped.linear))
 
 
-def grad(model: Any, inputs: Any = None, loss: Callable[[Any], Tensor] | None = None, *, wrt: Wrt = "parameters", policy: Policy = "store") -> Gradient:
-    """Loss and gradients of a model as one program. Arguments are those of `linearize` and `unzip`; without a `loss` it is the model's own scalar, else the
-    mean square of its first floating tensor, as `fourfold plan --train` has it.
+def grad(
+    model: Any, inputs: Any = None, loss: Callable[[Any], Tensor] | None = None, *, wrt: Wrt = "parameters", policy: Policy = "store"
+) -> Gradient:
+    """Loss and gradients of a model as one program. Arguments are those of `linearize` and `unzip`; without a `loss` it is the model's own scalar,
+    else the mean square of its first floating tensor, as `fourfold plan --train` has it.
     """
     from fourfold.differentiate.gradient import reverse_mode
     from fourfold.frontends.autograd import square
@@ -227,7 +229,7 @@ def grad(model: Any, inputs: Any = None, loss: Callable[[Any], Tensor] | None = 
     return Gradient(program, wanted, args, kwargs, made)
 
 
-# --- what they share ---------------------------------------------------------------------------------------------------------------------------------
+# --- what they share --------------------------------------------------------------------------------------------------------------------------------
 
 
 def _program(model: Any, inputs: Any, loss: Any, wrt: Wrt) -> tuple[Differentiable, tuple[int, ...], tuple[Any, ...], dict[str, Any]]:
@@ -250,15 +252,18 @@ def _program(model: Any, inputs: Any, loss: Any, wrt: Wrt) -> tuple[Differentiab
         args, kwargs = arguments(model.inputs if inputs is None else inputs)
     elif isinstance(model, torch.nn.Module | torch.export.ExportedProgram):
         if inputs is None and isinstance(model, torch.nn.Module):
-            raise InputError(f"{type(model).__name__} was given without example inputs.", "Give a tensor, a tuple or a mapping: their shapes are captured.")
-        args, kwargs = arguments(inputs) if inputs is not None else model.example_inputs  # type: ignore[union-attr]
+            raise InputError(f"{type(model).__name__} was given without example inputs.",
+                             "Give a tensor, a tuple or a mapping: their shapes are captured.")
+        example: Any = model.example_inputs if isinstance(model, torch.export.ExportedProgram) else None
+        args, kwargs = arguments(inputs) if inputs is not None else example
         if isinstance(model, torch.nn.Module):
             program = wrapped(model, args, kwargs, loss) if loss is not None else differentiable(model, args, kwargs)
         else:
             program = differentiable(model, args, kwargs)
             program = with_loss(program, loss) if loss is not None else program
     else:
-        raise InputError(f"{type(model).__name__} is no model that can be differentiated.", "Give a torch module, an exported program or a captured one.")
+        raise InputError(f"{type(model).__name__} is no model that can be differentiated.",
+                         "Give a torch module, an exported program or a captured one.")
     if (drawing := keyed(inlined(program.function))) is not program.function and len(drawing.inputs) > len(program.roles):
         program = replace(program, function=drawing, roles=[*program.roles, ("key", "key", None)])
     return program, _wanted(program, wrt), tuple(args), dict(kwargs)
