@@ -431,6 +431,14 @@ BIBLIOGRAPHY: dict[str, Paper] = {
         _TALK, "Deepak Narayanan, Aaron Harlap, Amar Phanishayee, Vivek Seshadri, Nikhil R. Devanur, Gregory R. Ganger, Phillip B. Gibbons, "
         "Matei Zaharia", "PipeDream: Generalized Pipeline Parallelism for DNN Training", "SOSP", 2019
     ),
+    "radul2023": _paper(
+        _PRINT,
+        "Alexey Radul, Adam Paszke, Roy Frostig, Matthew J. Johnson, Dougal Maclaurin",
+        "You Only Linearize Once: Tangents Transpose to Gradients",
+        "Proceedings of the ACM on Programming Languages 7 (POPL)",
+        2023,
+        "2204.10923",
+    ),
     "kirkpatrick1983": _paper(
         _PRINT,
         "Scott Kirkpatrick, C. Daniel Gelatt, Mario P. Vecchi",

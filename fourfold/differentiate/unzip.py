@@ -189,8 +189,9 @@ def _on_demand(linear: Sequence[Equation], makers: Mapping[Variable, Equation], 
                 stack += missing
                 continue
             stack.pop()
-            new.update({o: o.like() for o in maker.outs if o not in new})
-            body.append(maker.renamed(new))
+            fresh = {o: o.like() for o in maker.outs}                   # of several outputs one may be stored: it stays that one
+            body.append(replace(maker.renamed(new), outputs=tuple(None if o is None else fresh[o] for o in maker.outputs)))
+            new.update({o: f for o, f in fresh.items() if o not in new})
 
     for eq in linear:
         for v in eq.inputs:

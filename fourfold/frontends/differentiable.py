@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,12 +67,28 @@ def differentiable(model: nn.Module | torch.export.ExportedProgram, args: tuple[
         with quiet(), torch.enable_grad():
             exported = model if isinstance(model, torch.export.ExportedProgram) else torch.export.export(model, args, kwargs, strict=False)
             views_as_reshapes(exported.graph_module)
+            _stopped(exported.graph_module)
             exported = exported.run_decompositions(decompositions())
     except Exception as error:
-        raise ModelError(f"{type(model).__name__} cannot be exported by torch {torch.__version__}: {headline(error)}",
+        named = model.model if isinstance(model, WithLoss) else model
+        raise ModelError(f"{type(named).__name__} cannot be exported by torch {torch.__version__}: {headline(error)}",
                          "Let forward() run on these inputs, and use tensors, tuples and mappings only.") from error
     own = {storage_key(p): name for name, p in model.named_parameters()} if isinstance(model, nn.Module) else {}
     return read(exported, own, _pytree)
+
+
+def _stopped(module: fx.GraphModule) -> None:
+    """What a region under torch.no_grad answers is detached: decomposition melts the region into the rest."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or "wrap_with_set_grad_enabled" not in str(node.target) or node.args[0] is not False:
+            continue
+        picked = [user for user in node.users if user.target is operator.getitem] or [node]
+        for value in picked:
+            with module.graph.inserting_after(value):
+                cut = module.graph.call_function(torch.ops.aten.detach.default, (value,))
+            cut.meta.update(value.meta)
+            value.replace_all_uses_with(cut, delete_user_cb=lambda user, cut=cut: user is not cut)
+    module.recompile()
 
 
 def read(exported: torch.export.ExportedProgram, names: dict[Any, str], pytree: Any) -> Differentiable:
@@ -185,7 +202,7 @@ def of_captured(captured: Captured) -> Differentiable:
             continue
         else:
             seen[value] = v
-            roles.append((ROLES[int(graph.role[value])], graph.labels[value], bound.get(value)))
+            roles.append((ROLES[int(graph.role[value])], graph.labels[value], _learned(graph.labels[value], bound.get(value))))
         inputs.append(v)
     for v, tensor in held.items():
         inputs.append(v)
@@ -199,6 +216,13 @@ def of_captured(captured: Captured) -> Differentiable:
     outputs = tuple(stands.get(v, v) for v in whole.outputs)
     function = Function(graph.name, tuple(inputs), outputs, tuple(pruned([eq.renamed(stands) for eq in whole.equations], outputs)))
     return Differentiable(function, roles, program.flatten, unflatten)
+
+
+def _learned(label: str, tensor: Any) -> Any:
+    """A capture keeps parameters and buffers alike; what is floating and no running statistic counts as learned."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or label.endswith(("running_mean", "running_var")):
+        return tensor
+    return nn.Parameter(tensor, requires_grad=True)
 
 
 def with_loss(program: Differentiable, loss: Callable[[Any], Tensor]) -> Differentiable:
