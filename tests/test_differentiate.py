@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,14 +126,14 @@ def holds(f: Function, seed: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(pulled(f, x, w, policy), back, strict=True))    # type: ignore[arg-type]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_random_programs(data: st.DataObject) -> None:
     holds(invented(data.draw), data.draw(st.integers(0, 2**31)))
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_two_hundred_random_programs(data: st.DataObject) -> None:
     holds(invented(data.draw), data.draw(st.integers(0, 2**31)))
@@ -338,8 +340,7 @@ def test_draws_reuse_their_key() -> None:
     drawn = uniform(7, 0, [1000], "float64")
     assert torch.equal(drawn, uniform(torch.tensor(7), 0, [1000], "float64")) and not torch.equal(drawn, uniform(7, 1, [1000], "float64"))
     assert 0.4 < float(drawn.mean()) < 0.6 and 0 <= float(drawn.min()) < 0.02 and 0.98 < float(drawn.max()) < 1
-    kept = float((stored.reverse.function.equations and a["2.weight"] != 0).double().mean())
-    assert kept == 1.0 and stored.graph.phase.max() == 1
+    assert set(stored.graph.phase.tolist()) == {0, 1}
 
 
 def test_without_a_key_a_draw_must_be_stored() -> None:
@@ -359,7 +360,7 @@ def test_linearize_unzip_transpose_grad() -> None:
     x, v, w = torch.randn(4, 3, dtype=F64), torch.randn(4, 3, dtype=F64), torch.randn(4, 2, dtype=F64)
     lin = fourfold.linearize(net, x)
     y, dy = lin({"input": v})
-    expected, tangent = torch.func.jvp(net, (x,), (v,))
+    expected, tangent = torch.func.jvp(net, (x,), (v,))[:2]
     assert lin.names == ("input",) and near([y, dy], [expected, tangent])
     halves = fourfold.unzip(lin)
     again, push = halves()
@@ -379,11 +380,11 @@ def test_linearize_unzip_transpose_grad() -> None:
     _, hessian = torch.autograd.functional.hvp(lambda *p: (torch.func.functional_call(net, dict(zip(gradients, p, strict=True)), (x,)) * w).sum(),
                                                tuple(net.parameters()), tuple(torch.ones_like(p) for p in net.parameters()))
     assert near(product.values(), hessian)
-    penalty = fourfold.grad(step, loss=lambda answer: sum((g**2).sum() for g in answer[1].values()), wrt="inputs")
+    penalty = fourfold.grad(step, loss=lambda out: torch.stack([(g**2).sum() for g in out[1].values()]).sum(), wrt="inputs")
     _, by_input = penalty()
     leaf = x.clone().requires_grad_()
     parts = torch.autograd.grad((net(leaf) * w).sum(), list(net.parameters()), create_graph=True)
-    assert near(by_input.values(), torch.autograd.grad(sum((g**2).sum() for g in parts), leaf)), "a gradient penalty: reverse over reverse"
+    assert near(by_input.values(), torch.autograd.grad(torch.stack([(g**2).sum() for g in parts]).sum(), leaf)), "a gradient penalty: reverse over reverse"
 
 
 def test_what_was_captured_can_be_differentiated() -> None:
@@ -397,7 +398,8 @@ def test_what_was_captured_can_be_differentiated() -> None:
     loss, gradients = step()
     params = dict(net.named_parameters())
     own = torch.autograd.grad((net.train()(x) ** 3).sum(), list(params.values()))
-    assert len(gradients) == len(params) and near([gradients[k] for k in params], own) and float(loss) == pytest.approx(float((net(x) ** 3).sum()))
+    assert len(gradients) == len(params) and near([gradients[k] for k in params], own)
+    assert float(loss) == pytest.approx(float((net(x) ** 3).sum().detach()))
     exported = torch.export.export(net, (x,))
     assert near(fourfold.grad(exported, loss=lambda out: (out**3).sum())()[1].values(), own)
 
@@ -431,6 +433,17 @@ def test_no_grad_detach_ties_and_writes() -> None:
     assert not gradients["b.weight"].any() and float(loss) == pytest.approx(float((net(x) ** 2).sum().detach()))
 
 
+def test_the_page_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "differentiate.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^<!-- runs -->\n```python\n(.*?)^```", page, re.M | re.S)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for block in blocks:                                               # each goes on from the one before
+        exec(block, names)                                             # noqa: S102
+    said = capsys.readouterr().out
+    assert "T linear f(" in said and "tanh_backward" in said and "Graph('grad f'" in said
+
+
 class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -438,7 +451,7 @@ class Odd(nn.Module):
         self.register_module("spectrum", Spectrum())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.spectrum(self.inner(x))
+        return self.get_submodule("spectrum")(self.inner(x))
 
 
 class Spectrum(nn.Module):

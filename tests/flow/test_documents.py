@@ -21,7 +21,7 @@ SHORTER = (("budget=\"10min\"", "budget=\"40s\", engines=[\"torch\"], threads=1"
 MARKED = [page for page in (ROOT / "README.md", ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs").glob("*.md")))
           if re.search("^<!-- runs -->$", page.read_text(encoding="utf-8"), re.M)]
 ELSEWHERE = {"plan.md": "tests/test_plan_command.py", "footprint.md": "tests/test_footprint.py",       # they need other files
-             "allocate.md": "tests/test_allocate_command.py"}
+             "allocate.md": "tests/test_allocate_command.py", "differentiate.md": "tests/test_differentiate.py"}
 PAGES = list(dict.fromkeys(page for page in MARKED if page.name not in ELSEWHERE))
 
 
