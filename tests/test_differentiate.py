@@ -384,7 +384,8 @@ def test_linearize_unzip_transpose_grad() -> None:
     _, by_input = penalty()
     leaf = x.clone().requires_grad_()
     parts = torch.autograd.grad((net(leaf) * w).sum(), list(net.parameters()), create_graph=True)
-    assert near(by_input.values(), torch.autograd.grad(torch.stack([(g**2).sum() for g in parts]).sum(), leaf)), "a gradient penalty: reverse over reverse"
+    squares = torch.stack([(g**2).sum() for g in parts]).sum()
+    assert near(by_input.values(), torch.autograd.grad(squares, leaf)), "a gradient penalty: reverse over reverse"
 
 
 def test_what_was_captured_can_be_differentiated() -> None:
