@@ -490,6 +490,16 @@ BIBLIOGRAPHY: dict[str, Paper] = {
         _TALK, "Burak Bartan, Haoming Li, Harris Teague, Christopher Lott, Bistra Dilkina",
         "Moccasin: Efficient Tensor Rematerialization for Neural Networks", "ICML", 2023
     ),
+    "moffitt2023": _paper(_TALK, "Michael D. Moffitt", "MiniMalloc: A Lightweight Memory Allocator for Hardware-Accelerated Machine Learning",
+                          "ASPLOS", 2023),
+    "maas2023": _paper(_TALK, "Martin Maas, Ulysse Beaugnon, Arun Chauhan, Berkin Ilbeyi",
+                       "TelaMalloc: Efficient On-Chip Memory Allocation for Production Machine Learning Accelerators", "ASPLOS", 2023),
+    "luby1993": _paper(_PRINT, "Michael Luby, Alistair Sinclair, David Zuckerman", "Optimal Speedup of Las Vegas Algorithms",
+                       "Information Processing Letters 47", 1993),
+    "gomes2000": _paper(_PRINT, "Carla P. Gomes, Bart Selman, Nuno Crato, Henry Kautz",
+                        "Heavy-Tailed Phenomena in Satisfiability and Constraint Satisfaction Problems", "Journal of Automated Reasoning 24", 2000),
+    "friedman2001": _paper(_PRINT, "Jerome H. Friedman", "Greedy Function Approximation: A Gradient Boosting Machine", "The Annals of Statistics 29",
+                           2001),
 }
 
 
