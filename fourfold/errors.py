@@ -32,6 +32,10 @@ class MissingExtra(FourfoldError):
     """An optional dependency is absent. Says which extra brings it."""
 
 
+class Declined(FourfoldError):
+    """An engine cannot take this model, precision or region; the message is the reason in words."""
+
+
 class MetricError(FourfoldError):
     """The user's metric raised, returned a non-number, or answered twice differently."""
 

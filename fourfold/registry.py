@@ -48,7 +48,8 @@ class Facts:
 
 @contextmanager
 def including(folder: Path, package: str) -> Iterator[None]:
-    """Techniques below `folder` (its rewrites/ and decisions/) besides our own; `package` is their import path, "" where `folder` is on sys.path."""
+    """Techniques below `folder` (its rewrites/ and decisions/) and engines (its engines/) besides our own; `package` is their import path, "" where
+    `folder` is on sys.path."""
     before = dict(_homes)
     _homes[folder.resolve()] = package
     _listing.cache_clear()
@@ -58,6 +59,12 @@ def including(folder: Path, package: str) -> Iterator[None]:
         _homes.clear()
         _homes.update(before)
         _listing.cache_clear()
+
+
+def room(name: str) -> list[tuple[Path, str]]:
+    """(file, import path) of every public file of a room without questions, such as "engines", ours first."""
+    found = (file for home in _homes for file in sorted((home / name).glob("[a-z]*.py")))
+    return [(file, _module(file)) for file in found]
 
 
 def techniques(question: str | None = None, *, prototypes: bool = False) -> dict[str, str]:

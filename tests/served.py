@@ -63,7 +63,8 @@ def part(folder: Path, engine: str, precision: str = "fp32", *, name: str = "net
     """A member that runs in `engine`, exported into `folder`."""
     from fourfold import engines
     from fourfold.datasets.tokenise import tokenised
-    from fourfold.engines.base import Signature, export_onnx
+    from fourfold.engines.base import Signature
+    from fourfold.engines.onnx import export_onnx
     from fourfold.frontends.model import load_model
     from fourfold.runtime.artefact import Part, Setting
 

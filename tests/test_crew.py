@@ -98,6 +98,7 @@ def test_what_cannot_be_sent_is_trained_here(one_thread: None) -> None:
 
 
 def test_engine_files_made_by_children_are_those_made_here(tmp_path: Path) -> None:
+    from fourfold.engines import engine
     from fourfold.engines.base import Signature
     from fourfold.jobs.optimize.builds import Build, build
 
@@ -106,7 +107,7 @@ def test_engine_files_made_by_children_are_those_made_here(tmp_path: Path) -> No
     signature = Signature.of(("x",), few)
 
     def of(name: str, module: nn.Module, folder: Path) -> Build:
-        return Build(name, module, replace(subject, module=module), signature, few, "onnxruntime", ["fp32", "no such precision"], folder)
+        return Build(name, module, replace(subject, module=module), signature, few, engine("onnxruntime"), ["fp32", "no such precision"], folder)
 
     told: list[int] = []
     crew = Crew.of(2)

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from fourfold import engines
-from fourfold.engines.base import PRECISIONS, Batch, Session, Signature, Unexportable, missing, parity, references, relevant, slow_bf16
-from fourfold.errors import InputError
+from fourfold.engines.base import PRECISIONS, Batch, Session, Signature, missing, slow_bf16
+from fourfold.engines.parity import parity, references, relevant
+from fourfold.errors import Declined, InputError
 from fourfold.host import here
 
 QUICK = [(kind.name, p) for kind in engines.engines() if kind.name != "inductor" for p in kind.precisions]
@@ -145,7 +146,7 @@ def test_a_compilation_that_takes_too_long_is_a_reason(bert: Case, tmp_path: Pat
     if reason := kind.declines("fp32", here()):
         pytest.skip(reason)
     monkeypatch.setenv("FOURFOLD_COMPILE_LIMIT", "0.2")
-    with pytest.raises(Unexportable, match="took longer"):
+    with pytest.raises(Declined, match="took longer"):
         kind.open(tmp_path, bert.module, bert.signature, "fp32", 1)
 
 
@@ -198,7 +199,7 @@ def test_refusals_are_sentences() -> None:
     assert slow_bf16(Old()) and slow_bf16(Old(frozenset())) is None and slow_bf16(Old(frozenset({"amx_bf16"}))) is None
     assert "int3" in str(engines.engine("torch").declines("int3", Old()))
     assert "fourfold[nothing_of_this_name]" in str(missing(("nothing_of_this_name",))) and missing(("numpy",)) is None
-    with pytest.raises(Unexportable, match="module"):
+    with pytest.raises(Declined, match="module"):
         engines.engine("torch").open(Path("."), None, build("picture").signature, "fp32", 1)
 
 

@@ -11,7 +11,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from fourfold.engines.onnx_nodes import Foreign, call  # noqa: E402
+from fourfold.engines.onnx import Foreign, call  # noqa: E402
 from fourfold.frontends.capture import capture  # noqa: E402
 from fourfold.machine import Machine  # noqa: E402
 from fourfold.plans import Plan  # noqa: E402

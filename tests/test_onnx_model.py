@@ -93,7 +93,8 @@ def test_a_mask_that_nobody_gives_is_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ids", [INT, TensorProto.INT32], ids=["int64", "int32"])
 def test_engines_take_the_graph_as_it_is(tmp_path: Path, engine: str, precision: str, ids: int) -> None:
     from fourfold.engines import engine as engine_of
-    from fourfold.engines.base import Signature, parity, references
+    from fourfold.engines.base import Signature
+    from fourfold.engines.parity import parity, references
 
     pytest.importorskip(engine)
     subject, batches = load_model(classifier(tmp_path / "m.onnx", ids=ids)), [batch(), batch(2, 7)]
@@ -109,10 +110,11 @@ def test_engines_take_the_graph_as_it_is(tmp_path: Path, engine: str, precision:
 @pytest.mark.parametrize("engine", ["torch", "inductor"])
 def test_engines_that_need_modules_say_why_not(tmp_path: Path, engine: str) -> None:
     from fourfold.engines import engine as engine_of
-    from fourfold.engines.base import Signature, Unexportable
+    from fourfold.engines.base import Signature
+    from fourfold.errors import Declined
 
     subject = load_model(classifier(tmp_path / "m.onnx"))
-    with pytest.raises(Unexportable, match="neither torch modules nor a gradient"):
+    with pytest.raises(Declined, match="neither torch modules nor a gradient"):
         engine_of(engine).export(subject.wrap(subject.module), Signature.of(subject.inputs, [batch()]), [batch()], "bf16", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What every engine owes: say no in words, write its files, open them again, and answer in float32.
+"""What every engine owes, of whole modules and of regions of plans: say no in words, build, write its files and open them again.
 
 Threads that wait by spinning burn processor time that no work is done in, so the wait policy is set here, before any OpenMP runtime is loaded.
 """
@@ -6,17 +6,20 @@ Threads that wait by spinning burn processor time that no work is done in, so th
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
+import shutil
 import signal
 import threading
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
@@ -24,7 +27,8 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import numpy as np
 
-from fourfold.errors import FourfoldError, InputError
+from fourfold.engines.call import Call, Region
+from fourfold.errors import Declined, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,15 +38,6 @@ Batch = dict[str, np.ndarray]
 #: Everything a number can be stored and multiplied in here. `int8` quantises activations at run time (OpenVINO: from calibration), `int8-static`
 #: from calibration, `int8-weights` only stores weights in 8 bits.
 PRECISIONS = ("fp32", "bf16", "int8", "int8-static", "int8-weights")
-
-#: Largest accepted noise-to-signal ratio of the outputs (see `parity`). It catches broken exports; whether the task still works is measured apart.
-TOLERANCE = {"fp32": 2e-3, "bf16": 0.25, "int8": 0.7, "int8-static": 0.7, "int8-weights": 0.25}
-
-EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "openvino": "openvino", "nncf": "openvino", "torchao": "torchao"}
-
-
-class Unexportable(FourfoldError):
-    """An engine that could not take this model; the message is the reason in words."""
 
 
 @dataclass(frozen=True)
@@ -131,46 +126,166 @@ class Session(ABC):
         """Give the memory back; twice is once. Nothing may be run afterwards."""
 
 
-class Engine(ABC):
-    """Abstract or final; facts are class attributes. `needs` are importable module names."""
+@dataclass(frozen=True)
+class Spec:
+    """Shape, strides and dtype of a value, as it came out when the program ran."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: Any
+
+    def example(self, device: str = "cpu") -> Any:
+        import torch
+
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device).zero_()
+
+
+def spec_of(tensor: Any) -> Spec | None:
+    """None of what is no torch tensor."""
+    import torch
+
+    return Spec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype) if isinstance(tensor, torch.Tensor) else None
+
+
+@dataclass
+class ModuleJob:
+    """A whole module to be made ready: how it is called, batches to calibrate with, precision, threads, and the folder of the engine's files.
+    `files`: the names of those that were written."""
+
+    wrapped: nn.Module
+    signature: Signature
+    calibration: Sequence[Batch]
+    precision: str
+    threads: int
+    folder: Path
+    files: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RegionJob:
+    """A region to be made ready: its calls, its weights and the specs of its values. `file`: the region as an ONNX model, where it comes from one;
+    `folder`: where compiled code is kept; `mark`, `stamps`: see `fourfold.engines.region.printed`."""
+
+    region: Region
+    calls: Sequence[Call]
+    weights: Mapping[int, Any]
+    specs: Mapping[int, Spec | None]
+    threads: int
+    file: bytes | None = None
+    folder: Path | None = None
+    mark: Any = None
+    stamps: bool = False
+    device: str = "cpu"
+
+    def examples(self) -> list[Any]:
+        """Zeros of the specs of what the region reads. Raises Declined where one is no tensor."""
+        found = []
+        for v in self.region.reads:
+            spec = self.specs.get(v)
+            if spec is None:
+                raise Declined(f"value {v} is no tensor")
+            found.append(spec.example(self.device))
+        return found
+
+    def graph(self) -> Any:
+        """The region as an fx.GraphModule. Raises Declined where a node is no torch operation."""
+        from fourfold.engines.region import module, plain
+
+        if not plain(self.calls):
+            raise Declined("a node of the region is no torch operation")
+        return module(self.region, self.calls, self.weights)
+
+
+class Engine:
+    """What runs a whole module, a region of a plan's program, or both; abstract or final, facts are literal class attributes.
+
+    One for modules names `precisions` and writes `export` and `open`; one for regions names the dialects of programs in `regions` and writes
+    `compile`. Each refuses by raising Declined with the reason. `needs` are importable module names.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    #: The extra of this package that brings what it needs.
+    extra: ClassVar[str] = ""
     #: Those of `needs` without which its files cannot be opened (none named: all of them).
     opens: ClassVar[tuple[str, ...]] = ()
-    precisions: ClassVar[tuple[str, ...]]
+    #: Packages whose versions decide what it answers, and how fast.
+    versions: ClassVar[tuple[str, ...]] = ()
+
+    precisions: ClassVar[tuple[str, ...]] = ()
     #: Whether `open` needs the torch module, or works from the files alone.
     standalone: ClassVar[bool] = False
+    #: Precision → place in the order in which ways to run a module are prepared, the likeliest winner first, so that a short budget is spent on it.
+    likely: ClassVar[Mapping[str, int]] = {}
+    #: Precision → seconds of budget below which it is not worth starting: exporting, calibrating or compiling a small encoder takes about this long.
+    slow: ClassVar[Mapping[str, float]] = {}
+
+    #: Dialects of programs ("torch", "onnx", "jax") whose regions it is raced in.
+    regions: ClassVar[tuple[str, ...]] = ()
+    #: What plans call it, where that is not its name.
+    region_name: ClassVar[str] = ""
+    #: Whether it takes a region of an .onnx file as an ONNX model.
+    reads_onnx: ClassVar[bool] = False
+    #: Whether its regions can tell when each task began.
+    stamps: ClassVar[bool] = False
 
     @classmethod
     def declines(cls, precision: str, machine: Any) -> str | None:
         """Why this engine cannot serve this precision on this machine (`.flags`), or None."""
         if precision not in cls.precisions:
             return f"{cls.title} has no {precision} (it has {', '.join(cls.precisions)})"
-        return missing(cls.needs) or (slow_bf16(machine) if precision == "bf16" else None)
+        return missing(cls.needs, cls.extra) or (slow_bf16(machine) if precision == "bf16" else None)
 
     @classmethod
     def refuses(cls, precision: str, machine: Any) -> str | None:
         """Why files that `export` wrote cannot be opened and run on this machine, or None: what only making them needs is not asked for."""
-        return missing(cls.opens or cls.needs) or (slow_bf16(machine) if precision == "bf16" else None)
+        return missing(cls.opens or cls.needs, cls.extra) or (slow_bf16(machine) if precision == "bf16" else None)
+
+    @overload
+    @classmethod
+    def build(cls, job: ModuleJob) -> Session: ...
+
+    @overload
+    @classmethod
+    def build(cls, job: RegionJob) -> Callable[..., Any]: ...
 
     @classmethod
-    @abstractmethod
+    def build(cls, job: ModuleJob | RegionJob) -> Any:
+        """Make a module or a region ready to run, so that it answers within the tolerance of its precision (`fourfold/engines/parity.py`).
+
+        Returns the Session of a module, by `export` and `open`; or, by `compile`, a callable of the tensors of `region.reads` that returns those of
+        `region.makes` (with `stamps`: and times, see `printed`). Raises Declined with the reason.
+        """
+        if isinstance(job, ModuleJob):
+            job.files = cls.export(job.wrapped, job.signature, job.calibration, job.precision, job.folder)
+            return cls.open(job.folder, None if cls.standalone else job.wrapped, job.signature, job.precision, job.threads)
+        if not job.region.makes and not cls.stamps:
+            raise Declined("the region makes nothing")
+        with quiet():
+            return cls.compile(job)
+
+    @classmethod
     def export(cls, wrapped: nn.Module, signature: Signature, calibration: Sequence[Batch], precision: str, folder: Path) -> list[str]:
-        """Write what `open` needs into `folder`; the names of the files written. Raises `Unexportable` with the reason."""
+        """Write what `open` needs into `folder`; the names of the files written. Raises Declined with the reason."""
+        raise Declined(f"{cls.title} runs regions of programs, not whole modules")
 
     @classmethod
-    @abstractmethod
     def open(cls, folder: Path, wrapped: nn.Module | None, signature: Signature, precision: str, threads: int) -> Session:
-        """Load what `export` wrote. Raises `Unexportable` with the reason."""
+        """Load what `export` wrote. Raises Declined with the reason."""
+        raise Declined(f"{cls.title} runs regions of programs, not whole modules")
+
+    @classmethod
+    def compile(cls, job: RegionJob) -> Callable[..., Any]:
+        """The region as a callable (see `build`). Raises Declined with the reason."""
+        raise Declined(f"{cls.title} runs whole modules, not regions of programs")
 
 
-def missing(needs: Sequence[str]) -> str | None:
-    """A sentence naming the extra that brings the first package of `needs` that is not installed, or None."""
+def missing(needs: Sequence[str], extra: str = "") -> str | None:
+    """A sentence naming the first package of `needs` that is not installed, and the extra that brings it, or None."""
     for name in needs:
         if importlib.util.find_spec(name) is None:
-            return f"the package {name!r} is not installed (pip install 'fourfold[{EXTRAS.get(name, name)}]')"
+            return f"the package {name!r} is not installed (pip install 'fourfold[{extra or name}]')"
     return None
 
 
@@ -182,52 +297,6 @@ def slow_bf16(machine: Any) -> str | None:
     return "this processor has no bf16 instructions (avx512_bf16 or amx_bf16), so bf16 would be emulated"
 
 
-def relevant(inputs: Mapping[str, np.ndarray], output: np.ndarray) -> np.ndarray:
-    """The output rows that mean something: padded positions of a [batch, length, …] output are left out where a mask of that shape says so."""
-    mask = inputs.get("decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask")
-    if mask is not None and output.ndim >= 3 and mask.shape == output.shape[:2]:
-        return output[mask.astype(bool)]
-    return output.reshape(-1, output.shape[-1]) if output.ndim > 1 else output.reshape(-1, 1)
-
-
-def parity(session: Session, batches: Sequence[Batch], reference: Sequence[np.ndarray], precision: str) -> tuple[float, str | None]:
-    """(noise-to-signal ratio, reason to reject or None) of `session` against fp32 outputs on the same batches.
-
-    The ratio is |y − r|₂ / max(|r − mean(r)|₂, |r|₂ / 10) over all meaningful outputs, with the mean per output column; 0 is identical.
-    """
-    noise: list[np.ndarray] = []
-    signal: list[np.ndarray] = []
-    for batch, wanted in zip(batches, reference, strict=True):
-        try:
-            got = session.run(batch)
-        except Exception as error:
-            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in batch.items())
-            return float("inf"), f"fails on a batch of another shape ({shapes}): {first_line(error)}"
-        if got.shape != wanted.shape:
-            return float("inf"), f"answers with shape {list(got.shape)} where {list(wanted.shape)} is right"
-        got, right = relevant(batch, got), relevant(batch, wanted)
-        if not np.isfinite(got[np.isfinite(right)]).all():
-            return float("inf"), "answers with NaN or infinity"
-        noise.append(np.where(np.isfinite(right), got - right, 0.0).astype(np.float64))
-        signal.append(np.where(np.isfinite(right), right, 0.0).astype(np.float64))
-    if len({part.shape[1] for part in signal}) > 1:  # an output as wide as the batch (image × text) has no columns to take means of
-        noise, signal = [part.reshape(-1, 1) for part in noise], [part.reshape(-1, 1) for part in signal]
-    right = np.concatenate(signal)
-    # Outputs that hardly depend on the input (an untrained model's) have next to no spread to be off by.
-    scale = max(float(np.linalg.norm(right - right.mean(0, keepdims=True))), 0.1 * float(np.linalg.norm(right)))
-    ratio = float(np.linalg.norm(np.concatenate(noise))) / max(scale, 1e-12)
-    limit = TOLERANCE[precision]
-    return ratio, None if ratio <= limit else f"its outputs are off by {ratio:.2g} of their spread in {precision} (at most {limit:g} is allowed)"
-
-
-def references(wrapped: nn.Module, signature: Signature, batches: Sequence[Batch]) -> list[np.ndarray]:
-    """fp32 outputs of the torch module: what every engine is compared with."""
-    import torch
-
-    with torch.inference_mode():
-        return [wrapped(*signature.tensors(batch)).float().numpy() for batch in batches]
-
-
 def first_line(error: BaseException) -> str:
     """An error of another library, cut down to its class and first line with content."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
@@ -235,100 +304,35 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Compilers talk; what they raise says what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def no_compiler() -> str | None:
+    """Why C++ code cannot be compiled here, or None."""
+    if any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
+        return None
+    return "torch.compile needs a C++ compiler and there is none (install g++ or clang)"
+
+
+def one_line(error: BaseException) -> str:
+    """What a compiler's error says, in a line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
 def weigh(module: nn.Module) -> int:
     """Bytes of parameters and buffers, shared ones once."""
     seen = {t.data_ptr(): t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()]}
     return sum(seen.values())
-
-
-@contextmanager
-def spelled_out(module: nn.Module) -> Iterator[None]:
-    """While an exporter looks: attention of transformers models in simple operators, and functions that no exporter knows written with others."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class Simple(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return difference(*args, **(kwargs or {})) if func in (torch.diff, torch.Tensor.diff) else func(*args, **(kwargs or {}))
-
-    def difference(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
-        x = torch.cat([part for part in (prepend, x, append) if part is not None], dim)
-        for _ in range(n):
-            count = x.shape[dim]
-            x = x.narrow(dim, 1, count - 1) - x.narrow(dim, 0, count - 1)
-        return x
-
-    configs = {id(c): c for m in module.modules() if (c := getattr(m, "config", None)) is not None and hasattr(c, "_attn_implementation")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    printer, torch._C._jit_onnx_log = torch._C._jit_onnx_log, lambda *_: None  # a graph that cannot be exported would be printed whole
-    try:
-        for config in configs.values():
-            config._attn_implementation = "eager"
-        with Simple():
-            yield
-    finally:
-        torch._C._jit_onnx_log = printer
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
-
-
-def export_onnx(wrapped: nn.Module, signature: Signature, path: Path, graph: str) -> None:
-    """Write `wrapped` as ONNX. `graph` is the exporter: "torchscript" (traced, opset 17) or "dynamo" (torch.export, opset 18).
-
-    The two graphs can differ in speed by half after quantisation, so callers race both. Raises whatever the exporter raises.
-    """
-    import logging
-    import warnings
-
-    import torch
-
-    from fourfold.frontends.onnx_model import chosen, graph_in, write
-
-    example = signature.tensors(signature.example)
-    if (held := graph_in(wrapped)) is not None:
-        if graph != "torchscript":
-            raise Unexportable("an .onnx file is taken as it is")
-        write(held, signature.names, signature.dtypes, chosen(held, example, signature.names), path)
-        return
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad(), spelled_out(wrapped):
-        warnings.simplefilter("ignore")
-        if graph == "torchscript":
-            rank = wrapped(*example).ndim
-            result = {axis: f"out{axis}" for axis in range(max(rank - 1, 1))}
-            torch.onnx.export(
-                wrapped,
-                example,
-                str(path),
-                dynamo=False,
-                opset_version=17,
-                input_names=list(signature.names),
-                output_names=["output"],
-                dynamic_axes={**signature.dynamic, "output": result},
-            )
-        else:
-            dims: dict[str, Any] = {}
-            labels = [signature.dynamic[name] for name in signature.names]
-            shapes = tuple({axis: dims.setdefault(label, torch.export.Dim(label)) for axis, label in axes.items()} for axes in labels)
-            torch.onnx.export(
-                wrapped,
-                example,
-                str(path),
-                dynamo=True,
-                opset_version=18,
-                external_data=False,
-                input_names=list(signature.names),
-                output_names=["output"],
-                dynamic_shapes=(shapes,) if takes_varargs(wrapped) else shapes,
-                verbose=False,
-            )
-
-
-def takes_varargs(module: nn.Module) -> bool:
-    """Whether forward is written `forward(*tensors)`; torch.export then wants its dynamic shapes in one tuple."""
-    import inspect
-
-    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
 
 
 class TimeIsUp(BaseException):

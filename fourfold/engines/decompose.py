@@ -1,9 +1,17 @@
-"""Torch operations that OpenVINO's converter has no rule for, in those it has; equal to the last bit, but for a normalisation's rounding."""
+"""Torch operations that an exporter or converter has no rule for, in those it has; equal to the last bit, but for a normalisation's rounding.
+
+`spelled` rewrites the captured graph of a region; `spelled_out` is in force while a whole module is traced.
+"""
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def spelled(module: Any) -> Any:
@@ -68,3 +76,34 @@ def _instead(graph: Any, node: Any, made: Any) -> None:
     made.meta.update(node.meta)
     node.replace_all_uses_with(made)
     graph.erase_node(node)
+
+
+@contextmanager
+def spelled_out(module: nn.Module) -> Iterator[None]:
+    """While an exporter looks: attention of transformers models in simple operators, and functions that no exporter knows written with others."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Simple(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return difference(*args, **(kwargs or {})) if func in (torch.diff, torch.Tensor.diff) else func(*args, **(kwargs or {}))
+
+    def difference(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+        x = torch.cat([part for part in (prepend, x, append) if part is not None], dim)
+        for _ in range(n):
+            count = x.shape[dim]
+            x = x.narrow(dim, 1, count - 1) - x.narrow(dim, 0, count - 1)
+        return x
+
+    configs = {id(c): c for m in module.modules() if (c := getattr(m, "config", None)) is not None and hasattr(c, "_attn_implementation")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    printer, torch._C._jit_onnx_log = torch._C._jit_onnx_log, lambda *_: None  # a graph that cannot be exported would be printed whole
+    try:
+        for config in configs.values():
+            config._attn_implementation = "eager"
+        with Simple():
+            yield
+    finally:
+        torch._C._jit_onnx_log = printer
+        for key, config in configs.items():
+            config._attn_implementation = before[key]

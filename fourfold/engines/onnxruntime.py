@@ -1,16 +1,21 @@
-"""ONNX Runtime: fp32, and int8 with scales per output channel, dynamic or calibrated (QDQ). Opens from its file alone."""
+"""ONNX Runtime: fp32, and int8 with scales per output channel, dynamic or calibrated (QDQ); opens from its file alone. Of an .onnx program it runs
+regions too."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fourfold.engines.base import Batch, Engine, Session, Signature, TimeIsUp, Unexportable, export_onnx, first_line, limit, missing
+from fourfold.engines.base import Batch, Engine, RegionJob, Session, Signature, TimeIsUp, first_line, limit, missing, one_line
+from fourfold.engines.onnx import export_onnx
+from fourfold.engines.parity import parity, references
+from fourfold.errors import Declined
+from fourfold.frontends.onnx_session import session_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,19 +32,25 @@ class OnnxRuntime(Engine):
     title: ClassVar[str] = "ONNX Runtime"
     needs: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     opens: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    extra: ClassVar[str] = "onnx"
+    versions: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8", "int8-static")
     standalone: ClassVar[bool] = True
+    likely: ClassVar[Mapping[str, int]] = {"int8": 4, "fp32": 6, "int8-static": 10}
+    slow: ClassVar[Mapping[str, float]] = {"int8-static": 45.0}
+    regions: ClassVar[tuple[str, ...]] = ("onnx",)
+    reads_onnx: ClassVar[bool] = True
 
     @classmethod
     def export(cls, wrapped: nn.Module, signature: Signature, calibration: Sequence[Batch], precision: str, folder: Path) -> list[str]:
         if precision == "int8-static" and not calibration:
-            raise Unexportable("static int8 needs calibration batches and there are none")
+            raise Declined("static int8 needs calibration batches and there are none")
         file = f"onnxruntime-{precision}.onnx"
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made: dict[str, Path] = {}
             reasons: list[str] = []
             for graph in GRAPHS:
-                if graph == "dynamo" and (missing(("onnxscript",)) or precision != "int8" and made):
+                if graph == "dynamo" and (missing(("onnxscript",), cls.extra) or precision != "int8" and made):
                     continue
                 path = Path(scratch) / f"{graph}.onnx"
                 try:
@@ -51,7 +62,7 @@ class OnnxRuntime(Engine):
                     made.pop(graph, None)
                     reasons.append(f"{graph} export: {first_line(error) if isinstance(error, Exception) else f'took longer than {PATIENCE:.0f} s'}")
             if not made:
-                raise Unexportable("; ".join(reasons))
+                raise Declined("; ".join(reasons))
             fastest(made, signature, calibration).replace(folder / file)
         return [file]
 
@@ -59,18 +70,33 @@ class OnnxRuntime(Engine):
     def open(cls, folder: Path, wrapped: nn.Module | None, signature: Signature, precision: str, threads: int) -> Session:
         return OnnxSession(folder / f"onnxruntime-{precision}.onnx", signature, precision, threads)
 
+    @classmethod
+    def compile(cls, job: RegionJob) -> Callable[..., Any]:
+        """With the region's share of threads, which wait actively: its cores are its own."""
+        import torch
+
+        if job.file is None:
+            raise Declined("the program is no .onnx file")
+        if reason := missing(cls.opens, cls.extra):
+            raise Declined(reason)
+        try:
+            session = session_of(job.file, job.threads)
+        except Exception as error:  # noqa: BLE001
+            raise Declined(f"{cls.title} cannot open it: {one_line(error)}") from error
+        names, wanted = [port.name for port in session.get_inputs()], [port.name for port in session.get_outputs()]
+
+        def run(*tensors: Any) -> tuple[Any, ...]:
+            given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, tensors, strict=True)}
+            return tuple(torch.from_numpy(array) for array in session.run(wanted, given))
+
+        return run
+
 
 class OnnxSession(Session):
     """Threads do not spin between operators, so that processor time is work. ONNX Runtime itself lets several threads run one session."""
 
     def __init__(self, path: Path, signature: Signature, precision: str, threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session: Any = session_of(str(path), threads, spin=False)
         self.wanted = [port.name for port in self.session.get_inputs()]
         self.signature, self.precision, self.threads = signature, precision, threads
         self.bytes = path.stat().st_size
@@ -156,13 +182,11 @@ class Reader:
 
 
 def agree(path: Path, wrapped: nn.Module, signature: Signature, precision: str, calibration: Sequence[Batch]) -> None:
-    """Raise `Unexportable` where the file does not do what the module does: one exporter's graph may be right and the other's wrong."""
-    from fourfold.engines.base import parity, references
-
+    """Raise `Declined` where the file does not do what the module does: one exporter's graph may be right and the other's wrong."""
     batches = list(calibration[:2]) or [signature.example]
     _, reason = parity(OnnxSession(path, signature, precision, 1), batches, references(wrapped, signature, batches), precision)
     if reason:
-        raise Unexportable(reason)
+        raise Declined(reason)
 
 
 def fastest(made: dict[str, Path], signature: Signature, calibration: Sequence[Batch]) -> Path:

@@ -1,4 +1,4 @@
-"""OpenVINO: fp32, bf16, int8 from calibration (NNCF) and int8 weights. Opens from its two files alone."""
+"""OpenVINO: fp32, bf16, int8 from calibration (NNCF) and int8 weights; opens from its two files alone. Regions are converted, and run in fp32."""
 
 from __future__ import annotations
 
@@ -6,29 +6,21 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fourfold.engines._pool import Pool
-from fourfold.engines.base import (  # fmt: skip
-    Batch,
-    Engine,
-    Session,
-    Signature,
-    Unexportable,
-    export_onnx,
-    first_line,
-    missing,
-    parity,
-    references,
-    slow_bf16,
-    spelled_out,
-)
+from fourfold.engines.base import Batch, Engine, RegionJob, Session, Signature, first_line, missing, one_line, slow_bf16
+from fourfold.engines.decompose import spelled, spelled_out
+from fourfold.engines.onnx import export_onnx
+from fourfold.engines.parity import parity, references
+from fourfold.errors import Declined
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,20 +41,25 @@ class OpenVino(Engine):
     name: ClassVar[str] = "openvino"
     title: ClassVar[str] = "OpenVINO"
     needs: ClassVar[tuple[str, ...]] = ("openvino",)
+    extra: ClassVar[str] = "openvino"
+    versions: ClassVar[tuple[str, ...]] = ("openvino", "nncf")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8", "int8-weights")
     standalone: ClassVar[bool] = True
+    likely: ClassVar[Mapping[str, int]] = {"int8": 2, "bf16": 3, "fp32": 5, "int8-weights": 7}
+    regions: ClassVar[tuple[str, ...]] = ("torch", "onnx")
+    reads_onnx: ClassVar[bool] = True
 
     @classmethod
     def declines(cls, precision: str, machine: Any) -> str | None:
         reason = super().declines(precision, machine)
-        return reason or (missing(("nncf",)) if precision.startswith("int8") else None)
+        return reason or (missing(("nncf",), cls.extra) if precision.startswith("int8") else None)
 
     @classmethod
     def export(cls, wrapped: nn.Module, signature: Signature, calibration: Sequence[Batch], precision: str, folder: Path) -> list[str]:
         import openvino
 
         if precision == "int8" and not calibration:
-            raise Unexportable("int8 needs calibration batches and there are none")
+            raise Declined("int8 needs calibration batches and there are none")
         batches = list(calibration[:3]) or [signature.example]
         wanted = references(wrapped, signature, batches)
         reasons: list[str] = []
@@ -77,7 +74,7 @@ class OpenVino(Engine):
             except Exception as error:
                 reasons.append(f"{route}: {first_line(error)}")
         else:
-            raise Unexportable("; ".join(reasons))
+            raise Declined("; ".join(reasons))
         if route is not made:
             save(model, made)
         if precision != "fp32":
@@ -93,6 +90,14 @@ class OpenVino(Engine):
         session.bytes = file.with_suffix(".bin").stat().st_size
         return session
 
+    @classmethod
+    def compile(cls, job: RegionJob) -> Callable[..., Any]:
+        if reason := missing(cls.needs, cls.extra):
+            raise Declined(reason)
+        if job.device != "cpu":
+            raise Declined(f"here {cls.title} runs on CPUs")
+        return region(job)
+
 
 class OpenVinoSession(Session):
     """One stream of `threads` threads that are not pinned to cores; an infer request for each caller at a time, since a request holds its result."""
@@ -101,20 +106,11 @@ class OpenVinoSession(Session):
     multiple = 8  # a length not met before costs several times a pass; multiples of 8 are soon all met
 
     def __init__(self, model: Any, signature: Signature, precision: str, threads: int) -> None:
-        import openvino
-
         from fourfold.host import here
 
         # int8 leaves the rest of the graph in the fastest float this processor has.
         halves = precision == "bf16" or (precision.startswith("int8") and slow_bf16(here()) is None and bool(here().flags))
-        wish = {
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,
-            "INFERENCE_PRECISION_HINT": "bf16" if halves else "f32",
-        }
-        self.compiled: Any = openvino.Core().compile_model(model, "CPU", wish)
+        self.compiled = compiled(model, threads, "bf16" if halves else "f32")
         self.requests: Pool[Any] = Pool(self.compiled.create_infer_request)
         self.wanted = [port.get_any_name() for port in self.compiled.inputs]
         self.signature, self.precision, self.threads = signature, precision, threads
@@ -156,10 +152,10 @@ def convert(wrapped: nn.Module, signature: Signature, route: str) -> Any:
     from fourfold.frontends.onnx_model import graph_in
 
     if route != "onnx" and graph_in(wrapped) is not None:
-        raise Unexportable("an .onnx file is read as it is")
+        raise Declined("an .onnx file is read as it is")
     if route == "onnx":
-        if reason := missing(("onnx",)):
-            raise Unexportable(reason)
+        if reason := missing(("onnx",), "onnx"):
+            raise Declined(reason)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "model.onnx"
             export_onnx(wrapped, signature, path, "torchscript")
@@ -171,7 +167,7 @@ def convert(wrapped: nn.Module, signature: Signature, route: str) -> Any:
         warnings.simplefilter("ignore")
         model = openvino.convert_model(wrapped, example_input=signature.tensors(signature.example))
     if len(model.inputs) != len(signature.names):
-        raise Unexportable(f"tracing kept {len(model.inputs)} of {len(signature.names)} inputs")
+        raise Declined(f"tracing kept {len(model.inputs)} of {len(signature.names)} inputs")
     for port, name in zip(model.inputs, signature.names, strict=True):
         port.get_tensor().set_names({name})
     model.reshape({name: openvino.PartialShape(sizes[name]) for name in signature.names})
@@ -199,3 +195,61 @@ def compress(model: Any, precision: str, signature: Signature, calibration: Sequ
         return nncf.quantize(
             model, data, preset=nncf.QuantizationPreset.MIXED, model_type=kind, subset_size=len(calibration), advanced_parameters=more
         )
+
+
+def compiled(model: Any, threads: int, precision: str) -> Any:
+    """The model compiled for the processor: one stream of `threads` threads that are not pinned to cores; `precision` "f32" or "bf16"."""
+    import openvino
+
+    wish = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": precision}  # fmt: skip
+    return openvino.Core().compile_model(model, "CPU", wish)
+
+
+def region(job: RegionJob) -> Callable[..., Any]:
+    """A region converted, for one call at a time."""
+    import openvino
+    import torch
+
+    try:
+        if job.file is not None:
+            converted = openvino.Core().read_model(job.file)
+        else:
+            graph, examples = spelled(job.graph()), job.examples()
+            with torch.no_grad(), muted():
+                converted = openvino.convert_model(graph.eval(), example_input=tuple(examples))
+            converted.reshape({port: openvino.PartialShape(list(e.shape)) for port, e in zip(converted.inputs, examples, strict=True)})
+        made = compiled(converted, job.threads, "f32")
+    except Declined:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise Declined(f"OpenVINO cannot convert it: {unknown(error)}") from error
+    if len(made.inputs) != len(job.region.reads) or len(made.outputs) != len(job.region.makes):
+        raise Declined(f"OpenVINO keeps {len(made.inputs)} of {len(job.region.reads)} inputs, "
+                       f"{len(made.outputs)} of {len(job.region.makes)} outputs")
+    request = made.create_infer_request()
+    dtypes = [spec.dtype if (spec := job.specs.get(v)) is not None else None for v in job.region.makes]
+
+    def run(*tensors: Any) -> tuple[Any, ...]:
+        found = request.infer([t.contiguous().numpy() for t in tensors], share_inputs=True, share_outputs=True)
+        return tuple(_kept(torch.from_numpy(found[k].copy()), dtype) for k, dtype in enumerate(dtypes))   # the next call overwrites its outputs
+
+    return run
+
+
+def _kept(tensor: Any, dtype: Any) -> Any:
+    return tensor if dtype is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Nothing is printed."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def unknown(error: BaseException) -> str:
+    """Its converter's error in a line: the operations that it has no rule for, where it names them."""
+    text = " ".join(str(error).split())
+    found = re.search(r"No conversion rule found for operations: ([\w:., ]+?)(?= --|$)", text)
+    return f"it has no rule for {found[1]}" if found else one_line(error)

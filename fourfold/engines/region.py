@@ -149,7 +149,7 @@ def calls(program: Any, graph: Graph, region: Region) -> list[Call]:
     if program.dialect == "torch":
         return [_torch_call(program, graph, node, task) for node, task in region.nodes]
     if program.dialect == "onnx":
-        from fourfold.engines.onnx_nodes import call
+        from fourfold.engines.onnx import call
 
         return [call(program, graph, node, task) for node, task in region.nodes]
     return [_step(program, graph, node, task) for node, task in region.nodes]
@@ -275,6 +275,11 @@ def printed(region: Region, made: Sequence[Call], weights: Mapping[int, Any], *,
     return space["region"]
 
 
+def plain(made: Sequence[Call]) -> bool:
+    """Whether every call is a torch operation, which a compiler can look into."""
+    return not any(isinstance(call.target, ProgramNode) or getattr(call.target, "foreign", False) for call in made)
+
+
 def module(region: Region, made: Sequence[Call], weights: Mapping[int, Any]) -> Any:
     """The region as an fx.GraphModule: weights are its buffers, inputs `region.reads`, answers `region.makes` as a tuple. Nodes carry `meta["task"]`.
 
@@ -289,7 +294,7 @@ def module(region: Region, made: Sequence[Call], weights: Mapping[int, Any]) -> 
         root.register_buffer(f"w{v}", tensor)
         at[v] = graph.get_attr(f"w{v}")
     for call in made:
-        if isinstance(call.target, ProgramNode) or getattr(call.target, "foreign", False):
+        if not plain([call]):
             raise InputError(f"node {call.node} is no torch operation", "Run this region eagerly.")
         for k, part in enumerate((*call.args, *call.kwargs.values())):
             if isinstance(part, nn.Module):

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fourfold import engines as registry
-from fourfold.engines.base import Batch, Engine, Session, Signature, Unexportable, first_line, parity, references
-from fourfold.errors import InputError
+from fourfold.engines.base import PRECISIONS, Batch, Engine, ModuleJob, Session, Signature, first_line
+from fourfold.engines.parity import parity, references
+from fourfold.errors import Declined, InputError
 from fourfold.measure.race import RaceResult, race
 
 if TYPE_CHECKING:
@@ -27,19 +28,13 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {"energy": "cpu", "latency": "wall", "memory": "cpu"}
 
-#: In the order they are prepared, so that a short budget is spent on the likeliest winners. Pairs not named come after these, compilers last.
-LIKELY = (
-    "torch/bf16", "torch/int8", "openvino/int8", "openvino/bf16", "onnxruntime/int8", "openvino/fp32", "onnxruntime/fp32",
-    "openvino/int8-weights", "torch/int8-weights", "torch/int8-static", "onnxruntime/int8-static", "inductor/bf16", "inductor/int8", "inductor/fp32",
-)  # fmt: skip
+#: Place of a pair that no engine names in `likely` (`fourfold.engines.base.Engine`).
+UNNAMED = 11
 
 BASELINE = "baseline"
 
 #: About how many passes of the baseline a whole race takes (heats 25, tuning 45, final 25); the subset is sized by it.
 PASSES = 95
-
-#: Seconds of budget below which a pair is not worth starting: exporting, calibrating or compiling takes about this long for a small encoder.
-SLOW = {"inductor/fp32": 90.0, "inductor/bf16": 90.0, "inductor/int8": 150.0, "onnxruntime/int8-static": 45.0}
 
 
 class Data(Protocol):
@@ -229,8 +224,6 @@ def race_model(
 
 def entries(engines: Sequence[str] | None, precisions: Sequence[str] | None, objective: str, own: bool) -> list[tuple[type[Engine], str]]:
     """Pairs to try, likeliest first. The baseline's own pair is among them only where the baseline is another model (`own`)."""
-    from fourfold.engines.base import PRECISIONS
-
     wanted = precisions or [p for p in PRECISIONS if p != "int8-weights" or objective == "memory"]
     for name in wanted:
         if name not in PRECISIONS:
@@ -238,11 +231,7 @@ def entries(engines: Sequence[str] | None, precisions: Sequence[str] | None, obj
     pairs = [(registry.engine(name), p) for name in engines or registry.names() for p in wanted]
     pairs = [(kind, p) for kind, p in pairs if p in kind.precisions and (own or (kind.name, p) != ("torch", "fp32"))]
 
-    def rank(pair: tuple[type[Engine], str]) -> int:
-        label = f"{pair[0].name}/{pair[1]}"
-        return -1 if label == "torch/fp32" else LIKELY.index(label) if label in LIKELY else len(LIKELY) - 3
-
-    return sorted(pairs, key=rank)
+    return sorted(pairs, key=lambda pair: pair[0].likely.get(pair[1], UNNAMED))
 
 
 def prepare(
@@ -264,21 +253,22 @@ def prepare(
     for kind, precision in pairs:
         label, begun = f"{kind.name}/{precision}", time.perf_counter()
         reason = kind.declines(precision, machine)
-        if reason is None and ready and (course.spent() > 0.55 or course.left() < SLOW.get(label, 0.0)):
+        if reason is None and ready and (course.spent() > 0.55 or course.left() < kind.slow.get(precision, 0.0)):
             reason = "not tried: the time budget does not allow for it"
         if reason is None:
             course.say(f"preparing {kind.title} {precision}")
             contender = Contender(kind, precision, wrapped, signature, data, folder, [])
+            job = ModuleJob(wrapped, signature, few, precision, first.threads, folder)
             try:
-                contender.files = kind.export(wrapped, signature, few, precision, folder)
+                contender.sessions[first.threads] = kind.build(job)
                 contender.noise, reason = parity(contender.session(first.threads), few, wanted, precision)
                 if reason is None and accept is not None:
                     reason = accept(contender.session(first.threads), replace(first, engine=kind.name, precision=precision))
-            except Unexportable as error:
+            except Declined as error:
                 reason = error.message
             except Exception as error:
                 reason = first_line(error)
-            contender.prepared = time.perf_counter() - begun
+            contender.files, contender.prepared = job.files, time.perf_counter() - begun
             if reason is None:
                 ready[label] = contender
             else:

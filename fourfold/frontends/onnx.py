@@ -27,44 +27,10 @@ from fourfold.frontends.onnx_file import (
     sort_nodes,
     subgraphs_of,
 )
+from fourfold.frontends.onnx_ops import OPS, UNKNOWN, flops_of
 from fourfold.frontends.onnx_shapes import ValueSpec, inferred, probed, runner_of, sized_by_data
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder
 from fourfold.program import Captured, Program
-
-_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
-CLASSES: dict[Any, int] = (
-    dict.fromkeys(
-        """Conv ConvTranspose ConvInteger QLinearConv DeformConv Gemm MatMul MatMulInteger QLinearMatMul Einsum LSTM GRU RNN Attention FusedMatMul
-        FusedGemm FusedConv MatMulNBits MultiHeadAttention""".split(), CONTRACTION)
-    | dict.fromkeys(
-        """ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare ArgMax ArgMin Softmax
-        LogSoftmax Hardmax LayerNormalization GroupNormalization InstanceNormalization RMSNormalization MeanVarianceNormalization
-        LpNormalization MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool LRN CumSum SimplifiedLayerNormalization
-        SkipLayerNormalization SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss""".split(), REDUCTION)
-    | dict.fromkeys(
-        """Abs Acos Acosh Add And Asin Asinh Atan Atanh BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil
-        Celu Clip Concat ConstantOfShape Cos Cosh DepthToSpace DequantizeLinear Div DynamicQuantizeLinear Elu Equal Erf Exp Expand EyeLike Floor
-        Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu
-        Pad Pow QuantizeLinear Range Reciprocal Relu Resize ReverseSequence Round Selu Shrink Sigmoid Sign Sin Sinh Slice Softplus Softsign
-        SpaceToDepth Split Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Tile Transpose Trilu Upsample Where Xor BiasGelu FastGelu QuickGelu
-        CenterCropPad RotaryEmbedding""".split(),
-        ELEMENTWISE)
-    | dict.fromkeys("Reshape Flatten Squeeze Unsqueeze Identity Dropout Optional OptionalGetElement".split(), VIEW)
-    | dict.fromkeys("Gather GatherElements GatherND Compress".split(), GATHER)
-    | dict.fromkeys("Shape Size NonZero TopK Unique OneHot Scatter ScatterElements ScatterND RoiAlign MaxRoiPool NonMaxSuppression Det DFT STFT "
-                    "MelWeightMatrix HannWindow HammingWindow BlackmanWindow GridSample AffineGrid Col2Im MaxUnpool RandomNormal RandomNormalLike "
-                    "RandomUniform RandomUniformLike Multinomial Bernoulli ImageDecoder StringNormalizer TfIdfVectorizer".split(), OPAQUE)
-)  # fmt: skip
-_STEPS = {
-    "Softmax": 5, "LogSoftmax": 5, "LayerNormalization": 8, "GroupNormalization": 8, "InstanceNormalization": 8, "RMSNormalization": 5,
-    "MeanVarianceNormalization": 6, "BatchNormalization": 2, "Gelu": 5, "Sigmoid": 4, "Swish": 5, "HardSwish": 5, "HardSigmoid": 4, "Softplus": 4,
-    "Mish": 6,
-    "Elu": 4, "Selu": 5, "ReduceL2": 2, "ReduceSumSquare": 2, "ReduceLogSumExp": 4,
-}  # fmt: skip
-_MOVES = frozenset(
-    "Cast CastLike Concat ConstantOfShape DepthToSpace Expand EyeLike Pad Slice SpaceToDepth Split Tile Transpose Trilu Shape Size Scatter "
-    "ScatterElements ScatterND OneHot ReverseSequence CenterCropPad NonZero Unique".split()
-)
 
 
 def capture(
@@ -127,7 +93,7 @@ class _Build:
     def fold(self, node: Any) -> bool:
         """Whether the node's result is known before the run."""
         known = all(name in self.initial or name in self.folded for name in names_read(node))
-        if not known or node.op_type in _RANDOM or node.domain not in STANDARD or any(subgraphs_of(a) for a in node.attribute):
+        if not known or OPS.get(node.op_type, UNKNOWN).draws or node.domain not in STANDARD or any(subgraphs_of(a) for a in node.attribute):
             return False
         self.folded |= dict.fromkeys((name for name in node.output if name), node)
         return True
@@ -172,13 +138,14 @@ class _Build:
         made = self.made(node)
         outputs = [self.spec[name] for name in made]
         standard = node.domain in STANDARD
-        fusion, known = CLASSES.get(node.op_type, OPAQUE), node.op_type in CLASSES and (standard or node.domain == "com.microsoft")
+        op = OPS.get(node.op_type, UNKNOWN)
+        fusion, known = (OPAQUE, False) if op.fusion is None else (op.fusion, standard or node.domain == "com.microsoft")
         if node.op_type == "Dropout" and self.training(node, attributes):
             fusion = ELEMENTWISE
         if any(subgraphs_of(a) for a in node.attribute):
             known = False
         reads = [self.read(name) for name in names_read(node)]
-        flops = _flops(node.op_type, attributes, shapes, [s for s, _ in outputs]) if fusion == CONTRACTION else 0.0
+        flops = flops_of(node.op_type, attributes, shapes, [s for s, _ in outputs]) if fusion == CONTRACTION else 0.0
         known = known and flops is not None
         largest = max((prod(s) for s in (*shapes, *(s for s, _ in outputs))), default=0)
         path = _module(node.name)
@@ -201,13 +168,13 @@ class _Build:
     ) -> float:
         if not known:
             return largest * ops.ASSUMED_STEPS if fusion != VIEW else 0.0
-        if fusion not in (ELEMENTWISE, REDUCTION, OPAQUE) or node.op_type in _MOVES:
+        if fusion not in (ELEMENTWISE, REDUCTION, OPAQUE) or OPS[node.op_type].moves:
             return 0.0
         if node.op_type in ("MaxPool", "AveragePool", "LpPool"):
             return float(prod(outputs[0][0]) * prod(attributes.get("kernel_shape", (1,))))
         if node.op_type == "LRN":
             return float(largest * (2 * attributes.get("size", 1) + 3))
-        return float(largest * _STEPS.get(node.op_type, 1))
+        return float(largest * OPS[node.op_type].steps)
 
     def training(self, node: Any, attributes: Mapping[str, Any]) -> bool:
         """Whether a Dropout draws: it does where its third input says so."""
@@ -224,41 +191,6 @@ def _module(name: str) -> str:
     """torch's exporters name a node "/encoder/layer.0/MatMul" by the module path; the last part is the op."""
     parts = [part for part in name.split("/") if part]
     return ".".join(parts[:-1]) if name.startswith("/") else ""
-
-
-def _flops(op: str, attributes: Mapping[str, Any], shapes: Sequence[ops.Shape], outs: Sequence[ops.Shape]) -> float | None:
-    """Of a contraction; None where the table has no formula for this form."""
-    match op:
-        case "Conv" | "ConvInteger" | "FusedConv" | "DeformConv":
-            return ops.convolution(shapes[0], shapes[1], outs[0])
-        case "QLinearConv":
-            return ops.convolution(shapes[0], shapes[3], outs[0])
-        case "ConvTranspose":
-            return ops.convolution(shapes[0], shapes[1], outs[0], True)
-        case "Gemm" | "FusedGemm":
-            a, b = (s[::-1] if attributes.get(t) else s for s, t in zip(shapes, ("transA", "transB"), strict=False))
-            return ops.matmul(a, b)
-        case "MatMul" | "MatMulInteger":
-            return ops.matmul(shapes[0], shapes[1])
-        case "FusedMatMul":
-            a, b = ((*s[:-2], s[-1], s[-2]) if attributes.get(t) else s for s, t in zip(shapes, ("transA", "transB"), strict=False))
-            return ops.matmul(a, b)
-        case "QLinearMatMul":
-            return ops.matmul(shapes[0], shapes[3])
-        case "MatMulNBits":
-            return 2 * prod(shapes[0]) * int(attributes["N"])
-        case "Einsum":
-            return ops.einsum(attributes["equation"].decode(), *shapes)
-        case "LSTM" | "GRU" | "RNN":
-            gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
-            return ops.recurrent(shapes[0], shapes[0][-1], int(attributes.get("hidden_size", shapes[2][-1])), gates, shapes[1][0])
-        case "Attention" if len(shapes[0]) == 4:
-            return ops.attention(shapes[0], shapes[1], shapes[2])
-        case "Attention":  # [batch, length, heads × width]
-            heads, own = int(attributes["q_num_heads"]), int(attributes["kv_num_heads"])
-            (b, length, width), (_, span, _), (_, _, deep) = shapes[:3]
-            return ops.attention((b, heads, length, width // heads), (b, own, span, width // heads), (b, own, span, deep // own))
-    return None
 
 
 # --- running ---------------------------------------------------------------------------------------------------------------------------------------

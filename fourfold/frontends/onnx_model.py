@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fourfold.errors import FourfoldError, InputError, MissingExtra, ModelError
 from fourfold.frontends.onnx_file import fed_inputs, import_onnx, load
+from fourfold.frontends.onnx_session import session_of
 from fourfold.frontends.preprocessors import companions
 from fourfold.frontends.subject import answer
 from fourfold.trust import sane
@@ -90,14 +91,9 @@ class OnnxGraph(nn.Module):
         threads = torch.get_num_threads()
         if threads not in self._sessions:
             try:
-                import onnxruntime
+                self._sessions[threads] = session_of(self.proto().SerializeToString(), threads, spin=False)
             except ImportError as error:
                 raise MissingExtra("Running .onnx models needs the package onnxruntime.", "Install it: pip install 'fourfold[onnx]'.") from error
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-            self._sessions[threads] = onnxruntime.InferenceSession(self.proto().SerializeToString(), options, providers=["CPUExecutionProvider"])
         return self._sessions[threads]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 from fourfold.errors import InputError
 from fourfold.frontends.onnx_file import STANDARD, dtype_of, fed_inputs, names_read, one_line, tensors_of
+from fourfold.frontends.onnx_ops import OPS, UNKNOWN
+from fourfold.frontends.onnx_session import session_of
 
 ValueSpec = tuple[tuple[int, ...], str]  # shape, dtype
 
@@ -41,12 +43,6 @@ def inferred(onnx: Any, file: Path, model: Any) -> dict[str, ValueSpec]:
     return {info.name: spec for info in (*graph.input, *graph.value_info, *graph.output) if (spec := spec_of(onnx, info))}
 
 
-_MAKES_SIZES = frozenset("NonZero Unique Compress NonMaxSuppression Loop If Scan StringSplit ImageDecoder SequenceAt SplitToSequence".split())
-_TAKES_SIZES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "Range": (0, 1, 2), "ConstantOfShape": (0,), "Slice": (1, 2, 3, 4), "Pad": (1, 3),
-                "Resize": (2, 3), "Upsample": (1,), "TopK": (1,), "OneHot": (1,), "Split": (1,), "CenterCropPad": (1,), "Unsqueeze": (1,),
-                "Squeeze": (1,), "Col2Im": (1, 2), "AffineGrid": (1,), "MaxUnpool": (2,), "DFT": (1,), "STFT": (1,)}   # op → inputs that say sizes
-
-
 def sized_by_data(model: Any, open_: set[str]) -> dict[str, str]:
     """Of the values `open_`, whose shapes inference left open, those whose size follows from the values of the inputs: name → kind of op."""
     moved = set(fed_inputs(model))                                            # values that follow from the inputs' values; a shape alone does not
@@ -54,8 +50,9 @@ def sized_by_data(model: Any, open_: set[str]) -> dict[str, str]:
     for node in model.graph.node:
         reads = names_read(node)
         makes = next((sized[name] for name in reads if name in sized), "")
-        shaping = [node.input[i] for i in _TAKES_SIZES.get(node.op_type, ()) if i < len(node.input)]
-        if node.op_type in _MAKES_SIZES and moved.intersection(reads) or moved.intersection(shaping):
+        op = OPS.get(node.op_type, UNKNOWN)
+        shaping = [node.input[i] for i in op.sizes if i < len(node.input)]
+        if op.measures and moved.intersection(reads) or moved.intersection(shaping):
             makes = makes or node.op_type
         asks = node.op_type in ("Shape", "Size")
         for name in node.output:
@@ -85,15 +82,5 @@ def runner_of(onnx: Any, file: Path, model: Any, wanted: Sequence[str]) -> Calla
     """ONNX Runtime where it is installed (without its graph optimisations), else onnx's reference in numpy."""
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors_of(model.graph)):
         onnx.external_data_helper.load_external_data_for_model(model, str(file.parent))
-    try:
-        import onnxruntime as runtime
-    except ImportError:
-        from onnx.reference import ReferenceEvaluator
-
-        evaluator = ReferenceEvaluator(model)
-        return lambda given: list(evaluator.run(list(wanted), dict(given)))  # type: ignore[arg-type]
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = session_of(model.SerializeToString(), optimise=False)
     return lambda given: list(session.run(list(wanted), dict(given)))

@@ -13,11 +13,7 @@ _PACKAGES = (
     "scipy",
     "optuna",
     "onnx",
-    "onnxruntime",
     "onnxscript",
-    "openvino",
-    "nncf",
-    "torchao",
     "nvidia-ml-py",
 )
 
@@ -51,9 +47,10 @@ def _versions() -> dict[str, str | None]:
     from importlib.metadata import PackageNotFoundError, version
 
     from fourfold._version import __version__
+    from fourfold.engines import versions
 
     found: dict[str, str | None] = {"fourfold": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in dict.fromkeys((*_PACKAGES, *versions())):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

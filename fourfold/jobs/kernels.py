@@ -119,7 +119,7 @@ def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], TimedC
     """(family, a call on n float32, bytes moved per element) of what moves bytes."""
     import torch
 
-    from fourfold.engines.onnx_nodes import lrn
+    from fourfold.frontends.onnx_ops import lrn
 
     def one(call: Callable[[Any], Any], width: int = 0) -> Callable[[int], TimedCall]:
         def make(n: int) -> TimedCall:

@@ -94,7 +94,7 @@ def _batches(model: Model, part: Part) -> list[Batch]:
 
 
 def _transformers(model: Model, part: Part, made: Path, batches: list[Batch]) -> dict[str, Any]:
-    from fourfold.engines.base import references
+    from fourfold.engines.parity import references
 
     origin, module = part.subject.origin, part.module
     if module is None or origin.get("kind") != "transformers":
@@ -165,7 +165,8 @@ def _adjusted(bare: nn.Module, config: Any, odd: dict[str, tuple[tuple[int, ...]
 
 def _file(part: Part, to: str, made: Path, scratch: Path, batches: list[Batch]) -> dict[str, Any]:
     from fourfold.engines import engine
-    from fourfold.engines.base import Signature, references
+    from fourfold.engines.base import Signature
+    from fourfold.engines.parity import references
 
     kind, precision, signature, hint = engine(ENGINES[to]), part.setting.precision, part.signature, "f32"
     assert signature is not None and part.folder is not None

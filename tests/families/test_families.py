@@ -252,7 +252,8 @@ def test_exports(family: Family, tmp_path: Path) -> None:
     """The pruned model as ONNX, by either exporter, answers within 1e-4 of torch."""
     import onnxruntime
 
-    from fourfold.engines.base import Signature, export_onnx
+    from fourfold.engines.base import Signature
+    from fourfold.engines.onnx import export_onnx
 
     subject, anatomy, inputs = read(family)
     module, _ = pruned(family, Keep(units=halves(anatomy), blocks=shorter(anatomy)))

@@ -1,5 +1,5 @@
 """A technique of somebody else's, which no file of fourfold names, goes the whole way: propose, build, recover, judge, race, prove, save, load in
-another process, explain, report. Loading runs its code only where its package is trusted."""
+another process, explain, report. Loading runs its code only where its package is trusted. An engine of somebody else's is raced likewise."""
 
 from __future__ import annotations
 
@@ -78,3 +78,17 @@ def test_a_foreign_technique_goes_the_whole_way(model: Path, reviews: Path, tmp_
         from fourfold.cli import main
 
         assert main.run(["explain", "route/expert_split"]) == 0 and "experts of equal width" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_foreign_engine_is_raced_and_built_by_the_job(model: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TESTS))
+    with registry.including(TESTS / "toyroom", "toyroom"):
+        front = fourfold.optimize(model, reviews, floor=0.5, budget="40s", out=tmp_path / "cheap", engines=["torch", "frozen"], seed=1,
+                                  progress=False)
+        rows = [row for row in front.job.race_rows if row["engine"] == "frozen"]
+        assert rows and all(row["cpu"]["value"] > 0 for row in rows), "raced with the original"
+        if ("frozen", "fp32") in [(e, p) for e, p, _ in front.job.pairs]:   # it paid on this machine
+            points = [p for p in front.job.points if p.setting.engine == "frozen"]
+            assert points and all(p.status != "rejected" and p.assembly.parts[0].files for p in points), "built"
+        assert any(row["setting"]["engine"] == "frozen" for row in front.report_data["race"])

@@ -549,8 +549,10 @@ def _family(job: Job) -> str:
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
+    from fourfold.engines import versions
+
     found = {}
-    for name in ("torch", "transformers", "numpy", "onnxruntime", "openvino", "nncf", "torchao", "optuna"):
+    for name in dict.fromkeys(("torch", "transformers", "numpy", *versions(), "optuna")):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -69,7 +69,7 @@ def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
             part = job.part(candidate.name, candidate.module, candidate, Setting(name, precision, **how))
             few = sample_batches(part.sees(examples), seed)
             signature = Signature.of(part.subject.inputs, few)
-            wanted[key] = Build(key, candidate.module, part.subject, signature, few, name, [], home(job, candidate))
+            wanted[key] = Build(key, candidate.module, part.subject, signature, few, engine(name), [], home(job, candidate))
         wanted[key].precisions.append(precision)
     crew = job.crew
     if crew is None and len(wanted) > 1 and here().cores > 1 and original_bytes(job) <= ROOM and not job.sequences:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from fourfold.engines.base import Batch, Signature
+    from fourfold.engines.base import Batch, Engine, Signature
     from fourfold.frontends.subject import Subject
 
 
@@ -34,7 +34,7 @@ class Build:
     subject: Subject
     signature: Signature
     few: list[Batch]
-    engine: str
+    engine: type[Engine]
     precisions: list[str]
     folder: Path
 
@@ -49,16 +49,16 @@ class Built:
 
 def build(work: Build) -> Built:
     """Carry it out in this process."""
-    from fourfold.engines import engine
-    from fourfold.engines.base import Unexportable, first_line
+    from fourfold.engines.base import first_line
+    from fourfold.errors import Declined
 
-    kind, made = engine(work.engine), {}
+    kind, made = work.engine, {}
     work.folder.mkdir(parents=True, exist_ok=True)
     wrapped: Any = work.subject.wrap(work.module).eval()
     for precision in work.precisions:
         try:
             made[precision] = Made(kind.export(wrapped, work.signature, work.few, precision, work.folder))
-        except Unexportable as error:
+        except Declined as error:
             made[precision] = Made([], error.message)
         except Exception as error:  # an exporter's own failure is a reason to do without it, never the end of the job
             made[precision] = Made([], first_line(error))

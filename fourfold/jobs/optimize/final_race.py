@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fourfold.engines import engine
-from fourfold.engines.base import Unexportable, first_line, parity, references
+from fourfold.engines.base import first_line
+from fourfold.engines.parity import parity, references
 from fourfold.engines.select import sample_batches
+from fourfold.errors import Declined
 from fourfold.measure.quality import Relative
 from fourfold.measure.race import RaceResult
 from fourfold.runtime.artefact import Assembly, Part, Setting
@@ -108,7 +110,7 @@ def prepare(part: Part, examples: Examples, folder: Path, seed: int = 0, made: M
     try:
         part.files = made.files if made is not None else kind.export(wrapped, part.signature, few, part.setting.precision, folder)
         noise, reason = parity(part.open(), few, references(wrapped, part.signature, few), part.setting.precision)
-    except Unexportable as error:
+    except Declined as error:
         noise, reason = float("inf"), error.message
     except Exception as error:  # an exporter's own failure is a reason to do without it, never the end of the job
         noise, reason = float("inf"), first_line(error)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """A plan carried out and compared. `equal`: every output is the original's within `TOLERANCE`. `predicted` s of the simulator (of one process:
+    """A plan carried out and compared. `equal`: every output is the original's within its tolerance. `predicted` s of the simulator (of one process:
     the sum on its device) beside `execution`'s seconds; `error` their difference as a share of what was measured. `kinds`: per kind of op of tasks
     that ran one by one (op, tasks, predicted, measured s); `regions` likewise. `eager`: the whole plan with every region run eagerly, in turns with
     the other, and `ratio` of the chosen engines to it (median, low, high). `unfused`: the prediction for that, in which every op is dispatched alone.

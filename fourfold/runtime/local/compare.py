@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourfold.engines.parity import largest_difference
+
 if TYPE_CHECKING:
     from fourfold.plans import Plan
-
-TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2, "complex64": 1e-3, "complex128": 1e-9}    # of the largest magnitude
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def compared(name: str, ours: Any, theirs: Any) -> Compared:
     """`relative` is inf where shapes differ, or where one is finite and the other is not."""
     mine, other = np.asarray(_array(ours)), np.asarray(_array(theirs))
     dtype = str(getattr(theirs, "dtype", other.dtype)).removeprefix("torch.")
-    tolerance = TOLERANCE.get(dtype, 0.0)
+    tolerance = largest_difference(dtype)
     if mine.shape != other.shape:
         return Compared(name, dtype, math.inf, math.inf, tolerance)
     if not other.size:

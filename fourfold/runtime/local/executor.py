@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourfold.engines import EAGER, region_engine
+from fourfold.engines.base import Spec, spec_of
 from fourfold.engines.call import Call, Ref, Region, mapped
 from fourfold.engines.region import calls, regions
-from fourfold.engines.regions import Spec, spec_of
 from fourfold.errors import FourfoldError, InputError
 from fourfold.host import here
 from fourfold.measure import bootstrap
@@ -130,7 +131,7 @@ class Local:
         self.task = np.asarray(plan.tasks.group)
         one = self.placement == ONE
         self.regions = regions(plan.graph, self.task, self.place, self.timeline.start, whole=one)
-        self.engines = {str(r.number): chosen.get(str(r.number), chosen.get("*", "eager")) for r in self.regions}
+        self.engines = {str(r.number): chosen.get(str(r.number), chosen.get("*", EAGER)) for r in self.regions}
         self.weights = program.weights()
         self.calls: dict[int, list[Call]] = {}
         self.specs: dict[int, Spec | None] = {}
@@ -166,7 +167,7 @@ class Local:
         several = len(used) > 1
         if several and self.program.dialect == "jax":
             raise InputError("A JAX program runs on one device here, and this plan uses several.", "Let it run in one process: --one-process.")
-        if several or any(engine != "eager" for engine in self.engines.values()):
+        if several or any(engine != EAGER for engine in self.engines.values()):
             self.inspect()
         else:
             for region in self.regions:
@@ -252,7 +253,7 @@ class Local:
                 for v in (*region.needs, *(inputs if away else ()), *(weights if away else ())):
                     spec = seen.get(v)
                     seen[v] = dense(spec) if spec is not None else None
-            jobs = [(region, engine, self.calls[region.number], self.file(region, engine))
+            jobs = [(region, region_engine(engine), self.calls[region.number], self.file(region, engine))
                     for region in mine for engine in [self.engines[str(region.number)]]]
             device = plan.system.devices[d]
             target = "cpu" if self.placement == ONE or device.kind not in GPU else f"cuda:{ordinal(plan, d)}"
@@ -268,9 +269,9 @@ class Local:
 
     def file(self, region: Region, engine: str) -> bytes | None:
         """The region as an ONNX model, where it comes from one and the engine reads such."""
-        if self.program.dialect != "onnx" or engine not in ("onnxruntime", "openvino"):
+        if self.program.dialect != "onnx" or not region_engine(engine).reads_onnx:
             return None
-        from fourfold.engines.onnx_nodes import model
+        from fourfold.engines.onnx import model
 
         return model(self.program, self.plan.graph, region)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.engines.regions import Declined, RegionJob, build
-from fourfold.errors import FourfoldError
+from fourfold.engines import EAGER, of_regions, region_engine
+from fourfold.engines.base import RegionJob
+from fourfold.errors import Declined, FourfoldError
 from fourfold.host import here
 from fourfold.runtime.local.compare import unlike
 from fourfold.runtime.local.devices import GPU, shares
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from fourfold.measure.race import RaceResult
     from fourfold.plans import Plan
 
-RACED = {"torch": ("inductor", "openvino"), "onnx": ("inductor", "openvino", "onnxruntime"), "jax": ("xla",)}   # against eager, by dialect
 SHORT = 1e-4                                                            # s: a shorter region is not worth compiling, a call costs about as much
 
 
@@ -47,7 +47,7 @@ def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None
     `execute` raises.
     """
     rows: list[dict[str, Any]] = []
-    engines = RACED[program.dialect] if engines is None else engines
+    engines = of_regions(program.dialect) if engines is None else engines
     several = len({int(d) for d in np.unique(plan.place)}) > 1
     mark = {"fingerprint": here().fingerprint}
     if not several:
@@ -81,16 +81,16 @@ def _declined(region: str, engine: str, why: str) -> dict[str, Any]:
 
 
 def _quickest(results: Mapping[str, RaceResult]) -> str:
-    better = [name for name, result in results.items() if name != "eager" and result.faster("wall")]
-    return min(better, key=lambda name: results[name].wall.value, default="eager")
+    better = [name for name, result in results.items() if name != EAGER and result.faster("wall")]
+    return min(better, key=lambda name: results[name].wall.value, default=EAGER)
 
 
 def _raced_whole(plan: Plan, program: Any, inputs: Any, placement: str, title: str, engines: Sequence[str], rounds: int, folder: Path | None,
                  rows: list[dict[str, Any]], say: Callable[[str], None]) -> dict[str, str]:
     """Of a plan on one device: {"0": engine}."""
     with contextlib.ExitStack() as stack:
-        base = stack.enter_context(Local(plan, program, inputs, engines={"*": "eager"}, placement=placement, stamps=False, folder=folder))
-        wanted, runners = base.run()[2], {"eager": base.run}
+        base = stack.enter_context(Local(plan, program, inputs, engines={"*": EAGER}, placement=placement, stamps=False, folder=folder))
+        wanted, runners = base.run()[2], {EAGER: base.run}
         for engine in engines:
             say(f"{title}: {engine}")
             try:
@@ -101,7 +101,7 @@ def _raced_whole(plan: Plan, program: Any, inputs: Any, placement: str, title: s
                 rows.append(_declined(title, engine, error.message))
                 continue
             runners[engine] = one.run
-        found = _timed(runners, "eager", rounds)
+        found = _timed(runners, EAGER, rounds)
     rows += [_row(title, name, result) for name, result in found.items()]
     return {"0": _quickest(found)}
 
@@ -111,7 +111,7 @@ def _raced_regions(plan: Plan, program: Any, inputs: Any, engines: Sequence[str]
     """Region → engine of a plan on several devices; every region alone, here, with the threads of its device."""
     import torch
 
-    ready = Local(plan, program, inputs, engines={"*": "eager"}, placement=PLANNED)
+    ready = Local(plan, program, inputs, engines={"*": EAGER}, placement=PLANNED)
     ready.inspect(keep=True)
     cost = {r.number: float(plan.tasks.seconds[list(r.tasks), ready.place[list(r.tasks)]].sum()) for r in ready.regions}
     chosen, threads = {}, shares(plan)
@@ -124,22 +124,22 @@ def _raced_regions(plan: Plan, program: Any, inputs: Any, engines: Sequence[str]
             torch.set_num_threads(threads[region.device])
             given, runners = [ready.kept[v] for v in region.reads], {}
             wanted: Any = None
-            for engine in ("eager", *engines):
+            for engine in (EAGER, *engines):
                 say(f"region {name}: {engine}")
                 job = RegionJob(region, ready.calls[region.number], {v: ready.weights[v] for v in region.weights}, ready.specs,
                                 threads[region.device], ready.file(region, engine), folder)
                 try:
-                    call = build(engine, job)
+                    call = region_engine(engine).build(job)
                     with torch.inference_mode():
                         made = dict(zip(region.makes, call(*given), strict=True))
                     wanted = wanted or made
                     if why := unlike(plan, made, wanted):
                         raise Declined(why)
                 except Declined as error:
-                    rows.append(_declined(name, engine, str(error)))
+                    rows.append(_declined(name, engine, error.message))
                     continue
                 runners[engine] = _under(call, given)
-            found = _timed(runners, "eager", rounds)
+            found = _timed(runners, EAGER, rounds)
             rows += [_row(name, engine, result) for engine, result in found.items()]
             chosen[name] = _quickest(found)
     finally:

@@ -26,9 +26,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from fourfold.engines.base import Engine, RegionJob, Spec
 from fourfold.engines.call import Call, Region
-from fourfold.engines.regions import Declined, RegionJob, Spec, build
-from fourfold.errors import FourfoldError
+from fourfold.errors import Declined, FourfoldError
 from fourfold.runtime.local import malloc
 
 _ALIGN = 64
@@ -127,7 +127,7 @@ class Duty:
     target: str                                                         # "cpu", "cuda:0"
     threads: int
     cores: tuple[int, ...]
-    jobs: Sequence[tuple[Region, str, list[Call], bytes | None]]
+    jobs: Sequence[tuple[Region, type[Engine], list[Call], bytes | None]]
     specs: dict[int, Spec | None]
     weights: dict[int, Slot]
     given: dict[int, Slot]
@@ -173,11 +173,12 @@ class DeviceWorker:
             self.mark[0] = region.tasks[0]
             job = RegionJob(region, _moved(calls, duty.target), {v: self.here[v] for v in region.weights}, duty.specs, duty.threads, file,
                       Path(duty.folder) if duty.folder else None, self.mark,
-                      duty.stamps and engine == "eager", duty.target)
+                      duty.stamps and engine.stamps, duty.target)
             try:
-                made = build(engine, job)
+                made = engine.build(job)
             except Declined as error:
-                raise FourfoldError(f"{engine} cannot run the region of {duty.names.get(region.tasks[0], region.tasks[0])} on {duty.name}: {error}",
+                first, title = duty.names.get(region.tasks[0], region.tasks[0]), engine.region_name or engine.name
+                raise FourfoldError(f"{title} cannot run the region of {first} on {duty.name}: {error.message}",
                                     "Race the engines again, or run it eagerly: --no-race.") from None
             self.calls.append((region, job.stamps, made))
 

@@ -1,4 +1,5 @@
-"""ONNX nodes as calls of torch, for eager runs and Inductor; what has no translation here runs in a session of ONNX Runtime of its own.
+"""What is known of each ONNX op, in one table: its class, flops, steps and sizes for capture and cost, and its form in torch for eager runs and
+Inductor. An op without a translation runs in a session of ONNX Runtime of its own (`fourfold/engines/onnx.py`).
 
 Shapes are fixed in a capture, so whatever only changes shape is a reshape to what came out of inference. Definitions: the ONNX operator
 specification, opset 7 and later.
@@ -7,131 +8,29 @@ specification, opset 7 and later.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from fourfold.engines.call import Call, Ref, Region
-from fourfold.errors import InputError
-
-_STANDARD = ("", "ai.onnx")
-
-
-@dataclass
-class Foreign:
-    """A node that only ONNX Runtime runs: the model that holds it alone."""
-
-    model: bytes
-    reads: tuple[str, ...]
-    makes: tuple[str, ...]
-    foreign = True
-    _session: Any = field(default=None, repr=False)
-
-    def __call__(self, *tensors: Any) -> tuple[Any, ...]:
-        import torch
-
-        if self._session is None:
-            self._session = session(self.model, torch.get_num_threads(), plain=True)
-        fed = {name: tensor.numpy() for name, tensor in zip(self.reads, tensors, strict=True)}
-        return tuple(torch.from_numpy(np.array(a)) for a in self._session.run(list(self.makes), fed))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "reads": self.reads, "makes": self.makes, "_session": None}
+from fourfold.frontends import flops as formulas
+from fourfold.frontends.onnx_file import STANDARD
+from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW
 
 
-def session(model: bytes, threads: int, plain: bool = False) -> Any:
-    """Of ONNX Runtime, or (`plain`, where it is missing) of onnx's reference in numpy."""
-    try:
-        import onnxruntime as runtime
-    except ImportError:
-        if not plain:
-            raise
-        from onnx import ModelProto
-        from onnx.reference import ReferenceEvaluator
-
-        return ReferenceEvaluator(ModelProto.FromString(model))
-    options = runtime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, threads
-    if plain:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+class Untranslated(Exception):
+    """This form of an op has no translation to torch."""
 
 
-def model(program: Any, graph: Any, region: Region) -> bytes:
-    """A region as an ONNX model: inputs `v12` for value 12, outputs likewise."""
-    nodes = [program.calls[node][0] for node, _ in region.nodes]
-    return _model(program, nodes, region.reads, region.weights, region.makes)
+class OnnxNode:
+    """A node with what its translation asks of it. `program`: an OnnxProgram; `proto`: the NodeProto; `made`: its outputs that somebody reads;
+    `refer`: value → what stands for its tensor among arguments."""
 
-
-def _model(program: Any, nodes: Sequence[Any], reads: Sequence[int], weights: Sequence[int], makes: Sequence[int]) -> bytes:
-    from fourfold.frontends.onnx_file import dtype_of
-
-    onnx, name = program.onnx, {v: n for n, v in program.value.items()}
-    code = {dtype_of(onnx, c): c for c in onnx.TensorProto.DataType.values() if c}
-
-    def entry(v: int) -> Any:
-        shape, dtype = program.spec[name[v]]
-        return onnx.helper.make_tensor_value_info(name[v], code[dtype], shape)
-
-    bound = program.weights() if weights else {}
-    initial = [onnx.numpy_helper.from_array(np.ascontiguousarray(bound[v]).reshape(np.shape(bound[v])), name[v]) for v in weights]
-    graph = onnx.helper.make_graph(list(nodes), "region", [entry(v) for v in reads], [entry(v) for v in makes], initial)
-    made = onnx.helper.make_model(graph, opset_imports=program.model.opset_import, ir_version=max(program.model.ir_version, 4))
-    try:
-        return made.SerializeToString()
-    except (ValueError, RuntimeError) as error:                         # 2 GB is the most that a message holds
-        raise InputError(f"a region of {len(nodes)} nodes is too large for one ONNX message", "Run it eagerly or with Inductor.") from error
-
-
-def names(program: Any, values: Sequence[int]) -> list[str]:
-    """What the region's model calls these values."""
-    found = {v: n for n, v in program.value.items()}
-    return [found[v] for v in values]
-
-
-def call(program: Any, graph: Any, node: int, task: int) -> Call:
-    """The call of a node: torch's where it has one, else ONNX Runtime's."""
-    proto, made = program.calls[node]
-    outputs = [program.value[name] for name in made]
-    found = _translated(program, proto, made)
-    if found is not None:
-        target, args, kwargs = found
-        return Call(task, node, target, args, kwargs, outputs if proto.op_type == "Split" else outputs[0])
-    from fourfold.frontends.onnx_file import names_read
-
-    reads = names_read(proto)
-    inside = _model(program, [proto], [program.value[n] for n in reads], (), outputs)
-    return Call(task, node, Foreign(inside, tuple(reads), tuple(made)), tuple(Ref(program.value[n]) for n in reads), {}, outputs)
-
-
-# ---- translations: (program, node, …) → (function, arguments, keywords), or None ------------------------------------------------------------------
-
-_Found = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-
-
-def _translated(program: Any, proto: Any, made: Sequence[str]) -> _Found | None:
-    maker = _TABLE.get(proto.op_type) if proto.domain in _STANDARD else None
-    if maker is None:
-        return None
-    attributes = {a.name: program.onnx.helper.get_attribute_value(a) for a in proto.attribute}
-    node = _Node(program, proto, attributes, list(made))
-    try:
-        return maker(node)
-    except _Other:
-        return None
-
-
-class _Other(Exception):
-    """This form has no translation."""
-
-
-class _Node:
-    """A node with what its translation asks of it."""
-
-    def __init__(self, program: Any, proto: Any, attributes: Mapping[str, Any], made: list[str]) -> None:
-        self.program, self.proto, self.attributes, self.made = program, proto, attributes, made
-        self.version = next((o.version for o in program.model.opset_import if o.domain in _STANDARD), 0)
+    def __init__(self, program: Any, proto: Any, made: Sequence[str], refer: Callable[[int], Any]) -> None:
+        self.program, self.proto, self.made, self.refer = program, proto, list(made), refer
+        self.attributes: dict[str, Any] = {a.name: program.onnx.helper.get_attribute_value(a) for a in proto.attribute}
+        self.version = next((o.version for o in program.model.opset_import if o.domain in STANDARD), 0)
 
     def __len__(self) -> int:
         return sum(1 for name in self.proto.input if name)
@@ -139,8 +38,8 @@ class _Node:
     def has(self, k: int) -> bool:
         return k < len(self.proto.input) and bool(self.proto.input[k])
 
-    def ref(self, k: int) -> Ref | None:
-        return Ref(self.program.value[self.proto.input[k]]) if self.has(k) else None
+    def ref(self, k: int) -> Any:
+        return self.refer(self.program.value[self.proto.input[k]]) if self.has(k) else None
 
     def shape(self, k: int) -> tuple[int, ...]:
         return tuple(self.program.spec[self.proto.input[k]][0])
@@ -153,10 +52,10 @@ class _Node:
         return list(shape), dtype
 
     def known(self, k: int) -> Any:
-        """A constant input as an array. Raises _Other where it is computed."""
+        """A constant input as an array. Raises Untranslated where it is computed."""
         value = self.program.value.get(self.proto.input[k])
         if value not in self.program.bound:
-            raise _Other
+            raise Untranslated
         return np.asarray(self.program.weights()[value])
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -165,7 +64,12 @@ class _Node:
 
     def only(self, condition: bool) -> None:
         if not condition:
-            raise _Other
+            raise Untranslated
+
+
+# ---- translations to torch -----------------------------------------------------------------------------------------------------------------------
+
+Translation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]                               # function, arguments, keywords
 
 
 def _torch(name: str) -> Callable[..., Any]:
@@ -174,11 +78,11 @@ def _torch(name: str) -> Callable[..., Any]:
     return getattr(torch, name)
 
 
-def _plain(name: str) -> Callable[[_Node], _Found]:
+def _plain(name: str) -> Callable[[OnnxNode], Translation]:
     return lambda n: (_torch(name), tuple(n.ref(k) for k in range(len(n))), {})
 
 
-def _many(name: str) -> Callable[[_Node], _Found]:
+def _many(name: str) -> Callable[[OnnxNode], Translation]:
     return lambda n: (fold, (name, [n.ref(k) for k in range(len(n))]), {})
 
 
@@ -189,12 +93,12 @@ def fold(name: str, given: Sequence[Any]) -> Any:
     return found
 
 
-def _reshape(n: _Node) -> _Found:
+def _reshape(n: OnnxNode) -> Translation:
     n.only(len(n.made) == 1)
     return _torch("reshape"), (n.ref(0), n.out()[0]), {}
 
 
-def _pads(n: _Node, sides: int, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+def _pads(n: OnnxNode, sides: int, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
     """Begins, then ends."""
     auto = n.get("auto_pad", "NOTSET")
     if auto in ("NOTSET", ""):
@@ -222,7 +126,7 @@ def _flat(pads: Sequence[int]) -> list[int]:
     return [p for k in reversed(range(sides)) for p in (pads[k], pads[sides + k])]
 
 
-def _conv(n: _Node) -> _Found:
+def _conv(n: OnnxNode) -> Translation:
     sides = len(n.shape(0)) - 2
     n.only(1 <= sides <= 3 and n.dtype(0).startswith("float"))
     kernel = n.get("kernel_shape", list(n.shape(1)[2:]))
@@ -241,7 +145,7 @@ def conv(x: Any, w: Any, b: Any, strides: list[int], pads: list[int], dilations:
     return op(x, w, b, strides, pads[:sides], dilations, groups)
 
 
-def _pool(n: _Node, most: bool) -> _Found:
+def _pool(n: OnnxNode, most: bool) -> Translation:
     n.only(len(n.made) == 1)
     kernel = list(n.get("kernel_shape"))
     sides = len(kernel)
@@ -285,7 +189,7 @@ def average_pool(x: Any, kernel: list[int], strides: list[int], pads: list[int],
     return wide / op(_padded(ones, _flat(pads), 0.0), kernel, strides)
 
 
-def _norm(n: _Node) -> _Found:
+def _norm(n: OnnxNode) -> Translation:
     n.only(len(n.made) == 1 and not n.get("training_mode", 0))
     return batch_norm, (*(n.ref(k) for k in range(5)), float(n.get("epsilon", 1e-5))), {}
 
@@ -296,7 +200,7 @@ def batch_norm(x: Any, scale: Any, bias: Any, mean: Any, variance: Any, epsilon:
     return torch.batch_norm(x, scale, bias, mean, variance, False, 0.0, epsilon, False)
 
 
-def _gemm(n: _Node) -> _Found:
+def _gemm(n: OnnxNode) -> Translation:
     n.only(n.dtype(0).startswith("float"))
     facts = float(n.get("alpha", 1.0)), float(n.get("beta", 1.0)), bool(n.get("transA", 0)), bool(n.get("transB", 0))
     return gemm, (n.ref(0), n.ref(1), n.ref(2), *facts), {}
@@ -311,8 +215,8 @@ def gemm(a: Any, b: Any, c: Any, alpha: float, beta: float, first: bool, second:
     return torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
 
-def _softmax(name: str) -> Callable[[_Node], _Found]:
-    def maker(n: _Node) -> _Found:
+def _softmax(name: str) -> Callable[[OnnxNode], Translation]:
+    def maker(n: OnnxNode) -> Translation:
         axis = int(n.get("axis", -1 if n.version >= 13 else 1))
         shape = n.shape(0)
         if n.version >= 13 or axis in (-1, len(shape) - 1):
@@ -326,7 +230,7 @@ def flat_softmax(name: str, x: Any, axis: int) -> Any:
     return _torch(name)(x.flatten(axis), axis).reshape(x.shape)
 
 
-def _lrn(n: _Node) -> _Found:
+def _lrn(n: OnnxNode) -> Translation:
     n.only(len(n.shape(0)) == 4)
     return lrn, (n.ref(0), int(n.get("size")), float(n.get("alpha", 1e-4)), float(n.get("beta", 0.75)), float(n.get("bias", 1.0))), {}
 
@@ -340,7 +244,7 @@ def lrn(x: Any, size: int, alpha: float, beta: float, bias: float) -> Any:
     return x / torch.pow(bias + alpha / size * total.reshape(x.shape), beta)
 
 
-def _clip(n: _Node) -> _Found:
+def _clip(n: OnnxNode) -> Translation:
     low, high = n.get("min"), n.get("max")
     if n.version >= 11:
         low, high = (n.known(k).item() if n.has(k) else None for k in (1, 2))
@@ -349,15 +253,15 @@ def _clip(n: _Node) -> _Found:
     return _torch("clamp"), (n.ref(0), low, high), {}
 
 
-def _concat(n: _Node) -> _Found:
+def _concat(n: OnnxNode) -> Translation:
     return _torch("cat"), ([n.ref(k) for k in range(len(n.proto.input))], int(n.get("axis", 1))), {}
 
 
-def _transpose(n: _Node) -> _Found:
+def _transpose(n: OnnxNode) -> Translation:
     return _torch("permute"), (n.ref(0), list(n.get("perm", range(len(n.shape(0)))[::-1]))), {}
 
 
-def _mean(n: _Node) -> _Found:
+def _mean(n: OnnxNode) -> Translation:
     return mean, ([n.ref(k) for k in range(len(n))],), {}
 
 
@@ -365,14 +269,14 @@ def mean(given: Sequence[Any]) -> Any:
     return sum(given[1:], given[0]) / len(given)
 
 
-def _global(most: bool) -> Callable[[_Node], _Found]:
-    def maker(n: _Node) -> _Found:
+def _global(most: bool) -> Callable[[OnnxNode], Translation]:
+    def maker(n: OnnxNode) -> Translation:
         return _torch("amax" if most else "mean"), (n.ref(0), list(range(2, len(n.shape(0)))), True), {}
     return maker
 
 
-def _reduce(name: str) -> Callable[[_Node], _Found]:
-    def maker(n: _Node) -> _Found:
+def _reduce(name: str) -> Callable[[OnnxNode], Translation]:
+    def maker(n: OnnxNode) -> Translation:
         axes = n.known(1).tolist() if n.has(1) else n.get("axes")
         n.only(axes is not None or not n.get("noop_with_empty_axes", 0))
         axes = list(axes) if axes else list(range(len(n.shape(0))))
@@ -380,7 +284,7 @@ def _reduce(name: str) -> Callable[[_Node], _Found]:
     return maker
 
 
-def _pad(n: _Node) -> _Found:
+def _pad(n: OnnxNode) -> Translation:
     n.only(n.get("mode", "constant") == "constant" and not n.has(3))
     pads = n.known(1).tolist() if n.version >= 11 else list(n.get("pads"))
     value = float(n.known(2).item()) if n.version >= 11 and n.has(2) else float(n.get("value", 0.0))
@@ -388,7 +292,7 @@ def _pad(n: _Node) -> _Found:
     return _padded, (n.ref(0), _flat(pads), value), {}
 
 
-def _slice(n: _Node) -> _Found:
+def _slice(n: OnnxNode) -> Translation:
     rank = len(n.shape(0))
     if n.version >= 10:
         starts, ends = n.known(1).tolist(), n.known(2).tolist()
@@ -410,13 +314,13 @@ def sliced(x: Any, cuts: Sequence[tuple[int, int, int, int]]) -> Any:
     return x
 
 
-def _split(n: _Node) -> _Found:
+def _split(n: OnnxNode) -> Translation:
     n.only(len(n.made) == len(n.proto.output))
     axis = int(n.get("axis", 0))
     return _torch("split"), (n.ref(0), [n.out(k)[0][axis] for k in range(len(n.made))], axis), {}
 
 
-def _gather(n: _Node) -> _Found:
+def _gather(n: OnnxNode) -> Translation:
     axis = int(n.get("axis", 0)) % len(n.shape(0))
     return gather, (n.ref(0), n.ref(1), axis), {}
 
@@ -429,7 +333,7 @@ def gather(x: Any, index: Any, axis: int) -> Any:
     return found.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1:]))
 
 
-def _cast(n: _Node) -> _Found:
+def _cast(n: OnnxNode) -> Translation:
     import torch
 
     dtype = getattr(torch, n.out()[1], None)
@@ -441,37 +345,132 @@ def cast(x: Any, dtype: Any) -> Any:
     return x.to(dtype)
 
 
-def _layer_norm(n: _Node) -> _Found:
+def _layer_norm(n: OnnxNode) -> Translation:
     n.only(len(n.made) == 1 and n.has(1))
     axis = int(n.get("axis", -1)) % len(n.shape(0))
     return _torch("layer_norm"), (n.ref(0), list(n.shape(0)[axis:]), n.ref(1), n.ref(2), float(n.get("epsilon", 1e-5))), {}
 
 
-def _leaky(n: _Node) -> _Found:
+def _leaky(n: OnnxNode) -> Translation:
     import torch
 
     return torch.nn.functional.leaky_relu, (n.ref(0), float(n.get("alpha", 0.01))), {}
 
 
-def _gelu(n: _Node) -> _Found:
+def _gelu(n: OnnxNode) -> Translation:
     import torch
 
     return torch.nn.functional.gelu, (n.ref(0),), {"approximate": n.get("approximate", "none")}
 
 
-def _arithmetic(name: str) -> Callable[[_Node], _Found]:
-    def maker(n: _Node) -> _Found:
+def _arithmetic(name: str) -> Callable[[OnnxNode], Translation]:
+    def maker(n: OnnxNode) -> Translation:
         n.only(n.dtype(0).startswith("float"))                          # of integers torch divides otherwise
         return _torch(name), (n.ref(0), n.ref(1)), {}
     return maker
 
 
-def _identity(n: _Node) -> _Found:
+def _identity(n: OnnxNode) -> Translation:
     n.only(len(n.made) == 1 and not (len(n.proto.input) > 2 and n.proto.input[2]))
     return _torch("reshape"), (n.ref(0), n.out()[0]), {}
 
 
-_TABLE: dict[str, Callable[[_Node], _Found]] = {
+# ---- flops ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def flops_of(op: str, attributes: Mapping[str, Any], shapes: Sequence[formulas.Shape], outs: Sequence[formulas.Shape]) -> float | None:
+    """Flops of a contraction, from shapes; None where there is no formula for this form."""
+    match op:
+        case "Conv" | "ConvInteger" | "FusedConv" | "DeformConv":
+            return formulas.convolution(shapes[0], shapes[1], outs[0])
+        case "QLinearConv":
+            return formulas.convolution(shapes[0], shapes[3], outs[0])
+        case "ConvTranspose":
+            return formulas.convolution(shapes[0], shapes[1], outs[0], True)
+        case "Gemm" | "FusedGemm":
+            a, b = (s[::-1] if attributes.get(t) else s for s, t in zip(shapes, ("transA", "transB"), strict=False))
+            return formulas.matmul(a, b)
+        case "MatMul" | "MatMulInteger":
+            return formulas.matmul(shapes[0], shapes[1])
+        case "FusedMatMul":
+            a, b = ((*s[:-2], s[-1], s[-2]) if attributes.get(t) else s for s, t in zip(shapes, ("transA", "transB"), strict=False))
+            return formulas.matmul(a, b)
+        case "QLinearMatMul":
+            return formulas.matmul(shapes[0], shapes[3])
+        case "MatMulNBits":
+            return 2 * prod(shapes[0]) * int(attributes["N"])
+        case "Einsum":
+            return formulas.einsum(attributes["equation"].decode(), *shapes)
+        case "LSTM" | "GRU" | "RNN":
+            gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+            return formulas.recurrent(shapes[0], shapes[0][-1], int(attributes.get("hidden_size", shapes[2][-1])), gates, shapes[1][0])
+        case "Attention" if len(shapes[0]) == 4:
+            return formulas.attention(shapes[0], shapes[1], shapes[2])
+        case "Attention":  # [batch, length, heads × width]
+            heads, own = int(attributes["q_num_heads"]), int(attributes["kv_num_heads"])
+            (b, length, width), (_, span, _), (_, _, deep) = shapes[:3]
+            return formulas.attention((b, heads, length, width // heads), (b, own, span, width // heads), (b, own, span, deep // own))
+    return None
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OnnxOp:
+    """`fusion`: its class (`fourfold.graph`), None for what the table names only for its sizes. `steps`: scalar steps per element of the largest
+    tensor. `moves`: data are moved, nothing is computed. `draws`: two runs differ. `sizes`: the inputs whose values say how large the output is.
+    `measures`: the output's size depends on the values of the data. `torch`: node → its translation; raises Untranslated for a form that has none.
+    """
+
+    fusion: int | None = None
+    steps: float = 1.0
+    moves: bool = False
+    draws: bool = False
+    sizes: tuple[int, ...] = ()
+    measures: bool = False
+    torch: Callable[[OnnxNode], Translation] | None = None
+
+
+_DRAWS = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli Dropout".split())
+_CLASSES: dict[Any, int] = (
+    dict.fromkeys(
+        """Conv ConvTranspose ConvInteger QLinearConv DeformConv Gemm MatMul MatMulInteger QLinearMatMul Einsum LSTM GRU RNN Attention FusedMatMul
+        FusedGemm FusedConv MatMulNBits MultiHeadAttention""".split(), CONTRACTION)
+    | dict.fromkeys(
+        """ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare ArgMax ArgMin Softmax
+        LogSoftmax Hardmax LayerNormalization GroupNormalization InstanceNormalization RMSNormalization MeanVarianceNormalization
+        LpNormalization MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool LRN CumSum SimplifiedLayerNormalization
+        SkipLayerNormalization SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss""".split(), REDUCTION)
+    | dict.fromkeys(
+        """Abs Acos Acosh Add And Asin Asinh Atan Atanh BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil
+        Celu Clip Concat ConstantOfShape Cos Cosh DepthToSpace DequantizeLinear Div DynamicQuantizeLinear Elu Equal Erf Exp Expand EyeLike Floor
+        Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu
+        Pad Pow QuantizeLinear Range Reciprocal Relu Resize ReverseSequence Round Selu Shrink Sigmoid Sign Sin Sinh Slice Softplus Softsign
+        SpaceToDepth Split Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Tile Transpose Trilu Upsample Where Xor BiasGelu FastGelu QuickGelu
+        CenterCropPad RotaryEmbedding""".split(),
+        ELEMENTWISE)
+    | dict.fromkeys("Reshape Flatten Squeeze Unsqueeze Identity Dropout Optional OptionalGetElement".split(), VIEW)
+    | dict.fromkeys("Gather GatherElements GatherND Compress".split(), GATHER)
+    | dict.fromkeys("Shape Size NonZero TopK Unique OneHot Scatter ScatterElements ScatterND RoiAlign MaxRoiPool NonMaxSuppression Det DFT STFT "
+                    "MelWeightMatrix HannWindow HammingWindow BlackmanWindow GridSample AffineGrid Col2Im MaxUnpool RandomNormal RandomNormalLike "
+                    "RandomUniform RandomUniformLike Multinomial Bernoulli ImageDecoder StringNormalizer TfIdfVectorizer".split(), OPAQUE)
+)  # fmt: skip
+_STEPS = {
+    "Softmax": 5, "LogSoftmax": 5, "LayerNormalization": 8, "GroupNormalization": 8, "InstanceNormalization": 8, "RMSNormalization": 5,
+    "MeanVarianceNormalization": 6, "BatchNormalization": 2, "Gelu": 5, "Sigmoid": 4, "Swish": 5, "HardSwish": 5, "HardSigmoid": 4, "Softplus": 4,
+    "Mish": 6,
+    "Elu": 4, "Selu": 5, "ReduceL2": 2, "ReduceSumSquare": 2, "ReduceLogSumExp": 4,
+}  # fmt: skip
+_MOVES = frozenset(
+    "Cast CastLike Concat ConstantOfShape DepthToSpace Expand EyeLike Pad Slice SpaceToDepth Split Tile Transpose Trilu Shape Size Scatter "
+    "ScatterElements ScatterND OneHot ReverseSequence CenterCropPad NonZero Unique".split()
+)
+_MAKES_SIZES = frozenset("NonZero Unique Compress NonMaxSuppression Loop If Scan StringSplit ImageDecoder SequenceAt SplitToSequence".split())
+_TAKES_SIZES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "Range": (0, 1, 2), "ConstantOfShape": (0,), "Slice": (1, 2, 3, 4), "Pad": (1, 3),
+                "Resize": (2, 3), "Upsample": (1,), "TopK": (1,), "OneHot": (1,), "Split": (1,), "CenterCropPad": (1,), "Unsqueeze": (1,),
+                "Squeeze": (1,), "Col2Im": (1, 2), "AffineGrid": (1,), "MaxUnpool": (2,), "DFT": (1,), "STFT": (1,)}
+_TORCH: dict[str, Callable[[OnnxNode], Translation]] = {
     "Conv": _conv, "Gemm": _gemm, "MatMul": _plain("matmul"), "BatchNormalization": _norm, "LayerNormalization": _layer_norm, "LRN": _lrn,
     "MaxPool": lambda n: _pool(n, True), "AveragePool": lambda n: _pool(n, False), "GlobalAveragePool": _global(False),
     "GlobalMaxPool": _global(True), "Relu": _plain("relu"), "LeakyRelu": _leaky, "Sigmoid": _plain("sigmoid"), "Tanh": _plain("tanh"),
@@ -486,5 +485,8 @@ _TABLE: dict[str, Callable[[_Node], _Found]] = {
     "Identity": _identity, "Dropout": _identity, "Pad": _pad, "Slice": _slice, "Split": _split, "Gather": _gather, "Cast": _cast,
 }  # fmt: skip
 
-
-__all__ = ["Foreign", "call", "model", "names", "session"]
+OPS: dict[str, OnnxOp] = {
+    op: OnnxOp(_CLASSES.get(op), float(_STEPS.get(op, 1)), op in _MOVES, op in _DRAWS, _TAKES_SIZES.get(op, ()), op in _MAKES_SIZES, _TORCH.get(op))
+    for op in dict.fromkeys([*_CLASSES, *_TAKES_SIZES, *_MAKES_SIZES, *_TORCH])
+}
+UNKNOWN = OnnxOp()                                                      # of an op that the table does not name
