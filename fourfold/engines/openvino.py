@@ -110,7 +110,7 @@ class OpenVinoSession(Session):
 
         # int8 leaves the rest of the graph in the fastest float this processor has.
         halves = precision == "bf16" or (precision.startswith("int8") and slow_bf16(here()) is None and bool(here().flags))
-        self.compiled = compiled(model, threads, "bf16" if halves else "f32")
+        self.compiled: Any = compiled(model, threads, "bf16" if halves else "f32")
         self.requests: Pool[Any] = Pool(self.compiled.create_infer_request)
         self.wanted = [port.get_any_name() for port in self.compiled.inputs]
         self.signature, self.precision, self.threads = signature, precision, threads

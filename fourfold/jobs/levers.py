@@ -20,7 +20,7 @@ from fourfold.site import Site
 from fourfold.units import Quantity, weakest
 
 if TYPE_CHECKING:
-    from fourfold.report.schema import Carbon, FigureRow, Grade, Lever, Levers, Report
+    from fourfold.report.schema import Carbon, Factor, FigureRow, Grade, Lever, Levers, Report
 
 
 class Place(TypedDict, total=False):
@@ -83,7 +83,7 @@ def examine(**place: Unpack[Place]) -> Place:
 def _race(report: Report) -> dict[str, Quantity]:
     """Factors of the levers that have steps in the ladder. A step's cost has the interval of the candidate that was raced there, where one was."""
     costs = [Quantity(1.0, "1", _grade(report), method=RACE)]
-    costs += [_raced(report, float(row["after"]), last=row is report["factors"][-1]) for row in report["factors"]]
+    costs += [_cost(report, row) for row in report["factors"]]
     found: dict[str, Quantity] = {}
     for row, before, after in zip(report["factors"], costs, costs[1:], strict=False):
         step = before / after
@@ -91,8 +91,21 @@ def _race(report: Report) -> dict[str, Quantity]:
     return found
 
 
+def _cost(report: Report, row: Factor) -> Quantity:
+    """The relative energy after a step, with the interval of its race."""
+    cost = float(row["after"])
+    if "point" not in row:
+        return _raced(report, cost, last=row is report["factors"][-1])
+    low, high = row.get("low"), row.get("high")
+    if low is None or high is None or min(low, cost) <= 0:
+        return Quantity(cost, "1", _grade(report), method=RACE)
+    source = f"race of {row['point'] or row['title']}"
+    return Quantity(cost, "1", _grade(report), low=min(low, cost), high=max(high, cost), method=RACE, source=source)
+
+
 def _raced(report: Report, cost: float, last: bool) -> Quantity:
-    """The relative energy `cost` with the interval of the candidate that has it (the chosen one for the last step)."""
+    """Of documents whose steps do not name their points: the relative energy `cost` with the interval of the candidate that has it (the chosen one
+    for the last step)."""
     rows = [report["candidates"][report["best"]]] if last and report["best"] is not None else report["candidates"]
     for row in rows:
         figure = row["relative_energy"]

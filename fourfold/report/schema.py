@@ -205,6 +205,10 @@ class Factor(TypedDict):
     title: str  # in words: "half the blocks removed"
     before: Finite  # relative energy before the step
     after: Finite
+    low: NotRequired[Finite | None]  # 90 % interval of `after`
+    high: NotRequired[Finite | None]
+    evidence: NotRequired[str]  # in words: which race `after` is from, or why two steps could not be told apart
+    point: NotRequired[str | None]  # name of the candidate whose raced cost `after` is; null: raced for this account alone
     quality_before: NotRequired[Finite]
     quality_after: NotRequired[Finite]
 

@@ -126,7 +126,7 @@ def optimize(
                 interrupts.at_once = True
                 early(job)
                 if target is not None and job.best is not None and not (target / "manifest.json").exists():
-                    ladder(job)
+                    ladder(job, measure=False)
                     first = _front(job, place)
                     _write(first, target, force)
                     if first.unsaved is None:

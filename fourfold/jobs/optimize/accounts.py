@@ -1,7 +1,8 @@
 """What a job found, as the one document that every reader is drawn from (`fourfold.report.schema`), and the facts of the artefact's manifest.
 
-The factors are a ladder of whole-run costs, each measured on the real model in the final races: original → blocks and sub-layers removed → matrices
-shrunk → back end changed → precision changed → cascade. Each rung's `before` is the last one's `after`, so their product is the total exactly.
+The factors are a ladder of whole-run costs, each measured on the real model (`breakdown`): original → blocks and sub-layers removed → matrices
+shrunk → engine changed (Machine) → precision changed (Model) → cascade. Each step's `before` is the last one's `after`, so their product is the
+total exactly.
 """
 
 from __future__ import annotations
@@ -295,7 +296,7 @@ def _candidate(job: Job, p: Point, passes: dict[str, float]) -> dict[str, Any]:
         "status": status,
         "reason": p.reason,
         "techniques": techniques(p),
-        "levers": ["model"] if p.setting.engine in ("torch", "numpy") else ["model", "machine"],
+        "levers": _levers(p),
         "structure": structure(job.root.anatomy, c) if networks else [],  # type: ignore[union-attr]
         "parameters": _parameters(p),
         "bytes": p.bytes,
@@ -309,6 +310,13 @@ def _candidate(job: Job, p: Point, passes: dict[str, float]) -> dict[str, Any]:
         "setting": _setting(p.setting),
         "cascade": cascade,
     }
+
+
+def _levers(p: Point) -> list[str]:
+    """The levers that a point pulls: Model by its structure or its precision, Machine by its engine."""
+    model = not p.candidate.root or bool(p.candidate.members) or p.setting.precision != "fp32"
+    machine = any(part.setting.engine not in ("torch", "numpy") for part in p.assembly.parts)
+    return [lever for lever, pulled in (("model", model), ("machine", machine)) if pulled] or ["model"]
 
 
 def _unraced(job: Job, c: Candidate) -> dict[str, Any]:

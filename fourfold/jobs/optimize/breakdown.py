@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.jobs.optimize.final_race import Point
+from fourfold.jobs.optimize.final_race import Point, prepare
+from fourfold.jobs.optimize.points import home, named
 from fourfold.runtime.artefact import Assembly
 from fourfold.runtime.service import ORIGINAL, Runner, race_services, runner
 
@@ -16,13 +19,18 @@ if TYPE_CHECKING:
     from fourfold.rewrites.compress.combine import Candidate
 
 
-def ladder(job: Job) -> None:
-    """Joules of the original by the best meter there is, and the ladder of measured whole-run costs from the original to the chosen point."""
+SEARCHED, UNSEEN = "raced on the search split", "raced on the unseen split"     # what a step's cost rests on
+
+
+def ladder(job: Job, measure: bool = True) -> None:
+    """Joules of the original by the best meter there is, and the ladder of measured whole-run costs from the original to the chosen point. `measure`:
+    race what stands between two steps and was not raced; without it, such steps are told together."""
     job.listener.stage("keeping the account", 0)
     job.energy = job.journal.once("energy", lambda: _energy(job))
     if job.best is not None:
         end = job.best.timing.cpu.value if job.best.timing else 0.0      # an early answer may be timed again, and then ends elsewhere
-        job.ladder = job.journal.once(f"ladder:{job.best.name}:{end!r}", lambda: _climb(job))
+        key = f"ladder:{job.best.name}:{end!r}"
+        job.ladder = job.journal.once(f"{key}:steps" if measure else key, lambda: _climb(job, measure))
 
 
 def _energy(job: Job) -> dict[str, Any]:
@@ -55,43 +63,132 @@ def _energy(job: Job) -> dict[str, Any]:
     }
 
 
-def _climb(job: Job) -> list[dict[str, Any]]:
-    """Rungs (lever, technique, title, before, after, quality) whose costs are all relative to the original at its best, and end at the chosen
-    point's."""
+def _climb(job: Job, measure: bool) -> list[dict[str, Any]]:
+    """Steps (lever, technique, title, before, after, evidence, point) whose costs are all relative to the original at its best, and end at the chosen
+    point's.
+
+    Order: structure removed, matrices shrunk (or what else the candidate's technique did), engine in fp32, precision in that engine, cascade. So the
+    engine's part is what the same numbers cost elsewhere (Machine), and the precision's what fewer bits save in one engine (Model). A state between
+    two steps that did not race with the points is raced here; one that cannot be built leaves its two steps together, with the reason.
+    """
     best = job.best
     assert best is not None
     first = best.candidate.members[0] if best.candidate.members else best
-    rungs: list[tuple[str, str, str, float]] = []
-    fp32 = next(
-        (p for p in job.points if p.candidate is first.candidate and (p.setting.engine, p.setting.precision) == ("torch", "fp32") and p.timing),
-        None,
-    )
-    if first.candidate.structured and fp32 is not None:
-        removed = _only_removal(job, first.candidate)
-        if removed is not None:
-            rungs.append(("model", "layer_removal", "blocks and sub-layers removed", removed))
-        rungs.append(("model", "matrix_pruning", "heads and neurons removed", job.cost(fp32)))
-    elif first.candidate.step and (fp32 is not None or not first.candidate.alone):
-        rungs.append(("model", first.candidate.techniques[0], first.candidate.step, job.cost(fp32 or first)))
-    if first is not fp32 and first.candidate.alone:
-        title = f"{first.setting.engine} {first.setting.precision}"
-        technique, lever = ("quantise", "model") if first.setting.precision != "fp32" else ("engine", "machine")
-        rungs.append((lever, technique, title, job.cost(first)))
+    candidate = first.candidate
+    states = _states(job, first, measure)
+    steps: list[BreakdownStep] = []
+    trained = states.get(TRAINED)
+    if candidate.structured and trained is not None:
+        if (removed := states.get(REMOVED)) is not None:
+            steps.append(BreakdownStep("model", "layer_removal", "blocks and sub-layers removed", removed))
+        steps.append(BreakdownStep("model", "matrix_pruning", "heads and neurons removed", trained))
+    elif candidate.step and (trained is not None or not candidate.alone):
+        steps.append(BreakdownStep("model", candidate.techniques[0], candidate.step, trained or _raced(first)))
+    if candidate.alone and (first.setting.engine, first.setting.precision) != BASE:
+        steps += _run_otherwise(first, states.get(CARRIED))
     if best is not first:
-        rungs.append(("model", "cascade", "unsure answers handed to a dearer member", job.cost(best)))
+        steps.append(BreakdownStep("model", "cascade", "unsure answers handed to a dearer member", _raced(best)))
+    if steps:
+        steps[-1] = replace(steps[-1], state=_raced(best))               # in energy, whatever the objective was
     rows, before = [], 1.0
-    for lever, technique, title, after in rungs:
-        rows.append({"lever": lever, "technique": technique, "title": title, "before": before, "after": after})
-        before = after
-    end = best.timing.cpu.value if best.timing else before
-    if rows:
-        rows[-1]["after"] = end  # the ladder speaks of energy whatever the objective was
+    for step in steps:
+        state = step.state
+        rows.append({"lever": step.lever, "technique": step.technique, "title": step.title, "before": before, "after": state.cost,
+                     "low": state.low, "high": state.high, "evidence": "; ".join(filter(None, (state.evidence, step.note))), "point": state.point})
+        before = state.cost
     return rows
 
 
-def _only_removal(job: Job, candidate: Candidate) -> float | None:
-    """Cost of the original with the candidate's missing blocks and sub-layers gone and everything else at full size; None where none is
-    missing."""
+def _run_otherwise(first: Point, carried: State | None) -> list[BreakdownStep]:
+    """From PyTorch in fp32 to the point's engine and precision: two steps where `carried`, the state of its engine in fp32, is known."""
+    engine, precision = first.setting.engine, first.setting.precision
+    end = _raced(first)
+    if precision == "fp32":
+        return [BreakdownStep("machine", "engine", f"{engine} fp32", end)]
+    if engine == BASE[0]:
+        return [BreakdownStep("model", "quantise", f"{engine} {precision}", end)]
+    if carried is None or carried.why:
+        why = carried.why if carried is not None else "not raced yet"
+        return [BreakdownStep("model", "quantise", f"{engine} {precision}", end, f"engine and precision together: {engine} fp32 was {why}")]
+    return [BreakdownStep("machine", "engine", f"{engine} fp32", carried), BreakdownStep("model", "quantise", f"{precision} in {engine}", end)]
+
+
+@dataclass(frozen=True)
+class State:
+    """A whole-run cost (processor time relative to the original at its best) with its 90 % interval, what it rests on, and the raced point that has
+    it (None where it raced for this account alone); or why it is not known."""
+
+    cost: float
+    low: float | None = None
+    high: float | None = None
+    evidence: str = ""
+    point: str | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class BreakdownStep:
+    """One step of the ladder, and the state that it ends in."""
+
+    lever: str
+    technique: str
+    title: str
+    state: State
+    note: str = ""
+
+
+BASE = ("torch", "fp32")
+PATIENCE = 10.0                                                         # s that a build for this account alone may take beyond the budget
+REMOVED, TRAINED, CARRIED = "removal", "trained", "carried"              # states: sub-layers gone; the structure in PyTorch fp32; in its engine, fp32
+
+
+def _raced(point: Point) -> State:
+    """Its processor time, whatever the objective is."""
+    if point.timing is None:
+        return State(point.predicted, evidence="predicted", point=point.name)
+    cpu = point.timing.cpu
+    return State(cpu.value, cpu.low, cpu.high, SEARCHED if point.test is None else UNSEEN, point.name)
+
+
+def _states(job: Job, first: Point, measure: bool) -> dict[str, State]:
+    """The states between the original and `first`: those that raced as points, and (`measure`) the others, raced here."""
+    candidate, engine, precision = first.candidate, first.setting.engine, first.setting.precision
+    wanted: dict[str, tuple[str, str]] = {}
+    if not candidate.root and candidate.alone:
+        wanted[TRAINED] = BASE
+    if candidate.alone and engine != BASE[0] and precision != "fp32":
+        wanted[CARRIED] = (engine, "fp32")
+    found = {state: _raced(p) for state, pair in wanted.items() for p in job.points
+             if p.candidate is candidate and (p.setting.engine, p.setting.precision) == pair and p.timing}
+    if not measure:
+        return found
+    extra: dict[str, Assembly] = {}
+    for state in wanted.keys() - found.keys():
+        built = _built(job, first, wanted[state])
+        if isinstance(built, str):
+            found[state] = State(0.0, why=built)
+        else:
+            extra[state] = built
+    if candidate.structured and (removal := _removal(job, candidate)) is not None:
+        extra[REMOVED] = removal
+    found |= _race(job, extra)
+    return {state: one for state, one in found.items() if state == CARRIED or not one.why}
+
+
+def _built(job: Job, first: Point, pair: tuple[str, str]) -> Assembly | str:
+    """The point's structure with another engine and precision, at the settings of its own; or why that cannot be built, in words."""
+    candidate = first.candidate
+    seconds = {(r["engine"], r["precision"]): float(r["prepared_s"]) for r in job.race_rows}.get(pair, 0.0 if pair == BASE else PATIENCE / 2)
+    if job.deadline.over or seconds > max(job.left(), PATIENCE):
+        return "not built for lack of time"
+    setting = replace(first.setting if pair != BASE else job.base_setting, engine=pair[0], precision=pair[1])
+    part = job.part(named(candidate, setting), candidate.module, candidate, setting)
+    _, reason = prepare(part, job.raced(job.splits.search), home(job, candidate), job.work.seed)
+    return f"not built ({reason})" if reason else Assembly(part.name, [part])
+
+
+def _removal(job: Job, candidate: Candidate) -> Assembly | None:
+    """The original with the candidate's missing blocks and sub-layers gone and everything else at full size; None where none is missing."""
     from fourfold.rewrites.compress.combine import Candidate, prune
 
     assert job.root is not None
@@ -99,11 +196,23 @@ def _only_removal(job: Job, candidate: Candidate) -> float | None:
     if not shape:
         return None
     module, recipe, kept = prune(job.root, shape, mend=False)
-    variant = Candidate("removal", "network", recipe, shape, 1.0, kept=kept, module=module, structured=True)
-    point = Point("removal", variant, Assembly("removal", [job.signed("removal", module, variant)]))
-    runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [job.signed(ORIGINAL, job.subject.module)])), "removal": Runner(point.assembly)}
-    found = race_services(
-        runners, job.served_rows(job.splits.test), job.task, seconds=max(3.0, 0.02 * job.work.budget), seed=job.work.seed,
-        max_length=job.options.max_length,
-    )
-    return found["removal"].result.cpu.value
+    variant = Candidate(REMOVED, "network", recipe, shape, 1.0, kept=kept, module=module, structured=True)
+    return Assembly(REMOVED, [job.signed(REMOVED, module, variant)])
+
+
+def _race(job: Job, extra: Mapping[str, Assembly]) -> dict[str, State]:
+    """Each assembly's cost relative to the original's, from one race on the unseen split."""
+    if not extra:
+        return {}
+    whole = Assembly(ORIGINAL, [job.signed(ORIGINAL, job.subject.module)])
+    try:
+        found = race_services(
+            {ORIGINAL: Runner(whole), **{state: Runner(one) for state, one in sorted(extra.items())}}, job.served_rows(job.splits.test), job.task,
+            seconds=max(3.0, 0.02 * job.work.budget) * (1 + len(extra)) / 2, seed=job.work.seed, max_length=job.options.max_length,
+        )  # fmt: skip
+    finally:
+        for assembly in (whole, *extra.values()):
+            for part in assembly.parts:
+                part.close()
+    costs = {state: found[state].result.cpu for state in extra}
+    return {state: State(cpu.value, cpu.low, cpu.high, f"{UNSEEN}, for this account") for state, cpu in costs.items()}
