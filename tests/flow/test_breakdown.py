@@ -19,7 +19,7 @@ from fourfold.jobs.optimize.final_race import Point, prepare
 from fourfold.jobs.optimize.points import named, original
 from fourfold.report import html, summary
 from fourfold.report.schema import SCHEMA, validate
-from fourfold.rewrites.compress.combine import Candidate
+from fourfold.rewrites.compress.combine import Candidate, prune, site_ids
 from fourfold.runtime.artefact import Assembly, Setting
 from fourfold.runtime.service import ORIGINAL, Runner, race_services
 
@@ -83,12 +83,15 @@ def test_what_cannot_be_told_apart_is_one_step_and_says_so(job: Any, tmp_path: P
 
 
 def test_structure_engine_and_precision_reach_report_levers_and_ledger(job: Any, tmp_path: Path) -> None:
-    candidate = next(c for c in job.candidates if c.structured and c.module is not None and c.status == "open")
+    sublayers = [name for name, (_, bundle) in site_ids(job.root.anatomy).items() if bundle]
+    shape = {sublayers[0]: 0, sublayers[-1]: 1}                          # one sub-layer gone, another down to a unit, as the search makes them
+    module, recipe, kept = prune(job.root, shape, mend=False)
+    candidate = Candidate("smaller", "network", recipe, shape, 0.8, 2, kept=kept, module=module, structured=True, techniques=("matrix_pruning",))
     job.best = raced(job, candidate, Setting("onnxruntime", "int8", 1, 32, True), tmp_path)
     job.ladder = _climb(job, True)
     whole(job.ladder, job.best.timing.cpu.value)
     techniques = [row["technique"] for row in job.ladder]
-    assert techniques[-3:] == ["matrix_pruning", "engine", "quantise"]
+    assert techniques == ["layer_removal", "matrix_pruning", "engine", "quantise"]
     assert all((row["lever"] == "machine") == (row["technique"] == "engine") for row in job.ladder)
 
     document: dict[str, Any] = {"schema": SCHEMA, **report_data(job)}
