@@ -1,4 +1,4 @@
-"""One file an engine; the folder's listing is the registry, so nothing else has to be told of a new one. A file without an engine's class is what
+"""One file an engine; this folder's listing is the registry, so nothing else has to be told of a new one. A file without an engine's class is what
 engines share: `base` (the contract), `select` (which of them runs a module best), `region` (parts of a program), `onnx`, `parity`.
 
 Look names up with `names()` and `of_regions()` (which import nothing heavy) and classes with `engine(name)` and `region_engine(name)` (which import
