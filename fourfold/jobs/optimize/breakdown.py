@@ -99,7 +99,7 @@ def _climb(job: Job, measure: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _run_otherwise(first: Point, carried: State | None) -> list[BreakdownStep]:
+def _run_otherwise(first: Point, carried: CostState | None) -> list[BreakdownStep]:
     """From PyTorch in fp32 to the point's engine and precision: two steps where `carried`, the state of its engine in fp32, is known."""
     engine, precision = first.setting.engine, first.setting.precision
     end = _raced(first)
@@ -114,7 +114,7 @@ def _run_otherwise(first: Point, carried: State | None) -> list[BreakdownStep]:
 
 
 @dataclass(frozen=True)
-class State:
+class CostState:
     """A whole-run cost (processor time relative to the original at its best) with its 90 % interval, what it rests on, and the raced point that has
     it (None where it raced for this account alone); or why it is not known."""
 
@@ -133,7 +133,7 @@ class BreakdownStep:
     lever: str
     technique: str
     title: str
-    state: State
+    state: CostState
     note: str = ""
 
 
@@ -142,15 +142,15 @@ PATIENCE = 10.0                                                         # s that
 REMOVED, TRAINED, CARRIED = "removal", "trained", "carried"              # states: sub-layers gone; the structure in PyTorch fp32; in its engine, fp32
 
 
-def _raced(point: Point) -> State:
+def _raced(point: Point) -> CostState:
     """Its processor time, whatever the objective is."""
     if point.timing is None:
-        return State(point.predicted, evidence="predicted", point=point.name)
+        return CostState(point.predicted, evidence="predicted", point=point.name)
     cpu = point.timing.cpu
-    return State(cpu.value, cpu.low, cpu.high, SEARCHED if point.test is None else UNSEEN, point.name)
+    return CostState(cpu.value, cpu.low, cpu.high, SEARCHED if point.test is None else UNSEEN, point.name)
 
 
-def _states(job: Job, first: Point, measure: bool) -> dict[str, State]:
+def _states(job: Job, first: Point, measure: bool) -> dict[str, CostState]:
     """The states between the original and `first`: those that raced as points, and (`measure`) the others, raced here."""
     candidate, engine, precision = first.candidate, first.setting.engine, first.setting.precision
     wanted: dict[str, tuple[str, str]] = {}
@@ -166,7 +166,7 @@ def _states(job: Job, first: Point, measure: bool) -> dict[str, State]:
     for state in wanted.keys() - found.keys():
         built = _built(job, first, wanted[state])
         if isinstance(built, str):
-            found[state] = State(0.0, why=built)
+            found[state] = CostState(0.0, why=built)
         else:
             extra[state] = built
     if candidate.structured and (removal := _removal(job, candidate)) is not None:
@@ -200,7 +200,7 @@ def _removal(job: Job, candidate: Candidate) -> Assembly | None:
     return Assembly(REMOVED, [job.signed(REMOVED, module, variant)])
 
 
-def _race(job: Job, extra: Mapping[str, Assembly]) -> dict[str, State]:
+def _race(job: Job, extra: Mapping[str, Assembly]) -> dict[str, CostState]:
     """Each assembly's cost relative to the original's, from one race on the unseen split."""
     if not extra:
         return {}
@@ -215,4 +215,4 @@ def _race(job: Job, extra: Mapping[str, Assembly]) -> dict[str, State]:
             for part in assembly.parts:
                 part.close()
     costs = {state: found[state].result.cpu for state in extra}
-    return {state: State(cpu.value, cpu.low, cpu.high, f"{UNSEEN}, for this account") for state, cpu in costs.items()}
+    return {state: CostState(cpu.value, cpu.low, cpu.high, f"{UNSEEN}, for this account") for state, cpu in costs.items()}
