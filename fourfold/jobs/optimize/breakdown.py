@@ -87,7 +87,7 @@ def _climb(job: Job, measure: bool) -> list[dict[str, Any]]:
     if candidate.alone and (first.setting.engine, first.setting.precision) != BASE:
         steps += _run_otherwise(first, states.get(CARRIED))
     if best is not first:
-        steps.append(BreakdownStep("model", "cascade", "unsure answers handed to a dearer member", _raced(best)))
+        steps.append(BreakdownStep("model", best.candidate.techniques[0], "unsure answers handed to a dearer member", _raced(best)))
     if steps:
         steps[-1] = replace(steps[-1], state=_raced(best))               # in energy, whatever the objective was
     rows, before = [], 1.0
