@@ -72,6 +72,17 @@ def test_it_is_unknown_elsewhere() -> None:
         engines.region_engine("frozen")
 
 
+def test_facts_read_from_the_source_are_the_classes_own() -> None:
+    found = engines.facts()
+    assert {one.name for one in found} >= {"torch", "xla"}
+    for one in found:
+        kind = engines.engine(one.name) if one.precisions else engines.region_engine(one.in_plans)
+        own = (kind.name, kind.precisions, kind.regions, kind.region_name, kind.reads_onnx, kind.versions)
+        assert own == (one.name, one.precisions, one.regions, one.region_name, one.reads_onnx, one.versions)
+        assert one.precisions or one.regions, "it runs nothing"
+        assert set(kind.likely) | set(kind.slow) <= set(kind.precisions) and kind.title
+
+
 def test_one_build_makes_a_module_and_a_region_ready(toyroom: None, net: tuple[nn.Module, torch.Tensor, Captured], tmp_path: Path) -> None:
     model, x, _ = net
     kind = engines.engine("frozen")
