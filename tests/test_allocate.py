@@ -94,7 +94,7 @@ def test_the_sweep_says_what_brute_force_says(b: Buffers, data: st.DataObject) -
     assert (violations(b, offsets) == []) == sound(b, offsets)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(asked(), st.booleans())
 def test_what_is_placed_is_valid_but_for_room_and_bounds_hold(b: Buffers, best: bool) -> None:
     free = replace(b, banks=np.zeros(0, np.int64), bank_names=())

@@ -188,14 +188,14 @@ def test_a_model_its_plan_and_its_ledger(folder: Path) -> None:
 
 def test_a_plan_of_a_schedule_gets_offsets_in_its_order(folder: Path) -> None:
     fourfold.plan(net(), torch.zeros(4, 8), machine="p100x2", solver="expert", out="plan")
-    made = fourfold.allocate("plan", plan="plan")
+    made = fourfold.allocate("plan", plan="plan", evaluations=50)
     assert "Ops run in the order of the plan's schedule." in made.notes
     assert plans.verify("plan") == {"schedule": [], "allocate": []}
     assert fourfold.Plan.load("plan").solver == "expert"
 
 
 def test_a_plan_of_a_file_keeps_the_file(folder: Path) -> None:
-    fourfold.allocate("buffers.csv", capacity=12, plan="plan")
+    fourfold.allocate("buffers.csv", capacity=12, plan="plan", evaluations=50)
     assert plans.verify("plan") == {"allocate": []}
     (folder / "plan" / "buffers.csv").write_text(EXAMPLE.replace("b1,0,3,4", "b1,0,3,5"))
     with pytest.raises(fourfold.ArtefactError, match="is not the file"):

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fourfold.decisions.allocate._place import born, place, spans
+from fourfold.decisions.allocate._place import born, place, spans, within
 from fourfold.decisions.allocate.instance import FREE, I64, Rectangles
 from fourfold.decisions.allocate.problem import Allocate
 from fourfold.errors import Infeasible
@@ -47,8 +47,11 @@ def _peaks(p: Rectangles) -> I64:
     return out
 
 
+_PATIENCE = 5000                                                        # packings without a gain, of few buffers fewer
+
+
 class Greedy(Solver):
-    """Best of several orders and of first and best fit, the order mended while the budget lasts."""
+    """Best of several orders and of first and best fit, the order mended by local search while the budget lasts."""
 
     default = True
     title: ClassVar[str] = "Greedy family: several orders, first and best fit, order repaired"
@@ -70,14 +73,14 @@ class Greedy(Solver):
         for name, order, fit in [*turns[-1:], *turns[:-1]]:             # the baseline first: never worse than it
             found = place(p, order, best=fit, hints=name == "hint")
             height = p.height(found)
-            if best is None or (not _within(p, found), height) < (not _within(p, best), least):
+            if best is None or (not within(p, found), height) < (not within(p, best), least):
                 best, least, kept = found, height, order
                 budget.improve(least * p.unit)
-            if (least <= goal and _within(p, best)) or not budget.spend():
+            if (least <= goal and within(p, best)) or not budget.spend():
                 break
         assert best is not None
         best, least = self._mend(p, best, kept, goal, budget, seed)
-        if not _within(p, best):
+        if not within(p, best):
             over = least * p.unit - (problem.capacity or 0)
             raise Infeasible(f"No packing was found; the best needs {least * p.unit:,} bytes"
                              + (f", {over:,} more than the capacity of {problem.capacity:,}." if over > 0 else ", and fits no set of banks."),
@@ -85,29 +88,39 @@ class Greedy(Solver):
         return SolverAnswer(p.offsets(best))
 
     def _mend(self, p: Rectangles, best: I64, order: I64, goal: int, budget: Budget, seed: int) -> tuple[I64, int]:
-        """Move forward what reaches the top, a little at random, and place again, until the goal, the budget or 200 rounds without a gain."""
+        """Place what stands above the goal before something that lives beside it, and all again; keep what is no worse. Ends at the goal, with the
+        budget, or after `_PATIENCE` rounds without a gain."""
         rng = np.random.default_rng(seed)
-        least, rank, stale = p.height(best), np.empty(len(order)), 0
-        rank[order] = np.arange(len(order))
-        now, found = rank.copy(), best
-        while (least > goal or not _within(p, best)) and stale < 200 and not budget.exhausted:
+        first, last = spans(p)
+        score = kept = _score(p, best, goal)
+        order = start = np.array(order, np.int64)
+        found, stale, patience = best, 0, min(_PATIENCE, 200 + 50 * len(order))
+        while (kept[0] or p.height(best) > goal) and stale < patience and not budget.exhausted:
+            tried = order.copy()
+            position = np.empty(len(order), np.int64)
+            position[order] = np.arange(len(order))
             top = found + p.extent
-            blame = top > max(goal, 1) if (top > goal).any() else top == top.max()
-            now = np.where(blame, now * rng.uniform(0.0, 0.9, len(now)), now + rng.normal(0.0, 0.02 * len(now) * (stale > 20), len(now)))
-            now = np.argsort(np.argsort(now, kind="stable"), kind="stable").astype(float)
-            found = place(p, np.argsort(now, kind="stable"))
-            height = p.height(found)
-            stale += 1
-            if (not _within(p, found), height) < (not _within(p, best), least):
-                best, least, rank, stale = found, height, now.copy(), 0
-                budget.improve(least * p.unit)
-            elif stale % 25 == 0:
-                now, found = rank.copy(), best
+            high = np.flatnonzero(top > goal) if len(p.base) == 1 else np.arange(len(order))
+            if not len(high):
+                high = np.flatnonzero(top == top.max())
+            for v in rng.choice(high, min(len(high), 1 + int(rng.geometric(0.6)))).tolist():
+                beside = np.flatnonzero((first < last[v]) & (last > first[v]) & (position < position[v]))
+                if len(beside):
+                    tried = tried[tried != v]
+                    tried = np.insert(tried, int(np.flatnonzero(tried == rng.choice(beside))[0]), v)
+            now = place(p, tried)
             budget.spend()
-        return best, least
+            value, stale = _score(p, now, goal), stale + 1
+            if value <= score or rng.random() < 0.01:
+                order, found, score = tried, now, value
+            if value < kept:
+                best, kept, start, stale = now, value, tried, 0
+                budget.improve(p.height(best) * p.unit)
+            elif stale % 500 == 0:
+                order, found, score = start, best, kept
+        return best, p.height(best)
 
 
-def _within(p: Rectangles, found: I64) -> bool:
-    """Whether every offset lies within a bank that it may be in."""
-    which = np.searchsorted(p.base, found, "right") - 1
-    return bool(((found + p.extent <= p.base[which] + p.room[which]) & ((p.bank == FREE) | (p.bank == which))).all())
+def _score(p: Rectangles, found: I64, goal: int) -> tuple[bool, int, float]:
+    """What is better is smaller: within the banks, then the height (no better below the goal), then units above the goal, summed over offsets."""
+    return not within(p, found), max(goal, p.height(found)), float(np.maximum(0, found + p.extent - goal).sum())
