@@ -43,6 +43,8 @@ def plan(
     inputs: Annotated[Path | None, typer.Option(help="Example inputs: an .npz file with an array for each.")] = None,
     data: Annotated[str | None, typer.Option(help="Data as `optimize` reads it; its first batch is the example.")] = None,
     budget: Annotated[str, typer.Option(help="Time for the solver: 60s, 10min.")] = "60s",
+    memory: Annotated[str | None, typer.Option(help="Plan order, recomputation and offsets of all values into one arena: 4MiB, or min for the least "
+                                                    "that can be found. `fourfold run PLAN --check` carries it out.")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Stop after so many plans priced; answers alike on every machine.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     finetune: Annotated[bool, typer.Option("--finetune", help="Let the learned solver train on this one graph first.")] = False,
@@ -62,12 +64,20 @@ def plan(
         raise InputError(f"There is no question {question!r}.", f"Known: {', '.join(QUESTIONS)}.")
     if question == "schedule" and (contiguous or expert is not None):
         raise InputError("--contiguous and --expert are of the question pipeline.", "Add --question pipeline.")
+    if memory is not None and (question != "schedule" or objective or ledger is not None or finetune):
+        raise InputError("--memory is a question of its own: it takes no --question, --objective, --finetune or --ledger.", "Leave them out.")
     import fourfold
     from fourfold.report.terminal import Progress
 
     mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     given: dict[str, Any] = {"machine": machine, "solver": solver, "train": train, "budget": budget, "evaluations": evaluations, "seed": seed,
                              "dims": sizes(dims), "ledger": ledger}
+    if memory is not None:
+        from fourfold.cli._memory import planned
+
+        del given["ledger"]
+        with Progress(mode) as shown:
+            return planned(model, inputs or data, memory, out or Path("plan"), as_json, progress=shown, **given)
     if question == "pipeline":
         with Progress(mode) as shown:
             return _pipeline(model, inputs or data, out, as_json, objective=objective or "throughput", contiguous=contiguous, expert=expert,

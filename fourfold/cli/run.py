@@ -30,9 +30,20 @@ def run(
     one: Annotated[bool, typer.Option("--one-process", help="Everything in this process, whatever the placement.")] = False,
     inputs: Annotated[Path | None, typer.Option(help="Inputs by name, .npz or .safetensors. [those that the plan was made with]")] = None,
     model: Annotated[str | None, typer.Option(help="The model, where it is no longer where it was planned from.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Carry out the folder's plan of memory, where it holds a schedule too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Carry out a plan on this machine: devices as processes, order and groups as planned, transfers through shared memory."""
+    from fourfold import plans
+
+    questions = plans.answers(plan)
+    if memory or "rematerialise" in questions and plans.SCHEDULE not in questions:
+        from fourfold.cli._memory import carried_out
+
+        code = carried_out(plan, model, _inputs(inputs), repeat, check, as_json)
+        if code:
+            raise typer.Exit(code)
+        return
     from fourfold.report.graph import write
     from fourfold.runtime.local.check import check as checked
     from fourfold.runtime.local.check import inputs_of, opened

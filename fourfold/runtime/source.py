@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,8 +18,19 @@ from fourfold.errors import ArtefactError, InputError
 from fourfold.graph import INPUT
 
 if TYPE_CHECKING:
-    from fourfold.plans import Plan
+    from fourfold.graph import Graph
     from fourfold.program import Captured
+
+
+class Recorded(Protocol):
+    """A plan as far as its program goes: the graph, and `model` and `capture`, by which it is captured again."""
+
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def model(self) -> Mapping[str, Any]: ...
+    @property
+    def capture(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ def _sized(signature: Any, dims: dict[str, int]) -> dict[str, np.ndarray]:
     return found
 
 
-def recapture(plan: Plan, model: Any = None, inputs: Any = None) -> Captured:
+def recapture(plan: Recorded, model: Any = None, inputs: Any = None) -> Captured:
     """The program that `plan` was made for, captured again from its own reference, or from `model` where the plan was made of an object in memory.
 
     Raises ArtefactError where what is captured now has another graph, InputError where there is no reference and no `model`, and what `read` raises.

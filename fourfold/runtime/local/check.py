@@ -17,6 +17,7 @@ from fourfold.runtime.local.executor import ONE, Execution, Local, executions
 
 if TYPE_CHECKING:
     from fourfold.plans import Plan
+    from fourfold.runtime.source import Recorded
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def flat(plan: Plan, captured: Captured, outputs: Any) -> dict[int, Any]:
     return found
 
 
-def paths(plan: Plan, captured: Captured) -> dict[int, str]:
+def paths(plan: Recorded, captured: Captured) -> dict[int, str]:
     """Where each output stands in the model's answer: "logits", "boxes.0"; of an answer that is one tensor, nothing."""
     found: dict[int, str] = {}
 

@@ -1,0 +1,75 @@
+"""What `fourfold plan --memory` and `fourfold run` of such a plan print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fourfold.cli._print import emit, table
+
+_DIFFERS, _INTERRUPTED = 4, 130
+
+
+def planned(model: str, data: Any, memory: str, out: Path, as_json: bool, **asked: Any) -> int:
+    """Plan, write, tell; the exit code."""
+    from fourfold.jobs.memory import QUESTION, plan_memory
+    from fourfold.report.format import percent, span
+    from fourfold.report.memory import mebi
+
+    document = plan_memory(model, data, memory=memory, out=out, **asked)
+    solution = document.solutions[QUESTION]
+    if as_json:
+        emit({name: value for name, value in solution.items() if name not in ("nodes", "answer")}
+             | {"question": QUESTION, "workload": dict(document.workload), "machine": dict(document.machine), "out": str(out)})
+        return _INTERRUPTED if solution["interrupted"] else 0
+    asked_for = "as little as was found" if solution["limit"] is None else f"of {mebi(solution['limit'])} asked for"
+    print(f"{document.workload['name']}: {document.workload['nodes']:,} ops in {mebi(solution['peak'])}, {asked_for}: an arena of "
+          f"{mebi(solution['arena'])}" + (f", and {mebi(solution['outside'])} of temporaries beside it." if solution["outside"] else "."))
+    more = solution["seconds"] / solution["once"] - 1 if solution["once"] else 0.0
+    print(f"Plan of {solution['solver']}: {span(solution['cost'])} op by op{f', {percent(more)} more than running each once' if more > 0 else ''}.")
+    if solution["interrupted"]:
+        print("Interrupted; this is the best so far.")
+    print("\nTechniques")
+    table([{"technique": row["solver"], "arena": mebi(row["peak"]), "time": "–" if row["cost"] is None else span(row["cost"]),
+            "solving": f"{row['seconds']:.2f} s", "": row["note"]} for row in solution["table"]])
+    print("\n".join(["Why", *(f" · {line}" for line in solution["sentences"])]))
+    for note in solution["notes"]:
+        print(f"Note: {note}")
+    print(f"Wrote {', '.join(sorted(file.name for file in out.iterdir() if file.is_file()))} to {out}."
+          + (f" Carry it out with: fourfold run {out} --check" if solution["nodes"]["way"] else ""))
+    return _INTERRUPTED if solution["interrupted"] else 0
+
+
+def carried_out(plan: Path, model: str | None, inputs: Any, repeat: int, whole: bool, as_json: bool) -> int:
+    """Carry a plan of memory out, compare, tell; the exit code: 4 with --check where outputs differ or the limit is not kept."""
+    from fourfold.runtime.arena.check import check
+
+    done = check(plan, model=model, inputs=inputs, repeat=repeat)
+    code = _DIFFERS if whole and not (done.equal and done.within) else 0
+    if as_json:
+        emit(done.to_json())
+        return code
+    from fourfold.report.memory import mebi
+
+    print(f"{done.steps:,} steps in one arena, {done.repeated:,} of them ops that ran before.")
+    table([{"": "arena", "planned": mebi(done.planned[0]), "measured": mebi(done.measured[0])},
+           {"": "largest temporary beside it", "planned": mebi(done.planned[1]), "measured": mebi(done.measured[1])},
+           {"": "peak", "planned": mebi(sum(done.planned)), "measured": mebi(sum(done.measured))},
+           {"": "limit", "planned": "least" if done.limit is None else mebi(done.limit), "measured": "kept" if done.within else "NOT kept"},
+           {"": "eager", "planned": "", "measured": mebi(done.eager)}])
+    print(f"A run takes {1e3 * done.seconds:.3f} ms, {done.ratio[0]:.3f} [{done.ratio[1]:.3f}, {done.ratio[2]:.3f}] of an eager one "
+          f"({1e3 * done.eager_seconds:.3f} ms); op by op {1e3 * done.predicted:.3f} ms were predicted.")
+    beside = f"; the largest temporary outside is {done.worst}'s" if done.worst else ""
+    print(f"{done.straight:,} of {done.computing:,} ops write straight into the arena{beside}.")
+    wrong = [one for one in done.outputs if not one.equal]
+    worst = max((one.relative for one in done.outputs), default=0.0)
+    if wrong:
+        first = wrong[0].name or "the answer"
+        print(f"{len(wrong)} of {len(done.outputs)} outputs differ from the eager program's, {first} by {wrong[0].relative:.2g} of its largest "
+              f"magnitude (allowed {wrong[0].tolerance:g}).")
+    else:
+        which = f"All {len(done.outputs)} outputs equal" if len(done.outputs) != 1 else "The output equals"
+        print(f"{which} the eager program's: {f'off by at most {worst:.2g} of the largest magnitude' if worst else 'no difference'}.")
+    for note in done.notes:
+        print(note)
+    return code

@@ -1,0 +1,124 @@
+"""A plan of memory for its readers: what order and repeats save, module by module, and what stays outside of the arena."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fourfold.graph import INPUT, Graph
+from fourfold.report import format
+from fourfold.report.modules import label, named, paths
+
+if TYPE_CHECKING:
+    from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
+
+_TOLD = 8                                                               # modules that are told of
+
+
+def mebi(value: float | None) -> str:
+    """Bytes as memories are sized: "5.03 MiB", "412 KiB", "96 B"; None → "–"."""
+    if value is None:
+        return "–"
+    scale, unit = next(((scale, unit) for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if value >= scale), (1, "B"))
+    return f"{value / scale:.4g} {unit}"
+
+
+@dataclass(frozen=True)
+class Again:
+    """What one module computes again: its `path`, `ops` in words, how many `runs` beyond the first, `seconds` that they take, and `saved` bytes: how
+    much higher the peak would be without them, all else as planned.
+    """
+
+    path: str
+    ops: str
+    runs: int
+    seconds: float
+    saved: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"module": self.path, "ops": self.ops, "runs": self.runs, "seconds": self.seconds, "saved": self.saved}
+
+
+def again(problem: Rematerialise, answer: Rematerialisation) -> list[Again]:
+    """A row for each module in which something is computed again, those that save most first. Effects do not add up: repeats lean on one another."""
+    graph, sequence = problem.graph, answer.sequence
+    seen, extra = set[int](), list[int]()
+    for s, n in enumerate(sequence.tolist()):
+        if n in seen and not problem.viewing[n]:
+            extra.append(s)
+        seen.add(n)
+    where, groups = paths(graph), dict[str, list[int]]()
+    for s in extra:
+        groups.setdefault(".".join(where[int(sequence[s])]), []).append(s)
+    now = _live(problem, sequence)
+    found = []
+    for path, steps in groups.items():
+        nodes = sequence[steps].tolist()
+        without = _live(problem, np.delete(sequence, steps))
+        found.append(Again(path, label(graph, sorted(set(nodes))), len(steps), float(problem.price[nodes].sum()), max(0, without - now)))
+    return sorted(found, key=lambda row: (-row.saved, -row.seconds, row.path))
+
+
+def _live(problem: Rematerialise, sequence: np.ndarray) -> int:
+    """Most bytes alive at a time in a sequence of nodes, views taken wherever they are needed."""
+    from fourfold.decisions.rematerialise._lives import measure
+
+    return measure(problem.core, problem.collapse(sequence))[0]
+
+
+def needs_most(problem: Rematerialise) -> tuple[str, int]:
+    """(the op that needs most bytes for what it reads and makes, in words; those bytes)."""
+    from fourfold.decisions.rematerialise.bound import node_bytes
+
+    need = node_bytes(problem.core)
+    at = int(np.argmax(need))
+    return op(problem.graph, int(problem.core.node[at])), int(need[at])
+
+
+def op(graph: Graph, node: int) -> str:
+    """A node in words: "layer_norm of blocks.3.n1"; one that belongs to no module by its name."""
+    where = graph.modules[node] or (f"layer {graph.layer[node]}" if graph.layer[node] >= 0 else "")
+    return f"{label(graph, [node])} of {named(where)}" if where else f"{label(graph, [node])} ({graph.names[node]})"
+
+
+def sentences(problem: Rematerialise, facts: Mapping[str, Any], rows: Sequence[Again]) -> list[str]:
+    """What was decided and what it costs. `facts`: peaks of the stages ("offsets", "ordered", "planned"), "outside", "worst", "straight",
+    "computing", "seconds" planned and of one run of everything, "measured".
+    """
+    runs, graph = sum(row.runs for row in rows), problem.graph
+    price = "measured" if facts["measured"] else "modelled"
+    said = [_joined(facts, runs, price)]
+    for row in rows[:_TOLD]:
+        what = f"{row.ops} of {named(row.path)}" if row.path else row.ops
+        gain = f"{mebi(row.saved)} less" if row.saved else "no less by itself"
+        times = f", {row.runs} runs in all" if row.runs > row.ops.count("+") + 1 else ""
+        said.append(f"Computed again: {what}{times}: {gain} for {format.span(row.seconds)}.")
+    if len(rows) > _TOLD:
+        rest = rows[_TOLD:]
+        said.append(f"Computed again: ops of {len(rest)} more module{'s' * (len(rest) != 1)}, for {format.span(sum(row.seconds for row in rest))}.")
+    most, need = needs_most(problem)
+    said.append(f"The op that needs most is {most}: {mebi(need)} for what it reads and makes. No plan takes less than {mebi(problem.least_peak())}.")
+    if facts["straight"] is not None:
+        worst = f"; the largest temporary outside is {mebi(facts['outside'])}, of {facts['worst']}" if facts["outside"] else ""
+        said.append(f"{facts['straight']:,} of {facts['computing']:,} ops write straight into the arena{worst}.")
+    fed = int(graph.size[(graph.role != 0) & (graph.alias == np.arange(len(graph.alias)))].sum())
+    given = int(graph.size[graph.role == INPUT].sum())
+    said.append(f"Weights and inputs ({mebi(fed)}, {mebi(given)} of it inputs) lie outside of the arena.")
+    return said
+
+
+def _joined(facts: Mapping[str, Any], runs: int, price: str) -> str:
+    peaks, seconds, plain = facts["peaks"], facts["seconds"], facts["once"]
+    parts = [f"Offsets alone need {mebi(peaks['offsets'])}"]
+    if peaks["ordered"] is not None and peaks["ordered"] < 0.999 * peaks["offsets"]:
+        parts.append(f"in another order of the ops it is {mebi(peaks['ordered'])}")
+    if runs:
+        took = f"{format.span(seconds)} instead of {format.span(plain)}, {price} op by op"
+        more = f"{100 * (seconds / plain - 1):.1f} % more time ({took})" if plain else "no time"
+        parts.append(f"with {runs:,} op{'s' * (runs != 1)} computed again {mebi(peaks['planned'])}, for {more}")
+    elif peaks["planned"] not in (peaks["offsets"], peaks["ordered"]):
+        parts.append(f"the plan takes {mebi(peaks['planned'])}, and computes nothing again")
+    return "; ".join(parts) + "."
