@@ -90,7 +90,7 @@ def test_the_gradients_are_those_of_autograd(name: str) -> None:
     loss, gradients = made.collect(Arena(made, inputs, repeated(made) if name != "lstm" else stored(made), dry, poison=True).run().outputs)
     assert torch.isclose(loss, model(x).float().square().mean(), rtol=1e-5)
     for label, parameter in model.named_parameters():
-        assert torch.allclose(gradients[label], parameter.grad, rtol=1e-4, atol=1e-6), label
+        assert parameter.grad is not None and torch.allclose(gradients[label], parameter.grad, rtol=1e-4, atol=1e-6), label
 
 
 def test_two_lives_in_one_place_show() -> None:

@@ -6,18 +6,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
+
+from fourfold.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fourfold.plans import Plan
+    from fourfold.plans import Document, Plan
 
 
+@overload
+def plan(
+    model: Any, data_or_inputs: Any = None, *, memory: None = None, machine: Any = "here", objective: str = "latency", solver: str = "auto",
+    train: bool = False, budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0, dims: Mapping[str, int] | None = None,
+    finetune: bool = False, out: str | Path | None = None, ledger: str | Path | None = None, progress: Any = None,
+) -> Plan: ...  # fmt: skip
+@overload
+def plan(
+    model: Any, data_or_inputs: Any = None, *, memory: int | str, machine: Any = "here", solver: str = "auto", train: bool = False,
+    budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0, dims: Mapping[str, int] | None = None,
+    out: str | Path | None = None, progress: Any = None,
+) -> Document: ...  # fmt: skip
 def plan(
     model: Any,
     data_or_inputs: Any = None,
     *,
+    memory: int | str | None = None,
     machine: Any = "here",
     objective: str = "latency",
     solver: str = "auto",
@@ -30,7 +45,7 @@ def plan(
     out: str | Path | None = None,
     ledger: str | Path | None = None,
     progress: Any = None,
-) -> Plan:
+) -> Plan | Document:
     """Decide which ops of `model` run as one, on which device, and in which order.
 
     model: a Hugging Face style folder, "package.module:factory", an nn.Module, an .onnx or .pt2 file, a JAX function or "package.module:function".
@@ -41,9 +56,19 @@ def plan(
     train on this one graph. out: folder for the plan, trace.json and plan.html. ledger: file that what the decision saves is booked in (the
     Machine lever).
 
+    memory: a limit ("4MiB", bytes, or "min") asks another question: the order of the ops, which of them run again, and where each value stands in one
+    arena (`fourfold.jobs.memory.plan_memory`); the answer is the plan's document.
+
     Ctrl-C while it searches hands back the best so far (`plan.interrupted`). Raises InputError, ModelError or MissingExtra for what cannot be read,
     Infeasible where the program fits no device or not all of them (which op, by how many bytes).
     """
+    if memory is not None:
+        from fourfold.jobs.memory import plan_memory
+
+        if objective != "latency" or finetune or ledger is not None:
+            raise InputError("memory is a question of its own: it takes no objective, finetune or ledger.", "Leave them out.")
+        return plan_memory(model, data_or_inputs, memory=memory, machine=machine, solver=solver, train=train, budget=budget, evaluations=evaluations,
+                           seed=seed, dims=dims, out=out, progress=progress)
     from fourfold.decisions.schedule.problem import Schedule
     from fourfold.jobs.booking import book, may_book
     from fourfold.jobs.optimize.state import NullProgress

@@ -136,9 +136,10 @@ def check(plan: MemoryPlan | str | Path, *, model: Any = None, inputs: Any = Non
     notes = [f"The program draws random numbers ({len(program.random)} ops); each draws by a seed of its own, here and in the eager run."
              ] if program.random else []
     notes += [f"{len(arena.strays)} views can only be copied here; they take {arena.stray:,} bytes outside."] if arena.strays else []
-    return ArenaCheck(outputs, (arena.layout.top, int(found.nodes.workspace.max(initial=0))), (highest, beside), found.limit, _peak(program, given),
-                      float(np.median(seconds)), float(np.median(plain)), (ratio.value, ratio.low, ratio.high),
-                      predicted, len(found.answer), len(found.answer) - runs, int(facts["straight"] or 0), int(facts["computing"]), facts["worst"], tuple(notes))
+    return ArenaCheck(outputs, (arena.layout.top, int(found.nodes.workspace.max(initial=0))), (highest, beside), found.limit,
+                      _peak(program, given), float(np.median(seconds)), float(np.median(plain)), (ratio.value, ratio.low, ratio.high), predicted,
+                      len(found.answer), len(found.answer) - runs, int(facts["straight"] or 0), int(facts["computing"]), facts["worst"],
+                      tuple(notes))
 
 
 def arena_of(plan: MemoryPlan, program: Ready, inputs: Any, *, poison: bool = False, seed: int = 0) -> Arena:
