@@ -13,8 +13,8 @@ _DIFFERS, _INTERRUPTED = 4, 130
 def planned(model: str, data: Any, memory: str, out: Path, as_json: bool, **asked: Any) -> int:
     """Plan, write, tell; the exit code."""
     from fourfold.jobs.memory import QUESTION, plan_memory
+    from fourfold.report.allocate import size
     from fourfold.report.format import percent, span
-    from fourfold.report.memory import mebi
 
     document = plan_memory(model, data, memory=memory, out=out, **asked)
     solution = document.solutions[QUESTION]
@@ -22,15 +22,17 @@ def planned(model: str, data: Any, memory: str, out: Path, as_json: bool, **aske
         emit({name: value for name, value in solution.items() if name not in ("nodes", "answer")}
              | {"question": QUESTION, "workload": dict(document.workload), "machine": dict(document.machine), "out": str(out)})
         return _INTERRUPTED if solution["interrupted"] else 0
-    asked_for = "as little as was found" if solution["limit"] is None else f"of {mebi(solution['limit'])} asked for"
-    print(f"{document.workload['name']}: {document.workload['nodes']:,} ops in {mebi(solution['peak'])}, {asked_for}: an arena of "
-          f"{mebi(solution['arena'])}" + (f", and {mebi(solution['outside'])} of temporaries beside it." if solution["outside"] else "."))
+    asked_for = "as little as was found" if solution["limit"] is None else f"of {size(solution['limit'])} asked for"
+    print(f"{document.workload['name']}: {document.workload['nodes']:,} ops in {size(solution['peak'])}, {asked_for}: an arena of "
+          f"{size(solution['arena'])}" + (f", and {size(solution['outside'])} of temporaries beside it." if solution["outside"] else "."))
     more = solution["seconds"] / solution["once"] - 1 if solution["once"] else 0.0
     print(f"Plan of {solution['solver']}: {span(solution['cost'])} op by op{f', {percent(more)} more than running each once' if more > 0 else ''}.")
     if solution["interrupted"]:
         print("Interrupted; this is the best so far.")
     print("\nTechniques")
-    table([{"technique": row["solver"], "arena": mebi(row["peak"]), "time": "–" if row["cost"] is None else span(row["cost"]),
+    table([{"technique": row["solver"],
+            "arena": "–" if row["peak"] is None else size(row["peak"]),
+            "time": "–" if row["cost"] is None else span(row["cost"]),
             "solving": f"{row['seconds']:.2f} s", "": row["note"]} for row in solution["table"]])
     print("\n".join(["Why", *(f" · {line}" for line in solution["sentences"])]))
     for note in solution["notes"]:
@@ -49,14 +51,14 @@ def carried_out(plan: Path, model: str | None, inputs: Any, repeat: int, whole: 
     if as_json:
         emit(done.to_json())
         return code
-    from fourfold.report.memory import mebi
+    from fourfold.report.allocate import size
 
     print(f"{done.steps:,} steps in one arena, {done.repeated:,} of them ops that ran before.")
-    table([{"": "arena", "planned": mebi(done.planned[0]), "measured": mebi(done.measured[0])},
-           {"": "largest temporary beside it", "planned": mebi(done.planned[1]), "measured": mebi(done.measured[1])},
-           {"": "peak", "planned": mebi(sum(done.planned)), "measured": mebi(sum(done.measured))},
-           {"": "limit", "planned": "least" if done.limit is None else mebi(done.limit), "measured": "kept" if done.within else "NOT kept"},
-           {"": "eager", "planned": "", "measured": mebi(done.eager)}])
+    table([{"": "arena", "planned": size(done.planned[0]), "measured": size(done.measured[0])},
+           {"": "largest temporary beside it", "planned": size(done.planned[1]), "measured": size(done.measured[1])},
+           {"": "peak", "planned": size(sum(done.planned)), "measured": size(sum(done.measured))},
+           {"": "limit", "planned": "least" if done.limit is None else size(done.limit), "measured": "kept" if done.within else "NOT kept"},
+           {"": "eager", "planned": "", "measured": size(done.eager)}])
     print(f"A run takes {1e3 * done.seconds:.3f} ms, {done.ratio[0]:.3f} [{done.ratio[1]:.3f}, {done.ratio[2]:.3f}] of an eager one "
           f"({1e3 * done.eager_seconds:.3f} ms); op by op {1e3 * done.predicted:.3f} ms were predicted.")
     beside = f"; the largest temporary outside is {done.worst}'s" if done.worst else ""

@@ -108,8 +108,13 @@ def plan_memory(
     told = {"name": asked.system.name, "hash": asked.system.hash, "fingerprint": asked.system.fingerprint}
     if out is None:
         return plans.Document(Path("."), about, told, {QUESTION: solution})
+    from fourfold.report.memory import write_page
+
     plans.store(out, QUESTION, solution, about, told, {"graph.npz": graph.save, "system.toml": asked.system.write})
-    return plans.read(out)
+    document = plans.read(out)
+    page = "memory.html" if plans.SCHEDULE in document.solutions else "plan.html"                   # a schedule's page is plan.html
+    write_page(problem.within(found.room), found.best.answer, solution, Path(out) / page)
+    return document
 
 
 def limit_of(memory: int | str) -> int | None:
@@ -248,14 +253,15 @@ def _row(name: str, row: SolverRow[Rematerialisation], peak: float, room: int) -
 
 def _short(problem: Rematerialise, asked: _Asked, found: _Found, limit: int) -> Infeasible:
     """Nothing fits: what was found, what is proven, and which op needs most."""
-    from fourfold.report.memory import mebi, needs_most
+    from fourfold.report.allocate import size
+    from fourfold.report.memory import needs_most
 
-    beside = f" and {mebi(asked.outside)} of temporaries" if asked.outside else ""
+    beside = f" and {size(asked.outside)} of temporaries" if asked.outside else ""
     lowest, floor, (most, need) = problem.peak(found.lowest.answer), problem.least_peak(), needs_most(problem)
-    why = (f"No plan of {problem.graph.name} within {mebi(limit)} was found: the least found is {mebi(lowest + asked.outside)} "
-           f"({mebi(lowest)} of arena{beside})")
-    proven = f"; nothing fits below {mebi(floor + asked.outside)}" if floor < lowest else ", and it is proven that nothing takes less"
-    return Infeasible(f"{why}{proven}. The op that needs most is {most}: {mebi(need)}.",
+    why = (f"No plan of {problem.graph.name} within {size(limit)} was found: the least found is {size(lowest + asked.outside)} "
+           f"({size(lowest)} of arena{beside})")
+    proven = f"; nothing fits below {size(floor + asked.outside)}" if floor < lowest else ", and it is proven that nothing takes less"
+    return Infeasible(f"{why}{proven}. The op that needs most is {most}: {size(need)}.",
                       f"Ask for --memory {-(-(lowest + asked.outside) // 1024)}KiB, for --memory min with a longer --budget, or for a smaller batch.")
 
 

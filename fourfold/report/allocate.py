@@ -22,6 +22,7 @@ from fourfold.report.json import replace
 
 if TYPE_CHECKING:
     from fourfold.jobs.allocate import Allocation
+    from fourfold.report.memory import MemoryMap
 
 WIDE, HIGH, LOW = 1000, 520, 160                                        # of the pictures, px before they are stretched
 DRAWN = 5000                                                            # rectangles as SVG; more go on a canvas
@@ -122,14 +123,14 @@ def _owners(p: Rectangles, ids: tuple[str, ...]) -> list[str]:
 
 # ---- the page
 
-def write(made: Allocation, path: Path | str) -> Path:
+def write(made: Allocation | MemoryMap, path: Path | str) -> Path:
     """Write the page to `path`. Returns the file's path."""
     path = Path(path)
     replace(path, page(made).encode("utf-8", "replace"))
     return path
 
 
-def page(made: Allocation) -> str:
+def page(made: Allocation | MemoryMap) -> str:
     """The page as HTML text."""
     from jinja2 import Environment
     from markupsafe import Markup
@@ -152,7 +153,7 @@ def page(made: Allocation) -> str:
 class _Map:
     """The rectangles on a plane of sections × bytes: `rows` [k] (offset, first section, last + 1, address, bytes), `groups` of modules, `top`."""
 
-    def __init__(self, made: Allocation) -> None:
+    def __init__(self, made: Allocation | MemoryMap) -> None:
         b, p = made.problem.buffers, made.problem.buffers.parts()
         self.made, self.parts = made, p
         self.names = _owners(p, b.ids)

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fourfold.graph import INPUT, Graph
 from fourfold.report import format
-from fourfold.report.modules import label, named, paths
+from fourfold.report.allocate import size, write
+from fourfold.report.modules import label, named
 
 if TYPE_CHECKING:
+    from fourfold.decisions.allocate.problem import Allocate
     from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
+    from fourfold.problem import Solution
 
 _TOLD = 8                                                               # modules that are told of
-
-
-def mebi(value: float | None) -> str:
-    """Bytes as memories are sized: "5.03 MiB", "412 KiB", "96 B"; None → "–"."""
-    if value is None:
-        return "–"
-    scale, unit = next(((scale, unit) for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if value >= scale), (1, "B"))
-    return f"{value / scale:.4g} {unit}"
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,9 @@ def again(problem: Rematerialise, answer: Rematerialisation) -> list[Again]:
         if n in seen and not problem.viewing[n]:
             extra.append(s)
         seen.add(n)
-    where, groups = paths(graph), dict[str, list[int]]()
+    groups: dict[str, list[int]] = {}
     for s in extra:
-        groups.setdefault(".".join(where[int(sequence[s])]), []).append(s)
+        groups.setdefault(place(graph, int(sequence[s])), []).append(s)
     now = _live(problem, sequence)
     found = []
     for path, steps in groups.items():
@@ -80,8 +76,13 @@ def needs_most(problem: Rematerialise) -> tuple[str, int]:
 
 def op(graph: Graph, node: int) -> str:
     """A node in words: "layer_norm of blocks.3.n1"; one that belongs to no module by its name."""
-    where = graph.modules[node] or (f"layer {graph.layer[node]}" if graph.layer[node] >= 0 else "")
+    where = place(graph, node)
     return f"{label(graph, [node])} of {named(where)}" if where else f"{label(graph, [node])} ({graph.names[node]})"
+
+
+def place(graph: Graph, node: int) -> str:
+    """The module of a node, its layer where it has no module, "" where it has neither."""
+    return graph.modules[node] or (f"layer {graph.layer[node]}" if graph.layer[node] >= 0 else "")
 
 
 def sentences(problem: Rematerialise, facts: Mapping[str, Any], rows: Sequence[Again]) -> list[str]:
@@ -93,32 +94,77 @@ def sentences(problem: Rematerialise, facts: Mapping[str, Any], rows: Sequence[A
     said = [_joined(facts, runs, price)]
     for row in rows[:_TOLD]:
         what = f"{row.ops} of {named(row.path)}" if row.path else row.ops
-        gain = f"{mebi(row.saved)} less" if row.saved else "no less by itself"
+        gain = f"{size(row.saved)} less" if row.saved else "no less by itself"
         times = f", {row.runs} runs in all" if row.runs > row.ops.count("+") + 1 else ""
         said.append(f"Computed again: {what}{times}: {gain} for {format.span(row.seconds)}.")
     if len(rows) > _TOLD:
         rest = rows[_TOLD:]
         said.append(f"Computed again: ops of {len(rest)} more module{'s' * (len(rest) != 1)}, for {format.span(sum(row.seconds for row in rest))}.")
     most, need = needs_most(problem)
-    said.append(f"The op that needs most is {most}: {mebi(need)} for what it reads and makes. No plan takes less than {mebi(problem.least_peak())}.")
+    said.append(f"The op that needs most is {most}: {size(need)} for what it reads and makes. No plan takes less than {size(problem.least_peak())}.")
     if facts["straight"] is not None:
-        worst = f"; the largest temporary outside is {mebi(facts['outside'])}, of {facts['worst']}" if facts["outside"] else ""
+        worst = f"; the largest temporary outside is {size(facts['outside'])}, of {facts['worst']}" if facts["outside"] else ""
         said.append(f"{facts['straight']:,} of {facts['computing']:,} ops write straight into the arena{worst}.")
     fed = int(graph.size[(graph.role != 0) & (graph.alias == np.arange(len(graph.alias)))].sum())
     given = int(graph.size[graph.role == INPUT].sum())
-    said.append(f"Weights and inputs ({mebi(fed)}, {mebi(given)} of it inputs) lie outside of the arena.")
+    said.append(f"Weights and inputs ({size(fed)}, {size(given)} of it inputs) lie outside of the arena.")
     return said
 
 
 def _joined(facts: Mapping[str, Any], runs: int, price: str) -> str:
     peaks, seconds, plain = facts["peaks"], facts["seconds"], facts["once"]
-    parts = [f"Offsets alone need {mebi(peaks['offsets'])}"]
+    parts = [f"Offsets alone need {size(peaks['offsets'])}"]
     if peaks["ordered"] is not None and peaks["ordered"] < 0.999 * peaks["offsets"]:
-        parts.append(f"in another order of the ops it is {mebi(peaks['ordered'])}")
+        parts.append(f"in another order of the ops it is {size(peaks['ordered'])}")
     if runs:
         took = f"{format.span(seconds)} instead of {format.span(plain)}, {price} op by op"
         more = f"{100 * (seconds / plain - 1):.1f} % more time ({took})" if plain else "no time"
-        parts.append(f"with {runs:,} op{'s' * (runs != 1)} computed again {mebi(peaks['planned'])}, for {more}")
+        parts.append(f"with {runs:,} op{'s' * (runs != 1)} computed again {size(peaks['planned'])}, for {more}")
     elif peaks["planned"] not in (peaks["offsets"], peaks["ordered"]):
-        parts.append(f"the plan takes {mebi(peaks['planned'])}, and computes nothing again")
+        parts.append(f"the plan takes {size(peaks['planned'])}, and computes nothing again")
     return "; ".join(parts) + "."
+
+
+# ---- the page
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """What the page of a plan of memory shows: each value that a step makes as a buffer over steps, at its offset (`report/allocate.py` draws it)."""
+
+    problem: Allocate
+    solution: Solution[np.ndarray]
+    table: tuple[Mapping[str, Any], ...]
+    workload: Mapping[str, Any]
+    sentences: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def offsets(self) -> np.ndarray:
+        return self.solution.answer
+
+
+def memory_map(problem: Rematerialise, answer: Rematerialisation, told: Mapping[str, Any]) -> MemoryMap:
+    """Buffers of a plan; `told`: the solution as a plan keeps it. The bound shown is that of offsets for this sequence."""
+    from fourfold.decisions.allocate.instance import Buffers
+    from fourfold.decisions.allocate.problem import Allocate
+    from fourfold.decisions.rematerialise._lives import lives
+    from fourfold.problem import Solution, appraise, gap
+
+    g, found, seen, ids = problem.graph, lives(problem, answer.sequence), set[int](), list[str]()
+    for step, value in zip(found.step.tolist(), found.value.tolist(), strict=True):
+        ids.append(f"{g.labels[value] or f'value {value}'}{', again' if value in seen else ''} (step {step})")
+        seen.add(value)
+    modules = tuple(g.modules[int(g.producer[v])] for v in found.value.tolist())
+    distinct = tuple(f"{name} {k}" if ids.count(name) > 1 else name for k, name in enumerate(ids)) if len(set(ids)) < len(ids) else tuple(ids)
+    buffers = Buffers(distinct, found.lower, found.upper, found.size, alignment=np.full(len(ids), 64), modules=modules)
+    asked = Allocate(buffers if told["limit"] is None else buffers.limited(int(told["room"])))
+    cost, bound, (before, why) = asked.cost(answer.offset), float(asked.bound()), appraise(asked, asked.baseline())
+    table = tuple({**row, "cost": row["peak"]} for row in told["table"])
+    bound = min(bound, cost)
+    solution = Solution("allocate", str(told["solver"]), answer.offset, cost, "B", before, why, bound, gap(cost, bound), (), 0.0, 0)
+    return MemoryMap(asked, solution, table, {"name": g.name}, tuple(told["sentences"]), tuple(told["notes"]))
+
+
+def write_page(problem: Rematerialise, answer: Rematerialisation, told: Mapping[str, Any], file: Path) -> Path:
+    """Write the page of a plan of memory."""
+    return write(memory_map(problem, answer, told), file)

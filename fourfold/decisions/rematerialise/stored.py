@@ -46,14 +46,19 @@ class Nodes:
 
     def straight(self, graph: Graph) -> dict[str, Any]:
         """Of the ops that compute: how many there are, how many write straight into the arena (None: not known), which has the largest temporary."""
-        from fourfold.cost.roofline import short
-
         if not self.way:
             return {"computing": int((graph.fusion != VIEW).sum()), "straight": None, "worst": ""}
         computing = [n for n, way in enumerate(self.way) if way in (*_STRAIGHT, "copy")]
         worst = int(np.argmax(self.workspace)) if len(graph) else 0
         return {"computing": len(computing), "straight": sum(self.way[n] in _STRAIGHT for n in computing),
-                "worst": f"{short(graph.kinds[graph.kind[worst]])} of {graph.modules[worst] or graph.names[worst]}" if self.workspace.any() else ""}
+                "worst": self._called(graph, worst) if self.workspace.any() else ""}
+
+    @staticmethod
+    def _called(graph: Graph, node: int) -> str:
+        from fourfold.cost.roofline import short
+
+        kind, module = short(graph.kinds[graph.kind[node]]), graph.modules[node]
+        return f"{kind} of {module}" if module else f"{kind} ({graph.names[node]})"
 
     def to_json(self) -> dict[str, Any]:
         return {"seconds": self.seconds.tolist(), "workspace": self.workspace.tolist(), "way": list(self.way), "random": list(self.random)}
