@@ -19,8 +19,8 @@ from fourfold.frontends.capture import capture
 from fourfold.problem import Budget
 from fourfold.runtime.arena import writers
 from fourfold.runtime.arena.dry_run import DryRun, allocations, dry_run, poisoned, same, span
-from fourfold.runtime.arena.execute import Arena
-from fourfold.runtime.arena.layout import Layout, laid_out
+from fourfold.runtime.arena.execute import ProgramArena
+from fourfold.runtime.arena.layout import ArenaLayout, laid_out
 from fourfold.runtime.arena.ready import Eager, Ready, ready
 from fourfold.runtime.local.compare import compared
 
@@ -37,20 +37,20 @@ def program(name: str, train: bool) -> tuple[Ready, Any, DryRun]:
     return made, captured.inputs, dry_run(made, captured.inputs, repeat=1)
 
 
-def stored(made: Ready) -> Layout:
+def stored(made: Ready) -> ArenaLayout:
     """The program's own order, offsets by greedy first fit."""
     plan = Rematerialise.of(made.graph, price=np.ones(len(made.graph))).baseline()
     return laid_out(made.graph, plan.sequence, plan.offset)
 
 
-def repeated(made: Ready) -> Layout:
+def repeated(made: Ready) -> ArenaLayout:
     """Everything of the forward pass computed again for every reader in the backward pass, random draws too."""
     problem = Rematerialise.of(made.graph, price=np.ones(len(made.graph)), seeds_kept=made.random)
     plan = RecomputeAll().solve(problem, Budget(), 0).answer
     return laid_out(made.graph, plan.sequence, plan.offset)
 
 
-def differing(arena: Arena, eager: Eager) -> list[str]:
+def differing(arena: ProgramArena, eager: Eager) -> list[str]:
     want = {v: one.clone() for v, one in eager.outputs()[0].items()}
     got = arena.run().outputs
     return [str(one) for one in (compared(f"value {v}", got[v], want[v]) for v in want) if not one.equal]
@@ -60,7 +60,7 @@ def differing(arena: Arena, eager: Eager) -> list[str]:
 def test_a_poisoned_arena_answers_as_eager_does(name: str, train: bool) -> None:
     made, inputs, dry = program(name, train)
     layout = stored(made)
-    arena = Arena(made, inputs, layout, dry, poison=True)
+    arena = ProgramArena(made, inputs, layout, dry, poison=True)
     eager = Eager(made, inputs)
     assert not differing(arena, eager)
     assert not differing(arena, eager), "a second run in the same buffer"
@@ -74,7 +74,7 @@ def test_gradients_are_equal_where_the_forward_pass_runs_again(name: str) -> Non
     made, inputs, dry = program(name, True)
     layout = repeated(made)
     assert layout.again.sum() > len(made.graph) // 20 and layout.top < stored(made).top
-    arena = Arena(made, inputs, layout, dry, poison=True, seed=3)
+    arena = ProgramArena(made, inputs, layout, dry, poison=True, seed=3)
     eager = Eager(made, inputs, seed=3)
     assert not differing(arena, eager)
     loss, gradients = made.collect(arena.run().outputs)
@@ -87,7 +87,7 @@ def test_the_gradients_are_those_of_autograd(name: str) -> None:
     model, x = small_models.MODELS[name]()
     model.train()
     model(x).float().square().mean().backward()
-    loss, gradients = made.collect(Arena(made, inputs, repeated(made) if name != "lstm" else stored(made), dry, poison=True).run().outputs)
+    loss, gradients = made.collect(ProgramArena(made, inputs, repeated(made) if name != "lstm" else stored(made), dry, poison=True).run().outputs)
     assert torch.isclose(loss, model(x).float().square().mean(), rtol=1e-5)
     for label, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.allclose(gradients[label], parameter.grad, rtol=1e-4, atol=1e-6), label
@@ -103,13 +103,13 @@ def test_two_lives_in_one_place_show() -> None:
             offset[later[0]] = offset[k]
             break
     wrong = laid_out(made.graph, layout.sequence, offset)
-    assert differing(Arena(made, inputs, wrong, dry, poison=True), Eager(made, inputs))
+    assert differing(ProgramArena(made, inputs, wrong, dry, poison=True), Eager(made, inputs))
 
 
 def test_what_is_read_too_late_is_poison() -> None:
     made, inputs, dry = program("mlp", False)
     layout = stored(made)
-    arena = Arena(made, inputs, layout, dry, poison=True)
+    arena = ProgramArena(made, inputs, layout, dry, poison=True)
     first = int(np.flatnonzero(layout.last > layout.step)[0])
     piece = next(iter(arena.steps[int(layout.last[first])].dies))
     arena.steps[int(layout.step[first])].dies.append(piece)             # it dies in the step that makes it
@@ -121,10 +121,10 @@ def test_a_node_that_draws_again_draws_alike_and_another_seed_does_not() -> None
     layout = repeated(made)
     drawn = [n for n in layout.sequence[layout.again].tolist() if n in made.random]
     assert drawn, "a dropout mask is made again"
-    one, other = (Arena(made, inputs, layout, dry, seed=seed).run().outputs for seed in (0, 1))
+    one, other = (ProgramArena(made, inputs, layout, dry, seed=seed).run().outputs for seed in (0, 1))
     assert not torch.equal(one[int(made.graph.outputs[0])], other[int(made.graph.outputs[0])])
     before = torch.get_rng_state()
-    Arena(made, inputs, layout, dry).run()
+    ProgramArena(made, inputs, layout, dry).run()
     assert torch.equal(torch.get_rng_state(), before), "the caller's generator is as it was"
 
 
@@ -134,7 +134,7 @@ def test_statistics_of_batch_normalisation_move_once_though_the_node_runs_again(
     norms = [n for n in layout.sequence[layout.again].tolist() if writers.changes(made.calls[n].target)]
     assert norms
     moving = [v for v, tensor in made.weights.items() if "running_mean" in made.graph.labels[v]]
-    arena = Arena(made, inputs, layout, dry)
+    arena = ProgramArena(made, inputs, layout, dry)
     before = {v: made.weights[v].clone() for v in moving}
     Eager(made, inputs).outputs()
     step = {v: made.weights[v].clone() for v in moving}
@@ -156,11 +156,11 @@ def test_plans_that_are_not_of_the_program_are_refused() -> None:
     with pytest.raises(InputError, match="runs node"):
         laid_out(made.graph, [len(made.graph)], [0])
     with pytest.raises(InputError, match="the arena has"):
-        Arena(made, inputs, layout, dry, capacity=layout.top - 1)
+        ProgramArena(made, inputs, layout, dry, capacity=layout.top - 1)
     with pytest.raises(InputError, match="another program"):
-        Arena(program("unet", False)[0], inputs, layout, dry)
+        ProgramArena(program("unet", False)[0], inputs, layout, dry)
     with pytest.raises(InputError, match="multiple"):
-        Arena(made, inputs, laid_out(made.graph, layout.sequence, layout.offset + 2), dry)
+        ProgramArena(made, inputs, laid_out(made.graph, layout.sequence, layout.offset + 2), dry)
 
 
 def test_lives_are_those_of_the_question() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fourfold import plans
 from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
-from fourfold.decisions.rematerialise.stored import QUESTION, Nodes
+from fourfold.decisions.rematerialise.stored import QUESTION, NodeCosts
 from fourfold.errors import Infeasible
 from fourfold.jobs import planning
 from fourfold.problem import Solution, Watch, appraise
@@ -42,7 +42,7 @@ class _Asked:
 
     source: ModelSource
     system: Machine
-    nodes: Nodes
+    nodes: NodeCosts
     notes: tuple[str, ...]
 
     @property
@@ -138,15 +138,15 @@ def _asked(model: Any, inputs: Any, machine: Any, train: bool, dims: Mapping[str
     listener.note(f"{graph.name}: {len(graph):,} ops")
     if not system.local:
         said = f"Seconds are those of {system.name} by the roofline; what ops allocate beside the arena is not known, since nothing was run."
-        return _Asked(source, system, Nodes.modelled(graph, system), (*source.captured.note, said))
+        return _Asked(source, system, NodeCosts.modelled(graph, system), (*source.captured.note, said))
     if source.captured.program.dialect == "jax":
-        return _Asked(source, system, Nodes.modelled(graph, system), (*notes, *source.captured.note,
+        return _Asked(source, system, NodeCosts.modelled(graph, system), (*notes, *source.captured.note,
                       "JAX keeps its own memory: seconds are the roofline's, and the plan can be read but not run here."))
     listener.stage("dry run")
     return _Asked(source, system, dry(source.captured, None if out is None else Path(out) / "dry-run", seed), source.captured.note)
 
 
-def dry(captured: Captured, folder: Path | None = None, seed: int = 0) -> Nodes:
+def dry(captured: Captured, folder: Path | None = None, seed: int = 0) -> NodeCosts:
     """What each node of a program does by itself on this machine: run once, and kept in `folder` for the same program, processor and threads."""
     import torch
 
@@ -170,7 +170,7 @@ def dry(captured: Captured, folder: Path | None = None, seed: int = 0) -> Nodes:
             found = journal.once("nodes", run)
         finally:
             journal.close()
-    return Nodes(np.array(found["seconds"]), np.array(found["workspace"], np.int64), tuple(found["way"]), tuple(sorted(program.random)))
+    return NodeCosts(np.array(found["seconds"]), np.array(found["workspace"], np.int64), tuple(found["way"]), tuple(sorted(program.random)))
 
 
 # ---- what is decided

@@ -21,7 +21,7 @@ _STRAIGHT = ("out", "own")                                              # ways (
 
 
 @dataclass(frozen=True)
-class Nodes:
+class NodeCosts:
     """What each node does by itself: `seconds` f8[N], `workspace` i8[N] bytes allocated beside the arena, `way` [N] how it writes its results (()
     where it was not run: seconds are modelled), `random` nodes that draw alike whenever they run.
     """
@@ -32,7 +32,7 @@ class Nodes:
     random: tuple[int, ...] = ()
 
     @classmethod
-    def modelled(cls, graph: Graph, system: Machine) -> Nodes:
+    def modelled(cls, graph: Graph, system: Machine) -> NodeCosts:
         """By the roofline, nothing allocated besides."""
         return cls(prices(graph, system), np.zeros(len(graph), np.int64))
 
@@ -64,7 +64,7 @@ class Nodes:
         return {"seconds": self.seconds.tolist(), "workspace": self.workspace.tolist(), "way": list(self.way), "random": list(self.random)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Nodes:
+    def from_json(cls, data: Mapping[str, Any]) -> NodeCosts:
         """Raises KeyError, TypeError or ValueError for something else."""
         return cls(np.array(data["seconds"], np.float64), np.array(data["workspace"], np.int64), tuple(map(str, data["way"])),
                    tuple(map(int, data["random"])))
@@ -73,7 +73,7 @@ class Nodes:
 def rebuild(document: Document) -> tuple[Rematerialise, Rematerialisation]:
     """(problem, answer). Raises ArtefactError where a file is damaged, KeyError or ValueError where the document lacks something."""
     solution = document.solutions[QUESTION]
-    return Nodes.from_json(solution["nodes"]).problem(document.graph, int(solution["room"])), Rematerialisation.from_json(solution["answer"])
+    return NodeCosts.from_json(solution["nodes"]).problem(document.graph, int(solution["room"])), Rematerialisation.from_json(solution["answer"])
 
 
 def proof(document: Document) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 
 from fourfold import plans
 from fourfold.decisions.rematerialise.problem import Rematerialisation
-from fourfold.decisions.rematerialise.stored import QUESTION, Nodes
+from fourfold.decisions.rematerialise.stored import QUESTION, NodeCosts
 from fourfold.engines.call import Region
 from fourfold.engines.region import printed
 from fourfold.errors import ArtefactError, InputError
@@ -24,7 +24,7 @@ from fourfold.graph import Graph
 from fourfold.measure.race import median_ratio
 from fourfold.program import Captured
 from fourfold.runtime.arena.dry_run import DryRun, allocations, span
-from fourfold.runtime.arena.execute import Arena
+from fourfold.runtime.arena.execute import ProgramArena
 from fourfold.runtime.arena.layout import laid_out
 from fourfold.runtime.arena.ready import Eager, Ready, ready
 from fourfold.runtime.local.check import inputs_of, paths
@@ -42,7 +42,7 @@ class MemoryPlan:
     model: Mapping[str, Any]
     capture: Mapping[str, Any]
     answer: Rematerialisation
-    nodes: Nodes
+    nodes: NodeCosts
     limit: int | None
     arena: int
 
@@ -57,7 +57,7 @@ class MemoryPlan:
         about = solution.get("workload", document.workload)
         try:
             return cls(document.graph, about["model"], about["capture"], Rematerialisation.from_json(dict(solution["answer"])),
-                       Nodes.from_json(solution["nodes"]), solution["limit"], int(solution["arena"]))
+                       NodeCosts.from_json(solution["nodes"]), solution["limit"], int(solution["arena"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ArtefactError):
                 raise
@@ -142,18 +142,18 @@ def check(plan: MemoryPlan | str | Path, *, model: Any = None, inputs: Any = Non
                       tuple(notes))
 
 
-def arena_of(plan: MemoryPlan, program: Ready, inputs: Any, *, poison: bool = False, seed: int = 0) -> Arena:
+def arena_of(plan: MemoryPlan, program: Ready, inputs: Any, *, poison: bool = False, seed: int = 0) -> ProgramArena:
     """The arena of a plan, of as many bytes as it takes."""
     layout = laid_out(program.graph, plan.answer.sequence, plan.answer.offset)
     nodes = plan.nodes
-    return Arena(program, inputs, layout, DryRun(nodes.way, nodes.workspace, nodes.seconds), capacity=plan.arena, poison=poison, seed=seed)
+    return ProgramArena(program, inputs, layout, DryRun(nodes.way, nodes.workspace, nodes.seconds), capacity=plan.arena, poison=poison, seed=seed)
 
 
 def _kept(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _raced(arena: Arena, program: Ready, inputs: Any, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+def _raced(arena: ProgramArena, program: Ready, inputs: Any, repeat: int) -> tuple[np.ndarray, np.ndarray]:
     """(s of each run in the arena, s of each eager run), in turns, after one of each."""
     import time
 

@@ -1,6 +1,6 @@
 """A plan of memory carried out: one flat buffer, every intermediate a view into it at its offset, one op after the other in the plan's order.
 
-    arena = Arena(ready(captured), inputs, layout, dry)
+    arena = ProgramArena(ready(captured), inputs, layout, dry)
     ran = arena.run()                                   # outputs by value (views into the buffer until the next run) and seconds
 
 All arguments are bound to their places beforehand, so a step is one call; views cost nothing, since they are taken when the arena is made.
@@ -21,7 +21,7 @@ from fourfold.engines.call import Call, mapped, refs, values
 from fourfold.errors import InputError
 from fourfold.runtime.arena import writers
 from fourfold.runtime.arena.dry_run import PLAIN, VIEW, DryRun, allocations, span
-from fourfold.runtime.arena.layout import Layout
+from fourfold.runtime.arena.layout import ArenaLayout
 from fourfold.runtime.arena.ready import Ready, bound, dtype_of, keyed
 
 POISON = 0xFF                                                           # NaN in every float type, -1 in integers
@@ -48,14 +48,14 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class Ran:
+class ArenaRun:
     """What a run gave: outputs by value, s from the first step to the last."""
 
     outputs: Mapping[int, Any]
     seconds: float
 
 
-class Arena:
+class ProgramArena:
     """One buffer of `capacity` bytes (default: as many as the plan takes), and the steps bound to it.
 
     `poison`: memory that nobody needs is filled with 0xFF bytes, NaN in every float type, before and between lives; a value that is read too late, or
@@ -63,7 +63,7 @@ class Arena:
     Raises InputError where the plan needs more than `capacity`, or is not one of this program.
     """
 
-    def __init__(self, program: Ready, inputs: Any, layout: Layout, dry: DryRun, *, capacity: int | None = None, poison: bool = False,
+    def __init__(self, program: Ready, inputs: Any, layout: ArenaLayout, dry: DryRun, *, capacity: int | None = None, poison: bool = False,
                  seed: int = 0) -> None:
         if len(dry.way) != len(program.graph) or layout.graph.hash != program.graph.hash:
             raise InputError("The plan is of another program.", "Give the program that was planned.")
@@ -136,7 +136,7 @@ class Arena:
 
     # ---- running
 
-    def run(self, clock: Callable[[], float] = time.perf_counter) -> Ran:
+    def run(self, clock: Callable[[], float] = time.perf_counter) -> ArenaRun:
         """Carry the plan out. What it answers are views into the buffer, which the next run overwrites."""
         if self.poison:
             self.buffer.fill_(POISON)
@@ -149,7 +149,7 @@ class Arena:
                 else:
                     step.write(step.args, step.kwargs, step.outs)
             seconds = clock() - began
-        return Ran(self._outputs(), seconds)
+        return ArenaRun(self._outputs(), seconds)
 
     def _do(self, step: _Step) -> None:
         if step.key is not None:

@@ -12,7 +12,7 @@ from fourfold.graph import INTERMEDIATE, Graph
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArenaLayout:
     """A sequence i4[S] of a graph's nodes and what it makes: K pieces of memory in the order in which they are made.
 
     step, value i4[K]: which step makes the piece, and which value it holds; last i4[K]: the last step that needs it (S − 1 for what the program
@@ -38,7 +38,7 @@ class Layout:
         return len(self.step)
 
 
-def laid_out(graph: Graph, sequence: Sequence[int] | np.ndarray, offset: Sequence[int] | np.ndarray) -> Layout:
+def laid_out(graph: Graph, sequence: Sequence[int] | np.ndarray, offset: Sequence[int] | np.ndarray) -> ArenaLayout:
     """What a plan says: `sequence` of nodes, and the offset (B) of each value that has memory of its own, step by step, in the order of the node's
     outputs.
 
@@ -79,4 +79,4 @@ def laid_out(graph: Graph, sequence: Sequence[int] | np.ndarray, offset: Sequenc
     if where.shape != (len(step),) or (where < 0).any():
         raise InputError(f"The plan gives {where.size} offsets for {len(step)} values.", "Give one of at least 0 for each value that a step makes.")
     made = np.array(value, np.int32)
-    return Layout(graph, order, np.array(step, np.int32), made, np.array(last, np.int32), where, graph.size[made], again)
+    return ArenaLayout(graph, order, np.array(step, np.int32), made, np.array(last, np.int32), where, graph.size[made], again)
