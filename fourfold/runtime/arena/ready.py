@@ -42,7 +42,7 @@ class Ready:
 
     @cached_property
     def random(self) -> frozenset[int]:
-        """NodeCosts that draw random numbers."""
+        """Nodes that draw random numbers."""
         return frozenset(call.node for call in self.calls if writers.draws(call.target))
 
     def feed(self, inputs: Any) -> dict[int, Any]:
