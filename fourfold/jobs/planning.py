@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -126,7 +127,7 @@ def decide(problem: Problem[Any], solver: str = "auto", *, budget: float = 60.0,
     """
     asked: dict[str, SolverRow[Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
-    shown = 0
+    shown, told = 0, -math.inf
 
     def tell(elapsed: float) -> None:
         nonlocal shown
@@ -161,7 +162,9 @@ def decide(problem: Problem[Any], solver: str = "auto", *, budget: float = 60.0,
         return min(solutions(), key=lambda found: found.cost)
 
     def better(cost: float) -> None:
-        if listener is not None:
+        nonlocal told
+        if listener is not None and time.monotonic() - told >= 1.0:     # a line a second is enough
+            told = time.monotonic()
             listener.best(amount(cost, problem.unit))
 
     began = time.monotonic()

@@ -28,6 +28,7 @@ WIDE, HIGH, LOW = 1000, 520, 160                                        # of the
 DRAWN = 5000                                                            # rectangles as SVG; more go on a canvas
 _COLOURS = 8
 _CURVE = 2000                                                           # points of the contention curve
+_ROOMY = 1.3                                                            # a capacity so many times above what is used is not drawn
 
 
 def size(value: float) -> str:
@@ -140,7 +141,8 @@ def page(made: Allocation | MemoryMap) -> str:
     facts = {
         "name": made.workload.get("name") or "Buffers", "buffers": len(b), "found": found, "size": size, "w": format, "sentences": made.sentences,
         "height": int(found.cost), "capacity": b.capacity, "banks": [*zip(b.bank_names, b.banks.tolist(), strict=True)] if len(b.banks) > 1 else [],
-        "top": picture.top, "groups": picture.groups, "drawn": len(picture.rows) <= DRAWN, "count": len(picture.rows), "wide": WIDE, "high": HIGH,
+        "top": picture.top, "shows": picture.shows,
+        "groups": picture.groups, "drawn": len(picture.rows) <= DRAWN, "count": len(picture.rows), "wide": WIDE, "high": HIGH,
         "low": LOW, "map": Markup(picture.svg()), "lines": Markup(picture.lines()), "curve": Markup(picture.curve()), "first": picture.first,
         "last": picture.last, "table": sorted(made.table, key=lambda row: (row["cost"] is None, row["cost"] or 0.0)), "notes": made.notes,
         "largest": picture.largest(), "data": Markup(script_safe(json.dumps(picture.data(), ensure_ascii=False, allow_nan=False))),
@@ -161,9 +163,12 @@ class _Map:
         offsets[p.variable] = made.offsets
         self.at = offsets[p.owner] + p.shift * p.unit
         self.rows = np.stack([p.owner, p.lower, p.upper, self.at, p.size * p.unit], 1).astype(np.int64)
-        self.top = int(max(b.capacity or 0, int((made.offsets + b.size).max(initial=1)), int(made.solution.bound or 0)))
+        used = int(max(int((made.offsets + b.size).max(initial=1)), int(made.solution.bound or 0)))
+        room = b.capacity or 0
+        self.top = max(used, room) if len(b.banks) > 1 or room <= _ROOMY * used else used   # a capacity far above would leave the map empty
+        self.shows = room <= self.top
         groups = modules(b.modules)
-        self.groups = [name for name, _ in Counter(name for name in groups if name).most_common()]
+        self.groups = sorted({name for name in groups if name})
         index = {name: i for i, name in enumerate(self.groups)}
         plain = not self.groups                                         # no modules: colours tell neighbours apart
         self.colour = np.zeros(len(p.extent), np.int64)
@@ -187,11 +192,14 @@ class _Map:
 
     def lines(self) -> str:
         """Capacity, borders of banks, and the bound, as lines over the map."""
-        b = self.made.problem.buffers
-        marks = [("limit", int(end)) for end in np.cumsum(b.banks).tolist()]
-        marks += [("bound", int(self.made.solution.bound))] if self.made.solution.bound is not None and len(b.banks) < 2 else []
         return "".join(f'<line class="{kind}" x1="0" x2="{WIDE}" y1="{HIGH - y / self.top * HIGH:.2f}" y2="{HIGH - y / self.top * HIGH:.2f}"/>'
-                       for kind, y in marks)
+                       for kind, y in self.marks())
+
+    def marks(self) -> list[tuple[str, int]]:
+        """(limit or bound, address) of each line."""
+        b = self.made.problem.buffers
+        marks = [("limit", int(end)) for end in np.cumsum(b.banks).tolist() if end <= self.top]
+        return marks + ([("bound", int(self.made.solution.bound))] if self.made.solution.bound is not None and len(b.banks) < 2 else [])
 
     def curve(self) -> str:
         """Bytes alive over time as an area, with capacity and bound; where there are many sections, the most of each stretch."""
@@ -205,7 +213,7 @@ class _Map:
         path = "".join(f"V{LOW - top * scale:.1f}H{end / p.sections * WIDE:.1f}" for top, end in zip(tops.tolist(), edges[1:].tolist(), strict=True))
         shown = f'<path d="M0,{LOW}{path}V{LOW}Z"/>'
         for kind, y in (("limit", b.capacity), ("bound", self.made.solution.bound)):
-            if y is not None:
+            if y is not None and y <= self.top:
                 shown += f'<line class="{kind}" x1="0" x2="{WIDE}" y1="{LOW - y * scale:.2f}" y2="{LOW - y * scale:.2f}"/>'
         return shown
 
@@ -230,4 +238,5 @@ class _Map:
         v, low, up, at, bytes_ = self.rows.T
         return {"sections": self.parts.sections, "owner": v.tolist(), "lower": low.tolist(), "upper": up.tolist(),
                 "at": np.round(at * scale).astype(int).tolist(), "high": np.maximum(1, np.round(bytes_ * scale)).astype(int).tolist(),
-                "size": bytes_.tolist(), "colour": self.colour.tolist(), "names": self.names, "top": self.top}
+                "size": bytes_.tolist(), "colour": self.colour.tolist(), "names": self.names, "top": self.top,
+                "marks": [[kind, round(y * scale)] for kind, y in self.marks()]}

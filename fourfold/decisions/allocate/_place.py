@@ -50,12 +50,12 @@ def within(p: Rectangles, found: I64) -> bool:
 _BLOCK = 64                                                             # rectangles in a block, at most
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def _up(x: int, a: int) -> int:
     return -(-x // a) * a
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def _place(order: np.ndarray, ptr: np.ndarray, lower: np.ndarray, upper: np.ndarray, shift: np.ndarray, size: np.ndarray, extent: np.ndarray,
            alignment: np.ndarray, fixed: np.ndarray, bank: np.ndarray, hint: np.ndarray, base: np.ndarray, room: np.ndarray, best: bool,
            hints: bool) -> np.ndarray:
@@ -81,8 +81,9 @@ def _place(order: np.ndarray, ptr: np.ndarray, lower: np.ndarray, upper: np.ndar
                 low, high = np.empty(2 * pairs, np.int64), np.empty(2 * pairs, np.int64)
             for r in range(ptr[v], ptr[v + 1]):
                 taken = _taken(taken, lower[r], upper[r], shift[r], size[r], space, span, count, first, last, turn, blocks, low, high)
-            by = np.argsort(low[:taken]) if ptr[v + 1] - ptr[v] > 1 else np.arange(taken)   # those of one rectangle come by address
-            x = _choose(v, taken, by, low, high, bank[v], base, room, extent, alignment, hint[v] if hints else FREE, best)
+            if ptr[v + 1] - ptr[v] > 1:                                 # those of one rectangle come by address
+                _sort(low, high, taken)
+            x = _choose(v, taken, low, high, bank[v], base, room, extent, alignment, hint[v] if hints else FREE, best)
         found[v] = x
         for r in range(ptr[v], ptr[v + 1]):
             blocks = _insert(x + shift[r], size[r], lower[r], upper[r], space, span, count, first, last, turn, blocks)
@@ -90,7 +91,7 @@ def _place(order: np.ndarray, ptr: np.ndarray, lower: np.ndarray, upper: np.ndar
     return found
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def _lowest(lower: Any, upper: Any, shift: Any, size: Any, alignment: Any, space: np.ndarray, span: np.ndarray, count: np.ndarray, first: np.ndarray,
             last: np.ndarray, turn: np.ndarray, blocks: int) -> int:
     """The lowest offset of one rectangle: up past everything of its time that is in the way, until a hole holds it."""
@@ -109,7 +110,7 @@ def _lowest(lower: Any, upper: Any, shift: Any, size: Any, alignment: Any, space
     return x
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def _taken(taken: int, lower: int, upper: int, shift: int, size: int, space: np.ndarray, span: np.ndarray, count: np.ndarray, first: np.ndarray,
            last: np.ndarray, turn: np.ndarray, blocks: int, low: np.ndarray, high: np.ndarray) -> int:
     """Write the offsets that one rectangle may not have, by address, from `taken` on; the new number."""
@@ -124,7 +125,7 @@ def _taken(taken: int, lower: int, upper: int, shift: int, size: int, space: np.
     return taken
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def _insert(at: int, size: int, lower: int, upper: int, space: np.ndarray, span: np.ndarray, count: np.ndarray, first: np.ndarray, last: np.ndarray,
             turn: np.ndarray, blocks: int) -> int:
     """Enter a rectangle in order of (address, first section); a full block is cut in two. The new number of blocks."""
@@ -139,10 +140,14 @@ def _insert(at: int, size: int, lower: int, upper: int, space: np.ndarray, span:
     n = turn[left]
     if count[n] == _BLOCK:
         half, new = _BLOCK // 2, blocks
-        space[new, :_BLOCK - half], span[new, :_BLOCK - half] = space[n, half:], span[n, half:]
         count[n], count[new] = half, _BLOCK - half
-        for m in (n, new):
-            first[m], last[m] = span[m, :count[m], 0].min(), span[m, :count[m], 1].max()
+        first[n], last[n] = span[n, 0, 0], span[n, 0, 1]
+        for c in range(half):
+            first[n], last[n] = min(first[n], span[n, c, 0]), max(last[n], span[n, c, 1])
+        for c in range(half, _BLOCK):
+            space[new, c - half, 0], space[new, c - half, 1] = space[n, c, 0], space[n, c, 1]
+            span[new, c - half, 0], span[new, c - half, 1] = span[n, c, 0], span[n, c, 1]
+            first[new], last[new] = min(first[new], span[n, c, 0]), max(last[new], span[n, c, 1])
         for j in range(blocks, left + 1, -1):
             turn[j] = turn[j - 1]
         turn[left + 1] = new
@@ -160,7 +165,23 @@ def _insert(at: int, size: int, lower: int, upper: int, space: np.ndarray, span:
     return blocks
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
+def _sort(low: np.ndarray, high: np.ndarray, count: int) -> None:
+    """Sort the first `count` pairs by `low` (Shell's sort: short to compile)."""
+    step = 1
+    while step < count // 3:
+        step = 3 * step + 1
+    while step:
+        for i in range(step, count):
+            a, z, j = low[i], high[i], i
+            while j >= step and low[j - step] > a:
+                low[j], high[j] = low[j - step], high[j - step]
+                j -= step
+            low[j], high[j] = a, z
+        step //= 3
+
+
+@numba.njit(cache=True, error_model="numpy")
 def _hole(low: Any, high: Any, v: int, bank: Any, base: np.ndarray, room: np.ndarray, extent: np.ndarray, alignment: np.ndarray) -> tuple[int, int]:
     """(lowest offset in the hole of offsets [low, high] that suits a bank, room left above it in the hole) or (-1, 0)."""
     last = len(base) - 1 if bank < 0 else bank
@@ -172,8 +193,8 @@ def _hole(low: Any, high: Any, v: int, bank: Any, base: np.ndarray, room: np.nda
     return -1, 0
 
 
-@numba.njit(cache=True)
-def _choose(v: int, taken: int, turn: np.ndarray, low: np.ndarray, high: np.ndarray, bank: Any, base: np.ndarray, room: np.ndarray,
+@numba.njit(cache=True, error_model="numpy")
+def _choose(v: int, taken: int, low: np.ndarray, high: np.ndarray, bank: Any, base: np.ndarray, room: np.ndarray,
             extent: np.ndarray, alignment: np.ndarray, hint: Any, best: bool) -> int:
     """The offset: the hint where it is free, else the lowest, or the one that leaves least of its hole."""
     if hint >= 0 and hint % alignment[v] == 0:
@@ -184,7 +205,7 @@ def _choose(v: int, taken: int, turn: np.ndarray, low: np.ndarray, high: np.ndar
             return hint
     x, left, at = -1, MOST, 0
     for j in range(taken + 1):
-        end = low[turn[j]] if j < taken else MOST
+        end = low[j] if j < taken else MOST
         if end >= at:                                                   # offsets at … end are free
             start, rest = _hole(at, end, v, bank, base, room, extent, alignment)
             if start >= 0 and not best:
@@ -192,5 +213,5 @@ def _choose(v: int, taken: int, turn: np.ndarray, low: np.ndarray, high: np.ndar
             if start >= 0 and (x < 0 or rest < left):
                 x, left = start, rest
         if j < taken:
-            at = max(at, high[turn[j]])
+            at = max(at, high[j])
     return x

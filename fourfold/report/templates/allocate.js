@@ -25,6 +25,11 @@
         pen.fillRect(d.lower[i] * x, canvas.height - (d.at[i] + d.high[i]) * y, Math.max(w - (w > 3 ? .5 : 0), .3), Math.max(h - (h > 3 ? .5 : 0), .3));
       }
     }
+    for (const [kind, at] of d.marks) {
+      pen.strokeStyle = style.getPropertyValue(kind === "limit" ? "--red" : "--ink").trim();
+      pen.lineWidth = 2; pen.setLineDash(kind === "limit" ? [7, 5] : [2, 4]);
+      pen.beginPath(); pen.moveTo(0, canvas.height - at * y); pen.lineTo(canvas.width, canvas.height - at * y); pen.stroke();
+    }
   };
   const named = event => {
     const box = canvas.getBoundingClientRect(), t = (event.clientX - box.left) / box.width * d.sections, a = (1 - (event.clientY - box.top) / box.height) * 65535;
