@@ -79,7 +79,10 @@ def _candidates(rng: random.Random) -> list[dict[str, Any]]:
 
 
 def report(feasible: bool = True, seed: int = 0) -> dict[str, Any]:
-    """A whole invented report; `feasible=False`: nothing clears the floor."""
+    """A whole invented report; `feasible=False`: nothing clears the floor.
+
+    Long: one document, written out.
+    """
     rng = random.Random(seed)
     rows = _candidates(rng)
     joules = {"value": 41.2, "low": 30.9, "high": 51.5, "grade": "modelled", "method": "CPU time × 7.5 W"}

@@ -1,5 +1,5 @@
 """Who may import whom: layers.toml, enforced on every import, inside functions too (only those for type checkers are left out); no circles of
-files, and no file that is too long to read in one go."""
+files, no file that is too long to read in one go, and no function that is without saying why."""
 
 import ast
 import tomllib
@@ -16,6 +16,8 @@ FILES = sorted((ROOT / "fourfold").rglob("*.py"))
 LAZY = {"fourfold/__init__.py"}                                         # the public names, by way of __getattr__
 
 MOST = 600                                                              # lines of a file
+FUNCTION = 80                                                           # lines of a function, from its def to its end
+PENDING = {"report_data"}                                               # functions that are being changed elsewhere
 LONG: set[str] = set()                                                  # longer for now
 CIRCULAR: dict[str, str] = {}                                           # file → one it may import for now, though that imports it
 
@@ -109,6 +111,35 @@ def test_no_file_is_too_long() -> None:
     found = {file: count for file, count in lines.items() if count > MOST and file not in LONG}
     assert not found, f"more than {MOST} lines: {found}. Split them by what they do."
     assert not (short := [file for file in LONG if lines.get(file, 0) <= MOST]), f"short enough by now, strike them from the list: {short}"
+
+
+def functions(source: str) -> Iterator[tuple[str, int, str]]:
+    """(name, lines from def to end, docstring) of every function, inner ones and methods too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1, ast.get_docstring(node) or ""
+
+
+def excused(docstring: str) -> bool:
+    """Whether a line of the docstring says why the function is long: "Long: " and the reason."""
+    return any(line.startswith("Long: ") and len(line.split()) > 3 for line in docstring.splitlines())
+
+
+def test_no_function_is_too_long_without_a_reason() -> None:
+    files = [file for top in ("fourfold", "tests", "benchmarks", "docs") for file in sorted((ROOT / top).rglob("*.py"))]
+    found = [f"{file.relative_to(ROOT)}: {name} ({lines})" for file in files for name, lines, words in functions(file.read_text())
+             if lines > FUNCTION and not excused(words) and name not in PENDING]
+    assert len(files) > 300 and not found, f"more than {FUNCTION} lines: {found}. Split them, or say why not in a line of the docstring, \"Long: …\"."
+
+
+def test_reasons_are_asked_of_long_functions_only_and_are_reasons() -> None:
+    body = "\n".join(f"    x{i} = {i}" for i in range(FUNCTION))
+    (name, lines, words), = functions(f"def f():\n{body}")
+    assert (name, lines, words) == ("f", FUNCTION + 1, "") and not excused(words) and not excused("It is long: see above.") and not excused("Long:")
+    assert excused("Sum.\n\nLong: one compiled loop.")
+    idle = [f"{file.relative_to(ROOT)}: {name}" for file in FILES for name, lines, words in functions(file.read_text())
+            if excused(words) and lines <= FUNCTION]
+    assert not idle, f"short enough, strike the reason: {idle}"
 
 
 def test_every_room_that_has_a_number_exists() -> None:

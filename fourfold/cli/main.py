@@ -123,6 +123,8 @@ def optimize(
     """Search for a model that does the same work for less, prove its quality on unseen data, and save it.
 
     Exit code 3: no candidate clears the floor; the nearest ones are shown. Exit code 1: the answer could not be saved.
+    \f
+    Long: a parameter an option, each handed on by name.
     """
     columns = _columns(text_column, label_column, split_column)
     if progress not in ("auto", "plain", "json", "none"):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.datasets.task import Task
     from fourfold.frontends.subject import Subject
+    from fourfold.structure.anatomy import Bundle
 
 
 def bulky(task: Task, examples: Examples) -> bool:
@@ -113,36 +114,14 @@ def _gradients(
     subject: Subject, module: nn.Module, task: Task, sample: Examples, anatomy: Anatomy, found: Sensitivities, seed: int, memory: int,
     progress: Callable[[int], None] | None,
 ) -> None:
+    """Fill gradients, gram and influence of `found`: one backward pass a batch, what each bundle's consumer reads being watched."""
     generator = torch.Generator().manual_seed(seed)
     bundles = {b.name: b for s in anatomy.stacks for block in s.blocks for sub in block.sublayers if (b := sub.bundle) is not None}
     taken: dict[str, list[Tensor]] = {}
     influence: dict[str, list[Tensor]] = {}
-    handles = []
-
-    def watch(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            value = args[0].detach().requires_grad_(False) if not args[0].requires_grad else args[0]
-            value = value if value.requires_grad else value.clone().requires_grad_(True)
-            if value.requires_grad and not value.is_leaf:
-                value.retain_grad()
-            taken.setdefault(name, []).append(value)
-            return (value, *args[1:])
-        return hook
-
-    def weigh(path: str) -> Any:
-        def hook(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            before = args[0] if args else kwargs.get("hidden_states")
-            after = hidden(out)
-            if isinstance(before, Tensor) and after is not None and before.shape == after.shape:
-                axis = 1 if after.dim() == 4 else -1
-                influence.setdefault(path, []).append(1 - torch.cosine_similarity(before.detach().float(), after.detach().float(), dim=axis).mean())
-        return hook
-
-    for name, bundle in bundles.items():
-        handles.append(consumer_module(module, bundle).register_forward_pre_hook(watch(name)))
-    for stack in anatomy.stacks:
-        for block in stack.blocks:
-            handles.append(module.get_submodule(block.path).register_forward_hook(weigh(block.path), with_kwargs=True))
+    handles = [consumer_module(module, bundle).register_forward_pre_hook(_watch(taken, name)) for name, bundle in bundles.items()]
+    handles += [module.get_submodule(block.path).register_forward_hook(_weigh(influence, block.path), with_kwargs=True)
+                for stack in anatomy.stacks for block in stack.blocks]
     rows: dict[str, list[np.ndarray]] = {name: [] for name in bundles}
     moments: dict[str, Tensor] = {}
     held = 0
@@ -183,11 +162,8 @@ def _gradients(
                     if name in moments:
                         one = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
                         moments[name] += (one.T @ one).double()
-                if total is not None and bundle.group == 1 and total.shape[1] == bundle.count:
-                    rows[name].append(total[:, torch.from_numpy(bundle.columns(range(bundle.count)))].float().numpy())
-                elif total is not None:
-                    units = torch.stack([total[:, torch.from_numpy(bundle.columns([u]))].sum(1) for u in range(bundle.count)], 1)
-                    rows[name].append(units.float().numpy())
+                if total is not None:
+                    rows[name].append(_of_units(total, bundle))
             if progress:
                 progress(len(at))
     finally:
@@ -198,6 +174,36 @@ def _gradients(
     found.gradients = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
     found.gram = {name: value.numpy() for name, value in moments.items()}
     found.influence = {path: float(torch.stack(parts).mean()) for path, parts in influence.items()}
+
+
+def _watch(taken: dict[str, list[Tensor]], name: str) -> Any:
+    """A hook that keeps what a layer reads, with its gradient, in `taken[name]`."""
+    def hook(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        value = args[0].detach().requires_grad_(False) if not args[0].requires_grad else args[0]
+        value = value if value.requires_grad else value.clone().requires_grad_(True)
+        if value.requires_grad and not value.is_leaf:
+            value.retain_grad()
+        taken.setdefault(name, []).append(value)
+        return (value, *args[1:])
+    return hook
+
+
+def _weigh(influence: dict[str, list[Tensor]], path: str) -> Any:
+    """A hook that notes in `influence[path]` how far a block turns its hidden states: 1 − cosine, the mean over positions."""
+    def hook(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        before = args[0] if args else kwargs.get("hidden_states")
+        after = hidden(out)
+        if isinstance(before, Tensor) and after is not None and before.shape == after.shape:
+            axis = 1 if after.dim() == 4 else -1
+            influence.setdefault(path, []).append(1 - torch.cosine_similarity(before.detach().float(), after.detach().float(), dim=axis).mean())
+    return hook
+
+
+def _of_units(total: Tensor, bundle: Bundle) -> np.ndarray:
+    """f4[rows, units] from [rows, columns]: the columns of each unit summed."""
+    if bundle.group == 1 and total.shape[1] == bundle.count:
+        return total[:, torch.from_numpy(bundle.columns(range(bundle.count)))].float().numpy()
+    return torch.stack([total[:, torch.from_numpy(bundle.columns([u]))].sum(1) for u in range(bundle.count)], 1).float().numpy()
 
 
 def _first_float_input(module: nn.Module) -> nn.Module | None:

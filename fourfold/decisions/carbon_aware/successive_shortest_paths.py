@@ -210,6 +210,8 @@ def _route(fee: np.ndarray, kw: np.ndarray, hours: np.ndarray, allowed: np.ndarr
     """(region-hour of every job-hour, prices [R, T], the jobs' potentials, -1 or the job without a path, jobs reached, region-hours reached).
 
     Job j may run in the hours listed[starts[j]: starts[j + 1]]. A region-hour without room is never entered.
+    Long: search, potentials and the change along the path share 20 arrays, which a compiled function that is called for each step would be handed
+    anew.
     """
     sites, total = fee.shape
     count, spots = len(kw), sites * total

@@ -49,7 +49,10 @@ class Network:
 
 @njit(cache=True)
 def latency(block, pool, parts, of, member_ptr, member, after_ptr, after, before_ptr, before, accelerator, core, cost):  # type: ignore[no-untyped-def]
-    """problem.Latency.cost of a state: Kahn's algorithm over the accelerators' parts and the single nodes of the pool."""
+    """problem.Latency.cost of a state: Kahn's algorithm over the accelerators' parts and the single nodes of the pool.
+
+    Long: annealing calls this compiled function for every move; its parts would share ten arrays.
+    """
     nodes = len(of)
     total = pool + nodes
     time, start = np.zeros(total), np.zeros(total)

@@ -203,16 +203,9 @@ def model(problem: Schedule, groups: list[tuple[int, ...]], incumbent: float, hi
     """
     from ortools.sat.python import cp_model
 
-    from fourfold.cost.roofline import fused_seconds
-
     g, nodes, devices = problem.graph, len(problem.graph), len(problem.system)
     tick = incumbent / _TICKS
-    price = np.zeros((len(groups), devices))
-    for i, members in enumerate(groups):
-        label = np.arange(nodes)
-        first, *others = members
-        label[others] = first
-        price[i] = fused_seconds(g, label, problem.system)[first] if others else problem.seconds[first]
+    price = _prices(problem, groups)
     cp, horizon = cp_model.CpModel(), _TICKS + 1
     start = [cp.new_int_var(0, horizon, f"s{n}") for n in range(nodes)]
     on = [[cp.new_bool_var(f"x{n},{d}") for d in range(devices)] for n in range(nodes)]
@@ -279,6 +272,18 @@ def model(problem: Schedule, groups: list[tuple[int, ...]], incumbent: float, hi
         group[n], place[n] = groups[i][0], d
     order = -np.array([solver.value(one) for one in start], np.float64)
     return Answer(group, place, order if problem.priority is None else problem.priority), solver.best_objective_bound * tick
+
+
+def _prices(problem: Schedule, groups: list[tuple[int, ...]]) -> np.ndarray:
+    """f8[G, D] s of each group on each device, fused where it holds several ops."""
+    from fourfold.cost.roofline import fused_seconds
+
+    price = np.zeros((len(groups), len(problem.system)))
+    for i, (first, *others) in enumerate(groups):
+        label = np.arange(len(problem.graph))
+        label[others] = first
+        price[i] = fused_seconds(problem.graph, label, problem.system)[first] if others else problem.seconds[first]
+    return price
 
 
 def _solved(solver: Any, cp: Any, budget: Budget) -> Any:

@@ -129,6 +129,7 @@ def times(place, priority, seconds, made_ptr, read_ptr, use_ptr, use_task, size,
 
     Returns (started, ended f8[T]; their steps i8[T]; per transfer value, from, to, step of departure and of arrival; when each step was). A step is
     one thing that happens, counted from 1; 0 is before all of them, and -1 never.
+    Long: one compiled loop over kinds of events that all change the same queues; it shares no line with the simulator, whose answers it judges.
     """
     tasks, devices = len(place), len(latency)
     missing = np.zeros(tasks, np.int64)

@@ -53,11 +53,11 @@ def optimize(
     """Make `model` cheaper and prove it.
 
     model: a Hugging Face style directory, "package.module:factory", an .onnx file, or an nn.Module. tokenizer: a folder with the tokenizer's files,
-    where they do not lie beside the model. data: see `fourfold.datasets.load.load_data`. floor: relative
-    quality to keep (0.97 or "97%"), held by the lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective:
-    energy (processor time), latency (wall time of one example) or memory (bytes of weights). metric: a name or a callable (predictions, targets)
-    -> float. agree: a second floor, the share of answers that must be the original's own, held in the same way.
-    anyway: go on though the original is no better than the most frequent class, or its classes seem to be in another order.
+    where they do not lie beside the model. data: see `fourfold.datasets.load.load_data`. floor: relative quality to keep (0.97 or "97%"), held by the
+    lower 95 % bound on a split that the search never sees. budget: seconds, or "10min". objective: energy (processor time), latency (wall time of one
+    example) or memory (bytes of weights). metric: a name or a callable (predictions, targets) -> float. agree: a second floor, the share of answers
+    that must be the original's own, held in the same way. anyway: go on though the original is no better than the most frequent class, or its classes
+    seem to be in another order.
     With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
     so far. A folder `out` that holds anything but an earlier artefact is refused before any work; with `force` it moves aside, whole. progress: None
     shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`, `hall` and `pue` put the
@@ -66,18 +66,9 @@ def optimize(
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
     """
     from fourfold import engines as registry
-    from fourfold.interrupts import Interrupts
-    from fourfold.jobs.clean import bound
     from fourfold.jobs.levers import examine
-    from fourfold.jobs.optimize.baseline import baseline
-    from fourfold.jobs.optimize.breakdown import ladder
-    from fourfold.jobs.optimize.build_and_race import contest
     from fourfold.jobs.optimize.command import spelled
-    from fourfold.jobs.optimize.early import early
     from fourfold.jobs.optimize.load import read
-    from fourfold.jobs.optimize.search import search
-    from fourfold.jobs.optimize.sensitivity import measure
-    from fourfold.jobs.optimize.significance import prove
     from fourfold.jobs.optimize.state import Job, Options
     from fourfold.report.format import percent, span
     from fourfold.report.terminal import listener
@@ -89,18 +80,13 @@ def optimize(
     place = examine(site=site, to_site=to_site, hall=hall, pue=pue)   # before hours of work, not after
     target = may_replace(out, inputs=[model, data], force=force) if out is not None else None
     folder = _folder(target)
-    counts = [threads] if isinstance(threads, int) else list(threads) if threads else None
-    if counts and min(counts) < 1:
-        raise InputError(f"{min(counts)} threads were asked for.", "Give a positive number of threads.")
     command = command or spelled(
         model, data, floor=work.floor, budget=work.budget, columns=columns, objective=objective, out=out, metric=metric, task=task, splits=splits,
         seed=seed, engines=engines, threads=threads, max_length=max_length, site=site, to_site=to_site, hall=hall, pue=pue, agree=agree,
         tokenizer=None if tokenizer is None else str(tokenizer),
     )
-    options = Options(target, metric, task, columns, splits, list(engines) if engines else None, counts, max_length, fresh, command)
-    options.anyway = anyway
-    options.agree = None if agree is None else fraction(agree)
-    options.tokenizer = tokenizer
+    options = Options(target, metric, task, columns, splits, list(engines) if engines else None, _counts(threads), max_length, fresh, command,
+                      None if agree is None else fraction(agree), anyway, tokenizer)
     shown, ours = listener(progress, work.budget)
     shown.note(f"budget {span(work.budget)}, floor {percent(work.floor)}, {work.objective}")
     job = Job(work, options, shown, folder)
@@ -111,47 +97,62 @@ def optimize(
             shown.close()
         raise
     try:
-        if target is not None:
-            bound(job.journal)
-        baseline(job)
-
-        def interrupted() -> None:
-            job.interrupted = True
-            job.deadline.end()
-            job.warnings.append("Interrupted: the search ended early, and what it had found was raced and proved.")
-            job.listener.note("interrupted: finishing with the best so far (press Ctrl-C again to stop at once)")
-
-        with Interrupts(interrupted) as interrupts:
-            try:
-                interrupts.at_once = True
-                early(job)
-                if target is not None and job.best is not None and not (target / "manifest.json").exists():
-                    ladder(job, measure=False)
-                    first = _front(job, place)
-                    _write(first, target, force)
-                    if first.unsaved is None:
-                        job.listener.note(f"a first proved answer is in {target}; the search goes on")
-                measure(job)
-                search(job)
-            except KeyboardInterrupt:
-                if interrupts.times != 1:  # asked twice, or raised by another hand
-                    raise
-                job.candidates = job.searcher.candidates if job.searcher else []
-            interrupts.at_once = False
-            contest(job)
-            prove(job)
-            ladder(job)
-            front = _front(job, place)
-            if target is not None:
-                _write(front, target, force)
-                if not job.interrupted:
-                    asked = [*front.points, *([front.best] if front.best is not None else [])]
-                    bound(job.journal, [part.folder for choice in asked for part in choice.point.assembly.parts if part.folder is not None])
-        return front
+        return _find(job, target, place, force)
     finally:
         job.close()
         if ours:
             shown.close()
+
+
+def _find(job: Job, target: Path | None, place: Place, force: bool) -> Front:
+    """The stages in order, on a job that has read model and data; a first proved answer is written before the search begins."""
+    from fourfold.interrupts import Interrupts
+    from fourfold.jobs.clean import bound
+    from fourfold.jobs.optimize.baseline import baseline
+    from fourfold.jobs.optimize.breakdown import ladder
+    from fourfold.jobs.optimize.build_and_race import contest
+    from fourfold.jobs.optimize.early import early
+    from fourfold.jobs.optimize.search import search
+    from fourfold.jobs.optimize.sensitivity import measure
+    from fourfold.jobs.optimize.significance import prove
+
+    if target is not None:
+        bound(job.journal)
+    baseline(job)
+
+    def interrupted() -> None:
+        job.interrupted = True
+        job.deadline.end()
+        job.warnings.append("Interrupted: the search ended early, and what it had found was raced and proved.")
+        job.listener.note("interrupted: finishing with the best so far (press Ctrl-C again to stop at once)")
+
+    with Interrupts(interrupted) as interrupts:
+        try:
+            interrupts.at_once = True
+            early(job)
+            if target is not None and job.best is not None and not (target / "manifest.json").exists():
+                ladder(job, measure=False)
+                first = _front(job, place)
+                _write(first, target, force)
+                if first.unsaved is None:
+                    job.listener.note(f"a first proved answer is in {target}; the search goes on")
+            measure(job)
+            search(job)
+        except KeyboardInterrupt:
+            if interrupts.times != 1:  # asked twice, or raised by another hand
+                raise
+            job.candidates = job.searcher.candidates if job.searcher else []
+        interrupts.at_once = False
+        contest(job)
+        prove(job)
+        ladder(job)
+        front = _front(job, place)
+        if target is not None:
+            _write(front, target, force)
+            if not job.interrupted:
+                asked = [*front.points, *([front.best] if front.best is not None else [])]
+                bound(job.journal, [part.folder for choice in asked for part in choice.point.assembly.parts if part.folder is not None])
+    return front
 
 
 def _front(job: Job, place: Place) -> Front:
@@ -196,6 +197,14 @@ def _write(front: Front, target: Path, force: bool) -> None:
         raise FourfoldError(
             f"could not write the report into {target}: {error.strerror or error}.", "Free some space; a rerun goes straight to writing."
         ) from error
+
+
+def _counts(threads: int | Sequence[int] | None) -> list[int] | None:
+    """Numbers of threads to race; None: all that make sense here. Raises InputError where one is below 1."""
+    counts = [threads] if isinstance(threads, int) else list(threads) if threads else None
+    if counts and min(counts) < 1:
+        raise InputError(f"{min(counts)} threads were asked for.", "Give a positive number of threads.")
+    return counts
 
 
 def _folder(out: Path | None) -> Path:
