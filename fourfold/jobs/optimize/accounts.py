@@ -32,7 +32,10 @@ TITLES = {"heads": "heads", "neurons": "neurons", "channels": "channels"}
 
 
 def report_data(job: Job) -> dict[str, Any]:
-    """The report of a finished job, in the terms of `fourfold.report.schema` (whose name `optimize` writes over it)."""
+    """The report of a finished job, in the terms of `fourfold.report.schema` (whose name `optimize` writes over it).
+
+    Long: one document, a line a field.
+    """
     from fourfold._version import __version__
     from fourfold.host import here
 
