@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from fourfold.decisions.allocate._place import born, place
 from fourfold.decisions.allocate._sources import of_graph
-from fourfold.decisions.allocate.bound import bound, impossible, peak
+from fourfold.decisions.allocate.bound import bound, contradiction, impossible, peak
 from fourfold.decisions.allocate.greedy import Greedy
 from fourfold.decisions.allocate.instance import FREE, Buffers
 from fourfold.decisions.allocate.problem import Allocate, invented
@@ -106,6 +107,23 @@ def test_what_is_placed_is_valid_but_for_room_and_bounds_hold(b: Buffers, best: 
         assert peak(free) <= bound(free) <= Allocate(free).cost(offsets)
     if sound(b, offsets):
         assert impossible(b) is None, "a packing is there"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5), st.integers(1, 9), st.sampled_from([1, 1, 2, 4, 8]),
+                          st.sampled_from([-1, -1, -1, 0, 8])), min_size=1, max_size=5))
+def test_bounds_are_below_the_optimum_and_impossible_is_never_said_of_it(rows: list[tuple[int, int, int, int, int]]) -> None:
+    """Sorted by offset and pushed down one after another, an optimal packing stays one: so the best of all orders is the optimum."""
+    b = buffers([(a, a + width, size) for a, width, size, _, _ in rows], alignment=np.array([row[3] for row in rows]),
+                fixed=np.array([row[4] for row in rows]))
+    if contradiction(b):
+        return
+    p = b.parts()
+    least = min(Allocate(b).cost(p.offsets(place(p, np.array(order)))) for order in itertools.permutations(range(len(b))))
+    assert peak(b) <= bound(b) <= least <= solve(Allocate(b), Greedy(), Budget(600, 300)).cost
+    assert impossible(b.limited(int(least))) is None
+    if bound(b) > 1:
+        assert impossible(b.limited(bound(b) - 1)) is not None
 
 
 @settings(max_examples=60, deadline=None)
@@ -255,6 +273,9 @@ def test_in_place_shares_what_dies_there() -> None:
     ([(0, 2, 4)], {"bank": np.array([2], np.int32), "banks": np.array([8, 8])}, "is to be in bank 2"),
     ([(0, 2, 4)], {"bank": np.array([0], np.int32), "fixed": np.array([8]), "banks": np.array([8, 8])}, "in bank 1, and is to be in bank 0"),
     ([(0, 2, 2**62)], {}, "come to"),
+    ([(0, 2, 4)], {"fixed": np.array([0.5])}, "fixed has type float64"),
+    ([(0, 2, 4)] * 4, {"alignment": np.full(4, 2**60)}, "come to"),
+    ([(0, 2, 4)], {"hint": np.array([2**62])}, "beyond 2"),
     ([(0, 4, 4)], {"gap_ptr": np.array([0, 1], np.int32), "gap_lower": np.array([3]), "gap_upper": np.array([5])}, "not within its life"),
 ])
 def test_bad_buffers_are_told_in_two_lines(rows: list[tuple[int, int, int]], more: dict[str, Any], words: str) -> None:

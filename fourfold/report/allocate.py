@@ -221,7 +221,7 @@ class _Map:
         """The buffers with most bytes × time, for a table."""
         p = self.parts
         area = np.zeros(len(p.extent))
-        np.add.at(area, p.owner, p.size.astype(float) * (p.times[p.upper] - p.times[p.lower]) if len(p.owner) else np.zeros(0))
+        np.add.at(area, p.owner, p.size.astype(float) * (p.times[p.upper].astype(float) - p.times[p.lower]) if len(p.owner) else np.zeros(0))
         b = self.made.problem.buffers
         rows = []
         for v in np.argsort(-area, kind="stable")[:most].tolist():

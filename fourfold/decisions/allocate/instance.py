@@ -41,7 +41,7 @@ class Buffers:
       modules      [n] where it comes from in the model, for pictures; "" by default
 
     Raises InputError for lengths that differ, empty or negative lives, negative sizes, alignments below 1, gaps outside of the life, fixed offsets
-    that contradict an alignment, a bank or an alias, and sums beyond 62 bits.
+    that contradict an alignment, a bank or an alias, and sums beyond 61 bits.
     """
 
     ids: tuple[str, ...]
@@ -64,7 +64,7 @@ class Buffers:
 
     def __post_init__(self) -> None:
         n = len(self.ids)
-        given = {name: np.asarray(getattr(self, name), np.int64) for name in (*_PER_BUFFER, *_PER_GAP, "gap_ptr", "alias", "banks")}
+        given = {name: _whole(name, getattr(self, name)) for name in (*_PER_BUFFER, *_PER_GAP, "gap_ptr", "alias", "banks")}
         for name, default in _PER_BUFFER.items():
             if n and default is not None and not given[name].size:
                 given[name] = np.full(n, default, np.int64)
@@ -193,6 +193,14 @@ class Rectangles:
 
 # ---- checks
 
+def _whole(name: str, value: Any) -> I64:
+    """The array as i8. Raises InputError for what is no whole number, or beyond 64 bits."""
+    array = np.asarray(value)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu") or (array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1):
+        raise InputError(f"{name} has type {array.dtype} and shape {list(array.shape)}.", "Give one whole number of 64 bits for each.")
+    return array.astype(np.int64)
+
+
 def _lengths(b: Buffers) -> None:
     n = len(b.ids)
     for name in (*_PER_BUFFER, "alias", "modules"):
@@ -207,10 +215,11 @@ def _lengths(b: Buffers) -> None:
         first = {}
         twice = next(id for i, id in enumerate(b.ids) if first.setdefault(id, i) != i)
         raise InputError(f"Buffer {twice!r} is there {b.ids.count(twice)} times.", "Give each buffer an id of its own.")
-    if n and (b.size.max() >= MOST or float(b.size.astype(float).sum()) >= MOST or abs(b.banks.astype(float)).sum() >= MOST):
-        most = max(float(b.size.astype(float).sum()), float(b.banks.astype(float).sum()))
-        raise InputError(f"The sizes of the buffers or of the banks come to {most:.3g} bytes.",
-                         "Give them in larger units: sums must stay below 2^62.")
+    step = np.maximum(b.alignment, 1).astype(float)
+    for what, most in (("sizes of the buffers, rounded up to their alignments,", (np.ceil(np.maximum(b.size, 0) / step) * step).sum()),
+                       ("banks", np.abs(b.banks.astype(float)).sum())):
+        if most >= MOST / 2:                                            # offsets, ends and sums of both stay within 64 bits
+            raise InputError(f"The {what} come to {most:.3g} bytes.", "Give them in larger units: sums must stay below 2^61.")
 
 
 def _at(wrong: np.ndarray) -> int:
@@ -245,8 +254,9 @@ def _places(b: Buffers) -> None:
     if (i := _at(held & (b.fixed % b.alignment != 0))) >= 0:
         raise InputError(f"Buffer {b.ids[i]!r} is fixed at {b.fixed[i]}, which is no multiple of its alignment {b.alignment[i]}.",
                          "Change the offset or the alignment.")
-    if (i := _at(b.fixed.astype(float) + b.size >= MOST)) >= 0:
-        raise InputError(f"Buffer {b.ids[i]!r} is fixed at {b.fixed[i]}, which is beyond 2^62.", "Give a smaller offset.")
+    for name, what in (("fixed", "is fixed at"), ("hint", "has the hint")):
+        if (i := _at(getattr(b, name) >= MOST / 2)) >= 0:
+            raise InputError(f"Buffer {b.ids[i]!r} {what} {getattr(b, name)[i]}, which is beyond 2^61.", "Give a smaller offset.")
     if (b.banks <= 0).any():
         raise InputError(f"A bank (or the capacity) has {int(b.banks.min())} bytes.", "Give each bank 1 or more.")
     if (i := _at((b.bank < FREE) | (b.bank >= len(b.room)))) >= 0:
@@ -270,6 +280,9 @@ def _groups(b: Buffers) -> None:
         np.minimum.at(least, root[some], value[some])
         if (i := _at((most != -1) & (most != least))) >= 0:
             raise InputError(f"Buffers that share the memory of {b.ids[i]!r} have unlike {what}: {least[i]} and {most[i]}.", "Give them one.")
+    for i in np.unique(root[(root != np.arange(len(b))) & (b.alignment[root] != b.alignment)]).tolist():
+        if math.lcm(*b.alignment[root == i].tolist()) >= MOST / 2:
+            raise InputError(f"The alignments of buffers that share the memory of {b.ids[i]!r} have no common multiple below 2^61.", "Give them one.")
 
 
 # ---- the normal form
