@@ -1,22 +1,28 @@
 """An engine of somebody else's, which no file of fourfold names: listed where its room is adopted, raced for whole modules and for regions of plans,
-run in a worker's process. (`tests/flow/test_foreign.py` takes it through the optimise job.)"""
+run in a worker's process, saved and opened elsewhere. (`tests/flow/test_foreign.py` takes it through the optimise job.)"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import served
 import torch
 from torch import nn
 
+import fourfold
 from fourfold import engines, registry
 from fourfold.engines.base import ModuleJob, RegionJob, Signature
 from fourfold.engines.call import Region
 from fourfold.engines.parity import parity, references
 from fourfold.engines.select import race_model
-from fourfold.errors import Declined, InputError
+from fourfold.errors import ArtefactError, Declined, InputError
 from fourfold.frontends.capture import capture
 from fourfold.host import here
 from fourfold.machine import Machine
@@ -160,3 +166,26 @@ def test_regions_run_by_it_answer_alike_also_in_a_worker(toyroom: None, net: tup
     with torch.no_grad():
         torch.testing.assert_close(done.outputs, model(x), rtol=1e-5, atol=1e-6)
     assert {region.engine for region in done.regions} == {"frozen"} and len({region.device for region in done.regions}) == devices
+
+
+CHILD = """
+import sys, fourfold
+model = fourfold.load(sys.argv[1], trust=["toyroom"])
+print(model.warnings, model.assembly.parts[0].open().describe()["engine"])
+print([float(x) for row in model.records(sys.argv[2:]) for x in row])
+"""
+
+
+def test_an_artefact_that_it_runs_opens_elsewhere_where_it_is_trusted(toyroom: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    folder = served.saved(tmp_path / "cheap", [served.part(tmp_path / "files", "frozen")])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["parts"][0]["engine_by"] == "toyroom.engines.frozen" and manifest["trust"] == ["toyroom"]
+    texts = served.texts(2, 3)
+    wanted = [float(x) for row in fourfold.load(folder, trust=["toyroom"]).records(texts) for x in row]
+    done = subprocess.run([sys.executable, "-c", CHILD, str(folder), *texts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+    *_, told, answers = done.stdout.splitlines()
+    assert told == "[] frozen" and json.loads(answers) == pytest.approx(wanted, abs=1e-5)
+    with pytest.raises(ArtefactError, match="toyroom.*not trusted"):
+        fourfold.load(folder)

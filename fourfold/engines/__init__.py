@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROOM = "engines"
 EAGER = "eager"                                                         # the engine of regions that every other is raced against: plain calls
+_adopted: dict[str, EngineFacts] = {}                                   # of somebody else, named by an artefact that was trusted
 _FACTS = ("precisions", "regions", "region_name", "reads_onnx", "versions")
 
 
@@ -70,7 +71,7 @@ def facts() -> list[EngineFacts]:
         if one.name in found:
             raise InputError(f"Two engines are called {one.name}: {found[one.name].module} and {module}.", "Rename one of the files.")
         found[one.name] = one
-    return sorted(found.values(), key=lambda one: one.name)
+    return sorted({**_adopted, **found}.values(), key=lambda one: one.name)
 
 
 def names() -> list[str]:
@@ -108,6 +109,28 @@ def region_engine(name: str) -> type[Engine]:
 def engines() -> list[type[Engine]]:
     """The classes of all engines of whole modules, by name."""
     return [engine(name) for name in names()]
+
+
+def stranger(name: str) -> str | None:
+    """The module of an engine that is none of ours, which an artefact names; None of ours."""
+    module = next((one.module for one in facts() if one.name == name), "")
+    return None if module.startswith("fourfold.") else module or None
+
+
+def adopt(module: str) -> None:
+    """Make the engine in `module`, which is somebody else's, known by its file's name. The caller has asked whether it may run.
+
+    Raises InputError where it holds none, or where another engine has its name.
+    """
+    room = importlib.import_module(module)
+    one = _read(Path(str(room.__file__)), module)
+    if one is None:
+        raise InputError(f"{module} holds no engine.", "Install the version of its package that the artefact was made with.")
+    held = next((other for other in facts() if other.name == one.name), None)
+    if held is None:
+        _adopted[one.name] = one
+    elif held.module != module:
+        raise InputError(f"The engine {one.name} is {held.module}'s here, and {module}'s in the artefact.", "Rename one of the files.")
 
 
 def _loaded(found: EngineFacts) -> type[Engine]:

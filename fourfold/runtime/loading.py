@@ -112,10 +112,13 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str], trust: 
         if technique is None or getattr(technique, "member", "") != spec["kind"]:
             raise ArtefactError(f"no technique here makes members of the kind {spec['kind'][:40]!r}.", "Install the version that the artefact needs.")
         return Part(spec["name"], None, None, None, setting, words=technique().opened(home))  # type: ignore[arg-type]
-    from fourfold.engines import engine
+    from fourfold.engines import adopt, engine
     from fourfold.engines.base import Signature
     from fourfold.host import here
 
+    if "engine_by" in spec:
+        _there(str(spec["engine_by"]), "engine", trust)
+        adopt(str(spec["engine_by"]))
     opaque = spec["origin"]["kind"] == "opaque"
     # Neither is made before somebody asks for it: ONNX Runtime and OpenVINO need their own files only.
     recipe: Later[Recipe | None] = Later(lambda: _recipe(spec))
@@ -160,20 +163,25 @@ def _engine_folder(home: Path, spec: Mapping[str, Any]) -> Path:
 
 def _adopted(spec: Mapping[str, Any], trust: Trust) -> None:
     """Make the techniques known that are none of ours and whose edits the recipe holds, or who made the member, where they are trusted."""
-    from importlib.util import find_spec
-
     from fourfold.registry import adopt
 
     edits = spec["recipe"]["edits"] if spec["kind"] == "network" else [spec]
     for where in dict.fromkeys(str(edit["by"]) for edit in edits if "by" in edit):
-        trust.called(f"{where}:technique")
-        try:
-            there = find_spec(where) is not None
-        except (ImportError, ValueError):
-            there = False
-        if not there:
-            raise ArtefactError(f"the artefact's recipe needs the technique in {where}, which is not installed here.", "Install its package.")
+        _there(where, "technique", trust)
         adopt(where)
+
+
+def _there(where: str, what: str, trust: Trust) -> None:
+    """Raises ArtefactError where the module of a technique or an engine is not trusted, or not installed."""
+    from importlib.util import find_spec
+
+    trust.called(f"{where}:{what}")
+    try:
+        there = find_spec(where) is not None
+    except (ImportError, ValueError):
+        there = False
+    if not there:
+        raise ArtefactError(f"the artefact needs the {what} in {where}, which is not installed here.", "Install its package.")
 
 
 def _recipe(spec: Mapping[str, Any]) -> Recipe:

@@ -50,7 +50,8 @@ def _part(path: Path, part: Any, files: Mapping[str, Any]) -> str:
     _need(path, "/" not in name, f"the part {name[:80]!r} is no plain name")
     _inside(path, name, "parts")
     kind = _held(path, part, "kind", str)
-    _setting(path, _held(path, part, "setting", dict), name, kind)
+    _need(path, isinstance(part.get("engine_by", ""), str), f"{name}.engine_by is no module")
+    _setting(path, _held(path, part, "setting", dict), name, kind, "engine_by" in part)
     if kind != "network":
         technique = None if "by" in part else owner(kind)              # somebody else's technique is looked at when it is trusted
         _need(path, "by" in part or getattr(technique, "member", "") == kind, f"the kind of {name} is {kind[:40]!r}")
@@ -89,14 +90,14 @@ def _part(path: Path, part: Any, files: Mapping[str, Any]) -> str:
     return name
 
 
-def _setting(path: Path, setting: Mapping[str, Any], name: str, kind: str) -> None:
+def _setting(path: Path, setting: Mapping[str, Any], name: str, kind: str, foreign: bool) -> None:
+    """`foreign`: the engine is somebody else's, and is looked at when it is trusted."""
     from fourfold.engines import names
 
     engines = names() if kind == "network" else ["numpy"]               # what answers without a network needs no back end
-
     known = {"engine", "precision", "threads", "batch", "bucketing"}
     _need(path, set(setting) == known, f"{name}.setting has other keys than {', '.join(sorted(known))}")
-    _need(path, isinstance(setting["engine"], str) and setting["engine"] in engines, f"{name}.setting.engine is unknown")
+    _need(path, isinstance(setting["engine"], str) and (setting["engine"] in engines or foreign), f"{name}.setting.engine is unknown")
     precision = setting["precision"]
     _need(path, isinstance(precision, str) and re.fullmatch(r"[a-z0-9-]{2,20}", precision) is not None, f"{name}.setting.precision is unknown")
     for key, most in (("threads", 4096), ("batch", 1 << 20)):

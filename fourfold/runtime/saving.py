@@ -78,10 +78,13 @@ def save(
 
 def trusted(assembly: Assembly) -> tuple[str, ...]:
     """The packages that the members' own code comes from: whoever loads the artefact must trust them, as `load(folder, trust=…)` says."""
+    from fourfold.engines import stranger
+
     origins = {name for part in assembly.parts if part.subject is not None for name in strangers(part.subject.origin)}
     edits = {str(edit["by"]).partition(".")[0] for part in assembly.parts if part.recipe for edit in part.recipe.edits if "by" in edit}
+    engines = {where.partition(".")[0] for part in assembly.parts if part.words is None and (where := stranger(part.setting.engine))}
     alone = {type(part.words).__module__.partition(".")[0] for part in assembly.parts if part.words is not None} - {"fourfold"}
-    return tuple(sorted(origins | edits | alone))
+    return tuple(sorted(origins | edits | alone | engines))
 
 
 def _save_part(part: Part, root: Path) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def _save_part(part: Part, root: Path) -> dict[str, Any]:
         return spec if module.startswith("fourfold.") else {**spec, "by": module}
     from safetensors.torch import save_file
 
-    from fourfold.engines import engine
+    from fourfold.engines import engine, stranger
     from fourfold.frontends.model import state
 
     assert part.module is not None and part.signature is not None
@@ -111,7 +114,9 @@ def _save_part(part: Part, root: Path) -> dict[str, Any]:
     for encoder in (part.subject.tokenizer, part.subject.processor):
         if encoder is not None and hasattr(encoder, "save_pretrained"):
             encoder.save_pretrained(home / "tokenizer")
+    where = stranger(part.setting.engine)
     return {
+        **({"engine_by": where} if where else {}),
         "name": part.name,
         "kind": "network",
         "origin": part.subject.origin,

@@ -20,7 +20,7 @@ from fourfold.folder import write
 from fourfold.runtime.artefact import digest
 from fourfold.trust import option
 
-FIELDS = ("setting", "signature", "engine_files", "engine_folder")  # of a member, that a choice decides
+FIELDS = ("setting", "signature", "engine_files", "engine_folder", "engine_by")  # of a member, that a choice decides
 MANIFEST, REPORT = "manifest.json", "report.json"
 
 
@@ -34,6 +34,7 @@ def current(manifest: Mapping[str, Any], why: str) -> dict[str, Any]:
 def keep(root: Path, manifest: dict[str, Any], changed: Mapping[str, Mapping[str, Any]], why: str) -> None:
     """Make `changed` the choice that runs. By member: "setting", "signature", and "files", pairs of (path, name) to be copied, or None where the
     files stay. `why`: a sentence for the manifest and the report."""
+    from fourfold.engines import stranger
     from fourfold.host import here
 
     manifest.setdefault("choices", [current(manifest, "As it was saved.")])
@@ -44,6 +45,10 @@ def keep(root: Path, manifest: dict[str, Any], changed: Mapping[str, Mapping[str
         if new is None:
             continue
         spec["setting"], spec["signature"] = dict(new["setting"]), dict(new["signature"])
+        spec.pop("engine_by", None)
+        if where := stranger(spec["setting"]["engine"]):
+            spec["engine_by"] = where
+            manifest["trust"] = sorted({*manifest.get("trust", []), where.partition(".")[0]})
         if new["files"] is None:
             continue
         spec["engine_files"], spec["engine_folder"] = [name for _, name in new["files"]], f"raced-{number}"
