@@ -9,8 +9,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fourfold.decisions.rematerialise._lives import Lives
+from fourfold.decisions.rematerialise.instance import ALIGNMENT
 
 _TRIES, _WORK = 600, 200_000_000                                       # moves of the climb; pairs of buffers that all of them may look at
+_PACKINGS = 60
 
 Packer = Callable[[Lives], NDArray[np.int64]]
 
@@ -95,7 +97,7 @@ def _climb(lower, upper, size, order, offset, height, floor, tries, seed):  # ty
 
 def pack(found: Lives) -> NDArray[np.int64]:
     """i8[K] offsets of the instances: the lowest of several greedy orders (largest first, longest life first, largest area first, as they are born,
-    largest by the root of the life), improved by moving what reaches the top forward."""
+    largest by the root of the life); where none takes as little as is alive at once, of what the question `allocate` finds, and of a climb."""
     size, span = found.size, found.upper - found.lower
     orders = (np.lexsort((found.lower, -span, -size)), np.lexsort((-size, -span)), np.lexsort((-span, -size * span)),
               np.lexsort((-size, found.lower)), np.lexsort((found.lower, -size.astype(float) * np.sqrt(span))))
@@ -107,5 +109,25 @@ def pack(found: Lives) -> NDArray[np.int64]:
             best, order, least = offset, one.astype(np.int64), height
         if least <= floor:
             return best
-    _climb(found.lower, found.upper, size, order, best, least, floor, int(min(_TRIES, _WORK // max(1, len(size)) ** 2)), 1)
+    other = _allocated(found)
+    if (height := int((other + size).max())) < least:
+        best, order, least = other, np.argsort(other, kind="stable").astype(np.int64), height
+    if least > floor:
+        trial = best.copy()
+        if _climb(found.lower, found.upper, size, order, trial, least, floor, int(min(_TRIES, _WORK // max(1, len(size)) ** 2)), 1) < least:
+            best = trial
     return best
+
+
+def _allocated(found: Lives) -> NDArray[np.int64]:
+    """Offsets by the greedy family of the question `allocate`, its order mended for a few packings."""
+    from fourfold.decisions.allocate.greedy import Greedy
+    from fourfold.decisions.allocate.instance import Buffers
+    from fourfold.decisions.allocate.problem import Allocate
+    from fourfold.problem import Budget
+
+    some = np.flatnonzero(found.size)
+    buffers = Buffers(tuple(map(str, some.tolist())), found.lower[some], found.upper[some], found.size[some], np.full(len(some), ALIGNMENT, np.int64))
+    offset = np.zeros(len(found.size), np.int64)
+    offset[some] = Greedy().solve(Allocate(buffers), Budget(3600.0, _PACKINGS), 0).answer
+    return offset

@@ -34,20 +34,23 @@ def blocks(instance: RematerialiseInstance) -> tuple[NDArray[np.int64], int]:
     return block, pieces
 
 
-def segmented(instance: RematerialiseInstance, segments: int) -> NDArray[np.int32]:
-    """The sequence of core nodes with the blocks put together into so many segments; as many as there are blocks checkpoints each block."""
+def segmented(instance: RematerialiseInstance, segments: int, kept: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
+    """The sequence of core nodes with the blocks put together into so many segments; as many as there are blocks checkpoints each block. `kept`
+    b1[R]: values that are stored all the same, as a policy of selective checkpointing says."""
     block, count = blocks(instance)
     segment = np.where(block >= 0, block * segments // count, -1)
-    return checkpointed(instance, segment)
+    return checkpointed(instance, segment, kept)
 
 
-def checkpointed(instance: RematerialiseInstance, segment: NDArray[np.int64]) -> NDArray[np.int32]:
+def checkpointed(instance: RematerialiseInstance, segment: NDArray[np.int64], kept: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
     """The sequence of core nodes that keeps what crosses from one segment to another (and what must not run twice) and runs the inside of a segment
     again when the backward pass first reads it. `segment` i8[M], -1 behind the forward pass; the last segment is kept.
     """
     core = instance.core
     last = int(segment.max(initial=-1))
     inside = _inside(instance, segment, last)
+    if kept is not None:
+        inside &= ~kept
     again = [_again(instance, segment, inside, s) for s in range(last)]
     ran, sequence = [False] * max(last, 0), list[int]()
     for m in range(len(core.node)):

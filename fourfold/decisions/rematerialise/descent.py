@@ -1,9 +1,10 @@
 """Best of all techniques, the limit lowered step by step from what the graph's own order takes, each plan started from the one before.
 
-The limits of the steps are fixed shares of what the graph needs unplanned, the same for any limit asked for, and a step is skipped where the plan
-before fits already. So the plan for a lower limit is one further down the same way: its arena is never larger, which no planner that starts anew for
-each limit can say. At each step the candidates are the plan before, annealed; tensor eviction (Kirisame et al. 2021) from two orders; checkpointing
-of any number of segments (Chen et al. 2016); the order of least peak. Holds for budgets of evaluations; a clock may cut a step short.
+The limits of the steps are fixed shares of what the graph needs unplanned, and what checkpointing takes: the same for any limit asked for, and a step
+is skipped where the plan before fits already. So the plan for a lower limit is one further down the same way: its arena is never larger, which no
+planner that starts anew for each limit can say. At each step the candidates are the plan before, annealed; tensor eviction (Kirisame et al. 2021)
+from two orders; checkpointing of any number of segments (Chen et al. 2016); the order of least peak. Holds for budgets of evaluations; a clock may
+cut a step short.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class _Way:
             peak, price, kept, _ = measure(core, sequence)
             if peak != INVALID:
                 self.fixed.append((peak, price, kept))
+        self.peaks = {candidate(problem, kept).peak for _, _, kept in self.fixed}
         self.tries = max(1, int((budget.evaluations - budget.spent) / (STEPS * len(_HEATS) * 1.5)))
         self.seconds = budget.left / STEPS
 
@@ -52,6 +54,11 @@ class _Way:
             _, count = blocks(self.problem)
             for segments in sorted({*range(2, min(count, 16) + 1), *(count // k for k in (1, 2, 3, 4) if count // k > 1)}):
                 yield segmented(self.problem, segments)
+
+    def limits(self, top: int) -> list[int]:
+        """The limits of all steps, falling: even shares of `top`, and what the plans take that know no limit."""
+        even = {top * (STEPS - number) // STEPS for number in range(1, STEPS)}
+        return sorted({*even, *(peak for peak in self.peaks if peak < top)}, reverse=True)
 
     def step(self, number: int, limit: int, before: PricedPlan) -> PricedPlan | None:
         """The plan of one step: at most `limit` bytes, from the plan of the step before."""
@@ -86,8 +93,7 @@ def descend(problem: Rematerialise, budget: Budget, seed: int) -> Iterator[tuple
     top = now.peak
     yield top, now
     way = _Way(problem, budget, seed)
-    for number in range(1, STEPS):
-        limit = top * (STEPS - number) // STEPS
+    for number, limit in enumerate(way.limits(top), 1):
         if now.peak > limit:
             found = way.step(number, limit, now) if limit >= problem.least_peak() else None
             if found is None:

@@ -1,0 +1,258 @@
+"""Order, recomputation and offsets under a limit: what a lower limit costs on training graphs of seven models, beside torch's planners.
+
+    python benchmarks/remat.py [--models encoder,unet] [--evaluations 400000] [--seeds 3] [--repeat 15] [--quick]
+
+Peers, each as a sequence of the same captured graph, laid out by the same packer and executed by the same arena: save everything, recompute
+everything, √n segments, each block (as torch.utils.checkpoint), each block with the results of contractions saved (torch's selective policy), and
+torch's min-cut partitioner at several values of its activation_memory_budget. `ours` is the default technique (`rematerialise/descent`) at the peer's
+own peak.
+
+Seconds are measured op by op on this machine and planned with; where a program cannot run in the arena they are the roofline's. Measured overheads
+are CPU seconds of whole runs in the arena, interleaved, against saving everything; with 90 % bootstrap intervals. Peaks are of the arena: planned,
+and touched while running. Every plan passed the problem's validator.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import branchy_models
+import provenance
+from training_models import MODELS, made
+
+from fourfold.decisions.rematerialise import descent, recompute_all, reorder
+from fourfold.decisions.rematerialise._lives import INVALID, measure, own_order
+from fourfold.decisions.rematerialise._plans import PricedPlan, candidate
+from fourfold.decisions.rematerialise._segments import blocks, segmented
+from fourfold.decisions.rematerialise.problem import Rematerialise
+from fourfold.errors import FourfoldError
+from fourfold.frontends.capture import capture
+from fourfold.graph import BACKWARD, CONTRACTION
+from fourfold.problem import Budget, solve
+
+HERE = Path(__file__).parent
+SHARES = (0.9, 0.75, 0.5, 0.35, 0.25)
+BUDGETS = (1.0, 0.7, 0.5, 0.3, 0.1, 0.05)
+
+
+# ---- peers
+
+def min_cut(captured: Any, problem: Rematerialise, budget: float) -> np.ndarray:
+    """The sequence of core nodes that torch's partitioner makes of the captured program: its forward graph, then its backward graph, in its order.
+
+    The partitioner wants inputs called primals and tangents: the gradient of the loss becomes one.
+    """
+    import torch
+    from torch._functorch import config, partitioners
+
+    program, number = captured.program, {node.name: i for i, node in enumerate(captured.program.nodes)}
+    joint, seed = _joint(program, captured.graph)
+    with config.patch(activation_memory_budget=budget, cse=False), torch.no_grad():
+        forward, backward = partitioners.min_cut_rematerialization_partition(joint, None, num_fwd_outputs=1)
+    sequence = [number[node.name] for part in (forward, backward) for node in part.graph.nodes if node.op == "call_function" and node.name in number]
+    at = next((i for i, n in enumerate(sequence) if captured.graph.phase[n] == BACKWARD), len(sequence))
+    return _completed(problem, problem.collapse([*sequence[:at], number[seed], *sequence[at:]]))
+
+
+def _joint(program: Any, graph: Any) -> tuple[Any, str]:
+    """(a copy of the fx module with primals and a tangent, name of the node that the tangent stands for)."""
+    import torch
+
+    first = next(node for i, node in enumerate(program.nodes) if graph.phase[i] == BACKWARD)
+    new, env, count = torch.fx.Graph(), {}, 0
+    for node in program.module.graph.nodes:
+        if node.op == "placeholder":
+            count += 1
+            env[node] = new.placeholder(f"primals_{count}")
+            env[node].meta = dict(node.meta)
+    env[first] = new.placeholder("tangents_1")
+    env[first].meta = dict(first.meta)
+    for node in program.module.graph.nodes:
+        if node not in env:
+            env[node] = new.node_copy(node, lambda n: env[n])
+            env[node].meta = {k: v for k, v in node.meta.items() if k in ("val", "tensor_meta", "desc")}
+    return torch.fx.GraphModule(program.module, new), first.name
+
+
+def _completed(problem: Rematerialise, sequence: np.ndarray) -> np.ndarray:
+    """What a planner left out because nobody reads it, put where its inputs are there."""
+    core, steps = problem.core, sequence.tolist()
+    for m in sorted(set(range(len(core.node))) - set(steps)):
+        makers = {int(core.producer[v]) for v in core.in_val[core.in_ptr[m] : core.in_ptr[m + 1]].tolist()}
+        steps.insert(max((steps.index(p) for p in makers), default=-1) + 1, m)
+    return np.array(steps, np.int32)
+
+
+def peers(captured: Any, problem: Rematerialise) -> Iterator[tuple[str, np.ndarray | str]]:
+    """(name, sequence of core nodes, or why there is none)."""
+    core = problem.core
+    _, count = blocks(problem)
+    kept = problem.graph.fusion[core.node][core.producer] == CONTRACTION
+    yield "√n segments", segmented(problem, int(np.ceil(np.sqrt(count))))
+    yield "each block", segmented(problem, count)
+    yield "each block, contractions saved", segmented(problem, count, kept)
+    solver = recompute_all.RecomputeAll()
+    why = solver.declines(problem)
+    yield "recompute all", why or problem.collapse(solver.solve(problem.within(None), Budget(60, 1)).answer.sequence)
+    for budget in BUDGETS:
+        try:
+            yield f"min-cut {budget:g}", min_cut(captured, problem, budget)
+        except Exception as error:  # noqa: BLE001 — torch's own trouble is a result here
+            yield f"min-cut {budget:g}", f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+
+
+# ---- one model
+
+def flops(problem: Rematerialise, sequence: np.ndarray) -> float:
+    return float(problem.graph.flops[problem.core.node[sequence]].sum())
+
+
+def row(problem: Rematerialise, one: PricedPlan, top: int) -> dict[str, Any]:
+    """A plan as plain data; shares are of saving everything."""
+    if wrong := problem.violations(one.answer):
+        raise SystemExit(f"a plan is not valid: {wrong[0]}")
+    return {"peak": one.peak, "share": one.peak / top, "overhead": one.price / problem.price.sum() - 1,
+            "flops": flops(problem, one.sequence) / max(1.0, problem.graph.flops.sum()) - 1, "repeated": problem.repeated(one.answer)}
+
+
+def at_most(way: list[PricedPlan], limit: float) -> PricedPlan | None:
+    return min((one for one in way if one.peak <= limit), key=lambda one: (one.price, one.peak), default=None)
+
+
+def planned(captured: Any, problem: Rematerialise, args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, PricedPlan]]:
+    """(figures of a model, plans to execute by name)."""
+    whole, core = problem.within(None), problem.core
+    ways: list[list[PricedPlan]] = []
+    began = time.process_time()
+    for seed in range(args.seeds):
+        ways.append([one for _, one in descent.descend(whole, Budget(3600, args.evaluations), seed) if one is not None])
+    took = (time.process_time() - began) / args.seeds
+    base, top = ways[0][0], ways[0][0].peak
+    order = solve(whole, reorder.Reorder(), Budget(60, min(args.evaluations, 60_000)))
+    falls = all(b.peak <= a.peak for way in ways for a, b in zip(way, way[1:], strict=False))
+    found: dict[str, Any] = {"nodes": len(problem.graph), "computing": len(core.node), "stored": top, "least": problem.least_peak(),
+                             "order": whole.peak(order.answer) / top, "smallest": [min(p.peak for p in way) / top for way in ways],
+                             "monotone": falls, "seconds": took, "limits": [], "peers": []}
+    plans = {"stored": base}
+    for share in SHARES:
+        picked = [one for way in ways if (one := at_most(way, share * top)) is not None]
+        if len(picked) == args.seeds:
+            plans[f"ours {share:g}"] = picked[0]
+            rows = [row(whole, one, top) for one in picked]
+            found["limits"].append({"limit": share, **rows[0], "overheads": [r["overhead"] for r in rows], "flops_all": [r["flops"] for r in rows]})
+    for name, sequence in peers(captured, whole):
+        if isinstance(sequence, str) or measure(core, sequence)[0] == INVALID:
+            found["peers"].append({"name": name, "why": sequence if isinstance(sequence, str) else "it reads what it has not made"})
+            continue
+        one = candidate(whole, sequence)
+        ours = [p for way in ways if (p := at_most(way, one.peak)) is not None]
+        plans[name] = one
+        if ours:
+            plans[f"ours at {name}"] = ours[0]
+        found["peers"].append({"name": name, **row(whole, one, top), "ours": [p.price / whole.price.sum() - 1 for p in ours]})
+    return found, plans
+
+
+# ---- execution
+
+def measured(captured: Any, problem: Rematerialise, dry: Any, inputs: Any, plans: dict[str, PricedPlan], repeat: int) -> dict[str, Any]:
+    """Per plan: CPU seconds of runs in the arena, rounds interleaved; overhead against "stored" with its interval; bytes touched."""
+    from fourfold.runtime.arena.execute import Arena
+    from fourfold.runtime.arena.layout import laid_out
+    from fourfold.runtime.arena.ready import ready
+
+    program = ready(captured)
+    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    found: dict[str, Any] = {}
+    for name, one in plans.items():                                    # bytes touched, and equal answers, once, poisoned
+        arena = Arena(program, inputs, laid_out(problem.graph, one.answer.sequence, one.answer.offset), dry, poison=True)
+        found[name] = {"touched": int(arena.touched()), "planned": one.peak}
+    arenas = {name: Arena(program, inputs, laid_out(problem.graph, one.answer.sequence, one.answer.offset), dry) for name, one in plans.items()}
+    for turn in range(repeat + 1):
+        for name in sorted(arenas, key=lambda n: hash((n, turn))):
+            took = arenas[name].run(time.process_time).seconds
+            if turn:
+                seconds[name].append(took)
+    return found | {"seconds": seconds}
+
+
+def orders(evaluations: int) -> dict[str, Any]:
+    """Per branchy model: bytes alive at most in the captured order (no offsets can take less there), and the arena of the best order found."""
+    found = {}
+    for name in branchy_models.MODELS:
+        module, inputs = branchy_models.made(name)
+        problem = Rematerialise.of(capture(module, inputs).graph)
+        fixed = measure(problem.core, own_order(problem.core))[0]
+        one = solve(problem, reorder.Reorder(), Budget(600, min(evaluations, 60_000)))
+        found[name] = {"computing": len(problem.core.node), "fixed": fixed, "arena": problem.peak(one.answer), "least": problem.least_peak()}
+        print(f"{name}: order and offsets {found[name]['arena'] / fixed:.3f} of the captured order's bound", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--evaluations", type=int, default=400_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--modelled", action="store_true", help="seconds by the roofline; nothing is executed")
+    parser.add_argument("--quick", action="store_true", help="one model, few evaluations; nothing is published")
+    args = parser.parse_args()
+    if args.quick:
+        args.models, args.evaluations, args.seeds, args.repeat = "unet", 20_000, 1, 2
+    results: dict[str, Any] = {}
+    for name in args.models.split(","):
+        module, inputs = made(name)
+        captured = capture(module, inputs, train=True)
+        problem, dry = Rematerialise.of(captured.graph), None
+        if not args.modelled:
+            try:
+                problem, dry = timed(captured, inputs)
+            except (FourfoldError, ImportError) as error:
+                print(f"{name}: seconds by the roofline, since {str(error).splitlines()[0]}")
+        results[name], plans = planned(captured, problem, args)
+        results[name]["priced"] = "roofline" if dry is None else "measured"
+        if dry is not None:
+            results[name]["executed"] = measured(captured, problem, dry, inputs, plans, args.repeat)
+        tell(name, results[name])
+    branchy = {} if args.quick else orders(args.evaluations)
+    about = provenance.facts(args, list(range(args.seeds)))
+    if not args.quick:
+        print(provenance.publish(HERE / "results" / "remat.json", {"about": about, "models": results, "orders": branchy}))
+
+
+def timed(captured: Any, inputs: Any) -> tuple[Rematerialise, Any]:
+    """(the problem priced in measured CPU seconds, how each node runs in an arena)."""
+    from fourfold.runtime.arena.dry_run import dry_run
+    from fourfold.runtime.arena.ready import ready
+
+    dry = dry_run(ready(captured), inputs, repeat=7, clock=time.process_time)
+    return Rematerialise.of(captured.graph, price=dry.seconds), dry
+
+
+def tell(name: str, found: dict[str, Any]) -> None:
+    print(f"{name}: {found['nodes']} nodes, {found['stored']:,} B stored, order alone {found['order']:.3f}, smallest "
+          f"{statistics.median(found['smallest']):.3f}, peaks fall {found['monotone']}, {found['seconds']:.1f} CPU-s a descent")
+    for one in found["limits"]:
+        print(f"  limit {one['limit']:.2f}: peak {one['share']:.3f}, {100 * one['overhead']:.1f} % more seconds, "
+              f"{100 * one['flops']:.1f} % more flops")
+    for one in found["peers"]:
+        if "why" in one:
+            print(f"  {one['name']}: {one['why']}")
+        else:
+            ours = f"ours {100 * statistics.median(one['ours']):.1f} %" if one["ours"] else "ours: none"
+            print(f"  {one['name']}: peak {one['share']:.3f}, {100 * one['overhead']:.1f} % more seconds; {ours}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
