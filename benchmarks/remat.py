@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import branchy_models
+import numpy as np
 import provenance
 from training_models import MODELS, made
 
