@@ -125,27 +125,29 @@ def row(problem: Rematerialise, one: PricedPlan, top: int) -> dict[str, Any]:
             "flops": flops(problem, one.sequence) / max(1.0, problem.graph.flops.sum()) - 1, "repeated": problem.repeated(one.answer)}
 
 
-def at_most(way: list[PricedPlan], limit: float) -> PricedPlan | None:
-    return min((one for one in way if one.peak <= limit), key=lambda one: (one.price, one.peak), default=None)
+def at_most(problem: Rematerialise, way: list[descent.Stage], limit: float, args: argparse.Namespace, seed: int) -> PricedPlan | None:
+    """What `rematerialise/descent` answers for a limit: the first stage that fits, polished."""
+    stage = next((one for one in way if one.plan.peak <= limit), None)
+    if stage is None or stage is way[0]:
+        return None if stage is None else stage.plan
+    return descent.polish(problem, stage, Budget(3600, args.evaluations // 2), seed)
 
 
 def planned(captured: Any, problem: Rematerialise, args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, PricedPlan]]:
     """(figures of a model, plans to execute by name)."""
     whole, core = problem.within(None), problem.core
-    ways: list[list[PricedPlan]] = []
     began = time.process_time()
-    for seed in range(args.seeds):
-        ways.append([one for _, one in descent.descend(whole, Budget(3600, args.evaluations), seed) if one is not None])
+    ways = [list(descent.descend(whole, Budget(3600, args.evaluations), seed)) for seed in range(args.seeds)]
     took = (time.process_time() - began) / args.seeds
-    base, top = ways[0][0], ways[0][0].peak
+    base, top = ways[0][0].plan, ways[0][0].plan.peak
     order = solve(whole, reorder.Reorder(), Budget(60, min(args.evaluations, 60_000)))
-    falls = all(b.peak <= a.peak for way in ways for a, b in zip(way, way[1:], strict=False))
+    falls = all(b.plan.peak <= a.plan.peak for way in ways for a, b in zip(way, way[1:], strict=False))
     found: dict[str, Any] = {"nodes": len(problem.graph), "computing": len(core.node), "stored": top, "least": problem.least_peak(),
-                             "order": whole.peak(order.answer) / top, "smallest": [min(p.peak for p in way) / top for way in ways],
+                             "order": whole.peak(order.answer) / top, "smallest": [min(p.plan.peak for p in way) / top for way in ways],
                              "monotone": falls, "seconds": took, "limits": [], "peers": []}
     plans = {"stored": base}
     for share in SHARES:
-        picked = [one for way in ways if (one := at_most(way, share * top)) is not None]
+        picked = [one for seed, way in enumerate(ways) if (one := at_most(whole, way, share * top, args, seed)) is not None]
         if len(picked) == args.seeds:
             plans[f"ours {share:g}"] = picked[0]
             rows = [row(whole, one, top) for one in picked]
@@ -155,7 +157,7 @@ def planned(captured: Any, problem: Rematerialise, args: argparse.Namespace) -> 
             found["peers"].append({"name": name, "why": sequence if isinstance(sequence, str) else "it reads what it has not made"})
             continue
         one = candidate(whole, sequence)
-        ours = [p for way in ways if (p := at_most(way, one.peak)) is not None]
+        ours = [p for seed, way in enumerate(ways) if (p := at_most(whole, way, one.peak, args, seed)) is not None]
         plans[name] = one
         if ours:
             plans[f"ours at {name}"] = ours[0]

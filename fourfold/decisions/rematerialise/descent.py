@@ -10,7 +10,7 @@ cut a step short.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from fourfold.decisions.rematerialise._evict import evictions
 from fourfold.decisions.rematerialise._lives import INVALID, measure, own_order
 from fourfold.decisions.rematerialise._order import lowest_order
-from fourfold.decisions.rematerialise._plans import SHRINK, PricedPlan, candidate, refusal
+from fourfold.decisions.rematerialise._plans import PricedPlan, candidate, refusal
 from fourfold.decisions.rematerialise._search import PRICE, improve
 from fourfold.decisions.rematerialise._segments import blocks, has_backward, segmented
 from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
 from fourfold.problem import Budget, Solver, SolverAnswer
 
 STEPS = 96                                                              # limits from what is needed unplanned down to nothing
-_ORDER = 0.2                                                            # share of the budget for the order of least peak
+_ORDER, _POLISH = 0.1, 0.5                                              # shares of the budget: order of least peak, the last plan
+_ATTEMPTS = 4
 _HEATS = (2e-3, 4e-4)
 
 Priced = tuple[float, NDArray[np.int32]]
@@ -46,8 +47,8 @@ class _Way:
             if peak != INVALID:
                 self.fixed.append((peak, price, kept))
         self.peaks = {candidate(problem, kept).peak for _, _, kept in self.fixed}
-        self.tries = max(1, int((budget.evaluations - budget.spent) / (STEPS * len(_HEATS) * 1.5)))
-        self.seconds = budget.left / STEPS
+        self.tries = max(1, int((budget.evaluations * (1 - _POLISH) - budget.spent) / (STEPS * len(_HEATS) * 1.5)))
+        self.seconds = budget.left * (1 - _POLISH) / STEPS
 
     def _checkpoints(self) -> Iterator[NDArray[np.int32]]:
         if has_backward(self.problem):
@@ -62,13 +63,15 @@ class _Way:
 
     def step(self, number: int, limit: int, before: PricedPlan) -> PricedPlan | None:
         """The plan of one step: at most `limit` bytes, from the plan of the step before."""
-        for share in SHRINK:
-            most = int(limit * share)
+        most = limit
+        for _ in range(_ATTEMPTS):                                     # offsets may take more than what is alive: then it aims lower by as much
             best = self._search(number, most, before.sequence)
-            if best is not None:
-                found = candidate(self.problem, best)
-                if found.peak <= limit:
-                    return found
+            if best is None:
+                return None
+            found = candidate(self.problem, best)
+            if found.peak <= limit:
+                return found
+            most = min(most - most // 200, int(most * limit / found.peak))
         return None
 
     def _search(self, number: int, most: int, before: NDArray[np.int32]) -> NDArray[np.int32] | None:
@@ -86,21 +89,51 @@ class _Way:
         return min(ready, key=lambda one: one[0])[1] if ready else None
 
 
-def descend(problem: Rematerialise, budget: Budget, seed: int) -> Iterator[tuple[int, PricedPlan | None]]:
-    """(limit, plan) of step after step, from what the graph's own order takes downwards; None, and the end, where a step finds nothing."""
-    core = problem.core
-    now = candidate(problem, own_order(core))
+class Stage(NamedTuple):
+    """A plan on the way down, and the limits it stands between: it serves every limit from `limit` up to the stage before; the next is below
+    `following`."""
+
+    plan: PricedPlan
+    limit: int
+    following: int
+
+
+def descend(problem: Rematerialise, budget: Budget, seed: int) -> Iterator[Stage]:
+    """The stages, from what the graph's own order takes downwards, until a step finds nothing. Each has a smaller arena than the one before."""
+    now = candidate(problem, own_order(problem.core))
     top = now.peak
-    yield top, now
     way = _Way(problem, budget, seed)
-    for number, limit in enumerate(way.limits(top), 1):
+    limits = [top, *way.limits(top)]
+
+    def stage(plan: PricedPlan) -> Stage:
+        return Stage(plan, min(limit for limit in limits if limit >= plan.peak), max((limit for limit in limits if limit < plan.peak), default=0))
+
+    yield stage(now)
+    for number, limit in enumerate(limits):
         if now.peak > limit:
             found = way.step(number, limit, now) if limit >= problem.least_peak() else None
             if found is None:
-                yield limit, None
                 return
             now = found
-        yield limit, now
+            yield stage(now)
+
+
+def polish(problem: Rematerialise, stage: Stage, budget: Budget, seed: int) -> PricedPlan:
+    """A plan at most as dear as the stage's, between its limits too, so that no plan of a lower limit takes more."""
+    best, limit, following = stage
+    most = limit
+    for turn in range(2):
+        tries = max(1, (budget.evaluations - budget.spent) // (2 - turn) // len(_HEATS))
+        sequence = best.sequence
+        for k, heat in enumerate(_HEATS):
+            sequence, _ = improve(problem.core, sequence, PRICE, most, budget, seed * 131 + turn * 7 + k, tries=tries, heat=heat)
+        found = candidate(problem, sequence)
+        if following <= found.peak <= limit and found.price < best.price:
+            best = found
+        most = min(most - most // 200, int(most * limit / max(1, found.peak))) if found.peak > limit else most
+        if budget.exhausted:
+            break
+    return best
 
 
 class Descent(Solver):
@@ -114,11 +147,13 @@ class Descent(Solver):
     counts: ClassVar[str] = "sequences priced"
 
     def solve(self, problem: Rematerialise, budget: Budget, seed: int = 0) -> SolverAnswer[Rematerialisation]:
+        own = candidate(problem, own_order(problem.core))
+        if problem.limit is None or own.peak <= problem.limit:
+            return SolverAnswer(own.answer, note="The graph's own order fits.")
         least: int | None = None
-        for _, found in descend(problem, budget, seed):
-            if found is None:
-                break
-            least = found.peak
-            if problem.limit is None or found.peak <= problem.limit:
-                return SolverAnswer(found.answer, note=f"{problem.repeated(found.answer)} steps computed again.")
+        for stage in descend(problem, budget, seed):
+            least = stage.plan.peak
+            if least <= problem.limit:
+                best = polish(problem, stage, budget, seed)
+                return SolverAnswer(best.answer, note=f"{problem.repeated(best.answer)} steps computed again.")
         raise refusal(problem, least)
