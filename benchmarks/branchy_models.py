@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ class Pyramid(nn.Module):
         merged = [side(y) for side, y in zip(self.side, levels, strict=True)]
         wide = [nn.functional.interpolate(y, size=merged[0].shape[2:]) for y in merged]
         answers = [head(y) for head, y in zip(self.head, wide, strict=True)]
-        return sum(answers[1:], answers[0])
+        return reduce(torch.add, answers)
 
 
 def _image(*shape: int) -> Tensor:

@@ -168,24 +168,36 @@ def planned(captured: Any, problem: Rematerialise, args: argparse.Namespace) -> 
 # ---- execution
 
 def measured(captured: Any, problem: Rematerialise, dry: Any, inputs: Any, plans: dict[str, PricedPlan], repeat: int) -> dict[str, Any]:
-    """Per plan: CPU seconds of runs in the arena, rounds interleaved; overhead against "stored" with its interval; bytes touched."""
-    from fourfold.runtime.arena.execute import Arena
+    """Per plan: CPU seconds of runs in the arena, rounds interleaved in random order; overhead against saving everything, paired by round, with its
+    interval; bytes planned and touched; whether the answers are bit for bit those of the plan that saves everything.
+    """
+    from fourfold.measure import bootstrap
+    from fourfold.runtime.arena.execute import ProgramArena
     from fourfold.runtime.arena.layout import laid_out
     from fourfold.runtime.arena.ready import ready
 
-    program = ready(captured)
-    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    program, dice = ready(captured), np.random.default_rng(0)
+    layouts = {name: laid_out(problem.graph, one.answer.sequence, one.answer.offset) for name, one in plans.items()}
     found: dict[str, Any] = {}
-    for name, one in plans.items():                                    # bytes touched, and equal answers, once, poisoned
-        arena = Arena(program, inputs, laid_out(problem.graph, one.answer.sequence, one.answer.offset), dry, poison=True)
-        found[name] = {"touched": int(arena.touched()), "planned": one.peak}
-    arenas = {name: Arena(program, inputs, laid_out(problem.graph, one.answer.sequence, one.answer.offset), dry) for name, one in plans.items()}
-    for turn in range(repeat + 1):
-        for name in sorted(arenas, key=lambda n: hash((n, turn))):
-            took = arenas[name].run(time.process_time).seconds
-            if turn:
-                seconds[name].append(took)
-    return found | {"seconds": seconds}
+    answers: list[Any] = []
+    for name, layout in layouts.items():                               # once, poisoned: bytes touched, and what it answers
+        arena = ProgramArena(program, inputs, layout, dry, poison=True)
+        outputs = {v: out.clone() for v, out in arena.run().outputs.items()}
+        answers = answers or [outputs]
+        equal = all(bool((out == answers[0][v]).all()) for v, out in outputs.items())
+        found[name] = {"planned": plans[name].peak, "touched": int(ProgramArena(program, inputs, layout, dry).touched()), "equal": equal}
+    arenas = {name: ProgramArena(program, inputs, layout, dry) for name, layout in layouts.items()}
+    seconds = np.zeros((repeat, len(arenas)))
+    for turn in range(-1, repeat):
+        for k in dice.permutation(len(arenas)).tolist():
+            took = list(arenas.values())[k].run(time.process_time).seconds
+            if turn >= 0:
+                seconds[turn, k] = took
+    for k, name in enumerate(arenas):
+        ratio = seconds[:, k] / seconds[:, 0] - 1
+        low, high = bootstrap.interval(bootstrap.resampled(bootstrap.medians, ratio))
+        found[name] |= {"seconds": float(np.median(seconds[:, k])), "overhead": float(np.median(ratio)), "low": low, "high": high}
+    return found
 
 
 def orders(evaluations: int) -> dict[str, Any]:
@@ -243,17 +255,24 @@ def timed(captured: Any, inputs: Any) -> tuple[Rematerialise, Any]:
 
 
 def tell(name: str, found: dict[str, Any]) -> None:
+    ran = found.get("executed", {})
     print(f"{name}: {found['nodes']} nodes, {found['stored']:,} B stored, order alone {found['order']:.3f}, smallest "
           f"{statistics.median(found['smallest']):.3f}, peaks fall {found['monotone']}, {found['seconds']:.1f} CPU-s a descent")
     for one in found["limits"]:
         print(f"  limit {one['limit']:.2f}: peak {one['share']:.3f}, {100 * one['overhead']:.1f} % more seconds, "
-              f"{100 * one['flops']:.1f} % more flops")
+              f"{100 * one['flops']:.1f} % more flops{_took(ran, 'ours ' + format(one['limit'], 'g'))}")
     for one in found["peers"]:
         if "why" in one:
             print(f"  {one['name']}: {one['why']}")
         else:
             ours = f"ours {100 * statistics.median(one['ours']):.1f} %" if one["ours"] else "ours: none"
-            print(f"  {one['name']}: peak {one['share']:.3f}, {100 * one['overhead']:.1f} % more seconds; {ours}", flush=True)
+            print(f"  {one['name']}: peak {one['share']:.3f}, {100 * one['overhead']:.1f} % more seconds{_took(ran, one['name'])}; {ours}"
+                  f"{_took(ran, 'ours at ' + one['name'])}", flush=True)
+
+
+def _took(ran: dict[str, Any], name: str) -> str:
+    one = ran.get(name)
+    return "" if one is None else f" (executed {100 * one['overhead']:.1f} % [{100 * one['low']:.1f}, {100 * one['high']:.1f}])"
 
 
 if __name__ == "__main__":
