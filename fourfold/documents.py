@@ -1,6 +1,6 @@
 """Typed documents: what a file of ours holds is a struct, and one that holds something else is refused by field and file.
 
-    class Gate(Document): temperature: float; threshold: float
+    class Gate(TypedDocument): temperature: float; threshold: float
     decode(path.read_bytes(), Gate, path)           # a Gate, or ArtefactError: "gates.json: threshold is text; a number was expected."
 
 `Json` is plain data as JSON holds it. Structs are msgspec's: attributes with types, checked when a document is read.
@@ -29,8 +29,8 @@ _KINDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "
           "dict": "an object", "list": "a list"}
 
 
-class Document(msgspec.Struct, kw_only=True):
-    """A part of a file of ours. Keys that a later version adds are passed over; `Strict` refuses them."""
+class TypedDocument(msgspec.Struct):
+    """A part of a file of ours. Keys that a later version adds are passed over; `StrictDocument` refuses them."""
 
     def to_json(self) -> JsonObject:
         """Plain data, as `json.dumps` takes it."""
@@ -40,7 +40,7 @@ class Document(msgspec.Struct, kw_only=True):
         raise TypeError(f"{type(self).__name__} is a document: name its fields.")
 
 
-class Strict(Document, forbid_unknown_fields=True):
+class StrictDocument(TypedDocument, forbid_unknown_fields=True):
     """A part of a file that has these keys and no other."""
 
 
@@ -75,10 +75,10 @@ def fault(error: msgspec.ValidationError, kind: object, root: str = "") -> str:
     if got := re.fullmatch(r"Expected `(.*)`, got `(.*)`", what):
         return f"{here} is {_named(got[2])}; {_named(got[1])} was expected"
     if got := re.fullmatch(r"Invalid enum value (.*)", what):
-        return f"{here} is {got[1]}; expected one of {', '.join(map(str, _choices(kind, parts['path'] or '')))}"
+        return f"{here} is {' '.join(got[1].split())[:60]}; expected one of {', '.join(map(str, _choices(kind, parts['path'] or '')))}"
     if "`float`" in what:
         return f"{here} is not finite; a finite number was expected"
-    return f"{here}: {what[0].lower()}{what[1:]}"
+    return f"{here}: {what[0].lower()}{' '.join(what[1:].split())[:160]}"
 
 
 def _choices(kind: object, path: str) -> tuple[object, ...]:

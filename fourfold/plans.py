@@ -32,10 +32,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from fourfold.documents import Finite, TypedDocument, convert
 from fourfold.errors import ArtefactError, InputError, unwritable
 from fourfold.folder import may_fill
 from fourfold.graph import Graph
@@ -45,6 +46,7 @@ from fourfold.registry import stored
 if TYPE_CHECKING:
     from fourfold.cost.simulate import Tasks, Timeline
 
+T = TypeVar("T")
 FORMAT = "fourfold.plan/2"
 FILES = ("graph.npz", "system.toml")                                    # beside plan.json, which is written last and holds their digests
 SCHEDULE = "schedule"                                                   # the question that `Plan` answers
@@ -202,21 +204,85 @@ class Plan:
             graph, system = Graph.load(root / "graph.npz"), Machine.read(root / "system.toml")
         except InputError as error:
             raise ArtefactError(error.message, _AGAIN) from error
+        workload = convert(document.workload, GraphEntry, root / "plan.json", _AGAIN)
+        known = convert(document.solutions[SCHEDULE], ScheduleEntry, root / "plan.json", _AGAIN)
         try:
-            solution, workload = document.solutions[SCHEDULE], document.workload
-            data = {**solution, **solution["answer"], "model": workload["model"], "capture": workload["capture"]}
-            names = {f.name for f in dataclasses.fields(cls)} - {"graph", "system"}
-            given = {name: data[name] for name in names}
-            for name in ("table", "sentences", "notes"):
-                given[name] = tuple(given[name])
-            plan = cls(graph=graph, system=system, **given)
-            same = (workload["hash"], solution["hash"]) == (graph.hash, plan.hash)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            group, place, priority = (np.array(getattr(known.answer, name), kind) for name, kind in _ARRAYS.items())
+            plan = cls(graph, system, known.objective, group, place, priority, known.solver, known.cost, known.unit, before=known.before,
+                       why=known.why, bound=known.bound, gap=known.gap, seconds=known.seconds, evaluations=known.evaluations, seed=known.seed,
+                       table=tuple(known.table), model=workload.model, capture=workload.capture, engines=known.engines,
+                       sentences=tuple(known.sentences), notes=tuple(known.notes), interrupted=known.interrupted)
+        except (ValueError, OverflowError) as error:
             told = error.message if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             raise ArtefactError(f"{root / 'plan.json'} is damaged: {' '.join(told.split())[:160]}", _AGAIN) from error
-        if not same:
+        if (workload.hash, known.hash) != (graph.hash, plan.hash):
             raise ArtefactError(f"{root / 'plan.json'} does not hold what was saved: its hash differs.", _AGAIN)
         return plan
+
+
+# ---- the file -----------------------------------------------------------------------------------------------------------------------------------
+
+
+class PlanFile(TypedDocument):
+    """plan.json. What a solution holds beyond `SolutionEntry` is its question's own (`stored.py` in its folder)."""
+
+    workload: dict[str, Any]
+    machine: dict[str, Any]
+    solutions: dict[str, dict[str, Any]]
+    files: dict[str, str]
+
+
+class SolutionEntry(TypedDocument, kw_only=True):
+    """What the solution of any question tells, where it tells it."""
+
+    solver: str | None = None
+    cost: Finite | None = None
+    unit: str = ""
+    before: Finite | None = None
+    why: str | None = None
+    bound: Finite | None = None
+    gap: Finite | None = None
+    hash: str = ""
+    notes: list[str] | None = None
+
+
+class ScheduleAnswer(TypedDocument):
+    """A number per node of the graph: its task's, its device's, its priority."""
+
+    group: list[int]
+    place: list[int]
+    priority: list[float]
+
+
+class ScheduleEntry(TypedDocument, kw_only=True):
+    """The solution of `schedule`, as `Plan.save` writes it."""
+
+    objective: str
+    solver: str
+    cost: Finite
+    unit: str
+    before: Finite | None
+    why: str
+    bound: Finite | None
+    gap: Finite | None
+    seconds: Finite
+    evaluations: int
+    seed: int
+    table: list[dict[str, Any]]
+    engines: dict[str, str]
+    sentences: list[str]
+    notes: list[str]
+    interrupted: bool
+    answer: ScheduleAnswer
+    hash: str
+
+
+class GraphEntry(TypedDocument):
+    """The workload of a schedule: the captured graph, the model that it is of, and how it was captured."""
+
+    hash: str
+    model: dict[str, Any]
+    capture: dict[str, Any]
 
 
 # ---- the document ---------------------------------------------------------------------------------------------------------------------------------
@@ -257,7 +323,7 @@ class Document:
                 "solutions": {question: dict(solution) for question, solution in self.solutions.items()}}
 
 
-def _opened(reader: Callable[[Path], Any], file: Path) -> Any:
+def _opened(reader: Callable[[Path], T], file: Path) -> T:
     try:
         return reader(file)
     except InputError as error:
@@ -275,11 +341,10 @@ def read(folder: str | Path) -> Document:
         raise ArtefactError(f"There is no plan in {root}: no such folder.", _AGAIN)
     if not (root / "plan.json").is_file():
         raise ArtefactError(f"{root} holds no plan: plan.json is missing.", "Name the folder that `fourfold plan --out` wrote.")
-    data = _head(root / "plan.json")
-    parts = [data.get(name) for name in ("workload", "machine", "solutions", "files")]
-    if not all(isinstance(part, dict) for part in parts) or not all(isinstance(one, dict) for one in data["solutions"].values()):
-        raise ArtefactError(f"{root / 'plan.json'} is damaged: workload, machine, solutions or files are missing.", _AGAIN)
-    return Document(root, *parts)                                       # type: ignore[arg-type]
+    made = convert(_head(root / "plan.json"), PlanFile, root / "plan.json", _AGAIN)
+    for question, solution in made.solutions.items():
+        convert(solution, SolutionEntry, f"{root / 'plan.json'}, {question},", _AGAIN)
+    return Document(root, made.workload, made.machine, made.solutions, made.files)
 
 
 def holds_plan(folder: str | Path) -> bool:
@@ -296,7 +361,7 @@ def answers(folder: str | Path) -> set[str]:
 
 
 def store(folder: str | Path, question: str, solution: Mapping[str, Any], workload: Mapping[str, Any], machine: Mapping[str, Any],
-          files: Mapping[str, Callable[[Path], Any]] | None = None, *, add: bool = False) -> list[Path]:
+          files: Mapping[str, Callable[[Path], object]] | None = None, *, add: bool = False) -> list[Path]:
     """Write `solution` of `question` into the folder's plan.json, and `files` (name → what writes it to a path), each whole or not at all; the paths.
 
     Solutions of other questions stay where they are of the same workload and machine (by hash), or where it is to `add` to whatever plan is there:
@@ -369,13 +434,13 @@ def explain(folder: str | Path) -> list[str]:
     return lines
 
 
-def identify(*parts: Any) -> str:
+def identify(*parts: object) -> str:
     """An id for a solution: 64 hex digits of sha256 over plain data."""
     text = json.dumps(_finite(list(parts)), sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def may_save(root: str | Path, inputs: Iterable[Any] = (), files: Iterable[str] = (), questions: Iterable[str] = (SCHEDULE, "pipeline")) -> Path:
+def may_save(root: str | Path, inputs: Iterable[object] = (), files: Iterable[str] = (), questions: Iterable[str] = (SCHEDULE, "pipeline")) -> Path:
     """The folder, where a plan may be written into it: one that has none of a plan's files, or an earlier plan that answers nothing but `questions`.
 
     Raises InputError otherwise.
@@ -413,7 +478,7 @@ def _head(file: Path) -> dict[str, Any]:
         raise ArtefactError(f"{file} is no plan of fourfold plan.", "Name the folder that `fourfold plan --out` wrote.")
     if data["format"] == FORMAT:
         return data
-    known: Any = data.get("schema") if kind == _FIRST else int(version) if version.isdecimal() else version
+    known: object = data.get("schema") if kind == _FIRST else int(version) if version.isdecimal() else version
     if kind == _FIRST and known == _SCHEMA:
         return _of_first(data)
     newer = isinstance(known, int) and known > (_SCHEMA if kind == _FIRST else int(FORMAT.partition("/")[2]))

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from fourfold.documents import Document, Finite, Strict, convert, decode
+from fourfold.documents import Finite, StrictDocument, TypedDocument, convert, decode
 from fourfold.errors import ArtefactError
 
 ROOT = Path(__file__).parent.parent
@@ -31,14 +31,14 @@ def test_any_is_rare() -> None:
     assert rate <= MOST, f"{rate:.1f} Any per 1,000 lines; most in {worst}"
 
 
-class Gate(Strict):
+class Gate(StrictDocument):
     threshold: Finite
     members: int
     kind: Literal["cautious", "bold"] = "bold"
     note: str | None = None
 
 
-class Gates(Document):
+class Gates(TypedDocument):
     gates: list[Gate]
     named: dict[str, Gate] = {}
 

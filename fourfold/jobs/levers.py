@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fourfold.report.schema import Carbon, Factor, FigureRow, Grade, Lever, Levers, Report
 
 
-class Place(TypedDict, total=False):
+class Location(TypedDict, total=False):
     """Where a result runs and will run, as `levers` takes it."""
 
     site: str | Site | None
@@ -70,7 +70,7 @@ def levers(report: Report, *, site: str | Site | None = None, to_site: str | Sit
             "notes": _notes(report, factors, home, before)}
 
 
-def examine(**place: Unpack[Place]) -> Place:
+def examine(**place: Unpack[Location]) -> Location:
     """The `site`, `to_site`, `hall` and `pue` of `levers`, the sites found. Raises InputError as it would, so that a typing error costs nothing."""
     home, away = _places(place.get("site"), place.get("to_site"))
     _halls(place.get("hall"), place.get("pue"), home, away)
@@ -266,7 +266,7 @@ def _notes(report: Report, factors: Mapping[str, Quantity], home: Site | None, b
     return notes
 
 
-def with_levers(report: Report, **place: Unpack[Place]) -> Report:
+def with_levers(report: Report, **place: Unpack[Location]) -> Report:
     """A finished report with its four levers put in, or put in anew; what was measured is not touched.
 
     `site`, `to_site`, `hall`, `pue` and the errors raised as in `levers`.

@@ -1,145 +1,199 @@
-"""The shape of manifest.json: what is where, of which type, and that no path leaves the folder. Checked before anything it names is looked at."""
+"""The shape of manifest.json: what is where, of which type, and that no path leaves the folder. Checked before anything it names is looked at.
+
+The structs are the schema; keys that only readers of a report look at (`candidate`, `hardware`, `versions` …) are passed over.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from fourfold.documents import Finite, StrictDocument, TypedDocument, convert
 from fourfold.errors import ArtefactError
 from fourfold.registry import owner
 
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+ -]*")  # of a file or a folder: no separator, nothing hidden, not ".."
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)
-_ORIGINS = {"transformers": ("class", "config"), "tree": ("tree",), "factory": ("entry",), "opaque": ("class", "why"), "static": ("shape",),
-            "onnx": ("class", "graph")}
-_DTYPES = {"int64", "int32", "int16", "int8", "uint8", "bool", "float64", "float32", "float16"}
 _MOST = 1 << 24  # elements of the example batch, threads and rows of a batch are far fewer
+_MEND = "Copy the artefact again; nothing was loaded."
+
+Size = Annotated[int, Meta(ge=0, le=_MOST)]
+Dtype = Literal["int64", "int32", "int16", "int8", "uint8", "bool", "float64", "float32", "float16"]
 
 
-def check(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises ArtefactError naming the first entry of `path` that is missing, of another type or out of bounds."""
-    files = _held(path, manifest, "files", dict)
-    for name, digest in files.items():
+class GateEntry(StrictDocument):
+    """What lies between a member of a cascade and the next (`fourfold.gate.Gate`)."""
+
+    temperature: Finite
+    threshold: Finite
+
+
+class SettingEntry(StrictDocument):
+    """How a part is run."""
+
+    engine: str
+    precision: Annotated[str, Meta(pattern=r"^[a-z0-9-]{2,20}$")]
+    threads: Annotated[int, Meta(gt=0, le=4096)]
+    batch: Annotated[int, Meta(gt=0, le=1 << 20)]
+    bucketing: bool
+
+
+class SignatureEntry(TypedDocument):
+    """Inputs of a stored network: `dtypes`, `shapes` of the example batch, `dynamic` axes with a label each."""
+
+    names: list[str]
+    dtypes: dict[str, Dtype]
+    dynamic: dict[str, dict[Annotated[str, Meta(pattern=r"^\d+$")], str]]
+    shapes: dict[str, Annotated[list[Size], Meta(max_length=8)]]
+
+
+class TransformersOrigin(TypedDocument, tag_field="kind", tag="transformers"):
+    class_: str = msgspec.field(name="class")
+    config: dict[str, object]
+
+
+class TreeOrigin(TypedDocument, tag_field="kind", tag="tree"):
+    tree: dict[str, object]
+
+
+class FactoryOrigin(TypedDocument, tag_field="kind", tag="factory"):
+    entry: str
+
+
+class OpaqueOrigin(TypedDocument, tag_field="kind", tag="opaque"):
+    class_: str = msgspec.field(name="class")
+    why: str
+
+
+class StaticShape(TypedDocument):
+    """Sizes of a network of token embeddings."""
+
+    vocabulary: Size
+    width: Size
+    outputs: Size
+    window: Size
+    hidden: Size
+    pair: bool | Size
+
+
+class StaticOrigin(TypedDocument, tag_field="kind", tag="static"):
+    shape: StaticShape
+
+
+class OnnxOrigin(TypedDocument, tag_field="kind", tag="onnx"):
+    class_: str = msgspec.field(name="class")
+    graph: str
+    inputs: list[str]
+    config: dict[str, object] | None = None
+
+
+class RecipeEntry(TypedDocument):
+    edits: list[dict[str, object]]
+
+
+class MemberEntry(TypedDocument):
+    """A part of an artefact: a network, or what the technique `kind` made; `by` and `engine_by` are the modules of a technique and of an engine that
+    are not ours."""
+
+    name: str
+    kind: str
+    setting: SettingEntry
+    by: str | UnsetType = UNSET
+    engine_by: str | UnsetType = UNSET
+
+
+class NetworkEntry(MemberEntry, kw_only=True):
+    """A network: where its architecture comes from, what was done to it, and the files of its back end."""
+
+    origin: TransformersOrigin | TreeOrigin | FactoryOrigin | OpaqueOrigin | StaticOrigin | OnnxOrigin
+    recipe: RecipeEntry
+    inputs: list[str]
+    engine_files: list[str]
+    signature: SignatureEntry
+    engine_folder: str | None = None
+    reading: dict[str, object] | None = None
+
+
+class TaskEntry(TypedDocument):
+    kind: str
+    metric: str
+    classes: int | list[object] | None = 0
+
+
+class Manifest(TypedDocument):
+    """manifest.json, as far as loading rests on it."""
+
+    format: str
+    name: str
+    files: dict[str, str]
+    parts: Annotated[list[MemberEntry], Meta(min_length=1, max_length=16)]
+    gates: list[GateEntry]
+    task: TaskEntry
+    max_length: Annotated[int, Meta(gt=0, lt=1 << 40)] | None = None
+
+
+def check(path: Path, manifest: Mapping[str, object]) -> Manifest:
+    """manifest.json as a struct. Raises ArtefactError naming the first entry of `path` that is missing, of another type or out of bounds."""
+    made = convert(manifest, Manifest, path, _MEND)
+    for name in made.files:
         _inside(path, name, "files")
-        _need(path, isinstance(digest, str), f"files[{name[:80]!r}] is no sha256")
-    parts = _held(path, manifest, "parts", list)
-    _need(path, 0 < len(parts) <= 16, "parts are none or too many")
-    names = [_part(path, part, files) for part in parts]
-    _need(path, len(set(names)) == len(names), "two parts have one name")
-    gates = _held(path, manifest, "gates", list)
-    _need(path, len(gates) == len(parts) - 1, "there is not a gate between each part and the next")
-    for gate in gates:
-        for key in ("temperature", "threshold"):
-            _need(path, isinstance(gate, dict) and set(gate) == {"temperature", "threshold"} and _number(gate[key]), f"a gate has no {key}")
-    _held(path, manifest, "name", str)
-    most = manifest.get("max_length")
-    _need(path, most is None or (type(most) is int and 0 < most < 1 << 40), "max_length is no positive number")
-    task = _held(path, manifest, "task", dict)
-    _held(path, task, "kind", str, "task.")
-    _held(path, task, "metric", str, "task.")
-    classes = task.get("classes", 0)
-    _need(path, classes is None or isinstance(classes, int | list), "task.classes is no list")
+    given = manifest["parts"]
+    for index, part in enumerate(made.parts):
+        _member(path, part, made.files)
+        if part.kind == "network" and isinstance(given, list):
+            made.parts[index] = _network(path, given[index], made.files)
+    _need(path, len({part.name for part in made.parts}) == len(made.parts), "two parts have one name")
+    _need(path, len(made.gates) == len(made.parts) - 1, "there is not a gate between each part and the next")
+    return made
 
 
-def _part(path: Path, part: Any, files: Mapping[str, Any]) -> str:
-    _need(path, isinstance(part, dict), "a part is no mapping")
-    name = _held(path, part, "name", str)
-    _need(path, "/" not in name, f"the part {name[:80]!r} is no plain name")
-    _inside(path, name, "parts")
-    kind = _held(path, part, "kind", str)
-    _need(path, isinstance(part.get("engine_by", ""), str), f"{name}.engine_by is no module")
-    _setting(path, _held(path, part, "setting", dict), name, kind, "engine_by" in part)
-    if kind != "network":
-        technique = None if "by" in part else owner(kind)              # somebody else's technique is looked at when it is trusted
-        _need(path, "by" in part or getattr(technique, "member", "") == kind, f"the kind of {name} is {kind[:40]!r}")
-        _need(path, isinstance(part.get("by", ""), str), f"{name}.by is no module")
-        wanted = {f"{name}/{file}" for file in getattr(technique, "files", ())}
-        _need(path, wanted <= set(files) and any(file.startswith(f"{name}/") for file in files), f"files of {name} are not listed")
-        return name
-    origin = _held(path, part, "origin", dict)
-    _need(path, str(origin.get("kind")) in _ORIGINS, f"the origin of {name} is of an unknown kind")
-    for key in _ORIGINS[origin["kind"]]:
-        _held(path, origin, key, str if key in ("class", "why", "entry", "graph") else dict, f"{name}.origin.")
-    if origin["kind"] == "static":
-        for key in ("vocabulary", "width", "outputs", "window", "hidden", "pair"):
-            size = origin["shape"].get(key)
-            _need(path, isinstance(size, int) and 0 <= size <= _MOST, f"{name}.origin.shape.{key} is absurd")
-    if origin["kind"] == "onnx":
-        _words(path, _held(path, origin, "inputs", list, f"{name}.origin."), f"{name}.origin.inputs")
-        config = origin.get("config")
-        _need(path, config is None or isinstance(config, dict), f"{name}.origin.config is no mapping")
-    recipe = _held(path, part, "recipe", dict)
-    edits = _held(path, recipe, "edits", list, f"{name}.recipe.")
-    _need(path, all(isinstance(edit, dict) for edit in edits), f"{name}.recipe.edits holds what is no edit")
-    _words(path, _held(path, part, "inputs", list), f"{name}.inputs")
-    engine_files = _held(path, part, "engine_files", list)
-    _words(path, engine_files, f"{name}.engine_files")
-    place = part.get("engine_folder")
-    _need(path, place is None or (isinstance(place, str) and "/" not in place), f"{name}.engine_folder is no plain name")
-    home = name if not place else f"{name}/{place}"
-    _inside(path, home, "engine_folder")
-    for file in engine_files:
-        _need(path, "/" not in file and f"{home}/{file}" in files, f"the engine file {file[:80]!r} is not one of the listed files")
-    _need(path, origin["kind"] == "opaque" or f"{name}/model.safetensors" in files, f"the weights of {name} are not listed")
-    reading = part.get("reading")
-    _need(path, reading is None or isinstance(reading, dict), f"{name}.reading is no mapping")
-    _signature(path, _held(path, part, "signature", dict), name)
-    return name
-
-
-def _setting(path: Path, setting: Mapping[str, Any], name: str, kind: str, foreign: bool) -> None:
-    """`foreign`: the engine is somebody else's, and is looked at when it is trusted."""
+def _member(path: Path, part: MemberEntry, files: Mapping[str, str]) -> None:
     from fourfold.engines import names
 
-    engines = names() if kind == "network" else ["numpy"]               # what answers without a network needs no back end
-    known = {"engine", "precision", "threads", "batch", "bucketing"}
-    _need(path, set(setting) == known, f"{name}.setting has other keys than {', '.join(sorted(known))}")
-    _need(path, isinstance(setting["engine"], str) and (setting["engine"] in engines or foreign), f"{name}.setting.engine is unknown")
-    precision = setting["precision"]
-    _need(path, isinstance(precision, str) and re.fullmatch(r"[a-z0-9-]{2,20}", precision) is not None, f"{name}.setting.precision is unknown")
-    for key, most in (("threads", 4096), ("batch", 1 << 20)):
-        _need(path, type(setting[key]) is int and 0 < setting[key] <= most, f"{name}.setting.{key} is absurd")
-    _need(path, isinstance(setting["bucketing"], bool), f"{name}.setting.bucketing is no yes or no")
+    name, kind = part.name, part.kind
+    _need(path, "/" not in name, f"the part {name[:80]!r} is no plain name")
+    _inside(path, name, "parts")
+    engines = names() if kind == "network" else ["numpy"]               # what is no network needs no back end
+    foreign = part.engine_by is not UNSET                               # somebody else's engine is looked at when it is trusted
+    _need(path, part.setting.engine in engines or foreign, f"{name}.setting.engine is unknown")
+    if kind != "network":
+        technique = owner(kind) if part.by is UNSET else None           # somebody else's technique is looked at when it is trusted
+        _need(path, part.by is not UNSET or getattr(technique, "member", "") == kind, f"the kind of {name} is {kind[:40]!r}")
+        wanted = {f"{name}/{file}" for file in getattr(technique, "files", ())}
+        _need(path, wanted <= set(files) and any(file.startswith(f"{name}/") for file in files), f"files of {name} are not listed")
 
 
-def _signature(path: Path, signature: Mapping[str, Any], name: str) -> None:
-    where = f"{name}.signature."
-    names = _held(path, signature, "names", list, where)
-    _words(path, names, f"{where}names")
-    dtypes, dynamic, shapes = (_held(path, signature, key, dict, where) for key in ("dtypes", "dynamic", "shapes"))
-    for one in names:
-        _need(path, isinstance(dtypes.get(one), str) and dtypes[one] in _DTYPES, f"{where}dtypes of an input")
-        shape, axes = shapes.get(one), dynamic.get(one)
-        sizes = isinstance(shape, list) and len(shape) <= 8 and all(type(n) is int and 0 <= n <= _MOST for n in shape)
-        _need(path, sizes and math.prod(shape or []) <= _MOST, f"{where}shapes of an input")
-        _need(path, isinstance(axes, dict) and all(str(axis).isdecimal() and isinstance(label, str) for axis, label in axes.items()),
-              f"{where}dynamic of an input")
-    _need(path, set(dtypes) == set(names) == set(dynamic) == set(shapes), f"{where}names and sizes differ")
+def _network(path: Path, given: object, files: Mapping[str, str]) -> NetworkEntry:
+    part = convert(given, NetworkEntry, path, _MEND)
+    name, place = part.name, part.engine_folder
+    _need(path, place is None or "/" not in place, f"{name}.engine_folder is no plain name")
+    home = name if not place else f"{name}/{place}"
+    _inside(path, home, "engine_folder")
+    for file in part.engine_files:
+        _need(path, "/" not in file and f"{home}/{file}" in files, f"the engine file {file[:80]!r} is not one of the listed files")
+    _need(path, isinstance(part.origin, OpaqueOrigin) or f"{name}/model.safetensors" in files, f"the weights of {name} are not listed")
+    _signature(path, part.signature, name)
+    return part
 
 
-def _inside(path: Path, name: Any, where: str) -> None:
+def _signature(path: Path, signature: SignatureEntry, name: str) -> None:
+    held: Iterable[Iterable[str]] = (signature.dtypes, signature.dynamic, signature.shapes)
+    _need(path, all(set(one) == set(signature.names) for one in held), f"{name}.signature.names and sizes differ")
+    _need(path, all(math.prod(shape) <= _MOST for shape in signature.shapes.values()), f"{name}.signature.shapes of an input")
+
+
+def _inside(path: Path, name: str, where: str) -> None:
     """Raises ArtefactError for what is no relative path of plain names."""
-    plain = isinstance(name, str) and len(name) < 1000 and all(_NAME.fullmatch(one) and not _RESERVED.fullmatch(one) for one in name.split("/"))
-    _need(path, plain, f"{where} names {str(name)[:80]!r}, which is no path inside the artefact")
-
-
-def _words(path: Path, found: list[Any], where: str) -> None:
-    _need(path, all(isinstance(one, str) for one in found), f"{where} holds what is no text")
-
-
-def _held(path: Path, data: Mapping[str, Any], key: str, kind: type, where: str = "") -> Any:
-    _need(path, key in data, f"{where}{key} is missing")
-    _need(path, isinstance(data[key], kind), f"{where}{key} is no {kind.__name__}")
-    return data[key]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    plain = len(name) < 1000 and all(_NAME.fullmatch(one) and not _RESERVED.fullmatch(one) for one in name.split("/"))
+    _need(path, plain, f"{where} names {name[:80]!r}, which is no path inside the artefact")
 
 
 def _need(path: Path, holds: bool, what: str) -> None:
     if not holds:
-        raise ArtefactError(f"{path} is damaged: {what}.", "Copy the artefact again; nothing was loaded.")
+        raise ArtefactError(f"{path} is damaged: {what}.", _MEND)

@@ -17,7 +17,7 @@ from fourfold.jobs.optimize.front import Choice, Front
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fourfold.jobs.levers import Place
+    from fourfold.jobs.levers import Location
     from fourfold.jobs.optimize.state import Job
     from fourfold.report.schema import Report
 
@@ -104,7 +104,7 @@ def optimize(
             shown.close()
 
 
-def _find(job: Job, target: Path | None, place: Place, force: bool) -> Front:
+def _find(job: Job, target: Path | None, place: Location, force: bool) -> Front:
     """The stages in order, on a job that has read model and data; a first proved answer is written before the search begins."""
     from fourfold.interrupts import Interrupts
     from fourfold.jobs.clean import bound
@@ -155,7 +155,7 @@ def _find(job: Job, target: Path | None, place: Place, force: bool) -> Front:
     return front
 
 
-def _front(job: Job, place: Place) -> Front:
+def _front(job: Job, place: Location) -> Front:
     """What has been found, with its report."""
     from fourfold.jobs.levers import levers
     from fourfold.jobs.optimize.accounts import report_data
