@@ -29,7 +29,7 @@ _HEAD = 1 << 16  # bytes of a file that are looked at to tell its kind
 # ---- folders -------------------------------------------------------------------------------------------------------------------------------------
 
 
-def may_replace(folder: str | Path, *, inputs: Iterable[Any] = (), force: bool = False, option: str = "--out") -> Path:
+def may_replace(folder: str | Path, *, inputs: Iterable[object] = (), force: bool = False, option: str = "--out") -> Path:
     """The folder, where a result may take its place. `inputs`: models and data that are read; what is no path is passed over.
 
     Raises InputError where it is a link or a file, holds what is not ours (with `force` that moves aside later, see `swap`), is or holds an input or
@@ -95,7 +95,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def may_fill(
-    folder: str | Path, names: Iterable[str], ours: Callable[[Path], bool], *, inputs: Iterable[Any] = (), option: str = "--out"
+    folder: str | Path, names: Iterable[str], ours: Callable[[Path], bool], *, inputs: Iterable[object] = (), option: str = "--out"
 ) -> Path:
     """The folder, where files of these names may be written into it; what else is there stays. `ours`: whether it holds an earlier result.
 
@@ -255,7 +255,7 @@ def starting(*starts: str) -> Kind:
     return lambda head: head.lstrip().startswith(tuple(start.encode() for start in starts))
 
 
-def may_overwrite(path: str | Path, option: str, *, inputs: Iterable[Any] = (), kind: Kind | None = None) -> Path:
+def may_overwrite(path: str | Path, option: str, *, inputs: Iterable[object] = (), kind: Kind | None = None) -> Path:
     """The path, where a file may be written there. `kind`: what an existing file must be (by the name's ending where left out).
 
     Raises InputError where it is a folder, a link, an input, a file of another kind, or cannot be made. Devices and pipes (/dev/stdout) are let be.
@@ -328,7 +328,7 @@ def _streams(path: Path) -> bool:
 # ---- both ----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _paths(inputs: Iterable[Any]) -> Iterator[Path]:
+def _paths(inputs: Iterable[object]) -> Iterator[Path]:
     """Those of the inputs that exist as files or folders; mappings and lists of inputs are looked into."""
     for given in inputs:
         if isinstance(given, dict):

@@ -280,7 +280,7 @@ class Graph:
         }
 
 
-def _json(data: Any) -> bytes:
+def _json(data: object) -> bytes:
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
@@ -558,7 +558,7 @@ def number(group: ArrayLike, nodes: int) -> tuple[NDArray[np.int64], int]:
     return rank[inverse.reshape(-1)], len(first)
 
 
-def _at(items: Sequence[Any], index: int, default: Any) -> Any:
+def _at(items: Sequence[object], index: int, default: object) -> Any:
     return items[index] if index < len(items) else default
 
 

@@ -265,7 +265,7 @@ class Chip:
                         method="TDP in place of a measured mean")
 
     def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {name: getattr(self, name) for name in ("name", "title", "vendor", "kind", "year", "cores", "note")}
+        data: dict[str, object] = {name: getattr(self, name) for name in ("name", "title", "vendor", "kind", "year", "cores", "note")}
         data |= {"aliases": list(self.aliases), "why": dict(self.why)}
         for name in ("memory", "bandwidth", "tdp", "system", "chip"):
             figure = getattr(self, name)

@@ -30,7 +30,7 @@ class Interrupts:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
-    def _heard(self, number: int, frame: Any) -> None:
+    def _heard(self, number: int, frame: object) -> None:
         self.times += 1
         if self.times > 1:
             raise KeyboardInterrupt

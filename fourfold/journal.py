@@ -18,8 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
+import msgspec
+
+from fourfold.documents import TypedDocument
 from fourfold.errors import FourfoldError, InputError
 
 if TYPE_CHECKING:
@@ -29,13 +32,35 @@ _OURS = re.compile(r"journal-([0-9a-f]{16})\..+|([0-9a-f]{16})-[0-9a-f]{16}\.saf
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
+class StepRecord(TypedDocument, kw_only=True):
+    """A line of the journal that holds a finished step: when it began, what it took, and its JSON value or the file of its tensors."""
+
+    key: str
+    at: float
+    seconds: float
+    cpu: float
+    value: object = None
+    file: str = ""
+    names: list[str] = []
+    sha256: str = ""
+    bytes: int = 0
+
+
+class Holder(TypedDocument):
+    """Who holds a folder's lock: process id, when it started in kernel ticks ("" where the system does not tell), and its computer."""
+
+    pid: int
+    born: str
+    host: str
+
+
 class Journal:
     """Memory of finished steps in `folder`, for the work that `fingerprint` (text or JSON-able mapping) describes. Used from one process.
 
     Raises InputError where the folder cannot be made or another live process holds it, FourfoldError where the disk is full.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str | Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, fingerprint: str | Mapping[str, object]) -> None:
         self.folder = Path(folder)
         text = fingerprint if isinstance(fingerprint, str) else json.dumps(fingerprint, sort_keys=True, default=_plain)
         self.id = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -47,8 +72,10 @@ class Journal:
         self._lock = self.folder / "lock"
         self._file = -1
         self._nested = [(0.0, 0.0)]                                   # wall and CPU seconds already charged to steps inside the running one
-        self._lines: list[dict[str, Any]] = []
-        self._memory: dict[str, dict[str, Any]] = {}
+        self._lines: list[dict[str, object]] = []
+        self._memory: dict[str, StepRecord] = {}
+        self.elapsed = 0.0                                             # wall seconds in finished steps, over all the runs that shared this journal
+        self.cpu = 0.0                                                 # CPU seconds of these, all threads and finished children
         self._take_lock()
         try:
             with self._writing(self.path):
@@ -63,15 +90,15 @@ class Journal:
     def once(self, key: str, fn: Callable[[], Any]) -> Any:
         """The JSON value of `fn()`, computed at most once for `key`. What is returned has been through JSON (tuples are lists) on every path, so that
         a resumed run continues from the very value that the killed one saw."""
-        if key in self._memory and "file" not in self._memory[key]:
-            return copy.deepcopy(self._memory[key]["value"])
+        if key in self._memory and not self._memory[key].file:
+            return copy.deepcopy(self._memory[key].value)
         with self._step(key) as line:
             line["value"] = _decode(json.loads(json.dumps(_encode(fn()), default=_plain)))
         return copy.deepcopy(line["value"])
 
     def tensors(self, key: str, fn: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The named tensors of `fn()` (contiguous, on the CPU), computed at most once for `key`. A missing or damaged file is computed again."""
-        stored = self._load(self._memory[key]) if key in self._memory and "file" in self._memory[key] else None
+        stored = self._load(self._memory[key]) if key in self._memory and self._memory[key].file else None
         if stored is not None:
             return stored
         from safetensors.torch import save
@@ -84,7 +111,7 @@ class Journal:
             line |= {"file": name, "names": list(values), "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         return values
 
-    def note(self, event: str, **data: Any) -> None:
+    def note(self, event: str, **data: object) -> None:
         """Write down something that happened; it appears in `events()` and is never recalled by `once`."""
         self._append({"event": event, "at": time.time(), **json.loads(json.dumps(_encode(data), default=_plain))})
 
@@ -92,17 +119,7 @@ class Journal:
         return key in self._memory
 
     # What was written
-    @property
-    def elapsed(self) -> float:
-        """Wall seconds spent in finished steps, over all the runs that shared this journal."""
-        return sum(line.get("seconds", 0.0) for line in self._lines)
-
-    @property
-    def cpu(self) -> float:
-        """CPU seconds (all threads and finished children) spent in finished steps, over all runs."""
-        return sum(line.get("cpu", 0.0) for line in self._lines)
-
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[dict[str, object]]:
         """Every step and note in the order written: `key` or `event`, `at` (Unix time, start), `seconds`, `cpu` (exclusive of steps inside it)."""
         return [{name: copy.deepcopy(value) for name, value in line.items() if name != "value"} for line in self._lines]
 
@@ -160,27 +177,32 @@ class Journal:
             if isinstance(line, dict):
                 self._keep(line)
 
-    def _keep(self, line: dict[str, Any]) -> None:
-        self._lines.append(line)
+    def _keep(self, line: dict[str, object]) -> None:
         if "key" in line:
-            self._memory[line["key"]] = line
+            try:
+                step = msgspec.convert(line, StepRecord)
+            except msgspec.ValidationError:                            # a damaged line costs its own step, nothing more
+                return
+            self._memory[step.key] = step
+            self.elapsed, self.cpu = self.elapsed + step.seconds, self.cpu + step.cpu
+        self._lines.append(line)
 
-    def _load(self, line: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    def _load(self, step: StepRecord) -> dict[str, Tensor] | None:
         from safetensors.torch import load
 
         try:
-            data = (self.folder / line["file"]).read_bytes()
+            data = (self.folder / step.file).read_bytes()
         except OSError:
             return None
-        if hashlib.sha256(data).hexdigest() != line["sha256"]:
+        if hashlib.sha256(data).hexdigest() != step.sha256:
             return None
         values = load(data)
-        return {name: values[name] for name in line["names"]}          # in the order that the step gave them
+        return {name: values[name] for name in step.names}          # in the order that the step gave them
 
     # Writing
     @contextmanager
-    def _step(self, key: str) -> Iterator[dict[str, Any]]:
-        line: dict[str, Any] = {"key": key, "at": time.time()}
+    def _step(self, key: str) -> Iterator[dict[str, object]]:
+        line: dict[str, object] = {"key": key, "at": time.time()}
         wall, cpu = time.perf_counter(), _cpu()
         self._nested.append((0.0, 0.0))
         try:
@@ -192,7 +214,7 @@ class Journal:
         line |= {"seconds": max(0.0, spent[0] - inner[0]), "cpu": max(0.0, spent[1] - inner[1])}
         self._append(line)
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: dict[str, object]) -> None:
         if self._file < 0:
             raise InputError(f"The journal {self.path} is closed.", "Open it again.")
         data = (json.dumps(_encode(line), separators=(",", ":"), allow_nan=False) + "\n").encode()
@@ -238,16 +260,16 @@ class Journal:
         with self._writing(self._lock), _exclusive(self._lock) as file:
             holder = holder_of(self._lock)
             if holder is not None and alive(holder):
-                raise InputError(f"Process {holder['pid']} on {holder['host']} is already working in {self.folder}.",
+                raise InputError(f"Process {holder.pid} on {holder.host} is already working in {self.folder}.",
                                  f"Wait for it, name another folder, or remove {self._lock} if that process is gone.")
             file.seek(0)
             file.truncate()
-            file.write(json.dumps(_me()).encode())
+            file.write(msgspec.json.encode(_me()))
             file.flush()
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[Any]:
+def _exclusive(path: Path) -> Iterator[BinaryIO]:
     """The file open for reading and writing, while no other process is inside this function with it. Held for microseconds."""
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         try:
@@ -259,8 +281,8 @@ def _exclusive(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _me() -> dict[str, Any]:
-    return {"pid": os.getpid(), "born": _born(os.getpid()), "host": socket.gethostname()}
+def _me() -> Holder:
+    return Holder(os.getpid(), _born(os.getpid()), socket.gethostname())
 
 
 def _born(pid: int) -> str:
@@ -271,30 +293,29 @@ def _born(pid: int) -> str:
         return ""
 
 
-def holder_of(lock: Path) -> dict[str, Any] | None:
+def holder_of(lock: Path) -> Holder | None:
     """The process that a lock file names; None where it names none."""
     try:
-        holder = json.loads(lock.read_bytes())
-        return holder if {"pid", "born", "host"} <= set(holder) else None
-    except (OSError, ValueError, TypeError):
+        return msgspec.json.decode(lock.read_bytes(), type=Holder)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def alive(holder: Mapping[str, Any]) -> bool:
+def alive(holder: Holder) -> bool:
     """Whether that very process still runs (one on another host is taken to)."""
-    if holder["host"] != socket.gethostname() or os.name != "posix":
+    if holder.host != socket.gethostname() or os.name != "posix":
         return True                                                    # cannot be asked from here: the message says how to go on
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(holder.pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True                                                    # it exists and belongs to someone else
     try:
-        state = Path(f"/proc/{holder['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         state = ""
-    return state != "Z" and _born(holder["pid"]) == holder["born"]
+    return state != "Z" and _born(holder.pid) == holder.born
 
 
 def _age(path: Path) -> float:
@@ -331,7 +352,7 @@ def _separate(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 # Strict JSON has no NaN or infinity; a search may well have them.
-def _encode(value: Any) -> Any:
+def _encode(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": repr(float(value))}
     if isinstance(value, dict):
@@ -343,17 +364,17 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: object) -> object:
     if isinstance(value, dict):
         return float(value["$float"]) if set(value) == {"$float"} else {name: _decode(part) for name, part in value.items()}
     return [_decode(part) for part in value] if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """JSON-able form of numpy and torch values, quantities, recipes, paths and sets."""
     for method in ("to_json", "tolist"):
         if hasattr(value, method):
-            return cast(Any, getattr(value, method)())
+            return getattr(value, method)()
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (set, frozenset)):

@@ -18,7 +18,7 @@ class Both:
     kwargs: dict[str, Any]
 
 
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """(by position, by name) of example inputs: one, a tuple or list, a mapping by name, or `Both`."""
     if isinstance(inputs, Both):
         return inputs.args, inputs.kwargs
@@ -37,15 +37,15 @@ class Program(ABC):
         """Tensors of the values that are parameters or constants."""
 
     @abstractmethod
-    def feed(self, *inputs: Any, **named: Any) -> dict[int, Any]:
+    def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
         """Tensors of the values that are inputs, from the model's own arguments. Raises InputError where they do not fit."""
 
     @abstractmethod
-    def step(self, node: int, values: Mapping[int, Any]) -> tuple[Any, ...]:
+    def step(self, node: int, values: Mapping[int, object]) -> tuple[Any, ...]:
         """Run one node; the tensors that it makes, in the order of `graph.outputs_of(node)`. `values` holds at least those that it reads."""
 
     @abstractmethod
-    def collect(self, values: Mapping[int, Any]) -> Any:
+    def collect(self, values: Mapping[int, object]) -> Any:
         """The program's answer, in the structure in which the model returns it."""
 
 
@@ -60,7 +60,7 @@ class Captured:
     note: tuple[str, ...] = ()
     inputs: Any = None
 
-    def run(self, *inputs: Any, **named: Any) -> Any:
+    def run(self, *inputs: object, **named: object) -> Any:
         """The program's answer, node by node in the graph's order; a value is dropped after its last reader."""
         graph, program = self.graph, self.program
         values = {**program.weights(), **program.feed(*inputs, **named)}

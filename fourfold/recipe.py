@@ -373,7 +373,7 @@ class Argument:
     def __init__(self, argument: int | str, axis: int = 1, index: list[int] | None = None) -> None:
         self.argument, self.axis, self.index = argument, axis, index
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if isinstance(self.argument, int):
             if self.argument < len(args):
                 args = (*args[: self.argument], self._change(args[self.argument]), *args[self.argument + 1 :])
@@ -381,7 +381,7 @@ class Argument:
             kwargs = {**kwargs, self.argument: self._change(kwargs[self.argument])}
         return args, kwargs
 
-    def _change(self, value: Any) -> Any:
+    def _change(self, value: object) -> Any:
         if self.index is None or not isinstance(value, Tensor):
             return None
         index = torch.tensor(self.index, device=value.device)
@@ -418,7 +418,7 @@ _OWN = frozenset(vars(nn.Module()))  # what every module has of its own
 
 
 def _set(module: nn.Module, edit: dict[str, Any]) -> None:
-    target: Any = module.get_submodule(edit["path"])
+    target: object = module.get_submodule(edit["path"])
     *holders, name = edit["name"].split(".")
     if any(part.startswith("__") for part in (*holders, name)) or "implementation" in name or (not holders and name in _OWN):
         raise RuntimeError(f"{edit['name']} is not an attribute that an edit may set")

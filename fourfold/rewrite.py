@@ -148,7 +148,7 @@ class Rewrite(ABC):
         """What could be done as a whole, best first, lazily. Default: nothing; what is offered as `options` is combined by `compress/combine`."""
         yield from ()
 
-    def options(self, anatomy: Any, sensitivities: Any) -> list[Option]:
+    def options(self, anatomy: object, sensitivities: object) -> list[Option]:
         """What could be done part by part, each with its predicted harm. Searching over them is `combine`'s job."""
         return []
 
@@ -171,7 +171,7 @@ class Rewrite(ABC):
         """(origin, edits) from which an artefact makes the shape again, where the edits do not begin from the original. Default: None."""
         return None
 
-    def begin(self, origin: Mapping[str, Any], room: Callable[[int], None]) -> nn.Module:
+    def begin(self, origin: Mapping[str, object], room: Callable[[int], None]) -> nn.Module:
         """The bare architecture of an `origin` of this technique. `room` is told its bytes first, and raises where that is absurd."""
         raise NotImplementedError(f"{type(self).__name__} begins from the original")
 

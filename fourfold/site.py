@@ -183,7 +183,7 @@ def _registry() -> dict[str, Any]:
 @functools.cache
 def _places() -> dict[str, dict[str, Any]]:
     """Every place by id: kind, title, country, grid, latitude, longitude, zone, names (aliases of the first rank), towns (of the last)."""
-    places: dict[str, dict[str, Any]] = {}
+    places: dict[str, dict[str, object]] = {}
     for row in _table("places.csv"):
         places[row["id"]] = {**row, "grid": row["id"], "names": [name for name in (row["alpha3"], *row["aliases"].split("|")) if name],
                              "towns": [name for name in row["towns"].split("|") if name]}

@@ -76,7 +76,7 @@ class _Everyone(Trust):
     def thing(self, ref: Any, role: str) -> Any:
         return imported(ref)
 
-    def called(self, ref: Any) -> None:
+    def called(self, ref: object) -> None:
         pass
 
     def room(self, taken: int) -> None:
@@ -94,7 +94,7 @@ def refused(ref: str, package: str) -> tuple[str, str]:
     )
 
 
-def _parts(ref: Any) -> tuple[str, str]:
+def _parts(ref: object) -> tuple[str, str]:
     where, colon, name = ref.partition(":") if isinstance(ref, str) and len(ref) < 1000 else ("", "", "")
     where = _MOVED.get(where, where)
     words = [*where.split("."), *name.split(".")]
@@ -115,7 +115,7 @@ def imported(ref: str) -> Any:
     if _package(where) not in ("torch", "transformers", "fourfold") and "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the user, as `python -m` finds it
     try:
-        thing: Any = import_module(where)
+        thing: object = import_module(where)
         for part in name.split("."):
             thing = getattr(thing, part)
         return thing
@@ -125,7 +125,7 @@ def imported(ref: str) -> Any:
         raise ModelError(f"the model needs {where}, whose import raised {type(error).__name__}", "Mend the package that defines it.") from error
 
 
-def fits(thing: Any, where: str, name: str, role: str) -> bool:
+def fits(thing: object, where: str, name: str, role: str) -> bool:
     """Whether the thing is of the role's kind and at home under this very name."""
     from torch import nn
     from torch.nn import functional
@@ -154,7 +154,7 @@ def _configures(kind: type) -> bool:
     return issubclass(kind, PretrainedConfig | GenerationConfig)
 
 
-def strangers(origin: Mapping[str, Any]) -> tuple[str, ...]:
+def strangers(origin: Mapping[str, object]) -> tuple[str, ...]:
     """The packages that must be trusted to make this origin again, sorted."""
     found: set[str] = set()
     if origin.get("kind") == "factory":
@@ -179,7 +179,7 @@ def option(packages: Iterable[str]) -> str:
 _ROLES = {"class": "module", "enum": "enum", "made": "tuple", "data": "data", "config": "config", "name": "value"}
 
 
-def _named(tree: Any) -> Iterable[tuple[str, str]]:
+def _named(tree: object) -> Iterable[tuple[str, str]]:
     """(ref, role) of all that a tree names."""
     if isinstance(tree, list):
         for one in tree:
@@ -192,7 +192,7 @@ def _named(tree: Any) -> Iterable[tuple[str, str]]:
                 yield from _named(value)
 
 
-def sane(config: Any, path: str = "config") -> Any:
+def sane(config: object, path: str = "config") -> Any:
     """A configuration's data without what would fetch or run something, its numbers in bounds. Raises ArtefactError for absurd numbers."""
     if isinstance(config, dict):
         out = {}

@@ -153,7 +153,7 @@ class Hours:
         """
         skip = -self.start.hour % 24
         days = self.values[:, skip : skip + (self.values.shape[1] - skip) // 24 * 24].reshape(len(self.names), -1, 24)   # whole days, UTC
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         for row, name in enumerate(self.names):
             known = self.values[row][~np.isnan(self.values[row])]
             marks = {"missing": MISSING, "filled": FILLED, "suspect": SUSPECT}

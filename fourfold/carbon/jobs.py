@@ -65,7 +65,7 @@ class BatchJob:
     rounded: bool = False                                               # its times or its length were no whole hours
 
 
-def read_jobs(ref: str | Path | Iterable[Mapping[str, Any]], *, slack: str | float | None = None, contiguous: bool = False,
+def read_jobs(ref: str | Path | Iterable[Mapping[str, object]], *, slack: str | float | None = None, contiguous: bool = False,
               zone: str | None = None) -> tuple[BatchJob, ...]:
     """Jobs from a .csv or .json file or from rows. `slack` for rows that give neither deadline nor slack; `contiguous`: none may pause; `zone` for
     local times.
@@ -205,14 +205,14 @@ def _number(row: Mapping[str, Any], key: str, where: str) -> float:
     return value
 
 
-def _flag(value: Any, where: str) -> bool:
+def _flag(value: object, where: str) -> bool:
     text = str(value).strip().lower()
     if text not in _YES + _NO:
         raise InputError(f"{where}: interruptible is {shown(value)}.", "Write yes or no.")
     return text in _YES
 
 
-def _moment(value: Any, zone: str | None, where: str, key: str) -> datetime:
+def _moment(value: object, zone: str | None, where: str, key: str) -> datetime:
     """Aware UTC. A local time must exist once: those that summer time skips or repeats are refused."""
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())

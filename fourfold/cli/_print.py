@@ -12,7 +12,7 @@ import typer
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
-def emit(document: Any) -> None:
+def emit(document: object) -> None:
     """Print `document` as JSON on stdout."""
     print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
 

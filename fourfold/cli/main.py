@@ -52,7 +52,7 @@ def _configured(context: typer.Context, path: Path | None) -> Path | None:
     if unknown:
         known = ", ".join(sorted({(one.name or "").replace("_", "-") for one in names.values()} - {"config", "as-json"}))
         raise InputError(f"--config {path}: there is no option {unknown[0]!r}.", f"There are: {known}.")
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for key, value in found.items():
         one = names[key.replace("-", "_")]
         many = getattr(one, "multiple", False)
@@ -144,9 +144,9 @@ def optimize(
     backs = [name.strip() for name in engines.split(",") if name.strip()] if engines else None
     for name in backs or ():
         registry.engine(name)
-    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
+    mode: object = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
-        front: Any = fourfold.optimize(
+        front: object = fourfold.optimize(
             resolved(model, online=online),
             _sources(data, search_data, test_data),
             floor=floor,
@@ -209,7 +209,7 @@ def predict(
     if out is not None:
         may_overwrite(out, "--out", inputs=[data], kind=headed("prediction"))
     model = fourfold.load(folder, trust=trust or ())
-    given: Any = text if data is None else lines(sys.stdin, model.assembly.reader()) if data == "-" else Path(data)
+    given: object = text if data is None else lines(sys.stdin, model.assembly.reader()) if data == "-" else Path(data)
     found = answer(model, given, _columns(text_column, None, None))
     rows = table(model, found, scores=scores, probabilities=probabilities, identity=identity, inputs=with_inputs)
     for warning in [] if as_json else model.warnings:
@@ -347,7 +347,7 @@ def demo(
 
     mode: Any = "silent" if progress == "none" or as_json else progress
     with Progress(mode) as shown:
-        front: Any = room.run(out, seed=seed, progress=shown)
+        front: object = room.run(out, seed=seed, progress=shown)
     page = out / "report.html"
     front.report(page)
     _show(front.report_data, as_json)
@@ -361,7 +361,7 @@ cli.register(app)
 # ---- inside --------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _show(document: Any, as_json: bool) -> None:
+def _show(document: object, as_json: bool) -> None:
     if as_json:
         emit(document)
     else:
@@ -370,7 +370,7 @@ def _show(document: Any, as_json: bool) -> None:
         show(document)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Numpy scalars and arrays, dataclasses and paths as plain JSON values."""
     import dataclasses
 
@@ -386,11 +386,11 @@ def _plain(value: Any) -> Any:
     return _plain(as_list()) if callable(as_list) else str(value)
 
 
-def _line(answer: Any) -> str:
+def _line(answer: object) -> str:
     return "\t".join(str(item) for item in answer.values()) if isinstance(answer, dict) else str(answer)
 
 
-def _write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+def _write_rows(rows: list[dict[str, object]], path: Path) -> None:
     """Rows as CSV, TSV or JSON lines, by the file's ending."""
     from fourfold.errors import unwritable
     from fourfold.folder import write

@@ -53,7 +53,7 @@ def meter(
     return use.code or (0 if written else 2)
 
 
-def _written(document: dict[str, Any], path: Path) -> bool:
+def _written(document: dict[str, object], path: Path) -> bool:
     """Whether the document could be written. The command has run by now, so what it took is told all the same."""
     import json
 

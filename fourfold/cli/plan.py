@@ -69,7 +69,7 @@ def plan(
     import fourfold
     from fourfold.report.terminal import Progress
 
-    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
+    mode: object = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     given: dict[str, Any] = {"machine": machine, "solver": solver, "train": train, "budget": budget, "evaluations": evaluations, "seed": seed,
                              "dims": sizes(dims), "ledger": ledger}
     if memory is not None:

@@ -56,7 +56,7 @@ def run(
         result = raced(found, captured.program, inputs_of(captured), folder=folder, say=say)
         found = found.replace(engines=dict(result.engines))
         found.save(plan)
-    engines: Any = {"*": "eager"} if race is False else None
+    engines: object = {"*": "eager"} if race is False else None
     if one:
         engines = {"*": "eager"} | (dict(found.engines) if found.engines.get("placement") == ONE else {}) | {"placement": ONE}
     done = checked(found, model=captured, repeat=repeat, engines=engines, folder=folder)

@@ -210,7 +210,7 @@ def known_pue(hall: Hall, position: float) -> float | None:
     return value + (high - value) * (2 * position - 1) if position >= 0.5 else value - (value - max(low, 1.0)) * (1 - 2 * position)
 
 
-def changed(hall: Hall, **facts: Any) -> Hall:
+def changed(hall: Hall, **facts: object) -> Hall:
     """The hall with other facts, its known PUE left to the caller (which scales by the old one)."""
     return replace(hall, **facts)
 

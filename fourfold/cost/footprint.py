@@ -57,7 +57,7 @@ class Footprint:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, Quantities as theirs, and `paid`: energy, gross, net, embodied and cost of all runs together."""
-        def plain(value: Any) -> Any:
+        def plain(value: object) -> Any:
             return value.to_json() if isinstance(value, Quantity) else dict(value) if isinstance(value, Mapping) else value
 
         data = {item.name: plain(getattr(self, item.name)) for item in fields(self)}
@@ -219,7 +219,7 @@ def _site(name: str | None) -> Any:
     return site(name)
 
 
-def _pue(teller: _Teller, value: Any, place: Any, told: list[str], metered: bool) -> Quantity | None:
+def _pue(teller: _Teller, value: object, place: Any, told: list[str], metered: bool) -> Quantity | None:
     if value is not None:
         return teller(PUE, "PUE", value)
     if metered:
@@ -233,7 +233,7 @@ def _pue(teller: _Teller, value: Any, place: Any, told: list[str], metered: bool
     return found
 
 
-def _chip_hours(teller: _Teller, chips: Any, days: Any, hours: Any, whole: Any) -> Quantity:
+def _chip_hours(teller: _Teller, chips: Any, days: object, hours: object, whole: object) -> Quantity:
     """Chip-hours of the run, in h. Counted where both factors are whole figures without an interval."""
     if whole is not None:
         if chips is not None or days is not None or hours is not None:
@@ -252,7 +252,7 @@ def _time(time: Quantity) -> Quantity:
     return replace(time, grade="counted") if time.grade == "assumed" and not time.errors else time
 
 
-def _watts(teller: _Teller, value: Any, device: Chip | None, told: list[str]) -> Quantity:
+def _watts(teller: _Teller, value: object, device: Chip | None, told: list[str]) -> Quantity:
     if value is None or (isinstance(value, str) and value.strip().lower() == "tdp"):
         if device is None:
             raise InputError(f"The footprint of {teller.name} needs watts per chip.", "Give --watts 330, or --chip V100 to look them up.")
@@ -283,7 +283,7 @@ def _odd(watts: float, device: Chip) -> list[str]:
     return found
 
 
-def _carbon(teller: _Teller, hall: Quantity, gross: Any, net: Any, place: Any, why: dict[str, str]) -> dict[str, Any]:
+def _carbon(teller: _Teller, hall: Quantity, gross: Any, net: object, place: Any, why: dict[str, str]) -> dict[str, Any]:
     """Intensities and gCO2e, location-based and market-based apart."""
     from fourfold.site import sigma
 
@@ -305,7 +305,7 @@ def _carbon(teller: _Teller, hall: Quantity, gross: Any, net: Any, place: Any, w
     return made
 
 
-def _embodied(name: str, value: Any, per_server: Any, taken: Quantity | None, gross: Quantity | None, why: dict[str, str]) -> dict[str, Any]:
+def _embodied(name: str, value: object, per_server: object, taken: Quantity | None, gross: Quantity | None, why: dict[str, str]) -> dict[str, Any]:
     if value is None:
         why["embodied"] = "not asked for"
         return {"total": None}

@@ -128,10 +128,10 @@ def read(path: str | Path, **changes: str | float | None) -> WhatIf:
 
 
 def whatif(
-    run: Mapping[str, Any],
-    after: Mapping[str, Any] | None = None,
+    run: Mapping[str, object],
+    after: Mapping[str, object] | None = None,
     *,
-    cross: Mapping[str, Mapping[str, Any]] | None = None,
+    cross: Mapping[str, Mapping[str, object]] | None = None,
     model: str | float | None = None,
     machine: str | float | None = None,
     hall: str | float | None = None,
@@ -175,7 +175,7 @@ def whatif(
 # ---- both sides ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def _pair(what: str, value: str | float, ok: Callable[[str], Any]) -> tuple[str | None, str]:
+def _pair(what: str, value: str | float, ok: Callable[[str], object]) -> tuple[str | None, str]:
     """ "A:B" → (A, B); "B" → (None, B). Names may hold colons ("gcp:us-central1"): the cut is where both halves are what `ok` takes."""
     text = str(value).strip()
     for mark in ("->", "→"):
@@ -195,7 +195,7 @@ def _pair(what: str, value: str | float, ok: Callable[[str], Any]) -> tuple[str 
     raise InputError(f"--{what} {text!r} is not a pair of before and after.", f"Write --{what} A:B, or --{what} 'A->B'.")
 
 
-def _takes(ok: Callable[[str], Any], text: str) -> bool:
+def _takes(ok: Callable[[str], object], text: str) -> bool:
     try:
         ok(text)
     except InputError:
@@ -203,7 +203,7 @@ def _takes(ok: Callable[[str], Any], text: str) -> bool:
     return True
 
 
-def _halls(run: dict[str, Any], after: dict[str, Any], hall: str | float | None) -> None:
+def _halls(run: dict[str, object], after: dict[str, object], hall: str | float | None) -> None:
     """Put the PUEs of --hall into both tables."""
     if hall is None:
         return
@@ -216,7 +216,7 @@ def _halls(run: dict[str, Any], after: dict[str, Any], hall: str | float | None)
     after["pue"] = second
 
 
-def _places(run: dict[str, Any], after: dict[str, Any], where: str | float | None) -> None:
+def _places(run: dict[str, object], after: dict[str, object], where: str | float | None) -> None:
     """Put the sites or intensities of --site into both tables."""
     if where is None:
         return
@@ -253,12 +253,12 @@ def _location(text: str) -> str:
     return "site"
 
 
-def _agree(key: str, run: Mapping[str, Any], text: str, option: str, value: Callable[[str], float]) -> None:
+def _agree(key: str, run: Mapping[str, object], text: str, option: str, value: Callable[[str], float]) -> None:
     if key in run and not math.isclose(value(str(run[key])), value(text), rel_tol=1e-9):
         raise InputError(f"{option} starts at {text}, but the file says {key} = {run[key]}.", f"Give {option} the figure after alone, or mend one.")
 
 
-def _chips(run: dict[str, Any], machine: str | float | None) -> tuple[Chip, Chip] | None:
+def _chips(run: dict[str, object], machine: str | float | None) -> tuple[Chip, Chip] | None:
     """The chips of --machine A:B; A becomes the run's where the file names none. None for a factor."""
     if machine is None or _takes(lambda text: given(FACTOR, text, source="machine"), str(machine)):
         return None
@@ -290,7 +290,7 @@ def _place(found: Footprint, share: float = 1.0, name: str = "") -> SiteShare:
     return SiteShare(name or found.site or "its site", share, found.pue, found.intensity, found.net_intensity)
 
 
-def _location_of(facts: Mapping[str, Any], places: Any, notes: list[str]) -> tuple[SiteShare, ...]:
+def _location_of(facts: Mapping[str, Any], places: object, notes: list[str]) -> tuple[SiteShare, ...]:
     """The sites of a `sites` list: shares must sum to 1."""
     made = []
     for entry in places if isinstance(places, list) else []:
@@ -312,7 +312,7 @@ def _location_of(facts: Mapping[str, Any], places: Any, notes: list[str]) -> tup
     return tuple(made)
 
 
-def _after(before: Side, run: Mapping[str, Any], after: Mapping[str, Any], model: Any, machine: Any, chips: tuple[Chip, Chip] | None,
+def _after(before: Side, run: Mapping[str, object], after: Mapping[str, object], model: object, machine: object, chips: tuple[Chip, Chip] | None,
            notes: list[str]) -> Side:
     """The other side: what is measured there as it is, the rest carried over, so that what did not change cancels."""
     name = str(after.get("name", f"{before.name}, after"))
@@ -354,7 +354,7 @@ def _work(before: Side, run: Mapping[str, Any], after: Mapping[str, Any], model:
     return counted[1] / counted[0]
 
 
-def _measured(side: Side, before: Side, run: Mapping[str, Any], facts: dict[str, Any], notes: list[str]) -> Side:
+def _measured(side: Side, before: Side, run: Mapping[str, object], facts: dict[str, Any], notes: list[str]) -> Side:
     """A machine side with a time of its own: what is not said anew is as before."""
     said = _machine_facts(run, facts)
     if "watts" not in said and "chip" not in facts and before.watts is not None and "energy" not in said:
@@ -365,7 +365,7 @@ def _measured(side: Side, before: Side, run: Mapping[str, Any], facts: dict[str,
     return replace(side, chip=found.chip or before.chip, energy_it=found.energy_it, chip_hours=found.chip_hours, watts=found.watts)
 
 
-def _machine_facts(run: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _machine_facts(run: Mapping[str, object], facts: Mapping[str, object]) -> dict[str, Any]:
     """The machine keys of `facts`, filled up from `run` where the two do not exclude each other."""
     said = {key: facts[key] for key in _MACHINE if key in facts}
     if "energy" in said:
@@ -376,7 +376,8 @@ def _machine_facts(run: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str
     return {**said, **{key: run[key] for key in fill if key in run}}
 
 
-def _derived(side: Side, before: Side, new: Chip | None, factor: Any, facts: Mapping[str, Any], run: Mapping[str, Any], notes: list[str]) -> Side:
+def _derived(side: Side, before: Side, new: Chip | None, factor: Any, facts: Mapping[str, object], run: Mapping[str, object],
+             notes: list[str]) -> Side:
     """A machine side without a time of its own: scaled by work, and by the ratio of two chips' peaks, or by a factor."""
     energy, hours, watts, name = before.energy_it * side.work, before.chip_hours and before.chip_hours * side.work, before.watts, before.chip
     if factor is not None:
@@ -410,7 +411,7 @@ def _speed(old: Chip, new: Chip) -> Quantity:
     raise InputError(f"No precision has a peak for both {old.title} and {new.title}.", "Give hours and chips of the new machine in [after].")
 
 
-def _moved(before: Side, run: Mapping[str, Any], after: Mapping[str, Any], facts: Mapping[str, Any], notes: list[str]) -> tuple[SiteShare, ...]:
+def _moved(before: Side, run: Mapping[str, object], after: Mapping[str, object], facts: Mapping[str, Any], notes: list[str]) -> tuple[SiteShare, ...]:
     """The places after. Where only the hall or only the intensity changes, the other is carried over."""
     if after.get("sites"):
         return _location_of(facts, after["sites"], notes)
@@ -492,7 +493,7 @@ def _pue(places: tuple[SiteShare, ...], name: str) -> Quantity:
 # ---- Model against Machine -----------------------------------------------------------------------------------------------------------------------
 
 
-def _energy_of(name: str, entry: Mapping[str, Any], run: Mapping[str, Any], after: Mapping[str, Any], before: Side, then: Side) -> Quantity:
+def _energy_of(name: str, entry: Mapping[str, Any], run: Mapping[str, object], after: Mapping[str, object], before: Side, then: Side) -> Quantity:
     """kWh of the machines, measured with one model on the other's machine."""
     check_keys(entry, (*_MACHINE, "grade", "source"), f"[{name}]")
     home, side = (run, before) if name == _CROSS[0] else ({**run, **after}, then)

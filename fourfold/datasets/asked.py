@@ -75,7 +75,7 @@ def asked(ref: Any, subject: Subject | None) -> Asked:
         return Asked({"x": ref}, "the array", "arrays")
     if not isinstance(ref, Iterable):
         raise InputError(f"{type(ref).__name__} holds no rows to answer.", "Give texts, pairs of texts, dicts, arrays, a data frame or a path.")
-    rows: list[Any] = []
+    rows: list[object] = []
     for row in ref.tolist() if isinstance(ref, np.ndarray) else ref:
         rows.append(row)
         if len(rows) > MOST:
@@ -133,7 +133,7 @@ def encoded(
     return (encode(good.tolist()) if len(good) else None), good
 
 
-def _readable(rows: list[int], encode: Callable[[Sequence[int]], Any], errors: dict[int, str]) -> list[int]:
+def _readable(rows: list[int], encode: Callable[[Sequence[int]], object], errors: dict[int, str]) -> list[int]:
     """The rows that `encode` takes; those that it does not, found by halving, get its reason."""
     if not rows:
         return []
@@ -151,7 +151,7 @@ def _readable(rows: list[int], encode: Callable[[Sequence[int]], Any], errors: d
     return rows
 
 
-def _text(value: Any) -> tuple[str, str | None]:
+def _text(value: object) -> tuple[str, str | None]:
     """(the text, why there is none)."""
     if isinstance(value, str):
         return value, None
@@ -239,7 +239,7 @@ def _arrays(rows: list[Any]) -> Asked:
     return Asked({"x": made}, "the arrays", "arrays", errors)
 
 
-def _mapping(ref: Mapping[str, Any]) -> Asked:
+def _mapping(ref: Mapping[str, object]) -> Asked:
     """Columns, or one row."""
     if all(isinstance(value, str) or not hasattr(value, "__len__") for value in ref.values()):
         return Asked({str(name): [value] for name, value in ref.items()}, "the row")

@@ -94,7 +94,7 @@ class Roles:
 # ------------------------------------------------------------------------------------------------------------------ kinds
 
 
-def kind_of(hint: str | None, subject: Subject | None, table: Table, label: Any) -> str:
+def kind_of(hint: str | None, subject: Subject | None, table: Table, label: object) -> str:
     """classification, regression, causal_lm, seq2seq, ctc or custom: as told, else by the model's head and configuration, else by the targets.
 
     Raises InputError for an unknown hint, or a head whose task is not supported.
@@ -142,7 +142,7 @@ def config_of(subject: Subject | None) -> Any:
     return getattr(getattr(subject, "module", None), "config", None)
 
 
-def outputs_of(config: Any) -> int | None:
+def outputs_of(config: object) -> int | None:
     """How many classes the model tells apart; None where it does not say."""
     names = getattr(config, "id2label", None)
     return len(names) if isinstance(names, Mapping) and names else getattr(config, "num_labels", None)
@@ -283,14 +283,14 @@ def _sole(table: Table, names: list[str]) -> str:
     return names[0]
 
 
-def _fractions(values: Sequence[Any]) -> bool:
+def _fractions(values: Sequence[object]) -> bool:
     numbers = [number(value) for value in values]
     return all(value is not None for value in numbers) and any(
         value is not None and math.isfinite(value) and not value.is_integer() for value in numbers
     )
 
 
-def _wordy(values: Any) -> bool:
+def _wordy(values: object) -> bool:
     some = [value for value in _some(values) if not absent(value)]
     return sum(isinstance(value, str) and number(value) is None for value in some) > len(some) / 2
 
@@ -346,7 +346,7 @@ def number(value: Any) -> float | None:
         return None
 
 
-def absent(value: Any) -> bool:
+def absent(value: object) -> bool:
     """None, NaN or nothing but white space."""
     return value is None or isinstance(value, str) and not value.strip() or isinstance(value, float | np.floating) and math.isnan(value)
 
@@ -370,7 +370,7 @@ def _rows(count: int) -> str:
     return f"{count:,} row" + "s" * (count != 1)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """What a cell is, without saying what it holds: errors go into logs that others read."""
     if not isinstance(value, str):
         return f"a {type(value).__name__}"
@@ -417,7 +417,7 @@ class Labels:
     note: str = ""
 
 
-def labels_of(table: Table, name: str, config: Any) -> Labels:
+def labels_of(table: Table, name: str, config: object) -> Labels:
     """A column of classes: whole numbers from 0, or names (mapped through the model's own where they match, else in alphabetical order).
 
     Raises InputError for missing labels, numbers mixed with words, numbers or names that the model does not know, one class only.
@@ -450,7 +450,7 @@ def labels_of(table: Table, name: str, config: Any) -> Labels:
     return _numbered(table, name, numbers, known, generic) if plain else _worded(table, name, words, known, generic, lookup)
 
 
-def _canonical(value: Any) -> str:
+def _canonical(value: object) -> str:
     """A label as a word: single blanks, and a whole number however it is written ("1", 1, 1.0, "1.00")."""
     word = " ".join(value.split()) if isinstance(value, str) else str(value)
     as_number = None if isinstance(value, bool | np.bool_) else number(value)
@@ -468,7 +468,7 @@ def _counted(known: list[str]) -> dict[int, int]:
     return places if len(places) == len(known) else {}
 
 
-def _names(config: Any) -> tuple[list[str], bool]:
+def _names(config: object) -> tuple[list[str], bool]:
     """The model's class names in order, and whether they say nothing (LABEL_0, LABEL_1 …)."""
     given = getattr(config, "id2label", None)
     if not isinstance(given, Mapping) or not given:

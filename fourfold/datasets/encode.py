@@ -48,7 +48,7 @@ def encode(table: Table, role: roles.Roles, kind: str, subject: Subject, max_len
 
 
 def load_inputs(
-    ref: Any, task: Task, subject: Subject | None, *, columns: dict[str, str] | None = None, max_length: int | None = None, later: bool = False
+    ref: object, task: Task, subject: Subject | None, *, columns: dict[str, str] | None = None, max_length: int | None = None, later: bool = False
 ) -> Examples | Unread:
     """New inputs to predict, without targets. ref: a path or anything that `load_data` reads, one text, or a list of texts (pairs of texts, arrays).
     `later`: texts to classify or to value are tokenised only when a network asks for them.
@@ -110,7 +110,7 @@ def load_labelled(
     return examples
 
 
-def _given(ref: Any) -> Table:
+def _given(ref: object) -> Table:
     if isinstance(ref, str) and not Path(ref).exists() and (" " in ref or not Path(ref).suffix):
         ref = [ref]
     if isinstance(ref, list | tuple) and ref and isinstance(ref[0], str):
@@ -144,7 +144,7 @@ def _inputs(table: Table, role: roles.Roles, subject: Subject, max_length: int |
     assert role.text is not None
     texts = roles.texts_of(table, role.text)
     pairs = roles.texts_of(table, role.pair) if role.pair else None
-    raw: list[Any] = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
+    raw: list[object] = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
     columns, cut = tokenised(texts, pairs, subject, max_length)
     pads = paddings(subject)
     pads.setdefault(tokens_in(subject), pads["input_ids"])
@@ -194,7 +194,7 @@ def _numbers(table: Table, name: str, model_input: str) -> Any:
     return Ragged(flat, value.offsets) if isinstance(value, Ragged) else flat
 
 
-def _same_shape(rows: list[Any]) -> np.ndarray:
+def _same_shape(rows: list[object]) -> np.ndarray:
     try:
         return np.asarray(rows)
     except ValueError:  # rows of different shapes
@@ -266,7 +266,7 @@ def _text_targets(examples: Examples, table: Table, role: roles.Roles, kind: str
     return Task(kind, None, metric, speech=speech, width=width, decoder=text_of(tokenizer) if kind != "ctc" else None, writing=writing)
 
 
-def _begun(targets: Ragged, subject: Subject, tokenizer: Any) -> tuple[Ragged, int, tuple[int, ...]]:
+def _begun(targets: Ragged, subject: Subject, tokenizer: object) -> tuple[Ragged, int, tuple[int, ...]]:
     """Targets without the decoder's first token, that token, and the special tokens that follow it in every text.
 
     Tokenizers differ: some put the first token before the target themselves (Whisper), some a token that the decoder is told to begin with (BART's
@@ -417,7 +417,7 @@ def _language(table: Table, role: roles.Roles, subject: Subject, max_length: int
     if not blocks:
         raise InputError(f"{table.source} holds {sum(map(len, ids))} tokens: too few for one block.", "Give a longer text.")
     column = rows_of(blocks)
-    columns: dict[str, Any] = {tokens_in(subject): column}
+    columns: dict[str, object] = {tokens_in(subject): column}
     if "attention_mask" in subject.inputs:
         columns["attention_mask"] = Ragged(np.ones(len(column.values), dtype=np.int64), column.offsets)
     if "position_ids" in subject.inputs:

@@ -125,11 +125,11 @@ class Examples:
         """Themselves: they were read when they were made (`fourfold.datasets.unread.Unread` reads later)."""
         return self
 
-    def with_targets(self, targets: Any) -> Examples:
+    def with_targets(self, targets: object) -> Examples:
         """The same inputs with other targets (the original's own answers, where there are no labels)."""
         return replace(self, targets=targets)
 
-    def collate(self, index: Any, multiple: int = 1) -> dict[str, np.ndarray]:
+    def collate(self, index: object, multiple: int = 1) -> dict[str, np.ndarray]:
         """A padded batch of inputs: int64 or float32 arrays [B, …], padded to the longest row at the side that the tokenizer names.
 
         multiple: tokens of texts are padded on to a multiple of it, as far as the model reads (`limit`): an engine that prepares itself for every
@@ -143,7 +143,7 @@ class Examples:
             for name, value in self.columns.items()
         }
 
-    def collate_targets(self, index: Any) -> Any:
+    def collate_targets(self, index: object) -> Any:
         """Targets of a batch: class numbers int64 [B], values float32 [B], tokens int64 [B, T] padded with −100; lists as they are; None where there
         are none."""
         index = np.asarray(index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def load_data(
-    ref: Any,
+    ref: object,
     task_hint: str | None,
     subject: Subject,
     *,
     columns: Mapping[str, str] | None = None,
-    splits: Any = None,
+    splits: object = None,
     seed: int = 0,
     max_length: int | None = None,
-    metric: str | Metric | Callable[[Any, Any], float] | None = None,
+    metric: str | Metric | Callable[[object, object], float] | None = None,
 ) -> tuple[Splits, Task]:
     """Read, encode and split the user's data.
 

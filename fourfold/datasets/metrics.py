@@ -44,12 +44,12 @@ def _ones(records: np.ndarray) -> np.ndarray:
 
 
 def _of_sums(
-    name: str, sums: Callable[[np.ndarray, Any], np.ndarray], finish: Callable[[np.ndarray], np.ndarray], up: bool = True, ceiling: str = "ratio",
-    right: Callable[[np.ndarray, Any], np.ndarray] | None = None,
+    name: str, sums: Callable[[np.ndarray, object], np.ndarray], finish: Callable[[np.ndarray], np.ndarray], up: bool = True, ceiling: str = "ratio",
+    right: Callable[[np.ndarray, object], np.ndarray] | None = None,
 ) -> Metric:  # fmt: skip
     """A metric that is `finish` of column sums: sums(records, targets) is [N, k], finish maps [R, k] to [R]."""
 
-    def weighted(records: np.ndarray, targets: Any, weights: np.ndarray) -> np.ndarray:
+    def weighted(records: np.ndarray, targets: object, weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return finish(weights @ sums(records, targets))
 
@@ -68,7 +68,7 @@ def _choices(records: np.ndarray) -> np.ndarray:
     return np.argmax(records, axis=1)
 
 
-def _confusion(records: np.ndarray, targets: Any) -> np.ndarray:
+def _confusion(records: np.ndarray, targets: object) -> np.ndarray:
     """One-hot [true positive, predicted, true] per class: [N, 3·C]."""
     guess, truth = _choices(records), np.asarray(targets, dtype=np.int64)
     classes = np.arange(max(records.shape[1], int(truth.max(initial=0)) + 1))
@@ -91,7 +91,7 @@ def _binary(sums: np.ndarray) -> np.ndarray:
     return _f1_by_class(sums)[0][:, 1]
 
 
-def _moments(records: np.ndarray, targets: Any) -> np.ndarray:
+def _moments(records: np.ndarray, targets: object) -> np.ndarray:
     x, y = records[:, 0].astype(np.float64), np.asarray(targets, dtype=np.float64)
     x, y = x - x.mean(), y - y.mean()  # sums of centred values do not cancel
     return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
@@ -117,7 +117,7 @@ def _midranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return middle[:, which]
 
 
-def _spearman(records: np.ndarray, targets: Any, weights: np.ndarray) -> np.ndarray:
+def _spearman(records: np.ndarray, targets: object, weights: np.ndarray) -> np.ndarray:
     x, y = _midranks(records[:, 0].astype(np.float64), weights), _midranks(np.asarray(targets, dtype=np.float64), weights)
     total = weights.sum(axis=1, keepdims=True)
     x, y = x - (weights * x).sum(axis=1, keepdims=True) / total, y - (weights * y).sum(axis=1, keepdims=True) / total
@@ -125,7 +125,7 @@ def _spearman(records: np.ndarray, targets: Any, weights: np.ndarray) -> np.ndar
     return np.where(spread > 0, (weights * x * y).sum(axis=1) / np.sqrt(np.maximum(spread, 1e-300)), 0.0)
 
 
-def _errors(records: np.ndarray, targets: Any) -> np.ndarray:
+def _errors(records: np.ndarray, targets: object) -> np.ndarray:
     y = np.asarray(targets, dtype=np.float64)
     centred = y - y.mean()
     return np.stack([(records[:, 0] - y) ** 2, np.ones(len(y)), centred, centred * centred], axis=1)
@@ -136,11 +136,11 @@ def _determination(sums: np.ndarray) -> np.ndarray:
     return 1 - error / (yy - y * y / n)
 
 
-def _hits(records: np.ndarray, targets: Any) -> np.ndarray:
+def _hits(records: np.ndarray, targets: object) -> np.ndarray:
     return _choices(records) == np.asarray(targets, dtype=np.int64)
 
 
-def _agreement(records: np.ndarray, targets: Any) -> np.ndarray:
+def _agreement(records: np.ndarray, targets: object) -> np.ndarray:
     return _with_one(_hits(records, targets))
 
 
@@ -201,7 +201,7 @@ def metric_named(name: str, kind: str | None = None) -> Metric:
     return METRICS[key]
 
 
-def user_metric(function: Callable[[Any, Any], float], read: Callable[[np.ndarray, Any], tuple[Any, Any]]) -> Metric:
+def user_metric(function: Callable[[object, object], float], read: Callable[[np.ndarray, object], tuple[object, object]]) -> Metric:
     """The user's own metric: `function(predictions, targets)`; higher is better unless `function.greater_is_better` is False.
 
     `read(records, targets)` gives what the user's function expects to see. Each call is guarded: MetricError if it raises or answers with a non-
@@ -209,7 +209,7 @@ def user_metric(function: Callable[[Any, Any], float], read: Callable[[np.ndarra
     """
     name = getattr(function, "__name__", type(function).__name__)
 
-    def score(records: np.ndarray, targets: Any) -> float:
+    def score(records: np.ndarray, targets: object) -> float:
         try:
             answer = function(*read(records, targets))
         except Exception as error:  # the user's code: whatever it raises is reported in one sentence
@@ -230,7 +230,7 @@ def user_metric(function: Callable[[Any, Any], float], read: Callable[[np.ndarra
     return Metric(name, bool(getattr(function, "greater_is_better", True)), score)
 
 
-def probe(metric: Metric, records: np.ndarray, targets: Any) -> float:
+def probe(metric: Metric, records: np.ndarray, targets: object) -> float:
     """Score once, then again: MetricError unless both answers are the same finite number."""
     first, second = metric.score(records, targets), metric.score(records, targets)
     if not math.isfinite(first):

@@ -147,7 +147,7 @@ def _number(cell: Any) -> float | None:
 
 
 def _jsonl(path: Path) -> Table:
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     lines: list[int] = []
     for number, line in enumerate(decoded(path).split("\n"), 1):
         if not line.strip():
@@ -166,7 +166,7 @@ def _jsonl(path: Path) -> Table:
     return _objects(rows, path.name, lines)
 
 
-def _objects(rows: list[dict[str, Any]], source: str, lines: list[int] | None) -> Table:
+def _objects(rows: list[dict[str, object]], source: str, lines: list[int] | None) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row))
     if not names:
         raise InputError(f"{source} holds no columns.", 'Give objects such as {"text": "…", "label": 1}.')

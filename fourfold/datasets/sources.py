@@ -79,14 +79,14 @@ def _path(path: Path) -> Table | dict[str, Table]:
     return _of_files(table, path.parent) if _names_files(table) else table
 
 
-def _mapping(ref: Mapping[str, Any]) -> Table | dict[str, Table]:
+def _mapping(ref: Mapping[str, object]) -> Table | dict[str, Table]:
     names = {PARTS.get(str(name).lower()) for name in ref}
     if "train" in names and None not in names:
         return _parts({str(name): value for name, value in ref.items()})
     return of_columns(ref)
 
 
-def _parts(ref: Mapping[str, Any]) -> dict[str, Table]:
+def _parts(ref: Mapping[str, object]) -> dict[str, Table]:
     parts: dict[str, Table] = {}
     for name, value in ref.items():
         side, found = PARTS[name.lower()], read(value)
@@ -121,7 +121,7 @@ def _tuple(ref: tuple[Any, ...]) -> Table | dict[str, Table] | None:
     return None
 
 
-def _xy(x: Any, y: Any) -> Table:
+def _xy(x: object, y: object) -> Table:
     columns = {str(name): array_of(value) for name, value in x.items()} if isinstance(x, Mapping) else {"x": array_of(x)}
     target = array_of(y)
     for name, value in columns.items():
@@ -177,7 +177,7 @@ def _columns(inputs: list[Any]) -> dict[str, list[Any]]:
     return {"text" if kind == "text" else "x": inputs}
 
 
-def _kind(one: Any) -> str:
+def _kind(one: object) -> str:
     if isinstance(one, Mapping):
         return "mapping"
     if isinstance(one, tuple | list) and len(one) == 2 and all(isinstance(part, str) for part in one):

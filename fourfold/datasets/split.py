@@ -17,7 +17,7 @@ TEST_CAP = 0.4  # … up to this share
 STABLE = 400  # from this many units in a stratum on, each unit's side depends on its own content only
 
 
-def content(value: Any) -> bytes:
+def content(value: object) -> bytes:
     """Bytes that are equal for inputs that are the same to a reader: case, accents' encoding and white space do not count in texts."""
     if isinstance(value, str):
         return " ".join(unicodedata.normalize("NFKC", value).casefold().split()).encode()
@@ -31,7 +31,7 @@ def content(value: Any) -> bytes:
     return str(array.shape).encode() + array.tobytes()
 
 
-def group_of(value: Any) -> int:
+def group_of(value: object) -> int:
     """63-bit number of the content: equal for duplicates, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(content(value), digest_size=8).digest(), "big") >> 1
 

@@ -79,7 +79,7 @@ def of_columns(ref: Mapping[str, Any]) -> Table:
     return table_of(columns, "the data")
 
 
-def table_of(columns: dict[str, Any], source: str) -> Table:
+def table_of(columns: dict[str, object], source: str) -> Table:
     """A table of texts and numbers, or one of arrays if any column holds numbers with more than one axis."""
     arrays = {name: value if isinstance(value, np.ndarray) and value.dtype != object else array_of(value) for name, value in columns.items()}
     if any(isinstance(value, np.ndarray) and value.ndim > 1 for value in arrays.values()) or any(is_ragged(value) for value in arrays.values()):
@@ -87,7 +87,7 @@ def table_of(columns: dict[str, Any], source: str) -> Table:
     return Table({name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in arrays.items()}, source)
 
 
-def is_ragged(value: Any) -> bool:
+def is_ragged(value: object) -> bool:
     """Whether a column is a list of arrays of one axis."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, np.ndarray) and item.ndim == 1 for item in value)
 

@@ -286,7 +286,7 @@ class Task:
             return self.texts([[int(i) for i in row if i != IGNORE] for row in targets])
         return targets.tolist() if isinstance(targets, np.ndarray) else targets
 
-    def with_metric(self, metric: str | Metric | Callable[[Any, Any], float] | None) -> Task:
+    def with_metric(self, metric: str | Metric | Callable[[object, object], float] | None) -> Task:
         """The same task judged by another metric: a name, a `Metric`, or the user's function (predictions, targets) -> float.
 
         Raises InputError for an unknown name or one that does not fit.
@@ -355,7 +355,7 @@ def _imported(name: str) -> Callable[[Any, Any], float]:
 
     module, _, function = name.partition(":")
     try:
-        found: Any = getattr(import_module(module), function)
+        found: object = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(f"The metric {name!r} cannot be imported: {error}.", "Give package.module:function, importable from here.") from None
     if callable(found):
@@ -374,7 +374,7 @@ def _closeness(records: np.ndarray, targets: Any) -> float:
     return float(1 / (1 + ((records - wanted) ** 2).mean()))
 
 
-def edits(reference: Sequence[Any], guess: Sequence[Any]) -> int:
+def edits(reference: Sequence[object], guess: Sequence[object]) -> int:
     """Levenshtein distance: fewest insertions, deletions and substitutions."""
     if not reference or not guess:
         return max(len(reference), len(guess))

@@ -28,16 +28,17 @@ def _advice(error: Exception) -> str:
 class _Lossy(nn.Module):
     """(loss,) of a model that was called with flat tensors: what AOTAutograd wants."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor], call: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor],
+                 call: Callable[[list[object]], tuple[tuple[object, ...], dict[str, object]]]) -> None:
         super().__init__()
         self.model, self._loss, self._call = model, loss, call
 
-    def forward(self, *flat: Any) -> tuple[Tensor]:
+    def forward(self, *flat: object) -> tuple[Tensor]:
         args, kwargs = self._call(list(flat))
         return (self._loss(self.model(*args, **kwargs)),)
 
 
-def square(output: Any) -> Tensor:
+def square(output: Tensor) -> Tensor:
     """The loss where none is given: the model's own if its first tensor is a scalar, else the mean square of the tensor that matters."""
     first = output if isinstance(output, Tensor) else next(iter(output.values() if isinstance(output, Mapping) else output), None)
     if isinstance(first, Tensor) and first.is_floating_point() and first.ndim == 0:
@@ -45,7 +46,7 @@ def square(output: Any) -> Tensor:
     return answer(output).float().square().mean()
 
 
-def joint(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor] | None) -> FxSource:
+def joint(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], loss: Callable[[object], Tensor] | None) -> FxSource:
     """The exported program is run once on fake tensors, with autograd behind it, and every operation below autograd is recorded."""
     from torch.export.graph_signature import InputKind, OutputKind
     from torch.utils import _pytree
@@ -68,7 +69,7 @@ def joint(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss:
             where.append(leaves.add("constant" if entry.kind == InputKind.CONSTANT_TENSOR else "parameter", label, state[str(entry.target)]))
     index = next(i for i, s in enumerate(signature.output_specs) if s.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT))
 
-    def forward(tensors: Sequence[Any]) -> Tensor:
+    def forward(tensors: Sequence[object]) -> Tensor:
         return fx.Interpreter(exported.graph_module).run(*(tensors[w] for w in where))[index]
 
     try:
@@ -77,7 +78,7 @@ def joint(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss:
         raise ModelError(f"the backward pass of {type(model).__name__} cannot be captured: {headline(error)}", _advice(error)) from error
 
 
-def followed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor] | None, cause: Exception) -> FxSource:
+def followed(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor] | None, cause: Exception) -> FxSource:
     """What cannot be exported because its control flow asks for values is run on the given ones, and what it did is recorded."""
     from torch.utils import _pytree
 
@@ -96,7 +97,7 @@ def followed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], lo
         with _named(model):
             return torch.func.functional_call(model, {name: tensors[i] for name, i in where.items()}, given, named)
 
-    def answers(*tensors: Any) -> list[Any]:
+    def answers(*tensors: object) -> list[Any]:
         out, structure = _pytree.tree_flatten(forward(tensors))
         shape[:] = [structure]
         return out
@@ -127,13 +128,13 @@ def _named(model: nn.Module) -> Iterator[None]:
         traceback.current_meta = {**traceback.current_meta, "nn_module_stack": {"": (stack[-1], "")}}
 
     def enter(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+        def hook(*_: object) -> None:
             stack.append(name)
             tell()
 
         return hook
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         stack.pop()
         tell()
 
@@ -156,11 +157,11 @@ class _Leaves:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.names = {storage_key(p): name for name, p in model.named_parameters()}
-        self.tensors: list[Any] = []
-        self.roles: list[tuple[str, str, Any]] = []
-        self._index: dict[Any, int] = {}
+        self.tensors: list[object] = []
+        self.roles: list[tuple[str, str, object]] = []
+        self._index: dict[object, int] = {}
 
-    def add(self, role: str, label: str, tensor: Any) -> int:
+    def add(self, role: str, label: str, tensor: Tensor) -> int:
         key = object() if role == "input" or not isinstance(tensor, Tensor) else storage_key(tensor)
         if key not in self._index:
             self._index[key] = len(self.tensors)
@@ -174,7 +175,7 @@ class _Leaves:
         placeholders = [n.name for n in module.graph.nodes if n.op == "placeholder"]
         (result,) = (n for n in module.graph.nodes if n.op == "output")
 
-        def flatten(*inputs: Any, **named: Any) -> list[Any]:
+        def flatten(*inputs: object, **named: object) -> list[Any]:
             return _pytree.tree_leaves((inputs, {key: named[key] for key in keys if key in named}))
 
         return FxSource(module, dict(zip(placeholders, self.roles, strict=True)), list(result.args[0]), unflatten, flatten)
@@ -213,12 +214,12 @@ def _differentiated(
     return source
 
 
-def _record(step: Callable[..., list[Any]], tensors: Sequence[Any], mode: Literal["fake", "real"]) -> fx.GraphModule:
+def _record(step: Callable[..., list[object]], tensors: Sequence[object], mode: Literal["fake", "real"]) -> fx.GraphModule:
     """Every operation below autograd that `step` calls, without writes in place."""
     from torch.fx import traceback
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def asked(*args: Any) -> list[Any]:
+    def asked(*args: object) -> list[Any]:
         with _Answering():
             return step(*args)
 
@@ -238,7 +239,7 @@ def _record(step: Callable[..., list[Any]], tensors: Sequence[Any], mode: Litera
 class _Answering(TorchDispatchMode):
     """Inside, a program that asks for a value (`if mask.all()`) is told it, unrecorded."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             with _disable_current_modes():
                 return func(*args)

@@ -79,14 +79,14 @@ def answering(model: Any, train: bool) -> Iterator[None]:
             module.training = mode
 
 
-def _positions(inputs: Any) -> Any:
+def _positions(inputs: object) -> Any:
     """Arrays that numpy.savez named by position, as a tuple."""
     if isinstance(inputs, Mapping) and inputs and set(inputs) == {f"arr_{i}" for i in range(len(inputs))}:
         return tuple(inputs[f"arr_{i}"] for i in range(len(inputs)))
     return inputs
 
 
-def _named(ref: str, inputs: Any, name: str) -> tuple[Any, Any, str]:
+def _named(ref: str, inputs: object, name: str) -> tuple[Any, Any, str]:
     """(module or function, inputs, title) of "package.module:name". Raises ModelError in words."""
     import torch
 
@@ -114,7 +114,7 @@ def _named(ref: str, inputs: Any, name: str) -> tuple[Any, Any, str]:
     raise ModelError(f"{ref}() returned {type(made).__name__}", "It must return an nn.Module, or a JAX function with a tuple of example arguments.")
 
 
-def _examples(beside: tuple[Any, ...]) -> Any:
+def _examples(beside: tuple[object, ...]) -> Any:
     """Example inputs that a factory returned beside its module: a tensor, or a tuple or mapping of them; None where it is a tokenizer or the like."""
     import torch
 
@@ -155,7 +155,7 @@ def _arguments(function: Any, inputs: Any) -> Any:
     return tuple(tree[name] for name in needed)
 
 
-def _is_function(model: Any) -> TypeGuard[Callable[..., Any]]:
+def _is_function(model: object) -> TypeGuard[Callable[..., Any]]:
     if isinstance(model, str | Path) or not callable(model):
         return False
     if "torch" not in sys.modules:  # then it cannot be a torch module

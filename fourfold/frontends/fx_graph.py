@@ -86,7 +86,7 @@ class _Build:
         self.source, self.builder, self.layers = source, Builder(title), ops.Layers()
         self.value: dict[fx.Node, tuple[int, ...]] = {}  # fx node → values it stands for
         self.same: dict[fx.Node, fx.Node] = {}  # a call without effect → what it passes on
-        self.bound: dict[int, Any] = {}  # value → parameter or constant tensor
+        self.bound: dict[int, object] = {}  # value → parameter or constant tensor
         self.fed: list[tuple[str, int | None]] = []  # user inputs in order; None: not a tensor, or not read
         self.steps: list[fx.Node] = []  # graph node → fx node
 
@@ -155,7 +155,7 @@ class _Build:
         self.value[node] = made
         self.steps.append(node)
 
-    def traffic(self, node: fx.Node, info: OpInfo, inputs: list[int], values: list[Any]) -> dict[str, Any]:
+    def traffic(self, node: fx.Node, info: OpInfo, inputs: list[int], values: list[object]) -> dict[str, Any]:
         """Bytes that differ from the sizes of what is read and made: a gather reads what it picks, indices included."""
         if info.fusion != GATHER or not inputs:
             return {}
@@ -165,7 +165,7 @@ class _Build:
         return {"reads": picked + sum(self.builder.size_of(v) for v in index), "params": picked if table in self.bound else 0}
 
     def finish(self) -> Captured:
-        outputs: list[int | Any] = []
+        outputs: list[int | object] = []
         for node in self.source.outputs:
             if isinstance(node, fx.Node) and (found := self.value.get(node)):
                 self.builder.output(found[0])
@@ -195,7 +195,7 @@ class TorchProgram(Program):
         nodes: list[fx.Node],
         values: dict[fx.Node, tuple[int, ...]],
         same: dict[fx.Node, fx.Node],
-        bound: dict[int, Any],
+        bound: dict[int, object],
         fed: list[tuple[str, int | None]],
         outputs: list[Any],
     ) -> None:
@@ -219,11 +219,11 @@ class TorchProgram(Program):
     def weights(self) -> dict[int, Any]:
         return dict(self._bound)
 
-    def feed(self, *inputs: Any, **named: Any) -> dict[int, Any]:
+    def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
         flat = self._flatten(*inputs, **named)
         if len(flat) != len(self._fed):
             raise InputError(f"{len(flat)} inputs were given, the model was captured with {len(self._fed)}.", "Give those it was captured with.")
-        fed: dict[int, Any] = {}
+        fed: dict[int, object] = {}
         for tensor, (label, value) in zip(flat, self._fed, strict=True):
             if value is None:
                 continue
@@ -236,7 +236,7 @@ class TorchProgram(Program):
             fed[value] = tensor
         return fed
 
-    def step(self, node: int, values: Mapping[int, Any]) -> tuple[Any, ...]:
+    def step(self, node: int, values: Mapping[int, object]) -> tuple[Any, ...]:
         call = self.nodes[node]
         args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: self._lookup(n, values))  # type: ignore[misc]
         target = (
@@ -245,7 +245,7 @@ class TorchProgram(Program):
         made = target(*args, **kwargs)  # type: ignore[operator]
         return tuple(_aligned(call.meta.get("val"), made))
 
-    def _lookup(self, node: fx.Node, values: Mapping[int, Any]) -> Any:
+    def _lookup(self, node: fx.Node, values: Mapping[int, object]) -> Any:
         if node.op == "get_attr" and node not in self.values:
             return _attribute(self.module, node.target)
         found = [values[v] for v in self.values[node]]
@@ -257,12 +257,12 @@ class TorchProgram(Program):
         return self._unflatten([o.value if isinstance(o, _Plain) else values[o] for o in self._outputs])
 
 
-def _told(tensor: Any) -> str:
+def _told(tensor: Tensor) -> str:
     return f"{_dtype(tensor.dtype)}{list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
 
 
-def _attribute(module: nn.Module, target: Any) -> Any:
-    found: Any = module
+def _attribute(module: nn.Module, target: object) -> Any:
+    found: object = module
     for part in str(target).split("."):
         found = getattr(found, part)
     return found
@@ -277,7 +277,7 @@ def _aligned(value: Any, made: Any) -> list[Any]:
     return [made]
 
 
-def _position(value: Any, index: int) -> int | None:
+def _position(value: object, index: int) -> int | None:
     """Where item `index` of a result stands among its leaves; None if it is None."""
     if not isinstance(value, list | tuple):
         return index
@@ -286,11 +286,11 @@ def _position(value: Any, index: int) -> int | None:
     return sum(len(leaves_of(part)) for part in value[:index])
 
 
-def _spec(value: Any) -> tuple[tuple[int, ...], str] | None:
+def _spec(value: object) -> tuple[tuple[int, ...], str] | None:
     return (tuple(value.shape), _dtype(value.dtype)) if isinstance(value, Tensor) else None
 
 
-def _static(node: fx.Node, value: Any, where: str) -> None:
+def _static(node: fx.Node, value: object, where: str) -> None:
     """Sizes must be numbers by now. Raises ModelError naming the dimension that is not."""
     if not isinstance(value, Tensor):
         return
@@ -308,7 +308,7 @@ def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: object) -> str:
     if isinstance(value, bool | torch.SymBool):
         return "bool"
     return "int64" if isinstance(value, int | torch.SymInt) else "float64"

@@ -14,7 +14,7 @@ from fourfold.frontends import flops as ops
 from fourfold.graph import CONTRACTION, ELEMENTWISE, OPAQUE, REDUCTION, VIEW
 
 
-def leaves_of(value: Any) -> list[Any]:
+def leaves_of(value: object) -> list[Any]:
     """Tensors and symbolic or plain numbers in a result; None (an output not asked for) is left out."""
     if value is None:
         return []
@@ -42,7 +42,7 @@ class OpInfo:
         return found[0] if found else None
 
 
-def _name(target: Any) -> tuple[str, str]:
+def _name(target: object) -> tuple[str, str]:
     """("aten", "mm") of an operator; ("python", "mul") of a function."""
     packet = getattr(target, "_qualified_op_name", None) or getattr(target, "name", None)
     if callable(packet):
@@ -54,7 +54,7 @@ def _name(target: Any) -> tuple[str, str]:
     return (space or "python"), op.split(".")[0]
 
 
-def op_info(node: fx.Node, values: list[Any]) -> OpInfo:
+def op_info(node: fx.Node, values: list[object]) -> OpInfo:
     """What the operator of `node` is; `values` are the leaves of its fake result."""
     space, op = _name(node.target)
     kind = f"{space}.{op}"
@@ -167,7 +167,7 @@ def _shapes(node: fx.Node) -> list[Any]:
     return [shape(a) for a in given]
 
 
-def _flops(node: fx.Node, op: str, values: list[Any]) -> float:
+def _flops(node: fx.Node, op: str, values: list[object]) -> float:
     """Of a contraction, from shapes alone; ops that the table has no formula for are decomposed and counted by torch."""
     s = _shapes(node)
     out = tuple(values[0].shape) if values and isinstance(values[0], Tensor) else ()
@@ -233,10 +233,10 @@ def counters() -> dict[Any, Callable[..., int]]:
     """`custom_mapping` for FlopCounterMode: attention as the CPU runs it, which torch's own registry lacks (and so counts as nothing)."""
     aten = torch.ops.aten
 
-    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    def forward(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
         return ops.attention(query, key, value)
 
-    def backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    def backward(_grad: object, query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
         return ops.attention_backward(query, key, value)
 
     return {

@@ -55,7 +55,7 @@ def _import() -> Any:
         raise MissingExtra("Capturing a JAX function needs the package jax.", "Install it: pip install 'fourfold[jax]'.") from error
 
 
-def capture(function: Callable[..., Any], inputs: Any, *, train: bool = False, name: str = "") -> Captured:
+def capture(function: Callable[..., object], inputs: object, *, train: bool = False, name: str = "") -> Captured:
     """Capture `function` on `inputs` (a tuple of arrays or trees of arrays). Arrays that the function closes over are its parameters; so is the first
     argument where it is a tree (the usual "params"). `train`: the function returns a scalar loss, and the program returns it with its gradient by
     the first argument.
@@ -129,7 +129,7 @@ class _Build:
         self._shared: dict[int, int] = {}
         self._made: dict[int, int] = {}  # value → graph node
 
-    def constant(self, array: Any, learned: bool = False) -> int:
+    def constant(self, array: object, learned: bool = False) -> int:
         key = id(array)
         if key not in self._shared:
             shape, dtype = tuple(getattr(array, "shape", ())), str(getattr(array, "dtype", type(array).__name__))
@@ -224,7 +224,7 @@ class _Build:
         self.builder.phases([FORWARD if i in ahead else BACKWARD for i in range(len(self.calls))])
 
 
-def _scope(module: str, eqn: Any) -> str:
+def _scope(module: str, eqn: object) -> str:
     """Module path from jax.named_scope and the names of jitted functions."""
     stack = str(getattr(getattr(eqn, "source_info", None), "name_stack", "") or "").replace("/", ".")
     return stack or module
@@ -282,7 +282,7 @@ class JaxProgram(Program):
     def weights(self) -> dict[int, Any]:
         return dict(self.bound)
 
-    def feed(self, *inputs: Any, **named: Any) -> dict[int, Any]:
+    def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
         """All arguments of the function, its parameters included; or all but the first, and the captured parameters stay."""
         if named:
             raise InputError("A JAX function takes its inputs by position.", "Give a tuple.")
@@ -293,12 +293,12 @@ class JaxProgram(Program):
             return dict(zip(self.fed, leaves, strict=True))
         raise InputError(f"{len(leaves)} arrays were given, the function was captured with {len(self.fed)}.", "Give those it was captured with.")
 
-    def step(self, node: int, values: Mapping[int, Any]) -> tuple[Any, ...]:
+    def step(self, node: int, values: Mapping[int, object]) -> tuple[Any, ...]:
         eqn, reads = self.calls[node]
         bound = eqn.primitive.get_bind_params(eqn.params)
         functions, params = bound if isinstance(bound, tuple) else ((), bound)  # before jax 0.9 the functions stood apart
         made = eqn.primitive.bind(*functions, *(values[v] for v in reads), **params)
         return tuple(made) if eqn.primitive.multiple_results else (made,)
 
-    def collect(self, values: Mapping[int, Any]) -> Any:
+    def collect(self, values: Mapping[int, object]) -> Any:
         return self.jax.tree_util.tree_unflatten(self.answer, [values[v] for v in self.outputs])

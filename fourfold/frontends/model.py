@@ -40,7 +40,7 @@ _ELSEWHERE = {                                                          # files 
 # --- loading ---------------------------------------------------------------------------------------------------------------------------------------
 
 
-def load_model(ref: Any) -> Subject:
+def load_model(ref: object) -> Subject:
     """ref: a folder (config.json, *.safetensors, tokenizer files), an .onnx file, "package.module:factory", or an `nn.Module`.
 
     A factory is called without arguments and returns a module, or (module, tokenizer). Weights are taken as they come, in float32.
@@ -192,7 +192,7 @@ def entry_of(ref: str) -> Any:
     module, _, name = ref.partition(":")
     sys.path.insert(0, "") if "" not in sys.path else None  # a factory beside the user, as `python -m` finds it
     try:
-        entry: Any = import_module(module)
+        entry: object = import_module(module)
         for part in name.split("."):
             entry = getattr(entry, part)
     except ImportError as error:
@@ -220,9 +220,9 @@ def made_by(ref: str, entry: Any) -> Any:
         ) from error
 
 
-def _call(ref: str, entry: Any) -> tuple[nn.Module, Any, Any]:
+def _call(ref: str, entry: object) -> tuple[nn.Module, Any, Any]:
     made = made_by(ref, entry)
-    companions: list[Any] = [None, None]
+    companions: list[object] = [None, None]
     if isinstance(made, tuple) and made and isinstance(made[0], nn.Module):
         made, companions = made[0], [*made[1:3], None, None]
     if not isinstance(made, nn.Module):
@@ -232,7 +232,7 @@ def _call(ref: str, entry: Any) -> tuple[nn.Module, Any, Any]:
     return made, (extra if is_tokenizer or extra is None else None), (companions[1] if is_tokenizer or extra is None else extra)
 
 
-def _subject(module: nn.Module, entry: str | None, tokenizer: Any = None, processor: Any = None, folder: Path | None = None) -> Subject:
+def _subject(module: nn.Module, entry: str | None, tokenizer: object = None, processor: object = None, folder: Path | None = None) -> Subject:
     lazy = next((n for n, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)), None)
     if lazy:
         raise ModelError(f"parameter {lazy} has no shape yet", "Run the model once before giving it.")
@@ -245,7 +245,7 @@ def _subject(module: nn.Module, entry: str | None, tokenizer: Any = None, proces
     return Subject(module, origin, inputs_of(module), tokenizer, processor, folder)
 
 
-def _pad(module: nn.Module, tokenizer: Any) -> None:
+def _pad(module: nn.Module, tokenizer: object) -> None:
     """A classifier that looks for its last token by the padding token learns which one it is from its tokenizer."""
     config: Any = getattr(module, "config", None)
     told = getattr(tokenizer, "pad_token_id", None)
@@ -292,7 +292,7 @@ def origin_of(module: nn.Module, entry: str | None = None) -> dict[str, Any]:
         return {"kind": "factory", "entry": entry}
 
 
-def _same_shape(module: nn.Module, origin: dict[str, Any]) -> bool:
+def _same_shape(module: nn.Module, origin: dict[str, object]) -> bool:
     """Whether the class and configuration alone give these parameters (a head replaced by hand would not)."""
     with torch.device("meta"):
         try:
@@ -362,7 +362,7 @@ def _config(kind: Any, data: dict[str, Any]) -> Any:
 class _Unfilled(TorchFunctionMode):
     """Inside, random draws are replaced by their mean, which costs no time: the weights are about to be read from a file."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         name, given = getattr(func, "__name__", ""), {"mean": 0.0, "from": 0.0, "to": 1.0} | (kwargs or {})
         if name == "normal_" and args:
             return args[0].fill_(args[1] if len(args) > 1 else given["mean"])

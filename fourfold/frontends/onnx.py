@@ -34,7 +34,7 @@ from fourfold.program import Captured, Program
 
 
 def capture(
-    path: str | Path, inputs: Any = None, *, dims: Mapping[str, int] | None = None, train: bool = False, name: str = "", check: bool = True
+    path: str | Path, inputs: object = None, *, dims: Mapping[str, int] | None = None, train: bool = False, name: str = "", check: bool = True
 ) -> Captured:
     """Capture an ONNX file. `dims` gives dynamic dimensions values, by their name ("batch") or as "input.axis"; shapes of `inputs` (a mapping by
     name, or a sequence) do so too.
@@ -98,7 +98,7 @@ class _Build:
         self.folded |= dict.fromkeys((name for name in node.output if name), node)
         return True
 
-    def complete(self, running: Sequence[Any]) -> None:
+    def complete(self, running: Sequence[object]) -> None:
         """Shapes that inference left open are read off one run of the model on zeros; what depends on data even then is refused by name."""
         missing = [name for node in running for name in self.made(node) if name not in self.spec]
         missing += [name for name in self.folded if name not in self.spec]
@@ -176,7 +176,7 @@ class _Build:
             return float(largest * (2 * attributes.get("size", 1) + 3))
         return float(largest * OPS[node.op_type].steps)
 
-    def training(self, node: Any, attributes: Mapping[str, Any]) -> bool:
+    def training(self, node: Any, attributes: Mapping[str, object]) -> bool:
         """Whether a Dropout draws: it does where its third input says so."""
         return len(node.input) > 2 and bool(node.input[2])
 
@@ -213,8 +213,8 @@ class OnnxProgram(Program):
     dialect = "onnx"
 
     def __post_init__(self) -> None:
-        self._sessions: dict[int, Callable[[Mapping[str, Any]], list[Any]]] = {}
-        self._weights: dict[int, Any] | None = None
+        self._sessions: dict[int, Callable[[Mapping[str, object]], list[object]]] = {}
+        self._weights: dict[int, object] | None = None
 
     def weights(self) -> dict[int, Any]:
         """Initialisers, and what folds before the run."""
@@ -245,7 +245,7 @@ class OnnxProgram(Program):
         self.onnx.external_data_helper.load_external_data_for_model(model, str(self.file.parent))
         return list(ReferenceEvaluator(model).run(list(made), {}))
 
-    def feed(self, *inputs: Any, **named: Any) -> dict[int, Any]:
+    def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
         import numpy as np
 
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
@@ -264,7 +264,7 @@ class OnnxProgram(Program):
             fed[self.value[name]] = array
         return fed
 
-    def step(self, node: int, values: Mapping[int, Any]) -> tuple[Any, ...]:
+    def step(self, node: int, values: Mapping[int, object]) -> tuple[Any, ...]:
         call, made = self.calls[node]
         reads = names_read(call)
         if node not in self._sessions:
@@ -279,6 +279,6 @@ class OnnxProgram(Program):
         model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         return runner_of(self.onnx, self.file, model, made)
 
-    def collect(self, values: Mapping[int, Any]) -> dict[str, Any]:
+    def collect(self, values: Mapping[int, object]) -> dict[str, Any]:
         """The outputs by name."""
         return {out.name: values[self.value[out.name]] for out in self.model.graph.output}

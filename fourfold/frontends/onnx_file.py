@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import InputError, MissingExtra
 from fourfold.graph import topological
+
+if TYPE_CHECKING:
+    from torch import nn
 
 OLDEST = 7  # before it, broadcasting and batch normalisation mean something else
 STANDARD = ("", "ai.onnx")
@@ -26,7 +30,7 @@ def import_onnx() -> Any:
         raise MissingExtra("Reading .onnx files needs the package onnx.", "Install it: pip install 'fourfold[onnx]'.") from error
 
 
-def load(onnx: Any, file: Path) -> Any:
+def load(onnx: ModuleType, file: Path) -> Any:
     """The ModelProto of a file, its own functions inlined, the weights of the main graph left where they lie.
 
     Raises InputError where the file is missing or damaged, of an opset that the installed onnx does not know, or lacks its external weights.
@@ -42,7 +46,7 @@ def load(onnx: Any, file: Path) -> Any:
     return model
 
 
-def _read(onnx: Any, file: Path) -> Any:
+def _read(onnx: ModuleType, file: Path) -> Any:
     from google.protobuf.message import DecodeError
 
     if not file.is_file():
@@ -57,7 +61,7 @@ def _read(onnx: Any, file: Path) -> Any:
     return model
 
 
-def _opsets(onnx: Any, file: Path, model: Any) -> None:
+def _opsets(onnx: ModuleType, file: Path, model: Any) -> None:
     newest = onnx.defs.onnx_opset_version()
     version = next((o.version for o in model.opset_import if o.domain in STANDARD), None)
     if version is None and any(n.domain in STANDARD for n in model.graph.node):
@@ -69,7 +73,7 @@ def _opsets(onnx: Any, file: Path, model: Any) -> None:
         )
 
 
-def _external(onnx: Any, file: Path, model: Any) -> None:
+def _external(onnx: ModuleType, file: Path, model: nn.Module) -> None:
     """External weights must be there, inside the model's folder, and long enough."""
     for tensor in _all_tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -91,7 +95,7 @@ def _external(onnx: Any, file: Path, model: Any) -> None:
             )
 
 
-def _inside(onnx: Any, file: Path, model: Any) -> None:
+def _inside(onnx: ModuleType, file: Path, model: Any) -> None:
     """External data of all but the main graph's own weights (those of If, Loop and Scan, of constants, of functions) is read now: onnx's checker and
     ONNX Runtime look for it in the working folder."""
     for tensor in _all_tensors(model)[len(model.graph.initializer):]:
@@ -114,7 +118,7 @@ def tensors_of(graph: Any) -> list[Any]:
 
 def _held(nodes: Any) -> list[Any]:
     """Tensors in attributes of nodes, those of their sub-graphs included."""
-    found: list[Any] = []
+    found: list[object] = []
     for node in nodes:
         for attribute in node.attribute:
             found += [attribute.t] if attribute.HasField("t") else []
@@ -189,7 +193,7 @@ def names_read(node: Any) -> list[str]:
     return list(dict.fromkeys(reads))
 
 
-def check_model(onnx: Any, file: Path, model: Any) -> None:
+def check_model(onnx: ModuleType, file: Path, model: Any) -> None:
     """onnx's own checker; it also asks for the shapes of outputs and for external data, which are not its business here."""
     bare = type(model).FromString(model.SerializeToString())
     given = {entry.name for entry in bare.graph.input}
@@ -206,7 +210,7 @@ def check_model(onnx: Any, file: Path, model: Any) -> None:
         raise InputError(f"{file} is malformed: {one_line(error)}.", "Export it again.") from error
 
 
-def by_name(model: Any, inputs: Any) -> dict[str, Any]:
+def by_name(model: nn.Module, inputs: object) -> dict[str, Any]:
     """Example inputs by name: a mapping as it is, a sequence in the order of the inputs."""
     if inputs is None:
         return {}

@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class OnnxGraph(nn.Module):
 
     sealed = SEALED
 
-    def __init__(self, graph: bytes, inputs: tuple[str, ...], config: Any = None) -> None:
+    def __init__(self, graph: bytes, inputs: tuple[str, ...], config: object = None) -> None:
         super().__init__()
         onnx = import_onnx()
         self.graph, self.inputs = graph, inputs
@@ -58,7 +59,7 @@ class OnnxGraph(nn.Module):
         self.outputs = [o.name for o in model.graph.output]
         if config is not None:
             self.config = config
-        self._sessions: dict[int, Any] = {}
+        self._sessions: dict[int, object] = {}
 
     def forward(self, *tensors: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """Raises ModelError where ONNX Runtime does not take these inputs."""
@@ -103,7 +104,7 @@ class OnnxGraph(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sessions": {}}                        # copies and other processes open their own
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxGraph:
+    def __deepcopy__(self, memo: dict[int, object]) -> OnnxGraph:
         twin = OnnxGraph(self.graph, self.inputs, getattr(self, "config", None))
         for key, _ in self.names:
             getattr(twin, key).data = getattr(self, key).data.clone()
@@ -213,7 +214,7 @@ def rebuild(origin: Mapping[str, Any]) -> OnnxGraph:
 _KEPT = ("float32", "float64", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 
-def _hollow(onnx: Any, tensor: Any) -> bool:
+def _hollow(onnx: ModuleType, tensor: Any) -> bool:
     """Whether an initialiser waits for its data."""
     size = math.prod(tensor.dims)
     held = tensor.raw_data or tensor.float_data or tensor.int32_data or tensor.int64_data or tensor.double_data or tensor.uint64_data
@@ -241,7 +242,7 @@ def _config(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("model_type"), str) else None
 
 
-def _configured(config: Mapping[str, Any] | None) -> Any:
+def _configured(config: Mapping[str, object] | None) -> Any:
     if not config:
         return None
     import transformers

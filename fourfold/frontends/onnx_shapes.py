@@ -14,7 +14,7 @@ from fourfold.frontends.onnx_session import session_of
 ValueSpec = tuple[tuple[int, ...], str]  # shape, dtype
 
 
-def spec_of(onnx: Any, info: Any) -> ValueSpec | None:
+def spec_of(onnx: object, info: Any) -> ValueSpec | None:
     """Shape and dtype of a ValueInfoProto; None where a dimension is not known. A sequence or map is a value without a size."""
     if not info.type.HasField("tensor_type"):
         return ((), info.type.WhichOneof("value") or "unknown") if info.type.WhichOneof("value") else None
@@ -64,7 +64,7 @@ def sized_by_data(model: Any, open_: set[str]) -> dict[str, str]:
 
 
 def probed(
-    onnx: Any, file: Path, model: Any, spec: Mapping[str, ValueSpec], names: Sequence[str], given: Mapping[str, Any] | None = None
+    onnx: Any, file: Path, model: Any, spec: Mapping[str, ValueSpec], names: Sequence[str], given: Mapping[str, object] | None = None
 ) -> dict[str, ValueSpec]:
     """Shapes and types of values in one run on `given`, or zeros."""
     import numpy as np

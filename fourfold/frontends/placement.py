@@ -103,7 +103,7 @@ def read_placement(path: str | Path) -> PipelineWorkload:
             raise InputError(f"{path.name}: nodes {index[key]} and {i} (counted from 0) share the id {key}.", "Give each node an id of its own.")
         index[key] = i
     source, target, cost, notes = _edges(path, edges, index)
-    colors: dict[Any, int] = {}
+    colors: dict[object, int] = {}
     color = np.array([colors.setdefault(row["color"], len(colors)) for row in rows], np.int32)
     core, accelerator, size = (np.array([row[key] for row in rows], float) for key in _NODE[1:])
     supported, backward = (np.array([row[key] for row in rows], bool) for key in ("supported", "backward"))
@@ -153,7 +153,7 @@ def _json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _node(path: Path, i: int, node: Any) -> dict[str, Any]:
+def _node(path: Path, i: int, node: object) -> dict[str, Any]:
     if not isinstance(node, Mapping):
         raise InputError(f"{path.name}: nodes[{i}] is not an object.", "Give {\"id\": …, \"cpuLatency\": …, \"fpgaLatency\": …, \"size\": …}.")
     for key in _NODE:
@@ -169,7 +169,7 @@ def _node(path: Path, i: int, node: Any) -> dict[str, Any]:
                   "backward": _flag(where, "isBackwardNode", node.get("isBackwardNode", False))}
 
 
-def _edges(path: Path, edges: list[Any], index: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+def _edges(path: Path, edges: list[object], index: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
     """(source, target, cost of each node's output, notes); edges given twice are one."""
     pairs: dict[tuple[int, int], None] = {}
     cost, uneven = np.full(len(index), np.nan), []
@@ -208,19 +208,19 @@ def _fits(path: Path, workload: PipelineWorkload) -> None:
                          "an accelerator, and there is no core.", "Raise maxSizePerFPGA or maxCPUs.")
 
 
-def _number(what: str, value: Any) -> float:
+def _number(what: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise InputError(f"{what} is {shown(value)}.", "Give a finite number, zero or more.")
     return float(value)
 
 
-def _whole(path: Path, key: str, value: Any) -> int:
+def _whole(path: Path, key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or not 0 <= value < 10_000:
         raise InputError(f"{path.name}: {key} is {shown(value)}.", "Give a whole number from 0 to 9999.")
     return int(value)
 
 
-def _flag(where: str, key: str, value: Any) -> bool:
+def _flag(where: str, key: str, value: object) -> bool:
     if value not in (0, 1):
         raise InputError(f"{where} {key} is {shown(value)}.", "Give true or false, or 1 or 0.")
     return bool(value)

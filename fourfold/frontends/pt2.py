@@ -68,7 +68,7 @@ def _risk(path: Path) -> str:
     return ""
 
 
-def fixed(program: torch.export.ExportedProgram, inputs: Any, dims: Mapping[str, int]) -> tuple[Any, Any, list[str]]:
+def fixed(program: torch.export.ExportedProgram, inputs: object, dims: Mapping[str, int]) -> tuple[Any, Any, list[str]]:
     """The program with all sizes fixed, inputs of these sizes, and notes. `dims` names a size by its symbol ("s0") or as "input.axis". Numbers that
     the program was exported with stay the constants they are, whether they are given again or not.
 
@@ -165,7 +165,7 @@ def data_dependent(program: torch.export.ExportedProgram) -> str:
     return ""
 
 
-def _zeros(value: Any, sizes: Mapping[str, int]) -> Any:
+def _zeros(value: object, sizes: Mapping[str, int]) -> Any:
     if isinstance(value, torch.SymInt):
         return sizes.get(str(value), value.node.maybe_as_int())
     if not isinstance(value, Tensor):

@@ -59,7 +59,7 @@ def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, A
     return made
 
 
-def _part(config: Any, name: str) -> Any:
+def _part(config: object, name: str) -> Any:
     return getattr(config, name, None) or config
 
 

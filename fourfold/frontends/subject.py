@@ -71,7 +71,7 @@ def _caches(module: nn.Module) -> bool:
     return hasattr(module, "generate") or bool(getattr(module.config, "use_cache", False))
 
 
-def answer(output: Any) -> Tensor:
+def answer(output: object) -> Tensor:
     """The tensor that matters in a model's output: logits if there are any, else the last hidden state, else the first floating tensor.
 
     Start and end logits (question answering) are stacked on the last axis. Raises `ModelError` where there is no floating tensor.

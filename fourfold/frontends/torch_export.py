@@ -26,7 +26,7 @@ Level = Literal["ops", "core"]
 
 def capture(
     model: nn.Module | torch.export.ExportedProgram,
-    inputs: Any,
+    inputs: object,
     *,
     train: bool = False,
     loss: Callable[[Any], Tensor] | None = None,
@@ -116,7 +116,7 @@ def _inference(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], level:
     return _exported(program)
 
 
-def _registered(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _registered(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     """Whether the model answers with a dataclass that torch's exporter did not know; it knows it now."""
     from torch.utils import _pytree
 
@@ -136,7 +136,7 @@ def _exported(program: torch.export.ExportedProgram) -> FxSource:
     from torch.utils import _pytree
 
     signature, roles = program.graph_signature, {}
-    state: dict[str, Any] = {**program.state_dict, **program.constants}
+    state: dict[str, object] = {**program.state_dict, **program.constants}
     for spec in signature.input_specs:
         label = getattr(spec.arg, "name", "")
         if spec.kind == InputKind.USER_INPUT:
@@ -153,7 +153,7 @@ def _exported(program: torch.export.ExportedProgram) -> FxSource:
     out_spec: Any = program.call_spec.out_spec
     told, plain = user_inputs(program)
 
-    def flatten(*given: Any, **named: Any) -> list[Any]:
+    def flatten(*given: object, **named: object) -> list[Any]:
         given, named = _ordered(in_spec, given, named)
         flat, spec = _pytree.tree_flatten((given, named))
         if spec != in_spec:
@@ -166,7 +166,7 @@ def _exported(program: torch.export.ExportedProgram) -> FxSource:
     return FxSource(program.graph_module, roles, kept, lambda flat: _pytree.tree_unflatten(flat, out_spec), flatten)
 
 
-def _ordered(spec: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _ordered(spec: Any, given: tuple[object, ...], named: dict[str, object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Keyword arguments in the order in which the program was exported with."""
     names = list(spec.child(1).context or []) if hasattr(spec, "child") else list(spec.children_specs[1].context or [])
     return given, ({key: named[key] for key in names} if set(names) == set(named) else named)

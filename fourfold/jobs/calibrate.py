@@ -162,12 +162,12 @@ def _chills(rounds: int = 15) -> tuple[tuple[float, float], ...]:
 
     a, w = torch.randn(4, 64), torch.randn(64, 64)
     ones, zeros = torch.ones(64), torch.zeros(64)
-    calls: list[Callable[[], Any]] = [
+    calls: list[Callable[[], object]] = [
         lambda: torch.add(a, a), lambda: a.view(2, 2, 64), lambda: F.gelu(a), lambda: F.layer_norm(a, (64,), ones, zeros),
         lambda: torch.softmax(a, -1), lambda: F.linear(a, w), lambda: a.transpose(0, 1),
     ]
 
-    def once(call: Callable[[], Any], before: Callable[[], Any]) -> float:
+    def once(call: Callable[[], object], before: Callable[[], object]) -> float:
         took = []
         for _ in range(rounds):
             before()

@@ -53,7 +53,7 @@ def clean(folder: str | Path, dry_run: bool = False) -> dict[str, Any]:
             raise InputError(f"{journal} holds no journal of a search.", "It is left alone; remove it by hand if it is yours.")
         holder = holder_of(journal / "lock")
         if holder is not None and alive(holder):
-            raise InputError(f"Process {holder['pid']} is at work in {journal}.", "Wait for it, or stop it first.")
+            raise InputError(f"Process {holder.pid} is at work in {journal}.", "Wait for it, or stop it first.")
         found.append(journal)
     if not found:
         raise InputError(f"There is nothing to remove beside {folder}.", f"A search that writes to {folder} keeps its journal in {journal}.")

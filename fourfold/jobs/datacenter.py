@@ -162,7 +162,7 @@ class _Bench:
                 "servers_on": {"mean": float(on.mean()), "most": int(on.max())}, "batch": {"mean": float(np.mean(found.answer["batch"]))},
                 "gap": found.gap}
 
-    def _ratio(self, answer: dict[str, Any], drawn: dict[str, float]) -> np.ndarray:
+    def _ratio(self, answer: dict[str, object], drawn: dict[str, float]) -> np.ndarray:
         """IT power after / before by hour [T] with the servers of a draw: an idle share and a curve of its own."""
         fleet = self.serve.fleet
         first = drawn is self.draws[0]
@@ -175,17 +175,17 @@ class _Bench:
         now = other.power(np.full(len(counts), len(fleet)), other.demand(np.ones(len(counts), int)))
         return other.power(counts, other.demand(batch)) / now
 
-    def _it(self, answer: dict[str, Any]) -> Quantity:
+    def _it(self, answer: dict[str, object]) -> Quantity:
         values = [float(self.it_kw.sum() / (self.it_kw * self._ratio(answer, drawn)).sum()) for drawn in self.draws]
         return figure(values, method="server power over load", source=datacenter.SERVER["exponent"].source)
 
-    def _after(self, problem: Cool, drawn: dict[str, float], servers: dict[str, Any], cooling: dict[str, Any]) -> float:
+    def _after(self, problem: Cool, drawn: dict[str, float], servers: dict[str, object], cooling: dict[str, object]) -> float:
         """kWh of the whole hall with the servers of `servers` and the cooling of `cooling`."""
         fewer = Cool(self.hall, self.weather, self.it_kw * self._ratio(servers, drawn), limit=self.limit, hold=self.hold, drawn=drawn, pue=None)
         fewer.scale = problem.scale
         return fewer.cost(_spread(cooling))
 
-    def _serving(self, servers: dict[str, Any], cooling: dict[str, Any] | None, grade: str = "modelled") -> Quantity:
+    def _serving(self, servers: dict[str, object], cooling: dict[str, object] | None, grade: str = "modelled") -> Quantity:
         values = [before / self._after(problem, drawn, servers, cooling or problem.baseline())
                   for before, problem, drawn in zip(self.before, self.problems, self.draws, strict=True)]
         return figure(values, grade=grade, method=_METHOD, source="fourfold's hall model + " + datacenter.SERVER["exponent"].source)
@@ -210,7 +210,7 @@ class _Bench:
         return {"means": [*means, best["name"]], "factor": factor.to_json(), "set_point": cooling["set_point"],
                 "pue_after": self._pue_after(self.answers[best["name"]], cooling, grade).to_json()}
 
-    def _pue_after(self, servers: dict[str, Any], cooling: dict[str, Any], grade: str) -> Quantity:
+    def _pue_after(self, servers: dict[str, object], cooling: dict[str, object], grade: str) -> Quantity:
         values = []
         for problem, drawn in zip(self.problems, self.draws, strict=True):
             used = self.it_kw * self._ratio(servers, drawn)
@@ -261,7 +261,7 @@ def _spread(answer: dict[str, Any]) -> dict[str, Any]:
     return {**answer, "modes": [MIXED if mode == OUTSIDE else mode for mode in answer["modes"]]}
 
 
-def _grade(answer: dict[str, Any]) -> str:
+def _grade(answer: dict[str, object]) -> str:
     cut = "published" if answer["cut"] or answer["cooling"] == "immersion" else "modelled"
     return max("modelled", cut, key=GRADES.index)
 

@@ -114,7 +114,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
-def teacher(folder: Path, base: Path, train: Path, test: Path, *, epochs: float = 1.1, seed: int = 0, progress: Any = None) -> Path:
+def teacher(folder: Path, base: Path, train: Path, test: Path, *, epochs: float = 1.1, seed: int = 0, progress: object = None) -> Path:
     """Fine-tune `base` on `train` (AdamW, 1e-4, batch 32, 64 tokens) into `folder/teacher`; kept and keyed by weights, data and recipe."""
     target = folder / "teacher"
     key = {"weights": MINILM_WEIGHTS, "data": sha256(train.read_bytes() + test.read_bytes()), "epochs": epochs, "seed": seed, "version": 1}
@@ -189,7 +189,7 @@ def own(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: str = "8min", seed: int = 0, progress: Any = None) -> Front:
+def run(folder: Path | str = "fourfold-demo", *, floor: float = 0.97, budget: str = "8min", seed: int = 0, progress: object = None) -> Front:
     """Fetch, fine-tune, optimise; returns the front. Files land in `folder` (cheap/, report.html, report.json)."""
     from fourfold.jobs.optimize import optimize
 

@@ -26,7 +26,7 @@ def examine() -> dict[str, Any]:
     return {"machine": machine.to_json(), "engines": _engines(machine), "meters": _meters(), "versions": _versions()}
 
 
-def _engines(machine: Any) -> list[dict[str, Any]]:
+def _engines(machine: object) -> list[dict[str, Any]]:
     from fourfold.engines import engines
 
     rows = []

@@ -59,7 +59,7 @@ class Sample:
         return bootstrap.interval(bootstrap.resampled(lambda times: np.quantile(times, 0.25, axis=1), self.times, seed=seed, resamples=200))
 
 
-def _ready(run: Callable[[], Any], *inputs: Tensor) -> TimedCall:
+def _ready(run: Callable[[], object], *inputs: Tensor) -> TimedCall:
     """Activations are written in place before each call: what is positive stays as it is."""
     floats = [x for x in inputs if x.is_floating_point()]
 
@@ -90,7 +90,7 @@ class _Tensors:
 class _Operators:
     """`aten.gelu.default` without the checks in Python that torch puts around it, as the eager engine calls it."""
 
-    def __init__(self, packet: Any = None) -> None:
+    def __init__(self, packet: object = None) -> None:
         import torch
 
         self.packet = torch.ops.aten if packet is None else packet
@@ -127,20 +127,20 @@ def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], TimedC
             return _ready(lambda: call(a), a)
         return make
 
-    def two(call: Callable[[Any, Any], Any], width: int = 0) -> Callable[[int], TimedCall]:
+    def two(call: Callable[[object, object], object], width: int = 0) -> Callable[[int], TimedCall]:
         def make(n: int) -> TimedCall:
             a, b = (rand(max(1, n // width), width) if width else rand(n) for _ in range(2))
             return _ready(lambda: call(a, b), a, b)
         return make
 
-    def image(call: Callable[[Any], Any], channels: int = 16) -> Callable[[int], TimedCall]:
+    def image(call: Callable[[object], object], channels: int = 16) -> Callable[[int], TimedCall]:
         def make(n: int) -> TimedCall:
             side = max(2, int(math.sqrt(n / channels)))
             a = rand(1, channels, side, side)
             return _ready(lambda: call(a), a)
         return make
 
-    def feature(call: Callable[[Any], Any]) -> Callable[[int], TimedCall]:
+    def feature(call: Callable[[object], object]) -> Callable[[int], TimedCall]:
         def make(n: int) -> TimedCall:                                  # smooth and half of it zero, as feature maps are: comparisons are predictable
             side = max(2, int(math.sqrt(n / 16)))
             coarse = rand(1, 16, -(-side // 8), -(-side // 8)) - 0.6
@@ -191,14 +191,14 @@ def _small(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[], Any]]]:
 
     a, b, x = rand(4, 64), rand(4, 64), rand(1, 4, 4, 64)
     whole, flag = torch.arange(64)[None], torch.ones(4, 64, dtype=torch.bool)
-    views: list[tuple[str, Callable[[], Any]]] = [
+    views: list[tuple[str, Callable[[], object]]] = [
         ("view", lambda: aten.reshape.default(a, [2, 2, 64])), ("transpose", lambda: aten.transpose.int(x, 1, 2)),
         ("permute", lambda: aten.permute.default(x, [0, 2, 1, 3])), ("unsqueeze", lambda: aten.unsqueeze.default(a, 0)),
         ("squeeze", lambda: aten.squeeze.dim(x, 0)), ("expand", lambda: aten.expand.default(x, [4, 4, 4, 64])),
         ("slice", lambda: aten.slice.Tensor(x, 2, 1, 3)), ("select", lambda: aten.select.int(x, 1, 0)),
         ("split", lambda: aten.split.Tensor(a, 32, 1)), ("t", lambda: aten.t.default(a)), ("detach", lambda: aten.detach.default(a)),
     ]
-    plain: list[tuple[str, Callable[[], Any]]] = [
+    plain: list[tuple[str, Callable[[], object]]] = [
         ("mul", lambda: aten.mul.Tensor(a, b)), ("sub", lambda: aten.sub.Tensor(a, b)), ("div", lambda: aten.div.Tensor(a, b)),
         ("neg", lambda: aten.neg.default(a)), ("abs", lambda: aten.abs.default(a)), ("eq", lambda: aten.eq.Tensor(whole, whole)),
         ("ge", lambda: aten.ge.Tensor(whole, whole)), ("and", lambda: aten.__and__.Tensor(flag, flag)),
@@ -216,7 +216,7 @@ def _small(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[], Any]]]:
 def _products(rand: _Tensors, aten: Any, large: float, bfloat: bool) -> Iterator[Sample]:
     import torch
 
-    def linear(m: int, n: int, k: int, dtype: Any = None) -> TimedCall:
+    def linear(m: int, n: int, k: int, dtype: object = None) -> TimedCall:
         x, w, b = rand(1, m, k, dtype=dtype), rand(n, k, dtype=dtype), rand(n, dtype=dtype)
         return _ready(lambda: aten.linear.default(x, w, b), x)
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
 from fourfold.errors import InputError
 from fourfold.ledger.attribution import logs, product, shares, split
@@ -190,7 +190,7 @@ def _studied(path: Path) -> tuple[Quantity, Quantity, str]:
     return before, before / factor, f"{', '.join(means)}, as {path.name} has it"
 
 
-def _quantity(stored: Mapping[str, Any]) -> Quantity:
+def _quantity(stored: Mapping[str, object]) -> Quantity:
     return Quantity.from_json(stored)
 
 

@@ -161,7 +161,7 @@ class ShiftingPlan:
             raise unwritable(folder, error, "the plan") from error
         return [folder / "plan.json", folder / "schedule.csv", folder / "schedule.json", certificate, folder / "problem.npz"]
 
-    def stored(self, document: Mapping[str, Any]) -> dict[str, Any]:
+    def stored(self, document: Mapping[str, object]) -> dict[str, Any]:
         """What a plan's document keeps: `to_json()`, with the words that all questions have."""
         facts = {"cost": document["value"], "solver": document["technique"], "why": document["before_why"], "hash": self.id}
         return {**document, **facts, "sentences": sentences({**document, **facts}), "interrupted": self.stopped}
@@ -179,7 +179,7 @@ class ShiftingPlan:
         return plans.identify(self.certificate.to_json())
 
 
-def plan(jobs: str | Path | Iterable[Mapping[str, Any]], *, sites: Sequence[str] | None = None, intensity: str | Path | Hours | None = None,
+def plan(jobs: str | Path | Iterable[Mapping[str, object]], *, sites: Sequence[str] | None = None, intensity: str | Path | Hours | None = None,
          capacity: float | Mapping[str, float] | None = None, slack: str | float | None = None, objective: str = "carbon",
          carbon_price: float | None = None, contiguous: bool = False, online: bool = False, budget: float = 60.0,
          pue: float | Mapping[str, float] | None = None, price: float | Mapping[str, float] | None = None, zone: str | None = None,
@@ -252,7 +252,7 @@ def _by_the_clock(problem: Place, watch: Watch, end: float, start: datetime, bud
             raise KeyboardInterrupt from None
         raise
     options = {"error": error, "draws": 5, "seed": seed, "budget": budget / 8, "prices": priced, "limit": budget / 4}
-    rows: list[tuple[str, dict[str, Any]]] = []
+    rows: list[tuple[str, dict[str, object]]] = []
     if compare and not watch.stopped:
         rows = list(_apart.rows(problem, found, lambda: not watch.stopped and time.monotonic() < end - 0.05 * budget, **options))
     wrong: tuple[str, ...] | None = None
@@ -267,8 +267,8 @@ def _by_the_clock(problem: Place, watch: Watch, end: float, start: datetime, bud
     return _plan(problem, found, certificate, start, rows, priced, objective, notes, wrong, watch.stopped)
 
 
-def _plan(problem: Place, found: Solution[JobHours], certificate: Certificate, start: datetime, rows: list[tuple[str, dict[str, Any]]], priced: bool,
-          objective: str, notes: Sequence[str], wrong: tuple[str, ...] | None, stopped: bool = False) -> ShiftingPlan:
+def _plan(problem: Place, found: Solution[JobHours], certificate: Certificate, start: datetime, rows: list[tuple[str, dict[str, object]]],
+          priced: bool, objective: str, notes: Sequence[str], wrong: tuple[str, ...] | None, stopped: bool = False) -> ShiftingPlan:
     policies, cuts, out = ([row for part, row in rows if part == wanted] for wanted in ("policies", "ablations", "without"))
     mine = _compare.row(problem, "plan", "This plan", found.answer, "plan", prices=priced)
     scored = _compare.scored([*policies, mine, *cuts, *out])
@@ -280,8 +280,9 @@ def _plan(problem: Place, found: Solution[JobHours], certificate: Certificate, s
 # ---- from jobs and files to arrays ----
 
 
-def build(jobs: Sequence[BatchJob], *, sites: Sequence[str] | None = None, intensity: Any = None, capacity: Any = None, objective: str = "carbon",
-          carbon_price: float | None = None, pue: Any = None, price: Any = None, replay: bool = False, kwh_per_gb: float = 0.001,
+def build(jobs: Sequence[BatchJob], *, sites: Sequence[str] | None = None, intensity: object = None, capacity: object = None,
+          objective: str = "carbon", carbon_price: float | None = None, pue: object = None, price: object = None,
+          replay: bool = False, kwh_per_gb: float = 0.001,
           egress: float = 0.0, zone: str | None = None, unit: str | None = None,
           signal: str | None = None) -> tuple[Place, datetime, bool, list[str]]:
     """(the problem in arrays, the moment of hour 0, whether all prices are known, notes); arguments as of `plan`."""
@@ -345,7 +346,7 @@ def _weights(objective: str, carbon_price: float | None, priced: bool, names: Se
     return {"carbon": (carbon_price or 0.0) / 1000 if objective == "mixed" else 0.0, "money": 1.0, "unit": "USD"}
 
 
-def _hours(wanted: list[str], sites: Sequence[str] | None, intensity: Any, replay: bool, start: datetime, end: datetime,
+def _hours(wanted: list[str], sites: Sequence[str] | None, intensity: object, replay: bool, start: datetime, end: datetime,
            notes: list[str]) -> tuple[Hours | None, list[str]]:
     """The hourly series of the sites to choose from, and their names as the user knows them; yearly averages stand in where there are none."""
     from dataclasses import replace
@@ -433,7 +434,7 @@ def _cut(hours: Hours | None, jobs: Sequence[BatchJob], start: datetime, end: da
     return hours.values[:, first:stop], start, stop - first
 
 
-def _facts(names: Sequence[str], hours: Hours | None, pue: Any, price: Any, notes: list[str]) -> tuple[np.ndarray, np.ndarray, bool]:
+def _facts(names: Sequence[str], hours: Hours | None, pue: object, price: object, notes: list[str]) -> tuple[np.ndarray, np.ndarray, bool]:
     """PUE [R] and price [R] (NaN = unknown) from the sites' tables, then from what was given; whether all prices are known."""
     from fourfold.site import pue as usual
     from fourfold.site import site
@@ -475,12 +476,12 @@ def _by_site(given: Any, names: Sequence[str], default: np.ndarray, what: str) -
     return made
 
 
-def may_save(folder: str | Path, inputs: Iterable[Any] = ()) -> Path:
+def may_save(folder: str | Path, inputs: Iterable[object] = ()) -> Path:
     """The folder, where a plan may be written into it: one that has none of its files, or an earlier plan of jobs. Raises InputError otherwise."""
     return may_fill(folder, FILES, lambda held: _proven(held) and plans.answers(held) <= {QUESTION}, inputs=inputs)
 
 
-def may_add(folder: str | Path, inputs: Iterable[Any] = ()) -> Path:
+def may_add(folder: str | Path, inputs: Iterable[object] = ()) -> Path:
     """The folder, where it holds a plan that an answer may be added to. Raises InputError or ArtefactError otherwise."""
     plans.read(folder)
     return may_fill(folder, FILES[1:], _proven, inputs=inputs)

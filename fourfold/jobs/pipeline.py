@@ -41,7 +41,7 @@ class _Asked:
 
 
 def pipeline(
-    model: Any,
+    model: object,
     data_or_inputs: Any = None,
     *,
     machine: Any = "here",
@@ -102,7 +102,7 @@ def pipeline(
 
 def _answers(name: str, question: MaxLoad | Latency) -> None:
     """Raises InputError where the technique answers the other objective."""
-    kind: Any = technique(f"{QUESTION}/{name}")
+    kind: object = technique(f"{QUESTION}/{name}")
     if kind.answers != question.question:
         known = [one for one in planning.names(QUESTION) if _class(one).answers == question.question]
         raise InputError(f"{name} does not answer this objective.", f"Solvers that do: auto, {', '.join(known)}.")
@@ -118,7 +118,7 @@ def _installed(name: str) -> bool:
 
 # ---- what is asked
 
-def _asked(model: Any, inputs: Any, machine: Any, train: bool, dims: Mapping[str, int] | None, seed: int) -> _Asked:
+def _asked(model: object, inputs: object, machine: object, train: bool, dims: Mapping[str, int] | None, seed: int) -> _Asked:
     """The workload of a placement file, of a plan's folder, or of a model on a machine."""
     if isinstance(model, str | Path) and plans.holds_plan(model):
         return _of_plan(plans.read(model))

@@ -29,7 +29,7 @@ def plan(
     out: str | Path | None = None, progress: Any = None,
 ) -> Document: ...  # fmt: skip
 def plan(
-    model: Any,
+    model: object,
     data_or_inputs: Any = None,
     *,
     memory: int | str | None = None,

@@ -125,8 +125,8 @@ def decide(problem: Problem[Any], solver: str = "auto", *, budget: float = 60.0,
 
     Raises Infeasible where nobody finds a plan that fits, InputError where `solver` declines, and KeyboardInterrupt on a second Ctrl-C.
     """
-    asked: dict[str, SolverRow[Any]] = {}
-    rows: dict[str, dict[str, Any]] = {}
+    asked: dict[str, SolverRow[object]] = {}
+    rows: dict[str, dict[str, object]] = {}
     shown, told = 0, -math.inf
 
     def tell(elapsed: float) -> None:

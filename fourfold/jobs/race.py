@@ -239,7 +239,7 @@ def _bytes(way: Way) -> int:
     return way.contender.session(way.choice.threads).bytes
 
 
-def _decided(model: Model, raced: list[Raced], proof: Examples | None, original: Any) -> tuple[dict[str, Way], list[str]]:
+def _decided(model: Model, raced: list[Raced], proof: Examples | None, original: object) -> tuple[dict[str, Way], list[str]]:
     """Who runs from now on, by member: the boldest where that is proved, else what needs no proof. And why, in words."""
     sure = {one.part.name: one.sure for one in raced if one.sure is not None}
     bold = {one.part.name: one.bold for one in raced if one.bold is not None}

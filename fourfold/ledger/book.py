@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from fourfold.documents import TypedDocument, convert
 from fourfold.errors import ArtefactError, InputError
 from fourfold.ledger import hash_chain
 from fourfold.units import GRADES, UNITS, Quantity
@@ -41,9 +42,33 @@ class Row:
         """The factor without rounding; a booked one is the decimal it was written as: 1.4 is 7/5."""
         return Fraction(str(self.given.value)) if self.given else Fraction(self.before.value) / Fraction(self.after.value)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         booked = {"factor": self.given.to_json()} if self.given else {}
         return {"lever": self.lever, "step": self.step, "before": self.before.to_json(), "after": self.after.to_json(), "note": self.note, **booked}
+
+
+class StartEntry(TypedDocument, tag_field="kind", tag="start"):
+    """The first line of a book: the cost of one run before anything was done, and what a run is."""
+
+    start: dict[str, object]
+    run: str
+
+
+class StepEntry(TypedDocument, tag_field="kind", tag="step"):
+    """A line of a book: one step."""
+
+    lever: str
+    step: str
+    before: dict[str, object]
+    after: dict[str, object]
+    note: str = ""
+    factor: dict[str, object] | None = None
+
+
+class SpentEntry(TypedDocument, tag_field="kind", tag="spent"):
+    """A line of a book: what the optimisation itself cost."""
+
+    spent: dict[str, object]
 
 
 class Ledger:
@@ -59,7 +84,7 @@ class Ledger:
         self.run = run
         self.rows: list[Row] = []
         self.spent: Quantity | None = None                             # what the optimisation itself cost
-        self._entries: list[dict[str, Any]] = [{"kind": "start", "start": start.to_json(), "run": run}]
+        self._entries: list[dict[str, object]] = [{"kind": "start", "start": start.to_json(), "run": run}]
 
     @property
     def end(self) -> Quantity:
@@ -166,7 +191,7 @@ class Ledger:
         return "\n".join(lines)
 
     # Files
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"run": self.run, "start": self.start.to_json(), "rows": [row.to_json() for row in self.rows], "end": self.end.to_json(),
                 "spent": self.spent.to_json() if self.spent else None,
                 "factors": {lever: factor.to_json() for lever, factor in self.factors().items()},
@@ -175,24 +200,24 @@ class Ledger:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ledger:
         """Raises ArtefactError where a row's `before` is not the `after` of the row above it."""
-        book = cls(Quantity.from_json(data["start"]), data["run"])
+        book = cls(Quantity.from_json(data["start"]), str(data["run"]))
         for row in data["rows"]:
-            book._enter(row)
+            book._enter(convert({**row, "kind": "step"}, StepEntry, "the ledger"))
         if data.get("spent"):
-            book._enter({"spent": data["spent"]})
+            book._enter(SpentEntry(data["spent"]))
         return book
 
-    def _enter(self, entry: Mapping[str, Any]) -> None:
-        if "spent" in entry:
-            return self.spend(Quantity.from_json(entry["spent"]))
-        if Quantity.from_json(entry["before"]) != self.end:
-            raise ArtefactError(f"The ledger's step {entry['step']!r} does not start where the one above it ends.",
+    def _enter(self, entry: StepEntry | SpentEntry) -> None:
+        if isinstance(entry, SpentEntry):
+            return self.spend(Quantity.from_json(entry.spent))
+        if Quantity.from_json(entry.before) != self.end:
+            raise ArtefactError(f"The ledger's step {entry.step!r} does not start where the one above it ends.",
                                 "The file was altered; make it again.")
-        after, factor = Quantity.from_json(entry["after"]), entry.get("factor")
-        if factor is None:
-            self.book(entry["lever"], entry["step"], after, entry.get("note", ""))
-        elif self.book(entry["lever"], entry["step"], None, entry.get("note", ""), factor=Quantity.from_json(factor)).after.value != after.value:
-            raise ArtefactError(f"The ledger's step {entry['step']!r} does not end where its factor leads.", "The file was altered; make it again.")
+        after = Quantity.from_json(entry.after)
+        if entry.factor is None:
+            self.book(entry.lever, entry.step, after, entry.note)
+        elif self.book(entry.lever, entry.step, None, entry.note, factor=Quantity.from_json(entry.factor)).after.value != after.value:
+            raise ArtefactError(f"The ledger's step {entry.step!r} does not end where its factor leads.", "The file was altered; make it again.")
         else:
             self._settle(after)
 
@@ -223,10 +248,11 @@ class Ledger:
         faults = hash_chain.verify(path)
         try:
             entries = [hash_chain.plain(row) for row in hash_chain.rows(path)]
-            book = cls(Quantity.from_json(entries[0]["start"]), entries[0]["run"])
-            for entry in entries[1:]:
+            first = convert(entries[0], StartEntry, path)
+            book = cls(Quantity.from_json(first.start), first.run)
+            for number, entry in enumerate(entries[1:], 1):
                 if entry.get("kind") != "decision":                     # other jobs' rows (`decisions.py`) may follow
-                    book._enter(entry)
+                    book._enter(convert(entry, StepEntry | SpentEntry, f"{path}, row {number},"))
         except (ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, ArtefactError):
                 raise

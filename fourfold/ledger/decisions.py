@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from fourfold.documents import TypedDocument, convert
 from fourfold.errors import ArtefactError, InputError
 from fourfold.ledger import hash_chain
 from fourfold.ledger.attribution import product
@@ -20,6 +20,23 @@ from fourfold.ledger.book import LEVERS, Ledger
 from fourfold.units import GRADES, Quantity
 
 KIND = "decision"
+
+
+class DecisionEntry(TypedDocument, kw_only=True):
+    """A decision as its row of the file has it."""
+
+    id: str
+    lever: str
+    job: str
+    question: str
+    step: str
+    name: str
+    subject: str
+    evidence: str
+    before: dict[str, object] | None
+    after: dict[str, object] | None
+    factor: dict[str, object] | None
+    why: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,7 @@ class BookedDecision:
     why: str
     stands: bool = True
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         figures = {name: _plain(getattr(self, name)) for name in ("before", "after", "factor")}
         return {**{name: getattr(self, name) for name in ("id", "lever", "job", "question", "step", "name", "subject", "evidence", "why", "stands")},
                 **figures}
@@ -55,7 +72,7 @@ class LeverProduct:
     total: Quantity | None
     notes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"decisions": [row.to_json() for row in self.rows], "factors": {lever: factor.to_json() for lever, factor in self.factors.items()},
                 "total": _plain(self.total), "notes": list(self.notes)}
 
@@ -69,7 +86,7 @@ class LeverProduct:
         return [f"All levers together: {parts} = {self.total.value:.3g}{span} times less, {self.total.grade}.", *self.notes]
 
 
-def _plain(figure: Quantity | None) -> dict[str, Any] | None:
+def _plain(figure: Quantity | None) -> dict[str, object] | None:
     return None if figure is None else figure.to_json()
 
 
@@ -87,7 +104,7 @@ def may_book(path: str | Path) -> Path:
 
 def book(path: str | Path, lever: str, step: str, *, job: str, question: str, subject: str, name: str, evidence: str,
          before: Quantity | None = None, after: Quantity | None = None, factor: Quantity | None = None, why: str = "",
-         counts: bool = True) -> dict[str, Any]:
+         counts: bool = True) -> dict[str, object]:
     """Append a decision to the ledger and return its row as stored. Give `before` and `after`, or their `factor` (unit "1"), or `why` there is none.
     Where it does not count, since they are no cost of a run (bytes of memory), they are booked without a factor, and `why` says so.
 
@@ -109,7 +126,7 @@ def book(path: str | Path, lever: str, step: str, *, job: str, question: str, su
         "start_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
 
 
-def levers(rows: Iterable[Mapping[str, Any]], account: Ledger | None = None) -> LeverProduct | None:
+def levers(rows: Iterable[Mapping[str, object]], account: Ledger | None = None) -> LeverProduct | None:
     """The decisions among `rows` and what the levers come to; None where nothing was decided. `account`: the account book of the same file.
 
     Raises ArtefactError for a decision that lacks something.
@@ -117,11 +134,9 @@ def levers(rows: Iterable[Mapping[str, Any]], account: Ledger | None = None) -> 
     told = [row for row in rows if row.get("kind") == KIND]
     if not told:
         return None
-    try:
-        last = {(row["lever"], row["subject"]): row["id"] for row in told}
-        made = tuple(_decided(row, last[row["lever"], row["subject"]] == row["id"]) for row in told)
-    except (KeyError, TypeError) as error:
-        raise ArtefactError(f"A decision of the ledger lacks or mistakes a field: {error}.", "It was written by something else.") from error
+    entries = [convert(row, DecisionEntry, f"row {row.get('n', '?')} of the ledger", "It was written by something else.") for row in told]
+    last = {(entry.lever, entry.subject): entry.id for entry in entries}
+    made = tuple(_decided(entry, last[entry.lever, entry.subject] == entry.id) for entry in entries)
     factors: dict[str, Quantity] = {}
     notes: list[str] = []
     measured = account.factors() if account is not None else {}
@@ -150,7 +165,7 @@ def _together(factors: Mapping[str, Quantity]) -> Quantity | None:
     return Quantity(whole.value, "1", grade, errors=whole.errors, method="product of the levers' factors")
 
 
-def _decided(row: Mapping[str, Any], stands: bool) -> BookedDecision:
-    figures = {name: None if row[name] is None else Quantity.from_json(row[name]) for name in ("before", "after", "factor")}
-    return BookedDecision(row["id"], row["lever"], row["job"], row["question"], row["step"], row["name"], row["subject"], row["evidence"],
-                   why=row["why"], stands=stands, **figures)
+def _decided(row: DecisionEntry, stands: bool) -> BookedDecision:
+    before, after, factor = (None if figure is None else Quantity.from_json(figure) for figure in (row.before, row.after, row.factor))
+    return BookedDecision(row.id, row.lever, row.job, row.question, row.step, row.name, row.subject, row.evidence, before, after, factor, row.why,
+                          stands)

@@ -3,8 +3,7 @@ without a trace (a hash chain: Haber and Stornetta 1991, "How to time-stamp a di
 
 A row on disk is its canonical JSON (sorted keys, no spaces, UTF-8, shortest round-trip floats) with four keys of ours: `n` counts rows from 0,
 `prev_hash` is the `hash` of row n − 1, `id` names the row, `hash` is the sha256 of the canonical JSON of all the rest. The end of a file can be cut
-off without a trace in the file itself, so `append` keeps beside it, in `<file>.head`, how it ends; `seal` writes the same for good. Standard library
-only.
+off without a trace in the file itself, so `append` keeps beside it, in `<file>.head`, how it ends; `seal` writes the same for good.
 """
 
 from __future__ import annotations
@@ -18,8 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+
+from fourfold.documents import TypedDocument
 from fourfold.errors import ArtefactError, FourfoldError, InputError, unwritable
 
 try:
@@ -34,7 +36,24 @@ _STALE = 60.0                                                          # s after
 _BLOCK = 1 << 16
 
 
-def canonical(row: Mapping[str, Any]) -> bytes:
+class ChainLink(TypedDocument):
+    """What makes a row a link of the chain; all other keys are the row's own."""
+
+    n: Annotated[int, msgspec.Meta(ge=0)]
+    id: str
+    prev_hash: str
+    hash: str
+
+
+class ChainSeal(TypedDocument):
+    """How a file ended when it was sealed: the number of its rows, the hash of the last one, and when."""
+
+    rows: int
+    head: str
+    sealed_utc: str
+
+
+def canonical(row: Mapping[str, object]) -> bytes:
     """The one spelling of a row. Raises InputError for what JSON cannot hold (NaN, infinity, objects)."""
     try:
         text = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -44,12 +63,12 @@ def canonical(row: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", "backslashreplace")                    # undecodable command-line bytes become JSON escapes, and come back from them
 
 
-def digest(row: Mapping[str, Any]) -> str:
+def digest(row: Mapping[str, object]) -> str:
     """sha256 of a row without its hash, hexadecimal."""
     return hashlib.sha256(canonical({key: item for key, item in row.items() if key != "hash"})).hexdigest()
 
 
-def linked(row: Mapping[str, Any], n: int, prev_hash: str, torn: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def linked(row: Mapping[str, object], n: int, prev_hash: str, torn: Mapping[str, object] | None = None) -> dict[str, Any]:
     """`row` as the n-th row after the one that hashes to `prev_hash`. Raises InputError where it holds keys of ours."""
     taken = [key for key in OURS if key in row]
     if taken:
@@ -61,7 +80,7 @@ def linked(row: Mapping[str, Any], n: int, prev_hash: str, torn: Mapping[str, An
     return {**body, "hash": digest(body)}
 
 
-def lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def lines(rows: Iterable[Mapping[str, object]]) -> list[str]:
     """The lines of a new file that holds these rows; the same rows give the same lines."""
     made, prev_hash = [], GENESIS
     for n, row in enumerate(rows):
@@ -71,7 +90,7 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return made
 
 
-def append(path: str | Path, row: Mapping[str, Any]) -> dict[str, Any]:
+def append(path: str | Path, row: Mapping[str, object]) -> dict[str, Any]:
     """Add one row to `path` (made where it is missing, with its folder) and return it as stored, on the disk and flushed.
 
     Any number of threads and processes may append at once. A last line that a crash cut off was never a row: it goes, and the new row keeps its
@@ -239,8 +258,9 @@ def _row(raw: bytes) -> dict[str, Any] | None:
 
 def _fault(row: dict[str, Any], raw: bytes | None) -> str:
     """Why a row is not what was written; "" where it is. `raw` None: do not compare the spelling."""
-    n = row.get("n")
-    if not isinstance(n, int) or isinstance(n, bool) or n < 0 or not all(isinstance(row.get(key), str) for key in ("id", "prev_hash", "hash")):
+    try:
+        msgspec.convert(row, ChainLink)
+    except msgspec.ValidationError:
         return "its number, id or hash is missing"
     try:
         if digest(row) != row["hash"]:
@@ -351,11 +371,11 @@ def _sealed(path: Path, intact: Mapping[int, dict[str, Any]], head: str) -> list
     if head and not any(row["hash"] == head for row in intact.values()) and not (head == GENESIS):
         found.append(f"No row has the hash {head[:16]}… that was kept from this ledger: rows at its end are missing, or were exchanged.")
     try:
-        made = json.loads(_seal_of(path).read_bytes())
-        count, end, when = int(made["rows"]), str(made["head"]), str(made["sealed_utc"])
+        made = msgspec.json.decode(_seal_of(path).read_bytes(), type=ChainSeal)
+        count, end, when = made.rows, made.head, made.sealed_utc
     except FileNotFoundError:
         return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         return [*found, f"The seal {_seal_of(path).name} cannot be read ({type(error).__name__}), so the end of the ledger is not vouched for."]
     last = max(intact, default=-1)
     if last + 1 < count:

@@ -222,7 +222,7 @@ class Machine:
             return data | {"peak": dict(device.peak), "efficiency": curves, "unsupported": list(device.unsupported),
                            "cold": [list(point) for point in device.cold]}
 
-        data: dict[str, Any] = {"name": self.name, "fingerprint": self.fingerprint, "hubs": list(self.hubs),
+        data: dict[str, object] = {"name": self.name, "fingerprint": self.fingerprint, "hubs": list(self.hubs),
                                 "devices": [plain(device) for device in self.devices], "links": [dict(vars(link)) for link in self.links]}
         return data | {"figures": {name: figure.to_json() for name, figure in self.figures.items()}} if figures else data
 

@@ -65,7 +65,7 @@ class Device:
     unsupported: tuple[str, ...] = ()
     cold: tuple[tuple[float, float], ...] = ()
 
-    def chill(self, size: Any) -> np.ndarray:
+    def chill(self, size: object) -> np.ndarray:
         """s that a call costs more once `size` bytes (a number or an array) have passed: 0 below the first point, level above the last."""
         import numpy as np
 

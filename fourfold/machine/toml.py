@@ -62,7 +62,7 @@ class _Reader:
             raise InputError(f"{self.source}: {key} is not a list of tables.", f"Begin each with a line [[{key}]].")
         return tables
 
-    def _only(self, table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    def _only(self, table: Mapping[str, object], known: Iterable[str], where: str) -> None:
         strange = [key for key in table if key not in known]
         if strange:
             import difflib
@@ -71,12 +71,12 @@ class _Reader:
             raise InputError(f"{self.source} has the unknown key {strange[0]!r} {where}.", (f"Did you mean {near[0]!r}? " if near else "")
                              + f"Known: {', '.join(known)}.")
 
-    def _texts(self, value: Any, where: str) -> list[str]:
+    def _texts(self, value: object, where: str) -> list[str]:
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise InputError(f"{self.source}: {where} = {value!r} is not a list of names.", f'Write it as {where} = ["first", "second"].')
         return value
 
-    def _figure(self, value: Any, what: str, where: str, low: float = 0.0, strict: bool = True) -> Quantity:
+    def _figure(self, value: object, what: str, where: str, low: float = 0.0, strict: bool = True) -> Quantity:
         """A figure in base units with what it says of itself; those of a file's top (`grade`, `source`) hold where it says nothing."""
         full = f"{self.source}: {where}"
         facts = value if isinstance(value, dict) else {"value": value}
@@ -138,7 +138,7 @@ class _Reader:
                                 **{key: values[key] for key in FIGURES if key in values}))
         return found
 
-    def _times(self, value: Any, where: str) -> tuple[tuple[float, float], ...]:
+    def _times(self, value: object, where: str) -> tuple[tuple[float, float], ...]:
         """Points (bytes, seconds) in growing size."""
         if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
             raise InputError(f"{self.source}: {where} = {value!r}.", 'Write points [["1 MB", "2 us"], ["8 MB", "9 us"]].')
@@ -147,7 +147,7 @@ class _Reader:
             raise InputError(f"{self.source}: the sizes in {where} do not grow, or a time is negative.", "Order the points by size, above zero.")
         return points
 
-    def _curve(self, family: str, value: Any, where: str, figures: dict[str, Quantity]) -> Efficiency:
+    def _curve(self, family: str, value: object, where: str, figures: dict[str, Quantity]) -> Efficiency:
         place = f"efficiency {family} of {where}"
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = {"peak": value, "bandwidth": value}
@@ -165,7 +165,7 @@ class _Reader:
         return Efficiency(launch, relay=relay, **{part: self._points(value.get(part, 1.0), what, top, f"{part} in {place}")
                                                   for part, (what, top) in parts.items()})
 
-    def _points(self, value: Any, what: str, top: float, where: str) -> tuple[tuple[float, float], ...]:
+    def _points(self, value: object, what: str, top: float, where: str) -> tuple[tuple[float, float], ...]:
         pairs = [[1.0, value]] if isinstance(value, int | float) else value
         if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
             raise InputError(f"{self.source}: {where} = {value!r}.", "Write a share, or points [size, share] in growing size.")

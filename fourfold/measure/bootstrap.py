@@ -16,7 +16,7 @@ SURE = 0.99  # of the interval by which something is called faster, or slower
 RESAMPLES = 2000
 
 
-def resampled(statistic: Callable[..., np.ndarray], *columns: Any, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+def resampled(statistic: Callable[..., np.ndarray], *columns: object, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """The statistic of `resamples` resamples [R] of the rows of `columns`, each [N]; it is given them as arrays [R, N]."""
     import numpy as np
 

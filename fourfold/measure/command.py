@@ -26,8 +26,9 @@ _RESET = [signal.Signals(number) for number in (getattr(signal, name, None) for 
 _SUBREAPER = 36                                                        # PR_SET_CHILD_SUBREAPER, linux/prctl.h
 
 
-def run(command: Sequence[str], *, site: Any = None, ledger: Path | str | bool | None = True, hz: float = 10.0, name: str = "",
-        reserve: float | None = None, model: bool = True, meters: Sequence[Any] | None = None, environment: Mapping[str, str] | None = None) -> Use:
+def run(command: Sequence[str], *, site: object = None, ledger: Path | str | bool | None = True, hz: float = 10.0, name: str = "",
+        reserve: float | None = None, model: bool = True, meters: Sequence[object] | None = None,
+        environment: Mapping[str, str] | None = None) -> Use:
     """Run `command` and return what it used; `code` in it is its exit code (128 + N where signal N ended it).
 
     `environment` replaces this process's. Raises InputError for an unknown site, impossible options and a command that is not there

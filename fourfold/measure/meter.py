@@ -46,8 +46,8 @@ class Meter:
     `result` is the last window's Use. Raises InputError for an unknown site or impossible options.
     """
 
-    def __init__(self, name: str = "", *, site: Any = None, unit: str | None = None, ledger: Path | str | bool | None = None,
-                 meters: Sequence[Any] | None = None, clock: Any = None, hz: float = 10.0, reserve: float | None = None, model: bool = True,
+    def __init__(self, name: str = "", *, site: object = None, unit: str | None = None, ledger: Path | str | bool | None = None,
+                 meters: Sequence[Any] | None = None, clock: object = None, hz: float = 10.0, reserve: float | None = None, model: bool = True,
                  scope: str = "process") -> None:
         if callable(name):
             raise InputError("@Meter needs brackets.", 'Write @Meter("step") or @Meter().')
@@ -121,7 +121,7 @@ class Meter:
     def __enter__(self) -> Meter:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self._open and self._open[self._mine()][0].pid != os.getpid():   # leaving a block that the parent process entered
             self._open.pop(self._mine())
             return
@@ -130,10 +130,10 @@ class Meter:
     async def __aenter__(self) -> Meter:
         return self.start()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.__exit__(kind, error, trace)
 
-    def __call__(self, work: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, work: Callable[..., object]) -> Callable[..., Any]:
         """Decorate a function or a coroutine function: each call is a window. Raises InputError for generators, whose work is the caller's too."""
         import inspect
 
@@ -143,13 +143,13 @@ class Meter:
         self.name = self.name or getattr(work, "__qualname__", "")
         if inspect.iscoroutinefunction(work):
             @functools.wraps(work)
-            async def waiting(*given: Any, **named: Any) -> Any:
+            async def waiting(*given: object, **named: object) -> Any:
                 async with self:
                     return await work(*given, **named)
             return waiting
 
         @functools.wraps(work)
-        def working(*given: Any, **named: Any) -> Any:
+        def working(*given: object, **named: object) -> Any:
             with self:
                 return work(*given, **named)
         return working
@@ -170,7 +170,7 @@ def known() -> tuple[Any, ...]:
     return Rapl(), Hwmon(), Battery(), gpus, *([] if gpus.available() is None else [NvmlPower()])
 
 
-def _station(meters: Sequence[Any] | None, clock: Any, scope: str) -> Station:
+def _station(meters: Sequence[object] | None, clock: object, scope: str) -> Station:
     """The station for these meters and this clock; made once a process."""
     key = (tuple(id(meter) for meter in meters) if meters is not None else None, id(clock) if clock is not None else None, scope)
     station = _stations.get(key)

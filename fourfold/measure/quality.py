@@ -35,7 +35,7 @@ class Relative:
     n: int
 
 
-def relation(metric: Metric, base: Any, candidate: Any) -> Any:
+def relation(metric: Metric, base: object, candidate: object) -> Any:
     """Quality of `candidate` relative to `base` (floats or arrays of scores): above 1 is better, whatever the metric's direction."""
     if metric.ceiling == "complement":
         base, candidate = 1 - np.asarray(base, dtype=np.float64), 1 - np.asarray(candidate, dtype=np.float64)
@@ -55,7 +55,7 @@ def _units(groups: np.ndarray | None, count: int) -> tuple[np.ndarray, int]:
 
 
 def _resampled(
-    metric: Metric, base: np.ndarray, candidate: np.ndarray, targets: Any, unit: np.ndarray, units: int, seed: int, resamples: int
+    metric: Metric, base: np.ndarray, candidate: np.ndarray, targets: object, unit: np.ndarray, units: int, seed: int, resamples: int
 ) -> np.ndarray:
     rng = np.random.default_rng(seed)
     ratios, started, step = [], time.perf_counter(), max(1, min(resamples, CHUNK // max(len(base), 1)))
@@ -84,7 +84,7 @@ def relative(
     metric: Metric,
     base_records: np.ndarray,
     records: np.ndarray,
-    targets: Any,
+    targets: object,
     *,
     seed: int = 0,
     resamples: int = 2000,

@@ -319,7 +319,7 @@ def _overlapped(read: _Readings, charge: Charge, everything: Quantity) -> Quanti
     return everything
 
 
-def _shared(meter: Mapping[str, Any], name: str, joules: float, others: int) -> Quantity:
+def _shared(meter: Mapping[str, object], name: str, joules: float, others: int) -> Quantity:
     if not others:
         return _measured(meter, joules, f", {name} in full").at("process")
     return Quantity(joules / (1 + others), "J", "modelled", low=0.0, high=joules, boundary="process", source=f"equal shares of {name}",

@@ -301,7 +301,7 @@ class Station:
     def _readings(self, window: Window, now: Snapshot) -> list[dict[str, Any]]:
         start, wall = window.start, now.wall - window.start.wall
         passed = now.boot - start.boot
-        rows: list[dict[str, Any]] = [
+        rows: list[dict[str, object]] = [
             {"kind": "window", "id": window.id, "name": window.name, "parent": window.parent.id if window.parent else None, "wall_s": wall,
              "start_utc": start.utc, "end_utc": start.utc + passed, "step_s": (now.utc - start.utc) - passed if start.utc else 0.0,
              "slept_s": max(0.0, passed - wall), "overlap": list(window.overlap), "elsewhere_s": window.elsewhere.get("wall", 0.0),
@@ -326,7 +326,7 @@ class Station:
         return {"left": names(window.already)} if now.used.living and names else {}
 
     def _memory(self, window: Window, now: Snapshot) -> dict[str, Any]:
-        row: dict[str, Any] = {"kind": "memory", "held_start": window.start.used.held, "held_end": now.used.held,
+        row: dict[str, object] = {"kind": "memory", "held_start": window.start.used.held, "held_end": now.used.held,
                                "peak": max(window.peak, now.used.held or 0)}
         why = now.used.why.get("memory") or window.start.used.why.get("memory")
         why = why or (None if row["peak"] else "it ended before its memory could be looked at")

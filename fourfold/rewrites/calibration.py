@@ -241,7 +241,7 @@ def _ablations(
 def _skipping(block: nn.Module, harm: Callable[[], float]) -> float:
     """Harm when the block hands on what it was given."""
 
-    def through(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    def through(_m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], out: Tensor) -> Any:
         before = args[0] if args else kwargs.get("hidden_states")
         after = hidden(out)
         if not isinstance(before, Tensor) or after is None or before.shape != after.shape:
@@ -257,7 +257,7 @@ def _skipping(block: nn.Module, harm: Callable[[], float]) -> float:
         handle.remove()
 
 
-def _zeros(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+def _zeros(_module: nn.Module, _inputs: object, out: Tensor) -> Any:
     return torch.zeros_like(out)
 
 

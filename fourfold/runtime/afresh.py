@@ -88,11 +88,11 @@ def _write(path: Path, few: Examples, wanted: dict[str, np.ndarray]) -> None:
     np.savez(path, words=np.frombuffer(words.encode(), np.uint8), lengths=few.lengths, **arrays)
 
 
-def _plain(one: Any) -> bool:
+def _plain(one: object) -> bool:
     return isinstance(one, str) or (isinstance(one, tuple | list) and all(isinstance(part, str) for part in one))
 
 
-def _listed(targets: Any) -> Any:
+def _listed(targets: object) -> Any:
     """Targets that are a list of plain values."""
     try:
         return json.loads(json.dumps(targets)) if isinstance(targets, list) else None

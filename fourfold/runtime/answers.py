@@ -34,7 +34,7 @@ class Answers(list[Any]):
     asked: Asked
 
 
-def answer(model: Loaded, data: Any, columns: Mapping[str, str] | None = None) -> Answers:
+def answer(model: Loaded, data: object, columns: Mapping[str, str] | None = None) -> Answers:
     """Answer anything that holds rows; see `fourfold.datasets.asked`. Raises InputError for what holds none."""
     from fourfold.datasets.asked import Asked, asked, encoded
 
@@ -72,7 +72,7 @@ def table(
     chances = None if not probabilities or found.records is None else _softmax(found.records)
     out = []
     for row, said in enumerate(found):
-        one: dict[str, Any] = {}
+        one: dict[str, object] = {}
         if identity is not None:
             one[identity] = given[identity][row]
         if inputs:

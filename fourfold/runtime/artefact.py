@@ -266,7 +266,7 @@ class Model:
         with works.one():
             return self.assembly.outputs(self.inputs(data), self.task)
 
-    def predict(self, data: Any, columns: Mapping[str, str] | None = None) -> Answers:
+    def predict(self, data: object, columns: Mapping[str, str] | None = None) -> Answers:
         """Predictions that a person reads: class names, floats, texts; one per input. Encoder–decoders write their texts greedily.
 
         data: a text, a list, series, array, dict, generator or data frame of texts, pairs of texts, rows or arrays, or the path of a file. The answer
@@ -288,6 +288,6 @@ class Model:
         self.assembly.close()
 
 
-def pack(values: Iterable[Any]) -> list[Any]:
+def pack(values: Iterable[object]) -> list[Any]:
     """Predictions as JSON values."""
     return [v.item() if isinstance(v, np.generic) else v.tolist() if isinstance(v, np.ndarray) else v for v in values]

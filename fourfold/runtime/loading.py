@@ -151,7 +151,7 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str], trust: 
     return part
 
 
-def _engine_folder(home: Path, spec: Mapping[str, Any]) -> Path:
+def _engine_folder(home: Path, spec: Mapping[str, object]) -> Path:
     """Where the back end's files lie: beside the weights, or in a folder that a later race made there."""
     name = str(spec.get("engine_folder") or "")
     if not name:

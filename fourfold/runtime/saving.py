@@ -25,7 +25,7 @@ def save(
     assembly: Assembly,
     task: Task,
     folder: Path,
-    facts: Mapping[str, Any],
+    facts: Mapping[str, object],
     *,
     extra: Mapping[str, str] | None = None,
     pages: Mapping[str, str] | None = None,

@@ -92,7 +92,7 @@ def reading(subject: Subject, module: nn.Module, home: Path) -> dict[str, Any]:
 
     own = getattr(module, "config", None)
     config = json.loads(own.to_json_string(use_diff=False)) if own is not None and hasattr(own, "to_json_string") else None
-    known: dict[str, Any] = {"tokens": facts(subject.tokenizer, home / "tokenizer"), "rows": vocabulary(module)}
+    known: dict[str, object] = {"tokens": facts(subject.tokenizer, home / "tokenizer"), "rows": vocabulary(module)}
     if own is None or config is not None:
         real, lean = replace(subject, module=module), Shelved(home, {}, subject.inputs, known | {"config": config}, Later(lambda: module))
         if paddings(real) == paddings(lean) and longest(real) == longest(lean):  # type: ignore[arg-type]

@@ -18,6 +18,8 @@ from fourfold.errors import ArtefactError, InputError
 from fourfold.graph import INPUT
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fourfold.graph import Graph
     from fourfold.program import Captured
 
@@ -67,12 +69,12 @@ def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str
     return ModelSource(found, {"ref": _words(model), "kind": _kind(model), "path": _path(model), "weights": weights_hash(found)}, given)
 
 
-def is_artefact(model: Any) -> bool:
+def is_artefact(model: object) -> bool:
     """Whether this is the folder of an artefact that `fourfold optimize --out` wrote."""
     return isinstance(model, str | Path) and (Path(model) / "manifest.json").is_file() and not (Path(model) / "config.json").is_file()
 
 
-def _read_artefact(folder: Path, data: Any, train: bool, dims: dict[str, int], seed: int) -> ModelSource:
+def _read_artefact(folder: Path, data: object, train: bool, dims: dict[str, int], seed: int) -> ModelSource:
     """The network of an artefact's last part, captured; `data` and `dims` as of `read`, "batch" and "length" (or "sequence") of the kept batch.
 
     Raises InputError where it holds no network, ArtefactError as `runtime.loading.load` does.
@@ -93,7 +95,7 @@ def _read_artefact(folder: Path, data: Any, train: bool, dims: dict[str, int], s
     if len(model.assembly.parts) > 1:
         notes.append(f"The artefact is a cascade of {len(model.assembly.parts)}: its last and dearest network, {part.name}, is what is planned.")
     subject = Subject(module, part.subject.origin, tuple(part.subject.inputs), part.subject.tokenizer, part.subject.processor, folder)
-    told: dict[str, Any] = {}
+    told: dict[str, object] = {}
     sizes = dict(dims)
     if isinstance(data, str | Path):
         told = {"file": str(data), "path": str(Path(data).resolve()), "sha256": _file_hash(Path(data))}
@@ -171,7 +173,7 @@ def arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is damaged or no .npz file of plain arrays.", "Write it with numpy.savez(file, input_ids=…, …).") from error
 
 
-def _batch(model: Any, data: str | Path, dims: dict[str, int]) -> tuple[Any, dict[str, np.ndarray]]:
+def _batch(model: object, data: str | Path, dims: dict[str, int]) -> tuple[Any, dict[str, np.ndarray]]:
     """(subject, the first batch of the user's data as the model reads it). Takes "batch" and "length" out of `dims`."""
     from fourfold.frontends.model import load_model
 
@@ -205,7 +207,7 @@ def weights_hash(found: Captured) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Any) -> Any:
+def _bytes(tensor: Tensor) -> Any:
     if hasattr(tensor, "detach"):
         import torch
 
@@ -224,7 +226,7 @@ def _file_hash(file: Path) -> str | None:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _words(model: Any) -> str:
+def _words(model: object) -> str:
     if isinstance(model, str | Path):
         return str(model)
     folder = getattr(model, "folder", None)
@@ -234,7 +236,7 @@ def _words(model: Any) -> str:
     return str(getattr(module, "__qualname__", None) or type(module).__qualname__)
 
 
-def _kind(model: Any) -> str:
+def _kind(model: object) -> str:
     """file, folder, factory or object (which lives in memory only)."""
     if getattr(model, "folder", None) is not None:
         return "folder"
@@ -245,6 +247,6 @@ def _kind(model: Any) -> str:
     return "folder" if Path(model).is_dir() else "factory"
 
 
-def _path(model: Any) -> str | None:
+def _path(model: object) -> str | None:
     kind = _kind(model)
     return str(Path(_words(model)).resolve()) if kind in ("file", "folder") else None

@@ -108,7 +108,7 @@ class Tokens:
         return self.whole().save_pretrained(folder)
 
 
-def facts(tokenizer: Any, folder: Path) -> dict[str, Any] | None:
+def facts(tokenizer: object, folder: Path) -> dict[str, Any] | None:
     """What a loader must know of `tokenizer`, whose files are in `folder`: its attributes, and whether the file alone gives the same tokens (tried).
 
     None where there is no tokenizer.
@@ -117,7 +117,7 @@ def facts(tokenizer: Any, folder: Path) -> dict[str, Any] | None:
         return None
     found = {name: getattr(tokenizer, name, None) for name in ASKED}
     asked = {name: value for name, value in found.items() if value is None or isinstance(value, int | float | str | bool)}
-    said: dict[str, Any] = {"asked": asked, "direct": True}
+    said: dict[str, object] = {"asked": asked, "direct": True}
     return said | {"direct": _alike(tokenizer, Tokens(folder, said, lambda: tokenizer))}
 
 

@@ -22,7 +22,7 @@ EVALUATIONS, ENDLESS = 1_000_000, 10**12                               # a solve
 class JournalLike(Protocol):
     """What remembers rows: a `Journal`, or anything with its `once`."""
 
-    def once(self, key: str, fn: Callable[[], Any]) -> Any: ...
+    def once(self, key: str, fn: Callable[[], object]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ def entries(problem: Problem[A], solvers: Mapping[str, Solver], seconds: float |
 def compare(problem: Problem[A], solvers: Mapping[str, Solver], seconds: float | Mapping[str, float] = 60.0,
             seeds: Iterable[int] | Mapping[str, Iterable[int]] = (0,), journal: JournalLike | None = None, *, key: str = "",
             evaluations: int = EVALUATIONS, faults: tuple[type[Exception], ...] = (FourfoldError,),
-            tell: Callable[[dict[str, Any]], None] | None = None) -> SolverTable[A]:
+            tell: Callable[[dict[str, object]], None] | None = None) -> SolverTable[A]:
     """The table of `entries`. `key` names the problem in the journal (all that it depends on: graph, machine, objective); `tell` hears every row as
     soon as it is there.
     """
     made: list[SolverRow[A]] = []
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for name, solver, seed, mine in _asks(solvers, seconds, seeds):
         def ask(name: str = name, solver: Solver = solver, seed: int = seed, mine: float = mine) -> dict[str, Any]:
             made.append(_asked(problem, name, solver, Budget(mine, evaluations), seed, faults))

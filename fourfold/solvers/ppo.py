@@ -103,5 +103,5 @@ class Ppo:
         """All that a resumed run needs to go on to the bit: tensors and numbers."""
         return self.adam.state_dict()
 
-    def resume(self, state: dict[str, Any]) -> None:
+    def resume(self, state: dict[str, object]) -> None:
         self.adam.load_state_dict(state)

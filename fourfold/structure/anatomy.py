@@ -167,7 +167,7 @@ class Keep:
 # --- using it --------------------------------------------------------------------------------------------------------------------------------------
 
 
-def hidden(output: Any) -> Tensor:
+def hidden(output: Tensor) -> Tensor:
     """The hidden state in what a block returned: the tensor itself, or the first floating tensor of a tuple, list or mapping."""
     found = next(tensors(output), None)
     if found is None:
@@ -228,11 +228,11 @@ def recipe_for(anatomy: Anatomy, keep: Keep) -> Recipe:
     Raises `ModelError` for unknown names, indices out of range, and parts that anatomy could not verify.
     """
     _check(anatomy, keep)
-    edits: list[dict[str, Any]] = list(anatomy.preparation.edits)
-    last: list[dict[str, Any]] = []
+    edits: list[dict[str, object]] = list(anatomy.preparation.edits)
+    last: list[dict[str, object]] = []
     for stack in anatomy.stacks:
         kept = keep.blocks.get(stack.name, list(range(len(stack.blocks))))
-        own: list[dict[str, Any]] = []
+        own: list[dict[str, object]] = []
         gone: set[str] = set()
         for i in kept:
             for sub in stack.blocks[i].sublayers:
@@ -256,10 +256,10 @@ def rows_for(vocabulary: Vocabulary, kept: Sequence[int]) -> Recipe:
     if len(new) != len(kept) or any(not 0 <= i < vocabulary.size for i in kept):
         raise ModelError(f"rows to keep must be different numbers from 0 to {vocabulary.size - 1}", "Give each token id once.")
     tensors = [list(t) for t in vocabulary.tensors]
-    edits: list[dict[str, Any]] = [{"kind": "rows", "paths": list(vocabulary.paths), "index": pack(kept), "tensors": tensors}]
+    edits: list[dict[str, object]] = [{"kind": "rows", "paths": list(vocabulary.paths), "index": pack(kept), "tensors": tensors}]
     for path, name, value in vocabulary.sets:
         if name.endswith("vocab_size"):
-            fresh: Any = len(kept)
+            fresh: object = len(kept)
         else:
             fresh = new.get(value) if isinstance(value, int) else [new[i] for i in value if i in new]
         edits.append({"kind": "set", "path": path, "name": name, "value": fresh})
@@ -290,7 +290,7 @@ def _check(anatomy: Anatomy, keep: Keep) -> None:
 
 def shorten(stack: Stack, kept: list[int], gone: set[str]) -> list[dict[str, Any]]:
     """Edits that drop blocks and renumber what counts them. Cache positions are dealt out to the attentions that are left, from 0."""
-    edits: list[dict[str, Any]] = []
+    edits: list[dict[str, object]] = []
     if len(kept) == len(stack.blocks) and not gone:
         return edits
     counters: dict[str, int] = {}
@@ -314,7 +314,7 @@ def _silences(block: Block, owner: str, path: str) -> bool:
     return any(within(path, e["path"]) for sub in block.sublayers if sub.name == owner for e in sub.absent)
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value

@@ -35,7 +35,7 @@ def remade(reader: PatternMatcher, prover: Prover, c: SubLayerMatch, block: str)
     norm = _norm(reader, c, run)
     ways = product(_orders(want), _scales(c, heads, want), _masks(run), list(_rows(c, heads)))
     for first, scale, (masked, causal), rows in islice(ways, TRIES):
-        edit: dict[str, Any] = {
+        edit: dict[str, object] = {
             "kind": "swap", "path": c.path, "to": "heads", "heads": heads, "out": relative[c.consumer.path], "norm": norm, "argument": run.where,
             "context": _context(c, run), "mask": masked, "causal": causal, "scale": scale, "batch_first": first, "returns": returns,
             **{part: [relative[path], pack(index)] for part, (path, index) in zip("qkv", rows, strict=True)},
@@ -46,7 +46,7 @@ def remade(reader: PatternMatcher, prover: Prover, c: SubLayerMatch, block: str)
     return None
 
 
-def _agrees(module: nn.Module, edit: dict[str, Any], run: Run, want: Tensor) -> bool:
+def _agrees(module: nn.Module, edit: dict[str, object], run: Run, want: Tensor) -> bool:
     try:
         with torch.no_grad():
             have = hidden(Heads.of(module, edit)(*run.args, **run.kwargs))
@@ -84,7 +84,7 @@ def _parts(n: int, heads: int, parts: int) -> Iterator[tuple[np.ndarray, ...]]:
 
 def _masks(run: Run) -> list[tuple[list[Any] | None, bool]]:
     """(mask argument and meaning, causal): none, causal, and every further tensor argument as what to add, keep or drop."""
-    options: list[tuple[list[Any] | None, bool]] = [(None, False), (None, True)]
+    options: list[tuple[list[object] | None, bool]] = [(None, False), (None, True)]
     for key, value in [*enumerate(run.args), *run.kwargs.items()]:
         if isinstance(value, Tensor) and key != run.where:
             meanings = ("add",) if value.is_floating_point() else ("keep", "drop")

@@ -94,7 +94,7 @@ def _read(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anatomy, 
         mend = "Remove the randomness from its forward (dropout outside eval mode?)."
         raise ModelError("the model answers the same batch differently each time", mend)
     reader, refusals = PatternMatcher(module, trace), {}
-    swaps: list[dict[str, Any]] = []
+    swaps: list[dict[str, object]] = []
     found = reader.stacks(lambda paths: carrying(module, paths, reader))
     names = stack_names([box or "blocks" for box, _ in found])
     stacks = tuple(_stack(reader, prover, refusals, swaps, name, box, blocks) for name, (box, blocks) in zip(names, found, strict=True))
@@ -113,7 +113,7 @@ def stack_names(boxes: list[str]) -> list[str]:
 
 
 def _stack(
-    reader: PatternMatcher, prover: Prover, refusals: dict[str, str], swaps: list[dict[str, Any]], name: str, box: str, paths: list[str]
+    reader: PatternMatcher, prover: Prover, refusals: dict[str, str], swaps: list[dict[str, object]], name: str, box: str, paths: list[str]
 ) -> Stack:  # fmt: skip
     groups: list[list[SubLayerMatch]] = [reader.candidates(i, path) for i, path in enumerate(paths)]
     for i, group in enumerate(groups):
@@ -130,7 +130,7 @@ def _stack(
     for c in [c for group in groups for c in group]:
         kinds.setdefault(re.sub(r"^.*\.\d+\.", "", c.name), []).append(c)
     cut: dict[str, Bundle] = {}
-    out: dict[str, tuple[dict[str, Any], ...]] = {}
+    out: dict[str, tuple[dict[str, object], ...]] = {}
     for several in kinds.values():
         cut.update(prove_cuts(prover, several, biases, refusals))
         out.update(prove_outs(prover, several, biases, refusals))

@@ -379,7 +379,7 @@ class PatternMatcher:
             return []
         if not is_dense(c.consumer.module):
             return [[self.absent(c.consumer, "zero")]]
-        options: list[list[dict[str, Any]]] = []
+        options: list[list[dict[str, object]]] = []
         for path in self._climb(c.path, block):
             run = self.first.get(path)
             if run is not None and run.input is not None:
@@ -412,7 +412,7 @@ class PatternMatcher:
 
     def absent(self, run: Run, what: str) -> dict[str, Any]:
         x = run.input
-        returns: Any = what
+        returns: object = what
         if isinstance(run.output, tuple | list):
             place = next(
                 (i for i, part in enumerate(run.output) if isinstance(part, Tensor) and x is not None and part.shape[:-1] == x.shape[:-1]), 0
@@ -421,7 +421,7 @@ class PatternMatcher:
         return {"kind": "absent", "path": run.path, "argument": run.where, "returns": returns}
 
 
-def _disturb(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+def _disturb(module: nn.Module, args: object, out: Tensor) -> Tensor:
     return 1.5 * out + 0.5
 
 
@@ -440,16 +440,16 @@ def own_biases(reader: PatternMatcher, groups: list[list[SubLayerMatch]]) -> tup
                 tables[re.sub(r"^.*\.", "", name)] = (owner, child)
     if not tables:
         return ()
-    edits: list[dict[str, Any]] = []
+    edits: list[dict[str, object]] = []
     argument = "position_bias"
     for name, owner in owners.items():
         source, child = tables.get(re.sub(r"^.*\.", "", name), ("", ""))
-        edit: dict[str, Any] = {"kind": "bias", "path": owner, "argument": argument}
+        edit: dict[str, object] = {"kind": "bias", "path": owner, "argument": argument}
         edits.append({**edit, "table": child, "source": f"{source}.{child}"} if source else edit)
     return tuple(edits)
 
 
-def with_own_bias(cut: Bundle, biases: tuple[dict[str, Any], ...], owner: str) -> Bundle:
+def with_own_bias(cut: Bundle, biases: tuple[dict[str, object], ...], owner: str) -> Bundle:
     """The cut of an attention that gets its own bias table: the table goes along, and nothing is selected from the argument it ignores."""
     edit = next((e for e in biases if e["path"] == owner), None)
     if edit is None:
@@ -468,7 +468,7 @@ def owner_of(reader: PatternMatcher, c: SubLayerMatch) -> str:
 def configured(module: nn.Module, box: str, n: int) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str, tuple[Any, ...]], ...]]:
     """Attributes above a container that count its blocks or list something for each."""
     counts: list[tuple[str, str]] = []
-    lists: list[tuple[str, str, tuple[Any, ...]]] = []
+    lists: list[tuple[str, str, tuple[object, ...]]] = []
     seen: set[int] = set()
     side = next((s for s in ("decoder", "encoder") if s in box), "")
     paths = [".".join(box.split(".")[:k]) for k in range(box.count(".") + 1)] if box else [""]

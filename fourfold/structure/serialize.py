@@ -41,7 +41,7 @@ def build(tree: dict[str, Any], trust: Trust = EVERYONE) -> nn.Module:
     return _Builder(trust).module(tree)
 
 
-def _named(thing: Any) -> str | None:
+def _named(thing: object) -> str | None:
     """ "module:qualified.name" if importing that gives this very thing."""
     where, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", getattr(thing, "__name__", None))
     if isinstance(thing, BuiltinFunctionType) and getattr(torch, str(name), None) is thing:
@@ -61,7 +61,7 @@ class _Writer:
         self.modules: dict[int, int] = {}
         self.tensors: dict[int, int] = {}
         self.configs: dict[int, int] = {}
-        self.keep: list[Any] = []  # ids stay unique while their owners live
+        self.keep: list[object] = []  # ids stay unique while their owners live
 
     def module(self, module: nn.Module, path: str) -> dict[str, Any]:
         if id(module) in self.modules:
@@ -120,7 +120,7 @@ class _Writer:
             return value.item()
         return self.composed(value, path)
 
-    def composed(self, value: Any, path: str) -> Any:
+    def composed(self, value: object, path: str) -> Any:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return {"made": self.name(type(value), path), "with": [self.value(v, path) for v in value]}
         if isinstance(value, dict) and type(value).__name__ in ("dict", "OrderedDict"):
@@ -162,7 +162,7 @@ def _bytes(tensor: Tensor) -> str:
     return base64.b64encode(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"").decode()
 
 
-def _dtype(name: Any) -> torch.dtype:
+def _dtype(name: object) -> torch.dtype:
     found = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(found, torch.dtype):
         raise ModelError(f"the artefact holds a tensor of type {str(name)[:40]!r}", DAMAGED)
@@ -174,7 +174,7 @@ class _Builder:
         self.trust, self.taken = trust, 0
         self.modules: list[nn.Module] = []
         self.tensors: list[Tensor] = []
-        self.configs: list[Any] = []
+        self.configs: list[object] = []
 
     def module(self, tree: dict[str, Any]) -> nn.Module:
         if "again" in tree:
@@ -262,7 +262,7 @@ class _Builder:
             raise ModelError(f"the artefact holds {len(raw):,} bytes for a tensor of {size:,}", DAMAGED)
         return torch.frombuffer(raw, dtype=dtype).reshape(shape).clone() if raw else torch.zeros(shape, dtype=dtype)
 
-    def configuration(self, value: dict[str, Any]) -> Any:
+    def configuration(self, value: dict[str, object]) -> Any:
         if isinstance(value["config"], int):
             return self.configs[value["config"]]
         kind = self.trust.thing(value["config"], "config")

@@ -91,7 +91,7 @@ def settings(module: nn.Module, paths: list[str], size: int) -> Iterator[tuple[s
             yield from _configured(path, name, part.__dict__.get(name), size, seen)
 
 
-def _configured(path: str, name: str, config: Any, size: int, seen: set[int]) -> Iterator[tuple[str, str, Any]]:
+def _configured(path: str, name: str, config: object, size: int, seen: set[int]) -> Iterator[tuple[str, str, Any]]:
     if config is None or id(config) in seen or not hasattr(config, "to_dict"):
         return
     seen.add(id(config))
@@ -118,7 +118,7 @@ def _proved(module: nn.Module, prover: Prover, reference: Tensor, found: Vocabul
         same = isinstance(value, Tensor) and any(value.shape == t.shape and value.dtype == t.dtype and torch.equal(value, t) for t in ids)
         return new[value] if same else value
 
-    def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hook(part: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
         return tuple(renumber(a) for a in args), {k: renumber(v) for k, v in kwargs.items()}
 
     with rollback(module):

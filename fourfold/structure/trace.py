@@ -81,17 +81,17 @@ class Trace(TorchFunctionMode):
         return self._clock
 
     def _enter(self, path: str) -> Callable[..., None]:
-        def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(part: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             run = Run(path, part, self._tick(), args, kwargs)
             self.runs.append(run)
             self._open.append(run)
 
         return hook
 
-    def _leave(self, part: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, part: nn.Module, args: object, output: Tensor) -> None:
         self._open.pop().output = output
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name == "scaled_dot_product_attention" and args[0].ndim == 4:

@@ -74,7 +74,7 @@ def _mask_hook(part: nn.Module, index: np.ndarray) -> Callable[..., Any]:
 def muted(module: nn.Module, paths: Sequence[str]) -> Iterator[None]:
     """Inside, these modules answer zeros (their biases too); where they answer tuples, the first tensor is zero."""
 
-    def mute(part: nn.Module, args: Any, out: Any) -> Any:
+    def mute(part: nn.Module, args: object, out: Tensor) -> Any:
         if isinstance(out, Tensor):
             return torch.zeros_like(out)
         place = next(i for i, value in enumerate(out) if isinstance(value, Tensor))
@@ -99,7 +99,7 @@ class Prover:
         with torch.no_grad():
             return self.call(self.module).detach().float()
 
-    def same(self, reference: Tensor, edits: Sequence[dict[str, Any]]) -> str | None:
+    def same(self, reference: Tensor, edits: Sequence[dict[str, object]]) -> str | None:
         """None if the module after `edits` answers `reference`; else why not."""
         with rollback(self.module):
             try:
@@ -120,7 +120,7 @@ class Prover:
         n = int(np.clip(bundle.count // 2, 1, bundle.count - 1))
         return sorted(self.rng.permutation(bundle.count)[:n].tolist())
 
-    def bundles(self, trial: Sequence[Bundle], first: Sequence[dict[str, Any]] = ()) -> str | None:
+    def bundles(self, trial: Sequence[Bundle], first: Sequence[dict[str, object]] = ()) -> str | None:
         """None if removing random halves of all these bundles equals masking them, seen at every consumer's input and at the output."""
         trial = [b for b in trial if b.count > 1]  # a single unit stays or goes with its sub-layer
         if not trial:
@@ -211,7 +211,7 @@ def _centred(x: Tensor) -> Tensor:
     return flat - flat.mean(0)
 
 
-def prove_cuts(prover: Prover, several: list[SubLayerMatch], biases: tuple[dict[str, Any], ...], refusals: dict[str, str]) -> dict[str, Bundle]:
+def prove_cuts(prover: Prover, several: list[SubLayerMatch], biases: tuple[dict[str, object], ...], refusals: dict[str, str]) -> dict[str, Bundle]:
     """The first way of cutting that holds for all blocks at once; where none does, block by block."""
     most = max((len(c.cuts) for c in several), default=0)
     whole = [c for c in several if c.cuts]
@@ -235,7 +235,7 @@ def _likeness(c: SubLayerMatch) -> tuple[int, ...]:
     return (c.heads, len(c.cuts), *(b.count for b in c.cuts), *(b.group for b in c.cuts))
 
 
-def _prove_one(prover: Prover, c: SubLayerMatch, biases: tuple[dict[str, Any], ...], proved: dict[str, Bundle]) -> str | None:
+def _prove_one(prover: Prover, c: SubLayerMatch, biases: tuple[dict[str, object], ...], proved: dict[str, Bundle]) -> str | None:
     """Adds the first way of cutting that holds; else says why the likeliest did not."""
     reason = "its heads cannot be told apart" if c.kind.endswith("attention") else "no unit was found"
     for cut in c.cuts:
@@ -248,7 +248,7 @@ def _prove_one(prover: Prover, c: SubLayerMatch, biases: tuple[dict[str, Any], .
 
 
 def prove_outs(
-    prover: Prover, several: list[SubLayerMatch], biases: tuple[dict[str, Any], ...], refusals: dict[str, str]
+    prover: Prover, several: list[SubLayerMatch], biases: tuple[dict[str, object], ...], refusals: dict[str, str]
 ) -> dict[str, tuple[dict[str, Any], ...]]:
     """For each sub-layer the most thorough edits that equal muting its consumer."""
 
@@ -260,7 +260,7 @@ def prove_outs(
     for k in range(most):
         if all(len(c.outs) > k for c in able) and proves(able, k) and (len(able) == 1 or proves(able[:1], k)):
             return {c.name: tuple(c.outs[k]) for c in able}
-    proved: dict[str, tuple[dict[str, Any], ...]] = {}
+    proved: dict[str, tuple[dict[str, object], ...]] = {}
     failures = 0
     for c in able:
         options = range(len(c.outs)) if failures < 2 or proved else ()

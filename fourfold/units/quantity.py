@@ -104,7 +104,7 @@ class Quantity:
     def __sub__(self, other: Quantity) -> Quantity:
         return _sum((self, other), -1.0)
 
-    def __radd__(self, other: Any) -> Quantity:
+    def __radd__(self, other: object) -> Quantity:
         raise InputError(f"Cannot add {self.unit} to the bare number {other!r}.", "Wrap it in a Quantity; for a list of them use units.total.")
 
     __rsub__ = __radd__
@@ -225,7 +225,7 @@ class Quantity:
         import json
 
         keys: dict[int, str] = {}
-        nodes: dict[str, dict[str, Any]] = {}
+        nodes: dict[str, dict[str, object]] = {}
         for node in walk(self):
             data = {**node.to_json(), "op": node.op, "inputs": [keys[id(child)] for child in node.inputs]}
             key = hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
@@ -251,7 +251,7 @@ class Quantity:
                              "Expected value, unit, grade, low, high, method, source, boundary.") from None
 
     @classmethod
-    def _dangling(cls, names: Any) -> Quantity:
+    def _dangling(cls, names: object) -> Quantity:
         raise InputError(f"A stored quantity names inputs that are not stored before it: {names}.", "Store it with to_json(deep=True).")
 
 
@@ -267,7 +267,7 @@ def _key(node: Quantity) -> tuple[Any, ...]:
     return (node.value, node.unit, node.grade, node.low, node.high, node.method, node.source, node.boundary, node.signal, node.errors)
 
 
-def _quantity(other: Any) -> Quantity:
+def _quantity(other: object) -> Quantity:
     if isinstance(other, Quantity):
         return other
     if isinstance(other, bool) or not isinstance(other, Real):
@@ -366,7 +366,7 @@ def _made(value: float, unit: str, errors: dict[str, float], ends: tuple[float, 
     real = [part for part in inputs if part.op != "number"] or list(inputs)
     grade = graded(errors, origin, plain) or weakest(part.grade for part in real)
     low, high = (min(ends[0], value), max(ends[1], value)) if ends else (None, None)
-    text: dict[str, Any] = {name: _join([getattr(part, name) for part in inputs]) for name in ("method", "source")}
+    text: dict[str, object] = {name: _join([getattr(part, name) for part in inputs]) for name in ("method", "source")}
     result = Quantity(value, unit, grade, low, high, errors=errors, inputs=inputs, op=op, **text, **facts)
     plain = plain if errors else {grade: 1.0}
     result._keep({name: origin[name] if name in origin else grade for name in result.errors}, plain, wide)

@@ -36,7 +36,7 @@ __all__ = ["KINDS", "PROVIDERS", "CarbonIntensity", "ElectricityMaps", "Provider
 
 
 def provider(name: str | None = None, place: Site | None = None, *, environment: Mapping[str, str] | None = None, base: str | None = None,
-             signal: str | None = None, online: bool = False, cache: Path | None | str = "default", **options: Any) -> Provider:
+             signal: str | None = None, online: bool = False, cache: Path | None | str = "default", **options: object) -> Provider:
     """The service called `name`, or the first that serves `place` and has its token in the environment.
 
     `base` is another address to speak to, `cache` a folder or None, `options` go to the client (timeout, tries, patience). With `online` false it

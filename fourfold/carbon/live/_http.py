@@ -156,7 +156,7 @@ class Client:
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None                                                # absent or damaged: asked for again
 
-    def _keep(self, url: str, document: Any) -> Reply:
+    def _keep(self, url: str, document: object) -> Reply:
         """Put an answer into the cache, whole or not at all; a full or read-only disk costs the cache, not the answer."""
         reply = Reply(document, datetime.fromtimestamp(self.clock(), UTC))
         file = self._file(url)
@@ -178,7 +178,7 @@ class _Passing(Exception):
 class _Stay(urllib.request.HTTPRedirectHandler):
     """Follows no redirection: the credentials would go with it, to whoever it names."""
 
-    def redirect_request(self, *_: Any, **__: Any) -> None:
+    def redirect_request(self, *_: object, **__: object) -> None:
         return None
 
 

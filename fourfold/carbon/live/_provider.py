@@ -85,7 +85,7 @@ class Provider:
             raise Missing(f"{self.title} sent hours that cannot be used: {error.message}", "") from None
 
 
-def field(data: Any, *keys: str) -> Any:
+def field(data: object, *keys: str) -> Any:
     """data[key][key]…; raises Missing where the answer has another shape than documented."""
     for key in keys:
         if not isinstance(data, Mapping) or key not in data:
@@ -94,7 +94,7 @@ def field(data: Any, *keys: str) -> Any:
     return data
 
 
-def entries(data: Any, *keys: str) -> list[Mapping[str, Any]]:
+def entries(data: object, *keys: str) -> list[Mapping[str, Any]]:
     """The list of objects at `keys`; raises Missing where it is something else."""
     found = field(data, *keys) if keys else data
     if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
@@ -102,7 +102,7 @@ def entries(data: Any, *keys: str) -> list[Mapping[str, Any]]:
     return found
 
 
-def moment(text: Any) -> datetime:
+def moment(text: object) -> datetime:
     """An aware time of an answer, in UTC; one without a zone is UTC, as all three services document. Raises Missing for anything else."""
     try:
         made = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
@@ -111,7 +111,7 @@ def moment(text: Any) -> datetime:
     return (made if made.tzinfo else made.replace(tzinfo=UTC)).astimezone(UTC)
 
 
-def number(value: Any) -> float:
+def number(value: object) -> float:
     """A finite number that is not negative, NaN for null. Raises Missing for anything else."""
     if value is None:
         return math.nan

@@ -89,7 +89,7 @@ def _text(when: datetime) -> str:
     return f"{when:%Y-%m-%dT%H:%MZ}"
 
 
-def _readings(document: Any, ahead: bool = False) -> list[Reading]:
+def _readings(document: object, ahead: bool = False) -> list[Reading]:
     """Half hours of a national answer (data: list of periods) or a regional one (data: a region, or a list of one, that holds the periods)."""
     found = field(document, "data")
     if isinstance(found, list) and found and isinstance(found[0], Mapping) and "data" in found[0]:

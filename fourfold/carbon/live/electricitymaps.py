@@ -78,12 +78,12 @@ def _reading(row: Any, mark: int = 0) -> Reading:
     return Reading(moment(field(row, "datetime")), value, mark | (ESTIMATED if row.get("isEstimated") else 0))
 
 
-def _rows(document: Any, key: str) -> list[Mapping[str, Any]]:
+def _rows(document: object, key: str) -> list[Mapping[str, Any]]:
     """The list at `key`, which later versions of the service call `data`."""
     return entries(document, "data" if isinstance(document, Mapping) and key not in document and "data" in document else key)
 
 
-def _basis(rows: list[Mapping[str, Any]]) -> list[str]:
+def _basis(rows: list[Mapping[str, object]]) -> list[str]:
     estimated = sum(bool(row.get("isEstimated")) for row in rows)
     kinds = sorted({str(row["emissionFactorType"]) for row in rows if row.get("emissionFactorType")})
     notes = [f"Emission factors: {', '.join(kinds)}."] if kinds else []

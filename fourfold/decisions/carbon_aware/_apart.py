@@ -42,11 +42,11 @@ def light(problem: Place) -> bool:
 class Apart:
     """A process that works on one task and sends what it finds, a message at a time: (word, what)."""
 
-    def __init__(self, task: str, *payload: Any) -> None:
+    def __init__(self, task: str, *payload: object) -> None:
         paths = os.pathsep.join([entry for entry in sys.path if entry] + [os.getcwd()] * ("" in sys.path))
         self._process = subprocess.Popen([sys.executable, "-c", _MAIN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
                                          env={**os.environ, "PYTHONPATH": paths})   # a session of its own: Ctrl-C is ours to hear
-        self._found: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._found: queue.Queue[tuple[str, object]] = queue.Queue()
         self.ended = False
         threading.Thread(target=self._talk, args=(pickle.dumps((task, payload)),), daemon=True).start()
 
@@ -139,7 +139,7 @@ def _proved(problem: Place, found: Solution[JobHours], quick: Solution[JobHours]
     return replace(found, bound=low, gap=gap(found.cost, low)), certify(problem, found.answer, mu, proof=(lam, low, loose))
 
 
-def rows(problem: Place, found: Solution[JobHours], more: Callable[[], bool], **options: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(problem: Place, found: Solution[JobHours], more: Callable[[], bool], **options: object) -> Iterator[tuple[str, dict[str, Any]]]:
     """(part, row) of the comparators, one by one, while `more` says to go on; parts and options as of `_compare.everything`."""
     apart = Apart("compare", problem, found, options)
     try:

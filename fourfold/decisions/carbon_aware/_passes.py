@@ -6,7 +6,6 @@ in the room that is left."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numba import njit
@@ -69,7 +68,7 @@ class Passes:
         release, deadline = windows or (p.release, p.deadline)
         each = (p.kw, p.hours, release, deadline, p.home, p.width, self.kind, p.startup, p.checkpoint, p.data)
         fixed = (self.rate, self.net, np.array(p.out), *(np.array(part) for part in each), np.array(p.allowed, order="C"))
-        kernel: Any = _pass
+        kernel: Callable[..., None] = _pass
         for part in self._parts(order, (deadline - release) * len(self.problem.sites)):
             if not more():
                 return None
@@ -80,8 +79,8 @@ class Passes:
 
 
 @njit(cache=True, nogil=True)
-def _piece(j: Any, rate: Any, net: Any, out: Any, kw: Any, need: Any, first: Any, last: Any, home: Any, width: Any, startup: Any, checkpoint: Any,
-           data: Any, allowed: Any, mu: Any, left: Any) -> Any:
+def _piece(j: int, rate: np.ndarray, net: np.ndarray, out: np.ndarray, kw: float, need: int, first: int, last: int, home: int, width: float,
+           startup: float, checkpoint: float, data: float, allowed: np.ndarray, mu: np.ndarray, left: np.ndarray) -> tuple[float, int, int]:
     """(cost, site, first hour) of the cheapest piece where `left` has room; cost inf where there is none."""
     best, where, when = np.inf, -1, -1
     for r in range(rate.shape[0]):
@@ -109,8 +108,10 @@ def _piece(j: Any, rate: Any, net: Any, out: Any, kw: Any, need: Any, first: Any
 
 
 @njit(cache=True, nogil=True)
-def _pass(part: Any, rate: Any, net: Any, out: Any, kw: Any, hours: Any, release: Any, deadline: Any, home: Any, width: Any, kind: Any, startup: Any,
-          checkpoint: Any, data: Any, allowed: Any, mu: Any, left: Any, take: bool, starts: Any, site: Any, hour: Any, lam: Any, share: Any) -> None:
+def _pass(part: np.ndarray, rate: np.ndarray, net: np.ndarray, out: np.ndarray, kw: np.ndarray, hours: np.ndarray, release: np.ndarray,
+          deadline: np.ndarray, home: np.ndarray, width: np.ndarray, kind: np.ndarray, startup: np.ndarray, checkpoint: np.ndarray, data: np.ndarray,
+          allowed: np.ndarray, mu: np.ndarray, left: np.ndarray, take: bool, starts: np.ndarray, site: np.ndarray, hour: np.ndarray, lam: np.ndarray,
+          share: np.ndarray) -> None:
     """Each job's cheapest hours where `left` has room, into site and hour; `take`: they leave less room to the next, and what pauses at a price is
     tried in one piece first. lam inf: it found none."""
     least = np.empty(rate.shape[1])
@@ -161,7 +162,7 @@ def _pass(part: Any, rate: Any, net: Any, out: Any, kw: Any, hours: Any, release
 
 
 @njit(cache=True, nogil=True)
-def _nth(values: Any, count: Any, need: Any) -> Any:
+def _nth(values: np.ndarray, count: int, need: int) -> float:
     """The need-th least of the first `count` values: a heap of the least `need`, largest on top."""
     heap = values[:need].copy()
     for i in range(need // 2 - 1, -1, -1):
@@ -174,7 +175,7 @@ def _nth(values: Any, count: Any, need: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _sink(heap: Any, i: int) -> None:
+def _sink(heap: np.ndarray, i: int) -> None:
     size = len(heap)
     while True:
         child = 2 * i + 1

@@ -208,7 +208,7 @@ class IntegerProgram:
         self.count += len(cost)
         return np.arange(self.count - len(cost), self.count)
 
-    def _rows(self, row: Any, column: Any, value: Any, low: Any, high: Any) -> None:
+    def _rows(self, row: Any, column: Any, value: Any, low: object, high: object) -> None:
         """Rows numbered from 0 within this call; low and high one value a row."""
         row, column, value = np.broadcast_arrays(row, column, value)
         low, high = np.broadcast_arrays(np.atleast_1d(np.asarray(low, float)), np.asarray(high, float))
@@ -379,7 +379,7 @@ class IntegerProgram:
 
         matrix, low, high = self._matrix()
         whole, used = self._whole(), np.flatnonzero(self.reduced <= within)
-        rules: Any = LinearConstraint(matrix[:, used], low, high)       # type: ignore[arg-type]  # arrays, whatever the stubs say
+        rules: object = LinearConstraint(matrix[:, used], low, high)       # type: ignore[arg-type]  # arrays, whatever the stubs say
         solved = milp(np.concatenate(self.cost)[used], constraints=rules, bounds=Bounds(0, 1), integrality=whole[used],
                       options={"time_limit": max(0.1, seconds), "mip_rel_gap": enough, "node_limit": max(1, budget.evaluations - budget.spent)})
         budget.spend(max(1, int(solved.mip_node_count or 0)))

@@ -188,7 +188,7 @@ class Place(Problem[JobHours]):
         unit = float(np.gcd.reduce(self.width)) if len(self.width) else 1.0
         return np.where(np.isfinite(self.capacity), np.floor(self.capacity / unit + 1e-9) * unit, np.inf)
 
-    def replace(self, **changes: Any) -> Place:
+    def replace(self, **changes: object) -> Place:
         """A copy with other fields."""
         return dataclasses.replace(self, **changes)
 

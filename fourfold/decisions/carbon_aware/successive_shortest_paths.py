@@ -171,7 +171,7 @@ def hall(problem: Place, job: int, reached: np.ndarray, hit: np.ndarray) -> tupl
 
 
 @njit(cache=True)
-def _push(keys: np.ndarray, nodes: np.ndarray, size: int, key: Any, node: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _push(keys: np.ndarray, nodes: np.ndarray, size: int, key: object, node: int) -> tuple[np.ndarray, np.ndarray, int]:
     if size == len(keys):
         keys, nodes = np.concatenate((keys, np.empty(size))), np.concatenate((nodes, np.empty(size, np.int64)))
     i = size

@@ -153,7 +153,7 @@ class Fleet:
     """
 
     def __init__(
-        self, capacity: Any, idle_w: Any, busy_w: Any, *, start_kwh: float = 0.0, exponent: float = datacenter.SERVER["exponent"].value
+        self, capacity: object, idle_w: object, busy_w: object, *, start_kwh: float = 0.0, exponent: float = datacenter.SERVER["exponent"].value
     ) -> None:
         rows = [np.atleast_1d(np.asarray(column, float)) for column in (capacity, idle_w, busy_w)]
         if len({len(row) for row in rows}) != 1 or not len(rows[0]):
@@ -184,7 +184,7 @@ class Serve(Problem[dict[str, Any]]):
     lever: ClassVar[str] = "mechanization"
     unit = "kWh"
 
-    def __init__(self, load: Any, fleet: Fleet, *, headroom: float = 0.8, spare: int = 0, call_s: float = 0.0, item_s: float = 0.0,
+    def __init__(self, load: object, fleet: Fleet, *, headroom: float = 0.8, spare: int = 0, call_s: float = 0.0, item_s: float = 0.0,
                  latency_s: float = 0.0, most: int = 1024, fixed_idle: bool = False) -> None:
         self.load = np.asarray(load, float)
         self.fixed_idle = fixed_idle                                   # the idle power was given, so no interval is put on it

@@ -123,7 +123,7 @@ class Schedule(ScheduleInstance, Problem[Answer]):
         """The answer that gives each node what its task has."""
         return Answer(tasks.group, np.asarray(place, np.int16)[tasks.group], np.asarray(priority, np.float64)[tasks.group])
 
-    def replace(self, **changes: Any) -> Schedule:
+    def replace(self, **changes: object) -> Schedule:
         """A copy with other fields; what follows from graph and system alone is not worked out again."""
         if "graph" in changes or "system" in changes:
             return dataclasses.replace(self, **changes)

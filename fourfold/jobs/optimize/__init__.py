@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from fourfold.errors import FourfoldError, Infeasible, InputError, ModelError
 from fourfold.folder import MANIFEST, beside, foreign, journal_of, may_replace, swap
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 
 def optimize(
-    model: Any,
-    data: Any,
+    model: object,
+    data: object,
     *,
     floor: float | str = 0.97,
     budget: float | str = "10min",
     objective: str = "energy",
     out: str | Path | None = None,
-    metric: Any = None,
+    metric: object = None,
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
-    splits: Any = None,
+    splits: object = None,
     seed: int = 0,
     engines: Sequence[str] | None = None,
     threads: int | Sequence[int] | None = None,
     max_length: int | None = None,
     fresh: bool = False,
     force: bool = False,
-    progress: Any = None,
+    progress: object = None,
     command: str = "",
-    site: Any = None,
-    to_site: Any = None,
+    site: object = None,
+    to_site: object = None,
     hall: str | None = None,
     pue: float | str | None = None,
     agree: float | str | None = None,
@@ -214,7 +214,7 @@ def _folder(out: Path | None) -> Path:
     return journal_of(out)
 
 
-def _words(reference: Any) -> str:
+def _words(reference: object) -> str:
     """A model or data reference as text for the record."""
     if isinstance(reference, str | Path):
         return str(reference)

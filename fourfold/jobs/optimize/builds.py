@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +57,7 @@ def build(work: Build) -> Built:
 
     kind, made = work.engine, {}
     work.folder.mkdir(parents=True, exist_ok=True)
-    wrapped: Any = work.subject.wrap(work.module).eval()
+    wrapped: nn.Module = work.subject.wrap(work.module).eval()
     for precision in work.precisions:
         try:
             made[precision] = Made(kind.export(wrapped, work.signature, work.few, precision, work.folder))

@@ -10,7 +10,7 @@ from typing import Any
 DEFAULTS: dict[str, Any] = {"objective": "energy", "seed": 0}           # what `fourfold optimize` takes where nothing is said
 
 
-def spelled(model: Any, data: Any, *, floor: float, budget: float, columns: Mapping[str, str] | None = None, **options: Any) -> str:
+def spelled(model: object, data: Any, *, floor: float, budget: float, columns: Mapping[str, str] | None = None, **options: Any) -> str:
     """`fourfold optimize …` with all that was asked. floor: a share; budget: seconds; options by their names in `fourfold.optimize`, None where
     nothing was said. What only a Python session holds (a module, arrays, a function) makes it a call with a stand-in in angle brackets.
     """
@@ -38,7 +38,7 @@ def spelled(model: Any, data: Any, *, floor: float, budget: float, columns: Mapp
     return shlex.join(words)
 
 
-def _held(value: Any) -> str:
+def _held(value: object) -> str:
     """A value as Python would read it, or a stand-in for what only its session holds."""
     if isinstance(value, str | int | float | bool | list | tuple | dict) or value is None:
         return repr(value) if len(repr(value)) < 200 else f"<{type(value).__name__}>"

@@ -187,7 +187,7 @@ def _plain(task: Task) -> Task:
 class Child:
     """A subprocess and the thread that reads from it."""
 
-    def __init__(self, messages: queue.Queue[tuple[Child, Any]]) -> None:
+    def __init__(self, messages: queue.Queue[tuple[Child, object]]) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p) or env.get("PYTHONPATH", "")
         self.process = subprocess.Popen(
@@ -201,7 +201,7 @@ class Child:
         assert self.process.stdin is not None
         write(self.process.stdin, data)
 
-    def _read(self, messages: queue.Queue[tuple[Child, Any]]) -> None:
+    def _read(self, messages: queue.Queue[tuple[Child, object]]) -> None:
         assert self.process.stdout is not None
         with contextlib.suppress(Exception):
             while True:

@@ -44,7 +44,7 @@ class Choice:
         """What the objective minimises, relative to the original."""
         return self.job.cost(self.point)
 
-    def predict(self, data: Any) -> list[Any]:
+    def predict(self, data: object) -> list[Any]:
         """Answers to raw inputs (texts, pairs, arrays, a file), one each, as the saved artefact gives them (`fourfold.load(…).predict`).
 
         Raises InputError for inputs that cannot be read.

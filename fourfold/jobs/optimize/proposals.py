@@ -84,7 +84,7 @@ def _training(
     inputs = [n for n in job.subject.inputs if n in bench.pool.columns] if own is not None else job.subject.inputs
     bare = replace(job.subject, module=nn.Identity(), inputs=tuple(inputs), tokenizer=None, processor=None, folder=None)
 
-    def finish(module: torch.nn.Module | None, state: dict[str, torch.Tensor], facts: dict[str, Any]) -> list[Training]:
+    def finish(module: torch.nn.Module | None, state: dict[str, torch.Tensor], facts: dict[str, object]) -> list[Training]:
         assert job.searcher is not None
         if module is None:
             module = rewrite.build(ours, proposal)
@@ -114,7 +114,7 @@ def _names(id: str, trained: bool) -> tuple[str, ...]:
     return (id.removeprefix("compress/"), *(("distil",) if trained else ()))
 
 
-def _signed(rewrite: Rewrite, edits: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+def _signed(rewrite: Rewrite, edits: tuple[dict[str, object], ...]) -> tuple[dict[str, Any], ...]:
     """The edits; those of a technique from elsewhere say which module carries them out, so that an artefact can be loaded where it is trusted."""
     module = type(rewrite).__module__
     if module.startswith("fourfold."):

@@ -151,7 +151,7 @@ class Job:
 
         return 1 if self.sequences else here().cores
 
-    def decide(self, key: str, fn: Callable[[], Any]) -> Any:
+    def decide(self, key: str, fn: Callable[[], object]) -> Any:
         """What was decided from a clock or a measured speed (JSON), journalled, so that a resumed run decides alike."""
         return self.journal.once(f"budget:{key}", fn)
 

@@ -18,7 +18,7 @@ from fourfold.measure.counter import Count, MeterError, Sampled
 _DRIVER = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia")         # where none of them is, there is nothing to ask
 
 
-def _library(given: Any) -> tuple[Any, str | None]:
+def _library(given: object) -> tuple[Any, str | None]:
     """(pynvml or what answers like it, why there is none)."""
     if given is not None:
         return given, None
@@ -41,8 +41,8 @@ class Nvml:
     every = None
     method = "NVML total energy counter"
 
-    def __init__(self, library: Any = None) -> None:
-        self._devices: list[Any] = []
+    def __init__(self, library: object = None) -> None:
+        self._devices: list[object] = []
         self._last: dict[int, int] = {}
         self._library, self._why = _library(library)
         if self._why is None:
@@ -59,7 +59,7 @@ class Nvml:
         except self._library.NVMLError as error:
             self._why = f"NVML says: {error}"
 
-    def _probe(self, device: Any) -> None:
+    def _probe(self, device: object) -> None:
         self._library.nvmlDeviceGetTotalEnergyConsumption(device)
 
     def available(self) -> str | None:
@@ -119,13 +119,13 @@ class NvmlPower(Nvml):
     every = 0.5
     method = "NVML power, sampled (trapezoids)"
 
-    def __init__(self, library: Any = None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, library: object = None, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._sums: list[Sampled] = []
         super().__init__(library)
         self._sums = [Sampled(now) for _ in self._devices]
 
-    def _probe(self, device: Any) -> None:
+    def _probe(self, device: object) -> None:
         self._library.nvmlDeviceGetPowerUsage(device)
 
     def restart(self) -> None:

@@ -31,7 +31,7 @@ LEAST_SECONDS = 1.5
 class SearchJournal(Protocol):
     """What the search needs of a journal: remembered steps."""
 
-    def once(self, key: str, fn: Callable[[], Any]) -> Any: ...
+    def once(self, key: str, fn: Callable[[], object]) -> Any: ...
     def tensors(self, key: str, fn: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]: ...
     def __contains__(self, key: str) -> bool: ...
 
@@ -212,14 +212,14 @@ class SearchContext:
         key = f"budget:begin:{training.key}"
         return bool(self.diary.once(key, lambda: f"budget:{training.key}" in self.diary or training.seconds() >= LEAST_SECONDS))
 
-    def _work(self, training: Training, student: nn.Module, facts: dict[str, Any]) -> TrainingTask:
+    def _work(self, training: Training, student: nn.Module, facts: dict[str, object]) -> TrainingTask:
         key = f"budget:{training.key}"
         known = key in self.diary
         limit = Limit(0.0, self.diary.once(key, list), True) if known else Limit(training.seconds())
         checkpoint = self.folder / f"{training.name}.ckpt.safetensors"
         return TrainingTask(training.name, student, training.subject, training.schedule, limit, checkpoint, training.pairs(facts))
 
-    def _remember(self, training: Training, done: Done | None, begun: tuple[nn.Module, dict[str, Any]] | None) -> list[Training]:
+    def _remember(self, training: Training, done: Done | None, begun: tuple[nn.Module, dict[str, object]] | None) -> list[Training]:
         if done is not None:
             changes = done.changes
             self.diary.once(f"budget:{training.key}", lambda: changes)
@@ -274,7 +274,7 @@ def forward(subject: Subject, module: nn.Module) -> Callable[[dict[str, np.ndarr
     from fourfold.frontends.subject import answer
 
     names = [name for name in subject.inputs if not name.startswith("decoder_") and name != "labels"]
-    last: dict[str, Any] = {}
+    last: dict[str, object] = {}
 
     def run(batch: dict[str, np.ndarray]) -> np.ndarray:
         if not (hasattr(module, "get_encoder") and hasattr(module, "config")):

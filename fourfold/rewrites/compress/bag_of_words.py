@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from scipy import sparse
@@ -122,7 +122,7 @@ class BagOfWords:
 
 def fit(
     texts: Sequence[Text],
-    targets: Any,
+    targets: object,
     classes: list[str] | None,
     seed: int = 0,
     *,

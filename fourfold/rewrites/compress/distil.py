@@ -217,11 +217,11 @@ class Teacher:
 class Tap:
     """Forward hooks that keep the hidden state leaving each named module: one list entry per path, [B, T, d] (or [T, B, d]) tensors."""
 
-    def __init__(self, module: nn.Module, paths: tuple[str, ...], hidden: Callable[[Any], Tensor | None]) -> None:
+    def __init__(self, module: nn.Module, paths: tuple[str, ...], hidden: Callable[[object], Tensor | None]) -> None:
         self.seen: dict[str, Tensor] = {}
         self.handles = []
         for path in paths:
-            def keep(_m: nn.Module, _i: Any, out: Any, path: str = path) -> None:
+            def keep(_m: nn.Module, _i: object, out: Tensor, path: str = path) -> None:
                 state = hidden(out)
                 if state is not None:
                     self.seen[path] = state

@@ -138,7 +138,7 @@ def watch(module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[set[str], set[s
     ran: set[str] = set()
 
     def look(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, result: Tensor) -> None:
+        def hook(_: nn.Module, __: object, result: Tensor) -> None:
             ran.add(path)
             # A later layer that is given freed memory again overwrites the note, as it should.
             made[result.untyped_storage().data_ptr()] = path

@@ -71,7 +71,7 @@ class VocabularyPruning(Rewrite):
         return Extension("fewer rows", pruned.recipe.edits, told, pruned.tokenizer, reencode)
 
 
-def plan(model: nn.Module, tokenizer: Any, corpus: Iterable[Any], *, rarest: int = 1, align: int = ALIGN) -> Pruned:
+def plan(model: nn.Module, tokenizer: object, corpus: Iterable[object], *, rarest: int = 1, align: int = ALIGN) -> Pruned:
     """What to cut, given the token ids that occur.
 
     corpus: arrays of token ids (inputs and label tokens of the texts to serve; negative ones are padding). rarest: a piece must occur that many
@@ -98,7 +98,7 @@ def plan(model: nn.Module, tokenizer: Any, corpus: Iterable[Any], *, rarest: int
 # ------------------------------------------------------------------------------------------------------------- the pieces
 
 
-def _json(tokenizer: Any) -> dict[str, Any]:
+def _json(tokenizer: object) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(f"{type(tokenizer).__name__} is not a fast tokenizer", "Vocabulary pruning needs tokenizer.json.")
@@ -162,7 +162,7 @@ def _atom(piece: str, model: dict[str, Any]) -> bool:
     return len(piece) == 1 or len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
 
 
-def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
+def _merges(model: dict[str, object]) -> list[tuple[str, str]]:
     return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else (merge[0], merge[1]) for merge in model["merges"]]  # type: ignore[misc]
 
 
@@ -249,7 +249,7 @@ def _rewritten(tokenizer: Any, data: dict[str, Any], new_of: np.ndarray) -> Any:
     return made
 
 
-def _renumber(processor: Any, new_of: np.ndarray) -> None:
+def _renumber(processor: object, new_of: np.ndarray) -> None:
     """New ids inside post-processors: templates, and the older pairs [token, id]."""
     if isinstance(processor, list):
         for part in processor:

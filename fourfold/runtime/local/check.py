@@ -54,7 +54,7 @@ class Check:
                 "execution": self.execution.to_json()}
 
 
-def check(plan: Plan | str | Path, *, model: Any = None, inputs: Any = None, repeat: int = 9, engines: Mapping[str, str] | str | None = None,
+def check(plan: Plan | str | Path, *, model: object = None, inputs: Any = None, repeat: int = 9, engines: Mapping[str, str] | str | None = None,
           folder: Path | None = None) -> Check:
     """Carry out a plan (or the one in a folder) and compare: outputs with the original program's, node by node; what was predicted with what was
     measured.
@@ -94,7 +94,7 @@ def _unfused(plan: Plan, done: Execution) -> float:
     return float(alone.tasks.seconds[:, done.regions[0].device].sum() if done.placement == ONE else alone.timeline().makespan)
 
 
-def opened(plan: Plan | str | Path, model: Any = None, inputs: Any = None) -> tuple[Plan, Captured]:
+def opened(plan: Plan | str | Path, model: object = None, inputs: Any = None) -> tuple[Plan, Captured]:
     """The plan, and its program captured again. The machine is compared first, since capturing takes long."""
     from fourfold.plans import Plan as Plans
     from fourfold.runtime.source import recapture
@@ -116,7 +116,7 @@ def inputs_of(captured: Captured, seed: int = 0) -> Any:
     return found
 
 
-def original_of(captured: Captured, inputs: Any) -> dict[int, Any]:
+def original_of(captured: Captured, inputs: object) -> dict[int, Any]:
     """Output values of the program run node by node, by its own `step`."""
     import torch
 
@@ -132,14 +132,14 @@ class _Keeping:
     def __init__(self, program: Any, outputs: Sequence[int]) -> None:
         self.weights, self.feed, self.step, self.outputs = program.weights, program.feed, program.step, outputs
 
-    def collect(self, values: Mapping[int, Any]) -> dict[int, Any]:
+    def collect(self, values: Mapping[int, object]) -> dict[int, Any]:
         return {v: values[v] for v in self.outputs}
 
 
-def flat(plan: Plan, captured: Captured, outputs: Any) -> dict[int, Any]:
+def flat(plan: Plan, captured: Captured, outputs: object) -> dict[int, Any]:
     """Outputs by value, of an answer as the model returns it."""
     marks = {v: _Mark(v) for v in plan.graph.outputs.tolist()}
-    found: dict[int, Any] = {}
+    found: dict[int, object] = {}
     _walk(captured.program.collect(marks), outputs, found)
     return found
 
@@ -148,7 +148,7 @@ def paths(plan: Recorded, captured: Captured) -> dict[int, str]:
     """Where each output stands in the model's answer: "logits", "boxes.0"; of an answer that is one tensor, nothing."""
     found: dict[int, str] = {}
 
-    def walk(form: Any, path: tuple[str, ...]) -> None:
+    def walk(form: object, path: tuple[str, ...]) -> None:
         if isinstance(form, _Mark):
             found.setdefault(form.value, ".".join(path))
         elif isinstance(form, Mapping):

@@ -30,7 +30,7 @@ class Compared:
         return self.relative <= self.tolerance
 
 
-def compared(name: str, ours: Any, theirs: Any) -> Compared:
+def compared(name: str, ours: object, theirs: object) -> Compared:
     """`relative` is inf where shapes differ, or where one is finite and the other is not."""
     mine, other = np.asarray(_array(ours)), np.asarray(_array(theirs))
     dtype = str(getattr(theirs, "dtype", other.dtype)).removeprefix("torch.")
@@ -58,7 +58,7 @@ def _array(value: Any) -> Any:
     return np.asarray(value)
 
 
-def unlike(plan: Plan, ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> str:
+def unlike(plan: Plan, ours: Mapping[int, object], theirs: Mapping[int, object]) -> str:
     """Why values differ by more than rounding, "" where they do not."""
     for v, other in theirs.items():
         if v in ours and not (found := compared(plan.graph.labels[v] or f"value {v}", ours[v], other)).equal:

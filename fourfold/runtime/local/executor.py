@@ -135,7 +135,7 @@ class Local:
         self.weights = program.weights()
         self.calls: dict[int, list[Call]] = {}
         self.specs: dict[int, Spec | None] = {}
-        self.kept: dict[int, Any] = {}
+        self.kept: dict[int, object] = {}
         self.stamps, self.folder, self.limit = stamps, folder, limit
         self.home: int | None = None
         self._threads, self._cores = 0, tuple[int, ...]()
@@ -342,8 +342,8 @@ def _spread(outs: Any, made: Any, have: dict[int, Any], specs: dict[int, Any]) -
         have[outs], specs[outs] = made, spec_of(made)
 
 
-def execute(plan: Plan, program: Any, inputs: Any, *, engines: Mapping[str, str] | str | None = None, placement: str | None = None, repeat: int = 9,
-            folder: Path | None = None, limit: float = 120.0) -> Execution:
+def execute(plan: Plan, program: object, inputs: object, *, engines: Mapping[str, str] | str | None = None, placement: str | None = None,
+            repeat: int = 9, folder: Path | None = None, limit: float = 120.0) -> Execution:
     """Carry out `plan` on this machine: `repeat` warm runs after two that are not counted, and one more with every span recorded.
 
     `inputs` as `program.feed` takes them (a tuple, or a mapping by name). `engines` region → engine, or one engine for all; default: the plan's own,
@@ -354,7 +354,7 @@ def execute(plan: Plan, program: Any, inputs: Any, *, engines: Mapping[str, str]
     return executions(plan, program, inputs, [(engines, placement)], repeat=repeat, folder=folder, limit=limit)[0]
 
 
-def executions(plan: Plan, program: Any, inputs: Any, ways: Sequence[tuple[Mapping[str, str] | str | None, str | None]], *, repeat: int = 9,
+def executions(plan: Plan, program: object, inputs: object, ways: Sequence[tuple[Mapping[str, str] | str | None, str | None]], *, repeat: int = 9,
                folder: Path | None = None, limit: float = 120.0, seed: int = 0) -> list[Execution]:
     """`execute` in several ways (engines, placement), whose runs take turns in random order, so that run k of each is of the same time."""
     dice = np.random.default_rng(seed)

@@ -36,7 +36,7 @@ class Race:
     rows: tuple[Mapping[str, Any], ...]
 
 
-def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None = None, rounds: int = 21, seconds: float = 600.0,
+def race(plan: Plan, program: Any, inputs: object, *, engines: Sequence[str] | None = None, rounds: int = 21, seconds: float = 600.0,
          folder: Path | None = None, say: Callable[[str], None] = lambda text: None) -> Race:
     """Race `engines` against eager in every region, the dearest first, and a plan on several devices against one process; interleaved, on the wall
     clock.
@@ -46,7 +46,7 @@ def race(plan: Plan, program: Any, inputs: Any, *, engines: Sequence[str] | None
     eager, and no new one is begun after `seconds`. `engines`: all of the program's dialect. Raises what
     `execute` raises.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     engines = of_regions(program.dialect) if engines is None else engines
     several = len({int(d) for d in np.unique(plan.place)}) > 1
     mark = {"fingerprint": here().fingerprint}
@@ -85,8 +85,8 @@ def _quickest(results: Mapping[str, RaceResult]) -> str:
     return min(better, key=lambda name: results[name].wall.value, default=EAGER)
 
 
-def _raced_whole(plan: Plan, program: Any, inputs: Any, placement: str, title: str, engines: Sequence[str], rounds: int, folder: Path | None,
-                 rows: list[dict[str, Any]], say: Callable[[str], None]) -> dict[str, str]:
+def _raced_whole(plan: Plan, program: object, inputs: object, placement: str, title: str, engines: Sequence[str], rounds: int, folder: Path | None,
+                 rows: list[dict[str, object]], say: Callable[[str], None]) -> dict[str, str]:
     """Of a plan on one device: {"0": engine}."""
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(Local(plan, program, inputs, engines={"*": EAGER}, placement=placement, stamps=False, folder=folder))
@@ -106,8 +106,8 @@ def _raced_whole(plan: Plan, program: Any, inputs: Any, placement: str, title: s
     return {"0": _quickest(found)}
 
 
-def _raced_regions(plan: Plan, program: Any, inputs: Any, engines: Sequence[str], rounds: int, until: float, folder: Path | None,
-                   rows: list[dict[str, Any]], say: Callable[[str], None]) -> dict[str, str]:
+def _raced_regions(plan: Plan, program: object, inputs: object, engines: Sequence[str], rounds: int, until: float, folder: Path | None,
+                   rows: list[dict[str, object]], say: Callable[[str], None]) -> dict[str, str]:
     """Region → engine of a plan on several devices; every region alone, here, with the threads of its device."""
     import torch
 
@@ -123,7 +123,7 @@ def _raced_regions(plan: Plan, program: Any, inputs: Any, engines: Sequence[str]
                 continue
             torch.set_num_threads(threads[region.device])
             given, runners = [ready.kept[v] for v in region.reads], {}
-            wanted: Any = None
+            wanted: object = None
             for engine in (EAGER, *engines):
                 say(f"region {name}: {engine}")
                 job = RegionJob(region, ready.calls[region.number], {v: ready.weights[v] for v in region.weights}, ready.specs,
@@ -147,7 +147,7 @@ def _raced_regions(plan: Plan, program: Any, inputs: Any, engines: Sequence[str]
     return chosen
 
 
-def _under(call: Callable[..., Any], given: Sequence[Any]) -> Callable[[], Any]:
+def _under(call: Callable[..., object], given: Sequence[object]) -> Callable[[], Any]:
     import torch
 
     def run() -> Any:

@@ -10,13 +10,13 @@ import numpy as np
 from fourfold.program import arguments
 
 
-def feed(program: Any, inputs: Any) -> dict[int, Any]:
+def feed(program: Any, inputs: object) -> dict[int, Any]:
     """Values of the inputs as the executor's tensors."""
     args, kwargs = arguments(inputs)
     return tensors(program, program.feed(*args, **kwargs))
 
 
-def tensors(program: Any, found: Mapping[int, Any]) -> dict[int, Any]:
+def tensors(program: Any, found: Mapping[int, object]) -> dict[int, Any]:
     """numpy arrays of ONNX as torch tensors; others as they are."""
     if program.dialect != "onnx":
         return dict(found)

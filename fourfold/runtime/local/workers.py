@@ -215,7 +215,7 @@ class DeviceWorker:
                 have.pop(v, None)
         return have
 
-    def _send(self, region: Region, have: Mapping[int, Any], record: Record | None) -> None:
+    def _send(self, region: Region, have: Mapping[int, object], record: Record | None) -> None:
         clock, copied = time.perf_counter, set()
         for v, to in region.sends:
             began = clock()
@@ -247,7 +247,7 @@ def _moved(calls: Sequence[Call], target: str) -> list[Call]:
 
     from fourfold.engines.call import mapped
 
-    def change(part: Any) -> Any:
+    def change(part: object) -> Any:
         return torch.device(target) if isinstance(part, torch.device) else part
 
     return [Call(c.task, c.node, c.target, mapped(c.args, change), mapped(c.kwargs, change), c.outs) for c in calls]
@@ -258,7 +258,7 @@ def _moved(calls: Sequence[Call], target: str) -> list[Call]:
 class _Pickler(pickle.Pickler):
     """Between a process and its own workers only: operators of torch go by name, fx modules by their code."""
 
-    def persistent_id(self, obj: Any) -> Any:
+    def persistent_id(self, obj: object) -> Any:
         import torch
 
         if isinstance(obj, torch._ops.OpOverload):
@@ -277,7 +277,7 @@ class _Unpickler(pickle.Unpickler):
         return getattr(torch.ops.higher_order, pid[1])
 
 
-def pack(message: Any) -> bytes:
+def pack(message: object) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(message)
     return buffer.getvalue()
@@ -399,7 +399,7 @@ class WorkerPool:
 
     # ---- talking
 
-    def _tell(self, worker: _Worker, message: Any) -> None:
+    def _tell(self, worker: _Worker, message: object) -> None:
         try:
             worker.link.send_bytes(pack(message))
         except (BrokenPipeError, ConnectionResetError):
@@ -467,7 +467,7 @@ class WorkerPool:
 
     # ---- running
 
-    def run(self, given: Mapping[int, Any], record: bool = False) -> tuple[float, float, dict[int, Any], list[tuple[int, Record]]]:
+    def run(self, given: Mapping[int, object], record: bool = False) -> tuple[float, float, dict[int, Any], list[tuple[int, Record]]]:
         """One run: (start on the shared clock, wall seconds until all outputs are here, values here, what each device measured)."""
         self.allowed = self.limit
         self.deadline = time.monotonic() + self.allowed
@@ -481,7 +481,7 @@ class WorkerPool:
         for worker in self.workers:
             self._tell(worker, ("run", record))
         records: list[tuple[int, Record]] = []
-        have: dict[int, Any] = {}
+        have: dict[int, object] = {}
         if self.device is not None:
             mine = Record()
             with self._named(self.device.duty, self.device):
