@@ -32,7 +32,6 @@ except ImportError:                                                    # not on 
 GENESIS = "0" * 64                                                     # `prev_hash` of the first row
 OURS = ("n", "id", "prev_hash", "hash", "torn")                         # keys that `append` writes; `torn`: the cut-off line dropped before it
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
-_STALE = 60.0                                                          # s after which a lock file is left over from a process that died
 _BLOCK = 1 << 16
 
 
@@ -464,25 +463,24 @@ def _locked(handle: int, path: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_file(path: Path, patience: float = 30.0) -> Iterator[None]:
-    """Hold a file that only one can make. One left over from a process that died is taken after a minute. Raises FourfoldError after `patience` s."""
-    until = time.monotonic() + patience + _STALE
-    while True:
+    """Hold a lock file beside the ledger: the system's lock on it, or where there is none, the file itself (one left over is taken after a while).
+
+    Raises FourfoldError after `patience` s.
+    """
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    for kind in (FileLock, SoftFileLock):
+        lock = kind(path, timeout=patience, thread_local=False)
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            lock.acquire(poll_interval=0.002)
             break
-        except (FileExistsError, PermissionError):                     # Windows refuses a file that is being deleted
-            try:
-                if time.time() - path.stat().st_mtime > _STALE:
-                    path.unlink(missing_ok=True)
-                    continue
-            except OSError:
-                pass
-            if time.monotonic() > until:
-                raise FourfoldError(f"{path} is held by another process.", "Wait for it, or delete the file if no process uses the ledger.") from None
-            time.sleep(0.002)
+        except Timeout:
+            raise FourfoldError(f"{path} is held by another process.", "Wait for it, or delete the file if no process uses the ledger.") from None
+        except NotImplementedError:                                    # a file system without locks
+            continue
         except OSError as error:
             raise _unwritable(path, error) from None
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        lock.release()

@@ -6,11 +6,10 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-try:
-    import fcntl
-except ImportError:                                                    # not on Windows: there every process reports its own share only
-    fcntl = None
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 def usual() -> Path:
@@ -27,53 +26,42 @@ def usual() -> Path:
 class HostLock:
     """The right to report a host's joules, which one process at a time holds; `path` says which file stands for the host.
 
-    Several stations of the process may hold it at once. The kernel frees it when the process ends, however it ends.
+    Several stations of the process may hold it at once. The system frees it when the process ends, however it ends.
     """
 
     def __init__(self, path: Callable[[], Path] = usual) -> None:
         self._path = path
-        self._held: list[int] = []                                     # the open file, once for each station that relies on it
+        self._lock: BaseFileLock | None = None
+        self._users = 0                                                # stations that rely on it
         _all.add(self)
 
     def take(self) -> bool:
         """Become the process that reports, unless another is. Where no lock can be had at all, every process reports."""
-        if self._held:
-            self._held.append(self._held[0])
-            return True
-        file = self._open() if fcntl is not None else None
-        if fcntl is None or file is None:
-            return True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            return False
-        self._held.append(file)
+        if self._lock is None:
+            from filelock import FileLock, Timeout
+
+            lock = FileLock(self._path(), timeout=0, mode=0o666, thread_local=False)   # other users' processes may try it too
+            try:
+                lock.acquire()
+            except Timeout:
+                return False
+            except (OSError, NotImplementedError):
+                return True
+            self._lock = lock
+        self._users += 1
         return True
 
     def give(self) -> None:
         """One station less relies on it."""
-        if not self._held:
-            return
-        file = self._held.pop()
-        if not self._held:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_UN)                       # a child between fork and exec may hold the file open a moment longer
-            os.close(file)
+        if self._lock is not None:
+            self._users -= 1
+            if not self._users:
+                self._lock.release()
+                self._lock = None
 
     def forked(self) -> None:
-        """In a forked child: the lock is the parent's. (The open file is shared, so closing this copy frees nothing.)"""
-        for file in set(self._held):
-            os.close(file)
-        self._held.clear()
-
-    def _open(self) -> int | None:
-        for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):            # another user's file can be locked without being written
-            try:
-                return os.open(self._path(), flags | os.O_CLOEXEC, 0o666)
-            except OSError:
-                continue
-        return None
+        """In a forked child: the lock is the parent's, and stays with it."""
+        self._lock, self._users = None, 0
 
 
 _all: weakref.WeakSet[HostLock] = weakref.WeakSet()

@@ -1,4 +1,4 @@
-"""Asking a service over HTTPS with the standard library: a cache on disk, time-outs, back-off, and secrets that are never shown or stored.
+"""Asking a service over HTTPS (httpx, extra `live`): a cache on disk, time-outs, back-off, and secrets that are never shown or stored.
 
 Back-off doubles from one second with full jitter (Brooker, "Exponential Backoff And Jitter", 2015) and honours Retry-After (RFC 9110, 10.2.3).
 """
@@ -8,24 +8,25 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import http.client
 import json
 import math
 import os
 import random
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fourfold.errors import InputError, Missing
+from fourfold.errors import InputError, Missing, MissingExtra
 from fourfold.folder import write
+
+if TYPE_CHECKING:
+    import httpx
 
 _PASSING = (408, 425, 429, 500, 502, 503, 504)                         # worth another try
 _MOST = 64 << 20                                                       # bytes of an answer
@@ -107,23 +108,25 @@ class Client:
         raise Missing(f"{self.name} did not answer ({why})", "")
 
     def _once(self, url: str) -> Any:
-        request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "fourfold", **self.sign()})
-        opener = urllib.request.build_opener(_Stay)
         try:
-            with opener.open(request, timeout=self.timeout) as answer:
-                body = _read(answer, self.timeout)
-        except urllib.error.HTTPError as error:
-            with error:
-                body = b""
-                with contextlib.suppress(OSError, http.client.HTTPException, _Passing):
-                    body = _read(error, self.timeout)
-            raise self._refusal(error.code, body, error.headers.get("Retry-After")) from None
-        except TimeoutError:
+            import httpx
+        except ImportError:
+            raise MissingExtra("Asking a live service needs httpx.", "Install it: pip install 'fourfold[live]'") from None
+        headers = {"Accept": "application/json", "User-Agent": "fourfold", **self.sign()}
+        try:                                                           # no redirection is followed: the credentials would go with it
+            with httpx.stream("GET", url, headers=headers, timeout=self.timeout, follow_redirects=False) as answer:
+                if answer.is_success:
+                    body = _read(answer, self.timeout)
+                else:
+                    body = b""
+                    with contextlib.suppress(httpx.HTTPError, _Passing):
+                        body = _read(answer, self.timeout)
+                    raise self._refusal(answer.status_code, body, answer.headers.get("Retry-After"))
+        except httpx.TimeoutException:
             raise _Passing(f"no answer within {self.timeout:g} s") from None
-        except urllib.error.URLError as error:
-            late = isinstance(error.reason, TimeoutError)
-            raise _Passing(f"no answer within {self.timeout:g} s" if late else scrubbed(str(error.reason), self.secrets)) from None
-        except (OSError, http.client.HTTPException) as error:
+        except httpx.ConnectError as error:
+            raise _Passing(scrubbed(str(error), self.secrets)) from None
+        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise _Passing(f"the connection broke: {type(error).__name__}") from None
         try:
             return json.loads(body)
@@ -134,7 +137,7 @@ class Client:
         words = scrubbed(_words(body), self.secrets)
         said = f": {words}" if words else ""
         if code in _PASSING:
-            return _Passing(f"{code} {http.client.responses.get(code, '')}".strip(), _seconds(after, self.clock()))
+            return _Passing(f"{code} {HTTPStatus(code).phrase}", _seconds(after, self.clock()))
         if code in (401, 403):
             return InputError(f"{self.name} refuses the credentials ({code}){said}.", self.mend or "Check them.")
         if code == 404:
@@ -175,13 +178,6 @@ class _Passing(Exception):
         self.wait = wait
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection: the credentials would go with it, to whoever it names."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        return None
-
-
 def scrubbed(text: str, secrets: tuple[str, ...]) -> str:
     """`text` with every secret, plain, quoted or in base64, struck out."""
     for secret in filter(None, secrets):
@@ -201,19 +197,16 @@ def folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourfold" / "live"
 
 
-def _read(answer: Any, timeout: float) -> bytes:
+def _read(answer: httpx.Response, timeout: float) -> bytes:
     """The whole body, within `timeout` seconds even where it only trickles in."""
     until, parts, size = time.monotonic() + timeout, [], 0
-    while part := answer.read1(1 << 16) if hasattr(answer, "read1") else answer.read(1 << 16):
+    for part in answer.iter_bytes():
         parts.append(part)
         size += len(part)
         if time.monotonic() > until:
             raise _Passing(f"no whole answer within {timeout:g} s")
         if size > _MOST:
             raise _Passing("the answer is too large")
-    expected = answer.headers.get("Content-Length")
-    if expected and expected.isdigit() and size < int(expected):
-        raise _Passing("the answer breaks off")
     return b"".join(parts)
 
 
