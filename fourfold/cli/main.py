@@ -6,13 +6,16 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fourfold import cli
 from fourfold.cli._print import AsJson, emit, say, table
 from fourfold.errors import FourfoldError, InputError
+
+if TYPE_CHECKING:
+    from fourfold.report.schema import Report
 
 _INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 
@@ -361,7 +364,7 @@ cli.register(app)
 # ---- inside --------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _show(document: object, as_json: bool) -> None:
+def _show(document: Report, as_json: bool) -> None:
     if as_json:
         emit(document)
     else:

@@ -252,7 +252,7 @@ class Ledger:
             book = cls(Quantity.from_json(first.start), first.run)
             for number, entry in enumerate(entries[1:], 1):
                 if entry.get("kind") != "decision":                     # other jobs' rows (`decisions.py`) may follow
-                    book._enter(convert(entry, StepEntry | SpentEntry, f"{path}, row {number},"))
+                    book._enter(convert(entry, SpentEntry if entry.get("kind") == "spent" else StepEntry, f"{path}, row {number},"))
         except (ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, ArtefactError):
                 raise

@@ -6,6 +6,7 @@ in the room that is left."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from numba import njit
@@ -68,7 +69,7 @@ class Passes:
         release, deadline = windows or (p.release, p.deadline)
         each = (p.kw, p.hours, release, deadline, p.home, p.width, self.kind, p.startup, p.checkpoint, p.data)
         fixed = (self.rate, self.net, np.array(p.out), *(np.array(part) for part in each), np.array(p.allowed, order="C"))
-        kernel: Callable[..., None] = _pass
+        kernel = cast("Callable[..., None]", _pass)
         for part in self._parts(order, (deadline - release) * len(self.problem.sites)):
             if not more():
                 return None
@@ -115,6 +116,7 @@ def _pass(part: np.ndarray, rate: np.ndarray, net: np.ndarray, out: np.ndarray, 
     """Each job's cheapest hours where `left` has room, into site and hour; `take`: they leave less room to the next, and what pauses at a price is
     tried in one piece first. lam inf: it found none."""
     least = np.empty(rate.shape[1])
+    j: int
     for j in part:
         need, first, last, at, w, k = hours[j], release[j], deadline[j], starts[j], width[j], kw[j]
         if kind[j] == 1 or (take and kind[j] != 0):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fourfold.jobs.levers import Location
     from fourfold.jobs.optimize.state import Job
     from fourfold.report.schema import Report
+    from fourfold.site import Site
 
 
 def optimize(
@@ -42,8 +43,8 @@ def optimize(
     force: bool = False,
     progress: object = None,
     command: str = "",
-    site: object = None,
-    to_site: object = None,
+    site: str | Site | None = None,
+    to_site: str | Site | None = None,
     hall: str | None = None,
     pue: float | str | None = None,
     agree: float | str | None = None,
