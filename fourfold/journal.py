@@ -72,7 +72,7 @@ class Journal:
         self._lock = self.folder / "lock"
         self._file = -1
         self._nested = [(0.0, 0.0)]                                   # wall and CPU seconds already charged to steps inside the running one
-        self._lines: list[dict[str, object]] = []
+        self._lines: list[dict[str, Any]] = []
         self._memory: dict[str, StepRecord] = {}
         self.elapsed = 0.0                                             # wall seconds in finished steps, over all the runs that shared this journal
         self.cpu = 0.0                                                 # CPU seconds of these, all threads and finished children
@@ -119,7 +119,7 @@ class Journal:
         return key in self._memory
 
     # What was written
-    def events(self) -> list[dict[str, object]]:
+    def events(self) -> list[dict[str, Any]]:
         """Every step and note in the order written: `key` or `event`, `at` (Unix time, start), `seconds`, `cpu` (exclusive of steps inside it)."""
         return [{name: copy.deepcopy(value) for name, value in line.items() if name != "value"} for line in self._lines]
 

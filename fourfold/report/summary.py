@@ -147,7 +147,8 @@ def _refused(report: Report) -> list[str]:
 def _factor(row: Factor) -> str:
     title = row["title"][:1].upper() + row["title"][1:]
     change = f"energy from {percent(row['before'])} to {percent(row['after'])}, {times(row['before'] / row['after'])} cheaper"
-    rests = f"; {row['evidence']}" if row.get("evidence") else ""
+    evidence = row.get("evidence", "")
+    rests = f"; {evidence}" if evidence else ""
     return f"{title} ({row['technique']}, the {row['lever']} lever): {change}{rests}."
 
 
