@@ -197,6 +197,8 @@ def test_a_plan_of_a_schedule_gets_offsets_in_its_order(folder: Path) -> None:
 def test_a_plan_of_a_file_keeps_the_file(folder: Path) -> None:
     fourfold.allocate("buffers.csv", capacity=12, plan="plan", evaluations=50)
     assert plans.verify("plan") == {"allocate": []}
+    again = fourfold.allocate("plan", capacity=20, plan="plan", evaluations=50)
+    assert again.problem.capacity == 20 and plans.verify("plan") == {"allocate": []}
     (folder / "plan" / "buffers.csv").write_text(EXAMPLE.replace("b1,0,3,4", "b1,0,3,5"))
     with pytest.raises(fourfold.ArtefactError, match="is not the file"):
         plans.verify("plan")

@@ -20,6 +20,7 @@ from fourfold.decisions.allocate.bound import contradiction
 from fourfold.decisions.allocate.instance import Buffers
 from fourfold.decisions.allocate.problem import Allocate
 from fourfold.decisions.allocate.stored import FILE
+from fourfold.decisions.allocate.stored import buffers as kept_buffers
 from fourfold.errors import Infeasible, InputError, unwritable
 from fourfold.folder import headed, may_overwrite, write
 from fourfold.graph import Graph
@@ -243,6 +244,11 @@ def _asked(source: Any, inputs: Any, sizes: list[int], names: tuple[str, ...], g
         if in_place or train or dims:
             raise InputError("--in-place, --train and --dims are of a model, and a file of buffers was given.", "Leave them out.")
         return _of_buffers(of_file(source, sizes, names, grain or 1), Path(source).stem)
+    if isinstance(source, str | Path) and plans.holds_plan(source) and "graph.npz" not in (document := plans.read(source)).files:
+        if QUESTION not in document.solutions:
+            raise InputError(f"The plan in {source} holds neither a program nor buffers.", "Give a plan of `fourfold plan` or `fourfold allocate`.")
+        kept = kept_buffers(document)
+        return _of_buffers(replace(kept, banks=np.array(sizes, np.int64), bank_names=names) if sizes else kept, document.workload["name"])
     graph, order, about, notes = _captured(source, inputs, train, dims, seed)
     alignment = grain or GRAIN
     buffers = of_graph(graph, order, banks=sizes, names=names, alignment=alignment, in_place=in_place)
