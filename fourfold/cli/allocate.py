@@ -59,8 +59,9 @@ def allocate(
         if made.interrupted:
             print("Interrupted; this is the best so far.")
         if len(made.table) > 1:
-            table([{"solver": row["solver"], "height": "–" if row["cost"] is None else f"{row['cost']:,.0f} B", "solving": "–" if row["cost"] is None else f"{row['seconds']:.2f} s",
-                    "": row["note"]} for row in sorted(made.table, key=lambda row: (row["cost"] is None, row["cost"] or 0.0))])
+            table([{"solver": row["solver"], "height": "–" if row["cost"] is None else f"{row['cost']:,.0f} B",
+                    "solving": "–" if row["cost"] is None else f"{row['seconds']:.2f} s", "": row["note"]}
+                   for row in sorted(made.table, key=lambda row: (row["cost"] is None, row["cost"] or 0.0))])
         for note in made.notes:
             print(f"Note: {note}")
         if files:
