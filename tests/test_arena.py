@@ -220,6 +220,15 @@ def test_generated_out_overloads_are_told_from_true_ones() -> None:
     assert ways["aten.layer_norm"][0] == writers.COPY and ways["aten.layer_norm"][1] >= 128
 
 
+def test_an_attention_without_dropout_draws_nothing() -> None:
+    x = torch.randn(1, 1, 4, 8)
+    for dropout, drawn in ((0.0, False), (0.5, True)):
+        assert writers.draws(Call(0, 0, aten.scaled_dot_product_attention.default, (x, x, x, None, dropout), {}, 0)) is drawn
+    assert writers.draws(Call(0, 0, aten.bernoulli.default, (x,), {}, 0)) and not writers.draws(Call(0, 0, aten.relu.default, (x,), {}, 0))
+    made, _, _ = program("encoder", True)
+    assert not made.random, "nothing is drawn, so nothing is seeded"
+
+
 def test_a_dry_run_survives_its_json() -> None:
     _, _, dry = program("mlp", True)
     again = DryRun.from_json(dry.to_json())

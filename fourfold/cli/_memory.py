@@ -60,7 +60,8 @@ def carried_out(plan: Path, model: str | None, inputs: Any, repeat: int, whole: 
            {"": "limit", "planned": "least" if done.limit is None else size(done.limit), "measured": "kept" if done.within else "NOT kept"},
            {"": "eager", "planned": "", "measured": size(done.eager)}])
     print(f"A run takes {1e3 * done.seconds:.3f} ms, {done.ratio[0]:.3f} [{done.ratio[1]:.3f}, {done.ratio[2]:.3f}] of an eager one "
-          f"({1e3 * done.eager_seconds:.3f} ms); op by op {1e3 * done.predicted:.3f} ms were predicted.")
+          f"({1e3 * done.eager_seconds:.3f} ms), by processor time {done.cpu[0]:.3f} [{done.cpu[1]:.3f}, {done.cpu[2]:.3f}]; op by op "
+          f"{1e3 * done.predicted:.3f} ms were predicted.")
     beside = f"; the largest temporary outside is {done.worst}'s" if done.worst else ""
     print(f"{done.straight:,} of {done.computing:,} ops write straight into the arena{beside}.")
     wrong = [one for one in done.outputs if not one.equal]

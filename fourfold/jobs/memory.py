@@ -211,8 +211,10 @@ def _decided(problem: Rematerialise, room: int | None, solver: str, budget: floa
                 asked[name] = ask(limited, name, max(0.5, 0.5 * budget), evaluations, seed)
         if room is None:
             found = [row.solution for row in asked.values() if row.solution is not None]
-            lowest = least(problem, min(found, key=lambda one: problem.peak(one.answer)), 0.7 * budget, seed)
+            lowest = least(problem, min(found, key=lambda one: problem.peak(one.answer)), 0.4 * budget, seed)
             room = problem.peak(lowest.answer)
+            for name in LADDER if solver == "auto" and lowest.cost > problem.price.sum() else ():      # the same bytes for less, perhaps
+                asked[name] = ask(problem.within(room), name, max(0.5, 0.3 * budget), evaluations, seed)
         fitting = [row.solution for row in asked.values() if row.solution is not None and peak(row) <= room]
         fitting += [lowest] if problem.peak(lowest.answer) <= room and solver == "auto" else []
         if not fitting:
@@ -230,14 +232,14 @@ def least(problem: Rematerialise, found: Solution[Rematerialisation], budget: fl
     low, best, began = problem.least_peak(), found, time.monotonic()
     for turn in range(_BISECTIONS):
         high, left = problem.peak(best.answer), budget - (time.monotonic() - began)
-        if high <= low or turn > 2 and left <= 0:
+        if high - low < 64 or turn > 2 and left <= 0:
             break
-        aim = low + (high - low) // 2 if turn else low
+        aim = low + (high - low) // 2
         tried = [row.solution for name in LADDER[:2]
                  if (row := ask(problem.within(aim), name, max(0.2, left / (2 * _BISECTIONS)), None, seed)).solution is not None]
         if tried:
             best = min(tried, key=lambda one: (problem.peak(one.answer), one.cost))
-        elif turn:
+        else:
             low = aim
     return best
 

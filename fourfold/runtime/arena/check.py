@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,8 @@ class MemoryPlan:
 class ArenaCheck:
     """`outputs` compared with the eager program's. Bytes: `planned`, `measured` (pairs of the arena's highest byte that is used and the largest
     temporary beside it), `limit` (None: none was given), `eager` (most that ATen's allocator held in an eager run). Seconds of a run in the arena
-    (median of `rounds`) and of eager ones in turns with it, and the `ratio` of both (median, low, high of 90 %). `straight` of `computing` ops write
-    straight into the arena.
+    (medians) and of eager ones in turns with it; the `ratio` of both by the wall clock, and `cpu` by processor time (median, low, high of 90 %).
+    `straight` of `computing` ops write straight into the arena.
     """
 
     outputs: tuple[Compared, ...]
@@ -81,6 +82,7 @@ class ArenaCheck:
     seconds: float
     eager_seconds: float
     ratio: tuple[float, float, float]
+    cpu: tuple[float, float, float]
     predicted: float
     steps: int
     repeated: int
@@ -104,7 +106,8 @@ class ArenaCheck:
                 "planned": {"arena": self.planned[0], "outside": self.planned[1], "peak": sum(self.planned)},
                 "measured": {"arena": self.measured[0], "outside": self.measured[1], "peak": sum(self.measured)},
                 "eager": {"peak": self.eager, "seconds": self.eager_seconds}, "seconds": self.seconds, "predicted": self.predicted,
-                "ratio": dict(zip(("median", "low", "high"), self.ratio, strict=True)), "steps": self.steps, "repeated": self.repeated,
+                "ratio": dict(zip(("median", "low", "high"), self.ratio, strict=True)),
+                "cpu": dict(zip(("median", "low", "high"), self.cpu, strict=True)), "steps": self.steps, "repeated": self.repeated,
                 "straight": self.straight, "computing": self.computing, "worst": self.worst,
                 "outputs": [{"name": o.name, "dtype": o.dtype, "absolute": o.absolute, "relative": o.relative, "tolerance": o.tolerance,
                              "equal": o.equal} for o in self.outputs], "notes": list(self.notes)}
@@ -128,18 +131,18 @@ def check(plan: MemoryPlan | str | Path, *, model: Any = None, inputs: Any = Non
     values = arena.run().outputs
     names = paths(found, captured)
     outputs = tuple(compared(names.get(v) or found.graph.labels[v] or f"output {k}", values[v], original[v]) for k, v in enumerate(original))
-    seconds, plain = _raced(arena, program, given, repeat)
+    ours, theirs = _raced(arena, program, given, repeat)
     highest, beside = arena.touched(), int(arena.outside().max(initial=0)) + arena.stray
-    ratio = median_ratio(seconds, plain)
+    ratio, cpu = (median_ratio(ours[clock], theirs[clock]) for clock in (0, 1))
     facts = found.nodes.straight(found.graph)
     runs, predicted = len(np.unique(found.answer.sequence)), float(found.nodes.seconds[found.answer.sequence].sum())
     notes = [f"The program draws random numbers ({len(program.random)} ops); each draws by a seed of its own, here and in the eager run."
              ] if program.random else []
     notes += [f"{len(arena.strays)} views can only be copied here; they take {arena.stray:,} bytes outside."] if arena.strays else []
     return ArenaCheck(outputs, (arena.layout.top, int(found.nodes.workspace.max(initial=0))), (highest, beside), found.limit,
-                      _peak(program, given), float(np.median(seconds)), float(np.median(plain)), (ratio.value, ratio.low, ratio.high), predicted,
-                      len(found.answer), len(found.answer) - runs, int(facts["straight"] or 0), int(facts["computing"]), facts["worst"],
-                      tuple(notes))
+                      _peak(program, given), float(np.median(ours[0])), float(np.median(theirs[0])), (ratio.value, ratio.low, ratio.high),
+                      (cpu.value, cpu.low, cpu.high), predicted, len(found.answer), len(found.answer) - runs, int(facts["straight"] or 0),
+                      int(facts["computing"]), facts["worst"], tuple(notes))
 
 
 def arena_of(plan: MemoryPlan, program: Ready, inputs: Any, *, poison: bool = False, seed: int = 0) -> ProgramArena:
@@ -154,20 +157,16 @@ def _kept(value: Any) -> Any:
 
 
 def _raced(arena: ProgramArena, program: Ready, inputs: Any, repeat: int) -> tuple[np.ndarray, np.ndarray]:
-    """(s of each run in the arena, s of each eager run), in turns, after one of each."""
-    import time
-
-    eager, ours, theirs = _plainly(program, inputs), [], []
+    """(runs in the arena, eager runs): f8[2, repeat] s by the wall clock and of processor time, in turns, after one of each."""
+    eager = _plainly(program, inputs)
+    found = np.zeros((2, 2, repeat + 1))
     for turn in range(repeat + 1):
-        took = arena.run().seconds
-        with torch.no_grad():
-            began = time.perf_counter()
-            eager()
-            plain = time.perf_counter() - began
-        if turn:
-            ours.append(took)
-            theirs.append(plain)
-    return np.array(ours), np.array(theirs)
+        for who, run in enumerate((arena.run, eager)):
+            with torch.no_grad():
+                wall, cpu = time.perf_counter(), time.process_time()
+                run()
+                found[who, :, turn] = time.perf_counter() - wall, time.process_time() - cpu
+    return found[0, :, 1:], found[1, :, 1:]
 
 
 def _plainly(program: Ready, inputs: Any) -> Callable[[], Any]:

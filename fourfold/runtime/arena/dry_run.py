@@ -19,7 +19,7 @@ from torch import Tensor
 from fourfold.engines.call import refs, values
 from fourfold.errors import InputError
 from fourfold.runtime.arena import writers
-from fourfold.runtime.arena.ready import Ready, bound, keyed
+from fourfold.runtime.arena.ready import Ready, bound, keyed, sow
 
 VIEW, PLAIN = "view", "plain"                                           # nodes that only look at memory, and those that answer numbers
 _SPAN = "fourfold step "
@@ -77,7 +77,7 @@ def dry_run(program: Ready, inputs: Any, *, repeat: int = 5, seed: int = 0, cloc
         workspace[node] = peak
     for call, at, made in _walk(program, inputs, seed):
         if way[call.node] not in (VIEW, PLAIN):
-            seconds[call.node] = _timed(program, call, at, made, writers.writers(call)[way[call.node]], repeat, clock)
+            seconds[call.node] = _timed(program, call, at, made, way[call.node], repeat, clock)
     return DryRun(tuple(way), workspace, seconds)
 
 
@@ -88,7 +88,7 @@ def _walk(program: Ready, inputs: Any, seed: int) -> Iterator[tuple[Any, Mapping
     with keyed():
         for k, call in enumerate(program.calls):
             if call.node in program.random:
-                torch.manual_seed(writers.key_of(seed, call.node))
+                sow(writers.key_of(seed, call.node))
             args, kwargs = writers.still(call.target, bound(call.args, at), bound(call.kwargs, at))
             try:
                 made = writers.flat(call.outs, call.target(*args, **kwargs))
@@ -119,7 +119,7 @@ def _alike(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any]
     outs = targets(program, call, {v: poisoned(program.empty(v)) for v in program.own[call.node]}, made)
     args, kwargs = writers.still(call.target, bound(call.args, at), bound(call.kwargs, at))
     if call.node in program.random:
-        torch.manual_seed(writers.key_of(seed, call.node))
+        sow(writers.key_of(seed, call.node))
     with torch.profiler.record_function(span):
         try:
             write(args, kwargs, outs)
@@ -128,14 +128,13 @@ def _alike(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any]
     return writers.unset(call.target) or all(same(one, other) for one, other in zip(outs, made, strict=True))
 
 
-def _timed(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any], write: writers.Writer, repeat: int,
-           clock: Callable[[], float]) -> float:
+def _timed(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any], way: str, repeat: int, clock: Callable[[], float]) -> float:
     outs = targets(program, call, {v: program.empty(v) for v in program.own[call.node]}, made)
     args, kwargs = writers.still(call.target, bound(call.args, at), bound(call.kwargs, at))
-    best = np.inf
+    best, write = np.inf, writers.prepared(call, way, args, kwargs, outs)
     for _ in range(max(2, repeat)):
         began = clock()
-        write(args, kwargs, outs)
+        write()
         best = min(best, clock() - began)
     return float(best)
 

@@ -22,7 +22,7 @@ from fourfold.errors import InputError
 from fourfold.runtime.arena import writers
 from fourfold.runtime.arena.dry_run import PLAIN, VIEW, DryRun, allocations, span
 from fourfold.runtime.arena.layout import ArenaLayout
-from fourfold.runtime.arena.ready import Ready, bound, dtype_of, keyed
+from fourfold.runtime.arena.ready import Ready, bound, dtype_of, keyed, sow
 
 POISON = 0xFF                                                           # NaN in every float type, -1 in integers
 
@@ -44,6 +44,7 @@ class _Step:
     key: int | None = None                                              # seed of a random node
     late: bool = False                                                  # arguments hold `_Held`
     keeps: Call | None = None                                           # results are held instead of written
+    go: Callable[[], object] | None = None                              # all of it as one call, where nothing else is to be done
     dies: list[Tensor] = field(default_factory=list)                    # memory that nobody needs any more
 
 
@@ -124,14 +125,16 @@ class ProgramArena:
             self.steps.append(_Step(call.node, _rest, args, kwargs, [], key, late, call))
             at.update({v: _Held(v) for v in made})
             return
-        outs = [pieces[v] if v in pieces else None for v in made]
+        outs: list[Any] = [pieces.get(v) for v in made]
         if any(out is None for out in outs):                            # a view made beside computed values: found by running the op once
             found = writers.flat(call.outs, call.target(*args, **kwargs))
             outs = [one if one is not None else view for one, view in zip(outs, found, strict=True)]
         write = writers.writers(call)[way]
         if again and writers.changes(call.target):
             write = _once_more(call, write)
-        self.steps.append(_Step(call.node, write, args, kwargs, outs, key, late))
+        plain = not late and key is None and not (again and writers.changes(call.target))
+        go = writers.prepared(call, way, args, kwargs, outs) if plain else None
+        self.steps.append(_Step(call.node, write, args, kwargs, outs, key, late, go=go))
         at.update(zip(made, outs, strict=True))
 
     # ---- running
@@ -141,23 +144,25 @@ class ProgramArena:
         if self.poison:
             self.buffer.fill_(POISON)
         steps = [step for step in self.steps if step.write is not _rest or step.keeps is not None or self.poison]
-        with keyed():
+        with keyed(self.program.random):
             began = clock()
             for step in steps:
-                if step.key is not None or step.late or step.keeps is not None or self.poison:
+                if step.go is None or self.poison:
                     self._do(step)
                 else:
-                    step.write(step.args, step.kwargs, step.outs)
+                    step.go()
             seconds = clock() - began
         return ArenaRun(self._outputs(), seconds)
 
     def _do(self, step: _Step) -> None:
         if step.key is not None:
-            torch.manual_seed(step.key)
+            sow(step.key)
         args, kwargs = step.args, step.kwargs
         if step.late:
             args, kwargs = self._now(args), self._now(kwargs)
-        if step.keeps is None:
+        if step.go is not None:
+            step.go()
+        elif step.keeps is None:
             step.write(args, kwargs, step.outs)
         else:
             found = writers.flat(step.keeps.outs, step.keeps.target(*args, **kwargs))

@@ -43,7 +43,7 @@ class Ready:
     @cached_property
     def random(self) -> frozenset[int]:
         """Nodes that draw random numbers."""
-        return frozenset(call.node for call in self.calls if writers.draws(call.target))
+        return frozenset(call.node for call in self.calls if writers.draws(call))
 
     def feed(self, inputs: Any) -> dict[int, Any]:
         """Values of weights and inputs."""
@@ -93,14 +93,20 @@ def bound(part: Any, at: Mapping[int, Any]) -> Any:
 
 
 @contextmanager
-def keyed() -> Iterator[None]:
-    """Inside, random nodes seed torch's generator; afterwards it is as it was."""
-    state = torch.get_rng_state()
+def keyed(random: object = True) -> Iterator[None]:
+    """Inside, random nodes (if there are any: `random`) seed torch's generator; afterwards it is as it was."""
+    state = torch.get_rng_state() if random else None
     try:
         with torch.no_grad():
             yield
     finally:
-        torch.set_rng_state(state)
+        if state is not None:
+            torch.set_rng_state(state)
+
+
+def sow(key: int) -> None:
+    """Seed the generator that ops on the CPU draw from."""
+    torch.default_generator.manual_seed(key)
 
 
 class Eager:
@@ -120,11 +126,11 @@ class Eager:
     def outputs(self, clock: Callable[[], float] = time.perf_counter) -> tuple[dict[int, Any], float]:
         """(outputs by value, s)."""
         program, at = self.program, dict(self.given)
-        with keyed():
+        with keyed(program.random):
             began = clock()
             for call, drops in zip(program.calls, self._drops, strict=True):
                 if call.node in program.random:
-                    torch.manual_seed(writers.key_of(self.seed, call.node))
+                    sow(writers.key_of(self.seed, call.node))
                 made = writers.flat(call.outs, call.target(*bound(call.args, at), **bound(call.kwargs, at)))
                 at.update(zip(values(call.outs), made, strict=True))
                 for v in drops:

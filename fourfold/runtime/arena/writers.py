@@ -35,9 +35,28 @@ def writers(call: Call) -> dict[str, Writer]:
     return found
 
 
-def draws(target: Any) -> bool:
-    """Whether an op draws random numbers from torch's generator."""
-    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+def prepared(call: Call, way: str, args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> Callable[[], object]:
+    """One call that writes the results of `call` in a way of `writers`, for tensors that stay where they are: all that can be done before is done."""
+    op, out = getattr(call.target, "_op", call.target), outs[0] if len(outs) == 1 else None
+    if way == OUT and (found := _overload(call.target)) is not None:
+        overload, names = found
+        return functools.partial(overload._op, *args, **kwargs, **dict(zip(names, outs, strict=True)))
+    if way == OWN and (product := _PRODUCTS.get(_key(call.target))) is not None and all(t.is_contiguous() for t in args[:2]):
+        return product(args, kwargs, outs)
+    if way == COPY and out is not None and isinstance(call.outs, int):
+        return lambda: out.copy_(op(*args, **kwargs))
+    return functools.partial(writers(call)[way], args, kwargs, outs)
+
+
+def draws(call: Call) -> bool:
+    """Whether a call draws random numbers from torch's generator. A dropout of probability 0, inside of an attention say, draws none."""
+    if torch.Tag.nondeterministic_seeded not in getattr(call.target, "tags", ()):
+        return False
+    for k, argument in enumerate(call.target._schema.arguments):
+        if argument.name == "dropout_p":
+            given = call.args[k] if k < len(call.args) else call.kwargs.get(argument.name, argument.default_value)
+            return not isinstance(given, int | float) or given > 0
+    return True
 
 
 def key_of(seed: int, node: int) -> int:
@@ -133,25 +152,33 @@ def _copied(target: Any, structure: Any, args: Sequence[Any], kwargs: Mapping[st
 # ---- forms of our own, each what ATen does for the op but for where the result stands --------------------------------------------------------------
 
 
-def _linear(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+def _linear(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> Callable[[], object]:
     given: tuple[Any, ...] = (*args, *kwargs.values(), None)
     x, weight, bias = given[:3]
     rows, out = x.reshape(-1, x.shape[-1]), outs[0].view(-1, weight.shape[0])
     if bias is None:
-        torch.mm(rows, weight.t(), out=out)
-    else:
-        torch.addmm(bias, rows, weight.t(), out=out)
+        return functools.partial(torch.mm, rows, weight.t(), out=out)
+    return functools.partial(torch.addmm, bias, rows, weight.t(), out=out)
 
 
-def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> Callable[[], object]:
     a, b = args
     if a.ndim > 2 and a.ndim == b.ndim and a.shape[:-2] == b.shape[:-2]:
-        shape = outs[0].shape
-        torch.bmm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), out=outs[0].view(-1, *shape[-2:]))
-    elif b.ndim == 2 and a.ndim > 1:
-        torch.mm(a.reshape(-1, a.shape[-1]), b, out=outs[0].view(-1, b.shape[-1]))
-    else:
-        torch.matmul(a, b, out=outs[0])
+        many = (t.reshape(-1, *t.shape[-2:]) for t in (a, b))
+        return functools.partial(torch.bmm, *many, out=outs[0].view(-1, *outs[0].shape[-2:]))
+    if b.ndim == 2 and a.ndim > 1:
+        return functools.partial(torch.mm, a.reshape(-1, a.shape[-1]), b, out=outs[0].view(-1, b.shape[-1]))
+    return functools.partial(torch.matmul, a, b, out=outs[0])
+
+
+_PRODUCTS = {"linear.default": _linear, "matmul.default": _matmul}      # of tensors whose rows may be taken together beforehand
+
+
+def _product(make: Callable[..., Callable[[], object]]) -> Writer:
+    def write(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+        make(args, kwargs, outs)()
+
+    return write
 
 
 def _relu(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
@@ -237,8 +264,8 @@ _UNSET = {
     "empty_permuted.default",
 }  # fmt: skip
 _OWN: dict[str, Writer] = dict.fromkeys(_UNSET, _nothing) | {
-    "linear.default": _linear, "matmul.default": _matmul, "relu.default": _relu, "embedding.default": _embedding, "clone.default": _copy,
-    "_to_copy.default": _copy, "contiguous.default": _copy, "to.dtype": _copy, "to.device": _copy, "to.dtype_layout": _copy,
+    "linear.default": _product(_linear), "matmul.default": _product(_matmul), "relu.default": _relu, "embedding.default": _embedding,
+    "clone.default": _copy, "_to_copy.default": _copy, "contiguous.default": _copy, "to.dtype": _copy, "to.device": _copy, "to.dtype_layout": _copy,
     "lift_fresh_copy.default": _copy, "alias_copy.default": _copy, "dropout.default": _copy, "reshape.default": _reshape,
     "_unsafe_view.default": _reshape, "flatten.using_ints": _reshape,
     "zeros.default": _filled(None, 0), "zeros_like.default": _filled(None, 0), "new_zeros.default": _filled(None, 0),
