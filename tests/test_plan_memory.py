@@ -200,6 +200,9 @@ def test_schedule_and_memory_stand_in_one_plan(capsys: pytest.CaptureFixture[str
     assert ran(capsys, "plan", "small_models:mlp", "--solver", "expert", "--evaluations", "20", "--progress", "none")[0] == 0
     assert ran(capsys, "plan", "small_models:mlp", "--memory", "1MiB", "--progress", "none", "--evaluations", "20")[0] == 0
     assert plans.verify("plan") == {"schedule": [], QUESTION: []}
+    assert ran(capsys, "plan", "plan", "--memory", "512KiB", "--progress", "none", "--evaluations", "20")[0] == 0, "a plan's folder is a model too"
+    document = plans.read("plan")
+    assert set(document.solutions) == {"schedule", QUESTION} and document.solutions[QUESTION]["limit"] == 512 * 1024
     code, out, _ = ran(capsys, "run", "plan", "--memory", "--check", "--repeat", "1")
     assert code == 0 and "one arena" in out
 

@@ -10,12 +10,14 @@ from fourfold.cli._print import emit, table
 _DIFFERS, _INTERRUPTED = 4, 130
 
 
-def planned(model: str, data: Any, memory: str, out: Path, as_json: bool, **asked: Any) -> int:
+def planned(model: str, data: Any, memory: str, out: Path | None, as_json: bool, **asked: Any) -> int:
     """Plan, write, tell; the exit code."""
     from fourfold.jobs.memory import QUESTION, plan_memory
+    from fourfold.plans import holds_plan
     from fourfold.report.allocate import size
     from fourfold.report.format import percent, span
 
+    out = out or (Path(model) if holds_plan(model) else Path("plan"))
     document = plan_memory(model, data, memory=memory, out=out, **asked)
     solution = document.solutions[QUESTION]
     if as_json:

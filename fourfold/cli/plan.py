@@ -26,8 +26,8 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face style folder, package.module:factory (or :function of JAX), "
-                                                               ".onnx or .pt2 file; with --question pipeline a placement file (.json) or a "
-                                                               "plan's folder too; or `verify`, to check the plan that follows.")],
+                                                               ".onnx or .pt2 file; with --question pipeline a placement file (.json), with it "
+                                                               "or --memory a plan's folder too; or `verify`, to check the plan that follows.")],
     folder: Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="With `verify`: the folder of the plan.")] = None,
     question: Annotated[str, typer.Option(help="schedule (fusion, device and order of each op) or pipeline (device of each part).")] = "schedule",
     machine: Annotated[str, typer.Option(help="here (measured by `fourfold calibrate`), a machine file, or a shipped system: p100x4 …")] = "here",
@@ -77,7 +77,7 @@ def plan(
 
         del given["ledger"]
         with Progress(mode) as shown:
-            return planned(model, inputs or data, memory, out or Path("plan"), as_json, progress=shown, **given)
+            return planned(model, inputs or data, memory, out, as_json, progress=shown, **given)
     if question == "pipeline":
         with Progress(mode) as shown:
             return _pipeline(model, inputs or data, out, as_json, objective=objective or "throughput", contiguous=contiguous, expert=expert,

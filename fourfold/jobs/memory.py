@@ -80,6 +80,7 @@ def plan_memory(
 ) -> plans.Document:
     """Plan a program's intermediates into one arena: the order of its ops, which of them run again, and an offset for every value.
 
+    model: what `plan` takes, or the folder of a plan, to which the answer is added (for its program and machine).
     memory: the limit in bytes, or "4MiB"; it holds for the arena and the largest temporary that an op allocates beside it. "min": as little as can be
     found. Weights and inputs lie outside. train: loss and gradients in one program. The rest as of `plan`. out: folder that the plan is written to.
 
@@ -92,7 +93,9 @@ def plan_memory(
 
     listener, patience, limit = progress or NullProgress(), seconds(budget), limit_of(memory)
     planning.check(solver, "memory", QUESTION, ["auto", *planning.names(QUESTION)])
-    if out is not None:
+    there = Path(model) if isinstance(model, str | Path) and plans.holds_plan(model) else None
+    out = there if out is None else Path(out)
+    if out is not None and out != there:
         plans.may_save(out, [model, data_or_inputs, machine], questions=(plans.SCHEDULE, "pipeline", QUESTION))
     listener.stage("capture")
     asked = _asked(model, data_or_inputs, machine, train, dims, seed, out, listener)
@@ -130,10 +133,16 @@ def limit_of(memory: int | str) -> int | None:
 
 def _asked(model: Any, inputs: Any, machine: Any, train: bool, dims: Mapping[str, int] | None, seed: int, out: str | Path | None,
            listener: Any) -> _Asked:
-    from fourfold.runtime.source import read
+    from fourfold.runtime.source import ModelSource, RecordedProgram, read, recapture
 
-    system, notes = planning.machine(machine)
-    source = read(model, inputs, train=train, dims=dims, seed=seed)
+    if isinstance(model, str | Path) and plans.holds_plan(model):
+        document = plans.read(model)
+        told = RecordedProgram.of(document)
+        system, notes = document.system, list[str]()
+        source = ModelSource(recapture(told, None, inputs), dict(told.model), dict(told.capture))
+    else:
+        system, notes = planning.machine(machine)
+        source = read(model, inputs, train=train, dims=dims, seed=seed)
     graph = source.captured.graph
     listener.note(f"{graph.name}: {len(graph):,} ops")
     if not system.local:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourfold.graph import Graph
+    from fourfold.plans import Document
     from fourfold.program import Captured
 
 
@@ -33,6 +34,24 @@ class Recorded(Protocol):
     def model(self) -> Mapping[str, Any]: ...
     @property
     def capture(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class RecordedProgram:
+    """What a plan's folder says of the program that it is for."""
+
+    graph: Graph
+    model: Mapping[str, Any]
+    capture: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, document: Document) -> RecordedProgram:
+        """Raises InputError where the plan is of something else, ArtefactError where it is damaged."""
+        about = document.workload
+        if about.get("kind") != "graph" or "model" not in about or "capture" not in about:
+            raise InputError(f"The plan in {document.folder} is of {about.get('name') or about.get('kind')}, which is no captured model.",
+                             "Name the plan of a model, or the model.")
+        return cls(document.graph, about["model"], about["capture"])
 
 
 @dataclass(frozen=True)
