@@ -19,7 +19,7 @@ from fourfold.problem import Budget, solve
 from fourfold.registry import technique
 from fourfold.zoo.packings import carved, perfect, scattered
 
-PACKERS = ("minimalloc",)
+PACKERS = ("minimalloc", "exact")
 
 
 def buffers(lives: tuple[np.ndarray, np.ndarray, np.ndarray, int], capacity: int | None = None) -> Buffers:
