@@ -13,7 +13,7 @@ from fourfold.decisions.allocate.problem import Allocate
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, SolverAnswer
 
-_LARGE = 20_000                                                         # offsets: above, only the cheapest orders are asked
+_LARGE = 20_000                                                         # offsets: above, only two orders are asked
 
 
 @dataclass
@@ -30,11 +30,13 @@ def begin(problem: Allocate, budget: Budget) -> Start:
         raise Infeasible(f"No packing exists: {why}.", "Give more memory, or fewer bytes at that time.")
     p = problem.buffers.parts()
     goal = problem.target // p.unit
-    turns = [(born(p), True), *((order, False) for order in orders(p).values())]
+    named = orders(p)
+    turns = [(named["contention"], True), (named["size"], False)] if len(p.extent) > _LARGE else [
+        (born(p), True), *((order, fit) for order in named.values() for fit in (False, True))]
     if (p.hint != FREE).any():
         turns.insert(0, (np.lexsort((p.hint, p.hint == FREE)).astype(np.int64), False))
     best, key = None, (True, 0)
-    for order, fit in turns[: 2 if len(p.extent) > _LARGE else None]:
+    for order, fit in turns:
         found = place(p, order, best=fit, hints=bool((p.hint != FREE).any()) and order is turns[0][0])
         value = (not within(p, found), p.height(found))
         if best is None or value < key:
