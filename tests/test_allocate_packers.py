@@ -9,17 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fourfold.decisions.allocate import _backtrack as backtrack
 from fourfold.decisions.allocate import _canonical as canonical
+from fourfold.decisions.allocate import _learn, local_search, telamalloc
 from fourfold.decisions.allocate._form import packing
+from fourfold.decisions.allocate._place import place
 from fourfold.decisions.allocate._restarts import Restarts, luby
 from fourfold.decisions.allocate.instance import Buffers
 from fourfold.decisions.allocate.problem import Allocate
+from fourfold.decisions.allocate.telamalloc import TelaMalloc
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, solve
 from fourfold.registry import technique
 from fourfold.zoo.packings import carved, perfect, scattered
 
-PACKERS = ("minimalloc", "exact")
+PACKERS = ("minimalloc", "exact", "portfolio")
 
 
 def buffers(lives: tuple[np.ndarray, np.ndarray, np.ndarray, int], capacity: int | None = None) -> Buffers:
@@ -111,6 +115,57 @@ def test_a_search_that_ends_empty_is_right(seed: int) -> None:
         full = int(buffers(lives).parts().room[0])
         assert runs.run(full, 10**6, stop) == canonical.PACKED
         assert runs.run(full - 1, 10**6, stop) == canonical.EXHAUSTED
+
+
+@pytest.mark.parametrize("policy", [backtrack.FIXED, backtrack.RANDOM, backtrack.LEARNED])
+def test_every_policy_of_backtracking_packs_what_is_moderately_tight(policy: int) -> None:
+    problem = Allocate(buffers(carved(1, 120, 0.92)))
+    found = solve(problem, TelaMalloc(policy), Budget(60, 200_000))
+    assert problem.violations(found.answer) == []
+
+
+def test_ranges_are_those_of_a_count_from_scratch_and_come_back_when_levels_are_undone() -> None:
+    """After each of 40 placements: an unplaced buffer's range begins and ends where it first meets nothing that stands."""
+    lives = carved(2, 60, 0.95)
+    rectangles = buffers(lives).parts()
+    form, _ = packing(rectangles)
+    cap = int(rectangles.room[0])
+    guide = backtrack.guide(form, cap)
+    state = backtrack.levels(form, guide)
+    backtrack.reset(form, guide, state, cap)
+    begun = state.least.copy(), state.most.copy(), state.rest.copy()
+    for b in np.random.default_rng(0).permutation(len(form.size))[:40]:
+        if state.least[b] > state.most[b] or not backtrack.put(form, guide, state, int(b), cap):
+            break
+        standing = np.flatnonzero(state.depth >= 0)
+        for o in np.flatnonzero(state.depth < 0):
+            near = [i for i in standing if form.low[i] < form.high[o] and form.low[o] < form.high[i]]
+            free = [x for x in range(cap - int(form.size[o]) + 1)
+                    if all(x + form.size[o] <= state.offset[i] or state.offset[i] + form.size[i] <= x for i in near)]
+            assert (free[0], free[-1]) == (state.least[o], state.most[o])
+    assert state.at[backtrack.LEVEL] > 5
+    backtrack.back_to(form, state, 0)
+    for now, before in zip((state.least, state.most, state.rest), begun, strict=True):
+        assert (now == before).all()
+
+
+def test_stored_trees_are_small_plain_arrays_and_learning_makes_such() -> None:
+    stored = telamalloc.trees()
+    assert len(stored.root) > 10 and stored.feature.max() < backtrack.FEATURES
+    rows = [row for i, lives in enumerate(_learn.instances(6, 1)) for row in _learn.examples(lives, i)]
+    assert rows and all(len(x) == len(y) for x, y in rows)
+    assert all((np.diff(y.astype(int)) >= 0).all() for _, y in rows)    # what can be completed can be with less in place
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_local_search_never_rises_and_lowers_a_poor_packing(seed: int) -> None:
+    lower, upper, size, _ = carved(seed, 150, 0.9)
+    problem = Allocate(Buffers(tuple(map(str, range(len(size)))), lower, upper, size))
+    rectangles = problem.buffers.parts()
+    poor = place(rectangles, np.random.default_rng(seed).permutation(len(size)))
+    better = local_search.improve(problem, poor, Budget(60, 400), np.zeros(1, np.int64), seed)
+    assert problem.violations(rectangles.offsets(better)) == []
+    assert rectangles.height(better) < rectangles.height(poor)
 
 
 def test_luby_series() -> None:

@@ -53,7 +53,6 @@ _PATIENCE = 5000                                                        # packin
 class Greedy(Solver):
     """Best of several orders and of first and best fit, the order mended by local search while the budget lasts."""
 
-    default = True
     title: ClassVar[str] = "Greedy family: several orders, first and best fit, order repaired"
     lever: ClassVar[str] = "machine"
     answers: ClassVar[str] = "allocate"

@@ -1,4 +1,4 @@
-"""Large neighbourhood search (Shaw 1998) over packings, for any number of buffers: what reaches highest is taken out with some of what lives beside it.
+"""Large neighbourhood search (Shaw 1998) over packings of any size: what reaches highest is taken out with some of what lives beside it.
 
 They are put back one after another at the lowest free offset, large ones first with some chance; the change is kept unless it reaches higher. No list
 of neighbours is kept, so that tens of thousands of buffers need little memory.

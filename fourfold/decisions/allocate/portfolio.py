@@ -1,7 +1,7 @@
 """Portfolio (Rice 1976; Huberman et al. 1997): complementary packers side by side on two cores, all stopped at the first answer or proof.
 
-Greedy packings, then the canonical search; after half a second, beside it, learned backtracking for a while and CP-SAT. What one packs lower or proves,
-the answer has. Where there are too many buffers for a search, local search answers alone.
+Greedy packings, then the canonical search; after half a second, beside it, learned backtracking for a while and CP-SAT. What one packs lower, or
+proves, the answer has. Where there are too many buffers for a search, local search answers alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TelaMalloc (Maas et al. 2023): a heuristic proposes, a propagator keeps every buffer's feasible range, boosted trees choose where to go back to.
 
-Proposals come from the most contended phase: the longest life, the largest size, the largest area. At a dead end either a few levels are undone (minor
-backtrack), or the whole group in the way (major); trees in the sense of Friedman (2001), learned on generated packings (`_learn.py`), choose the level.
-Paper in hand: abstract only; phases by tenths of the contention, the figures and the labels of the trees are ours.
+Proposals come from the most contended phase: the longest life, the largest size, the largest area. At a dead end either a few levels are undone
+(minor backtrack), or the whole group in the way (major); trees in the sense of Friedman (2001), learned on generated packings (`_learn.py`), choose
+the level. Phases are tenths of the contention; the figures and the labels of the trees are our own.
 """
 
 from __future__ import annotations
