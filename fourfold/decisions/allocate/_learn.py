@@ -17,7 +17,7 @@ from fourfold.decisions.allocate import _canonical as canonical
 from fourfold.decisions.allocate._form import packing
 from fourfold.decisions.allocate._restarts import Restarts
 from fourfold.decisions.allocate.instance import Buffers
-from fourfold.decisions.allocate.telamalloc import Rounds
+from fourfold.decisions.allocate.telamalloc import PackingRounds
 from fourfold.zoo.packings import Lives, carved, perfect, scattered
 
 FIRST = 5_000_000                                                       # seeds of training begin here; benchmarks and tests stay below
@@ -42,7 +42,7 @@ def examples(lives: Lives, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]
     lower, upper, size, capacity = lives
     rectangles = Buffers(tuple(map(str, range(len(size)))), lower, upper, size, banks=np.array([capacity])).parts()
     form, _ = packing(rectangles)
-    rounds, stop, rng = Rounds(form, int(rectangles.room[0]), seed), np.zeros(1, np.int64), np.random.default_rng(seed)
+    rounds, stop, rng = PackingRounds(form, int(rectangles.room[0]), seed), np.zeros(1, np.int64), np.random.default_rng(seed)
     made = 0
     while made < _PER_INSTANCE and rounds.steps < _STEPS:
         if rounds.rounds == 0 or rounds.left <= 0:

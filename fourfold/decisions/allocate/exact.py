@@ -20,7 +20,7 @@ from fourfold.problem import Budget, Solver, SolverAnswer
 _MOST = 5000                                                            # rectangles
 
 
-class Exact(Solver):
+class ExactPacking(Solver):
     title: ClassVar[str] = "CP-SAT: no overlap in two dimensions, cumulative, energetic reasoning"
     lever: ClassVar[str] = "machine"
     answers: ClassVar[str] = "allocate"

@@ -20,7 +20,7 @@ from fourfold.problem import Budget, Solver, SolverAnswer
 _PIECE, _MOST = 8, 24                                                   # moves between two looks at the clock; buffers taken out at most
 
 
-class LocalSearch(Solver):
+class PackingNeighbourhoods(Solver):
     title: ClassVar[str] = "Large neighbourhood search: the highest buffers and their neighbours placed again"
     lever: ClassVar[str] = "machine"
     answers: ClassVar[str] = "allocate"

@@ -39,7 +39,7 @@ class Portfolio(Solver):
     def solve(self, problem: Allocate, budget: Budget, seed: int = 0) -> SolverAnswer[np.ndarray]:
         """Raises Infeasible where it is proven that there is no packing, or where none within the capacity was found (the message says which)."""
         if pairs(problem.buffers.parts()) > NEIGHBOURS:
-            return local_search.LocalSearch().solve(problem, budget, seed)
+            return local_search.PackingNeighbourhoods().solve(problem, budget, seed)
         begin = starts.begin(problem, budget)
         if begin.done or budget.exhausted:
             return starts.answer(problem, begin.found)
@@ -118,6 +118,6 @@ class _Helper:
         if telamalloc.TelaMalloc().declines(problem) is None:
             part = Budget(self.budget.left * _LEARNED)
             asked.append(("telamalloc", lambda: (telamalloc.search(problem, found, part, self.stop, self.seed), None)))
-        if exact.Exact().declines(problem) is None and importlib.util.find_spec("ortools") is not None:
+        if exact.ExactPacking().declines(problem) is None and importlib.util.find_spec("ortools") is not None:
             asked.append(("exact", lambda: exact.search(problem, self.shared.found, self.budget, self.stop, self.seed)))
         return asked

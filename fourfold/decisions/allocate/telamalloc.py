@@ -72,7 +72,7 @@ def search(problem: Allocate, found: I64, budget: Budget, stop: np.ndarray, seed
     goal = min(int(p.room[0]), least) if decide else bound
     while least > goal and not stop[0] and not budget.exhausted:
         cap = goal if decide else max(goal, least - max(1, (least - goal) // 2))
-        offset = pack(Rounds(form, cap, seed), budget, stop, policy)
+        offset = pack(PackingRounds(form, cap, seed), budget, stop, policy)
         if offset is None:
             return found
         found = found.copy()
@@ -81,7 +81,7 @@ def search(problem: Allocate, found: I64, budget: Budget, stop: np.ndarray, seed
     return found
 
 
-class Rounds:
+class PackingRounds:
     """One search within `cap`, begun again with disturbed keys whenever a round has used up its steps. `steps`, `dead`: so far."""
 
     def __init__(self, form: backtrack.Packing, cap: int, seed: int) -> None:
@@ -109,7 +109,7 @@ class Rounds:
         return int(status)
 
 
-def pack(rounds: Rounds, budget: Budget, stop: np.ndarray, policy: int | None = None) -> I64 | None:
+def pack(rounds: PackingRounds, budget: Budget, stop: np.ndarray, policy: int | None = None) -> I64 | None:
     """Offsets of a packing within the capacity, or None when the budget is spent."""
     if (rounds.form.size > rounds.cap).any():
         return None
