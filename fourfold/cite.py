@@ -472,6 +472,7 @@ BIBLIOGRAPHY: dict[str, Paper] = {
         _PRINT, "Peter E. Hart, Nils J. Nilsson, Bertram Raphael", "A Formal Basis for the Heuristic Determination of Minimum Cost Paths",
         "IEEE Transactions on Systems Science and Cybernetics 4(2)", 1968
     ),
+    "dantzig1957": _paper(_PRINT, "George B. Dantzig", "Discrete-Variable Extremum Problems", "Operations Research 5(2)", 1957),
     "belady1966": _paper(
         _PRINT, "Laszlo A. Belady", "A Study of Replacement Algorithms for a Virtual-Storage Computer", "IBM Systems Journal 5(2)", 1966
     ),

@@ -206,6 +206,7 @@ def test_the_pebble_game_finds_the_optimum_of_all_sequences(sizes: tuple[int, ..
         true = cheapest(one, 1)
         if np.isfinite(true):
             found = solve(one, pebbling.Pebbling(), Budget(60, 100_000))
+            assert (one.bound() or 0.0) <= true * (1 + 1e-12)
             assert found.cost <= true + 1e-15 and (found.cost == pytest.approx(true) or problem.repeated(found.answer) > 1)
             assert found.note == "Optimum." and found.bound == pytest.approx(found.cost)
 
@@ -229,7 +230,8 @@ def test_bounds_hold_for_every_technique(seed: int) -> None:
             found = solve(problem, solver, Budget(600, 300), seed=seed)
         except Infeasible:
             continue
-        assert problem.peak(found.answer) >= problem.least_peak() and found.cost >= found.bound  # type: ignore[operator]
+        here = problem.within(problem.peak(found.answer))              # what it takes is a limit that it meets
+        assert here.limit >= problem.least_peak() and found.cost >= (here.bound() or 0.0) * (1 - 1e-12)  # type: ignore[operator]
 
 
 def test_the_exact_order_is_least_of_all_orders() -> None:
@@ -250,6 +252,18 @@ def test_the_exact_order_is_least_of_all_orders() -> None:
                 if hit and not waiting[m]:
                     ready.append(m)
         assert measure(core, np.array(one, np.int32))[0] >= least, k
+
+
+def test_the_bound_sees_what_a_limit_costs() -> None:
+    problem = trained()
+    top, bounds = problem.peak(problem.baseline()), []
+    for share in (1.0, 0.8, 0.6, 0.5):
+        limit = int(share * top)
+        found = evicted(problem.core, own_order(problem.core), limit, 1.0, 1.0)
+        assert found is not None
+        bounds.append(problem.within(limit).bound() or 0.0)
+        assert bounds[-1] <= problem.cost(problem.plan(problem.expand(found))) * (1 + 1e-12)
+    assert bounds == sorted(bounds) and bounds[0] == pytest.approx(problem.price.sum()) and bounds[-1] > 1.01 * bounds[0]
 
 
 # ---- techniques

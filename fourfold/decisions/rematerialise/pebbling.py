@@ -172,5 +172,5 @@ class Pebbling(Solver):
                 raise Infeasible(f"No plan of {problem.graph.name or 'this graph'} fits {limit:,} bytes: all were looked at.", "Give more bytes.")
             raise refusal(problem)
         claimed = min(best.price, (found.bound + views) * (1 - 1e-12))
-        done = found.complete and best.price <= claimed * (1 + 1e-9)
+        done = best.price <= max(claimed, problem.bound() or 0.0) * (1 + 1e-9)
         return SolverAnswer(best.answer, claimed, note="Optimum." if done else f"{budget.spent:,} states; not settled.")
