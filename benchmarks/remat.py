@@ -153,7 +153,8 @@ def planned(captured: Any, problem: Rematerialise, args: argparse.Namespace) -> 
             plans[f"ours {share:g}"] = picked[0]
             rows = [row(whole, one, top) for one in picked]
             floor = (whole.within(int(share * top)).bound() or 0.0) / whole.price.sum() - 1
-            found["limits"].append({"limit": share, "bound": floor, **rows[0], "overheads": [r["overhead"] for r in rows], "flops_all": [r["flops"] for r in rows]})
+            found["limits"].append({"limit": share, "bound": floor, **rows[0],
+                                    "overheads": [r["overhead"] for r in rows], "flops_all": [r["flops"] for r in rows]})
     for name, sequence in peers(captured, whole):
         if isinstance(sequence, str) or measure(core, sequence)[0] == INVALID:
             found["peers"].append({"name": name, "why": sequence if isinstance(sequence, str) else "it reads what it has not made"})
