@@ -749,6 +749,18 @@ def test_a_system_without_proc_says_what_it_cannot_count(tmp_path) -> None:
     assert "no /proc" in used.why["children"] and used.read is None and used.held is None and "unknown" in used.why["memory"]
 
 
+def test_a_system_without_proc_reads_living_children_by_psutil(tmp_path) -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ntime.sleep(60)"],
+                            stdout=subprocess.PIPE, text=True)
+    try:
+        assert busy.stdout is not None and busy.stdout.readline() == "done\n"
+        used = Tree(proc=tmp_path / "none").take()
+        assert used.live >= 0.25 and used.living >= 1 and used.processes >= 2
+    finally:
+        busy.kill()
+        busy.wait()
+
+
 @linux
 @pytest.mark.apart
 def test_memory_is_charged_by_what_is_held_for_how_long() -> None:

@@ -2,7 +2,8 @@
 
 A process that ended and was waited for is in its parent's counters (`cutime`, RUSAGE_CHILDREN); one that is alive is read from /proc; one that ended
 without being waited for (its parent ignored SIGCHLD, or died) keeps the last reading. Which of the three it is decides whether a joule is counted
-once, twice or never, so every walk of the tree settles it by the parent's counters. Linux; elsewhere only what was waited for counts, and says so.
+once, twice or never, so every walk of the tree settles it by the parent's counters. Linux; elsewhere psutil reads the living, and `why` says what is
+lost.
 """
 
 from __future__ import annotations
@@ -163,6 +164,23 @@ class Tree:
         row = self._stat(self.root)
         return (row[2], row[3]) if row else (0.0, 0.0)
 
+    def _elsewhere(self) -> tuple[float, int]:
+        """CPU seconds of the living descendants and their number, where there is no /proc (macOS)."""
+        import psutil
+
+        spent, running = 0.0, 0
+        try:
+            children = psutil.Process(self.root).children(recursive=True)
+        except psutil.Error:
+            return 0.0, 0
+        for child in children:
+            try:
+                times = child.cpu_times()
+            except psutil.Error:                                       # it ended meanwhile: its parent counts it
+                continue
+            spent, running = spent + times.user + times.system, running + 1
+        return spent, running
+
     def _root_held(self) -> int | None:
         if not self.itself:
             return 0
@@ -193,8 +211,10 @@ class Tree:
         why: dict[str, str] = {}
         if walk is None:
             walk = not self.childless()
+        elsewhere, running = 0.0, 0
         if not self._linux:
-            why["children"] = "this system has no /proc: children count once they were waited for"
+            why["children"] = "this system has no /proc: living children as psutil reads them, one that nobody waits for is lost when it ends"
+            elsewhere, running = self._elsewhere()
         elif walk:
             for _ in range(3):                                         # a child that ends between two reads would be seen in both places
                 before = self._root()[1]
@@ -218,8 +238,9 @@ class Tree:
         else:
             held = max(0, held - (self._lent if self._seen else 0)) + int(sum(seen.held * seen.pss for seen in self._seen.values()))
         read, written = (None, None) if "disk" in why else (sum(part[end] for part in [*known, self._gone_moved or (0, 0)]) for end in (0, 1))
-        return Used(own if self.itself else 0.0, reaped, sum(seen.cpu for seen in self._seen.values()), self._gone + sum(x.cpu for x in self._lost),
-                    read, written, held, len(self._seen) + self.itself, sum(seen.held > 0 for seen in self._seen.values()),
+        living = sum(seen.held > 0 for seen in self._seen.values()) + running
+        return Used(own if self.itself else 0.0, reaped, sum(seen.cpu for seen in self._seen.values()) + elsewhere,
+                    self._gone + sum(x.cpu for x in self._lost), read, written, held, len(self._seen) + running + self.itself, living,
                     self._unseen + len(self._lost), why)
 
     def members(self) -> set[int]:
