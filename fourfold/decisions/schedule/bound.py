@@ -30,6 +30,7 @@ import numpy as np
 from numba import njit
 
 from fourfold.decisions.schedule import _bound_terms
+from fourfold.decisions.schedule._bound_terms import united
 from fourfold.decisions.schedule.instance import ScheduleInstance
 from fourfold.graph import OPAQUE, VIEW
 
@@ -110,7 +111,7 @@ def nodes_of(problem: ScheduleInstance) -> Nodes:
 def _kin(problem: ScheduleInstance, task: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray | None]:
     """(label of nodes that share a device whatever the plan, their fixed place or None)."""
     label = problem.label
-    kin = _bound_terms.united(count + int(label.max()) + 1, task, count + label)[:count]
+    kin = united(count + int(label.max()) + 1, task, count + label)[:count]
     if problem.place is None:
         return kin, None
     place = np.zeros(count, np.int64)
@@ -274,28 +275,18 @@ def _heads(p, ptr, pred, sure, away, kin, looks):  # type: ignore[no-untyped-def
 @njit(cache=True)
 def _together(kin, src, dst, least, limit):  # type: ignore[no-untyped-def]
     """i8[N]: components of nodes of one kin and of edges that cannot be cut within `limit`."""
-    nodes = len(kin)
-    parent, first = np.arange(nodes), np.full(nodes, -1)
-    for i in range(nodes + len(src)):
-        if i < nodes:
-            x = i
-            if first[kin[i]] < 0:
-                first[kin[i]] = i
-            y = first[kin[i]]
-        else:
-            if not least[i - nodes] > limit:
-                continue
-            x, y = src[i - nodes], dst[i - nodes]
-        while parent[x] != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        while parent[y] != y:
-            parent[y] = parent[parent[y]]
-            y = parent[y]
-        parent[max(x, y)] = min(x, y)
+    nodes, used = len(kin), len(kin)
+    first = np.full(nodes, -1)
+    a, b = np.empty(nodes + len(src), np.int64), np.empty(nodes + len(src), np.int64)
     for n in range(nodes):
-        parent[n] = parent[parent[n]]
-    return parent
+        if first[kin[n]] < 0:
+            first[kin[n]] = n
+        a[n], b[n] = n, first[kin[n]]
+    for e in range(len(src)):
+        if least[e] > limit:
+            a[used], b[used] = src[e], dst[e]
+            used += 1
+    return united(nodes, a[:used], b[:used])
 
 
 @njit(cache=True)
