@@ -78,7 +78,8 @@ def artefacts(model: str, data: Path, folder: Path, budget: str, seed: int, most
     import fourfold
     from fourfold.jobs.optimize.front import Choice
 
-    front = fourfold.optimize(model, data, floor=0.9, budget=budget, out=folder / "cheap", seed=seed, progress="plain")
+    # without `out`: beside an artefact only the front's engine files are kept
+    front = fourfold.optimize(model, data, floor=0.9, budget=budget, seed=seed, progress="plain")
     by_kind: dict[str, list[Any]] = defaultdict(list)
     for point in front.job.points:
         if point.test is not None and point.timing is not None and any(row["name"] == point.name for row in front.report_data["candidates"]):
