@@ -97,6 +97,26 @@ def test_all_rows_are_answered_where_there_is_time() -> None:
     assert found["original"].result.cpu.value == 1.0
 
 
+def test_a_call_is_as_large_as_it_was_when_the_cost_was_stated() -> None:
+    """What a call costs besides its rows is shared by them, so the same service costs another share in calls of another size."""
+
+    class Calling(Worker):
+        def answers(self, examples: Examples, task: Task) -> list[Any]:
+            self.clock.now += 1e-3                                       # whoever answers, for the call itself
+            return super().answers(examples, task)
+
+    def measured(rows: int, call: int | None) -> float:
+        clock, noise = Ticking(), np.random.default_rng(1)
+        examples = Examples({"original": np.full(rows, 1e-3), "it": np.full(rows, 1e-4)})
+        runners = {name: Runner(Calling(clock, name, noise)) for name in ("original", "it")}  # type: ignore[arg-type]
+        return race_services(runners, examples, TASK, seconds=1e3, seed=0, call=call, clock=clock)["it"].result.cpu.value
+
+    stated = measured(240, None)                                         # in calls of 34
+    assert measured(2400, None) < 0.95 * stated
+    assert measured(2400, 34) == pytest.approx(stated, rel=0.01)
+    assert measured(20, 34) > 0                                          # fewer rows than a call had: smaller calls
+
+
 def test_faster_is_said_only_beyond_doubt() -> None:
     rng = np.random.default_rng(0)
     same = rng.gamma(100, 1e-3, 12)

@@ -233,10 +233,11 @@ def _costs(model: Model, part: Any, examples: Examples, own: Examples | Unread, 
         return [FigureCheck(name, stated, None, "not checked", "the original is not at hand to be raced")]
     if model.warnings:
         return [FigureCheck(name, stated, None, "not checked", "another back end stands in for the stored one")]
+    call = (manifest.get("baseline") or {}).get("rows_per_call")
     if not hasattr(own, "columns") or own is examples or _vocabulary(part.subject) == _vocabulary(model.assembly.reader()):
         runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [part])), model.assembly.name: Runner(model.assembly)}
         race = race_services(
-            runners, examples, model.task, seconds=allowed, seed=seed, objective=objective, max_length=manifest.get("max_length")
+            runners, examples, model.task, seconds=allowed, seed=seed, objective=objective, max_length=manifest.get("max_length"), call=call
         )[model.assembly.name].result
         found = _span(race.wall if name == "latency" else race.cpu)
     else:

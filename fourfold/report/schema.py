@@ -115,6 +115,7 @@ class Baseline(TypedDict):
     wall_s_per_1000: Finite
     joules_per_1000: Joules | None
     memory_bytes: int | None
+    rows_per_call: NotRequired[int | None]  # of the race of services: what a call costs besides its rows is shared by so many
 
 
 class SimpleRow(TypedDict):

@@ -106,13 +106,15 @@ def race_services(
     objective: str = "energy",
     max_length: int | None = None,
     calls: int = CALLS,
+    call: int | None = None,
     least: int = 96,
     clock: Clock | None = None,
 ) -> dict[str, Served]:
     """Cost of every runner relative to `runners["original"]`.
 
     seconds: wall time for all of it; as many rows are answered as fit in (`least` in any case), all of `examples` at most, and further rounds are
-    run while time is left. objective "latency" asks for one row at a time. Raises KeyError without an original.
+    run while time is left. objective "latency" asks for one row at a time. call: rows of a call, where costs are to be compared with those of an
+    earlier race; None: as many as deal all rows into `calls`. Raises KeyError without an original.
     """
     clock = clock or SystemClock()
     runners[ORIGINAL]
@@ -130,7 +132,7 @@ def race_services(
     left = max(0.0, seconds - (clock.wall() - began))
     count = int(np.clip(0.9 * left / max(each, 1e-9), min(least, len(order)), len(order)))
     number = int(np.clip(count // (4 if single else 32), min(count, 5), calls))
-    number = max(number, math.ceil(count / MOST_ROWS))
+    number = max(number, math.ceil(count / MOST_ROWS)) if call is None or single else max(min(count, 5), round(count / call))
     timed = Timed([np.sort(part) for part in np.array_split(order[:count], number)])
     rng = np.random.default_rng([seed, 18])
     doing = {

@@ -102,6 +102,7 @@ def report_data(job: Job) -> dict[str, Any]:
             "wall_s_per_1000": 1000 * job.base_wall,
             "joules_per_1000": _joules(energy["per_example"] * 1000, energy),
             "memory_bytes": sum(p.numel() * p.element_size() for p in job.subject.module.parameters()),
+            "rows_per_call": job.served.call if job.served is not None else None,
         },
         "simple": [_simple(job, s) for s in job.simple],
         "candidates": candidates,
