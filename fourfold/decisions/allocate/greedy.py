@@ -25,8 +25,8 @@ def orders(p: Rectangles) -> dict[str, I64]:
     np.add.at(area, p.owner, p.size * (p.upper - p.lower))
     contention = np.zeros(len(size), np.int64)                          # the fullest section that an offset lives in
     np.maximum.at(contention, p.owner, _peaks(p))
-    keys = {"size": (-width, -size), "contention": (-size, -contention), "area": (-size, -area), "life": (-size, -width),
-            "contention and life": (-size, -width, -contention)}
+    keys = {"contention and life": (-size, -width, -contention), "size": (-width, -size), "contention": (-size, -contention),
+            "area": (-size, -area), "life": (-size, -width)}
     return {name: np.lexsort(key).astype(np.int64) for name, key in keys.items()} | {"birth": born(p)}
 
 
@@ -65,19 +65,22 @@ class Greedy(Solver):
             raise Infeasible(f"No packing exists: {why}.", "Give more memory, or fewer bytes at that time.")
         p = problem.buffers.parts()
         goal = problem.target // p.unit
-        best, least, tried = None, 0, dict(orders(p))
+        tried = dict(orders(p))
         if (p.hint != FREE).any():
             tried = {"hint": np.lexsort((p.hint, p.hint == FREE)).astype(np.int64), **tried}
-        turns = [(name, order, fit) for name, order in tried.items() for fit in (False, True)]
-        for name, order, fit in [*turns[-1:], *turns[:-1]]:             # the baseline first: never worse than it
+        best, kept = p.units(problem.baseline()), tried["birth"]        # never worse than it
+        least = p.height(best)
+        budget.improve(least * p.unit)
+        budget.spend()
+        for name, order, fit in [(name, order, fit) for name, order in tried.items() for fit in (False, True)][:-1]:
+            if (least <= goal and within(p, best)) or budget.exhausted:
+                break
             found = place(p, order, best=fit, hints=name == "hint")
             height = p.height(found)
-            if best is None or (not within(p, found), height) < (not within(p, best), least):
+            if (not within(p, found), height) < (not within(p, best), least):
                 best, least, kept = found, height, order
                 budget.improve(least * p.unit)
-            if (least <= goal and within(p, best)) or not budget.spend():
-                break
-        assert best is not None
+            budget.spend()
         best, least = self._mend(p, best, kept, goal, budget, seed)
         if not within(p, best):
             over = least * p.unit - (problem.capacity or 0)
