@@ -79,6 +79,18 @@ def test_every_solver_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
         assert code == 0 and "12 B" in out, (name, err)
 
 
+def test_the_page_of_docs_names_every_solver() -> None:
+    from fourfold.registry import names
+
+    text = (Path(__file__).parent.parent / "docs" / "allocate.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", text.partition("## Solvers")[2].partition("\n## ")[0], re.M)) == set(names("allocate"))
+
+
+def test_alignment_holds_where_the_file_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ran(capsys, "buffers.csv", "--alignment", "32", "--json", "--solver", "greedy")
+    assert code == 0 and {offset % 32 for offset in json.loads(out)["offsets"].values()} == {0} and json.loads(out)["bound"] == 68
+
+
 def test_banks_by_size_and_by_name(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     code, out, _ = ran(capsys, "buffers.csv", "--banks", "8,8", "--json")
     assert code == 0 and all(offset in (0, 4, 8, 12) for offset in json.loads(out)["offsets"].values())

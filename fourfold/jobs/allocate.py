@@ -26,10 +26,9 @@ from fourfold.folder import headed, may_overwrite, write
 from fourfold.graph import Graph
 from fourfold.jobs import planning
 from fourfold.problem import Solution
-from fourfold.registry import technique
 
 QUESTION = "allocate"
-_FIRST = ("portfolio", "minimalloc", "greedy")                          # what `auto` asks: the first that there is and that does not decline
+_BEST, _PLAIN = "portfolio", "greedy"                                   # what `auto` asks; what is asked beside a solver that is named
 _MOST_LISTED = 200_000                                                  # offsets in a JSON document
 
 
@@ -156,8 +155,8 @@ def allocate(
     asked = _asked(source, data_or_inputs, sizes, names, grain, in_place, train, dims, seed)
     question = Allocate(asked.buffers, decide=not minimise)
     _sound(question)
-    first = _best(question) if solver == "auto" else solver.removeprefix(f"{QUESTION}/")
-    beside = [] if first in ("portfolio", "greedy") else ["greedy"]
+    first = _BEST if solver == "auto" else solver.removeprefix(f"{QUESTION}/")
+    beside = [] if first in (_BEST, _PLAIN) else [_PLAIN]
     decided = planning.decide(question, first, budget=patience, evaluations=evaluations, seed=seed, listener=listener, question=QUESTION,
                               compared=beside)
     notes = (*asked.notes, *([decided.solution.note] if decided.solution.note else []))
@@ -180,12 +179,6 @@ def _write(made: Allocation, out: str | Path | None, html: str | Path | None) ->
         from fourfold.report.allocate import write as page
 
         page(made, html)
-
-
-def _best(question: Allocate) -> str:
-    """What `auto` asks."""
-    known = planning.names(QUESTION)
-    return next(name for name in _FIRST if name in known and technique(f"{QUESTION}/{name}")().declines(question) is None)
 
 
 def _sound(question: Allocate) -> None:

@@ -41,6 +41,7 @@ def begin(problem: Allocate, budget: Budget) -> Start:
         value = (not within(p, found), p.height(found))
         if best is None or value < key:
             best, key = found, value
+            budget.improve(p.height(found) * p.unit)
         if key <= (False, goal) or budget.exhausted:
             break
     assert best is not None

@@ -43,7 +43,7 @@ class Portfolio(Solver):
         begin = starts.begin(problem, budget)
         if begin.done or budget.exhausted:
             return starts.answer(problem, begin.found)
-        shared = _Shared(problem, begin.found)
+        shared = _Shared(problem, begin.found, budget)
         with StopFlag(budget) as stop:
             helper = _Helper(shared, budget, stop, seed) if budget.evaluations > _REPEATABLE else None
             shared.take("minimalloc", *minimalloc.search(problem, begin.found, budget, stop, seed))
@@ -58,8 +58,8 @@ class Portfolio(Solver):
 class _Shared:
     """The best packing and the best proof of all."""
 
-    def __init__(self, problem: Allocate, found: I64) -> None:
-        self.problem, self.found, self.bound, self.by = problem, found, None, ""
+    def __init__(self, problem: Allocate, found: I64, budget: Budget) -> None:
+        self.problem, self.found, self.budget, self.bound, self.by = problem, found, budget, None, ""
         self._lock, self._key = threading.Lock(), self._value(found)
 
     def _value(self, found: I64) -> tuple[bool, int]:
@@ -72,6 +72,7 @@ class _Shared:
                 self.bound = max(bound, self.bound or 0)
             if found is not None and (value := self._value(found)) < self._key:
                 self.found, self._key, self.by = found, value, name
+                self.budget.improve(value[1] * self.problem.buffers.parts().unit)
 
     @property
     def closed(self) -> bool:
