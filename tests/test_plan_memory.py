@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ def test_a_limit_is_kept_and_the_answer_is_eager_s(name: str, train: bool, share
     assert done.measured[1] == done.planned[1] and 0 <= sum(done.planned) - sum(done.measured) < 64, "as planned, but for rounding up to 64 bytes"
     plan = MemoryPlan.load(out)
     if train and share < 0.95:
+        assert ", again (step " in (out / "plan.html").read_text(), "the map names what is computed again"
         assert solution["again"] and done.repeated and solution["arena"] < solution["peaks"]["offsets"]
         program = ready(recapture(plan, model, (x,)))
         arena = arena_of(plan, program, (x,), poison=True)
@@ -189,6 +192,35 @@ def test_mistakes_take_two_lines(arguments: tuple[str, ...], code: int, says: st
 def test_runs_of_other_folders_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = ran(capsys, "run", "nowhere", "--memory")
     assert code == 2 and "no such folder" in err
+
+
+def test_the_map_of_a_plan_is_a_sound_packing() -> None:
+    from fourfold.decisions.rematerialise.problem import Rematerialise
+    from fourfold.decisions.rematerialise.recompute_all import RecomputeAll
+    from fourfold.problem import Budget
+    from fourfold.report.memory import memory_map
+
+    problem = Rematerialise.sample(1).within(None)
+    answer = RecomputeAll().solve(problem, Budget(), 0).answer
+    told = {"limit": None, "room": 0, "table": [{"solver": "recompute_all", "peak": problem.peak(answer), "cost": 1.0}], "solver": "recompute_all",
+            "sentences": ["Said."], "notes": []}
+    shown = memory_map(problem, answer, told)
+    assert not shown.problem.violations(shown.offsets) and shown.solution.cost == problem.peak(answer)
+    assert shown.solution.bound is not None and shown.solution.bound <= shown.solution.cost and shown.table[0]["cost"] == problem.peak(answer)
+
+
+def test_a_ctrl_c_keeps_the_best_so_far(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fourfold.decisions.rematerialise.reorder import Reorder
+
+    inner = Reorder.solve
+
+    def interrupted(self: Reorder, *asked: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return inner(self, *asked)
+
+    monkeypatch.setattr(Reorder, "solve", interrupted)
+    code, out, _ = ran(capsys, "plan", "small_models:mlp", "--memory", "1MiB", "--budget", "10min", "--progress", "none")
+    assert code == 130 and "Interrupted" in out and plans.verify("plan") == {QUESTION: []}
 
 
 @pytest.mark.parametrize(("text", "bytes_"), [("4MiB", 4 * 2**20), ("1.5 kB", 1500), (4096, 4096), ("min", None), ("MIN", None)])
