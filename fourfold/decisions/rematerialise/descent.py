@@ -48,7 +48,7 @@ class _Way:
                 self.fixed.append((peak, price, kept))
         self.peaks = {candidate(problem, kept).peak for _, _, kept in self.fixed}
         self.tries = max(1, int((budget.evaluations * (1 - _POLISH) - budget.spent) / (STEPS * len(_HEATS) * 1.5)))
-        self.seconds = budget.left * (1 - _POLISH) / STEPS
+        self.seconds = budget.left * (1 - _POLISH) / (STEPS * len(_HEATS) * 1.5)
 
     def _checkpoints(self) -> Iterator[NDArray[np.int32]]:
         if has_backward(self.problem):
@@ -80,7 +80,7 @@ class _Way:
         ready += list(evictions(core, most, self.orders, Budget(60.0, 10)))
         for start in ([min(ready, key=lambda one: one[0])[1]] if ready else []) + [before]:
             for turn, heat in enumerate(_HEATS):
-                short = Budget(max(self.seconds, 0.2), self.tries)
+                short = Budget(self.seconds, self.tries)
                 start, _ = improve(core, start, PRICE, most, short, self.seed * 8191 + number * 31 + turn, tries=self.tries, heat=heat)
                 self.budget.spend(short.spent)
             peak, price, kept, _ = measure(core, start)
@@ -98,8 +98,11 @@ class Stage(NamedTuple):
     following: int
 
 
-def descend(problem: Rematerialise, budget: Budget, seed: int) -> Iterator[Stage]:
-    """The stages, from what the graph's own order takes downwards, until a step finds nothing. Each has a smaller arena than the one before."""
+def descend(problem: Rematerialise, budget: Budget, seed: int, goal: int | None = None) -> Iterator[Stage]:
+    """The stages, from what the graph's own order takes downwards, until a step finds nothing. Each has a smaller arena than the one before.
+
+    Where the clock runs short, limits above `goal` are passed over.
+    """
     now = candidate(problem, own_order(problem.core))
     top = now.peak
     way = _Way(problem, budget, seed)
@@ -110,7 +113,8 @@ def descend(problem: Rematerialise, budget: Budget, seed: int) -> Iterator[Stage
 
     yield stage(now)
     for number, limit in enumerate(limits):
-        if now.peak > limit:
+        hurried = goal is not None and limit > goal and budget.left < _POLISH * budget.seconds
+        if now.peak > limit and not hurried:
             found = way.step(number, limit, now) if limit >= problem.least_peak() else None
             if found is None:
                 return
@@ -151,7 +155,7 @@ class Descent(Solver):
         if problem.limit is None or own.peak <= problem.limit:
             return SolverAnswer(own.answer, note="The graph's own order fits.")
         least: int | None = None
-        for stage in descend(problem, budget, seed):
+        for stage in descend(problem, budget, seed, problem.limit):
             least = stage.plan.peak
             if least <= problem.limit:
                 best = polish(problem, stage, budget, seed)

@@ -31,7 +31,9 @@ def annealed(problem: Rematerialise, limit: int, budget: Budget, seed: int) -> I
     start = min(starts, key=lambda one: (max(limit, measure(core, one)[0]), measure(core, one)[1]))
     tries = max(1, (budget.evaluations - budget.spent) // (2 * len(_ROUNDS)))
     for turn, heat in enumerate(_ROUNDS):
-        start, _ = improve(core, start, PRICE, limit, budget, seed * 31 + turn, tries=tries, heat=heat)
+        short = Budget(budget.left / (2 + len(_ROUNDS) - turn), tries)
+        start, _ = improve(core, start, PRICE, limit, short, seed * 31 + turn, tries=tries, heat=heat)
+        budget.spend(short.spent)
     peak, price, kept, _ = measure(core, start)
     if peak <= limit:
         yield price, kept
