@@ -139,6 +139,18 @@ _add(
     _adaptive_avg_pool2d=lambda: (r(1, 2, 5, 6), [2, 3]), _adaptive_avg_pool2d_backward=lambda: (r(1, 2, 2, 3), r(1, 2, 5, 6)),
     _adaptive_avg_pool3d=lambda: (r(1, 2, 4, 5, 6), [2, 2, 3]), _adaptive_avg_pool3d_backward=lambda: (r(1, 2, 2, 2, 3), r(1, 2, 4, 5, 6)),
 )  # fmt: skip
+def _attended(causal: bool, mask: Tensor | None = None) -> tuple[Any, ...]:
+    """(q, k, v, out, lse) of attention, [1, 2, 4, 3] over five keys, or four where it is causal."""
+    n = 4 if causal else 5
+    q, k, v = r(1, 2, 4, 3), r(1, 2, n, 3), r(1, 2, n, 3)
+    return (q, k, v, *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal, attn_mask=mask))
+
+
+_FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+_add(**{_FLASH: [lambda: _attended(False)[:3], lambda: (*_attended(True)[:3], 0.0, True)],
+        f"{_FLASH}_backward": [lambda: (r(1, 2, 4, 3), *_attended(False), 0.0, False), lambda: (r(1, 2, 4, 3), *_attended(True), 0.0, True)]})
+CASES["attention_tangent"] = [lambda: (r(1, 2, 4, 3), r(1, 2, 5, 3), r(1, 2, 5, 3), *_attended(False), False, None, None),
+                              lambda: (r(1, 2, 4, 3), r(1, 2, 4, 3), r(1, 2, 4, 3), *_attended(True), True, None, 0.3)]
 for _name, _dims, _corners in (("nearest1d", 1, False), ("nearest2d", 2, False), ("nearest3d", 3, False), ("linear1d", 1, True),
                                ("bilinear2d", 2, True), ("trilinear3d", 3, True), ("bicubic2d", 2, True)):
     _small, _large, _middle = [3, 4, 2][:_dims], [6, 8, 4][:_dims], [False] if _corners else []
@@ -163,5 +175,5 @@ _add(
 )  # fmt: skip
 KEYWORDS: dict[str, dict[str, Any]] = {"aten.sort.stable": {"stable": True, "dim": 0}, "aten._to_copy.default": {"dtype": torch.float32}}
 RANDOM = {"aten.native_dropout.default", "aten.fractional_max_pool2d.default", "aten._batch_norm_with_update_functional.default"}   # tried apart
-FIRST = {op for op in CASES if "_norm_legit" in op} | {f"aten.{op}.default" for op in ("native_layer_norm", "native_group_norm", "_fused_rms_norm")}
+FIRST = {op for op in CASES if "_norm_legit" in op} | {f"aten.{op}.default" for op in ("native_layer_norm", "native_group_norm", "_fused_rms_norm", _FLASH)}
 # torch has no derivative by saved moments, nor of them: their first output is compared, by their first inputs

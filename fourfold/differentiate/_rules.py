@@ -25,6 +25,7 @@ class Rule:
     `transpose(e, equation, cotangents)` is for an equation whose linear operands stand in those positions: pairs (linear operand, its cotangent).
     `still`: positions of arguments of which only the shape matters.
     `constant`: the derivative is zero wherever it exists (comparisons, rounding, random draws).
+    `when`: says of an equation whether the row is for it; else torch's decomposition is taken.
     `expand(e, equation)` writes the operator in simpler ones, which are then differentiated in its place.
     """
 
@@ -35,6 +36,7 @@ class Rule:
     still: tuple[int, ...] = ()
     constant: bool = False
     expand: Expand | None = None
+    when: Callable[[Equation], bool] | None = None
 
 
 Rows = dict[str, Rule]
@@ -67,8 +69,9 @@ def by_linearity(rule: Rule) -> Jvp:
         terms = []
         for p in rule.each:
             if (t := tangent(eq.args[p])) is not None:
-                terms.append(e.emit(eq.op, *eq.args[:p], t, *eq.args[p + 1 :], **eq.kwargs))
-        return (total(e, terms, eq.outs[0]),)
+                made = e.emit(eq.op, *eq.args[:p], t, *eq.args[p + 1 :], **eq.kwargs)
+                terms.append(made if isinstance(made, tuple) else (made,))
+        return tuple(None if out is None else total(e, [term[i] for term in terms], out) for i, out in enumerate(eq.outputs))
 
     return jvp
 

@@ -4,8 +4,8 @@ Radul et al., "You Only Linearize Once" (POPL 2023, arXiv 2204.10923), section 4
 tangent or cotangent). Equations that make linear variables are linear in the linear variables that they read, and each linear variable is read
 exactly once: fan-out is an explicit `dup`, disuse an explicit `drop`. Non-linear equations never read linear variables, so all of them may run first.
 
-Operations are PyTorch's core ATen operators by name ("aten.mul.Tensor"), and five of our own: `zero`, `dup`, `drop`, `call` and `uniform` (a random
-tensor as a function of a key).
+Operations are PyTorch's core ATen operators by name ("aten.mul.Tensor"), and six of our own: `zero`, `dup`, `drop`, `call`, `uniform` (a random
+tensor as a function of a key) and `attention_tangent`.
 """
 
 from __future__ import annotations
@@ -278,6 +278,8 @@ def inferred(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple
         return ()
     if op == "uniform":
         return ((tuple(args[2]), args[3]),)
+    if op == "attention_tangent":
+        return ((args[6].shape, args[6].dtype),)
     key = (op, _key(args), _key(tuple(sorted(kwargs.items(), key=lambda kv: kv[0]))))
     if key not in _specs:
         import torch

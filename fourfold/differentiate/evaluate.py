@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fourfold.differentiate._attention import attention_tangent
 from fourfold.differentiate.equations import Equation, Function, Variable, operator_of, substituted, torch_dtype
 from fourfold.errors import InputError
 
@@ -55,8 +56,8 @@ def step(eq: Equation, values: Mapping[Variable, Any]) -> Sequence[Any]:
         outputs, results = evaluate(eq.function, given[:split], [None if v is None else next(linear) for v in eq.function.tangents])
         return [*outputs, *(r for r in results if r is not None)]
     args = substituted(eq.args, values)
-    if eq.op == "uniform":
-        return (uniform(*args),)
+    if eq.op in OWN:
+        return (OWN[eq.op](*args),)
     made = operator_of(eq.op)(*args, **{k: substituted(v, values) for k, v in eq.kwargs.items()})
     return made if isinstance(made, tuple | list) else (made,)
 
@@ -68,3 +69,6 @@ def uniform(key: Tensor | int, index: int, shape: Sequence[int], dtype: str) -> 
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     generator = torch.Generator().manual_seed((mixed ^ (mixed >> 31)) & 0x7FFFFFFFFFFFFFFF)
     return torch.rand(list(shape), generator=generator, dtype=torch_dtype(dtype))
+
+
+OWN: dict[str, Callable[..., Tensor]] = {"uniform": uniform, "attention_tangent": attention_tangent}     # operators that torch does not have

@@ -221,11 +221,9 @@ def to_fx(function: Function) -> tuple[fx.GraphModule, list[fx.Node], list[fx.No
 
 
 def _target(op: str) -> Any:
-    if op == "uniform":
-        from fourfold.differentiate.evaluate import uniform
+    from fourfold.differentiate.evaluate import OWN
 
-        return uniform
-    return operator_of(op)
+    return OWN[op] if op in OWN else operator_of(op)
 
 
 def _nodes(value: Any, node: Mapping[Variable, fx.Node]) -> Any:
@@ -235,8 +233,8 @@ def _nodes(value: Any, node: Mapping[Variable, fx.Node]) -> Any:
 
 
 def _run(eq: Equation, made: fx.Node, fake: Mapping[fx.Node, Any]) -> Any:
-    if eq.op == "uniform":
-        return torch.empty(eq.args[2], dtype=torch_dtype(eq.args[3]), device="meta")
+    if "." not in eq.op:
+        return torch.empty(eq.outs[0].shape, dtype=torch_dtype(eq.outs[0].dtype), device="meta")
     args, kwargs = fx.node.map_arg((made.args, made.kwargs), lambda n: fake[n])  # type: ignore[misc]
     named = dict(kwargs)
     if not any(variables(eq.args)) and any(a.name == "device" for a in operator_of(eq.op)._schema.arguments):

@@ -1,7 +1,7 @@
 """The table of operators: how each is linearized and, where it is linear, how it is transposed; both beside each other in one row.
 
-The rows stand in `_elementwise`, `_shape`, `_reduction`, `_contraction` and `_indexing`. An operator without a row is written in ones that have one,
-by torch's own decompositions; where there is none either, `rule_of` says so.
+The rows stand in `_elementwise`, `_shape`, `_reduction`, `_contraction`, `_attention` and `_indexing`. An operator without a row is written in ones
+that have one, by torch's own decompositions; where there is none either, `rule_of` says so.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fourfold.differentiate import _contraction, _elementwise, _indexing, _reduction, _shape
+from fourfold.differentiate import _attention, _contraction, _elementwise, _indexing, _reduction, _shape
 from fourfold.differentiate._rules import CONSTANT, Rows, Rule
 from fourfold.differentiate.equations import Emitter, Equation, Function, Variable, copied, operator_of, torch_dtype
 from fourfold.differentiate.fx import from_fx
 from fourfold.errors import ModelError
 
-RULES: Rows = {**_elementwise.ROWS, **_shape.ROWS, **_reduction.ROWS, **_contraction.ROWS, **_indexing.ROWS, "uniform": CONSTANT}
+RULES: Rows = {**_elementwise.ROWS, **_shape.ROWS, **_reduction.ROWS, **_contraction.ROWS, **_attention.ROWS, **_indexing.ROWS,
+               "uniform": CONSTANT}
 _torch: dict[Any, Function | None] = {}
 
 
 def rule_of(eq: Equation) -> Rule:
     """The row of an equation's operator. Raises ModelError where there is none and torch has no decomposition of it."""
-    if (rule := RULES.get(eq.op)) is not None:
+    if (rule := RULES.get(eq.op)) is not None and (rule.when is None or rule.when(eq)):
         return rule
     if all(not out.floating for out in eq.outs):
         return CONSTANT
@@ -44,7 +45,8 @@ def by_torch(e: Emitter, eq: Equation) -> Sequence[Variable | None]:
         parts = made if isinstance(made, tuple) else (made,)
         new.update({o: p for o, p in zip(inner.outputs, parts, strict=True) if o is not None and p is not None})
     outputs = iter(new.get(v, v) for v in body.outputs)
-    return tuple(None if o is None else next(outputs) for o in eq.outputs)
+    made = [None if o is None else next(outputs) for o in eq.outputs]
+    return tuple(m if o is not None and m is not None and m.shape == o.shape else None for m, o in zip(made, eq.outputs, strict=True))
 
 
 def _given(value: Any, new: dict[Variable, Variable]) -> Any:
