@@ -122,6 +122,8 @@ _add(
     native_group_norm=lambda: (r(2, 4, 3), r(4), r(4), 2, 4, 3, 2, 1e-5), _fused_rms_norm=lambda: (r(3, 5), [5], r(5), 1e-5),
 )  # fmt: skip
 _add(
+    linear=[lambda: (r(2, 3, 4), r(5, 4), r(5)), lambda: (r(3, 4), r(5, 4))],
+    matmul=[lambda: (r(2, 3, 4), r(4, 5)), lambda: (r(2, 1, 3, 4), r(3, 4, 2)), lambda: (r(3, 4), r(2, 4, 5))],
     mm=lambda: (r(3, 4), r(4, 5)), bmm=lambda: (r(2, 3, 4), r(2, 4, 5)), addmm=[lambda: (r(5), r(3, 4), r(4, 5)),
             lambda: (r(3, 1), r(3, 4), r(4, 5))],
     baddbmm=lambda: (r(2, 3, 5), r(2, 3, 4), r(2, 4, 5)), mv=lambda: (r(3, 4), r(4)), dot=lambda: (r(4), r(4)),
@@ -175,5 +177,6 @@ _add(
 )  # fmt: skip
 KEYWORDS: dict[str, dict[str, Any]] = {"aten.sort.stable": {"stable": True, "dim": 0}, "aten._to_copy.default": {"dtype": torch.float32}}
 RANDOM = {"aten.native_dropout.default", "aten.fractional_max_pool2d.default", "aten._batch_norm_with_update_functional.default"}   # tried apart
-FIRST = {op for op in CASES if "_norm_legit" in op} | {f"aten.{op}.default" for op in ("native_layer_norm", "native_group_norm", "_fused_rms_norm", _FLASH)}
+FIRST = {op for op in CASES if "_norm_legit" in op}
+FIRST |= {f"aten.{op}.default" for op in ("native_layer_norm", "native_group_norm", "_fused_rms_norm", _FLASH)}
 # torch has no derivative by saved moments, nor of them: their first output is compared, by their first inputs

@@ -48,6 +48,25 @@ def _vectors(e: Emitter, eq: Equation) -> Sequence[Variable | None]:
     return (e.reshape(e.emit("aten.mm.default", left, e.reshape(b, [*b.shape, 1])), eq.outs[0].shape),)
 
 
+def _linear(e: Emitter, eq: Equation) -> Sequence[Variable | None]:
+    """x wᵀ + b as one product of matrices, whatever is ahead of x's last dimension: then w̄ is one product too."""
+    x, w, bias = eq.args[:3]
+    rows = e.reshape(x, [_count(x.shape[:-1]), x.shape[-1]])
+    turned = e.permute(w, [1, 0])
+    made = e.emit("aten.mm.default", rows, turned) if bias is None else e.emit("aten.addmm.default", bias, rows, turned)
+    return (e.reshape(made, eq.outs[0].shape),)
+
+
+def _matmul(e: Emitter, eq: Equation) -> Sequence[Variable | None]:
+    """a @ b: one product of matrices where b is one matrix, else a stack of them."""
+    (a, b), out = eq.args[:2], eq.outs[0]
+    if len(b.shape) == 2:
+        return (e.reshape(e.emit("aten.mm.default", e.reshape(a, [_count(a.shape[:-1]), a.shape[-1]]), b), out.shape),)
+    ahead, n = out.shape[:-2], _count(out.shape[:-2])
+    stacks = [e.reshape(e.expand(v, [*ahead, *v.shape[-2:]]), [n, *v.shape[-2:]]) for v in (a, b)]
+    return (e.reshape(e.emit("aten.bmm.default", *stacks), out.shape),)
+
+
 # --- convolution ------------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +222,9 @@ ROWS: Rows = (
     {f"aten.{op}.default": Rule(each=(0, 1), transpose=_product) for op in ("mm", "bmm")}
     | {f"aten.{op}.default": Rule(_added) for op in ("addmm", "baddbmm")}
     | {f"aten.{op}.default": Rule(expand=_vectors) for op in ("mv", "dot")}
-    | {"aten.convolution.default": Rule(_convolution, _convolution_transposed, each=(0, 1)),
+    | {"aten.linear.default": Rule(expand=_linear, when=lambda eq: len(eq.args[1].shape) == 2),
+       "aten.matmul.default": Rule(expand=_matmul, when=lambda eq: min(len(v.shape) for v in eq.args[:2]) > 1),
+       "aten.convolution.default": Rule(_convolution, _convolution_transposed, each=(0, 1)),
        "aten.convolution_backward.default": Rule(_weight_form, _weight_form_transposed, each=(0, 1)),
        "aten.max_pool2d_with_indices.default": _chosen(2), "aten.max_pool3d_with_indices.default": _chosen(3),
        "aten.adaptive_max_pool2d.default": _chosen(2), "aten.fractional_max_pool2d.default": _chosen(2),

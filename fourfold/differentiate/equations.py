@@ -346,6 +346,7 @@ def explicit(function: Function) -> Function:
     left = readers(function.equations, function.linear_outputs)
     spare: dict[Variable, Variable] = {}
     made: list[Equation] = []
+    where = ("", "")
 
     def take(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -356,13 +357,14 @@ def explicit(function: Function) -> Function:
         left[value] -= 1
         if left[value]:
             one, other = now.like(), now.like()
-            made.append(Equation("dup", (now,), (one, other)))
+            made.append(Equation("dup", (now,), (one, other), {}, False, None, *where))
             spare[value] = other
             return one
         return now
 
     unused: list[Variable] = [v for v in function.linear_inputs if not left.get(v)]
     for eq in function.equations:
+        where = (eq.module, eq.name)
         fresh = replace(eq, args=take(eq.args), kwargs={k: take(v) for k, v in eq.kwargs.items()}) if any(v.linear for v in eq.inputs) else eq
         made.append(fresh)
         unused += [out for out in eq.outs if out.linear and not left.get(out)]

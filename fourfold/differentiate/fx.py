@@ -195,13 +195,15 @@ def to_fx(function: Function) -> tuple[fx.GraphModule, list[fx.Node], list[fx.No
     graph = fx.Graph()
     node: dict[Variable, fx.Node] = {}
     fake: dict[fx.Node, Any] = {}
+    taken: set[str] = set()
     for i, v in enumerate(function.inputs):
         node[v] = graph.placeholder(f"in{i}")
         node[v].meta["val"] = fake[node[v]] = torch.empty(v.shape, dtype=torch_dtype(v.dtype), device="meta")
     for eq in function.equations:
-        made = graph.call_function(_target(eq.op), _nodes(eq.args, node), {k: _nodes(v, node) for k, v in eq.kwargs.items()})
-        if eq.name:
-            made.meta["stack"] = eq.name
+        named = eq.name if eq.name and not eq.derived and eq.name not in taken else eq.op.removeprefix("aten.").split(".")[0]
+        taken.add(named)
+        args, kwargs = _nodes(eq.args, node), {k: _nodes(v, node) for k, v in eq.kwargs.items()}
+        made = graph.create_node("call_function", _target(eq.op), args, kwargs, name=named)
         if eq.module:
             made.meta["nn_module_stack"] = {"": (eq.module, "")}
         result = _run(eq, made, fake)

@@ -11,9 +11,12 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fourfold.errors import ModelError
+from fourfold.frontends.differentiable import by_passes
 from fourfold.frontends.fx_graph import FxSource, quiet, storage_key, views_as_reshapes
 from fourfold.frontends.subject import Wrapped, answer
 from fourfold.text import headline
+
+Gradients = Literal["passes", "recorded"]
 
 
 def _advice(error: Exception) -> str:
@@ -46,9 +49,12 @@ def square(output: Tensor) -> Tensor:
     return answer(output).float().square().mean()
 
 
-def joint(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], loss: Callable[[object], Tensor] | None) -> FxSource:
-    """The exported program is run once on fake tensors, with autograd behind it, and every operation below autograd is recorded."""
-    from torch.export.graph_signature import InputKind, OutputKind
+def joint(
+    model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], loss: Callable[[object], Tensor] | None, gradient: Gradients = "passes"
+) -> FxSource:
+    """The exported program with its gradient. "passes": made by linearize, unzip and transpose. "recorded", or where these lack a rule: the program
+    is run once on fake tensors with autograd behind it, and every operation below autograd is recorded.
+    """
     from torch.utils import _pytree
 
     flat, spec = _pytree.tree_flatten((args, kwargs))
@@ -58,6 +64,20 @@ def joint(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object],
             exported = torch.export.export(wrapped, tuple(flat), strict=False)
     except Exception as error:
         return followed(model, args, kwargs, loss or square, error)
+    if gradient == "recorded":
+        return _recorded(exported, model, tuple(kwargs))
+    try:
+        return by_passes(exported, model, tuple(kwargs), "module." if isinstance(model, Wrapped) else "")
+    except Exception as error:                                         # noqa: BLE001 — what torch's autograd can do, it does
+        found = _recorded(exported, model, tuple(kwargs))
+        found.note.append(f"The gradient is what torch's autograd recorded, since {headline(error).rstrip('.')}.")
+        return found
+
+
+def _recorded(exported: torch.export.ExportedProgram, model: nn.Module, keys: tuple[str, ...]) -> FxSource:
+    from torch.export.graph_signature import InputKind, OutputKind
+    from torch.utils import _pytree
+
     views_as_reshapes(exported.graph_module)
     signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
     leaves, examples, where = _Leaves(model), iter(_pytree.tree_leaves(exported.example_inputs)), []
@@ -73,7 +93,7 @@ def joint(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object],
         return fx.Interpreter(exported.graph_module).run(*(tensors[w] for w in where))[index]
 
     try:
-        return _differentiated(forward, leaves, tuple(kwargs), "fake", "model.")
+        return _differentiated(forward, leaves, keys, "fake", "model.")
     except Exception as error:
         raise ModelError(f"the backward pass of {type(model).__name__} cannot be captured: {headline(error)}", _advice(error)) from error
 

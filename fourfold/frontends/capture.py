@@ -26,6 +26,7 @@ def capture(
     level: Any = "ops",
     name: str = "",
     seed: int = 0,
+    gradient: Any = "passes",
 ) -> Captured:
     """Capture whatever the user gave as a model.
 
@@ -36,7 +37,7 @@ def capture(
     them). Without them a transformers model gets random ones of its configuration (by `seed`), and a file zeros of its declared shapes. `dims` gives
     sizes by name: "batch", "length" (or "sequence") and the like, a file's own dynamic dimensions, or "input.axis".
     All tensors that the model returns are outputs of the program. Unless `train`, a module is captured as it answers (dropout off, norms fixed),
-    whatever mode it is in, and left in that mode.
+    whatever mode it is in, and left in that mode. `gradient`: how a torch model's backward pass is made (`frontends/torch_export.py`).
     Raises InputError, ModelError or MissingExtra as the dialects do; a dimension without a value is refused by name.
     """
     given, inputs = dict(dims or {}), _positions(inputs)
@@ -59,7 +60,7 @@ def capture(
             raise InputError(f"A JAX function has no dimension {min(given)!r}.", "Its sizes are those of its example inputs.")
         return jaxpr.capture(model, _arguments(model, inputs), train=train, name=name)
     with answering(model, train):
-        return _torch(model, inputs, train, given, loss, level, name, seed)
+        return _torch(model, inputs, train, given, loss, level, name, seed, gradient)
 
 
 @contextmanager
@@ -165,7 +166,8 @@ def _is_function(model: object) -> TypeGuard[Callable[..., Any]]:
     return not isinstance(model, torch.nn.Module | torch.export.ExportedProgram)
 
 
-def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any, level: Any, name: str, seed: int) -> Captured:
+def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any, level: Any, name: str, seed: int,
+           gradient: Any) -> Captured:
     import torch
 
     from fourfold.frontends import pt2, torch_export
@@ -177,12 +179,13 @@ def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any
         model, name = pt2.load(model), name or Path(model).stem
     if isinstance(model, torch.export.ExportedProgram):
         model, inputs, noted = pt2.fixed(model, inputs, dims)
-        found = torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name)
+        found = torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name, gradient=gradient)
         return replace(found, inputs=inputs, note=(*found.note, *noted))
     if isinstance(model, torch.nn.Module) and inputs is not None:
         if dims:
             raise InputError(f"The size {min(dims)!r} is given twice: by name, and by the example inputs.", "Give one of them.")
-        return replace(torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name), inputs=inputs)
+        return replace(torch_export.capture(model, inputs, train=train, loss=loss, level=level, name=name,
+                                            gradient=gradient), inputs=inputs)
     subject = load_model(model)
     if inputs is not None and dims:
         raise InputError(f"The size {min(dims)!r} is given twice: by name, and by the example inputs.", "Give one of them.")
@@ -193,7 +196,8 @@ def _torch(model: Any, inputs: Any, train: bool, dims: dict[str, int], loss: Any
         examples = tuple(examples[n] for n in subject.inputs)
     title = name or (subject.folder.name if subject.folder else type(subject.module).__name__)
     kind = Wrapped if train else torch_export.Whole
-    found = torch_export.capture(kind(subject.module, subject.inputs), examples, train=train, loss=loss, level=level, name=title)
+    found = torch_export.capture(kind(subject.module, subject.inputs), examples, train=train, loss=loss, level=level, name=title,
+                                 gradient=gradient)
     return replace(found, inputs=tuple(examples))
 
 

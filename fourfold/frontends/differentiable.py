@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from fourfold.graph import ROLES
 from fourfold.program import Captured
 from fourfold.text import headline
 
+_KEPT = ("aten.linear.default", "aten.matmul.default")                 # torch writes these as stacks of products where strides are odd
+
 
 @dataclass
 class Differentiable:
@@ -29,10 +31,9 @@ class Differentiable:
     flatten: Callable[..., list[Any]]
     unflatten: Callable[[list[Any]], Any]
     plain: dict[int, Any] = field(default_factory=dict)                # outputs that are no tensors, by their position among all
-    prefix: str = ""
 
     def label(self, index: int) -> str:
-        return self.roles[index][1].removeprefix(self.prefix)
+        return self.roles[index][1]
 
     def indices(self, role: str) -> list[int]:
         return [i for i, (found, _, _) in enumerate(self.roles) if found == role]
@@ -51,7 +52,7 @@ def decompositions() -> dict[Any, Any]:
     """torch's decompositions to core ATen, but for operators that have a row in the table."""
     table: Any = torch.export.default_decompositions()
     for target in list(table.keys()):
-        if str(target) in RULES and RULES[str(target)].expand is None:
+        if str(target) in RULES and (RULES[str(target)].expand is None or str(target) in _KEPT):
             table.pop(target)
     return table
 
@@ -61,20 +62,24 @@ def differentiable(model: nn.Module | torch.export.ExportedProgram, args: tuple[
 
     Raises ModelError where it cannot be exported, or holds what has no equation (control flow, sizes that depend on data, complex numbers).
     """
-    from torch.utils import _pytree
-
     try:
         with quiet(), torch.enable_grad():
             exported = model if isinstance(model, torch.export.ExportedProgram) else torch.export.export(model, args, kwargs, strict=False)
-            views_as_reshapes(exported.graph_module)
-            _stopped(exported.graph_module)
-            exported = exported.run_decompositions(decompositions())
+            exported = lowered(exported)
     except Exception as error:
         named = model.model if isinstance(model, WithLoss) else model
         raise ModelError(f"{type(named).__name__} cannot be exported by torch {torch.__version__}: {headline(error)}",
                          "Let forward() run on these inputs, and use tensors, tuples and mappings only.") from error
-    own = {storage_key(p): name for name, p in model.named_parameters()} if isinstance(model, nn.Module) else {}
-    return read(exported, own, _pytree)
+    inner = model.model if isinstance(model, WithLoss) else model
+    own = {storage_key(p): name for name, p in inner.named_parameters()} if isinstance(inner, nn.Module) else {}
+    return read(exported, own, "model." if isinstance(model, WithLoss) else "")
+
+
+def lowered(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The exported program in operators of the table, as far as torch can decompose it."""
+    views_as_reshapes(exported.graph_module)
+    _stopped(exported.graph_module)
+    return exported.run_decompositions(decompositions())
 
 
 def _stopped(module: fx.GraphModule) -> None:
@@ -91,8 +96,14 @@ def _stopped(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def read(exported: torch.export.ExportedProgram, names: dict[Any, str], pytree: Any) -> Differentiable:
+def read(exported: torch.export.ExportedProgram, names: dict[Any, str], prefix: str = "") -> Differentiable:
+    """A lowered program as equations; `names` are those of parameters by `storage_key`, and paths lose the `prefix` of what was wrapped around the
+    model.
+
+    Raises ModelError for what has no equation.
+    """
     from torch.export.graph_signature import InputKind, OutputKind
+    from torch.utils import _pytree as pytree
 
     signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
     held: dict[Variable, Any] = {}
@@ -108,7 +119,7 @@ def read(exported: torch.export.ExportedProgram, names: dict[Any, str], pytree: 
             continue
         v = next(given)
         if entry.kind == InputKind.USER_INPUT:
-            role: tuple[str, str, Any] = ("input", str(getattr(entry.arg, "name", node.name)), None)
+            role: tuple[str, str, Any] = ("input", str(getattr(entry.arg, "name", node.name)).removeprefix(prefix), None)
         else:
             tensor = state[str(entry.target)]
             key = storage_key(tensor)
@@ -116,7 +127,8 @@ def read(exported: torch.export.ExportedProgram, names: dict[Any, str], pytree: 
                 stands[v] = shared[key]
                 continue
             shared[key] = v
-            role = ("constant" if entry.kind == InputKind.CONSTANT_TENSOR else "parameter", names.get(key, str(entry.target)), tensor)
+            kind = "constant" if entry.kind == InputKind.CONSTANT_TENSOR else "parameter"
+            role = (kind, names.get(key, str(entry.target).removeprefix(prefix)), tensor)
         inputs.append(v)
         roles.append(role)
     for v, tensor in held.items():
@@ -128,7 +140,8 @@ def read(exported: torch.export.ExportedProgram, names: dict[Any, str], pytree: 
     tensors = {i: at for at, i in enumerate(i for i, n in enumerate(flat) if isinstance(n, fx.Node))}
     plain = {at: flat[i] for at, i in enumerate(kept) if i not in tensors}
     outputs = tuple(stands.get(v, v) for v in (whole.outputs[tensors[i]] for i in kept if i in tensors))
-    equations = tuple(pruned([eq.renamed(stands) for eq in whole.equations], outputs))
+    own = [replace(eq.renamed(stands), module=f"{eq.module}.".removeprefix(prefix).rstrip(".")) for eq in whole.equations]
+    equations = tuple(pruned(own, outputs))
     spec: Any = exported.call_spec.in_spec
     out_spec: Any = exported.call_spec.out_spec
 
@@ -245,11 +258,40 @@ def with_loss(program: Differentiable, loss: Callable[[Any], Tensor]) -> Differe
     held: dict[Variable, Any] = {}
     found = from_fx(module, function.name, held)
     roles = [*program.roles, *(("constant", v.name, tensor) for v, tensor in held.items())]
-    return Differentiable(found, roles, program.flatten, lambda leaves: leaves[0], prefix=program.prefix)
+    return Differentiable(found, roles, program.flatten, lambda leaves: leaves[0])
 
 
 def wrapped(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor]) -> Differentiable:
     """A module with a loss behind it; labels are those of the module."""
-    found = differentiable(WithLoss(model, loss), args, kwargs)
-    found.prefix = "model."
-    return found
+    return differentiable(WithLoss(model, loss), args, kwargs)
+
+
+def by_passes(exported: torch.export.ExportedProgram, model: nn.Module, keys: tuple[str, ...], own: str) -> FxSource:
+    """Loss and gradients of all parameters that take part, of an exported program that returns the loss: linearize, unzip, transpose.
+
+    `keys`: keyword arguments of the model in order. `own`: what parameters' names begin with that is not the model's.
+    Raises ModelError where an operator has no rule, or no parameter takes part.
+    """
+    from torch.utils import _pytree
+
+    from fourfold.differentiate.gradient import reverse_mode
+
+    with quiet():
+        program = read(lowered(exported), {storage_key(p): name for name, p in model.named_parameters()}, "model.")
+    whole = program.function
+    learned = [isinstance(t, nn.Parameter) and t.requires_grad for _, _, t in program.roles]
+    made = reverse_mode(whole, learned)
+    dropped = {v for eq in made.linearized.equations if eq.op == "drop" for v in eq.inputs}
+    taking = [t not in dropped for t in made.linearized.linear_inputs]
+    if not any(taking):
+        raise ModelError("no parameter takes part in the loss", "Is everything detached?")
+    names = [program.label(i).removeprefix(own) for i, learns in enumerate(learned) if learns]
+    ends = (made.function.outputs[0], *(g for g, t in zip(made.function.outputs[1:], taking, strict=True) if t))
+    function = replace(made.function, outputs=ends, equations=tuple(pruned(made.function.equations, ends)))
+    kept = [name for name, t in zip(names, taking, strict=True) if t]
+
+    def flatten(*inputs: Any, **named: Any) -> list[Any]:
+        leaves = _pytree.tree_leaves((inputs, {key: named[key] for key in keys if key in named}))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    return source(function, program.roles, flatten, lambda found: (found[0], dict(zip(kept, found[1:], strict=True))))

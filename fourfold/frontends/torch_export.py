@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.errors import InputError, ModelError
-from fourfold.frontends.autograd import followed, joint
+from fourfold.frontends.autograd import Gradients, followed, joint
 from fourfold.frontends.fx_graph import FxSource, as_captured, quiet, views_as_reshapes
 from fourfold.frontends.pt2 import data_dependent, same_value, user_inputs
 from fourfold.frontends.subject import Wrapped, called
@@ -32,12 +32,14 @@ def capture(
     loss: Callable[[Any], Tensor] | None = None,
     level: Level = "ops",
     name: str = "",
+    gradient: Gradients = "passes",
 ) -> Captured:
     """Capture `model` on `inputs` (a tensor, a tuple, or a mapping by argument name); shapes are those of the inputs.
 
     `train`: forward and backward in one graph, marked by phase; the program returns the loss, then the gradients of all parameters that take part.
     `loss` makes a scalar of what the model returns (default: its first scalar if it is one, such as a transformers loss, else the mean square of its
-    first floating tensor). The module is captured in the mode it is in (`module.training`), and left as it was.
+    first floating tensor). `gradient`: "passes" has it made by linearize, unzip and transpose, "recorded" by torch's autograd, as before; the former
+    falls back to the latter, and the note says so. The module is captured in the mode it is in (`module.training`), and left as it was.
     Raises ModelError naming what cannot be exported, such as a size that depends on data.
     """
     args, kwargs = arguments(inputs)
@@ -45,7 +47,7 @@ def capture(
     if train:
         if not isinstance(model, nn.Module):
             raise InputError("An exported program holds no backward pass.", "Give the module itself to capture training.")
-        source = joint(model, args, kwargs, loss)
+        source = joint(model, args, kwargs, loss, gradient)
     else:
         source = _inference(model, args, kwargs, level)
     source.prefix += "module." if isinstance(model, Wrapped) else ""

@@ -63,17 +63,18 @@ class ModelSource:
     capture: dict[str, Any]
 
 
-def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str, int] | None = None, seed: int = 0) -> ModelSource:
+def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str, int] | None = None, seed: int = 0,
+         gradient: str = "passes") -> ModelSource:
     """Capture `model` (all that `fourfold.frontends.capture.capture` takes, or an artefact's folder) on `data`: example inputs (a tensor, a tuple,
     a mapping), an .npz file of them, or data as `optimize` reads it, of which the first batch is taken. None: inputs of the model's configuration,
-    in the sizes of `dims`; of an artefact those that its manifest keeps.
+    in the sizes of `dims`; of an artefact those that its manifest keeps. `gradient`: how the backward pass is made, "passes" or "recorded".
 
     Raises InputError, ModelError or MissingExtra in words.
     """
     from fourfold.frontends.capture import capture
 
     if is_artefact(model):
-        return _read_artefact(Path(model), data, train, dict(dims or {}), seed)
+        return _read_artefact(Path(model), data, train, dict(dims or {}), seed, gradient)
     sizes, told = dict(dims or {}), {}
     if isinstance(data, str | Path):
         told = {"file": str(data), "path": str(Path(data).resolve()), "sha256": _file_hash(Path(data))}
@@ -83,9 +84,13 @@ def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str
             model, inputs = _batch(model, data, sizes)
     else:
         inputs = data
-    found = capture(model, inputs, train=train, dims=sizes, seed=seed)
-    given = {"train": train, "level": "ops", "dims": dict(dims or {}), "seed": seed, "inputs": _specs(found), **told}
+    found = capture(model, inputs, train=train, dims=sizes, seed=seed, gradient=gradient)
+    given = {"train": train, "level": "ops", "dims": dict(dims or {}), "seed": seed, "inputs": _specs(found), **told} | _gradient(train, gradient)
     return ModelSource(found, {"ref": _words(model), "kind": _kind(model), "path": _path(model), "weights": weights_hash(found)}, given)
+
+
+def _gradient(train: bool, gradient: str) -> dict[str, str]:
+    return {"gradient": gradient} if train else {}
 
 
 def is_artefact(model: object) -> bool:
@@ -93,7 +98,7 @@ def is_artefact(model: object) -> bool:
     return isinstance(model, str | Path) and (Path(model) / "manifest.json").is_file() and not (Path(model) / "config.json").is_file()
 
 
-def _read_artefact(folder: Path, data: object, train: bool, dims: dict[str, int], seed: int) -> ModelSource:
+def _read_artefact(folder: Path, data: object, train: bool, dims: dict[str, int], seed: int, gradient: str) -> ModelSource:
     """The network of an artefact's last part, captured; `data` and `dims` as of `read`, "batch" and "length" (or "sequence") of the kept batch.
 
     Raises InputError where it holds no network, ArtefactError as `runtime.loading.load` does.
@@ -121,9 +126,9 @@ def _read_artefact(folder: Path, data: object, train: bool, dims: dict[str, int]
         inputs = arrays(data) if str(data).endswith(".npz") else _first_batch(subject, data, sizes)
     else:
         inputs = _sized(part.signature, sizes) if data is None else data
-    found = capture(subject, inputs, train=train, dims=sizes, seed=seed)
+    found = capture(subject, inputs, train=train, dims=sizes, seed=seed, gradient=gradient)
     found = replace(found, note=(*found.note, *notes))
-    given = {"train": train, "level": "ops", "dims": dims, "seed": seed, "inputs": _specs(found), **told}
+    given = {"train": train, "level": "ops", "dims": dims, "seed": seed, "inputs": _specs(found), **told} | _gradient(train, gradient)
     where = {"ref": str(folder), "kind": "folder", "path": str(folder.resolve()), "part": part.name, "weights": weights_hash(found)}
     return ModelSource(found, where, given)
 
@@ -158,7 +163,8 @@ def recapture(plan: Recorded, model: Any = None, inputs: Any = None) -> Captured
         inputs = how["file"] if Path(how["file"]).exists() else how["path"]
         if Path(inputs).exists() and how.get("sha256") not in (None, _file_hash(Path(inputs))):
             raise ArtefactError(f"{inputs} is not the file that the plan was made with.", "Make the plan again: fourfold plan MODEL --out DIR")
-    found = read(model, inputs, train=bool(how.get("train")), dims=sizes, seed=int(how.get("seed", 0))).captured
+    gradient = str(how.get("gradient", "recorded"))                     # before it was said, it was recorded
+    found = read(model, inputs, train=bool(how.get("train")), dims=sizes, seed=int(how.get("seed", 0)), gradient=gradient).captured
     if found.graph.hash != plan.graph.hash:
         raise ArtefactError(f"{_words(model)} is not the program that the plan is for: {differs(plan.graph, found.graph)}.",
                             "Give the same model and inputs, or make the plan again.")
