@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fourfold.differentiate._rules import Cotangents, Rows, Rule, Tangent, only, operand, total
 from fourfold.differentiate.equations import Emitter, Equation, Variable, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pairs = Iterable[tuple[Variable, Variable]]
 _FORWARD = "aten._scaled_dot_product_flash_attention_for_cpu.default"
@@ -113,7 +116,8 @@ ROWS: Rows = {
 }
 
 
-def attention_tangent(tq: Any, tk: Any, tv: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool, mask: Any, scale: float | None) -> Any:
+def attention_tangent(tq: Tensor, tk: Tensor, tv: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool,
+                      mask: Tensor | None, scale: float | None) -> Tensor:
     """The tangent of attention's first output on tensors [..., l, e], for (q̇, k̇, v̇)."""
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = (q @ k.transpose(-1, -2)) * factor

@@ -7,10 +7,9 @@ transpose of another in one operand, so three rows close the circle.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from fourfold.differentiate._rules import Cotangents, Rows, Rule, Tangent, only, operand, sizes, total
-from fourfold.differentiate.equations import Emitter, Equation, Variable
+from fourfold.differentiate.equations import Argument, Emitter, Equation, Variable
 
 Pairs = Iterable[tuple[Variable, Variable]]
 
@@ -70,11 +69,11 @@ def _matmul(e: Emitter, eq: Equation) -> Sequence[Variable | None]:
 # --- convolution ------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _each(value: Any, dims: int) -> list[int]:
+def _each(value: Argument, dims: int) -> list[int]:
     return list(value) * dims if len(value) == 1 else list(value)
 
 
-def _to_input(e: Emitter, ct: Variable, w: Variable, shape: Sequence[int], attributes: Sequence[Any]) -> Variable:
+def _to_input(e: Emitter, ct: Variable, w: Variable, shape: Sequence[int], attributes: Sequence[Argument]) -> Variable:
     """The input form: (ȳ, w) → x̄ of `shape`, for y = convolution(x, w, None, *attributes). It is a convolution of the other kind with the same w."""
     stride, padding, dilation, transposed, _, groups = attributes
     dims = len(shape) - 2
@@ -90,7 +89,7 @@ def _to_input(e: Emitter, ct: Variable, w: Variable, shape: Sequence[int], attri
     return found
 
 
-def _to_weight(e: Emitter, ct: Variable, x: Variable, w: Variable, attributes: Sequence[Any]) -> Variable:
+def _to_weight(e: Emitter, ct: Variable, x: Variable, w: Variable, attributes: Sequence[Argument]) -> Variable:
     """The weight form: (ȳ, x) → w̄; of w only the shape matters."""
     return e.emit("aten.convolution_backward.default", ct, x, w, None, *attributes, [False, True, False])[1]
 
@@ -202,7 +201,7 @@ def _line(name: str) -> Callable[[Emitter, Equation], Sequence[Variable | None]]
 def _resampling(name: str, corners: bool, dims: int) -> dict[str, Rule]:
     """Upsampling by repetition or interpolation; `corners`: it takes align_corners."""
 
-    def scales(factors: Any) -> list[Any]:
+    def scales(factors: Argument) -> list[Argument]:
         return list(factors) if factors is not None else [None] * dims
 
     def down(e: Emitter, eq: Equation, cotangents: Cotangents) -> Pairs:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from fourfold.differentiate._rules import CONSTANT, Cotangents, Rows, Rule, Tangent, fit, only, symmetric, total
-from fourfold.differentiate.equations import Emitter, Equation, Variable
+from fourfold.differentiate.equations import Argument, Emitter, Equation, Variable
 
 Unary = Callable[[Emitter, Variable, Variable, Variable], Variable]     # (e, x, y, ẋ) → ẏ
 
@@ -67,7 +66,7 @@ def _unary(rule: Unary) -> Rule:
 
 
 # operator → (its fused derivative, the latter's arguments after the tangent, from those of the operator)
-_FUSED: dict[str, tuple[str, Callable[[Equation], list[Any]]]] = {
+_FUSED: dict[str, tuple[str, Callable[[Equation], list[Argument]]]] = {
     "gelu": ("gelu_backward", lambda eq: [eq.args[0]]),
     "silu": ("silu_backward", lambda eq: [eq.args[0]]),
     "elu": ("elu_backward", lambda eq: [*eq.args[1:4], False, eq.args[0]]),
@@ -80,7 +79,7 @@ _FUSED: dict[str, tuple[str, Callable[[Equation], list[Any]]]] = {
 }
 
 
-def _fused(op: str, arguments: Callable[[Equation], list[Any]]) -> Rule:
+def _fused(op: str, arguments: Callable[[Equation], list[Argument]]) -> Rule:
     def jvp(e: Emitter, eq: Equation, tangent: Tangent) -> Sequence[Variable | None]:
         t = tangent(eq.args[0])
         return (None if t is None else e.emit(f"aten.{op}.default", t, *arguments(eq), **eq.kwargs),)

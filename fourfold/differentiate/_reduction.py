@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from fourfold.differentiate._rules import Cotangents, Rows, Rule, Tangent, fit, only, operand, symmetric, total
-from fourfold.differentiate.equations import Emitter, Equation, Variable, torch_dtype
+from fourfold.differentiate.equations import Argument, Emitter, Equation, Variable, torch_dtype
 
 Pairs = Iterable[tuple[Variable, Variable]]
 One = Sequence["Variable | None"]
 
 
-def dims_of(dim: Any, rank: int) -> list[int]:
+def dims_of(dim: Argument, rank: int) -> list[int]:
     """Dimensions that a reduction goes over, from 0; all where none is named."""
     if dim is None or dim == []:
         return list(range(rank))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from fourfold.differentiate.equations import Emitter, Equation, Variable, variables
+from fourfold.differentiate.equations import Argument, Emitter, Equation, Variable, variables
 
-Tangent = Callable[[Any], "Variable | None"]                           # of a non-linear variable; None where it has none, or for what is no variable
+Tangent = Callable[[Argument], "Variable | None"]                           # of a non-linear variable, or of what is none; None: zero
 Jvp = Callable[[Emitter, Equation, Tangent], Sequence["Variable | None"]]
 Cotangents = Sequence["Variable | None"]
 Transpose = Callable[[Emitter, Equation, Cotangents], Iterable[tuple[Variable, Variable]]]
@@ -76,7 +75,7 @@ def by_linearity(rule: Rule) -> Jvp:
     return jvp
 
 
-def _tangents(e: Emitter, value: Any, tangent: Tangent) -> Any:
+def _tangents(e: Emitter, value: Argument, tangent: Tangent) -> Argument:
     if isinstance(value, list | tuple):
         return [_tangents(e, part, tangent) for part in value]
     found = tangent(value)

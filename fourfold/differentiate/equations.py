@@ -21,6 +21,8 @@ from fourfold.graph import bytes_of
 if TYPE_CHECKING:
     import torch
 
+Argument = Any                                                         # of an operator: a variable, a number, a text, None, or a list of them
+
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 
@@ -58,9 +60,9 @@ class Equation:
     """
 
     op: str
-    args: tuple[Any, ...]
+    args: tuple[Argument, ...]
     outputs: tuple[Variable | None, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Argument] = field(default_factory=dict)
     derived: bool = False
     function: Function | None = None
     module: str = ""
@@ -113,7 +115,7 @@ class Function:
         """The program as text, an equation a line; linear variables carry a dot."""
         names: dict[Variable, str] = {}
 
-        def told(value: Any) -> str:
+        def told(value: Argument) -> str:
             if isinstance(value, Variable):
                 return names.setdefault(value, f"{'ẋ' if value.linear else 'x'}{len(names)}")
             if isinstance(value, list | tuple):
@@ -138,7 +140,7 @@ class Function:
         return [v for v in self.results if v is not None]
 
 
-def variables(value: Any) -> Iterator[Variable]:
+def variables(value: Argument) -> Iterator[Variable]:
     """The variables in nested lists of arguments, in order."""
     if isinstance(value, Variable):
         yield value
@@ -147,7 +149,7 @@ def variables(value: Any) -> Iterator[Variable]:
             yield from variables(part)
 
 
-def substituted(value: Any, new: Mapping[Variable, Any]) -> Any:
+def substituted(value: Argument, new: Mapping[Variable, Argument]) -> Argument:
     """`value` with variables replaced."""
     if isinstance(value, Variable):
         return new.get(value, value)
@@ -159,7 +161,7 @@ def substituted(value: Any, new: Mapping[Variable, Any]) -> Any:
 # --- making equations -------------------------------------------------------------------------------------------------------------------------------
 
 
-def operator_of(op: str) -> Any:
+def operator_of(op: str) -> Argument:
     """torch's operator for "aten.mul.Tensor"."""
     import torch
 
@@ -187,7 +189,7 @@ class Emitter:
         self.wanted: set[Variable] = set()
         self.ignored: set[Variable] = set()
 
-    def emit(self, op: str, *args: Any, **kwargs: Any) -> Any:
+    def emit(self, op: str, *args: Argument, **kwargs: Argument) -> Argument:
         """The variable (or the tuple of variables) that `op` makes of these arguments. Raises ModelError where the op refuses them."""
         args, kwargs = normalised(op, args, kwargs)
         linear = any(v.linear for v in variables((args, tuple(kwargs.values()))))
@@ -204,10 +206,10 @@ class Emitter:
     def sub(self, a: Variable, b: Variable) -> Variable:
         return self.emit("aten.sub.Tensor", a, b)
 
-    def mul(self, a: Variable, b: Any) -> Variable:
+    def mul(self, a: Variable, b: Argument) -> Variable:
         return self.emit("aten.mul.Tensor" if isinstance(b, Variable) else "aten.mul.Scalar", a, b)
 
-    def div(self, a: Variable, b: Any) -> Variable:
+    def div(self, a: Variable, b: Argument) -> Variable:
         return self.emit("aten.div.Tensor" if isinstance(b, Variable) else "aten.div.Scalar", a, b)
 
     def neg(self, a: Variable) -> Variable:
@@ -251,7 +253,7 @@ class Emitter:
 _DROPPED = ("device", "layout", "pin_memory", "memory_format", "non_blocking")     # keyword-only arguments that change no value here
 
 
-def normalised(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def normalised(op: str, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> tuple[tuple[Argument, ...], dict[str, Argument]]:
     """All positional arguments of the operator's schema in order, defaults filled in; of keyword-only ones those that are not at their default."""
     if "." not in op:
         return tuple(args), dict(kwargs)
@@ -267,10 +269,10 @@ def normalised(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple
 
 
 Spec = tuple[tuple[int, ...], str]
-_specs: dict[Any, tuple[Spec | None, ...]] = {}
+_specs: dict[Argument, tuple[Spec | None, ...]] = {}
 
 
-def inferred(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Spec | None, ...]:
+def inferred(op: str, args: tuple[Argument, ...], kwargs: Mapping[str, Argument]) -> tuple[Spec | None, ...]:
     """(shape, dtype) of everything that `op` makes of these arguments."""
     if op == "dup":
         return ((args[0].shape, args[0].dtype),) * 2
@@ -284,7 +286,7 @@ def inferred(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple
     if key not in _specs:
         import torch
 
-        def bare(value: Any) -> Any:
+        def bare(value: Argument) -> Argument:
             if isinstance(value, Variable):
                 return torch.empty(value.shape, dtype=torch_dtype(value.dtype), device="meta")
             return type(value)(bare(v) for v in value) if isinstance(value, list | tuple) else value
@@ -306,7 +308,7 @@ def inferred(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple
     return _specs[key]
 
 
-def _key(value: Any) -> Any:
+def _key(value: Argument) -> Argument:
     if isinstance(value, Variable):
         return ("v", value.shape, value.dtype)
     if isinstance(value, list | tuple):
@@ -348,7 +350,7 @@ def explicit(function: Function) -> Function:
     made: list[Equation] = []
     where = ("", "")
 
-    def take(value: Any) -> Any:
+    def take(value: Argument) -> Argument:
         if isinstance(value, list | tuple):
             return type(value)(take(part) for part in value)
         if not isinstance(value, Variable) or not value.linear:

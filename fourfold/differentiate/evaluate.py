@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fourfold.differentiate._attention import attention_tangent
-from fourfold.differentiate.equations import Equation, Function, Variable, operator_of, substituted, torch_dtype
+from fourfold.differentiate.equations import Argument, Equation, Function, Variable, operator_of, substituted, torch_dtype
 from fourfold.errors import InputError
 
 
@@ -24,7 +23,7 @@ def evaluate(function: Function, inputs: Sequence[Tensor], tangents: Sequence[Te
         if want is not None:
             wants.append(want)
             given.append(torch.zeros(want.shape, dtype=torch_dtype(want.dtype)) if tangent is None else tangent)
-    values: dict[Variable, Any] = {}
+    values: dict[Variable, Argument] = {}
     for want, tensor in zip(wants, given, strict=True):
         if tuple(tensor.shape) != want.shape or str(tensor.dtype) != f"torch.{want.dtype}":
             raise InputError(f"{want.name or 'a value'} is {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}.",
@@ -41,7 +40,7 @@ def evaluate(function: Function, inputs: Sequence[Tensor], tangents: Sequence[Te
     return [values[v] for v in function.outputs], [None if v is None else values[v] for v in function.results]
 
 
-def step(eq: Equation, values: Mapping[Variable, Any]) -> Sequence[Any]:
+def step(eq: Equation, values: Mapping[Variable, Argument]) -> Sequence[Argument]:
     """What one equation makes of the tensors of its inputs."""
     if eq.op == "dup":
         return (values[eq.inputs[0]],) * 2

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fourfold.differentiate.equations import Equation, Function, Variable, inferred, normalised, operator_of, torch_dtype, variables
+from fourfold.differentiate.equations import Argument, Equation, Function, Variable, inferred, normalised, operator_of, torch_dtype, variables
 from fourfold.errors import ModelError
 
 _PASSED_ON = frozenset("""aten.alias.default aten.clone.default aten.contiguous.default aten.lift_fresh_copy.default aten.lift_fresh.default
@@ -21,7 +20,9 @@ _CALLS = ("invoke_subgraph", "wrap", "tag_activation_checkpoint", "wrap_with_set
           "checkpoint", "wrap_with_autocast")
 
 
-def from_fx(module: fx.GraphModule, name: str = "", constants: dict[Variable, Any] | None = None, ends: Sequence[fx.Node] | None = None) -> Function:
+def from_fx(
+    module: fx.GraphModule, name: str = "", constants: dict[Variable, Argument] | None = None, ends: Sequence[fx.Node] | None = None
+) -> Function:
     """A functional graph of ATen operators with static shapes as a program; placeholders are its inputs, and tensors that the graph holds itself are
     further inputs, listed in `constants` with their tensors. Views become reshapes, copies vanish, and calls of subgraphs stay calls. `ends`: what is
     returned instead of what the graph returns.
@@ -31,10 +32,13 @@ def from_fx(module: fx.GraphModule, name: str = "", constants: dict[Variable, An
     return _Reader(module, name, {} if constants is None else constants).read(ends)
 
 
+_Call = tuple[str, tuple[Argument, ...], dict[str, Argument]]
+
+
 class _Reader:
-    def __init__(self, module: fx.GraphModule, name: str, constants: dict[Variable, Any]) -> None:
+    def __init__(self, module: fx.GraphModule, name: str, constants: dict[Variable, Argument]) -> None:
         self.module, self.name, self.constants = module, name, constants
-        self.value: dict[fx.Node, Any] = {}
+        self.value: dict[fx.Node, Argument] = {}
         self.equations: list[Equation] = []
 
     def read(self, ends: Sequence[fx.Node] | None) -> Function:
@@ -50,13 +54,13 @@ class _Reader:
             elif node.op == "call_function":
                 self.call(node)
             elif node.op == "output":
-                flat: Any = ends if ends is not None else node.args[0] if isinstance(node.args[0], list | tuple) else (node.args[0],)
+                flat: Argument = ends if ends is not None else node.args[0] if isinstance(node.args[0], list | tuple) else (node.args[0],)
                 outputs = [v for v in (self.given(part) for part in flat) if isinstance(v, Variable)]
             else:
                 raise ModelError(f"the captured program holds {node.op} {node.target}", "Export it again with torch.export.")
         return Function(self.name or "f", (*inputs, *(v for v in self.constants if v not in inputs)), tuple(outputs), tuple(self.equations))
 
-    def given(self, value: Any) -> Any:
+    def given(self, value: Argument) -> Argument:
         if isinstance(value, fx.Node):
             return self.value[value]
         if isinstance(value, list | tuple):
@@ -70,8 +74,8 @@ class _Reader:
             return found
         return value
 
-    def held(self, node: fx.Node) -> Any:
-        found: Any = self.module
+    def held(self, node: fx.Node) -> Argument:
+        found: Argument = self.module
         for part in str(node.target).split("."):
             found = getattr(found, part)
         if not isinstance(found, Tensor):
@@ -101,7 +105,7 @@ class _Reader:
         args, kwargs = normalised(op, self.given(list(node.args)), {k: self.given(v) for k, v in node.kwargs.items()})
         self.emit(node, *_canonical(op, args, kwargs, node))
 
-    def emit(self, node: fx.Node, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def emit(self, node: fx.Node, op: str, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> None:
         val = node.meta.get("val")
         several = isinstance(val, list | tuple)
         if val is None:
@@ -118,7 +122,7 @@ class _Reader:
         self.equations.append(Equation(op, args, tuple(made), kwargs, module=module_of(node), name=node.name))
         self.value[node] = made if several else made[0]
 
-    def higher(self, node: fx.Node, target: Any) -> None:
+    def higher(self, node: fx.Node, target: Argument) -> None:
         """A call of a subgraph."""
         name = str(target.name() if callable(getattr(target, "name", None)) else target)
         body = next((a for a in (self.given(arg) for arg in node.args) if isinstance(a, fx.GraphModule)), None)
@@ -145,7 +149,7 @@ class _Reader:
         return made
 
 
-def _canonical(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+def _canonical(op: str, args: tuple[Argument, ...], kwargs: dict[str, Argument], node: fx.Node) -> _Call:
     """The same operation by the one operator that the table has for it."""
     val = node.meta.get("val")
     if op in _RESHAPES and isinstance(val, Tensor):
@@ -166,7 +170,7 @@ def _canonical(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], node: fx.
     return op, args, kwargs
 
 
-def variable(node: fx.Node, value: Any = None) -> Variable:
+def variable(node: fx.Node, value: Argument = None) -> Variable:
     """The variable of a node's fake result. Raises ModelError where a size has no number or the type is complex."""
     value = node.meta["val"] if value is None else value
     shape = []
@@ -194,7 +198,7 @@ def to_fx(function: Function) -> tuple[fx.GraphModule, list[fx.Node], list[fx.No
     """An ordinary program (no linear variables, no calls) as a graph of ATen operators with fake results: (module, its placeholders, its outputs)."""
     graph = fx.Graph()
     node: dict[Variable, fx.Node] = {}
-    fake: dict[fx.Node, Any] = {}
+    fake: dict[fx.Node, Argument] = {}
     taken: set[str] = set()
     for i, v in enumerate(function.inputs):
         node[v] = graph.placeholder(f"in{i}")
@@ -222,19 +226,19 @@ def to_fx(function: Function) -> tuple[fx.GraphModule, list[fx.Node], list[fx.No
     return fx.GraphModule(torch.nn.Module(), graph), [node[v] for v in function.inputs], outputs
 
 
-def _target(op: str) -> Any:
+def _target(op: str) -> Argument:
     from fourfold.differentiate.evaluate import OWN
 
     return OWN[op] if op in OWN else operator_of(op)
 
 
-def _nodes(value: Any, node: Mapping[Variable, fx.Node]) -> Any:
+def _nodes(value: Argument, node: Mapping[Variable, fx.Node]) -> Argument:
     if isinstance(value, Variable):
         return node[value]
     return type(value)(_nodes(v, node) for v in value) if isinstance(value, list | tuple) else value
 
 
-def _run(eq: Equation, made: fx.Node, fake: Mapping[fx.Node, Any]) -> Any:
+def _run(eq: Equation, made: fx.Node, fake: Mapping[fx.Node, Argument]) -> Argument:
     if "." not in eq.op:
         return torch.empty(eq.outs[0].shape, dtype=torch_dtype(eq.outs[0].dtype), device="meta")
     args, kwargs = fx.node.map_arg((made.args, made.kwargs), lambda n: fake[n])  # type: ignore[misc]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from fourfold.differentiate._rules import Rule, by_linearity
-from fourfold.differentiate.equations import Emitter, Equation, Function, Variable, call, explicit, pruned, readers, variables
+from fourfold.differentiate.equations import Argument, Emitter, Equation, Function, Variable, call, explicit, pruned, readers, variables
 from fourfold.differentiate.table import by_torch, rule_of
 from fourfold.errors import InputError
 
@@ -38,7 +37,7 @@ def linearize(function: Function, wrt: Sequence[bool] | None = None) -> Function
 class _Linearize:
     """One pass; functions that are called several times are linearized once per pattern of active inputs."""
 
-    def __init__(self, known: dict[Any, Function]) -> None:
+    def __init__(self, known: dict[Argument, Function]) -> None:
         self.known = known
 
     def function(self, f: Function, active: tuple[bool, ...]) -> Function:

@@ -7,17 +7,16 @@ that have one, by torch's own decompositions; where there is none either, `rule_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fourfold.differentiate import _attention, _contraction, _elementwise, _indexing, _reduction, _shape
 from fourfold.differentiate._rules import CONSTANT, Rows, Rule
-from fourfold.differentiate.equations import Emitter, Equation, Function, Variable, copied, operator_of, torch_dtype
+from fourfold.differentiate.equations import Argument, Emitter, Equation, Function, Variable, copied, operator_of, torch_dtype
 from fourfold.differentiate.fx import from_fx
 from fourfold.errors import ModelError
 
 RULES: Rows = {**_elementwise.ROWS, **_shape.ROWS, **_reduction.ROWS, **_contraction.ROWS, **_attention.ROWS, **_indexing.ROWS,
                "uniform": CONSTANT}
-_torch: dict[Any, Function | None] = {}
+_torch: dict[Argument, Function | None] = {}
 
 
 def rule_of(eq: Equation) -> Rule:
@@ -49,7 +48,7 @@ def by_torch(e: Emitter, eq: Equation) -> Sequence[Variable | None]:
     return tuple(m if o is not None and m is not None and m.shape == o.shape else None for m, o in zip(made, eq.outputs, strict=True))
 
 
-def _given(value: Any, new: dict[Variable, Variable]) -> Any:
+def _given(value: Argument, new: dict[Variable, Variable]) -> Argument:
     if isinstance(value, Variable):
         return new[value]
     return type(value)(_given(v, new) for v in value) if isinstance(value, list | tuple) else value
@@ -73,22 +72,22 @@ def decomposition(eq: Equation) -> Function | None:
     return _torch[key]
 
 
-def _shaped(value: Any) -> Any:
+def _shaped(value: Argument) -> Argument:
     if isinstance(value, Variable):
         return ("v", value.shape)
     return [_shaped(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _traced(eq: Equation, target: Any, written: Any) -> Function | None:
+def _traced(eq: Equation, target: Argument, written: Argument) -> Function | None:
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
     given = [torch.empty(v.shape, dtype=torch_dtype(v.dtype)) for v in eq.inputs]
 
-    def run(*tensors: Any) -> list[Any]:
+    def run(*tensors: Argument) -> list[Argument]:
         left = iter(tensors)
 
-        def bound(value: Any) -> Any:
+        def bound(value: Argument) -> Argument:
             if isinstance(value, Variable):
                 return next(left)
             return type(value)(bound(v) for v in value) if isinstance(value, list | tuple) else value
@@ -97,7 +96,7 @@ def _traced(eq: Equation, target: Any, written: Any) -> Function | None:
         parts = made if isinstance(made, tuple | list) else (made,)
         return [p for p, o in zip(parts, eq.outputs, strict=True) if o is not None]
 
-    table: dict[Any, Any] = {target: written} if written is not None else {}
+    table: dict[Argument, Argument] = {target: written} if written is not None else {}
     try:
         with torch.no_grad():
             module = make_fx(run, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)

@@ -19,6 +19,7 @@ from fourfold.graph import ROLES
 from fourfold.program import Captured
 from fourfold.text import headline
 
+Value = Any                                                            # what a model takes or returns, and what torch keeps beside it
 _KEPT = ("aten.linear.default", "aten.matmul.default")                 # torch writes these as stacks of products where strides are odd
 
 
@@ -27,10 +28,10 @@ class Differentiable:
     """A program with what its inputs mean: `roles` has (role, label, tensor or None for what the caller feeds) for each input of `function`."""
 
     function: Function
-    roles: list[tuple[str, str, Any]]
-    flatten: Callable[..., list[Any]]
-    unflatten: Callable[[list[Any]], Any]
-    plain: dict[int, Any] = field(default_factory=dict)                # outputs that are no tensors, by their position among all
+    roles: list[tuple[str, str, Value]]
+    flatten: Callable[..., list[Value]]
+    unflatten: Callable[[list[Value]], Value]
+    plain: dict[int, Value] = field(default_factory=dict)                # outputs that are no tensors, by their position among all
 
     def label(self, index: int) -> str:
         return self.roles[index][1]
@@ -38,7 +39,7 @@ class Differentiable:
     def indices(self, role: str) -> list[int]:
         return [i for i, (found, _, _) in enumerate(self.roles) if found == role]
 
-    def given(self, *inputs: Any, **named: Any) -> list[Tensor]:
+    def given(self, *inputs: Value, **named: Value) -> list[Tensor]:
         """Tensors for all inputs of the program, from the model's own arguments."""
         flat = [t for t in self.flatten(*inputs, **named) if isinstance(t, Tensor)]
         wanted = self.indices("input")
@@ -48,16 +49,16 @@ class Differentiable:
         return [next(left) if role == "input" else tensor for role, _, tensor in self.roles]
 
 
-def decompositions() -> dict[Any, Any]:
+def decompositions() -> dict[Value, Value]:
     """torch's decompositions to core ATen, but for operators that have a row in the table."""
-    table: Any = torch.export.default_decompositions()
+    table: Value = torch.export.default_decompositions()
     for target in list(table.keys()):
         if str(target) in RULES and (RULES[str(target)].expand is None or str(target) in _KEPT):
             table.pop(target)
     return table
 
 
-def differentiable(model: nn.Module | torch.export.ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Differentiable:
+def differentiable(model: nn.Module | torch.export.ExportedProgram, args: tuple[Value, ...], kwargs: dict[str, Value]) -> Differentiable:
     """Export `model` on these inputs and read it as equations, tied weights as one input.
 
     Raises ModelError where it cannot be exported, or holds what has no equation (control flow, sizes that depend on data, complex numbers).
@@ -96,7 +97,7 @@ def _stopped(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def read(exported: torch.export.ExportedProgram, names: dict[Any, str], prefix: str = "") -> Differentiable:
+def read(exported: torch.export.ExportedProgram, names: dict[Value, str], prefix: str = "") -> Differentiable:
     """A lowered program as equations; `names` are those of parameters by `storage_key`, and paths lose the `prefix` of what was wrapped around the
     model.
 
@@ -106,12 +107,12 @@ def read(exported: torch.export.ExportedProgram, names: dict[Any, str], prefix: 
     from torch.utils import _pytree as pytree
 
     signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
-    held: dict[Variable, Any] = {}
+    held: dict[Variable, Value] = {}
     whole = from_fx(exported.graph_module, "f", held)
-    roles: list[tuple[str, str, Any]] = []
+    roles: list[tuple[str, str, Value]] = []
     inputs: list[Variable] = []
     stands: dict[Variable, Variable] = {}
-    shared: dict[Any, Variable] = {}
+    shared: dict[Value, Variable] = {}
     placeholders = [n for n in exported.graph_module.graph.nodes if n.op == "placeholder"]
     given = iter(whole.inputs)
     for node, entry in zip(placeholders, signature.input_specs, strict=True):
@@ -119,7 +120,7 @@ def read(exported: torch.export.ExportedProgram, names: dict[Any, str], prefix: 
             continue
         v = next(given)
         if entry.kind == InputKind.USER_INPUT:
-            role: tuple[str, str, Any] = ("input", str(getattr(entry.arg, "name", node.name)).removeprefix(prefix), None)
+            role: tuple[str, str, Value] = ("input", str(getattr(entry.arg, "name", node.name)).removeprefix(prefix), None)
         else:
             tensor = state[str(entry.target)]
             key = storage_key(tensor)
@@ -142,22 +143,22 @@ def read(exported: torch.export.ExportedProgram, names: dict[Any, str], prefix: 
     outputs = tuple(stands.get(v, v) for v in (whole.outputs[tensors[i]] for i in kept if i in tensors))
     own = [replace(eq.renamed(stands), module=f"{eq.module}.".removeprefix(prefix).rstrip(".")) for eq in whole.equations]
     equations = tuple(pruned(own, outputs))
-    spec: Any = exported.call_spec.in_spec
-    out_spec: Any = exported.call_spec.out_spec
+    spec: Value = exported.call_spec.in_spec
+    out_spec: Value = exported.call_spec.out_spec
 
-    def unflatten(found: list[Any]) -> Any:
+    def unflatten(found: list[Value]) -> Value:
         left = iter(found)
         return pytree.tree_unflatten([plain[i] if i in plain else next(left) for i in range(len(kept))], out_spec)
 
-    def flatten(*args: Any, **named: Any) -> list[Any]:
+    def flatten(*args: Value, **named: Value) -> list[Value]:
         return pytree.tree_leaves((args, named)) if named or spec is None else pytree.tree_leaves((args, {}))
 
     function = Function(whole.name, tuple(inputs), outputs, equations)
     return Differentiable(function, roles, flatten, unflatten, plain)
 
 
-def source(function: Function, roles: Sequence[tuple[str, str, Any]], flatten: Callable[..., list[Any]], unflatten: Callable[[list[Any]], Any],
-           ahead: int = 1) -> FxSource:
+def source(function: Function, roles: Sequence[tuple[str, str, Value]], flatten: Callable[..., list[Value]],
+           unflatten: Callable[[list[Value]], Value], ahead: int = 1) -> FxSource:
     """An ordinary program as an fx graph that `as_captured` makes a Graph of. What its first `ahead` outputs do not depend on is marked as
     backward.
     """
@@ -182,11 +183,11 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 class WithLoss(nn.Module):
     """A model and the scalar that `loss` makes of its answer."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[Any], Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[Value], Tensor]) -> None:
         super().__init__()
         self.model, self._loss = model, loss
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Value, **kwargs: Value) -> Tensor:
         return self._loss(self.model(*args, **kwargs))
 
 
@@ -201,7 +202,7 @@ def of_captured(captured: Captured) -> Differentiable:
     asked = [o for o in program.outputs if isinstance(o, int)]
     whole = from_fx(program.module, graph.name, held, [nodes[o] for o in asked])
     bound = program.weights()
-    roles: list[tuple[str, str, Any]] = []
+    roles: list[tuple[str, str, Value]] = []
     inputs: list[Variable] = []
     stands: dict[Variable, Variable] = {}
     seen: dict[int, Variable] = {}
@@ -222,7 +223,7 @@ def of_captured(captured: Captured) -> Differentiable:
         roles.append(("constant", v.name, tensor))
     plain = {i: o.value for i, o in enumerate(program.outputs) if not isinstance(o, int)}
 
-    def unflatten(found: list[Any]) -> Any:
+    def unflatten(found: list[Value]) -> Value:
         left = iter(found)
         return program.unflatten([plain[i] if i in plain else next(left) for i in range(len(program.outputs))])
 
@@ -231,14 +232,14 @@ def of_captured(captured: Captured) -> Differentiable:
     return Differentiable(function, roles, program.flatten, unflatten)
 
 
-def _learned(label: str, tensor: Any) -> Any:
+def _learned(label: str, tensor: Value) -> Value:
     """A capture keeps parameters and buffers alike; what is floating and no running statistic counts as learned."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or label.endswith(("running_mean", "running_var")):
         return tensor
     return nn.Parameter(tensor, requires_grad=True)
 
 
-def with_loss(program: Differentiable, loss: Callable[[Any], Tensor]) -> Differentiable:
+def with_loss(program: Differentiable, loss: Callable[[Value], Tensor]) -> Differentiable:
     """The program that returns what `loss` makes of the answer of `program`. Raises ModelError where the loss cannot be traced."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -247,7 +248,7 @@ def with_loss(program: Differentiable, loss: Callable[[Any], Tensor]) -> Differe
     function = inlined(program.function)
     examples = [torch.zeros(v.shape, dtype=getattr(torch, v.dtype)) for v in function.inputs]
 
-    def run(*tensors: Any) -> Tensor:
+    def run(*tensors: Value) -> Tensor:
         return loss(program.unflatten(evaluate(function, tensors)[0]))
 
     try:
@@ -255,13 +256,13 @@ def with_loss(program: Differentiable, loss: Callable[[Any], Tensor]) -> Differe
             module = make_fx(run, tracing_mode="fake", decomposition_table=decompositions(), _allow_non_fake_inputs=True)(*examples)
     except Exception as error:
         raise ModelError(f"the loss of {function.name} cannot be traced: {headline(error)}", "Use tensor operations only.") from error
-    held: dict[Variable, Any] = {}
+    held: dict[Variable, Value] = {}
     found = from_fx(module, function.name, held)
     roles = [*program.roles, *(("constant", v.name, tensor) for v, tensor in held.items())]
     return Differentiable(found, roles, program.flatten, lambda leaves: leaves[0])
 
 
-def wrapped(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Callable[[Any], Tensor]) -> Differentiable:
+def wrapped(model: nn.Module, args: tuple[Value, ...], kwargs: dict[str, Value], loss: Callable[[Value], Tensor]) -> Differentiable:
     """A module with a loss behind it; labels are those of the module."""
     return differentiable(WithLoss(model, loss), args, kwargs)
 
@@ -290,7 +291,7 @@ def by_passes(exported: torch.export.ExportedProgram, model: nn.Module, keys: tu
     function = replace(made.function, outputs=ends, equations=tuple(pruned(made.function.equations, ends)))
     kept = [name for name, t in zip(names, taking, strict=True) if t]
 
-    def flatten(*inputs: Any, **named: Any) -> list[Any]:
+    def flatten(*inputs: Value, **named: Value) -> list[Value]:
         leaves = _pytree.tree_leaves((inputs, {key: named[key] for key in keys if key in named}))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 

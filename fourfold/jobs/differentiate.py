@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fourfold.program import Captured
 
 Wrt = str | Sequence[str]
+Answer = Any                                                          # what a model takes or returns: tensors in any structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +37,15 @@ class _Derived:
 
     program: Differentiable
     wrt: tuple[int, ...]
-    inputs: tuple[Any, ...]
-    named: dict[str, Any]
+    inputs: tuple[Answer, ...]
+    named: dict[str, Answer]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the parameters and inputs that it is differentiated by."""
         return tuple(self.program.label(i) for i in self.wrt)
 
-    def _tensors(self, inputs: tuple[Any, ...], key: int) -> list[Tensor]:
+    def _tensors(self, inputs: tuple[Answer, ...], key: int) -> list[Tensor]:
         import torch
 
         inputs, named = (inputs, {}) if inputs else (self.inputs, self.named)
@@ -72,7 +73,7 @@ class Linearization(_Derived):
 
     function: Function
 
-    def __call__(self, tangents: Mapping[str, Tensor] | Sequence[Tensor | None], *inputs: Any, key: int = 0) -> tuple[Any, Any]:
+    def __call__(self, tangents: Mapping[str, Tensor] | Sequence[Tensor | None], *inputs: Answer, key: int = 0) -> tuple[Answer, Answer]:
         """(y, ẏ), both as the model returns its answer, at `inputs` (default: those of the capture). `tangents`: by name, those left out being zero,
         or one for each of `names`. `key` seeds random draws, alike for alike keys.
         """
@@ -99,13 +100,13 @@ class Halves(_Derived):
 
         return residuals(self.linearized)
 
-    def __call__(self, *inputs: Any, key: int = 0) -> tuple[Any, Callable[[Any], Any]]:
+    def __call__(self, *inputs: Answer, key: int = 0) -> tuple[Answer, Callable[[Answer], Answer]]:
         """(y, push): `push(tangents)` runs the linear half on what was stored."""
         from fourfold.differentiate.evaluate import evaluate
 
         y, held = _forward(self, inputs, key)
 
-        def push(tangents: Mapping[str, Tensor] | Sequence[Tensor | None]) -> Any:
+        def push(tangents: Mapping[str, Tensor] | Sequence[Tensor | None]) -> Answer:
             return self.program.unflatten(_quietly(evaluate, self.unzipped.linear, held, self._tangents(tangents))[1])
 
         return y, push
@@ -118,7 +119,7 @@ class Pullback(_Derived):
     unzipped: Unzipped
     transposed: Function
 
-    def __call__(self, *inputs: Any, key: int = 0) -> tuple[Any, Callable[..., dict[str, Tensor]]]:
+    def __call__(self, *inputs: Answer, key: int = 0) -> tuple[Answer, Callable[..., dict[str, Tensor]]]:
         """(y, pull): `pull(*cotangents)`, one for each floating tensor of the answer in order, returns {name: cotangent}."""
         from fourfold.differentiate.evaluate import evaluate
 
@@ -141,7 +142,7 @@ class Gradient(_Derived):
 
     reverse: Reverse
 
-    def __call__(self, *inputs: Any, key: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, *inputs: Answer, key: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, {name: gradient}) at `inputs` (default: those of the capture)."""
         from fourfold.differentiate.evaluate import evaluate
 
@@ -169,7 +170,7 @@ class Gradient(_Derived):
         program = self.program
         drawn = any(role == "key" for role, _, _ in program.roles)
 
-        def flatten(*inputs: Any, key: int = 0, **named: Any) -> list[Any]:
+        def flatten(*inputs: Answer, key: int = 0, **named: Answer) -> list[Answer]:
             return [*program.flatten(*inputs, **named), *([torch.tensor(key)] if drawn else [])]
 
         roles = [("input" if role == "key" else role, program.label(i), t) for i, (role, _, t) in enumerate(program.roles)]
@@ -177,7 +178,7 @@ class Gradient(_Derived):
         return replace(as_captured(found, self.reverse.function.name), inputs=self.inputs)
 
 
-def linearize(model: Any, inputs: Any = None, *, loss: Callable[[Any], Tensor] | None = None, wrt: Wrt = "inputs") -> Linearization:
+def linearize(model: Answer, inputs: Answer = None, *, loss: Callable[[Answer], Tensor] | None = None, wrt: Wrt = "inputs") -> Linearization:
     """J f of a model: forward mode.
 
     model: an nn.Module, an exported program, what `fourfold.frontends.capture` captured from torch, or what `grad` returned (then second
@@ -215,7 +216,7 @@ def transpose(halves: Halves) -> Pullback:
 
 
 def grad(
-    model: Any, inputs: Any = None, loss: Callable[[Any], Tensor] | None = None, *, wrt: Wrt = "parameters", policy: Policy = "store"
+    model: Answer, inputs: Answer = None, loss: Callable[[Answer], Tensor] | None = None, *, wrt: Wrt = "parameters", policy: Policy = "store"
 ) -> Gradient:
     """Loss and gradients of a model as one program. Arguments are those of `linearize` and `unzip`; without a `loss` it is the model's own scalar,
     else the mean square of its first floating tensor, as `fourfold plan --train` has it.
@@ -232,7 +233,7 @@ def grad(
 # --- what they share --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _program(model: Any, inputs: Any, loss: Any, wrt: Wrt) -> tuple[Differentiable, tuple[int, ...], tuple[Any, ...], dict[str, Any]]:
+def _program(model: Answer, inputs: Answer, loss: Answer, wrt: Wrt) -> tuple[Differentiable, tuple[int, ...], tuple[Answer, ...], dict[str, Answer]]:
     import torch
 
     from fourfold.differentiate.equations import inlined
@@ -254,7 +255,7 @@ def _program(model: Any, inputs: Any, loss: Any, wrt: Wrt) -> tuple[Differentiab
         if inputs is None and isinstance(model, torch.nn.Module):
             raise InputError(f"{type(model).__name__} was given without example inputs.",
                              "Give a tensor, a tuple or a mapping: their shapes are captured.")
-        example: Any = model.example_inputs if isinstance(model, torch.export.ExportedProgram) else None
+        example: Answer = model.example_inputs if isinstance(model, torch.export.ExportedProgram) else None
         args, kwargs = arguments(inputs) if inputs is not None else example
         if isinstance(model, torch.nn.Module):
             program = wrapped(model, args, kwargs, loss) if loss is not None else differentiable(model, args, kwargs)
@@ -290,7 +291,7 @@ def _wanted(program: Differentiable, wrt: Wrt) -> tuple[int, ...]:
     return tuple(sorted(known[name] for name in wrt))
 
 
-def _forward(made: Halves | Pullback, inputs: tuple[Any, ...], key: int) -> tuple[Any, list[Any]]:
+def _forward(made: Halves | Pullback, inputs: tuple[Answer, ...], key: int) -> tuple[Answer, list[Answer]]:
     """(y as the model returns it, the tensors that the linear half takes)."""
     from fourfold.differentiate.evaluate import evaluate
 
@@ -300,7 +301,7 @@ def _forward(made: Halves | Pullback, inputs: tuple[Any, ...], key: int) -> tupl
     return made.program.unflatten(found[: unzipped.outputs]), [values[v] for v in unzipped.linear.inputs]
 
 
-def _quietly(run: Callable[..., Any], *given: Any) -> Any:
+def _quietly(run: Callable[..., Answer], *given: Answer) -> Answer:
     """What `run` answers, with nothing recorded behind it."""
     import torch
 
