@@ -1,8 +1,8 @@
 """Packers of `allocate`: the public instances, generated and perfect packings at equal time, large ones, and the ablation of learned backtracking.
 
-python benchmarks/allocate.py DATA [--quick] [--parts instances,generated,perfect,large,ablation] [--seconds 10] [--seeds 3] [--omni PYTHON]
+python benchmarks/allocate.py DATA [--quick] [--parts instances,generated,perfect,large,ablation] [--seconds 10] [--seeds 3] [--solvers a,b] [--omni PYTHON]
 
-DATA: folder with NAME.CAPACITY.csv and large/NAME.csv. A part that is measured replaces that part of results/allocate.json. CPU seconds are those of
+--seconds are CPU seconds of the process, all threads, so that other work on the machine does not count. DATA: folder with NAME.CAPACITY.csv and large/NAME.csv. A part that is measured replaces that part of results/allocate.json. CPU seconds are those of
 the process, all threads, after a first call that compiles. --omni: an interpreter that has omnimalloc 1.0.0; it is told no capacity and minimises.
 """
 
@@ -45,6 +45,18 @@ print(json.dumps({"height": placed.size, "cpu": time.process_time() - begun}))
 """
 
 
+class CpuBudget(Budget):
+    """A budget of CPU seconds of this process, all threads: other work on the machine does not count."""
+
+    def restart(self) -> None:
+        super().restart()
+        self._cpu = time.process_time()
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self.seconds - (time.process_time() - self._cpu))
+
+
 def buffers(lives: Lives) -> Buffers:
     lower, upper, size, capacity = lives
     return Buffers(tuple(map(str, range(len(size)))), lower, upper, size, banks=np.array([capacity]))
@@ -55,7 +67,7 @@ def ask(name: str, problem: Allocate, seconds: float, seed: int) -> dict[str, An
     cpu, wall = time.process_time(), time.perf_counter()
     state, scale = "packed", problem.capacity or problem.bound()
     try:
-        found = solve(problem, technique(f"allocate/{name}")(), Budget(seconds, _NODES), seed)
+        found = solve(problem, technique(f"allocate/{name}")(), CpuBudget(seconds, _NODES), seed)
         height, evaluations = found.cost, found.evaluations
     except Infeasible as none:
         state = "refuted" if "No packing exists" in str(none) else "unknown"
@@ -63,6 +75,10 @@ def ask(name: str, problem: Allocate, seconds: float, seed: int) -> dict[str, An
         height, evaluations = (problem.cost(np.asarray(front)) if front is not None else None), None
     return {"solver": name, "seed": seed, "state": state, "ratio": height / scale if height is not None else None, "evaluations": evaluations,
             "cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+
+
+def _named(options: argparse.Namespace, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if options.solvers is None or name in options.solvers.split(","))
 
 
 def warm(names: tuple[str, ...]) -> dict[str, float]:
@@ -89,7 +105,7 @@ def cold(names: tuple[str, ...]) -> dict[str, float]:
 
 
 def instances(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("minimalloc", "exact", "portfolio")
+    names = _named(options, ("minimalloc", "exact", "portfolio"))
     files = sorted(options.data.glob("*.csv"))
     first, rows = warm(names), []
     for path in files[: 2 if options.quick else None]:
@@ -104,7 +120,7 @@ def instances(options: argparse.Namespace) -> dict[str, Any]:
 
 def generated(options: argparse.Namespace) -> dict[str, Any]:
     """Free and carved packings of 100 to 2,000 buffers at 90 to 100 % load."""
-    names = ("minimalloc", "exact", "telamalloc", "portfolio")
+    names = _named(options, ("minimalloc", "exact", "telamalloc", "portfolio"))
     first, rows = warm(names), []
     for i in range(3 if options.quick else options.count):
         count, load = (100, 200, 400, 1000, 2000)[i % 5], (0.9, 0.95, 1.0)[i // 5 % 3]
@@ -142,7 +158,7 @@ def omni(python: Path, problem: Allocate, seconds: float) -> dict[str, Any]:
 
 def perfects(options: argparse.Namespace) -> dict[str, Any]:
     """Rectangles cut at random: without slack. Cut times on a coarse grid (two for three buffers) or anywhere."""
-    names = ("minimalloc", "portfolio")
+    names = _named(options, ("minimalloc", "portfolio"))
     first, rows = warm(names), []
     for i in range(2 if options.quick else options.count):
         count, fine = (100, 150, 200, 300, 400)[i % 5], i // 5 % 2 == 1
@@ -155,7 +171,7 @@ def perfects(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def large(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("greedy", "local_search", "portfolio")
+    names = _named(options, ("greedy", "local_search", "portfolio"))
     first, rows = warm(names), []
     for path in sorted((options.data / "large").glob("*.csv")):
         problem = Allocate(of_file(path))
@@ -198,6 +214,7 @@ def main() -> None:
     words.add_argument("--seconds", type=float, default=10.0)
     words.add_argument("--seeds", type=int, default=3)
     words.add_argument("--count", type=int, default=30, help="generated and perfect packings")
+    words.add_argument("--solvers", help="of those that a part asks, only these")
     words.add_argument("--omni", type=Path)
     words.add_argument("--quick", action="store_true")
     words.add_argument("--ablation", action="store_true", help="only the ablation")

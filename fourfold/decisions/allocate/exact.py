@@ -50,12 +50,13 @@ def search(problem: Allocate, hint: I64, budget: Budget, stop: np.ndarray, seed:
     from ortools.sat.python import cp_model
 
     p = problem.buffers.parts()
+    if stop[0]:
+        return None, None
     model = cp_model.CpModel()
     offset, height = _model(model, p, problem, hint)
     solver = cp_model.CpSolver()
     solver.parameters.num_workers, solver.parameters.random_seed = workers, seed % 2**31
     solver.parameters.use_energetic_reasoning_in_no_overlap_2d = True
-    solver.parameters.max_time_in_seconds = max(0.01, min(budget.left, 1e6))
     ended = threading.Event()
 
     def watch() -> None:
