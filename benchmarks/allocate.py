@@ -1,9 +1,11 @@
 """Packers of `allocate`: the public instances, generated and perfect packings at equal time, large ones, and the ablation of learned backtracking.
 
-python benchmarks/allocate.py DATA [--quick] [--parts instances,generated,perfect,large,ablation] [--seconds 10] [--seeds 3] [--solvers a,b] [--omni PYTHON]
+python benchmarks/allocate.py DATA [--quick] [--parts instances,generated,perfect,large,ablation] [--seconds 10] [--seeds 3]
+                              [--solvers a,b] [--omni PYTHON]
 
---seconds are CPU seconds of the process, all threads, so that other work on the machine does not count. DATA: folder with NAME.CAPACITY.csv and large/NAME.csv. A part that is measured replaces that part of results/allocate.json. CPU seconds are those of
-the process, all threads, after a first call that compiles. --omni: an interpreter that has omnimalloc 1.0.0; it is told no capacity and minimises.
+DATA: folder with NAME.CAPACITY.csv and large/NAME.csv. A part that is measured replaces that part of results/allocate.json. Seconds are CPU
+seconds of the process, all threads, after a first call that compiles, so that other work on the machine does not count. --omni: an interpreter
+that has omnimalloc 1.0.0; it is told no capacity and minimises.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import subprocess
 import tomllib
@@ -389,6 +390,38 @@ def predict(data: Document) -> str:
     return f"{head}\n\n{grid(('', 'mean absolute error', 'worst', 'within 15 %', 'Kendall', 'among settled pairs'), rows)}"
 
 
+def allocate(data: Document) -> str:
+    """CPU seconds of the packers on the public instances, and the ablation of learned backtracking."""
+    parts = data["parts"]
+    rows, said = parts["instances"]["rows"], []
+    names = list(dict.fromkeys(row["solver"] for row in rows))
+    lines = []
+    for label in dict.fromkeys(row["instance"] for row in rows):
+        mine = {name: [row for row in rows if row["instance"] == label and row["solver"] == name] for name in names}
+        buffers = next(row["buffers"] for row in rows if row["instance"] == label)
+        lines.append([label, str(buffers), *(", ".join(f"{row['cpu']:.2f}" if row["state"] == "packed" else f"not in {row['cpu']:.0f}"
+                                                       for row in mine[name]) or "–" for name in names)])
+    for name in names:
+        tried = [row for row in rows if row["solver"] == name]
+        packed = [row["cpu"] for row in tried if row["state"] == "packed"]
+        mean = math.exp(sum(map(math.log, packed)) / len(packed)) if packed else math.nan
+        said.append(f"{name} packed {len(packed)} of {len(tried)} (geometric mean of these {mean:.2f} s)")
+    text = (f"CPU seconds (all threads, one figure a seed) until all buffers stand within the capacity, after a first call that compiles: "
+            f"{'; '.join(said)}. That first call took {parts['instances']['cold'][names[0]]:.0f} CPU-s in an empty cache.\n\n"
+            f"{grid(('instance', 'buffers', *names), lines)}")
+    if "ablation" not in parts:
+        return text
+    told = []
+    for name in dict.fromkeys(row["policy"] for row in parts["ablation"]["rows"]):
+        mine = [row for row in parts["ablation"]["rows"] if row["policy"] == name]
+        steps, seconds = (sorted(row[key] for row in mine) for key in ("steps", "cpu"))
+        told.append([name, f"{sum(row['state'] == 'packed' for row in mine)} of {len(mine)}", f"{steps[len(steps) // 2]:,}",
+                     f"{sum(steps) / len(steps):,.0f}", f"{sum(seconds) / len(seconds):.3f}"])
+    seeds = len({row["seed"] for row in parts["ablation"]["rows"]})
+    return (f"{text}\n\nWhere `telamalloc` goes back to, on generated packings that its training did not see, {seeds} seeds, at most "
+            f"{parts['ablation']['limit']:,} steps:\n\n{grid(('target', 'packed', 'median steps', 'mean steps', 'mean CPU-s'), told)}")
+
+
 def scale(data: Document, simulate: Document) -> str:
     """What each size costs, by part and by solver."""
     def seconds(value: float) -> str:
@@ -535,6 +568,7 @@ TABLES = (
     Table("docs/memory.md", "remat", remat, ("remat",), ("fourfold/decisions/rematerialise", "fourfold/runtime/arena", "fourfold/cost")),
     Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),
     Table("docs/run.md", "predict", predict, ("predict",), ("fourfold/jobs/calibrate.py", "fourfold/jobs/kernels.py", "fourfold/cost")),
+    Table("docs/allocate.md", "allocate", allocate, ("allocate",), ("fourfold/decisions/allocate", "fourfold/zoo/packings.py")),
     Table("docs/scale.md", "scale", scale, ("scale", "simulate"), ("fourfold/decisions/schedule", "fourfold/cost", "fourfold/graph.py")),
     Table("docs/meter.md", "meters", meters, ("meters",), ("fourfold/measure",)),
     Table("docs/map.md", "place", place, ("place",), ("fourfold/decisions/carbon_aware", "fourfold/carbon")),
