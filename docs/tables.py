@@ -392,25 +392,10 @@ def predict(data: Document) -> str:
 
 def allocate(data: Document) -> str:
     """CPU seconds of the packers on the public instances, and the ablation of learned backtracking."""
-    parts = data["parts"]
-    rows, said = parts["instances"]["rows"], []
-    names = list(dict.fromkeys(row["solver"] for row in rows))
-    lines = []
-    for label in dict.fromkeys(row["instance"] for row in rows):
-        mine = {name: [row for row in rows if row["instance"] == label and row["solver"] == name] for name in names}
-        buffers = next(row["buffers"] for row in rows if row["instance"] == label)
-        lines.append([label, str(buffers), *(", ".join(f"{row['cpu']:.2f}" if row["state"] == "packed" else f"not in {row['cpu']:.0f}"
-                                                       for row in mine[name]) or "–" for name in names)])
-    for name in names:
-        tried = [row for row in rows if row["solver"] == name]
-        packed = [row["cpu"] for row in tried if row["state"] == "packed"]
-        mean = math.exp(sum(map(math.log, packed)) / len(packed)) if packed else math.nan
-        said.append(f"{name} packed {len(packed)} of {len(tried)} (geometric mean of these {mean:.2f} s)")
-    text = (f"CPU seconds (all threads, one figure a seed) until all buffers stand within the capacity, after a first call that compiles: "
-            f"{'; '.join(said)}. That first call took {parts['instances']['cold'][names[0]]:.0f} CPU-s in an empty cache.\n\n"
-            f"{grid(('instance', 'buffers', *names), lines)}")
+    parts = data["parts"] if data else {}
+    text = [_instances(parts["instances"])] if "instances" in parts else []
     if "ablation" not in parts:
-        return text
+        return "\n\n".join(text) or "Not measured yet."
     told = []
     for name in dict.fromkeys(row["policy"] for row in parts["ablation"]["rows"]):
         mine = [row for row in parts["ablation"]["rows"] if row["policy"] == name]
@@ -418,8 +403,27 @@ def allocate(data: Document) -> str:
         told.append([name, f"{sum(row['state'] == 'packed' for row in mine)} of {len(mine)}", f"{steps[len(steps) // 2]:,}",
                      f"{sum(steps) / len(steps):,.0f}", f"{sum(seconds) / len(seconds):.3f}"])
     seeds = len({row["seed"] for row in parts["ablation"]["rows"]})
-    return (f"{text}\n\nWhere `telamalloc` goes back to, on generated packings that its training did not see, {seeds} seeds, at most "
-            f"{parts['ablation']['limit']:,} steps:\n\n{grid(('target', 'packed', 'median steps', 'mean steps', 'mean CPU-s'), told)}")
+    text.append(f"Where `telamalloc` goes back to, on generated packings that its training did not see, {seeds} seeds, at most "
+                f"{parts['ablation']['limit']:,} steps:\n\n{grid(('target', 'packed', 'median steps', 'mean steps', 'mean CPU-s'), told)}")
+    return "\n\n".join(text)
+
+
+def _instances(part: Document) -> str:
+    rows, lines, said = part["rows"], [], []
+    names = list(dict.fromkeys(row["solver"] for row in rows))
+    for label in dict.fromkeys(row["instance"] for row in rows):
+        here = [row for row in rows if row["instance"] == label]
+        told = {name: [f"{row['cpu']:.2f}" if row["state"] == "packed" else f"not in {row['cpu']:.0f}" for row in here if row["solver"] == name]
+                for name in names}
+        lines.append([label, str(here[0]["buffers"]), *(", ".join(told[name]) or "–" for name in names)])
+    for name in names:
+        tried = [row for row in rows if row["solver"] == name]
+        packed = [row["cpu"] for row in tried if row["state"] == "packed"]
+        mean = math.exp(sum(map(math.log, packed)) / len(packed)) if packed else math.nan
+        said.append(f"{name} packed {len(packed)} of {len(tried)} (geometric mean of these {mean:.2f} s)")
+    return (f"CPU seconds (all threads, one figure a seed) until all buffers stand within the capacity, after a first call that compiles: "
+            f"{'; '.join(said)}. That first call took {part['cold'][names[0]]:.0f} CPU-s in an empty cache.\n\n"
+            f"{grid(('instance', 'buffers', *names), lines)}")
 
 
 def scale(data: Document, simulate: Document) -> str:
