@@ -230,7 +230,9 @@ def test_gradients_of_whole_models(name: str) -> None:
     graph = step.graph
     ahead = graph.phase == 0
     primal, whole = (float((graph.flops + graph.steps)[part].sum()) for part in (ahead, ahead | ~ahead))
-    assert whole <= 4 * primal and float(graph.flops.sum()) <= 3.01 * float(graph.flops[ahead].sum()) and graph.unknown == ()
+    assert whole <= 4 * primal and graph.unknown == ()
+    fused = any("attention" in kind for kind in graph.kinds)            # its backward makes five products where the forward has two, as torch's does
+    assert float(graph.flops.sum()) <= (3.5 if fused else 3.0) * float(graph.flops[ahead].sum())
     v = [torch.randn_like(t) if i in step.wrt else None for i, t in enumerate(tensors)]
     with torch.no_grad():
         _, tangent = evaluate(parts.linearized, tensors, v)
