@@ -300,13 +300,15 @@ def test_eviction_keeps_to_the_limit() -> None:
         assert found is not None and measure(problem.core, found)[0] <= limit
 
 
-def test_the_lower_the_limit_the_smaller_the_arena_and_the_dearer_the_plan() -> None:
+def test_the_lower_the_limit_the_smaller_the_arena_and_never_dearer_than_checkpoints() -> None:
     problem, budget = trained(), 60_000
     top = problem.peak(problem.baseline())
     before, cost = top + 1, 0.0
-    for share in (1.0, 0.83, 0.7, 0.5):
-        found = solve(problem.within(int(share * top)), descent.Descent(), Budget(600, budget))
+    checkpointed = problem.plan(problem.expand(segmented(problem, 3)))
+    for share in sorted((1.0, 0.83, 0.7, 0.5, problem.peak(checkpointed) / top), reverse=True):
+        found = solve(problem.within(round(share * top)), descent.Descent(), Budget(600, budget))
         peak = problem.peak(found.answer)
-        assert peak <= share * top and peak <= before and found.cost >= cost * (1 - 1e-12)
+        assert peak <= round(share * top) and peak <= before
+        assert share * top < problem.peak(checkpointed) or found.cost <= problem.cost(checkpointed)
         before, cost = peak, found.cost
     assert cost < 1.3 * problem.price.sum()

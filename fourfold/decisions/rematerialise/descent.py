@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourfold.decisions.rematerialise._evict import evictions
-from fourfold.decisions.rematerialise._lives import INVALID, measure, own_order
+from fourfold.decisions.rematerialise._lives import measure, own_order
 from fourfold.decisions.rematerialise._order import lowest_order
 from fourfold.decisions.rematerialise._plans import PricedPlan, candidate, refusal
 from fourfold.decisions.rematerialise._search import PRICE, improve
@@ -26,7 +26,7 @@ from fourfold.problem import Budget, Solver, SolverAnswer
 
 STEPS = 96                                                              # limits from what is needed unplanned down to nothing
 _ORDER, _POLISH = 0.1, 0.5                                              # shares of the budget: order of least peak, the last plan
-_ATTEMPTS = 4
+_ATTEMPTS, _PACKED = 4, 2
 _HEATS = (2e-3, 4e-4)
 
 Priced = tuple[float, NDArray[np.int32]]
@@ -41,12 +41,7 @@ class _Way:
         order = Budget(budget.left * _ORDER, most)
         self.orders = [own_order(core), lowest_order(core, seed, most, order)]
         budget.spend(order.spent)
-        self.fixed: list[tuple[int, float, NDArray[np.int32]]] = []    # (bytes alive, price, sequence) of plans that know no limit
-        for sequence in (*self.orders, *self._checkpoints()):
-            peak, price, kept, _ = measure(core, sequence)
-            if peak != INVALID:
-                self.fixed.append((peak, price, kept))
-        self.peaks = {candidate(problem, kept).peak for _, _, kept in self.fixed}
+        self.fixed = [candidate(problem, sequence) for sequence in (*self.orders, *self._checkpoints())]     # plans that know no limit
         self.tries = max(1, int((budget.evaluations * (1 - _POLISH) - budget.spent) / (STEPS * len(_HEATS) * 1.5)))
         self.seconds = budget.left * (1 - _POLISH) / (STEPS * len(_HEATS) * 1.5)
 
@@ -59,24 +54,27 @@ class _Way:
     def limits(self, top: int) -> list[int]:
         """The limits of all steps, falling: even shares of `top`, and what the plans take that know no limit."""
         even = {top * (STEPS - number) // STEPS for number in range(1, STEPS)}
-        return sorted({*even, *(peak for peak in self.peaks if peak < top)}, reverse=True)
+        return sorted({*even, *(one.peak for one in self.fixed if one.peak < top)}, reverse=True)
 
     def step(self, number: int, limit: int, before: PricedPlan) -> PricedPlan | None:
         """The plan of one step: at most `limit` bytes, from the plan of the step before."""
+        best = min((one for one in self.fixed if one.peak <= limit), key=lambda one: one.price, default=None)
         most = limit
         for _ in range(_ATTEMPTS):                                     # offsets may take more than what is alive: then it aims lower by as much
-            best = self._search(number, most, before.sequence)
-            if best is None:
-                return None
-            found = candidate(self.problem, best)
-            if found.peak <= limit:
-                return found
-            most = min(most - most // 200, int(most * limit / found.peak))
-        return None
+            ready = self._search(number, most, before.sequence)
+            tried = [candidate(self.problem, sequence) for _, sequence in ready[:_PACKED]]
+            for one in tried:
+                if one.peak <= limit and (best is None or one.price < best.price):
+                    best = one
+            if not tried or tried[0].peak <= limit:
+                break
+            most = min(most - most // 200, int(most * limit / tried[0].peak))
+        return best
 
-    def _search(self, number: int, most: int, before: NDArray[np.int32]) -> NDArray[np.int32] | None:
+    def _search(self, number: int, most: int, before: NDArray[np.int32]) -> list[Priced]:
+        """Sequences of at most `most` bytes alive, cheapest first."""
         core = self.problem.core
-        ready: list[Priced] = [(price, sequence) for peak, price, sequence in self.fixed if peak <= most]
+        ready: list[Priced] = [(measure(core, one.sequence)[1], one.sequence) for one in self.fixed if one.peak <= most]
         ready += list(evictions(core, most, self.orders, Budget(60.0, 10)))
         for start in ([min(ready, key=lambda one: one[0])[1]] if ready else []) + [before]:
             for turn, heat in enumerate(_HEATS):
@@ -86,7 +84,7 @@ class _Way:
             peak, price, kept, _ = measure(core, start)
             if peak <= most:
                 ready.append((price, kept))
-        return min(ready, key=lambda one: one[0])[1] if ready else None
+        return sorted(ready, key=lambda one: one[0])
 
 
 class Stage(NamedTuple):
