@@ -54,6 +54,10 @@ def test_knapsack_front_matches_brute_force_on_a_layered_toy() -> None:
         assert sum(h[p] for h, p in zip(harms, picks, strict=True)) == pytest.approx(min(v for k, v in front.items() if k <= budget))
 
 
+def test_knapsack_of_nothing_is_nothing() -> None:
+    assert knapsack.solve([], [], [0.0, 1.0, -1.0]) == [[], [], None]
+
+
 def test_knapsack_refuses_negative_costs() -> None:
     with pytest.raises(ValueError, match="non-negative"):
         knapsack.solve([np.array([-1.0])], [np.array([0.0])], [1.0])

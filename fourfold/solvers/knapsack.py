@@ -37,6 +37,8 @@ def solve(costs: list[np.ndarray], harms: list[np.ndarray], budgets: list[float]
     """
     if any((c < 0).any() for c in costs):
         raise ValueError("knapsack costs must be non-negative")
+    if not costs:
+        return [[] if budget >= 0 else None for budget in budgets]
     largest = sum(float(c.max()) for c in costs)
     unit = max(largest, 1e-300) / buckets
     flat = np.concatenate([np.rint(c / unit).astype(np.int64) for c in costs])

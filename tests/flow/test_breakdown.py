@@ -82,6 +82,17 @@ def test_what_cannot_be_told_apart_is_one_step_and_says_so(job: Any, tmp_path: P
     whole([row], job.best.timing.cpu.value)
 
 
+def test_a_first_answer_takes_what_the_race_of_back_ends_found(job: Any, tmp_path: Path) -> None:
+    job.best = raced(job, original(job), Setting("onnxruntime", "int8", 1, 32, True), tmp_path)
+    before, figure = job.race_rows, {"value": 0.8, "low": 0.7, "high": 0.9}
+    job.race_rows = [*before, {"stage": "heat", "who": "candidate", "engine": "onnxruntime", "precision": "fp32", "cpu": figure, "prepared_s": 1.0}]
+    rows = _climb(job, False)
+    job.race_rows = before
+    assert [(row["lever"], row["after"]) for row in rows] == [("machine", 0.8), ("model", job.best.timing.cpu.value)]
+    assert "without the service" in rows[0]["evidence"]
+    whole(rows, job.best.timing.cpu.value)
+
+
 def test_structure_engine_and_precision_reach_report_levers_and_ledger(job: Any, tmp_path: Path) -> None:
     sublayers = [name for name, (_, bundle) in site_ids(job.root.anatomy).items() if bundle]
     shape = {sublayers[0]: 0, sublayers[-1]: 1}                          # one sub-layer gone, another down to a unit, as the search makes them

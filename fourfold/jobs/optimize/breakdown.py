@@ -160,6 +160,8 @@ def _states(job: Job, first: Point, measure: bool) -> dict[str, CostState]:
         wanted[CARRIED] = (engine, "fp32")
     found = {state: _raced(p) for state, pair in wanted.items() for p in job.points
              if p.candidate is candidate and (p.setting.engine, p.setting.precision) == pair and p.timing}
+    if CARRIED in wanted and CARRIED not in found and candidate.root and not measure and (alone := _alone(job, wanted[CARRIED])) is not None:
+        found[CARRIED] = alone
     if not measure:
         return found
     extra: dict[str, Assembly] = {}
@@ -173,6 +175,15 @@ def _states(job: Job, first: Point, measure: bool) -> dict[str, CostState]:
         extra[REMOVED] = removal
     found |= _race(job, extra)
     return {state: one for state, one in found.items() if state == CARRIED or not one.why}
+
+
+def _alone(job: Job, pair: tuple[str, str]) -> CostState | None:
+    """The original's cost at an engine and precision in the race of its back ends, which had no service around them; None where it did not run."""
+    rows = {r["stage"]: r["cpu"] for r in job.race_rows if r["who"] == "candidate" and (r["engine"], r["precision"]) == pair}
+    cpu = rows.get("final") or rows.get("heat")
+    if cpu is None:
+        return None
+    return CostState(float(cpu["value"]), float(cpu["low"]), float(cpu["high"]), "raced as a back end, without the service around it")
 
 
 def _built(job: Job, first: Point, pair: tuple[str, str]) -> Assembly | str:

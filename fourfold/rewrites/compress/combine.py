@@ -147,7 +147,7 @@ class Searcher:
     def propose(self) -> list[tuple[Shape, float, float]]:
         """Rung 0: (shape, harm, cost) of knapsack seeds at several depths, then of TPE's variations around them."""
         options, levels = self.options(), self.plan.levels
-        if not levels:
+        if not levels or not options:                                   # blocks may be known and nothing in them be cut safely
             return []
         deep = {s: n for s, n in self.counts.items()}
         space: dict[str, Any] = {"cost": bayes.Span(min(levels) * 0.8, max(0.9, max(levels)), log=True), "tilt": bayes.Span(-1.5, 1.5)}
