@@ -2,10 +2,6 @@
 
 import gzip
 import math
-import os
-import re
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -385,17 +381,6 @@ def test_options_are_checked(tmp_path: Path) -> None:
     for wrong in ({"fill": -1}, {"fill": 1.5}, {"suspects": "hide"}):
         with pytest.raises(InputError):
             read_hours("eia-2022", **wrong)
-
-
-def test_the_page_on_formats_runs_as_printed(tmp_path: Path) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "intensity.md").read_text(encoding="utf-8")
-    for name, text in re.findall(r"<!-- file: (\S+) -->\n```csv\n(.*?)```", page, re.S):
-        written(tmp_path, text, name)
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
-    place = {**os.environ, "FOURFOLD_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=place, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "annual table" in done.stdout and (tmp_path / "may.csv.gz").exists()
 
 
 # ---- the type ------------------------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ calls, with a state of dozens of arrays as their argument, they take twice as lo
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,7 +79,7 @@ def piecewise(run: Callable[[Cooling], None], hot: float, cold: float, tries: in
 
     With `hurry` a round that the clock would cut off cools down sooner instead.
     """
-    done, clock = 0, time.monotonic()
+    done, began = 0, budget.left                                       # the budget's own clock
     while done < tries:
         count = min(piece, tries - done)
         run(Cooling(count, seed + done, hot * (cold / hot) ** (done / tries), hot * (cold / hot) ** ((done + count) / tries)))
@@ -88,7 +87,7 @@ def piecewise(run: Callable[[Cooling], None], hot: float, cold: float, tries: in
         if not budget.spend(count):
             break
         if hurry:
-            tries = min(tries, done + int(budget.left * done / max(1e-9, time.monotonic() - clock)))
+            tries = min(tries, done + int(budget.left * done / max(1e-9, began - budget.left)))
 
 
 @dataclass(frozen=True)

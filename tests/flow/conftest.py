@@ -4,6 +4,9 @@ order."""
 from __future__ import annotations
 
 import csv
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +49,41 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fine-tuned tiny BERT as a Hugging Face style directory."""
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of this run see."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "flow-shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One worker at a time; where there are no such locks, none waits (and each makes its own)."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuned tiny BERT as a Hugging Face style directory: trained by the first worker that asks, the same files for all."""
+    folder, whole = tmp_path_factory.mktemp("model"), shared / "model"
+    with alone(shared):
+        if not whole.exists():
+            train(shared / "model.part")
+            (shared / "model.part").rename(whole)
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    return folder
+
+
+def train(folder: Path) -> None:
+    """Train the model and save it with its tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
@@ -76,13 +112,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    folder = tmp_path_factory.mktemp("model")
     net.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def front(model: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> fourfold.Front:
-    out = tmp_path_factory.mktemp("out") / "cheap"
-    return fourfold.optimize(model, reviews, floor=0.9, budget="40s", out=out, engines=["torch"], seed=1)
+def front(model: Path, reviews: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> fourfold.Front:
+    """The whole job, searched by the first worker that asks; another goes on from a copy of its journal, as a killed run would."""
+    out, whole = tmp_path_factory.mktemp("out") / "cheap", shared / "journal"
+    journal = out.parent / f".{out.name}.fourfold"
+    with alone(shared):
+        if whole.exists():
+            shutil.copytree(whole, journal)
+        found = fourfold.optimize(model, reviews, floor=0.9, budget="40s", out=out, engines=["torch"], seed=1)
+        if not whole.exists():
+            shutil.copytree(journal, shared / "journal.part")
+            (shared / "journal.part").rename(whole)
+    return found

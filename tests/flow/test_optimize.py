@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,10 +97,35 @@ def test_an_altered_artefact_is_refused(front: fourfold.Front, tmp_path: Path) -
 
 def test_infeasible_floor_says_why(model: Path, reviews: Path, tmp_path: Path) -> None:
     found = fourfold.optimize(model, reviews, floor=1.0, budget="12s", out=tmp_path / "cheap", engines=["torch"], seed=1)
-    if found.best is None:
-        assert found.infeasible is not None and "lower 95 % bound" in str(found.infeasible)
-        assert found.report_data["infeasible"]["nearest"]
+    said = found.report_data["infeasible"]
+    if found.best is not None:                                         # then it really keeps all of the quality
+        assert found.best.point.test is not None and found.best.point.test.low >= 1.0 and said is None and found.infeasible is None
+    else:
+        assert found.infeasible is not None and str(found.infeasible).startswith(said["reason"]) and said["nearest"]
     assert validate(found.report_data) == []
+
+
+def test_why_nothing_was_chosen_is_said(front: fourfold.Front) -> None:
+    """The account of a job that chose nothing: by its points below the floor, by all of them, and without any."""
+    from copy import copy
+
+    from fourfold.jobs.optimize.accounts import report_data
+
+    def said(points: list[Any]) -> dict[str, Any]:
+        job = copy(front.job)
+        job.best, job.points = None, points
+        return report_data(job)["infeasible"]
+
+    tested = [point for point in front.job.points if point.test is not None]
+    low = [point for point in tested if point.test.low < 0.9]
+    whole = said(front.job.points)
+    assert "floor taken alone" in whole["reason"] and 1 <= len(whole["nearest"]) <= 3
+    assert all(row["shortfall"] >= 0 and "of the cost" in row["reason"] for row in whole["nearest"])
+    assert said([]) == {"reason": "no candidate could be built and raced", "nearest": []}
+    if low:
+        below = said(low)
+        assert "lower 95 % bound reaches 90.0%" in below["reason"] or "cheaper than the original beyond doubt" in below["reason"]
+        assert all(row["shortfall"] > 0 for row in below["nearest"])
 
 
 def test_memory_objective_shrinks_the_weights(model: Path, reviews: Path, tmp_path: Path) -> None:
