@@ -8,7 +8,8 @@ whose plan does not fit, says why. "metis, no repair" is METIS without what mend
 
 Each row (case, solver, seed) is written to the journal in the work folder as soon as it is there, so that a run that was cut off goes on where it
 stopped, and `--solvers` adds its rows to those that are known; rows of a changed graph or machine are computed anew. `--fresh` forgets the rows of
-the named solvers. At the end all rows become `benchmarks/results/schedule.json` and a table, and `--evidence` writes what `auto` knows of GO.
+the named solvers. At the end all rows become `benchmarks/results/schedule.json` and a table. What `auto` knows of GO is learnt elsewhere, from other
+graphs (`benchmarks/portfolio.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import provenance
 
-from fourfold.decisions.schedule import auto, metis
+from fourfold.decisions.schedule import metis
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import FourfoldError, Infeasible
 from fourfold.machine import Machine
@@ -246,16 +247,6 @@ def claim(cases: list[dict[str, Any]]) -> None:
             (HERE.parent / "claims" / "results" / f"go-{base}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def evidence(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """For `auto`: by class of size, what GO with polish costs compared with annealing without it, in equal time."""
-    found: dict[str, list[float]] = {}
-    for case in cases:
-        one, other = cost(case, "go+polish"), cost(case, "anneal")
-        if one and other:
-            found.setdefault(str(auto.size(case["nodes"])), []).append(one / other)
-    return {key: {"ratio": math.exp(statistics.fmean(map(math.log, ratios))), "cases": len(ratios)} for key, ratios in sorted(found.items())}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--solvers", type=lambda text: text.split(","), default=None, help="names between commas; metis includes it without repair")
@@ -264,7 +255,6 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=[])
     parser.add_argument("--quick", action="store_true", help="four cases, one seed, 2 s")
     parser.add_argument("--fresh", action="store_true", help="compute known rows of these solvers anew")
-    parser.add_argument("--evidence", action="store_true", help="write what auto knows of GO")
     parser.add_argument("--work", type=Path, default=HERE / ".fourfold" / "schedule", help="of the journal")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "schedule.json")
     arguments = parser.parse_args()
@@ -275,8 +265,6 @@ def main() -> None:
     cases, rows = run(arguments)
     cases = gathered(cases, rows)
     print(table(cases))
-    if arguments.evidence and (found := evidence(cases)):
-        Path(auto.__file__).with_name("evidence.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if not (arguments.quick or arguments.cases):
         claim(cases)
     lean = [{key: value for key, value in one.items() if key != "table"} for one in rows.known.values()]

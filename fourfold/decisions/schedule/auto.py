@@ -3,7 +3,8 @@
 No technique is best on every graph (Rice 1976, the algorithm selection problem), and running several and keeping the best is never worse than any of
 them (Huberman, Lukose and Hogg 1997). Every part's plan is priced by the simulator; what is left of the budget goes to annealing, first a little from
 each of the best distinct plans, then all from the one that got furthest. `evidence["table"]` has a row for every part: cost, seconds, evaluations,
-note. GO is left out where the shipped record of the benchmark (`evidence.json`) shows that the search without it did better in equal time.
+note. GO is left out where the shipped record (`evidence.json`, from training graphs on which `auto` is not ranked) shows that the search without it
+did better in equal time.
 """
 
 from __future__ import annotations
@@ -143,6 +144,6 @@ def size(nodes: int) -> int:
 
 @cache
 def record() -> dict[str, dict[str, float]]:
-    """Class of size → {"ratio": cost of GO with polish / of annealing in equal time (geometric mean), "cases"}; written by benchmarks/schedule.py."""
+    """Class of size → {"ratio": cost of GO with polish / of annealing in equal time (geometric mean), "cases"}, by benchmarks/portfolio.py."""
     file = Path(__file__).with_name("evidence.json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return json.loads(file.read_text(encoding="utf-8"))["classes"] if file.exists() else {}

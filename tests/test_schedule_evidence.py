@@ -1,0 +1,47 @@
+"""What `auto` knows of GO comes from graphs on which it is not ranked: other seeds and sizes, and no graph, by its hash, in both sets."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from scripts import script
+
+from fourfold.decisions.schedule import auto
+from fourfold.zoo.graphs import FAMILIES, PUBLISHED, make
+
+ROOT = Path(__file__).parent.parent
+EVIDENCE = json.loads(Path(auto.__file__).with_name("evidence.json").read_text(encoding="utf-8"))
+RANKED = json.loads((ROOT / "benchmarks" / "results" / "schedule.json").read_text(encoding="utf-8"))
+
+
+def test_no_graph_is_in_both_sets() -> None:
+    learnt, ranked = {row["graph"][:16] for row in EVIDENCE["rows"]}, {row["graph"] for row in RANKED["rows"]}
+    assert len(learnt) == len(EVIDENCE["rows"]) and len(ranked) > 30 and not learnt & ranked
+
+
+def test_the_scripts_name_other_graphs() -> None:
+    """The sets as the scripts have them, before anything is measured: families with seed 0 and models by name here, other seeds and sizes there."""
+    portfolio = script("benchmarks/portfolio.py")
+    learnt = {(family, nodes, seed) for family, nodes, seed, *_ in portfolio.training()}
+    assert {family for family, *_ in learnt} == set(FAMILIES) and min(seed for *_, seed in learnt) > 0
+    assert not {nodes for _, nodes, _ in learnt} & {100, 1000}
+    told = {row["case"] for row in RANKED["rows"]}
+    assert told == {*PUBLISHED, *(f"{family} {nodes}" for family in FAMILIES for nodes in (100, 1000))}
+    assert {row["case"] for row in EVIDENCE["rows"]} == {f"{family} {nodes} {seed}" for family, nodes, seed in learnt}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES)[:3])
+def test_the_graphs_are_what_the_record_says(family: str) -> None:
+    portfolio = script("benchmarks/portfolio.py")
+    family, nodes, seed, train, *_ = next(one for one in portfolio.training() if one[0] == family)
+    row = next(row for row in EVIDENCE["rows"] if row["case"] == f"{family} {nodes} {seed}")
+    assert make(family, nodes, seed, train).hash == row["graph"]
+    assert make(family, nodes, 0, train).hash != row["graph"]
+
+
+def test_the_record_is_the_mean_of_its_rows_and_says_where_it_comes_from() -> None:
+    assert script("benchmarks/portfolio.py").classes(EVIDENCE["rows"]) == EVIDENCE["classes"] == auto.record()
+    assert sum(cell["cases"] for cell in auto.record().values()) <= len(EVIDENCE["rows"])
+    assert all(0.5 < cell["ratio"] < 2 and math.isfinite(cell["ratio"]) for cell in auto.record().values())
+    assert set(EVIDENCE["about"]) >= {"date", "commit", "versions", "machine", "load", "seeds", "options"}
