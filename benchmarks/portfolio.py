@@ -30,6 +30,7 @@ import schedule
 from fourfold.decisions.schedule import auto
 from fourfold.decisions.schedule.problem import Schedule
 from fourfold.machine import Machine
+from fourfold.measure import bootstrap
 from fourfold.problem import Budget, solve
 from fourfold.solvers.compare import ENDLESS
 from fourfold.zoo.graphs import FAMILIES, make
@@ -78,13 +79,17 @@ def ranked() -> set[str]:
 
 
 def classes(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Class of size → {"ratio": GO's cost over annealing's, geometric mean, "cases"}."""
+    """Class of size → {"ratio": GO's cost over annealing's, geometric mean, with its 90 % interval "low", "high" over the "cases"}."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["go+polish"] and row["anneal"]:
             found.setdefault(str(auto.size(row["nodes"])), []).append(row["go+polish"] / row["anneal"])
-    return {key: {"ratio": math.exp(statistics.fmean(map(math.log, ratios))), "cases": len(ratios)}
-            for key, ratios in sorted(found.items(), key=lambda item: int(item[0]))}
+    told: dict[str, dict[str, float]] = {}
+    for key, ratios in sorted(found.items(), key=lambda item: int(item[0])):
+        logs = [math.log(ratio) for ratio in ratios]
+        low, high = bootstrap.interval(bootstrap.resampled(lambda drawn: drawn.mean(axis=1), logs, resamples=10_000), 0.9)
+        told[key] = {"ratio": math.exp(statistics.fmean(logs)), "low": math.exp(low), "high": math.exp(high), "cases": len(ratios)}
+    return told
 
 
 def main() -> None:
@@ -108,7 +113,7 @@ def main() -> None:
         print(f"{name:24}{len(problem.graph):7}{devices:3}{'  train' if train else '  infer'}  "
               + "  ".join(f"{solver} {1e3 * cost:.3f} ms" if cost else f"{solver} –" for solver, cost in costs.items()), flush=True)
     found = classes(rows)
-    print(*(f"{key}: {cell['ratio']:.4f} over {cell['cases']}" for key, cell in found.items()), sep="\n")
+    print(*(f"{key}: {cell['ratio']:.4f} [{cell['low']:.4f}, {cell['high']:.4f}] over {cell['cases']}" for key, cell in found.items()), sep="\n")
     both = ranked() & {row["graph"][:16] for row in rows}
     if both:
         raise SystemExit(f"{len(both)} training graphs are among those that auto is ranked on.\nGive them other seeds.")

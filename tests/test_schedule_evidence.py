@@ -8,6 +8,9 @@ import pytest
 from scripts import script
 
 from fourfold.decisions.schedule import auto
+from fourfold.decisions.schedule.problem import Schedule
+from fourfold.machine import Machine
+from fourfold.problem import Budget
 from fourfold.zoo.graphs import FAMILIES, PUBLISHED, make
 
 ROOT = Path(__file__).parent.parent
@@ -43,5 +46,14 @@ def test_the_graphs_are_what_the_record_says(family: str) -> None:
 def test_the_record_is_the_mean_of_its_rows_and_says_where_it_comes_from() -> None:
     assert script("benchmarks/portfolio.py").classes(EVIDENCE["rows"]) == EVIDENCE["classes"] == auto.record()
     assert sum(cell["cases"] for cell in auto.record().values()) <= len(EVIDENCE["rows"])
-    assert all(0.5 < cell["ratio"] < 2 and math.isfinite(cell["ratio"]) for cell in auto.record().values())
+    assert all(0.5 < cell["low"] <= cell["ratio"] <= cell["high"] < 2 for cell in auto.record().values())
+    means = [math.log(row["go+polish"] / row["anneal"]) for row in EVIDENCE["rows"] if auto.size(row["nodes"]) == 300]
+    assert math.isclose(auto.record()["300"]["ratio"], math.exp(sum(means) / len(means)))
+
+
+def test_go_is_left_out_where_it_lost_beyond_the_interval_only() -> None:
+    for family, nodes in (("cnn", 60), ("rnnlm", 400), ("cnn", 1500)):
+        problem = Schedule(make(family, nodes, 7), Machine.read("p100x2"))
+        cell = auto.record()[str(auto.size(len(problem.graph)))]
+        assert ("left out: on" in auto._skips(problem, Budget(60))) == (cell["low"] > 1)
     assert set(EVIDENCE["about"]) >= {"date", "commit", "versions", "machine", "load", "seeds", "options"}
