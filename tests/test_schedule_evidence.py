@@ -40,8 +40,8 @@ def test_the_graphs_are_what_the_record_says(family: str) -> None:
     family, nodes, seed, train, *_ = next(one for one in portfolio.training() if one[0] == family)
     row = next(row for row in EVIDENCE["rows"] if row["case"] == f"{family} {nodes} {seed}")
     assert make(family, nodes, seed, train).hash == row["graph"]
-    # a seed alone may draw the same sizes again (a seed changes widths, and some families have few); the number of nodes differs for sure
-    assert row["graph"] not in {make(family, other, 0, step).hash for other in (100, 1000) for step in (False, True)}
+    # another seed may draw the same graph again (some families have few sizes), so hashes decide; families are ranked as inference graphs
+    assert row["graph"] not in {make(family, other, 0, False).hash for other in (100, 1000)}
 
 
 def test_the_record_is_the_mean_of_its_rows_and_says_where_it_comes_from() -> None:
