@@ -17,7 +17,7 @@ import fourfold
 
 ROOT = Path(__file__).parent.parent.parent
 SHORTER = (("budget=\"10min\"", "budget=\"40s\", engines=[\"torch\"], seed=1"), ("floor=0.97", "floor=0.9"))   # the only words changed
-PROCESS = ("run", "meter")                                             # commands that start or measure processes, and so get one of their own
+PROCESS = ("plan", "run", "meter")                                         # commands that start or measure a process, or its memory
 
 MARKED = [page for page in (ROOT / "README.md", ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs").glob("*.md")))
           if re.search("^<!-- runs -->$", page.read_text(encoding="utf-8"), re.M)]
