@@ -360,7 +360,7 @@ def answers(folder: str | Path) -> set[str]:
     return set(document.solutions) if document is not None else set()
 
 
-def store(folder: str | Path, question: str, solution: Mapping[str, Any], workload: Mapping[str, Any], machine: Mapping[str, Any],
+def store(folder: str | Path, question: str, solution: Mapping[str, object], workload: Mapping[str, object], machine: Mapping[str, Any],
           files: Mapping[str, Callable[[Path], object]] | None = None, *, add: bool = False) -> list[Path]:
     """Write `solution` of `question` into the folder's plan.json, and `files` (name → what writes it to a path), each whole or not at all; the paths.
 
@@ -486,7 +486,7 @@ def _head(file: Path) -> dict[str, Any]:
                         "Install the fourfold that wrote it." if newer else _AGAIN)
 
 
-def _of_first(data: dict[str, Any]) -> dict[str, Any]:
+def _of_first(data: dict[str, object]) -> dict[str, object]:
     """The first format of `fourfold plan` in this one's words; what is missing there stays missing, and is told by whoever needs it."""
     data = dict(data)
     for name in ("format", "schema"):
@@ -498,7 +498,7 @@ def _of_first(data: dict[str, Any]) -> dict[str, Any]:
             "solutions": {SCHEDULE: {**data, "answer": answer}}}
 
 
-def _of_map(data: dict[str, Any]) -> dict[str, Any]:
+def _of_map(data: dict[str, object]) -> dict[str, object]:
     """The plan.json that `fourfold map` wrote before there was one format."""
     certificate = data["certificate"]
     facts = {"cost": data.get("value"), "solver": data.get("technique"), "why": data.get("before_why"), "hash": identify(certificate)}
@@ -516,7 +516,7 @@ def _flush(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """Plain JSON data; numpy's scalars as numbers, what is not finite as None."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}

@@ -168,7 +168,7 @@ class Solver(ABC):
     ignores: ClassVar[tuple[str, ...]] = ()
     counts: ClassVar[str] = ""
 
-    def declines(self, problem: Any) -> str | None:
+    def declines(self, problem: object) -> str | None:
         """Why this technique cannot answer `problem` (a sentence), or None if it can."""
         return None
 

@@ -45,7 +45,7 @@ class Program(ABC):
         """Run one node; the tensors that it makes, in the order of `graph.outputs_of(node)`. `values` holds at least those that it reads."""
 
     @abstractmethod
-    def collect(self, values: Mapping[int, object]) -> Any:
+    def collect(self, values: Mapping[int, object]) -> object:
         """The program's answer, in the structure in which the model returns it."""
 
 

@@ -215,7 +215,7 @@ class Absent(nn.Module):
         x = args[self.argument] if isinstance(self.argument, int) else kwargs[self.argument]
         return self._answer(x, self.returns)
 
-    def _answer(self, x: Tensor, what: Any) -> Any:
+    def _answer(self, x: Tensor, what: Any) -> object:
         if what is None:
             return None
         if what == "pass":
@@ -341,7 +341,7 @@ class Heads(nn.Module):
             return mask[:, None, None, :]
         return mask.unsqueeze(1) if mask.ndim == 3 else mask
 
-    def _answer(self, out: Tensor, what: Any) -> Any:
+    def _answer(self, out: Tensor, what: Any) -> object:
         return None if what is None else out if isinstance(what, str) else tuple(self._answer(out, part) for part in what)
 
 
@@ -381,7 +381,7 @@ class Argument:
             kwargs = {**kwargs, self.argument: self._change(kwargs[self.argument])}
         return args, kwargs
 
-    def _change(self, value: object) -> Any:
+    def _change(self, value: object) -> object:
         if self.index is None or not isinstance(value, Tensor):
             return None
         index = torch.tensor(self.index, device=value.device)

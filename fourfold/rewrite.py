@@ -39,7 +39,7 @@ class Option:
     size: int
     full: int
     harm: float
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Rewrite(ABC):
         """The bare architecture of an `origin` of this technique. `room` is told its bytes first, and raises where that is absurd."""
         raise NotImplementedError(f"{type(self).__name__} begins from the original")
 
-    def recover(self, context: Context, proposal: Proposal) -> dict[str, Any] | None:
+    def recover(self, context: Context, proposal: Proposal) -> dict[str, object] | None:
         """How quality is won back: options of distillation from the original ("steps", "batch", "lr", "bf16"), {} for the job's own, None for no
         training at all."""
         return {}

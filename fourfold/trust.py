@@ -108,7 +108,7 @@ def _package(where: str) -> str:
     return where.partition(":")[0].partition(".")[0]
 
 
-def imported(ref: str) -> Any:
+def imported(ref: str) -> object:
     """What "module:qualified.name" names. Raises `ModelError` where it cannot be imported."""
     where, _, name = ref.partition(":")
     where = _MOVED.get(where, where)

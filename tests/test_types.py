@@ -13,7 +13,7 @@ from fourfold.documents import Finite, StrictDocument, TypedDocument, convert, d
 from fourfold.errors import ArtefactError
 
 ROOT = Path(__file__).parent.parent
-MOST = 26.0                                                            # `Any` per 1,000 lines of package code; lowered with each step towards 12
+MOST = 20.5                                                            # `Any` per 1,000 lines of package code; lowered with each step towards 12
 
 
 def anys(file: Path) -> int:

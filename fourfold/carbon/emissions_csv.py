@@ -132,7 +132,7 @@ class Audit:
             said.append(f"And with the place's intensity and its interval: {self.carbon}.")
         return said + [str(finding) for kind in KINDS for finding in self.findings if finding.kind == kind]
 
-    def ledger_rows(self) -> list[dict[str, Any]]:
+    def ledger_rows(self) -> list[dict[str, object]]:
         """Rows for a ledger, kind "import": the figures worked out anew, and the file's own cells as they are."""
         found = []
         ids = [entry.run for entry in self.counted]

@@ -253,7 +253,7 @@ def from_readings(name: str, seconds: Sequence[float], values: Sequence[float], 
     return made.filled(fill)
 
 
-def _bundles() -> dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+def _bundles() -> dict[str, tuple[str, Mapping[str, object], Mapping[str, object]]]:
     return {file.partition(".")[0]: (file, record, sources()[record["source"]]) for file, record in files().items() if file.endswith(".csv.gz")}
 
 

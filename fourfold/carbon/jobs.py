@@ -106,7 +106,7 @@ def span(text: str | float, what: str = "slack") -> timedelta:
         raise InputError(f"{what} is {shown(text)}, which is out of range.", "Give one such as 24h or 2d.") from None
 
 
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _rows(path: Path) -> list[tuple[str, dict[str, object]]]:
     try:
         text = decoded(path.read_bytes(), str(path))
     except OSError as error:

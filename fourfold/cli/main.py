@@ -419,7 +419,7 @@ def _write_csv(rows: list[dict[str, Any]], file: Any, delimiter: str) -> None:
     writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
 
 
-def _sources(train: str, search: str | None, test: str | None) -> Any:
+def _sources(train: str, search: str | None, test: str | None) -> object:
     """What `optimize` reads: one reference, or the parts that were given."""
     parts = {"train": train, "search": search, "test": test}
     return {name: ref for name, ref in parts.items() if ref} if search or test else train

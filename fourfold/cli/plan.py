@@ -176,7 +176,7 @@ def sizes(given: list[str] | None) -> dict[str, int] | None:
     return found or None
 
 
-def _told(document: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _told(document: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, object]]]]:
     """Headings, each with the rows of its table."""
     from fourfold.plans import amount
     from fourfold.report.format import percent, size

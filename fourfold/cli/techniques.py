@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,7 +58,7 @@ def cite(subject: Subject, as_json: AsJson = False) -> None:
     emit({"subject": subject, "bibtex": entries}) if as_json else print("\n\n".join(entry.strip() for entry in entries))
 
 
-def _technique_row(name: str) -> dict[str, Any]:
+def _technique_row(name: str) -> dict[str, object]:
     """A technique's facts, and what of its needs is missing here."""
     from importlib.util import find_spec
 

@@ -283,7 +283,7 @@ def _odd(watts: float, device: Chip) -> list[str]:
     return found
 
 
-def _carbon(teller: _Teller, hall: Quantity, gross: Any, net: object, place: Any, why: dict[str, str]) -> dict[str, Any]:
+def _carbon(teller: _Teller, hall: Quantity, gross: Any, net: object, place: Any, why: dict[str, str]) -> dict[str, object]:
     """Intensities and gCO2e, location-based and market-based apart."""
     from fourfold.site import sigma
 
@@ -305,7 +305,7 @@ def _carbon(teller: _Teller, hall: Quantity, gross: Any, net: object, place: Any
     return made
 
 
-def _embodied(name: str, value: object, per_server: object, taken: Quantity | None, gross: Quantity | None, why: dict[str, str]) -> dict[str, Any]:
+def _embodied(name: str, value: object, per_server: object, taken: Quantity | None, gross: Quantity | None, why: dict[str, str]) -> dict[str, object]:
     if value is None:
         why["embodied"] = "not asked for"
         return {"total": None}

@@ -295,7 +295,7 @@ def _wordy(values: object) -> bool:
     return sum(isinstance(value, str) and number(value) is None for value in some) > len(some) / 2
 
 
-def _some(values: Any) -> list[Any]:
+def _some(values: Any) -> list[object]:
     """A few hundred entries from the whole column."""
     return list(values[:: max(1, len(values) // 300)]) if hasattr(values, "__len__") else []
 

@@ -36,7 +36,7 @@ def joined(parts: dict[str, Table]) -> tuple[Table, np.ndarray]:
     return Stacked(columns, tables[0].source, tables[0].nature, notes=notes, sure=sure, pieces=tables), side
 
 
-def _stacked(values: list[Any], name: str) -> Any:
+def _stacked(values: list[Any], name: str) -> object:
     if all(isinstance(value, np.ndarray) for value in values):
         shapes = sorted({value.shape[1:] for value in values})
         if len(shapes) > 1:

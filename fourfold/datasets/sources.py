@@ -185,11 +185,11 @@ def _kind(one: object) -> str:
     return "text" if isinstance(one, str) else "array"
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: Any) -> object:
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
 
 
-def _unbatched(batch: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+def _unbatched(batch: Sequence[Any]) -> Iterable[tuple[object, object]]:
     x, y = batch
     for i in range(len(y)):
         yield ({key: value[i] for key, value in x.items()} if isinstance(x, Mapping) else x[i]), _scalar(y[i])

@@ -349,7 +349,7 @@ class Task:
         )
 
 
-def _imported(name: str) -> Callable[[Any, Any], float]:
+def _imported(name: str) -> Callable[[object, object], float]:
     """The function that "package.module:function" names. InputError where there is none."""
     from importlib import import_module
 

@@ -84,11 +84,11 @@ class OneAtATime:
     def __exit__(self, *_: object) -> None:
         self.locks[os.getpid()].release()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> object:
         return OneAtATime, ()
 
 
-_left: list[Any] = []
+_left: list[object] = []
 _forked = False
 
 

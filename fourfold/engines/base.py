@@ -140,7 +140,7 @@ class Spec:
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device).zero_()
 
 
-def spec_of(tensor: Any) -> Spec | None:
+def spec_of(tensor: object) -> Spec | None:
     """None of what is no torch tensor."""
     import torch
 
@@ -231,14 +231,14 @@ class Engine:
     stamps: ClassVar[bool] = False
 
     @classmethod
-    def declines(cls, precision: str, machine: Any) -> str | None:
+    def declines(cls, precision: str, machine: object) -> str | None:
         """Why this engine cannot serve this precision on this machine (`.flags`), or None."""
         if precision not in cls.precisions:
             return f"{cls.title} has no {precision} (it has {', '.join(cls.precisions)})"
         return missing(cls.needs, cls.extra) or (slow_bf16(machine) if precision == "bf16" else None)
 
     @classmethod
-    def refuses(cls, precision: str, machine: Any) -> str | None:
+    def refuses(cls, precision: str, machine: object) -> str | None:
         """Why files that `export` wrote cannot be opened and run on this machine, or None: what only making them needs is not asked for."""
         return missing(cls.opens or cls.needs, cls.extra) or (slow_bf16(machine) if precision == "bf16" else None)
 
@@ -289,7 +289,7 @@ def missing(needs: Sequence[str], extra: str = "") -> str | None:
     return None
 
 
-def slow_bf16(machine: Any) -> str | None:
+def slow_bf16(machine: object) -> str | None:
     """bf16 without instructions for it is emulated, several times slower than fp32. Unknown flags (none listed) leave the question to the race."""
     flags = frozenset(getattr(machine, "flags", ()) or ())
     if not flags or flags & {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "avx_ne_convert"}:

@@ -44,7 +44,7 @@ class Region:
     drops: tuple[int, ...] = ()
 
 
-def refs(part: Any) -> Iterator[int]:
+def refs(part: object) -> Iterator[int]:
     """Values among arguments."""
     if isinstance(part, Ref):
         yield part.value

@@ -85,7 +85,7 @@ def spelled_out(module: nn.Module) -> Iterator[None]:
     from torch.overrides import TorchFunctionMode
 
     class Simple(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
             return difference(*args, **(kwargs or {})) if func in (torch.diff, torch.Tensor.diff) else func(*args, **(kwargs or {}))
 
     def difference(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:

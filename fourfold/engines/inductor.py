@@ -59,12 +59,12 @@ class Inductor(Engine):
     regions: ClassVar[tuple[str, ...]] = ("torch", "onnx")
 
     @classmethod
-    def declines(cls, precision: str, machine: Any) -> str | None:
+    def declines(cls, precision: str, machine: object) -> str | None:
         reason = super().declines(precision, machine) or (missing(("torchao",), cls.extra) if precision == "int8" else None)
         return reason or no_compiler()
 
     @classmethod
-    def refuses(cls, precision: str, machine: Any) -> str | None:
+    def refuses(cls, precision: str, machine: object) -> str | None:
         return cls.declines(precision, machine)  # its code is made where it runs
 
     @classmethod
@@ -179,7 +179,7 @@ def ahead(job: RegionJob) -> Callable[..., Any]:
     return fitted(loaded, job)
 
 
-def fitted(call: Callable[..., Any], job: RegionJob) -> Callable[..., Any]:
+def fitted(call: Callable[..., object], job: RegionJob) -> Callable[..., Any]:
     """Compiled code believes the strides that it was compiled for."""
     wanted = [job.specs[v] for v in job.region.reads]
 

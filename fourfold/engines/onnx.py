@@ -107,7 +107,7 @@ class Foreign:
         fed = {name: tensor.numpy() for name, tensor in zip(self.reads, tensors, strict=True)}
         return tuple(torch.from_numpy(np.array(a)) for a in self._session.run(list(self.makes), fed))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"model": self.model, "reads": self.reads, "makes": self.makes, "_session": None}
 
 
@@ -117,7 +117,7 @@ def model(program: Any, graph: Any, region: Region) -> bytes:
     return _written(program, nodes, region.reads, region.weights, region.makes)
 
 
-def _written(program: Any, nodes: Sequence[Any], reads: Sequence[int], weights: Sequence[int], makes: Sequence[int]) -> bytes:
+def _written(program: Any, nodes: Sequence[object], reads: Sequence[int], weights: Sequence[int], makes: Sequence[int]) -> bytes:
     onnx, name = program.onnx, {v: n for n, v in program.value.items()}
     code = {dtype_of(onnx, c): c for c in onnx.TensorProto.DataType.values() if c}
 
@@ -148,7 +148,7 @@ def call(program: Any, graph: Any, node: int, task: int) -> Call:
     return Call(task, node, Foreign(inside, tuple(reads), tuple(made)), tuple(Ref(program.value[n]) for n in reads), {}, outputs)
 
 
-def _translated(program: Any, proto: Any, made: Sequence[str]) -> Translation | None:
+def _translated(program: object, proto: Any, made: Sequence[str]) -> Translation | None:
     op = OPS.get(proto.op_type, UNKNOWN) if proto.domain in STANDARD else UNKNOWN
     if op.torch is None:
         return None

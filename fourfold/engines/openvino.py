@@ -50,7 +50,7 @@ class OpenVino(Engine):
     reads_onnx: ClassVar[bool] = True
 
     @classmethod
-    def declines(cls, precision: str, machine: Any) -> str | None:
+    def declines(cls, precision: str, machine: object) -> str | None:
         reason = super().declines(precision, machine)
         return reason or (missing(("nncf",), cls.extra) if precision.startswith("int8") else None)
 

@@ -185,7 +185,7 @@ def _torch_call(program: Any, graph: Graph, node: int, task: int) -> Call:
     return Call(task, node, target, tuple(plain(a) for a in made.args), kwargs, _outs(made.meta.get("val"), outputs))
 
 
-def _outs(value: Any, outputs: Iterator[int]) -> Any:
+def _outs(value: object, outputs: Iterator[int]) -> object:
     if value is None:
         return None
     if isinstance(value, list | tuple):
@@ -205,7 +205,7 @@ class ProgramNode:
         return self.program.step(self.node, dict(zip(self.reads, tensors, strict=True)))
 
 
-def _step(program: Any, graph: Graph, node: int, task: int) -> Call:
+def _step(program: object, graph: Graph, node: int, task: int) -> Call:
     reads = tuple(graph.inputs_of(node).tolist())
     return Call(task, node, ProgramNode(program, node, reads), tuple(Ref(v) for v in reads), {}, graph.outputs_of(node).tolist())
 
@@ -213,8 +213,8 @@ def _step(program: Any, graph: Graph, node: int, task: int) -> Call:
 # ---- as Python -----------------------------------------------------------------------------------------------------------------------------------
 
 
-def printed(region: Region, made: Sequence[Call], weights: Mapping[int, Any], *, mark: Any = None, clock: Callable[[], float] | None = None,
-            ) -> Callable[..., Any]:
+def printed(region: Region, made: Sequence[Call], weights: Mapping[int, object], *, mark: object = None, clock: Callable[[], float] | None = None,
+            ) -> Callable[..., object]:
     """One Python function of the values in `region.reads`, which returns those in `region.makes`; every call a line, values dropped after their last
     use.
 

@@ -241,7 +241,7 @@ def prepare(
     few: list[Batch],
     data: Data,
     folder: Path,
-    machine: Any,
+    machine: object,
     course: Field,
     accept: Callable[[Session, EngineChoice], str | None] | None,
     first: EngineChoice,

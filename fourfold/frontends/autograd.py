@@ -259,7 +259,7 @@ def _record(step: Callable[..., list[object]], tensors: Sequence[object], mode: 
 class _Answering(TorchDispatchMode):
     """Inside, a program that asks for a value (`if mask.all()`) is told it, unrecorded."""
 
-    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         if func is torch.ops.aten._local_scalar_dense.default:
             with _disable_current_modes():
                 return func(*args)

@@ -80,14 +80,14 @@ def answering(model: Any, train: bool) -> Iterator[None]:
             module.training = mode
 
 
-def _positions(inputs: object) -> Any:
+def _positions(inputs: object) -> object:
     """Arrays that numpy.savez named by position, as a tuple."""
     if isinstance(inputs, Mapping) and inputs and set(inputs) == {f"arr_{i}" for i in range(len(inputs))}:
         return tuple(inputs[f"arr_{i}"] for i in range(len(inputs)))
     return inputs
 
 
-def _named(ref: str, inputs: object, name: str) -> tuple[Any, Any, str]:
+def _named(ref: str, inputs: object, name: str) -> tuple[object, object, str]:
     """(module or function, inputs, title) of "package.module:name". Raises ModelError in words."""
     import torch
 
@@ -115,7 +115,7 @@ def _named(ref: str, inputs: object, name: str) -> tuple[Any, Any, str]:
     raise ModelError(f"{ref}() returned {type(made).__name__}", "It must return an nn.Module, or a JAX function with a tuple of example arguments.")
 
 
-def _examples(beside: tuple[object, ...]) -> Any:
+def _examples(beside: tuple[object, ...]) -> object:
     """Example inputs that a factory returned beside its module: a tensor, or a tuple or mapping of them; None where it is a tokenizer or the like."""
     import torch
 
@@ -139,7 +139,7 @@ def _lacking(function: Any) -> list[str]:
     return [p.name for p in plain if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _arguments(function: Any, inputs: Any) -> Any:
+def _arguments(function: Any, inputs: Any) -> object:
     """Inputs by name as a tuple in the function's order; "params/w" is entry w of the argument params."""
     needed = _lacking(function)
     if not isinstance(inputs, Mapping) or not needed or not {key.split("/")[0] for key in inputs} <= set(needed):
@@ -156,7 +156,7 @@ def _arguments(function: Any, inputs: Any) -> Any:
     return tuple(tree[name] for name in needed)
 
 
-def _is_function(model: object) -> TypeGuard[Callable[..., Any]]:
+def _is_function(model: object) -> TypeGuard[Callable[..., object]]:
     if isinstance(model, str | Path) or not callable(model):
         return False
     if "torch" not in sys.modules:  # then it cannot be a torch module

@@ -46,7 +46,7 @@ class FxSource:
     note: list[str] = field(default_factory=list)
 
 
-def storage_key(tensor: Tensor) -> Any:
+def storage_key(tensor: Tensor) -> object:
     """Equal for tensors that are one in memory."""
     return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if tensor.numel() else id(tensor)
 
@@ -245,7 +245,7 @@ class TorchProgram(Program):
         made = target(*args, **kwargs)  # type: ignore[operator]
         return tuple(_aligned(call.meta.get("val"), made))
 
-    def _lookup(self, node: fx.Node, values: Mapping[int, object]) -> Any:
+    def _lookup(self, node: fx.Node, values: Mapping[int, object]) -> object:
         if node.op == "get_attr" and node not in self.values:
             return _attribute(self.module, node.target)
         found = [values[v] for v in self.values[node]]
@@ -253,7 +253,7 @@ class TorchProgram(Program):
             return found
         return found[0]
 
-    def collect(self, values: Mapping[int, Any]) -> Any:
+    def collect(self, values: Mapping[int, Any]) -> object:
         return self._unflatten([o.value if isinstance(o, _Plain) else values[o] for o in self._outputs])
 
 
@@ -261,14 +261,14 @@ def _told(tensor: Tensor) -> str:
     return f"{_dtype(tensor.dtype)}{list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
 
 
-def _attribute(module: nn.Module, target: object) -> Any:
+def _attribute(module: nn.Module, target: object) -> object:
     found: object = module
     for part in str(target).split("."):
         found = getattr(found, part)
     return found
 
 
-def _aligned(value: Any, made: Any) -> list[Any]:
+def _aligned(value: Any, made: Any) -> list[object]:
     """What a kernel gave for each leaf that the capture foresaw; None where it left one out that nobody asked for."""
     if value is None:
         return []

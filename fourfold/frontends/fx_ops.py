@@ -14,7 +14,7 @@ from fourfold.frontends import flops as ops
 from fourfold.graph import CONTRACTION, ELEMENTWISE, OPAQUE, REDUCTION, VIEW
 
 
-def leaves_of(value: object) -> list[Any]:
+def leaves_of(value: object) -> list[object]:
     """Tensors and symbolic or plain numbers in a result; None (an output not asked for) is left out."""
     if value is None:
         return []
@@ -229,7 +229,7 @@ def _counted(node: fx.Node) -> float | None:
         return None
 
 
-def counters() -> dict[Any, Callable[..., int]]:
+def counters() -> dict[object, Callable[..., int]]:
     """`custom_mapping` for FlopCounterMode: attention as the CPU runs it, which torch's own registry lacks (and so counts as nothing)."""
     aten = torch.ops.aten
 

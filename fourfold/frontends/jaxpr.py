@@ -94,7 +94,7 @@ def capture(function: Callable[..., object], inputs: object, *, train: bool = Fa
     return Captured(graph, program, tuple(build.note), inputs=args)
 
 
-def _flat(jaxpr: Any) -> list[Any]:
+def _flat(jaxpr: Any) -> list[object]:
     """All equations with calls inlined."""
     found = []
     for eqn in jaxpr.eqns:
@@ -103,7 +103,7 @@ def _flat(jaxpr: Any) -> list[Any]:
     return found
 
 
-def _body(eqn: Any) -> tuple[Any, list[Any]] | None:
+def _body(eqn: Any) -> tuple[object, list[object]] | None:
     """Jaxpr and constants of a call that can be inlined."""
     if eqn.primitive.name not in _CALLS:
         return None

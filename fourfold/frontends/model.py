@@ -185,7 +185,7 @@ def _from_factory(ref: str) -> Subject:
     return _subject(made, ref, tokenizer, processor)
 
 
-def entry_of(ref: str) -> Any:
+def entry_of(ref: str) -> object:
     """What "package.module:name" names, a callable. Raises ModelError saying what is missing."""
     import sys
 
@@ -210,7 +210,7 @@ def entry_of(ref: str) -> Any:
     return entry
 
 
-def made_by(ref: str, entry: Any) -> Any:
+def made_by(ref: str, entry: Any) -> object:
     """What the factory `entry` returns. Raises ModelError in words."""
     try:
         return entry() if not isinstance(entry, nn.Module) else entry
@@ -220,7 +220,7 @@ def made_by(ref: str, entry: Any) -> Any:
         ) from error
 
 
-def _call(ref: str, entry: object) -> tuple[nn.Module, Any, Any]:
+def _call(ref: str, entry: object) -> tuple[nn.Module, object, object]:
     made = made_by(ref, entry)
     companions: list[object] = [None, None]
     if isinstance(made, tuple) and made and isinstance(made[0], nn.Module):
@@ -274,7 +274,7 @@ def _quiet() -> Iterator[None]:
 # --- the bare architecture -------------------------------------------------------------------------------------------------------------------------
 
 
-def origin_of(module: nn.Module, entry: str | None = None) -> dict[str, Any]:
+def origin_of(module: nn.Module, entry: str | None = None) -> dict[str, object]:
     """JSON from which `rebuild` makes a module of the same shape: transformers class and configuration, the tree itself, or the factory's name."""
     from fourfold.structure import serialize
 
@@ -362,7 +362,7 @@ def _config(kind: Any, data: dict[str, Any]) -> Any:
 class _Unfilled(TorchFunctionMode):
     """Inside, random draws are replaced by their mean, which costs no time: the weights are about to be read from a file."""
 
-    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         name, given = getattr(func, "__name__", ""), {"mean": 0.0, "from": 0.0, "to": 1.0} | (kwargs or {})
         if name == "normal_" and args:
             return args[0].fill_(args[1] if len(args) > 1 else given["mean"])

@@ -116,7 +116,7 @@ def tensors_of(graph: Any) -> list[Any]:
     return [*graph.initializer, *sparse, *_held(graph.node)]
 
 
-def _held(nodes: Any) -> list[Any]:
+def _held(nodes: Any) -> list[object]:
     """Tensors in attributes of nodes, those of their sub-graphs included."""
     found: list[object] = []
     for node in nodes:

@@ -97,11 +97,11 @@ class OnnxGraph(nn.Module):
                 raise MissingExtra("Running .onnx models needs the package onnxruntime.", "Install it: pip install 'fourfold[onnx]'.") from error
         return self._sessions[threads]
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> object:
         self._sessions = {}
         return super().load_state_dict(*args, **kwargs)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_sessions": {}}                        # copies and other processes open their own
 
     def __deepcopy__(self, memo: dict[int, object]) -> OnnxGraph:

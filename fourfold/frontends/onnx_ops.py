@@ -114,7 +114,7 @@ def _pads(n: OnnxNode, sides: int, kernel: Sequence[int], strides: Sequence[int]
     return begins + ends
 
 
-def _padded(x: Any, pads: list[int], value: float) -> Any:
+def _padded(x: Any, pads: list[int], value: float) -> object:
     import torch
 
     return torch.nn.functional.pad(x, pads, "constant", value)
@@ -164,7 +164,7 @@ def _pool(n: OnnxNode, most: bool) -> Translation:
     return average_pool, (n.ref(0), kernel, strides, pads, counted), {}
 
 
-def max_pool(x: Any, kernel: list[int], strides: list[int], pads: list[int], dilations: list[int]) -> Any:
+def max_pool(x: Any, kernel: list[int], strides: list[int], pads: list[int], dilations: list[int]) -> object:
     import torch
 
     sides = len(kernel)
@@ -174,7 +174,7 @@ def max_pool(x: Any, kernel: list[int], strides: list[int], pads: list[int], dil
     return op(x, kernel, strides, pads[:sides], dilations)
 
 
-def average_pool(x: Any, kernel: list[int], strides: list[int], pads: list[int], counted: bool) -> Any:
+def average_pool(x: Any, kernel: list[int], strides: list[int], pads: list[int], counted: bool) -> object:
     import torch
     import torch.nn.functional as F
 
@@ -206,7 +206,7 @@ def _gemm(n: OnnxNode) -> Translation:
     return gemm, (n.ref(0), n.ref(1), n.ref(2), *facts), {}
 
 
-def gemm(a: Any, b: Any, c: Any, alpha: float, beta: float, first: bool, second: bool) -> Any:
+def gemm(a: Any, b: Any, c: Any, alpha: float, beta: float, first: bool, second: bool) -> object:
     import torch
 
     a, b = a.t() if first else a, b.t() if second else b
@@ -306,7 +306,7 @@ def _slice(n: OnnxNode) -> Translation:
     return sliced, (n.ref(0), cuts), {}
 
 
-def sliced(x: Any, cuts: Sequence[tuple[int, int, int, int]]) -> Any:
+def sliced(x: Any, cuts: Sequence[tuple[int, int, int, int]]) -> object:
     import torch
 
     for axis, start, end, step in cuts:
@@ -341,7 +341,7 @@ def _cast(n: OnnxNode) -> Translation:
     return cast, (n.ref(0), dtype), {}
 
 
-def cast(x: Any, dtype: Any) -> Any:
+def cast(x: Any, dtype: Any) -> object:
     return x.to(dtype)
 
 

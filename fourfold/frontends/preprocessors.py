@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from fourfold.errors import InputError, ModelError
 from fourfold.text import headline
 
 
-def tokenizer_in(folder: str | Path) -> tuple[Any, Any]:
+def tokenizer_in(folder: str | Path) -> tuple[object, object]:
     """(tokenizer, processor) of a folder that the user names. Raises InputError where there is neither."""
     place = Path(folder)
     if not place.is_dir():
@@ -20,7 +19,7 @@ def tokenizer_in(folder: str | Path) -> tuple[Any, Any]:
     return found
 
 
-def companions(folder: Path) -> tuple[Any, Any]:
+def companions(folder: Path) -> tuple[object, object]:
     """Tokenizer and processor, where their files are there."""
     import transformers
 

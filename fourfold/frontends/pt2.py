@@ -87,7 +87,7 @@ def fixed(program: torch.export.ExportedProgram, inputs: object, dims: Mapping[s
         raise InputError(f"The program has no dynamic dimension {stray[0]!r}.", known)
     spec: Any = program.call_spec.in_spec
 
-    def arranged(leaves: list[Any]) -> Any:
+    def arranged(leaves: list[Any]) -> object:
         args, kwargs = _pytree.tree_unflatten(leaves, spec)
         return Both(args, kwargs) if args and kwargs else kwargs if kwargs else args
 
@@ -123,7 +123,7 @@ def fixed(program: torch.export.ExportedProgram, inputs: object, dims: Mapping[s
     return program, inputs, notes if drawn else []
 
 
-def user_inputs(program: torch.export.ExportedProgram) -> tuple[list[str], dict[str, Any]]:
+def user_inputs(program: torch.export.ExportedProgram) -> tuple[list[str], dict[str, object]]:
     """Names of the program's arguments in their order, and the values of those that are no tensors but constants of it."""
     from torch.export.graph_signature import ConstantArgument, InputKind
 
@@ -165,7 +165,7 @@ def data_dependent(program: torch.export.ExportedProgram) -> str:
     return ""
 
 
-def _zeros(value: object, sizes: Mapping[str, int]) -> Any:
+def _zeros(value: object, sizes: Mapping[str, int]) -> object:
     if isinstance(value, torch.SymInt):
         return sizes.get(str(value), value.node.maybe_as_int())
     if not isinstance(value, Tensor):

@@ -168,7 +168,7 @@ def _exported(program: torch.export.ExportedProgram) -> FxSource:
     return FxSource(program.graph_module, roles, kept, lambda flat: _pytree.tree_unflatten(flat, out_spec), flatten)
 
 
-def _ordered(spec: Any, given: tuple[object, ...], named: dict[str, object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _ordered(spec: Any, given: tuple[object, ...], named: dict[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:
     """Keyword arguments in the order in which the program was exported with."""
     names = list(spec.child(1).context or []) if hasattr(spec, "child") else list(spec.children_specs[1].context or [])
     return given, ({key: named[key] for key in names} if set(names) == set(named) else named)

@@ -36,7 +36,7 @@ def book(path: str | Path, question: str, solution: Mapping[str, Any], workload:
                           why=f"the default is {solution['why']}" if before is None else "")
 
 
-def book_memory(path: str | Path, solution: Mapping[str, Any], workload: Mapping[str, Any], machine: str) -> dict[str, Any]:
+def book_memory(path: str | Path, solution: Mapping[str, Any], workload: Mapping[str, Any], machine: str) -> dict[str, object]:
     """Book where buffers stand on the Machine lever: bytes needed, and by the baseline before. Bytes are no cost of a run, so there is no factor."""
     before, after = (None if value is None else Quantity(value, "B", "counted", method="highest address in use")
                      for value in (solution["before"], solution["cost"]))
@@ -45,7 +45,7 @@ def book_memory(path: str | Path, solution: Mapping[str, Any], workload: Mapping
                           why="bytes of memory are no cost of a run", counts=False)
 
 
-def book_jobs(path: str | Path, plan: ShiftingPlan) -> dict[str, Any]:
+def book_jobs(path: str | Path, plan: ShiftingPlan) -> dict[str, object]:
     """Book where and when jobs run on the Map lever: kg of CO2e against running at home at once. Evidence is the plan's id."""
     problem, found = plan.problem, plan.solution
     known = found.before is not None
@@ -58,7 +58,7 @@ def book_jobs(path: str | Path, plan: ShiftingPlan) -> dict[str, Any]:
                           why=f"running now is {found.why}" if before is None else "")
 
 
-def book_hall(path: str | Path, document: Mapping[str, Any]) -> dict[str, Any]:
+def book_hall(path: str | Path, document: Mapping[str, Any]) -> dict[str, object]:
     """Book what the best means of a hall study come to on the Mechanization lever: energy of the hall before / after. Evidence: the study's id."""
     best = document["together"]
     hall = document["hall"]

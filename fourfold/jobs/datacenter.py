@@ -27,7 +27,7 @@ _CUTS = ("immersion", "overcooling")
 
 def study(*, it_kw: float = 1000.0, rated_kw: float | None = None, pue: float | Quantity | None = None, temperatures: str | Path | None = None,
           set_point: float = datacenter.REFERENCE, cooling: str = "chiller", load: str | Path | Sequence[float] | float = 0.3,
-          **more: Any) -> dict[str, Any]:
+          **more: Any) -> dict[str, object]:
     """A hall studied: PUE by part, each technique's factor with its interval, hours of free cooling, servers off; plain data.
 
     `pue` a number (known to ±3 %), a Quantity, or None for the model's; `temperatures` a CSV path or None; `load` a number, numbers by hour, or a CSV
@@ -121,7 +121,7 @@ class _Bench:
         values = [before / price(problem) for before, problem in zip(self.before, self.problems, strict=True)]
         return figure(values, grade=grade, method=_METHOD, source=source)
 
-    def cooling(self, name: str) -> dict[str, Any]:
+    def cooling(self, name: str) -> dict[str, object]:
         """What technique `name` would make of the cooling: factor, PUE after, free hours, set point; or why it cannot be told."""
         row, found = self._asked(self.problems[0], name)
         return row if found is None else {**row, **self._told(found.answer, _grade(found.answer))}
@@ -137,7 +137,7 @@ class _Bench:
         return {"name": name, "title": solver.title, "question": problem.question, "factor": None, "why": one.declined,
                 "cites": list(solver.cites)}, one.solution
 
-    def _told(self, answer: dict[str, Any], grade: str, price: Callable[[Cool], float] | None = None) -> dict[str, Any]:
+    def _told(self, answer: dict[str, Any], grade: str, price: Callable[[Cool], float] | None = None) -> dict[str, object]:
         def paid(problem: Cool) -> float:
             return problem.cost(_spread(answer))
 
@@ -256,7 +256,7 @@ def pue_after(pue: float | Quantity, means: Sequence[str], seed: int = 0) -> Qua
     return pue * cut
 
 
-def _spread(answer: dict[str, Any]) -> dict[str, Any]:
+def _spread(answer: dict[str, Any]) -> dict[str, object]:
     """The answer as other coefficients price it: where outside air alone would not quite do, the chiller helps."""
     return {**answer, "modes": [MIXED if mode == OUTSIDE else mode for mode in answer["modes"]]}
 

@@ -26,7 +26,7 @@ def examine() -> dict[str, Any]:
     return {"machine": machine.to_json(), "engines": _engines(machine), "meters": _meters(), "versions": _versions()}
 
 
-def _engines(machine: object) -> list[dict[str, Any]]:
+def _engines(machine: object) -> list[dict[str, object]]:
     from fourfold.engines import engines
 
     rows = []
@@ -37,7 +37,7 @@ def _engines(machine: object) -> list[dict[str, Any]]:
     return rows
 
 
-def _meters() -> list[dict[str, Any]]:
+def _meters() -> list[dict[str, object]]:
     from fourfold.measure import availability
 
     return [{"name": name, "available": reason is None, "reason": reason or ""} for name, reason in availability().items()]

@@ -95,7 +95,7 @@ class _Operators:
 
         self.packet = torch.ops.aten if packet is None else packet
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         found = getattr(self.packet, name)
         return found._op if hasattr(found, "_overloadname") else _Operators(found)
 
@@ -185,7 +185,7 @@ def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], TimedC
     ]
 
 
-def _small(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[], Any]]]:
+def _small(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[], object]]]:
     """(short name, call) of ops of which only the call matters: views, and small arithmetic about masks and positions."""
     import torch
 

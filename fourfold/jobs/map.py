@@ -61,7 +61,7 @@ class ShiftingPlan:
     certificate: Certificate
     start: datetime
     comparators: tuple[dict[str, Any], ...]
-    ablations: tuple[dict[str, Any], ...]
+    ablations: tuple[dict[str, object], ...]
     without: tuple[dict[str, Any], ...]
     priced: bool                                                        # every site's price is known
     objective: str
@@ -79,7 +79,7 @@ class ShiftingPlan:
         return [{"job": self.problem.names[j], "site": self.problem.sites[r], "hours": hours} for (j, r), hours in rows.items()]
 
     @property
-    def dearest(self) -> list[dict[str, Any]]:
+    def dearest(self) -> list[dict[str, object]]:
         """The ten region-hours with the highest price of capacity, in the objective's unit per unit of capacity."""
         mu = self.certificate.mu
         order = np.argsort(-mu, axis=None, kind="stable")[:10]

@@ -277,7 +277,7 @@ def _short(problem: Rematerialise, asked: _Asked, found: _Found, limit: int) -> 
 
 
 def _solution(problem: Rematerialise, asked: _Asked, found: _Found, best: Solution[Rematerialisation], limit: int | None, seed: int,
-              ) -> dict[str, Any]:
+              ) -> dict[str, object]:
     """What a plan keeps of the answer."""
     from fourfold.report import memory as report
 

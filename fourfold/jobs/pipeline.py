@@ -137,7 +137,7 @@ def _asked(model: object, inputs: object, machine: object, train: bool, dims: Ma
                   {"graph.npz": graph.save, "system.toml": system.write}, (*notes, *more, *source.captured.note, *_assumed(workload)))
 
 
-def _told(system: Any) -> dict[str, Any]:
+def _told(system: Any) -> dict[str, object]:
     return {"name": system.name, "hash": system.hash, "fingerprint": system.fingerprint}
 
 

@@ -349,14 +349,14 @@ class _Run:
             raise unwritable(self.out, error, "the weights") from None
 
 
-def _flat(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _flat(state: dict[str, Any], prefix: str) -> dict[str, object]:
     """An optimiser's tensors by name."""
     import torch
 
     return {f"{prefix}.{index}.{name}": torch.as_tensor(value).contiguous() for index, row in state["state"].items() for name, value in row.items()}
 
 
-def _unflat(state: dict[str, Any], prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
+def _unflat(state: dict[str, Any], prefix: str, tensors: dict[str, Any]) -> dict[str, object]:
     rows: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         if key.startswith(f"{prefix}."):

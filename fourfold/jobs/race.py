@@ -72,7 +72,7 @@ def rerace(
     trust: Sequence[str] = (),
     dry_run: bool = False,
     log: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Race the artefact on this machine and keep what wins beyond doubt; what was found, per member, and in words.
 
     data: rows as for `optimize`. Without them, inputs of the recorded lengths are drawn at random, which is fine for timing. With labels another
@@ -305,7 +305,7 @@ def _original(ref: Any, proof: Examples, task: Task) -> np.ndarray:
     return part.outputs(examples, task)
 
 
-def _screen(part: Part, examples: Examples, task: Task, stored: Setting) -> Callable[[Session, Any], str | None]:
+def _screen(part: Part, examples: Examples, task: Task, stored: Setting) -> Callable[[Session, object], str | None]:
     """Turns down what hardly agrees with plain PyTorch before time is spent on it; quality is proved afterwards."""
     few = _subset(examples, 128)
     batch = few.collate(np.arange(len(few)))

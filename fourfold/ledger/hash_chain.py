@@ -202,7 +202,7 @@ def check(path: str | Path, head: str = "") -> ChainCheck:
     return ChainCheck(len(intact), last["hash"] if last else GENESIS, faults, notes)
 
 
-def seal(path: str | Path) -> dict[str, Any]:
+def seal(path: str | Path) -> dict[str, object]:
     """Write down how the file ends, in `<path>.seal`, so that a cut-off end is found later; the seal {rows, head, sealed_utc}.
 
     Whoever can change the file can change its seal: keep `head` somewhere else too. Raises ArtefactError where the file is not sound.

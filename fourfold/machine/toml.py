@@ -56,7 +56,7 @@ class _Reader:
         name = self.data.get("name", Path(self.source).stem)
         return Parts(str(name), tuple(devices), tuple(links), str(self.data.get("fingerprint", "")), hubs, self.figures)
 
-    def _tables(self, key: str) -> Sequence[Mapping[str, Any]]:
+    def _tables(self, key: str) -> Sequence[Mapping[str, object]]:
         tables = self.data.get(key, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             raise InputError(f"{self.source}: {key} is not a list of tables.", f"Begin each with a line [[{key}]].")

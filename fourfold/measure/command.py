@@ -119,7 +119,7 @@ def _waiting() -> Iterator[Any]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _handled() -> Iterator[Any]:
+def _handled() -> Iterator[object]:
     """The same where there is no sigtimedwait (macOS): handlers cannot tell who sent a signal, so those a terminal sends are not handed on."""
     came: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

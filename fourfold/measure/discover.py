@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def survey() -> list[dict[str, Any]]:
+def survey() -> list[dict[str, object]]:
     """A row each: `name`, `tells` (what), `boundary`, `grade`, `available`, and `why` not, or how where it is."""
     return [*_meters(), *_counters(), *_models()]
 
@@ -29,7 +29,7 @@ def _meters() -> list[dict[str, Any]]:
                         "only you know whether there is one: give its CSV (fourfold meter --wall FILE)")]
 
 
-def _counters() -> list[dict[str, Any]]:
+def _counters() -> list[dict[str, object]]:
     from fourfold.measure.meters.cgroup import Cgroup
     from fourfold.measure.meters.memory import in_use
     from fourfold.measure.process_tree import Tree, host_cpu
@@ -46,7 +46,7 @@ def _counters() -> list[dict[str, Any]]:
     return [_row(name, tells, boundary, "counted", missing, how) for name, tells, boundary, missing, how in shown]
 
 
-def _models() -> list[dict[str, Any]]:
+def _models() -> list[dict[str, object]]:
     from fourfold.host import here, power
     from fourfold.measure.meters.disk import drive
     from fourfold.measure.meters.memory import HIGH, LOW, WATTS

@@ -33,7 +33,7 @@ __all__ = ["Charge", "Meter", "Use", "differences", "known", "recompute"]
 LEDGER = Path(".fourfold/ledger.jsonl")                                # where runs are written down unless told otherwise
 OUTER = "FOURFOLD_RUN"                                                 # environment: the run that this process is inside of
 _current: ContextVar[Window | None] = ContextVar("fourfold_window", default=None)
-_stations: dict[tuple[Any, ...], Station] = {}
+_stations: dict[tuple[object, ...], Station] = {}
 
 
 class Meter:
@@ -143,7 +143,7 @@ class Meter:
         self.name = self.name or getattr(work, "__qualname__", "")
         if inspect.iscoroutinefunction(work):
             @functools.wraps(work)
-            async def waiting(*given: object, **named: object) -> Any:
+            async def waiting(*given: object, **named: object) -> object:
                 async with self:
                     return await work(*given, **named)
             return waiting

@@ -75,7 +75,7 @@ def _resampled(
     return np.concatenate(ratios)
 
 
-def pick(targets: Any, index: np.ndarray) -> Any:
+def pick(targets: Any, index: np.ndarray) -> object:
     """Targets at `index`, whether they are an array, a list or absent."""
     return targets[index] if isinstance(targets, np.ndarray) else None if targets is None else [targets[i] for i in index]
 

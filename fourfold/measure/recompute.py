@@ -189,7 +189,7 @@ def _measured(meter: Mapping[str, Any], joules: float, of: str = "") -> Quantity
                     source=f"meter {meter['name']}", boundary=meter["boundary"])
 
 
-def _host(read: _Readings, charge: Charge) -> Mapping[str, Any] | None:
+def _host(read: _Readings, charge: Charge) -> Mapping[str, object] | None:
     """The meter that has seen the processors, or the whole computer, from end to end; the first that has."""
     chosen = None
     for meter in read.meters:

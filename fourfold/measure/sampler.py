@@ -298,7 +298,7 @@ class Station:
 
     # ---- what is kept ------------------------------------------------------------------------------------------------------------------------
 
-    def _readings(self, window: Window, now: Snapshot) -> list[dict[str, Any]]:
+    def _readings(self, window: Window, now: Snapshot) -> list[dict[str, object]]:
         start, wall = window.start, now.wall - window.start.wall
         passed = now.boot - start.boot
         rows: list[dict[str, object]] = [
@@ -311,7 +311,7 @@ class Station:
              **({"why": why} if (why := now.used.why.get("disk") or start.used.why.get("disk")) else {})}]
         return rows + [self._meter(index, window, now) if index in self.live else self._absent[index] for index in range(len(self.meters))]
 
-    def _cpu(self, window: Window, now: Snapshot) -> dict[str, Any]:
+    def _cpu(self, window: Window, now: Snapshot) -> dict[str, object]:
         start = window.start
         return {"kind": "cpu", "scope": getattr(self.body, "scope", "process and its children"), "start": _parts(start.used), "end": _parts(now.used),
                 "elsewhere_s": window.elsewhere.get("cpu", 0.0), "tick_s": self.body.tick, "living_start": start.used.living,
@@ -325,7 +325,7 @@ class Station:
         names = getattr(self.body, "names", None)
         return {"left": names(window.already)} if now.used.living and names else {}
 
-    def _memory(self, window: Window, now: Snapshot) -> dict[str, Any]:
+    def _memory(self, window: Window, now: Snapshot) -> dict[str, object]:
         row: dict[str, object] = {"kind": "memory", "held_start": window.start.used.held, "held_end": now.used.held,
                                "peak": max(window.peak, now.used.held or 0)}
         why = now.used.why.get("memory") or window.start.used.why.get("memory")
@@ -336,7 +336,7 @@ class Station:
         return {**row, "byte_seconds": now.byte_seconds - window.start.byte_seconds, "elsewhere": window.elsewhere.get("byte_seconds", 0.0),
                 "host_byte_seconds": beside if self.at_host and beside > 0 else None}
 
-    def _meter(self, index: int, window: Window, now: Snapshot) -> dict[str, Any]:
+    def _meter(self, index: int, window: Window, now: Snapshot) -> dict[str, object]:
         meter, start = self.meters[index], window.start
         row: dict[str, Any] = {**_facts(meter), "error": _error(meter, now.wall - start.wall)}
         began, ended = start.meters[index], now.meters[index]
@@ -361,7 +361,7 @@ def _facts(meter: Any) -> dict[str, Any]:
     return {"kind": "meter", "name": meter.name, "boundary": meter.boundary, "grade": meter.grade, "method": meter.method}
 
 
-def _afterwards(meter: Any, start: float, end: float) -> dict[str, Any]:
+def _afterwards(meter: Any, start: float, end: float) -> dict[str, object]:
     """The reading of a record that is read once the work is done."""
     try:
         found = meter.between(start, end)

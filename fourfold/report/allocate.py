@@ -217,7 +217,7 @@ class _Map:
                 shown += f'<line class="{kind}" x1="0" x2="{WIDE}" y1="{LOW - y * scale:.2f}" y2="{LOW - y * scale:.2f}"/>'
         return shown
 
-    def largest(self, most: int = 20) -> list[dict[str, Any]]:
+    def largest(self, most: int = 20) -> list[dict[str, object]]:
         """The buffers with most bytes × time, for a table."""
         p = self.parts
         area = np.zeros(len(p.extent))

@@ -32,7 +32,7 @@ def write(plan: Plan, folder: Path | str, execution: Any = None) -> list[Path]:
     return [root / "plan.html", trace.write(plan, root, execution)]
 
 
-def page(plan: Plan, execution: Any = None) -> str:
+def page(plan: Plan, execution: object = None) -> str:
     """The page as HTML text."""
     from jinja2 import Environment
     from markupsafe import Markup
@@ -161,7 +161,7 @@ def _items_of_tasks(plan: Plan, root: Item) -> list[int]:
     return found
 
 
-def _data(plan: Plan, root: Item, rows: list[strips.Strip], held: list[strips.Curve], whole: float, task: list[int]) -> dict[str, Any]:
+def _data(plan: Plan, root: Item, rows: list[strips.Strip], held: list[strips.Curve], whole: float, task: list[int]) -> dict[str, object]:
     """Columns over all boxes, and the strips; times in whole nanoseconds."""
     graph, items = plan.graph, list(root.walk())
     shares = {item.number: [float(f"{one:.3g}") for one in _shares(item)] for item in items if item.kind == MODULE and (_shares(item) > 0).sum() > 1}
@@ -193,7 +193,7 @@ def _ns(seconds: np.ndarray) -> list[int]:
     return np.round(seconds * 1e9).astype(np.int64).tolist()
 
 
-def packed(data: Any) -> str:
+def packed(data: object) -> str:
     """JSON, deflated, as base64: safe in any element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 6)).decode()

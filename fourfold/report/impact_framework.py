@@ -44,11 +44,11 @@ def manifest(pieces: Sequence[Owing], score: Sci, name: str = "fourfold") -> dic
             "tree": {"children": children}}
 
 
-def _builtin(method: str, config: dict[str, Any]) -> dict[str, Any]:
+def _builtin(method: str, config: dict[str, object]) -> dict[str, object]:
     return {"method": method, "path": "builtin", "config": config}
 
 
-def _run(piece: Owing, embodied: str, unit: str, each: float) -> dict[str, Any]:
+def _run(piece: Owing, embodied: str, unit: str, each: float) -> dict[str, object]:
     row = {
         "timestamp": _time(piece.start), "duration": max(1.0, piece.seconds),   # the framework takes no observation under a second
         "time": piece.seconds or 1e-9, "energy-machines": piece.energy.value, "pue": piece.pue.value, "grid-intensity": piece.intensity.value,
@@ -100,6 +100,6 @@ def _key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z][\w-]*", key) else json.dumps(key)
 
 
-def _scalar(item: Any) -> str:
+def _scalar(item: object) -> str:
     text = json.dumps(item, ensure_ascii=True)
     return text.replace("e", ".0e", 1) if isinstance(item, float) and "e" in text and "." not in text else text   # YAML 1.1 wants the point

@@ -60,7 +60,7 @@ class Book:
         return total(known) if found and len(known) == len(found) else None
 
 
-def quantity(data: Any) -> Quantity | None:
+def quantity(data: object) -> Quantity | None:
     """A stored quantity, or None."""
     return Quantity.from_json(data) if isinstance(data, Mapping) else None
 
@@ -156,7 +156,7 @@ def _doubts(whole: Quantity | None) -> list[Share]:
     return sorted((share for share in whole.shares() if share.variance > 0), key=lambda share: -share.variance) if whole else []
 
 
-def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+def _told(row: Mapping[str, Any]) -> dict[str, object]:
     kept = ("id", "run", "parent", "kind", "name", "command", "place", "start_utc", "end_utc", "wall_s", "energy", "why", "total_j", "co2e",
             "cost_usd", "embodied", "work", "notes")
     whole = quantity(row.get("total_j"))
@@ -172,7 +172,7 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
              "CO2e": words(quantity(row["co2e"]), "short")} for row in runs]
 
 
-def _command(row: Mapping[str, Any]) -> str:
+def _command(row: Mapping[str, object]) -> str:
     command = row.get("command")
     return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
 
@@ -230,7 +230,7 @@ def _short(text: str, width: int = 40) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _seconds(seconds: Any) -> str:
+def _seconds(seconds: object) -> str:
     if not isinstance(seconds, int | float):
         return ""
     return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 3600:.3g} h"
@@ -260,7 +260,7 @@ def audit(book: Book, recompute: bool = False, head: str = "") -> tuple[list[str
     return faults, notes
 
 
-def _named(row: Mapping[str, Any]) -> str:
+def _named(row: Mapping[str, object]) -> str:
     return f"Row {row.get('n')} ({row.get('name') or row.get('run')})"
 
 
@@ -295,7 +295,7 @@ def _is_energy(figure: Quantity) -> bool:
     return True
 
 
-def _differences(row: Mapping[str, Any]) -> list[str]:
+def _differences(row: Mapping[str, object]) -> list[str]:
     from fourfold.measure.recompute import differences
 
     try:
@@ -453,12 +453,12 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**flat, "work": " ".join(f"{count:g} {unit}" for unit, count in (row.get("work") or {}).items()), "hash": row.get("hash")}
 
 
-def _spread(name: str, figure: Quantity | None) -> dict[str, Any]:
+def _spread(name: str, figure: Quantity | None) -> dict[str, object]:
     low, high = figure.bounds if figure else (None, None)
     return {name: figure.value if figure else None, f"{name} low": low, f"{name} high": high, f"{name} grade": figure.grade if figure else None}
 
 
-def _entries(book: Book) -> list[dict[str, Any]]:
+def _entries(book: Book) -> list[dict[str, object]]:
     """The account's steps, one a line."""
     account = book.account
     if account is None:

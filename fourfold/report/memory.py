@@ -165,6 +165,6 @@ def memory_map(problem: Rematerialise, answer: Rematerialisation, told: Mapping[
     return MemoryMap(asked, solution, table, {"name": g.name}, tuple(told["sentences"]), tuple(told["notes"]))
 
 
-def write_page(problem: Rematerialise, answer: Rematerialisation, told: Mapping[str, Any], file: Path) -> Path:
+def write_page(problem: Rematerialise, answer: Rematerialisation, told: Mapping[str, object], file: Path) -> Path:
     """Write the page of a plan of memory."""
     return write(memory_map(problem, answer, told), file)

@@ -39,7 +39,7 @@ def write(document: Any, path: Path | str) -> Path:
     return path
 
 
-def page(document: Any) -> str:
+def page(document: object) -> str:
     """The page as HTML text. Raises InputError where the document lacks a part."""
     from jinja2 import Environment
     from markupsafe import Markup
@@ -288,14 +288,14 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def _broken(row: Any) -> str:
+def _broken(row: object) -> str:
     broken = _of(row, "broken", "violations", default="") if isinstance(row, dict) else ""
     if not isinstance(broken, list | tuple):
         return str(broken)
     return "; ".join(map(str, broken[:1])) + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else "")
 
 
-def _moment(text: Any) -> datetime:
+def _moment(text: object) -> datetime:
     moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
@@ -309,7 +309,7 @@ def _pues(document: Any, sites: int, hours: int) -> np.ndarray:
     return np.broadcast_to(rows[:, None] if rows.ndim == 1 else rows, (sites, hours))
 
 
-def _packed(values: np.ndarray) -> dict[str, Any]:
+def _packed(values: np.ndarray) -> dict[str, object]:
     """[R, T] as base64 of little-endian 16-bit numbers times a scale; the highest number stands for a missing value."""
     known = np.isfinite(values)
     most = float(values[known].max()) if known.any() else 0.0

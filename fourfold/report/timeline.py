@@ -49,7 +49,7 @@ def strips(plan: Plan, timeline: Timeline, execution: Any = None) -> list[Strip]
     return found
 
 
-def _strip(title: str, kind: str, device: int, start: Any, finish: Any, chosen: np.ndarray) -> Strip:
+def _strip(title: str, kind: str, device: int, start: object, finish: object, chosen: np.ndarray) -> Strip:
     start, finish = np.asarray(start, float)[chosen], np.asarray(finish, float)[chosen]
     known = np.isfinite(start) & np.isfinite(finish)
     order = np.flatnonzero(known)[np.argsort(start[known], kind="stable")]

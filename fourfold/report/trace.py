@@ -43,7 +43,7 @@ def save(data: bytes, folder: Path, plain: int = PLAIN) -> Path:
     return path
 
 
-def trace(plan: Plan, execution: Any = None) -> dict[str, Any]:
+def trace(plan: Plan, execution: Any = None) -> dict[str, object]:
     """The document: `traceEvents`, slices sorted by time within each thread, `displayTimeUnit`, and the plan's figures in `otherData`."""
     timeline = plan.timeline(memory=True)
     events = predicted(plan, timeline)

@@ -257,7 +257,7 @@ def _skipping(block: nn.Module, harm: Callable[[], float]) -> float:
         handle.remove()
 
 
-def _zeros(_module: nn.Module, _inputs: object, out: Tensor) -> Any:
+def _zeros(_module: nn.Module, _inputs: object, out: Tensor) -> object:
     return torch.zeros_like(out)
 
 

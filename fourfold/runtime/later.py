@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Generic, TypeVar, overload
 
 from fourfold.engines._pool import OneAtATime
 
@@ -28,12 +28,12 @@ class OnDemand(Generic[T]):
         self.name = f"_{name}"
 
     @overload
-    def __get__(self, owner: None, kind: type) -> Any: ...
+    def __get__(self, owner: None, kind: type) -> object: ...
 
     @overload
     def __get__(self, owner: object, kind: type) -> T: ...
 
-    def __get__(self, owner: object | None, kind: type) -> Any:
+    def __get__(self, owner: object | None, kind: type) -> object:
         if owner is None:
             raise AttributeError(self.name)  # so the field has no default
         held = vars(owner)[self.name]

@@ -237,7 +237,7 @@ def restore(origin: Mapping[str, Any], recipe: Recipe, weights: Path, trust: Tru
     return load_state(apply(bare(origin, trust), recipe), load_file(str(weights))).eval()
 
 
-def encoders(folder: Path) -> tuple[Any, Any]:
+def encoders(folder: Path) -> tuple[object, object]:
     """(tokenizer, processor) saved with a part; None where there is none."""
     if not folder.is_dir():
         return None, None

@@ -39,12 +39,12 @@ class Shelved:
         self.tokenizer = Tokens(files, self.reading.get("tokens"), self._whole_tokenizer) if there & TOKENIZERS else None
         self.processor = Later(self._processor) if there & PROCESSORS else None
 
-    def _whole_tokenizer(self) -> Any:
+    def _whole_tokenizer(self) -> object:
         from fourfold.frontends.preprocessors import companions
 
         return companions(self.folder / "tokenizer")[0]
 
-    def _processor(self) -> Any:
+    def _processor(self) -> object:
         from fourfold.frontends.preprocessors import companions
 
         return companions(self.folder / "tokenizer")[1]

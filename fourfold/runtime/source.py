@@ -198,7 +198,7 @@ def arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is damaged or no .npz file of plain arrays.", "Write it with numpy.savez(file, input_ids=…, …).") from error
 
 
-def _batch(model: object, data: str | Path, dims: dict[str, int]) -> tuple[Any, dict[str, np.ndarray]]:
+def _batch(model: object, data: str | Path, dims: dict[str, int]) -> tuple[object, dict[str, np.ndarray]]:
     """(subject, the first batch of the user's data as the model reads it). Takes "batch" and "length" out of `dims`."""
     from fourfold.frontends.model import load_model
 

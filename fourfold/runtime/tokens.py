@@ -57,7 +57,7 @@ class Tokens:
                 self.pattern = self.load_whole()
             return self.pattern
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__") or name == "facts":
             raise AttributeError(name)
         asked: Mapping[str, Any] = self.facts.get("asked", {})

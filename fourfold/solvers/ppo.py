@@ -31,7 +31,7 @@ class Rollout:
     reward of the likeliest action as a `baseline` (None: the mean of the group)."""
 
     state: Any
-    action: Any
+    action: object
     log: Tensor
     reward: np.ndarray
     baseline: float | None = None

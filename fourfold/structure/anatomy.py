@@ -109,11 +109,11 @@ class Stack:
     container: str
     blocks: tuple[Block, ...]
     counts: tuple[tuple[str, str], ...] = ()  # (module path, attribute) that hold the number of blocks
-    lists: tuple[tuple[str, str, tuple[Any, ...]], ...] = ()  # attributes with one entry per block, and these entries
-    biases: tuple[dict[str, Any], ...] = ()  # edits that give each attention its own position bias; first of all others
+    lists: tuple[tuple[str, str, tuple[object, ...]], ...] = ()  # attributes with one entry per block, and these entries
+    biases: tuple[dict[str, object], ...] = ()  # edits that give each attention its own position bias; first of all others
     children: tuple[int, ...] = ()  # index of each block among the container's children
     size: int = 0  # number of the container's children
-    passes: tuple[dict[str, Any], ...] = ()  # without a container: for each block the edit that lets its input pass instead
+    passes: tuple[dict[str, object], ...] = ()  # without a container: for each block the edit that lets its input pass instead
     indices: tuple[tuple[int, str, str, str], ...] = ()  # (block, sub-layer name or "", module path, attribute) of positions in the cache
 
 
@@ -288,7 +288,7 @@ def _check(anatomy: Anatomy, keep: Keep) -> None:
             raise ModelError(f"sub-layer {name!r} cannot be taken out", anatomy.refusals.get(name, "Keep at least one unit."))
 
 
-def shorten(stack: Stack, kept: list[int], gone: set[str]) -> list[dict[str, Any]]:
+def shorten(stack: Stack, kept: list[int], gone: set[str]) -> list[dict[str, object]]:
     """Edits that drop blocks and renumber what counts them. Cache positions are dealt out to the attentions that are left, from 0."""
     edits: list[dict[str, object]] = []
     if len(kept) == len(stack.blocks) and not gone:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice, permutations, product
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from fourfold.structure.verify import TOLERANCE, Prover
 TRIES = 160  # likeliest first: batch before positions, scaled by the head's width
 
 
-def remade(reader: PatternMatcher, prover: Prover, c: SubLayerMatch, block: str) -> dict[str, Any] | None:
+def remade(reader: PatternMatcher, prover: Prover, c: SubLayerMatch, block: str) -> dict[str, object] | None:
     """The edit that replaces the attention, or None. Tried on the recorded call first, then on the whole model."""
     run = reader.first.get(c.path)
     if run is None or c.path == block or not within(c.path, block) or run.input is None:
@@ -82,7 +81,7 @@ def _parts(n: int, heads: int, parts: int) -> Iterator[tuple[np.ndarray, ...]]:
         yield tuple(np.take(grid, k, axis).ravel() for k in range(parts))
 
 
-def _masks(run: Run) -> list[tuple[list[Any] | None, bool]]:
+def _masks(run: Run) -> list[tuple[list[object] | None, bool]]:
     """(mask argument and meaning, causal): none, causal, and every further tensor argument as what to add, keep or drop."""
     options: list[tuple[list[object] | None, bool]] = [(None, False), (None, True)]
     for key, value in [*enumerate(run.args), *run.kwargs.items()]:

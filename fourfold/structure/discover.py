@@ -64,7 +64,7 @@ def anatomize(module: nn.Module, call: Call) -> Anatomy:
     return found
 
 
-def _prepared(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anatomy, list[dict[str, Any]]]:
+def _prepared(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anatomy, list[dict[str, object]]]:
     """The anatomy after `preparation`, and swaps that would let more of it be cut."""
     work = apply(copy.deepcopy(module), preparation) if preparation.edits else module
     modes = {part: part.training for part in work.modules()}

@@ -430,7 +430,7 @@ def replace_units(site: UnitSlice, per: int) -> UnitSlice:
     return replace(site, segments=tuple((start, width * per) for start, width in site.segments))
 
 
-def own_biases(reader: PatternMatcher, groups: list[list[SubLayerMatch]]) -> tuple[dict[str, Any], ...]:
+def own_biases(reader: PatternMatcher, groups: list[list[SubLayerMatch]]) -> tuple[dict[str, object], ...]:
     """Where the first attention's table of position biases serves all (T5, Raffel et al. 2020, §2.1): edits that give each attention its own copy."""
     owners = {c.name: owner_of(reader, c) for group in groups for c in group if c.kind.endswith("attention")}
     tables: dict[str, tuple[str, str]] = {}
@@ -465,7 +465,7 @@ def owner_of(reader: PatternMatcher, c: SubLayerMatch) -> str:
     return common([p.path for p in c.producers]) if len(c.producers) > 1 else c.producers[0].path.rpartition(".")[0]
 
 
-def configured(module: nn.Module, box: str, n: int) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str, tuple[Any, ...]], ...]]:
+def configured(module: nn.Module, box: str, n: int) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str, tuple[object, ...]], ...]]:
     """Attributes above a container that count its blocks or list something for each."""
     counts: list[tuple[str, str]] = []
     lists: list[tuple[str, str, tuple[object, ...]]] = []

@@ -120,7 +120,7 @@ class _Writer:
             return value.item()
         return self.composed(value, path)
 
-    def composed(self, value: object, path: str) -> Any:
+    def composed(self, value: object, path: str) -> object:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return {"made": self.name(type(value), path), "with": [self.value(v, path) for v in value]}
         if isinstance(value, dict) and type(value).__name__ in ("dict", "OrderedDict"):

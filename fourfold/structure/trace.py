@@ -91,7 +91,7 @@ class Trace(TorchFunctionMode):
     def _leave(self, part: nn.Module, args: object, output: Tensor) -> None:
         self._open.pop().output = output
 
-    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name == "scaled_dot_product_attention" and args[0].ndim == 4:

@@ -57,7 +57,7 @@ def masked(module: nn.Module, bundles: Sequence[tuple[Bundle, Sequence[int]]]) -
             handle.remove()
 
 
-def _mask_hook(part: nn.Module, index: np.ndarray) -> Callable[..., Any]:
+def _mask_hook(part: nn.Module, index: np.ndarray) -> Callable[..., object]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
         x = args[0]
         axis = 1 if is_conv(part) else x.ndim - 1
@@ -74,7 +74,7 @@ def _mask_hook(part: nn.Module, index: np.ndarray) -> Callable[..., Any]:
 def muted(module: nn.Module, paths: Sequence[str]) -> Iterator[None]:
     """Inside, these modules answer zeros (their biases too); where they answer tuples, the first tensor is zero."""
 
-    def mute(part: nn.Module, args: object, out: Tensor) -> Any:
+    def mute(part: nn.Module, args: object, out: Tensor) -> object:
         if isinstance(out, Tensor):
             return torch.zeros_like(out)
         place = next(i for i, value in enumerate(out) if isinstance(value, Tensor))
@@ -249,7 +249,7 @@ def _prove_one(prover: Prover, c: SubLayerMatch, biases: tuple[dict[str, object]
 
 def prove_outs(
     prover: Prover, several: list[SubLayerMatch], biases: tuple[dict[str, object], ...], refusals: dict[str, str]
-) -> dict[str, tuple[dict[str, Any], ...]]:
+) -> dict[str, tuple[dict[str, object], ...]]:
     """For each sub-layer the most thorough edits that equal muting its consumer."""
 
     def proves(chosen: list[SubLayerMatch], k: int) -> bool:

@@ -92,7 +92,7 @@ class Client:
         age = (self.clock() - held.fetched.timestamp()) / 3600
         return Reply(held.document, held.fetched, f"{why}; the answer of {age:.1f} h ago is used")
 
-    def _ask(self, url: str) -> Any:
+    def _ask(self, url: str) -> object:
         """Raises InputError for a refusal, Missing when the tries are used up."""
         waited, why = 0.0, ""
         for attempt in range(self.tries):
@@ -107,7 +107,7 @@ class Client:
             waited += delay
         raise Missing(f"{self.name} did not answer ({why})", "")
 
-    def _once(self, url: str) -> Any:
+    def _once(self, url: str) -> object:
         try:
             import httpx
         except ImportError:

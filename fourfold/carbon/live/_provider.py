@@ -85,7 +85,7 @@ class Provider:
             raise Missing(f"{self.title} sent hours that cannot be used: {error.message}", "") from None
 
 
-def field(data: object, *keys: str) -> Any:
+def field(data: object, *keys: str) -> object:
     """data[key][key]…; raises Missing where the answer has another shape than documented."""
     for key in keys:
         if not isinstance(data, Mapping) or key not in data:

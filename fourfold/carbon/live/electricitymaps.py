@@ -78,7 +78,7 @@ def _reading(row: Any, mark: int = 0) -> Reading:
     return Reading(moment(field(row, "datetime")), value, mark | (ESTIMATED if row.get("isEstimated") else 0))
 
 
-def _rows(document: object, key: str) -> list[Mapping[str, Any]]:
+def _rows(document: object, key: str) -> list[Mapping[str, object]]:
     """The list at `key`, which later versions of the service call `data`."""
     return entries(document, "data" if isinstance(document, Mapping) and key not in document and "data" in document else key)
 

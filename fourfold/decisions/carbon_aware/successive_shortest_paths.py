@@ -206,7 +206,7 @@ def _pop(keys: np.ndarray, nodes: np.ndarray, size: int) -> tuple[float, int, in
 
 @njit(cache=True)
 def _route(fee: np.ndarray, kw: np.ndarray, hours: np.ndarray, allowed: np.ndarray, room: np.ndarray, starts: np.ndarray, listed: np.ndarray,
-           order: np.ndarray, budget: int) -> Any:
+           order: np.ndarray, budget: int) -> object:
     """(region-hour of every job-hour, prices [R, T], the jobs' potentials, -1 or the job without a path, jobs reached, region-hours reached).
 
     Job j may run in the hours listed[starts[j]: starts[j + 1]]. A region-hour without room is never entered.

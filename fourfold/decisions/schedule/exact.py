@@ -286,7 +286,7 @@ def _prices(problem: Schedule, groups: list[tuple[int, ...]]) -> np.ndarray:
     return price
 
 
-def _solved(solver: Any, cp: Any, budget: Budget) -> Any:
+def _solved(solver: Any, cp: Any, budget: Budget) -> object:
     """The status of `solver.solve(cp)`, which hears nobody while it runs: so it runs beside this thread, which looks at the budget (and lets a Ctrl-C
     spend it) and stops the search then."""
     found: list[Any] = []

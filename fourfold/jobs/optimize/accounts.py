@@ -122,7 +122,7 @@ def report_data(job: Job) -> dict[str, Any]:
     }
 
 
-def manifest_facts(job: Job, point: Point, report: Report) -> dict[str, Any]:
+def manifest_facts(job: Job, point: Point, report: Report) -> dict[str, object]:
     """What the manifest adds to the structure: metrics with intervals, hardware, methods, versions, where the race was run."""
     from fourfold.host import here
     from fourfold.jobs.optimize import remember
@@ -252,7 +252,7 @@ def techniques(point: Point) -> list[str]:
     return found + (["quantise"] if point.setting.precision != "fp32" else [])
 
 
-def _interval(r: Relative | None) -> dict[str, Any] | None:
+def _interval(r: Relative | None) -> dict[str, object] | None:
     return None if r is None else {"value": r.value, "low": r.low, "high": r.high, "n": r.n}
 
 
@@ -323,7 +323,7 @@ def _levers(p: Point) -> list[str]:
     return [lever for lever, pulled in (("model", model), ("machine", machine)) if pulled] or ["model"]
 
 
-def _unraced(job: Job, c: Candidate) -> dict[str, Any]:
+def _unraced(job: Job, c: Candidate) -> dict[str, object]:
     return {
         "name": c.name,
         "how": words(job, c),
@@ -346,7 +346,7 @@ def _unraced(job: Job, c: Candidate) -> dict[str, Any]:
     }
 
 
-def _absolute(job: Job) -> dict[str, Any]:
+def _absolute(job: Job) -> dict[str, object]:
     """The original's own quality with an interval, by bootstrap over the unseen split."""
     import numpy as np
 
@@ -360,7 +360,7 @@ def _absolute(job: Job) -> dict[str, Any]:
     return {"value": job.quality, "low": low, "high": high, "n": n}
 
 
-def _simple(job: Job, s: Any) -> dict[str, Any]:
+def _simple(job: Job, s: Any) -> dict[str, object]:
     found = job.relative(s.test, "test")
     score = float(job.task.metric.score(s.test, job.splits.test.targets))
     point = next((p for p in job.points if s.model is not None and p.assembly.parts[0].words is s.model), None)
@@ -391,7 +391,7 @@ def _knee(candidates: list[dict[str, Any]], front: list[int]) -> int | None:
     return top[1] if top[0] > 0 else None
 
 
-def _infeasible(job: Job, shown: list[Point], place: dict[str, int]) -> dict[str, Any]:
+def _infeasible(job: Job, shown: list[Point], place: dict[str, int]) -> dict[str, object]:
     """Why nothing was chosen, and the three nearest: cheaper ones by their lower bound first, then those that keep the quality but do not pay."""
     tested = [(p, p.test) for p in shown if p.test is not None]
     near = sorted(tested, key=lambda pt: (not job.pays(pt[0]), -pt[1].low))[:3]
@@ -512,12 +512,12 @@ def _timeline(job: Job) -> list[dict[str, Any]]:
     return rows
 
 
-def _joules(value: float, energy: dict[str, Any]) -> dict[str, Any]:
+def _joules(value: float, energy: dict[str, Any]) -> dict[str, object]:
     spread = energy["high"] / energy["value"], energy["low"] / energy["value"]
     return {"value": value, "low": value * spread[1], "high": value * spread[0], "grade": energy["grade"], "method": energy["method"]}
 
 
-def _cost(job: Job, energy: dict[str, Any]) -> dict[str, Any]:
+def _cost(job: Job, energy: dict[str, Any]) -> dict[str, object]:
     """Time and energy of the optimisation itself, and after how many inferences it has paid for itself."""
     cpu = max(job.journal.cpu, time.process_time())
     joules = cpu * energy["per_cpu_second"]

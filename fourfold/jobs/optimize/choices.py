@@ -24,7 +24,7 @@ FIELDS = ("setting", "signature", "engine_files", "engine_folder", "engine_by") 
 MANIFEST, REPORT = "manifest.json", "report.json"
 
 
-def current(manifest: Mapping[str, Any], why: str) -> dict[str, Any]:
+def current(manifest: Mapping[str, Any], why: str) -> dict[str, object]:
     """The choice that the manifest's members now show."""
     parts = {spec["name"]: {key: spec[key] for key in FIELDS if key in spec} for spec in manifest["parts"]}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DEFAULTS: dict[str, Any] = {"objective": "energy", "seed": 0}           # what `fourfold optimize` takes where nothing is said
+DEFAULTS: dict[str, object] = {"objective": "energy", "seed": 0}           # what `fourfold optimize` takes where nothing is said
 
 
 def spelled(model: object, data: Any, *, floor: float, budget: float, columns: Mapping[str, str] | None = None, **options: Any) -> str:

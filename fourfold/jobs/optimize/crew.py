@@ -49,7 +49,7 @@ class Crew:
     children: list[Child] = field(default_factory=list)
     here: list[TrainingTask | Build] = field(default_factory=list)
     running: dict[str, tuple[TrainingTask | Build, Child]] = field(default_factory=dict)
-    messages: queue.Queue[tuple[Child, Any]] = field(default_factory=queue.Queue)
+    messages: queue.Queue[tuple[Child, object]] = field(default_factory=queue.Queue)
 
     @classmethod
     def of(cls, lanes: int) -> Crew:

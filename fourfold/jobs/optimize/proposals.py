@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ def _names(id: str, trained: bool) -> tuple[str, ...]:
     return (id.removeprefix("compress/"), *(("distil",) if trained else ()))
 
 
-def _signed(rewrite: Rewrite, edits: tuple[dict[str, object], ...]) -> tuple[dict[str, Any], ...]:
+def _signed(rewrite: Rewrite, edits: tuple[dict[str, object], ...]) -> tuple[dict[str, object], ...]:
     """The edits; those of a technique from elsewhere say which module carries them out, so that an artefact can be loaded where it is trusted."""
     module = type(rewrite).__module__
     if module.startswith("fourfold."):

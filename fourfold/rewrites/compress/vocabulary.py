@@ -201,7 +201,7 @@ def _built_of(model: dict[str, Any], pieces: dict[str, int], keep: set[int]) -> 
     return found
 
 
-def _used(model: dict[str, Any], pieces: dict[str, int], kept: set[str]) -> list[Any]:
+def _used(model: dict[str, Any], pieces: dict[str, int], kept: set[str]) -> list[object]:
     """The joins that lead to kept pieces, in their old order and form."""
     pairs = _merges(model)
     rank = {pair: i for i, pair in enumerate(pairs)}
@@ -212,7 +212,7 @@ def _used(model: dict[str, Any], pieces: dict[str, int], kept: set[str]) -> list
 # ---------------------------------------------------------------------------------------------------------- the tokenizer
 
 
-def _rewritten(tokenizer: Any, data: dict[str, Any], new_of: np.ndarray) -> Any:
+def _rewritten(tokenizer: Any, data: dict[str, Any], new_of: np.ndarray) -> object:
     """The tokenizer with the kept pieces only, under their new ids."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -384,7 +384,7 @@ def _falls(pruned: Pruned, tokenizer: Any) -> list[list[int]]:
     return out
 
 
-def _mapped(column: Any, pieces: list[list[int]]) -> Any:
+def _mapped(column: Any, pieces: list[list[int]]) -> object:
     from fourfold.datasets.examples import Ragged
 
     return Ragged.of([np.array([new for old in row for new in (pieces[old] if old >= 0 else [old])], dtype=np.int64) for row in column], np.int64)

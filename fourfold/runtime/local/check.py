@@ -132,7 +132,7 @@ class _Keeping:
     def __init__(self, program: Any, outputs: Sequence[int]) -> None:
         self.weights, self.feed, self.step, self.outputs = program.weights, program.feed, program.step, outputs
 
-    def collect(self, values: Mapping[int, object]) -> dict[int, Any]:
+    def collect(self, values: Mapping[int, object]) -> dict[int, object]:
         return {v: values[v] for v in self.outputs}
 
 
@@ -196,7 +196,7 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float
     return found.value, found.low, found.high
 
 
-def _kinds(plan: Plan, done: Execution) -> tuple[dict[str, Any], ...]:
+def _kinds(plan: Plan, done: Execution) -> tuple[dict[str, object], ...]:
     """Per kind of op (of a fused task: its kinds, views aside), tasks that were timed alone: number, predicted and measured s; dearest first."""
     graph, place = plan.graph, plan.of_tasks[0]
     alone = {t for r in done.regions if r.engine == "eager" for t in r.tasks}
@@ -216,6 +216,6 @@ def _kinds(plan: Plan, done: Execution) -> tuple[dict[str, Any], ...]:
     return tuple({"op": op, "tasks": int(n), "predicted": a, "measured": b} for op, (n, a, b) in sorted(table.items(), key=lambda one: -one[1][2]))
 
 
-def _regions(done: Execution) -> tuple[dict[str, Any], ...]:
+def _regions(done: Execution) -> tuple[dict[str, object], ...]:
     return tuple({"region": r.number, "device": r.device, "engine": r.engine, "tasks": len(r.tasks), "predicted": r.predicted, "measured": r.seconds}
                  for r in done.regions)

@@ -51,7 +51,7 @@ def compared(name: str, ours: object, theirs: object) -> Compared:
     return Compared(name, dtype, worst, worst / scale if scale else (0.0 if worst == 0 else math.inf), tolerance)
 
 
-def _array(value: Any) -> Any:
+def _array(value: Any) -> object:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         return value.double().numpy() if value.is_floating_point() else value.numpy()

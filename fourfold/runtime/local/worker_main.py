@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
-from typing import Any
 
 from fourfold.errors import FourfoldError
 from fourfold.runtime.local.malloc import keep
@@ -72,4 +71,4 @@ def _pin(duty: Duty) -> None:
 
 
 if __name__ == "__main__":
-    _answer: Any = main(sys.argv[1])
+    _answer: object = main(sys.argv[1])

@@ -162,7 +162,7 @@ class DeviceWorker:
         self.passed = {v: arena.tensor(slot) for v, slot in duty.passed.items()} if arena is not None else {}
         self.calls: list[tuple[Region, bool, Callable[..., Any]]] = []
 
-    def _to(self, tensor: Any) -> Any:
+    def _to(self, tensor: Any) -> object:
         return tensor.to(self.duty.target) if self.duty.target != "cpu" and hasattr(tensor, "to") else tensor
 
     def prepare(self) -> None:
@@ -258,7 +258,7 @@ def _moved(calls: Sequence[Call], target: str) -> list[Call]:
 class _Pickler(pickle.Pickler):
     """Between a process and its own workers only: operators of torch go by name, fx modules by their code."""
 
-    def persistent_id(self, obj: object) -> Any:
+    def persistent_id(self, obj: object) -> object:
         import torch
 
         if isinstance(obj, torch._ops.OpOverload):
@@ -269,7 +269,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: Any) -> object:
         import torch
 
         if pid[0] == "overload":
@@ -439,7 +439,7 @@ class WorkerPool:
         task = self.arena.head[worker.duty.device]
         return worker.duty.names.get(task, f"task {task}") if worker.duty.jobs else "no task"
 
-    def _dead(self, worker: _Worker) -> Any:
+    def _dead(self, worker: _Worker) -> object:
         with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(2)
         code = worker.process.returncode
@@ -450,7 +450,7 @@ class WorkerPool:
         raise FourfoldError(f"The worker of {worker.duty.name} {how} at {self._task(worker)}.",
                             "If memory ran out, use a smaller batch or more devices; else run it again.")
 
-    def _failed(self, worker: _Worker, found: Any) -> Any:
+    def _failed(self, worker: _Worker, found: Any) -> object:
         _, text, mend, told = found
         raise FourfoldError(text if told else f"The worker of {worker.duty.name} failed at {self._task(worker)}: {text}", mend)
 
