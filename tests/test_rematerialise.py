@@ -311,4 +311,6 @@ def test_the_lower_the_limit_the_smaller_the_arena_and_never_dearer_than_checkpo
         assert peak <= round(share * top) and peak <= before
         assert share * top < problem.peak(checkpointed) or found.cost <= problem.cost(checkpointed)
         before, cost = peak, found.cost
+    again = solve(problem.within(before + 64), descent.Descent(), Budget(600, budget))     # between two of its own limits
+    assert problem.peak(again.answer) <= before + 64
     assert cost < 1.3 * problem.price.sum()

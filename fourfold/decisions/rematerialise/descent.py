@@ -88,11 +88,9 @@ class _Way:
 
 
 class Stage(NamedTuple):
-    """A plan on the way down, and the limits it stands between: it serves every limit from `limit` up to the stage before; the next is below
-    `following`."""
+    """A plan on the way down: it serves every limit from what it takes up to the stage before; stages behind it take at most `following` bytes."""
 
     plan: PricedPlan
-    limit: int
     following: int
 
 
@@ -107,7 +105,7 @@ def descend(problem: Rematerialise, budget: Budget, seed: int, goal: int | None 
     limits = [top, *way.limits(top)]
 
     def stage(plan: PricedPlan) -> Stage:
-        return Stage(plan, min(limit for limit in limits if limit >= plan.peak), max((limit for limit in limits if limit < plan.peak), default=0))
+        return Stage(plan, max((limit for limit in limits if limit < plan.peak), default=0))
 
     yield stage(now)
     for number, limit in enumerate(limits):
@@ -121,9 +119,9 @@ def descend(problem: Rematerialise, budget: Budget, seed: int, goal: int | None 
 
 
 def polish(problem: Rematerialise, stage: Stage, budget: Budget, seed: int) -> PricedPlan:
-    """A plan at most as dear as the stage's, between its limits too, so that no plan of a lower limit takes more."""
-    best, limit, following = stage
-    most = limit
+    """A plan at most as dear as the stage's, which takes no more, and no less than the stages behind may: so no plan of a lower limit takes more."""
+    best, following = stage
+    most = limit = best.peak
     for turn in range(2):
         tries = max(1, (budget.evaluations - budget.spent) // (2 - turn) // len(_HEATS))
         sequence = best.sequence
