@@ -399,7 +399,8 @@ def allocate(data: Document) -> str:
         packed = {name: [row["state"] == "packed" for row in rows if row["solver"] == name] for name in dict.fromkeys(row["solver"] for row in rows)}
         told = "; ".join(f"{name} {sum(mine)} of {len(mine)}" for name, mine in packed.items())
         text.append(f"Perfect packings (a rectangle cut at random, no slack) of {min(row['buffers'] for row in rows)} to "
-                    f"{max(row['buffers'] for row in rows)} buffers, packed within {parts['perfect']['about']['options']['seconds']:.0f} CPU-s: {told}.")
+                    f"{max(row['buffers'] for row in rows)} buffers, packed within "
+                    f"{parts['perfect']['about']['options']['seconds']:.0f} CPU-s: {told}.")
     if "ablation" not in parts:
         return "\n\n".join(text) or "Not measured yet."
     told = []
