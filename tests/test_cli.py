@@ -50,7 +50,7 @@ def test_every_command_has_help_an_example_and_its_page(capsys: pytest.CaptureFi
     code, out, err = ran(capsys, command, "--help")
     assert code == 0 and err == ""
     assert f"Example: fourfold {command}" in " ".join(out.split())
-    section = re.search(rf"^## {command}\n(?:<!--[^\n]*-->\n)?```\nfourfold {command}.*?(?=^## |\Z)", DOCS, re.S | re.M)
+    section = re.search(rf"^## {command}\n(?:<!--[^\n]*-->\n)?```(?:sh)?\nfourfold {command}.*?(?=^## |\Z)", DOCS, re.S | re.M)
     assert section, f"docs/cli.md has no section for {command}"
     for option in set(re.findall(r"--[a-z][a-z-]+", out.split("Options:")[1].split("Example:")[0])) - {"--help"}:
         assert f"`{option}`" in section[0], f"docs/cli.md does not tell of {command} {option}"
