@@ -209,6 +209,7 @@ def test_the_map_of_a_plan_is_a_sound_packing() -> None:
     assert shown.solution.bound is not None and shown.solution.bound <= shown.solution.cost and shown.table[0]["cost"] == problem.peak(answer)
 
 
+@pytest.mark.apart
 def test_a_ctrl_c_keeps_the_best_so_far(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from fourfold.decisions.rematerialise.reorder import Reorder
 
