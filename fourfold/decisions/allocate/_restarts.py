@@ -1,7 +1,8 @@
-"""How the canonical search is asked again and again: orders in turn, nodes limited, capacities between the bound and the best height.
+"""How the canonical searches are asked again and again: orders in turn, nodes limited, capacities between the bound and the best height.
 
 Half of the nodes go to the static orders of Moffitt (2023), round robin under limits that double; half to the same orders with their keys disturbed,
-under limits that follow Luby, Sinclair and Zuckerman (1993), since the time of such a search has a heavy tail (Gomes et al. 2000).
+under limits that follow Luby, Sinclair and Zuckerman (1993), since the time of such a search has a heavy tail (Gomes et al. 2000). Plain packings
+are asked of two searches, one with cheap nodes (`_ranked`) and one with strong inference (`_canonical`), about half of the time each.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from fourfold.decisions.allocate import _canonical as canonical
+from fourfold.decisions.allocate import _ranked
 from fourfold.decisions.allocate._form import Packing, heights, ranks
 from fourfold.decisions.allocate.instance import I64
 from fourfold.problem import Budget
 
 NODES = 1000                                                            # of the search in one evaluation
 _NOISE, _SHORT, _FIRST = 0.3, 10, 2                                     # spread of keys; nodes a buffer in the shortest, first static run
+_CHEAP = 10                                                             # nodes of `_ranked` in the time of one of `_canonical`
+_MOST = 4000                                                            # buffers for `_ranked`: its trail is an array of buffers × sections
 _LONGEST = 400_000                                                      # nodes of one run with disturbed keys
 
 
@@ -28,16 +33,47 @@ def luby(i: int) -> int:
     return 1 << (k - 1) if i == (1 << k) - 1 else luby(i - (1 << (k - 1)) + 1)
 
 
+class _Kind:
+    """What one of the two searches was asked so far: `turns` and `nodes`, of static orders and of disturbed ones."""
+
+    def __init__(self, orders: int, short: int, longest: int) -> None:
+        self.orders, self.short, self.longest = orders, short, longest
+        self.turns, self.nodes = [0, 0], [0, 0]
+
+    def next(self, n: int) -> tuple[bool, int, int]:
+        """(whether the keys are disturbed, which order, how many nodes at most) of the run that is due."""
+        noisy = self.nodes[0] > self.nodes[1]
+        turn = self.turns[noisy]
+        self.turns[noisy] += 1
+        return noisy, turn % self.orders, min(self.longest, n * self.short * luby(turn + 1)) if noisy else n * _FIRST << min(40, turn // self.orders)
+
+
 class Restarts:
-    """Runs of the canonical search on one bank. `nodes`: looked at so far; `offset`: of the last packing found."""
+    """Runs of the canonical searches on one bank. `nodes`: looked at so far; `offset`: of the last packing found."""
 
     def __init__(self, form: Packing, seed: int = 0) -> None:
-        self.form, self.nodes, self.rng = form, 0, np.random.default_rng(seed)
-        self.state, self.offset = canonical.state(form, seed), np.zeros(0, np.int64)
+        self.form, self.nodes, self.rng, self.seed = form, 0, np.random.default_rng(seed), seed
+        self.offset = np.zeros(0, np.int64)
         life, (_, peak) = form.life.astype(float), heights(form)
         area = life * form.size
         self.keys = ((life, area, peak), (peak, area, life), (peak, life, area))
-        self.static = self.noisy = self.spent = self.drawn = 0          # runs of either kind; their nodes
+        self.strong, self.cheap = _Kind(3, _SHORT, _LONGEST), _Kind(5, 2 * _SHORT, _CHEAP * _LONGEST)
+
+    @cached_property
+    def state(self) -> canonical._State:
+        return canonical.state(self.form, self.seed)
+
+    @cached_property
+    def stack(self) -> _ranked.RankedStack:
+        return _ranked.stack(self.form)
+
+    @cached_property
+    def ranked(self) -> list[_ranked.RankedPacking]:
+        """The three static orders, then the two that begin with the load, ranked again in each component."""
+        return [self._ranked(self.keys[i % 3 + i // 3], i >= 3) for i in range(5)]
+
+    def _ranked(self, keys: tuple[np.ndarray, ...], loaded: bool) -> _ranked.RankedPacking:
+        return _ranked.ranked(self.form, np.argsort(ranks(keys), kind="stable"), loaded)
 
     def run(self, cap: int, nodes: int, stop: np.ndarray) -> int:
         """Search for a packing within `cap` for about `nodes` nodes: a status of `_canonical`."""
@@ -49,24 +85,28 @@ class Restarts:
         return canonical.LIMIT
 
     def _once(self, cap: int, most: int, stop: np.ndarray) -> int:
-        n, static = len(self.form.size), self.spent <= self.drawn
-        if static:
-            keys, limit = self.keys[self.static % 3], n * _FIRST << min(40, self.static // 3)
-            self.static += 1
+        cheap = self.form.plain and len(self.form.size) <= _MOST and sum(self.cheap.nodes) <= _CHEAP * sum(self.strong.nodes)
+        kind = self.cheap if cheap else self.strong
+        noisy, which, limit = kind.next(len(self.form.size))
+        keys = self.keys[which % 3 + (which // 3 if cheap else 0)]
+        if noisy:
+            spread = np.exp(self.rng.normal(0.0, _NOISE, len(self.form.size)))
+            keys = tuple(key * spread for key in keys)
+        if cheap:
+            made = self._ranked(keys, which >= 3) if noisy else self.ranked[which]
+            status = int(_ranked.search(made, self.stack, cap, min(limit, most), stop))
+            visited = int(self.stack.at[_ranked.VISITED])
+            if status == canonical.PACKED:
+                self.offset = np.empty(len(keys[0]), np.int64)
+                self.offset[made.order] = self.stack.offset
         else:
-            spread = np.exp(self.rng.normal(0.0, _NOISE, n))
-            keys = tuple(key * spread for key in self.keys[self.noisy % 3])
-            self.noisy += 1
-            limit = min(_LONGEST, n * _SHORT * luby(self.noisy))
-        status = int(canonical.search(self.form, self.state, ranks(keys), cap, min(limit, most), stop))
-        done = min(int(self.state.at[canonical.VISITED]), limit)
+            status = int(canonical.search(self.form, self.state, ranks(keys), cap, min(limit, most), stop))
+            visited = int(self.state.at[canonical.VISITED])
+            if status == canonical.PACKED:
+                self.offset = self.state.offset.copy()
+        done = min(visited, limit)
         self.nodes += done
-        if static:
-            self.spent += done
-        else:
-            self.drawn += done
-        if status == canonical.PACKED:
-            self.offset = self.state.offset.copy()
+        kind.nodes[noisy] += done
         return status
 
 
@@ -86,7 +126,7 @@ def lower(runs: Restarts, now: Height, goal: int, decide: bool, budget: Budget, 
     Otherwise the bound is tried, then capacities halfway to the best height; one that is neither packed nor refuted counts as too low for that round,
     and each round looks at twice the nodes of the one before.
     """
-    slice_ = 20 * NODES
+    slice_ = (2000 if decide else 20) * NODES                           # a run that a slice cuts off is lost
     while now.least > max(goal, now.bound) and not stop[0] and not budget.exhausted:
         floor = max(now.bound, goal)
         while floor < now.least and not stop[0] and not budget.exhausted:
@@ -105,7 +145,7 @@ def lower(runs: Restarts, now: Height, goal: int, decide: bool, budget: Budget, 
                 if decide:
                     return now
             floor = now.least if decide else cap + 1
-        slice_ = min(2 * slice_, 2000 * NODES)
+        slice_ = min(2 * slice_, (20_000 if decide else 2000) * NODES)
     return now
 
 

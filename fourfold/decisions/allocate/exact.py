@@ -59,11 +59,15 @@ def search(problem: Allocate, hint: I64, budget: Budget, stop: np.ndarray, seed:
     solver.parameters.use_energetic_reasoning_in_no_overlap_2d = True
     ended = threading.Event()
 
+    if stop[0]:
+        return None, None
+    if np.isfinite(left := budget.left):
+        solver.parameters.max_time_in_seconds = max(0.1, left)
+
     def watch() -> None:
         while not ended.wait(0.05):
             if stop[0]:
-                solver.stop_search()
-                return
+                solver.stop_search()                                    # again until it ends: what comes before the search began is not heard
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
