@@ -2,7 +2,7 @@
 
 Buffers are numbered by rank, and where the time line comes apart each component may be ranked again by the load that is left in it: orders that
 look at the load mean another thing there, and some packings are found only so. Cut off beside the paper's tests: twins (same life and size) in
-another order than that of their ranks, and a buffer that hangs over a hole which nothing can fill. A node costs about a tenth of one of
+another order than that of their ranks, and a buffer that hangs over a hole which nothing can fill. A node costs about a fifth of one of
 `_canonical`, whose inference is stronger. For plain packings only: one piece each, no alignment, nothing fixed.
 """
 

@@ -61,7 +61,7 @@ def search(problem: Allocate, hint: I64, budget: Budget, stop: np.ndarray, seed:
 
     if stop[0]:
         return None, None
-    if np.isfinite(left := budget.left):
+    if type(budget).left is Budget.left and np.isfinite(left := budget.left):      # its limit counts wall seconds; another clock has only the flag
         solver.parameters.max_time_in_seconds = max(0.1, left)
 
     def watch() -> None:
