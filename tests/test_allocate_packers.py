@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from fourfold.decisions.allocate import _backtrack as backtrack
 from fourfold.decisions.allocate import _canonical as canonical
-from fourfold.decisions.allocate import _learn, local_search, telamalloc
+from fourfold.decisions.allocate import _learn, _ranked, local_search, telamalloc
 from fourfold.decisions.allocate._form import packing
 from fourfold.decisions.allocate._place import place
 from fourfold.decisions.allocate._restarts import Restarts, luby
@@ -170,3 +172,32 @@ def test_local_search_never_rises_and_lowers_a_poor_packing(seed: int) -> None:
 
 def test_luby_series() -> None:
     assert [luby(i) for i in range(1, 16)] == [1, 1, 2, 1, 1, 2, 4, 1, 1, 2, 1, 1, 2, 4, 8]
+
+
+@pytest.mark.parametrize("name", ["minimalloc", "portfolio", "exact"])
+def test_a_hopeless_question_ends_with_its_budget(name: str) -> None:
+    """Zero slack and hundreds of buffers: packed or not, it ends soon after the 3 s, whatever works beside."""
+    begun = time.monotonic()
+    with contextlib.suppress(Infeasible):
+        solve(Allocate(buffers(perfect(13, 900))), technique(f"allocate/{name}")(), Budget(3.0, 10**9))
+    assert time.monotonic() - begun < 6.5
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_search_with_cheap_nodes_is_right(loaded: bool) -> None:
+    """Of 200 small perfect packings it packs each, within one unit less none, and it looks at the flag."""
+    for case in range(200):
+        rectangles = buffers(perfect(case, 6 + case % 20, 4 + case % 9, 1 << 14)).parts()
+        form, _ = packing(rectangles)
+        made = _ranked.ranked(form, np.random.default_rng(case).permutation(len(form.size)), loaded)
+        stack, full, stop = _ranked.stack(form), int(rectangles.room[0]), np.zeros(1, np.int64)
+        assert _ranked.search(made, stack, full, 10**7, stop) == canonical.PACKED
+        at, owner = stack.offset, made.order
+        for i, b in enumerate(owner):
+            assert 0 <= at[i] <= full - form.size[b]
+            for j in range(i):
+                o = owner[j]
+                apart = at[i] >= at[j] + form.size[o] or at[j] >= at[i] + form.size[b]
+                assert apart or form.low[b] >= form.high[o] or form.low[o] >= form.high[b]
+        assert _ranked.search(made, stack, full - 1, 10**7, stop) == canonical.EXHAUSTED
+        assert _ranked.search(made, stack, full, 10**7, np.ones(1, np.int64)) == canonical.STOPPED

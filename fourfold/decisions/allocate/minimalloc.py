@@ -1,7 +1,8 @@
 """Canonical depth-first search of the MiniMalloc class (Moffitt 2023): buffers in order of their offsets, sections, dominance, decomposition.
 
 Greedy packings first. Beside the paper's inference: in each section the unplaced buffers end by the capacity as jobs with release dates; failed
-states are remembered; a buffer over a whole component goes to its top; and static orders share the nodes with disturbed ones under restarts.
+states are remembered; a buffer over a whole component goes to its top; and static orders share the nodes with disturbed ones under restarts. A second
+search has cheaper nodes (the paper's inference alone) and ranks each component anew; plain packings are asked of both in turn.
 """
 
 from __future__ import annotations
