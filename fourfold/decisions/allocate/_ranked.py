@@ -93,8 +93,9 @@ def stack(p: Packing) -> RankedStack:
     def zeros(*shape: int) -> np.ndarray:
         return np.zeros(shape, np.int64)
 
-    return RankedStack(zeros(n), zeros(n), np.zeros(n, np.uint8), *(zeros(sections + 1) for _ in range(5)), *(zeros(sections + 2) for _ in range(4)),
-                       zeros(n), zeros(edges + n + 1, 2), zeros((n + 1) * (sections + 1), 2), np.zeros(n + 1, np.int32), np.zeros(2 * area, np.int32),
+    a, z = sections + 1, sections + 2
+    return RankedStack(zeros(n), zeros(n), np.zeros(n, np.uint8), zeros(a), zeros(a), zeros(a), zeros(a), zeros(a), zeros(z), zeros(z), zeros(z),
+                       zeros(z), zeros(n), zeros(edges + n + 1, 2), zeros((n + 1) * a, 2), np.zeros(n + 1, np.int32), np.zeros(2 * area, np.int32),
                        np.zeros(area, np.int32), zeros(2 * n + 4, 16), zeros(4 * n + 8, 6), zeros(8))
 
 
