@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from fourfold.errors import ModelError
 from fourfold.frontends.differentiable import by_passes
-from fourfold.frontends.fx_graph import FxSource, quiet, storage_key, views_as_reshapes
+from fourfold.frontends.fx_graph import FxSource, ancestors, quiet, storage_key, views_as_reshapes
 from fourfold.frontends.subject import Wrapped, answer
 from fourfold.text import headline
 
@@ -227,7 +227,7 @@ def _differentiated(
         return answers[0], dict(zip(given, answers[1:], strict=True))
 
     source = leaves.source(module, unflatten, keys)
-    ahead = _ancestors(source.outputs[:1])
+    ahead = ancestors(source.outputs[:1])
     source.backward = frozenset(n.name for n in module.graph.nodes if n.op == "call_function" and n not in ahead)
     source.prefix = prefix
     _inherit(module, source.backward)
@@ -276,13 +276,3 @@ def _inherit(module: fx.GraphModule, behind: frozenset[str]) -> None:
     for node in module.graph.nodes:
         if node.name in behind and (source := ahead.get(node.meta.get("seq_nr"))):
             node.meta["nn_module_stack"] = source["nn_module_stack"]
-
-
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    seen, stack = set(nodes), list(nodes)
-    while stack:
-        for other in stack.pop().all_input_nodes:
-            if other not in seen:
-                seen.add(other)
-                stack.append(other)
-    return seen

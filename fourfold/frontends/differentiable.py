@@ -14,7 +14,7 @@ from fourfold.differentiate.equations import Function, Variable, inlined, pruned
 from fourfold.differentiate.fx import from_fx, to_fx
 from fourfold.differentiate.table import RULES
 from fourfold.errors import InputError, ModelError
-from fourfold.frontends.fx_graph import FxSource, TorchProgram, quiet, storage_key, views_as_reshapes
+from fourfold.frontends.fx_graph import FxSource, TorchProgram, ancestors, quiet, storage_key, views_as_reshapes
 from fourfold.graph import ROLES
 from fourfold.program import Captured
 from fourfold.text import headline
@@ -165,19 +165,9 @@ def source(function: Function, roles: Sequence[tuple[str, str, Value]], flatten:
     flat = inlined(function)
     module, placeholders, outputs = to_fx(flat)
     found = FxSource(module, {n.name: role for n, role in zip(placeholders, roles, strict=True)}, list(outputs), unflatten, flatten)
-    first = _ancestors(outputs[:ahead])
+    first = ancestors(outputs[:ahead])
     found.backward = frozenset(n.name for n in module.graph.nodes if n.op == "call_function" and n not in first)
     return found
-
-
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    seen, stack = set(nodes), list(nodes)
-    while stack:
-        for other in stack.pop().all_input_nodes:
-            if other not in seen:
-                seen.add(other)
-                stack.append(other)
-    return seen
 
 
 class WithLoss(nn.Module):

@@ -6,7 +6,7 @@ import contextlib
 import io
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -323,3 +323,14 @@ def _module(node: fx.Node) -> str:
     path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path.replace("L['self']", "").replace("L__self__", ""))
     path = re.sub(r"@\d+", "", path)
     return ".".join(part for part in path.replace("_modules", "").split(".") if part)
+
+
+def ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """`nodes` and all that they are made from."""
+    seen, stack = set(nodes), list(nodes)
+    while stack:
+        for other in stack.pop().all_input_nodes:
+            if other not in seen:
+                seen.add(other)
+                stack.append(other)
+    return seen

@@ -254,7 +254,7 @@ def _allowed(p, s, rank, b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _hangs(p, s, b, last):  # type: ignore[no-untyped-def]
+def hangs(p, s, b, last):  # type: ignore[no-untyped-def]
     """Whether b, passed over, could still fall to its least offset: none of its neighbours can come in between."""
     above = s.least[b] + p.size[b]
     if last >= above:
@@ -290,7 +290,7 @@ def _open(p, s, rank, f, start, count, cap, off, last, parent, head):  # type: i
             if at >= ceiling:
                 break
             if at < off or (at == off and rank[b] < last):
-                if _hangs(p, s, b, off):
+                if hangs(p, s, b, off):
                     fails = True
                     break
                 continue

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from fourfold.decisions.allocate._canonical import EXHAUSTED, LIMIT, PACKED, STOPPED
+from fourfold.decisions.allocate._canonical import EXHAUSTED, LIMIT, PACKED, STOPPED, hangs
 from fourfold.decisions.allocate._form import Packing
 
 
@@ -189,19 +189,6 @@ def _place(p, s, b, cap, lo, hi):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _hangs(p, s, b, last):  # type: ignore[no-untyped-def]
-    """Whether b, passed over, could still fall to its least offset: none of its neighbours can come in between."""
-    above = s.least[b] + p.size[b]
-    if last >= above:
-        return True
-    for e in range(p.first[b], p.first[b + 1]):
-        o = p.near[e]
-        if not s.placed[o] and s.least[o] < above:
-            return False
-    return True
-
-
-@njit(cache=True, nogil=True)
 def _open(p, s, f, start, count, off, after, parent, head):  # type: ignore[no-untyped-def]
     """Make frame `f`: the unplaced of a list, and its candidates in the order of their trial. after: place in the list of the buffer placed last."""
     fr, begin, w = s.frame, s.at[_L], s.at[_L]
@@ -225,7 +212,7 @@ def _open(p, s, f, start, count, off, after, parent, head):  # type: ignore[no-u
         if at >= ceiling:
             continue
         if at < off or (at == off and i < last):
-            if _hangs(p, s, b, off):
+            if hangs(p, s, b, off):
                 picks = first
                 break
             continue
