@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fourfold.cli._print import emit, table
+from fourfold.cli._print import agreement, emit, table
 
 _DIFFERS, _INTERRUPTED = 4, 130
 
@@ -66,15 +66,7 @@ def carried_out(plan: Path, model: str | None, inputs: Any, repeat: int, whole: 
           f"{1e3 * done.predicted:.3f} ms were predicted.")
     beside = f"; the largest temporary outside is {done.worst}'s" if done.worst else ""
     print(f"{done.straight:,} of {done.computing:,} ops write straight into the arena{beside}.")
-    wrong = [one for one in done.outputs if not one.equal]
-    worst = max((one.relative for one in done.outputs), default=0.0)
-    if wrong:
-        first = wrong[0].name or "the answer"
-        print(f"{len(wrong)} of {len(done.outputs)} outputs differ from the eager program's, {first} by {wrong[0].relative:.2g} of its largest "
-              f"magnitude (allowed {wrong[0].tolerance:g}).")
-    else:
-        which = f"All {len(done.outputs)} outputs equal" if len(done.outputs) != 1 else "The output equals"
-        print(f"{which} the eager program's: {f'off by at most {worst:.2g} of the largest magnitude' if worst else 'no difference'}.")
+    agreement(done.outputs, "the eager program's")
     for note in done.notes:
         print(note)
     return code

@@ -29,3 +29,15 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
     from fourfold.report.terminal import table as made
 
     Console(highlight=False).print(made(list(rows)))
+
+
+def agreement(outputs: Sequence[Any], whose: str) -> None:
+    """Whether outputs (with `equal`, `relative`, `tolerance`, `name`) are those of `whose` program, and by how much they are off."""
+    wrong, worst = [one for one in outputs if not one.equal], max((one.relative for one in outputs), default=0.0)
+    if wrong:
+        first = wrong[0]
+        print(f"{len(wrong)} of {len(outputs)} outputs differ from {whose}, {first.name or 'the answer'} by {first.relative:.2g} of its largest "
+              f"magnitude (allowed {first.tolerance:g}).")
+        return
+    which = f"All {len(outputs)} outputs equal" if len(outputs) != 1 else "The output equals"
+    print(f"{which} {whose}: {f'off by at most {worst:.2g} of the largest magnitude' if worst else 'no difference'}.")

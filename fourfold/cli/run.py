@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourfold.cli._print import AsJson, emit, say, table
+from fourfold.cli._print import AsJson, agreement, emit, say, table
 
 if TYPE_CHECKING:
     from fourfold.plans import Plan
@@ -131,14 +131,7 @@ def _tell(plan: Plan, done: Check, race: Race | None, whole: bool) -> None:
             print("Regions")
             table([{"region": row["region"], "device": plan.system.devices[row["device"]].name, "engine": row["engine"], "tasks": row["tasks"],
                     "predicted": _ms(row["predicted"]), "measured": _ms(row["measured"])} for row in done.regions[:24]])
-    wrong = [o for o in done.outputs if not o.equal]
-    worst = max((o.relative for o in done.outputs), default=0.0)
-    if wrong:
-        print(f"{len(wrong)} of {len(done.outputs)} outputs differ from the original's, {wrong[0].name} by {wrong[0].relative:.2g} of its largest "
-              f"magnitude (allowed {wrong[0].tolerance:g}).")
-    else:
-        which = f"All {len(done.outputs)} outputs equal" if len(done.outputs) != 1 else "The output equals"
-        print(f"{which} the original's: {f'off by at most {worst:.2g} of the largest magnitude' if worst else 'no difference'}.")
+    agreement(done.outputs, "the original's")
     for note in done.notes:
         print(note)
 
