@@ -230,7 +230,7 @@ class Absent(nn.Module):
 
 class Attention(nn.Module):
     """`nn.MultiheadAttention` with separate projections, so that heads can be removed (Vaswani et al. 2017, §3.2.2); same arguments, no weights
-    returned.
+    returned. What computes the attention itself can be replaced by a module `core` (see `structure.cores`).
 
     `width` is the residual width, which stays; each head keeps its `head_dim`. `_qkv_same_embed_dim` is False to turn off the fused path of
     `nn.TransformerEncoderLayer`, which would read the original's packed weights.
@@ -271,7 +271,11 @@ class Attention(nn.Module):
         q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(value))
         mask = self._mask(q, key_padding_mask, attn_mask)
         # a causal hint without a mask is taken at its word; with a mask, the mask says it all
-        out = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0, is_causal=is_causal and mask is None)
+        core, causal = getattr(self, "core", None), is_causal and mask is None
+        if core is not None:
+            out = core(q, k, v, attn_mask=mask, is_causal=causal, scale=None)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0, is_causal=causal)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         if flat:
             return out.squeeze(0), None
@@ -296,7 +300,8 @@ class Heads(nn.Module):
     """Multi-head attention made again from another module's projections (see `ingest.remake`, which proves that it computes the same).
 
     Takes the arguments that the other took: `argument` is the hidden state, `context` what keys and values are read from, `mask` an argument and its
-    meaning ("add", or "keep" | "drop" for marks). Answers in the structure `returns`, where "zero" stands for the hidden state.
+    meaning ("add", or "keep" | "drop" for marks). Answers in the structure `returns`, where "zero" stands for the hidden state. A module
+    `core` takes the place of the attention itself (see `structure.cores`).
     """
 
     def __init__(self, edit: dict[str, Any], norm: nn.Module | None, parts: list[nn.Linear], out: nn.Linear) -> None:
@@ -324,7 +329,8 @@ class Heads(nn.Module):
         mask = None if self.mask is None else self._spread(given(self.mask[0]), self.mask[1], q)
         if self.is_causal and mask is not None:
             mask = mask + _additive(torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1), q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.is_causal and mask is None, scale=self.scale)
+        core = getattr(self, "core", None) or F.scaled_dot_product_attention
+        out = core(q, k, v, attn_mask=mask, is_causal=self.is_causal and mask is None, scale=self.scale)
         out = out.transpose(1, 2) if self.batch_first else out.permute(2, 0, 1, 3)
         return self._answer(self.out_proj(out.flatten(2)), self.returns)
 

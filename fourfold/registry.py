@@ -30,7 +30,7 @@ _homes: dict[Path, str] = {Path(__file__).parent: "fourfold"}           # folder
 class Facts:
     """A technique's class attributes, and the first sentence of its file. `id` is "question/name", `module` its import path; `status` is "default"
     (used unless told otherwise), "optional" or "prototype"; `edits`: the kinds of edits that are its own, `member`: the kind of member of an
-    artefact."""
+    artefact, `converts`: its names after `fourfold convert --to`."""
 
     id: str
     name: str
@@ -44,6 +44,7 @@ class Facts:
     status: str
     edits: tuple[str, ...] = ()
     member: str = ""
+    converts: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def facts(name: str) -> Facts:
     status = "prototype" if ".prototype." in f".{module}." else "default" if values.get("default") else "optional"
     lever = str(values.get("lever", "model" if ".rewrites." in f".{module}." else "machine"))
     return Facts(id, bare, module, question, str(values.get("title", bare)), lever, _texts(values.get("cites")), _texts(values.get("needs")),
-                 " ".join(text.split()), status, _texts(values.get("edits")), str(values.get("member", "")))
+                 " ".join(text.split()), status, _texts(values.get("edits")), str(values.get("member", "")), _texts(values.get("converts")))
 
 
 def technique(name: str) -> type:
@@ -133,6 +134,11 @@ def owner(kind: str) -> type | None:
             if kind in (*_texts(values.get("edits")), values.get("member")):
                 return getattr(importlib.import_module(_module(file)), _technique_of(file).name)
     return next((technique(id) for id in techniques(prototypes=True) if kind in (*facts(id).edits, facts(id).member)), None)
+
+
+def conversions() -> dict[str, str]:
+    """Name after `fourfold convert --to` → id of the technique that converts to it."""
+    return {name: id for id in techniques() for name in facts(id).converts}
 
 
 def adopt(module: str) -> None:
@@ -281,7 +287,7 @@ def _attributes(file: Path, cls: ast.ClassDef) -> dict[str, object]:
             target, value = line.target.id, line.value
         else:
             continue
-        if target in ("title", "lever", "cites", "needs", "default", "edits", "member"):
+        if target in ("title", "lever", "cites", "needs", "default", "edits", "member", "converts"):
             try:
                 values[target] = ast.literal_eval(value)
             except ValueError:

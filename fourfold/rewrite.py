@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fourfold.gate import Members, Proof
     from fourfold.gate import Path as GatePath
+    from fourfold.structure.sites import Sites
 
 Edit = Mapping[str, Any]
 """One change as JSON-able data with a "kind"; see `fourfold.recipe`."""
@@ -58,6 +59,18 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """One attention or MLP converted. `site` is its name ("encoder.3.ffn"), `path` its module's, `edits` plain data in order. `exact`: the model's
+    answers stay as they are before any training, up to rounding. `note`: what is done and what is lost, in words."""
+
+    site: str
+    path: str
+    edits: tuple[dict[str, Any], ...]
+    exact: bool
+    note: str
+
+
+@dataclass(frozen=True)
 class Context:
     """What proposals are made from. `subject` holds the original (`subject.module`) and how it is called; `examples` are rows to train on and
     `answers` the original's outputs to them [N, C] (None where they are too large to keep); `anatomy` and `sensitivities` say what the original is
@@ -74,6 +87,8 @@ class Context:
     outputs: int = 0
     """Columns of the original's outputs."""
     max_length: int | None = None
+    call: Callable[[nn.Module], Tensor] | None = None
+    """Runs a module on a small sample batch and returns the output that matters: what `structure.sites.sites` asks for; None without data."""
 
 
 class Standalone(Protocol):
@@ -122,7 +137,8 @@ class Rewrite(ABC):
     `lever` is always "model" for rewrites. `cites` are keys of `fourfold.cite.BIBLIOGRAPHY`. `needs` are importable module names;
     `default`: used unless told otherwise. `edits`: the kinds of edits that are this technique's own. `step`: title of its step in the breakdown.
     `combined`: what it proposes is searched together with others by `compress/combine`, which the job runs in its place. `objectives`: of a technique
-    that is not used by default, those that it is used for unasked. `member`: the kind of member of an artefact that `alone` makes, `files` its files.
+    that is not used by default, those that it is used for unasked. `converts`: names after `fourfold convert --to` (see `conversions`). `member`: the
+    kind of member of an artefact that `alone` makes, `files` its files.
 
     Four ways to take part, and a technique has one of them: `propose` students of the original, `extend` finished candidates, answer `alone` without
     a network, or `join` finished points.
@@ -137,6 +153,7 @@ class Rewrite(ABC):
     step: ClassVar[str] = ""
     combined: ClassVar[bool] = False
     objectives: ClassVar[tuple[str, ...]] = ()
+    converts: ClassVar[tuple[str, ...]] = ()
     member: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
 
@@ -151,6 +168,11 @@ class Rewrite(ABC):
     def options(self, anatomy: object, sensitivities: object) -> list[Option]:
         """What could be done part by part, each with its predicted harm. Searching over them is `combine`'s job."""
         return []
+
+    def conversions(self, sites: Sites, to: str) -> list[Conversion]:
+        """What `fourfold convert --to TO` does to these attentions and MLPs, `to` one of `converts`. Raises ModelError, in words, where none of
+        them can be converted (no causal attention, no MLP with an activation of its own …)."""
+        raise NotImplementedError(f"{type(self).__name__} converts nothing")
 
     def apply(self, model: nn.Module, edit: Edit) -> nn.Module:
         """Carry out one of this technique's own edits on the bare architecture (its shape) or on the trained model (its values too), in place where

@@ -24,7 +24,7 @@ _PLACES = re.compile(
     r"torch\.nn\.modules\.\w+|torch\.nn\.functional|torch"
     r"|transformers\.(activations|pytorch_utils|modeling_(utils|layers|rope_utils|outputs)|configuration_utils|cache_utils"
     r"|generation\.configuration_utils|models(\.\w+)+\.(modeling|configuration)_\w+)"
-    r"|fourfold\.(recipe|frontends\.(model|subject)|rewrites\.compress\.(static|quantise))"
+    r"|fourfold\.(recipe|frontends\.(model|subject)|structure\.cores|rewrites\.(compress\.(static|quantise)|(attend|route|select|teach)\.\w+))"
 )
 _MOVED = {"fourfold.ingest.model": "fourfold.frontends.subject"}        # what artefacts of earlier versions call modules of ours
 _MATHS = frozenset(  # of torch itself: functions of tensors alone, which read and write nothing else
@@ -35,7 +35,8 @@ _MATHS = frozenset(  # of torch itself: functions of tensors alone, which read a
 _DAMAGED = "It is damaged; copy it again."
 _LAYERS = re.compile(r"(layers?|blocks?|depths?|experts?|heads?|stages?|repeats?)s?$")
 _MOST_LAYERS, _MOST = 4096, 1 << 31  # what a configuration may say of how many there are of something, and of anything
-ATTENTION = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})  # others are names of code on a hub
+ATTENTION = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "fourfold_core"})
+"""Ways of computing attention that a configuration may name; others are names of code on a hub."""
 
 
 class Trust:

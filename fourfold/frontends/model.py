@@ -293,7 +293,8 @@ def origin_of(module: nn.Module, entry: str | None = None) -> dict[str, object]:
 
 
 def _same_shape(module: nn.Module, origin: dict[str, object]) -> bool:
-    """Whether the class and configuration alone give these parameters (a head replaced by hand would not)."""
+    """Whether the class and configuration alone give these parameters (a head replaced by hand would not) and no module but those of torch and
+    transformers (a layer without weights that was put in would not show)."""
     with torch.device("meta"):
         try:
             bare = rebuild(origin)
@@ -306,7 +307,8 @@ def _same_shape(module: nn.Module, origin: dict[str, object]) -> bool:
     except Exception:  # whatever a class says of a configuration that was changed after it was made
         return False
     shapes = [{k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (module, bare)]
-    return shapes[0] == shapes[1]
+    kinds = {type(part) for part in module.modules()} - {type(part) for part in bare.modules()}
+    return shapes[0] == shapes[1] and all(kind.__module__.partition(".")[0] in ("torch", "transformers") for kind in kinds)
 
 
 def rebuild(origin: dict[str, Any], trust: Trust = EVERYONE) -> nn.Module:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.errors import ModelError
+from fourfold.structure.cores import NAME, register
 from fourfold.trust import ATTENTION, EVERYONE, Trust, sane
 from fourfold.trust import imported as _import
 
@@ -269,5 +270,7 @@ class _Builder:
         config = kind.from_dict(value["data"] if self.trust is EVERYONE else sane(value["data"]))
         if value["attention"] in ATTENTION:
             config._attn_implementation = value["attention"]
+            if value["attention"] == NAME:
+                register()
         self.configs.append(config)
         return config

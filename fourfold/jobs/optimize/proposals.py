@@ -44,7 +44,7 @@ def context(job: Job, bench: SearchContext | None = None) -> Context:
     found = (job.root.anatomy, job.root.sensitivities) if job.root is not None else (None, None)
     examples, answers = (job.splits.train, None) if bench is None else (bench.pool, bench.answers)
     outputs = int(job.base_test.shape[1])
-    return Context(job.subject, job.task, examples, answers, *found, job.work.floor, job.work.seed, outputs, job.options.max_length)
+    return Context(job.subject, job.task, examples, answers, *found, job.work.floor, job.work.seed, outputs, job.options.max_length, job.sample)
 
 
 def asked(job: Job, way: Callable[..., object]) -> Iterator[tuple[str, Rewrite]]:

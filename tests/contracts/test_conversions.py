@@ -1,0 +1,160 @@
+"""What every conversion owes: sites that it names, plain edits, an exactness that is true, a gradient, and the same answers when it is made again in
+a fresh process from its edits and its weights.
+
+The registry is the list of parameters: a technique with `converts` is tested by being there. It must convert at least one of the samples.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fourfold import registry
+from fourfold.errors import ModelError
+from fourfold.frontends.model import origin_of, state
+from fourfold.recipe import Recipe, apply
+from fourfold.rewrite import Conversion
+from fourfold.structure.sites import Sites, sites
+
+NAMES = sorted(registry.conversions())
+Call = Callable[[nn.Module], Tensor]
+IDS = torch.randint(5, 120, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+def bert() -> nn.Module:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    return BertForSequenceClassification(BertConfig(
+        vocab_size=120, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, max_position_embeddings=40, num_labels=3,
+    ))  # fmt: skip
+
+
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=120, n_embd=64, n_layer=2, n_head=4, n_positions=40, bos_token_id=1, eos_token_id=2))
+
+
+def plain() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(64, 4, 96, batch_first=True, norm_first=True)
+    return nn.Sequential(nn.Embedding(120, 64), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(64, 2))
+
+
+def relu() -> nn.Module:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    return OPTForCausalLM(OPTConfig(vocab_size=120, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, ffn_dim=128, word_embed_proj_dim=64,
+                                    max_position_embeddings=40))
+
+
+SAMPLES = {"bert": bert, "gpt2": gpt2, "plain": plain, "opt": relu}
+
+
+def call(model: nn.Module) -> Tensor:
+    if not hasattr(model, "config"):
+        return model(IDS)
+    return model(input_ids=IDS, **({"use_cache": False} if hasattr(model, "generate") else {})).logits
+
+
+def sample(kind: str) -> tuple[nn.Module, Sites]:
+    torch.manual_seed(0)
+    model = SAMPLES[kind]().eval()
+    return model, sites(model, call)
+
+
+def converted(name: str, found: Sites) -> list[Conversion]:
+    """What the technique does here; [] where it refuses in words."""
+    try:
+        return registry.technique(registry.conversions()[name])().conversions(found, name)
+    except ModelError as error:
+        assert len(str(error).splitlines()) == 2 and len(str(error).split()) > 6, "a refusal says what was found and how to mend it"
+        return []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_converts_some_sample_and_the_others_are_refused_in_words(name: str) -> None:
+    assert any(converted(name, sample(kind)[1]) for kind in SAMPLES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_to_convert_is_said_in_words(name: str) -> None:
+    assert converted(name, Sites((), (), {})) == []
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+@pytest.mark.parametrize("name", NAMES)
+def test_conversions_are_plain_say_what_they_do_and_are_as_exact_as_they_say(name: str, kind: str) -> None:
+    model, found = sample(kind)
+    many = converted(name, found)
+    known = {site.name for site in (*found.attentions, *found.mlps)}
+    if not many:
+        return
+    for one in many:
+        assert one.site in known and one.edits and json.loads(json.dumps(one.edits)) == list(one.edits) and len(one.note.split()) > 3
+    edits = Recipe(tuple(edit for one in many for edit in one.edits))
+    with torch.no_grad():
+        before = call(model)
+        made = apply(copy.deepcopy(model), edits).eval()
+        after = call(made)
+        assert after.shape == before.shape and torch.isfinite(after).all() and torch.equal(call(model), before)
+    if all(one.exact for one in many):
+        assert float((after - before).abs().max()) < 2e-4 * float(before.abs().max())
+    made.train()
+    torch.manual_seed(0)
+    call(made).square().mean().backward()
+    gradients = [p.grad for p in made.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(g).all() for g in gradients)
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+import torch
+from fourfold.recipe import Recipe
+from fourfold.runtime.loading import restore
+from fourfold.trust import Trust
+said = json.loads(Path(sys.argv[1]).read_text())
+ids = torch.tensor(said["ids"])
+made = restore(said["origin"], Recipe.from_json(said["recipe"]), Path(sys.argv[2]), Trust())
+with torch.no_grad():
+    found = made(ids) if said["plain"] else made(input_ids=ids).logits
+torch.save(found, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("whole", [False, True], ids=["from the original", "from itself"])
+def test_it_is_made_again_equal_in_a_fresh_process_without_trust(name: str, kind: str, whole: bool, tmp_path: Path) -> None:
+    """From the original's shape and the edits; and, as when a converted model is optimised, from its own shape."""
+    from safetensors.torch import save_file
+
+    model, found = sample(kind)
+    many = converted(name, found)
+    if not many or (whole and kind not in ("bert", "gpt2")):
+        return
+    edits = Recipe(tuple(edit for one in many for edit in one.edits))
+    made = apply(copy.deepcopy(model), edits).eval()
+    origin: Any = origin_of(made if whole else model)
+    said = {"origin": origin, "recipe": {"edits": [] if whole else list(edits.edits)}, "ids": IDS.tolist(), "plain": not hasattr(model, "config")}
+    files = [tmp_path / f"it.{end}" for end in ("json", "safetensors", "found")]
+    files[0].write_text(json.dumps(said))
+    save_file(state(made), str(files[1]))
+    done = subprocess.run([sys.executable, "-c", CHILD, *map(str, files)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+    with torch.no_grad():
+        assert torch.allclose(torch.load(files[2], weights_only=True), call(made), atol=1e-6)
+
+
+def test_names_are_unique_and_say_nothing_odd() -> None:
+    known = [name for id in registry.techniques() for name in registry.facts(id).converts]
+    assert len(known) == len(set(known)) and all(name == name.lower() and " " not in name for name in known)
