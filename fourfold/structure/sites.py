@@ -127,6 +127,10 @@ def sites(model: nn.Module, call: Call) -> Sites:
         found = reader.stacks(lambda paths: carrying(model, paths, reader))
         if found == [("", [""])]:  # blocks that could not be run again alone (a cache that was filled) are still listed somewhere
             found = _listed(model, trace) or found
+        elif isinstance(model, nn.Sequential):  # blocks that are the root's own children are told as one
+            kinds = {type(model.get_submodule(path)) for box, paths in found if not box for path in paths}
+            alike = [name for name, part in model.named_children() if type(part) in kinds and name in reader.carrying]
+            found = [f for f in found if f[0]] + ([("", alike)] if alike else [])
         return _Reading(model, reader, prover, trace, reference).read(found)
 
 
