@@ -181,6 +181,20 @@ def test_ties_keep_their_order_or_are_drawn() -> None:
     assert ranking.ranks(torch.tensor([[1.0, 2, 3, 4, 2]]), segments=segments).tolist() == [[3, 2, 1, 1, 2]]
 
 
+def test_task_metrics_are_those_of_lists_with_one_relevant_item() -> None:
+    from fourfold.datasets.metrics import METRICS, metric_named
+
+    rng = np.random.default_rng(4)
+    logits, truth = rng.integers(0, 5, (60, 7)).astype(float), rng.integers(0, 7, 60)                 # many ties
+    labels = torch.nn.functional.one_hot(torch.tensor(truth), 7)
+    for name in ("mrr", "ndcg"):
+        assert METRICS[name].score(logits, truth) == pytest.approx(of(name)(torch.tensor(logits), labels).item(), abs=1e-12)
+        assert metric_named(name.upper(), "classification") is METRICS[name]
+    assert METRICS["mrr"].score(logits[:1], np.array([9])) == pytest.approx(1 / 8)                   # a class that the model does not know
+    with pytest.raises(InputError):
+        metric_named("ndcg", "regression")
+
+
 # ---- weights, lambda weights, transformations ------------------------------------------------------------------------------------------------------
 
 def test_weights_repeat_items_and_scale_gains() -> None:

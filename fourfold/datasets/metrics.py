@@ -140,6 +140,15 @@ def _hits(records: np.ndarray, targets: object) -> np.ndarray:
     return _choices(records) == np.asarray(targets, dtype=np.int64)
 
 
+def _place(records: np.ndarray, targets: object) -> np.ndarray:
+    """Rank of the true class by score, from 1; of equal scores the first class comes first, as for `_choices`. A class without a score is last."""
+    truth = np.asarray(targets, dtype=np.int64)
+    inside = np.clip(truth, 0, records.shape[1] - 1)
+    own = np.take_along_axis(records, inside[:, None], axis=1)
+    before = (records > own) | ((records == own) & (np.arange(records.shape[1]) < inside[:, None]))
+    return np.where(truth == inside, before.sum(axis=1) + 1.0, records.shape[1] + 1.0)
+
+
 def _agreement(records: np.ndarray, targets: object) -> np.ndarray:
     return _with_one(_hits(records, targets))
 
@@ -151,6 +160,8 @@ METRICS: dict[str, Metric] = {
         _of_sums("f1", _confusion, _macro),
         _of_sums("f1_binary", _confusion, _binary),
         _of_sums("agreement", _agreement, _ratio, right=_hits),
+        _of_sums("mrr", lambda records, targets: _with_one(1 / _place(records, targets)), _ratio),          # as fourfold.ranking has them, where
+        _of_sums("ndcg", lambda records, targets: _with_one(1 / np.log2(_place(records, targets) + 1)), _ratio),    # one item of a list is relevant
         _of_sums("pearson", _moments, _correlation),
         Metric("spearman", True, lambda records, targets: float(_spearman(records, targets, _ones(records))[0]), _spearman),
         _of_sums("r2", _errors, _determination),
@@ -162,7 +173,7 @@ METRICS: dict[str, Metric] = {
     )
 }
 SUITED = {
-    "classification": ("accuracy", "f1", "f1_binary", "agreement"),
+    "classification": ("accuracy", "f1", "f1_binary", "agreement", "mrr", "ndcg"),
     "regression": ("spearman", "pearson", "r2", "mse"),
     "causal_lm": ("perplexity", "token_accuracy"),
     "seq2seq": ("exact_match", "wer", "token_accuracy", "perplexity"),

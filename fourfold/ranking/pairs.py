@@ -117,7 +117,7 @@ class _PairSum(torch.autograd.Function):
         labels = rows(items.labels)
         if items.where is not None:                                    # a comparison with NaN does not hold
             labels = torch.where(items.where.reshape(labels.shape), labels, torch.nan)
-        extra = [None if one is None else rows(one.detach()) for one in (items.segments, items.weights)]
+        segments, weights = (None if one is None else rows(one.detach()) for one in (items.segments, items.weights))
         scales = lambdas.reshape(len(flat), length, length) if lambdas is not None else None
         gradient = torch.zeros_like(flat) if ctx.needs_input_grad[0] else None
         total, count = flat.new_zeros(()), flat.new_zeros((), dtype=torch.float64)
@@ -126,7 +126,7 @@ class _PairSum(torch.autograd.Function):
         for begin in range(0, len(flat), lists):
             for first in range(0, length, firsts):
                 part = slice(begin, begin + lists), slice(first, first + firsts)
-                total, count = _block(pair, part, flat, labels, (*extra, scales), gradient, total, count)
+                total, count = _block(pair, part, flat, labels, (segments, weights, scales), gradient, total, count)
         ctx.gradient = None if gradient is None else gradient.reshape(scores.shape)
         count = count.to(total.dtype)
         ctx.mark_non_differentiable(count)
