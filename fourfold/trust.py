@@ -43,7 +43,7 @@ class Trust:
     """Whose code may run: `packages` (top-level names) and the list above. `memory`: bytes that a bare architecture may take."""
 
     def __init__(self, packages: Iterable[str] = (), memory: int | None = None) -> None:
-        self.packages = frozenset(packages)
+        self.packages = frozenset([packages] if isinstance(packages, str) else packages)
         self.memory = memory if memory is not None else _memory() * 3 // 4
 
     def thing(self, ref: Any, role: str) -> Any:
@@ -56,11 +56,11 @@ class Trust:
             raise ArtefactError(*refused(ref, _package(where)))
         return found
 
-    def called(self, ref: Any) -> None:
-        """Raises ArtefactError where a factory may not be called."""
-        where, _ = _parts(ref)
+    def called(self, ref: object, what: str = "artefact") -> None:
+        """Raises ArtefactError where a factory that an artefact (or a plan: `what`) names may not be called."""
+        where, name = _parts(ref)
         if _package(where) not in self.packages:
-            raise ArtefactError(*refused(ref, _package(where)))
+            raise ArtefactError(*refused(f"{where}:{name}", _package(where), what))
 
     def room(self, taken: int) -> None:
         """Raises ArtefactError where an architecture of so many bytes is absurd here."""
@@ -77,7 +77,7 @@ class _Everyone(Trust):
     def thing(self, ref: Any, role: str) -> Any:
         return imported(ref)
 
-    def called(self, ref: object) -> None:
+    def called(self, ref: object, what: str = "artefact") -> None:
         pass
 
     def room(self, taken: int) -> None:
@@ -87,12 +87,22 @@ class _Everyone(Trust):
 EVERYONE: Trust = _Everyone((), 1 << 62)
 
 
-def refused(ref: str, package: str) -> tuple[str, str]:
-    """The two lines."""
+def refused(ref: str, package: str, what: str = "artefact") -> tuple[str, str]:
+    """The two lines. what: "artefact", or "plan"."""
+    how, python = ("loading", "fourfold.load(folder, trust=[{!r}])") if what == "artefact" else ("opening", "trust=[{!r}]")
     return (
-        f"the artefact names {ref}, and loading it would run code of the package {package!r}, which is not trusted.",
-        f"Where you know who made it: --trust {package}, or in Python fourfold.load(folder, trust=[{package!r}]).",
+        f"the {what} names {ref}, and {how} it would run code of the package {package!r}, which is not trusted.",
+        f"Where you know who made it: --trust {package}, or in Python {python.format(package)}.",
     )
+
+
+def named(ref: object) -> tuple[str, ...]:
+    """The package whose code is run by a reference to a model or to data: ("package",) of "[jax:]package.module:name", none of a path."""
+    said = ref.removeprefix("jax:") if isinstance(ref, str) else ""
+    module, colon, _ = said.partition(":")
+    if not colon or "/" in module or "\\" in module or os.path.exists(str(ref)):
+        return ()
+    return (_package(module),)
 
 
 def _parts(ref: object) -> tuple[str, str]:

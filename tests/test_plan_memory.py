@@ -25,6 +25,7 @@ from fourfold.runtime.local.compare import compared
 from fourfold.runtime.source import recapture
 
 QUICK: dict[str, Any] = {"budget": 1.0, "evaluations": 300}
+TRUSTED = ("--trust", "small_models")
 
 
 @pytest.fixture(autouse=True)
@@ -139,12 +140,12 @@ def test_a_damaged_plan_is_refused_in_words(tmp_path: Path) -> None:
 def test_plan_verify_run_and_explain(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("plan", "small_models:encoder", "--train", "--memory", "1MiB", "--evaluations", "200", "--progress", "none", "--out", "plan")
     code, out, err = ran(capsys, *asked)
-    assert code == 0 and err == "" and "of 1 MiB asked for" in out and "fourfold run plan --check" in out
+    assert code == 0 and err == "" and "of 1 MiB asked for" in out and "fourfold run plan --check --trust small_models" in out
     code, out, _ = ran(capsys, "plan", "verify", "plan")
     assert code == 0 and out.startswith("rematerialise: sound.")
-    code, out, _ = ran(capsys, "run", "plan", "--check", "--repeat", "1")
+    code, out, _ = ran(capsys, "run", "plan", "--check", "--repeat", "1", *TRUSTED)
     assert code == 0 and "outputs equal the eager program's" in out and "write straight into the arena" in out
-    code, out, _ = ran(capsys, "run", "plan", "--check", "--repeat", "1", "--json")
+    code, out, _ = ran(capsys, "run", "plan", "--check", "--repeat", "1", "--json", *TRUSTED)
     document = json.loads(out)
     assert code == 0 and document["equal"] and document["within"] and document["measured"] == document["planned"]
     code, out, _ = ran(capsys, "explain", "plan")
@@ -159,9 +160,9 @@ def test_a_check_fails_where_the_limit_is_not_kept(capsys: pytest.CaptureFixture
     data = json.loads(file.read_text())
     data["solutions"][QUESTION]["limit"] = 100
     file.write_text(json.dumps(data))
-    code, out, _ = ran(capsys, "run", "plan", "--check", "--repeat", "1")
+    code, out, _ = ran(capsys, "run", "plan", "--check", "--repeat", "1", *TRUSTED)
     assert code == 4 and "NOT kept" in out
-    assert ran(capsys, "run", "plan", "--repeat", "1")[0] == 0
+    assert ran(capsys, "run", "plan", "--repeat", "1", *TRUSTED)[0] == 0
 
 
 def test_a_check_fails_where_outputs_differ(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +172,7 @@ def test_a_check_fails_where_outputs_differ(capsys: pytest.CaptureFixture[str]) 
     answer = data["solutions"][QUESTION]["answer"]
     answer["offset"] = [0] * len(answer["offset"])                      # everything in one place
     file.write_text(json.dumps(data))
-    code, out, _ = ran(capsys, "run", "plan", "--check", "--repeat", "1")
+    code, out, _ = ran(capsys, "run", "plan", "--check", "--repeat", "1", *TRUSTED)
     assert code == 4 and "differ" in out
 
 
@@ -233,10 +234,11 @@ def test_schedule_and_memory_stand_in_one_plan(capsys: pytest.CaptureFixture[str
     assert ran(capsys, "plan", "small_models:mlp", "--solver", "expert", "--evaluations", "20", "--progress", "none")[0] == 0
     assert ran(capsys, "plan", "small_models:mlp", "--memory", "1MiB", "--progress", "none", "--evaluations", "20")[0] == 0
     assert plans.verify("plan") == {"schedule": [], QUESTION: []}
-    assert ran(capsys, "plan", "plan", "--memory", "512KiB", "--progress", "none", "--evaluations", "20")[0] == 0, "a plan's folder is a model too"
+    again = ("plan", "plan", "--memory", "512KiB", "--progress", "none", "--evaluations", "20", *TRUSTED)
+    assert ran(capsys, *again)[0] == 0, "a plan's folder is a model too"
     document = plans.read("plan")
     assert set(document.solutions) == {"schedule", QUESTION} and document.solutions[QUESTION]["limit"] == 512 * 1024
-    code, out, _ = ran(capsys, "run", "plan", "--memory", "--check", "--repeat", "1")
+    code, out, _ = ran(capsys, "run", "plan", "--memory", "--check", "--repeat", "1", *TRUSTED)
     assert code == 0 and "one arena" in out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from fourfold.cli._print import agreement, emit, table
 _DIFFERS, _INTERRUPTED = 4, 130
 
 
-def planned(model: str, data: Any, memory: str, out: Path | None, as_json: bool, **asked: Any) -> int:
-    """Plan, write, tell; the exit code."""
+def planned(model: str, data: Any, memory: str, out: Path | None, as_json: bool, options: str = "", **asked: Any) -> int:
+    """Plan, write, tell; the exit code. options: what `fourfold run` of the plan needs to be told."""
     from fourfold.jobs.memory import QUESTION, plan_memory
     from fourfold.plans import holds_plan
     from fourfold.report.allocate import size
@@ -40,15 +41,15 @@ def planned(model: str, data: Any, memory: str, out: Path | None, as_json: bool,
     for note in solution["notes"]:
         print(f"Note: {note}")
     print(f"Wrote {', '.join(sorted(file.name for file in out.iterdir() if file.is_file()))} to {out}."
-          + (f" Carry it out with: fourfold run {out} --check" if solution["nodes"]["way"] else ""))
+          + (f" Carry it out with: fourfold run {out} --check{options}" if solution["nodes"]["way"] else ""))
     return _INTERRUPTED if solution["interrupted"] else 0
 
 
-def carried_out(plan: Path, model: str | None, inputs: Any, repeat: int, whole: bool, as_json: bool) -> int:
+def carried_out(plan: Path, model: str | None, inputs: Any, repeat: int, whole: bool, as_json: bool, trust: Sequence[str] = ()) -> int:
     """Carry a plan of memory out, compare, tell; the exit code: 4 with --check where outputs differ or the limit is not kept."""
     from fourfold.runtime.arena.check import check
 
-    done = check(plan, model=model, inputs=inputs, repeat=repeat)
+    done = check(plan, model=model, inputs=inputs, repeat=repeat, trust=trust)
     code = _DIFFERS if whole and not (done.equal and done.within) else 0
     if as_json:
         emit(done.to_json())

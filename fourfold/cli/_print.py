@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+Trust = Annotated[list[str] | None, typer.Option(help="Package whose code the artefact may run, such as the model's own; may be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fourfold.cli._print import AsJson, emit, table
+from fourfold.cli._print import AsJson, Trust, emit, table
 from fourfold.errors import InputError
 
 _INTERRUPTED = 130
@@ -36,6 +36,7 @@ def allocate(
     html: Annotated[Path | None, typer.Option(help="Page with the memory map.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Folder whose plan the offsets are added to; a new one begins a plan.")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Ledger that bytes before and after are booked in.")] = None,
+    trust: Trust = None,
     progress: Annotated[str, typer.Option(help="auto, plain, json (lines on stderr) or none.")] = "auto",
     as_json: AsJson = False,
 ) -> int:
@@ -50,7 +51,7 @@ def allocate(
     with Progress(mode) as shown:
         made = fourfold.allocate(source, inputs, capacity=capacity, banks=banks, alignment=alignment, in_place=in_place, minimise=minimise,
                                  solver=solver, budget=budget, evaluations=evaluations, seed=seed, train=train, dims=sizes(dims), out=out,
-                                 html=html, plan=plan, ledger=ledger, progress=shown)
+                                 html=html, plan=plan, ledger=ledger, trust=trust or (), progress=shown)
     files = [str(path) for path in (out, html, plan, ledger) if path is not None]
     if as_json:
         emit(made.to_json() | {"files": files})

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fourfold.cli._print import AsJson, emit
+from fourfold.cli._print import AsJson, Trust, emit
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +19,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="hf (a transformers folder), onnx or openvino.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")],
     member: Annotated[str | None, typer.Option(help="Which member of a cascade.")] = None,
-    trust: Annotated[list[str] | None, typer.Option(help="Package whose code the artefact may run, such as the model's own.")] = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the cheaper network for others to open, and check in a fresh process that it answers alike."""

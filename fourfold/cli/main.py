@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourfold import cli
-from fourfold.cli._print import AsJson, emit, say, table
+from fourfold.cli._print import AsJson, Trust, emit, say, table
 from fourfold.errors import FourfoldError, InputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ At = Annotated[str | None, typer.Option("--site", help="Where it runs now: tokyo
 ToSite = Annotated[str | None, typer.Option("--to-site", help="Where it will run.")]
 InHall = Annotated[str | None, typer.Option("--hall", help="PUE before and after, 1.58:1.10; means, 1.58:immersion; or a file of datacenter --json.")]
 OnePue = Annotated[str | None, typer.Option("--pue", help="The hall's PUE, before and after alike.")]
-Trust = Annotated[list[str] | None, typer.Option(help="Package whose code the artefact may run, such as the model's own; may be repeated.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `fourfold optimize --out` wrote.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourfold.cli._print import AsJson, emit, table
+from fourfold.cli._print import AsJson, Trust, emit, table
 from fourfold.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def plan(
     finetune: Annotated[bool, typer.Option("--finetune", help="Let the learned solver train on this one graph first.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the plan, its trace and its page. [plan; where MODEL is a plan, that plan]")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Ledger that what the decision saves is booked in, as `fourfold ledger show` tells it.")] = None,
+    trust: Trust = None,
     progress: Annotated[str, typer.Option(help="auto, plain, json (lines on stderr) or none.")] = "auto",
     as_json: AsJson = False,
 ) -> int:
@@ -68,16 +69,18 @@ def plan(
         raise InputError("--memory is a question of its own: it takes no --question, --objective, --finetune or --ledger.", "Leave them out.")
     import fourfold
     from fourfold.report.terminal import Progress
+    from fourfold.trust import named, option
 
+    more = option(dict.fromkeys([*(trust or ()), *named(model), *named(data)]))                    # what `run` of the plan needs to be told
     mode: object = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     given: dict[str, Any] = {"machine": machine, "solver": solver, "train": train, "budget": budget, "evaluations": evaluations, "seed": seed,
-                             "dims": sizes(dims), "ledger": ledger}
+                             "dims": sizes(dims), "ledger": ledger, "trust": trust or ()}
     if memory is not None:
         from fourfold.cli._memory import planned
 
         del given["ledger"]
         with Progress(mode) as shown:
-            return planned(model, inputs or data, memory, out, as_json, progress=shown, **given)
+            return planned(model, inputs or data, memory, out, as_json, more, progress=shown, **given)
     if question == "pipeline":
         with Progress(mode) as shown:
             return _pipeline(model, inputs or data, out, as_json, objective=objective or "throughput", contiguous=contiguous, expert=expert,
@@ -94,7 +97,7 @@ def plan(
             if rows:
                 table(rows)
         print(f"Wrote {', '.join(sorted(file.name for file in out.iterdir() if file.is_file()))} to {out}."
-              + (f" Carry it out with: fourfold run {out}" if made.system.local else ""))
+              + (f" Carry it out with: fourfold run {out}{more}" if made.system.local else ""))
     return _INTERRUPTED if made.interrupted else 0
 
 

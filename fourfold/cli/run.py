@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourfold.cli._print import AsJson, agreement, emit, say, table
+from fourfold.cli._print import AsJson, Trust, agreement, emit, say, table
 
 if TYPE_CHECKING:
     from fourfold.plans import Plan
@@ -31,6 +31,7 @@ def run(
     inputs: Annotated[Path | None, typer.Option(help="Inputs by name, .npz or .safetensors. [those that the plan was made with]")] = None,
     model: Annotated[str | None, typer.Option(help="The model, where it is no longer where it was planned from.")] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Carry out the folder's plan of memory, where it holds a schedule too.")] = False,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Carry out a plan on this machine: devices as processes, order and groups as planned, transfers through shared memory."""
@@ -40,7 +41,7 @@ def run(
     if memory or "rematerialise" in questions and plans.SCHEDULE not in questions:
         from fourfold.cli._memory import carried_out
 
-        code = carried_out(plan, model, _inputs(inputs), repeat, check, as_json)
+        code = carried_out(plan, model, _inputs(inputs), repeat, check, as_json, trust or ())
         if code:
             raise typer.Exit(code)
         return
@@ -50,7 +51,7 @@ def run(
     from fourfold.runtime.local.executor import ONE
     from fourfold.runtime.local.race import race as raced
 
-    found, captured = opened(plan, model, _inputs(inputs))
+    found, captured = opened(plan, model, _inputs(inputs), trust or ())
     folder, result = _kept(plan), None
     if race or (race is None and not one and not _stored(found)):
         result = raced(found, captured.program, inputs_of(captured), folder=folder, say=say)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fourfold.cli._print import AsJson, emit, say, table
+from fourfold.cli._print import AsJson, Trust, emit, say, table
 
 if TYPE_CHECKING:
     from fourfold.jobs.verify import FigureCheck, Verification
@@ -30,7 +30,7 @@ def verify(
     budget: Annotated[str, typer.Option(help="Time that the race of both services may take.")] = "20s",
     cost: Annotated[bool, typer.Option("--cost/--no-cost", help="Race the artefact against the original too.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="The lower 95 % bound must clear the floor, not the estimate alone.")] = False,
-    trust: Annotated[list[str] | None, typer.Option(help="Package whose code the artefact may run, such as the model's own.")] = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> int:
     """Measure quality, agreement and cost again on data of your own, and compare with what was stated.

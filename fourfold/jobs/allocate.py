@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,7 @@ def allocate(
     html: str | Path | None = None,
     plan: str | Path | None = None,
     ledger: str | Path | None = None,
+    trust: Iterable[str] = (),
     progress: Any = None,
 ) -> Allocation:
     """Find an offset for each buffer, so that buffers alive at one time share no byte.
@@ -130,11 +131,11 @@ def allocate(
     that have none (64 for a model). in_place: elementwise ops of a model may write over an operand that dies there. minimise: least memory below the
     capacity too, not the first packing that fits. solver: a name, or auto. budget: seconds, or "10min"; `evaluations` stops it alike on every
     machine. out: a CSV file for the offsets; html: a page; plan: a folder whose plan gets the solution; ledger: file that bytes before and after
-    are booked in.
+    are booked in. trust: packages whose code an artefact given as `source` may run, as in `load`.
 
     Ctrl-C while it searches hands back the best so far (`interrupted`). Raises InputError for what cannot be read or contradicts itself (a buffer
-    larger than its memory and by how much, fixed buffers that overlap), Infeasible where no packing was found: the message says whether that is
-    proven, or unknown.
+    larger than its memory and by how much, fixed buffers that overlap), ArtefactError for an artefact that is damaged or not trusted, Infeasible
+    where no packing was found: the message says whether that is proven, or unknown.
     """
     from fourfold.jobs.booking import book_memory, may_book
     from fourfold.jobs.optimize.state import NullProgress
@@ -152,7 +153,7 @@ def allocate(
     if ledger is not None:
         may_book(ledger)
     listener.stage("capture")
-    asked = _asked(source, data_or_inputs, sizes, names, grain, in_place, train, dims, seed)
+    asked = _asked(source, data_or_inputs, sizes, names, grain, in_place, train, dims, seed, trust)
     question = Allocate(asked.buffers, decide=not minimise)
     _sound(question)
     first = _BEST if solver == "auto" else solver.removeprefix(f"{QUESTION}/")
@@ -229,7 +230,7 @@ def _memory(capacity: int | str | None, banks: Any) -> tuple[list[int], tuple[st
 
 
 def _asked(source: Any, inputs: Any, sizes: list[int], names: tuple[str, ...], grain: int | None, in_place: bool, train: bool,
-           dims: Mapping[str, int] | None, seed: int) -> _Asked:
+           dims: Mapping[str, int] | None, seed: int, trust: Iterable[str]) -> _Asked:
     """The buffers of whatever was given."""
     if isinstance(source, Buffers):
         return _of_buffers(replace(source, banks=np.array(sizes, np.int64), bank_names=names) if sizes else source, "buffers")
@@ -242,7 +243,7 @@ def _asked(source: Any, inputs: Any, sizes: list[int], names: tuple[str, ...], g
             raise InputError(f"The plan in {source} holds neither a program nor buffers.", "Give a plan of `fourfold plan` or `fourfold allocate`.")
         kept = kept_buffers(document)
         return _of_buffers(replace(kept, banks=np.array(sizes, np.int64), bank_names=names) if sizes else kept, document.workload["name"])
-    graph, order, about, notes = _captured(source, inputs, train, dims, seed)
+    graph, order, about, notes = _captured(source, inputs, train, dims, seed, trust)
     alignment = grain or GRAIN
     buffers = of_graph(graph, order, banks=sizes, names=names, alignment=alignment, in_place=in_place)
     if not len(buffers):
@@ -267,7 +268,7 @@ def _looks_like_csv(source: str | Path) -> bool:
 
 
 def _captured(source: Any, inputs: Any, train: bool, dims: Mapping[str, int] | None,
-              seed: int) -> tuple[Graph, np.ndarray | None, dict[str, Any], tuple[str, ...]]:
+              seed: int, trust: Iterable[str]) -> tuple[Graph, np.ndarray | None, dict[str, Any], tuple[str, ...]]:
     """(graph, order of its nodes or None for its own, what a plan says of it, notes)."""
     if isinstance(source, Graph):
         return source, None, {"kind": "graph", "name": source.name, "hash": source.hash, "nodes": len(source)}, ()
@@ -278,7 +279,7 @@ def _captured(source: Any, inputs: Any, train: bool, dims: Mapping[str, int] | N
         return graph, order, dict(document.workload), note
     from fourfold.runtime.source import read
 
-    found = read(source, inputs, train=train, dims=dims, seed=seed)
+    found = read(source, inputs, train=train, dims=dims, seed=seed, trust=trust)
     graph = found.captured.graph
     about = {"kind": "graph", "name": graph.name, "hash": graph.hash, "nodes": len(graph), "unknown": list(graph.unknown), "model": found.model,
              "capture": found.capture}

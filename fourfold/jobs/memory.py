@@ -7,7 +7,7 @@ they save, and hands back a plan's document (`fourfold.plans`). `fourfold/runtim
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ def plan_memory(
     seed: int = 0,
     dims: Mapping[str, int] | None = None,
     out: str | Path | None = None,
+    trust: Iterable[str] = (),
     progress: Any = None,
 ) -> plans.Document:
     """Plan a program's intermediates into one arena: the order of its ops, which of them run again, and an offset for every value.
@@ -83,6 +84,7 @@ def plan_memory(
     model: what `plan` takes, or the folder of a plan, to which the answer is added (for its program and machine).
     memory: the limit in bytes, or "4MiB"; it holds for the arena and the largest temporary that an op allocates beside it. "min": as little as can be
     found. Weights and inputs lie outside. train: loss and gradients in one program. The rest as of `plan`. out: folder that the plan is written to.
+    trust: packages whose code the artefact or the plan may run.
 
     Seconds of each op are measured on this machine where the program can run here (they are kept in the folder `dry-run` of `out`), else they are the
     roofline's. Raises InputError, ModelError or MissingExtra for what cannot be read, and Infeasible where nothing was found that fits: the error
@@ -98,7 +100,7 @@ def plan_memory(
     if out is not None and out != there:
         plans.may_save(out, [model, data_or_inputs, machine], questions=(plans.SCHEDULE, "pipeline", QUESTION))
     listener.stage("capture")
-    asked = _asked(model, data_or_inputs, machine, train, dims, seed, out, listener)
+    asked = _asked(model, data_or_inputs, machine, train, dims, seed, out, trust, listener)
     graph = asked.source.captured.graph
     problem = asked.nodes.problem(graph, None)
     room = None if limit is None else max(0, limit - asked.outside)
@@ -132,17 +134,17 @@ def limit_of(memory: int | str) -> int | None:
 # ---- what is asked
 
 def _asked(model: Any, inputs: Any, machine: Any, train: bool, dims: Mapping[str, int] | None, seed: int, out: str | Path | None,
-           listener: Any) -> _Asked:
+           trust: Iterable[str], listener: Any) -> _Asked:
     from fourfold.runtime.source import ModelSource, RecordedProgram, read, recapture
 
     if isinstance(model, str | Path) and plans.holds_plan(model):
         document = plans.read(model)
         told = RecordedProgram.of(document)
         system, notes = document.system, list[str]()
-        source = ModelSource(recapture(told, None, inputs), dict(told.model), dict(told.capture))
+        source = ModelSource(recapture(told, None, inputs, trust), dict(told.model), dict(told.capture))
     else:
         system, notes = planning.machine(machine)
-        source = read(model, inputs, train=train, dims=dims, seed=seed)
+        source = read(model, inputs, train=train, dims=dims, seed=seed, trust=trust)
     graph = source.captured.graph
     listener.note(f"{graph.name}: {len(graph):,} ops")
     if not system.local:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def pipeline(
     dims: Mapping[str, int] | None = None,
     out: str | Path | None = None,
     ledger: str | Path | None = None,
+    trust: Iterable[str] = (),
     progress: Any = None,
 ) -> plans.Document:
     """Split a network over the devices of a machine.
@@ -63,7 +64,7 @@ def pipeline(
     model: a placement file (.json, `fourfold/frontends/placement.py`), a plan's folder (its question is added to the plan), or whatever `plan` takes,
     captured and priced for `machine`. objective: throughput (ms of the fullest device) or latency (ms of one sample). contiguous: no path leaves an
     accelerator and returns to it. expert: a split made by hand, for the table. The rest as of `plan`. out: folder that the plan is written to.
-    ledger: file that what the decision saves is booked in (Machine lever).
+    ledger: file that what the decision saves is booked in (Machine lever). trust: packages whose code an artefact given as `model` may run.
 
     Ctrl-C while it searches hands back the best so far (`interrupted`). Raises InputError, ModelError or MissingExtra for what cannot be read,
     Infeasible where nothing fits.
@@ -81,7 +82,7 @@ def pipeline(
     if out is not None and out != there:
         plans.may_save(out, [model, data_or_inputs, machine], [FILE])
     listener.stage("capture")
-    asked = _asked(model, data_or_inputs, machine, train, dims, seed)
+    asked = _asked(model, data_or_inputs, machine, train, dims, seed, trust)
     split = None if expert is None else Split(read_split(expert, asked.workload))
     question = problem(asked.workload, objective, contiguous, split)
     first = _FIRST[kind] if solver == "auto" else solver.removeprefix(f"{QUESTION}/")
@@ -118,7 +119,8 @@ def _installed(name: str) -> bool:
 
 # ---- what is asked
 
-def _asked(model: object, inputs: object, machine: object, train: bool, dims: Mapping[str, int] | None, seed: int) -> _Asked:
+def _asked(model: object, inputs: object, machine: object, train: bool, dims: Mapping[str, int] | None, seed: int,
+           trust: Iterable[str]) -> _Asked:
     """The workload of a placement file, of a plan's folder, or of a model on a machine."""
     if isinstance(model, str | Path) and plans.holds_plan(model):
         return _of_plan(plans.read(model))
@@ -127,7 +129,7 @@ def _asked(model: object, inputs: object, machine: object, train: bool, dims: Ma
     from fourfold.runtime.source import read
 
     system, notes = planning.machine(machine)
-    source = read(model, inputs, train=train, dims=dims, seed=seed)
+    source = read(model, inputs, train=train, dims=dims, seed=seed, trust=trust)
     graph = source.captured.graph
     system, more = planning.dispatched(system, source.captured)
     workload, devices = of_graph(graph, system)

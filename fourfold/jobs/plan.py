@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from fourfold.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from fourfold.plans import Document, Plan
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 def plan(
     model: Any, data_or_inputs: Any = None, *, memory: None = None, machine: Any = "here", objective: str = "latency", solver: str = "auto",
     train: bool = False, budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0, dims: Mapping[str, int] | None = None,
-    finetune: bool = False, out: str | Path | None = None, ledger: str | Path | None = None, progress: Any = None,
+    finetune: bool = False, out: str | Path | None = None, ledger: str | Path | None = None,
+    trust: Iterable[str] = (), progress: Any = None,
 ) -> Plan: ...  # fmt: skip
 @overload
 def plan(
     model: Any, data_or_inputs: Any = None, *, memory: int | str, machine: Any = "here", solver: str = "auto", train: bool = False,
     budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0, dims: Mapping[str, int] | None = None,
-    out: str | Path | None = None, progress: Any = None,
+    out: str | Path | None = None, trust: Iterable[str] = (), progress: Any = None,
 ) -> Document: ...  # fmt: skip
 def plan(
     model: object,
@@ -44,6 +45,7 @@ def plan(
     finetune: bool = False,
     out: str | Path | None = None,
     ledger: str | Path | None = None,
+    trust: Iterable[str] = (),
     progress: Any = None,
 ) -> Plan | Document:
     """Decide which ops of `model` run as one, on which device, and in which order.
@@ -54,13 +56,13 @@ def plan(
     Machine. objective: latency (s a step), throughput (s between steps, pipelined), energy (J) or memory (B at the fullest device). train: forward
     and backward together. budget: seconds, or "10min", for `solver`; `evaluations` stops it alike on every machine. finetune: let a learned solver
     train on this one graph. out: folder for the plan, trace.json and plan.html. ledger: file that what the decision saves is booked in (the
-    Machine lever).
+    Machine lever). trust: packages whose code an artefact given as `model` may run, as in `load`.
 
     memory: a limit ("4MiB", bytes, or "min") asks another question: the order of the ops, which of them run again, and where each value stands in one
     arena (`fourfold.jobs.memory.plan_memory`); the answer is the plan's document.
 
     Ctrl-C while it searches hands back the best so far (`plan.interrupted`). Raises InputError, ModelError or MissingExtra for what cannot be read,
-    Infeasible where the program fits no device or not all of them (which op, by how many bytes).
+    ArtefactError for what is not trusted, Infeasible where the program fits no device or not all of them (which op, by how many bytes).
     """
     if memory is not None:
         from fourfold.jobs.memory import plan_memory
@@ -68,7 +70,7 @@ def plan(
         if objective != "latency" or finetune or ledger is not None:
             raise InputError("memory is a question of its own: it takes no objective, finetune or ledger.", "Leave them out.")
         return plan_memory(model, data_or_inputs, memory=memory, machine=machine, solver=solver, train=train, budget=budget, evaluations=evaluations,
-                           seed=seed, dims=dims, out=out, progress=progress)
+                           seed=seed, dims=dims, out=out, trust=trust, progress=progress)
     from fourfold.decisions.schedule.problem import Schedule
     from fourfold.jobs.booking import book, may_book
     from fourfold.jobs.optimize.state import NullProgress
@@ -80,16 +82,15 @@ def plan(
     from fourfold.runtime.source import read
     from fourfold.workload import seconds
 
-    listener, patience = progress or NullProgress(), seconds(budget)
+    listener, patience, solver = progress or NullProgress(), seconds(budget), solver.removeprefix(f"{QUESTION}/")
     check(solver, objective)
     if ledger is not None:
         may_book(ledger, objective)
-    solver = solver.removeprefix(f"{QUESTION}/")
     if out is not None:                                                # before hours of work, not after
         may_save(out, [model, data_or_inputs, machine])
     system, notes = system_of(machine)                                 # before the model is captured, which takes longer
     listener.stage("capture")
-    source = read(model, data_or_inputs, train=train, dims=dims, seed=seed)
+    source = read(model, data_or_inputs, train=train, dims=dims, seed=seed, trust=trust)
     graph = source.captured.graph
     system, more = dispatched(system, source.captured)
     listener.note(f"{graph.name}: {len(graph):,} ops on {system.name}")

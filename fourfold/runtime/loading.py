@@ -68,12 +68,12 @@ def load(folder: Path | str, *, trust: Iterable[str] = ()) -> Model:
     Raises ArtefactError for anything damaged, altered or unknown, or that is not trusted. Needs no training code and unpickles nothing.
     """
     root = Path(folder)
-    packages = [trust] if isinstance(trust, str) else list(trust)
+    trusted = Trust(trust)
     manifest = read_manifest(root)
     verify(root, manifest)
     warnings: list[str] = []
     with sound(root):
-        parts = [_load_part(root / spec["name"], spec, warnings, Trust(packages)) for spec in manifest["parts"]]
+        parts = [_load_part(root / spec["name"], spec, warnings, trusted) for spec in manifest["parts"]]
         _apart(parts, manifest)
         gates = []
         if manifest["gates"]:

@@ -7,7 +7,7 @@ dearest, which answers what the others leave.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ import numpy as np
 
 from fourfold.errors import ArtefactError, InputError
 from fourfold.graph import INPUT
+from fourfold.trust import Trust, named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,17 +65,18 @@ class ModelSource:
 
 
 def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str, int] | None = None, seed: int = 0,
-         gradient: str = "passes") -> ModelSource:
+         gradient: str = "passes", trust: Iterable[str] = ()) -> ModelSource:
     """Capture `model` (all that `fourfold.frontends.capture.capture` takes, or an artefact's folder) on `data`: example inputs (a tensor, a tuple,
     a mapping), an .npz file of them, or data as `optimize` reads it, of which the first batch is taken. None: inputs of the model's configuration,
     in the sizes of `dims`; of an artefact those that its manifest keeps. `gradient`: how the backward pass is made, "passes" or "recorded".
+    `trust`: packages whose code an artefact may run, as in `runtime.loading.load`; what `model` and `data` name themselves is the user's own.
 
-    Raises InputError, ModelError or MissingExtra in words.
+    Raises InputError, ModelError or MissingExtra in words, ArtefactError where an artefact is damaged or not trusted.
     """
     from fourfold.frontends.capture import capture
 
     if is_artefact(model):
-        return _read_artefact(Path(model), data, train, dict(dims or {}), seed, gradient)
+        return _read_artefact(Path(model), data, train, dict(dims or {}), seed, gradient, trust)
     sizes, told = dict(dims or {}), {}
     if isinstance(data, str | Path):
         told = {"file": str(data), "path": str(Path(data).resolve()), "sha256": _file_hash(Path(data))}
@@ -98,7 +100,8 @@ def is_artefact(model: object) -> bool:
     return isinstance(model, str | Path) and (Path(model) / "manifest.json").is_file() and not (Path(model) / "config.json").is_file()
 
 
-def _read_artefact(folder: Path, data: object, train: bool, dims: dict[str, int], seed: int, gradient: str) -> ModelSource:
+def _read_artefact(folder: Path, data: object, train: bool, dims: dict[str, int], seed: int, gradient: str,
+                   trust: Iterable[str]) -> ModelSource:
     """The network of an artefact's last part, captured; `data` and `dims` as of `read`, "batch" and "length" (or "sequence") of the kept batch.
 
     Raises InputError where it holds no network, ArtefactError as `runtime.loading.load` does.
@@ -109,7 +112,7 @@ def _read_artefact(folder: Path, data: object, train: bool, dims: dict[str, int]
     from fourfold.frontends.subject import Subject
     from fourfold.runtime.loading import load
 
-    model = load(folder)
+    model = load(folder, trust=trust)
     networks = [(part, part.module) for part in model.assembly.parts if part.words is None and part.module is not None]
     if not networks:
         raise InputError(f"{folder} holds no network that PyTorch can run, so there is no program to plan.",
@@ -146,29 +149,41 @@ def _sized(signature: Any, dims: dict[str, int]) -> dict[str, np.ndarray]:
     return found
 
 
-def recapture(plan: Recorded, model: Any = None, inputs: Any = None) -> Captured:
+def recapture(plan: Recorded, model: Any = None, inputs: Any = None, trust: Iterable[str] = ()) -> Captured:
     """The program that `plan` was made for, captured again from its own reference, or from `model` where the plan was made of an object in memory.
 
-    Raises ArtefactError where what is captured now has another graph, InputError where there is no reference and no `model`, and what `read` raises.
+    trust: packages whose code the plan may run because it names it (a factory of the model or of the data), or the artefact that it names does.
+    Raises ArtefactError where that is not trusted, or what is captured now has another graph, InputError where there is no reference and no `model`,
+    and what `read` raises.
     """
+    trusted = Trust(trust)
     if model is None:
         if plan.model.get("kind") in (None, "object"):
             raise InputError(f"The plan was made of an object in memory ({plan.model.get('ref')}).", "Give the model itself.")
         model = plan.model["ref"]
         if plan.model.get("path") and not Path(model).exists() and Path(plan.model["path"]).exists():
             model = plan.model["path"]
+        _may_run(model, trusted)
     how = plan.capture
     sizes = how.get("dims") if inputs is None else None                 # given inputs have their own
     if inputs is None and how.get("file"):
         inputs = how["file"] if Path(how["file"]).exists() else how["path"]
+        _may_run(inputs, trusted)
         if Path(inputs).exists() and how.get("sha256") not in (None, _file_hash(Path(inputs))):
             raise ArtefactError(f"{inputs} is not the file that the plan was made with.", "Make the plan again: fourfold plan MODEL --out DIR")
     gradient = str(how.get("gradient", "recorded"))                     # before it was said, it was recorded
-    found = read(model, inputs, train=bool(how.get("train")), dims=sizes, seed=int(how.get("seed", 0)), gradient=gradient).captured
+    found = read(model, inputs, train=bool(how.get("train")), dims=sizes, seed=int(how.get("seed", 0)), gradient=gradient,
+                 trust=trusted.packages).captured
     if found.graph.hash != plan.graph.hash:
         raise ArtefactError(f"{_words(model)} is not the program that the plan is for: {differs(plan.graph, found.graph)}.",
                             "Give the same model and inputs, or make the plan again.")
     return found
+
+
+def _may_run(ref: object, trust: Trust) -> None:
+    """Raises ArtefactError where a plan names a factory, and its package is not trusted."""
+    if named(ref):
+        trust.called(str(ref).removeprefix("jax:"), "plan")
 
 
 def differs(planned: Any, found: Any) -> str:

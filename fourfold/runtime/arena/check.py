@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,17 +113,19 @@ class ArenaCheck:
                              "equal": o.equal} for o in self.outputs], "notes": list(self.notes)}
 
 
-def check(plan: MemoryPlan | str | Path, *, model: Any = None, inputs: Any = None, repeat: int = 15, seed: int = 0) -> ArenaCheck:
+def check(plan: MemoryPlan | str | Path, *, model: Any = None, inputs: Any = None, repeat: int = 15, seed: int = 0,
+          trust: Iterable[str] = ()) -> ArenaCheck:
     """Carry out a plan of memory (or the one in a folder) in one arena, and compare. `repeat` runs are timed, in turns with eager ones.
 
     The model is captured again from the plan's own reference, or is `model` (all that can be captured, or what was captured). Random ops draw by
-    `seed`, alike in both. Raises ArtefactError where the model is no longer the one that was planned for, InputError where nothing here can run it.
+    `seed`, alike in both. Raises ArtefactError where the model is no longer the one that was planned for, or names code of a package that is not in
+    `trust`; InputError where nothing here can run it.
     """
     found = plan if isinstance(plan, MemoryPlan) else MemoryPlan.load(plan)
     if not found.nodes.measured:
         raise InputError("The plan was made for another machine or for JAX, and nothing here runs it in one arena.",
                          "Plan it on this machine, from a torch module or an .onnx file: fourfold plan MODEL --memory 4MiB")
-    captured = model if isinstance(model, Captured) else recapture(found, model, inputs)
+    captured = model if isinstance(model, Captured) else recapture(found, model, inputs, trust)
     given = inputs_of(captured) if inputs is None or isinstance(inputs, str | Path) else inputs
     program = ready(captured)
     arena, eager = arena_of(found, program, given, seed=seed), Eager(program, given, seed)

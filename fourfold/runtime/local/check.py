@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,14 +55,14 @@ class Check:
 
 
 def check(plan: Plan | str | Path, *, model: object = None, inputs: Any = None, repeat: int = 9, engines: Mapping[str, str] | str | None = None,
-          folder: Path | None = None) -> Check:
+          folder: Path | None = None, trust: Iterable[str] = ()) -> Check:
     """Carry out a plan (or the one in a folder) and compare: outputs with the original program's, node by node; what was predicted with what was
     measured.
 
     The model is captured again from the plan's own reference, or is `model` (all that can be captured, or what was captured). Raises as `execute`
-    does, and ArtefactError where the model is no longer the one that was planned for.
+    does, and ArtefactError where the model is no longer the one that was planned for, or names code of a package that is not in `trust`.
     """
-    plan, captured = opened(plan, model, inputs)
+    plan, captured = opened(plan, model, inputs, trust)
     given = inputs_of(captured) if inputs is None or isinstance(inputs, str | Path) else inputs
     first = Local(plan, captured.program, given, engines=engines)
     plain = all(engine == "eager" for engine in first.engines.values())
@@ -94,14 +94,15 @@ def _unfused(plan: Plan, done: Execution) -> float:
     return float(alone.tasks.seconds[:, done.regions[0].device].sum() if done.placement == ONE else alone.timeline().makespan)
 
 
-def opened(plan: Plan | str | Path, model: object = None, inputs: Any = None) -> tuple[Plan, Captured]:
-    """The plan, and its program captured again. The machine is compared first, since capturing takes long."""
+def opened(plan: Plan | str | Path, model: object = None, inputs: Any = None, trust: Iterable[str] = ()) -> tuple[Plan, Captured]:
+    """The plan, and its program captured again (`trust`: see `runtime.source.recapture`). The machine is compared first, since capturing takes
+    long."""
     from fourfold.plans import Plan as Plans
     from fourfold.runtime.source import recapture
 
     found = plan if isinstance(plan, Plans) else Plans.load(plan)
     local(found)
-    return found, model if isinstance(model, Captured) else recapture(found, model, inputs)
+    return found, model if isinstance(model, Captured) else recapture(found, model, inputs, trust)
 
 
 def inputs_of(captured: Captured, seed: int = 0) -> Any:
