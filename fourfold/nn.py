@@ -10,6 +10,8 @@ from typing import Any
 
 _HOMES: dict[str, str] = {
     "SoftmaxCore": "structure.cores",
+    "SparseMLP": "rewrites.route.sparse_mlp",
+    "TopK": "rewrites.route.sparse_mlp",
 }                                                                      # public name → the module that holds it; one line a name
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,7 +1,7 @@
 """Sparse MLP activations: few hidden units of a token are not zero, and decoding reads the weights of those alone.
 
     ReLU-fication   h = relu(x W₁ + b₁), gated h = relu(x W_g) ⊙ (x W₁)          Mirzadeh et al. 2023, §4
-    Top-k           h keeps the k units of largest magnitude of a token           Li et al. 2022 ("lazy neuron"), §4
+    Top-k           h keeps the k units of largest magnitude of a token           Li et al. 2023 ("lazy neuron"), §4
     both            y = h W₂ + b₂ = b₂ + Σ over h_j ≠ 0 of h_j · W₂[j]
 
 A gated MLP (SwiGLU) chooses by its gate, as CATS does (Lee et al. 2024), so that the rows of W₁ of units that are zero are skipped as well. W₂ is
@@ -48,7 +48,7 @@ class TopK(nn.Module):
     `k`: entries (an int ≥ 1; k ≥ H keeps all), or a share of H (a float in (0, 1], rounded up). Exactly k positions are kept, whichever of equal
     ones; of an input with fewer non-zeros all stay. Gradients pass unchanged through what is kept and are zero elsewhere. NaN counts as largest, so
     it is never dropped. `approximate`: outside of training what exceeds `threshold` in magnitude is kept, which needs no sorting and keeps k on
-    average; `calibrate` sets it. Source: Li et al. 2022, §4. Raises InputError for another k or a tensor of integers.
+    average; `calibrate` sets it. Source: Li et al. 2023, §4. Raises InputError for another k or a tensor of integers.
     """
 
     threshold: Tensor
@@ -92,7 +92,7 @@ class TopK(nn.Module):
 
 
 @dataclass(frozen=True)
-class Raced:
+class DecodeRace:
     """What a race of a layer said: `way` of `WAYS` for calls of `rows` rows; wall and processor time of the chosen way relative to torch's (1.0:
     torch's own); the `share` of units that were active in some row."""
 
@@ -110,7 +110,8 @@ class SparseMLP(nn.Module):
     [hidden, width], a row a unit. `decode`: "auto" races the ways at the first call of each number of rows ≤ 4 in which no gradients are asked for
     (in eval mode, float32, CPU, not compiled or exported, no hooks on its parts), and skips units only where that takes less processor time beyond
     doubt and no more wall time; "dense", "sparse" or "screened" settle it. Where a weight of an inactive unit is infinite or NaN, skipping gives a
-    number and torch NaN. Sources: Li et al. 2022; Mirzadeh et al. 2023. Raises InputError for sizes, names or k that cannot be.
+    number and torch NaN. `forget` makes it race and read its weights anew, which weights written through `.data` need. Sources: Li et al. 2023;
+    Mirzadeh et al. 2023. Raises InputError for sizes, names or k that cannot be.
     """
 
     down_bias: nn.Parameter | None
@@ -201,11 +202,15 @@ class SparseMLP(nn.Module):
                                                                          for w in weights)
                 and not any(part._forward_hooks or part._forward_pre_hooks for part in self.children()))
 
-    def races(self) -> dict[int, Raced]:
+    def races(self) -> dict[int, DecodeRace]:
         """What was raced so far, by number of rows."""
         return dict(_memory(self)["races"])
 
-    def _raced(self, rows: Tensor) -> Raced:
+    def forget(self) -> None:
+        """Race anew at the next call, and read the weights anew."""
+        _CACHES.pop(self, None)
+
+    def _raced(self, rows: Tensor) -> DecodeRace:
         found = _memory(self)["races"]
         if len(rows) not in found:
             found[len(rows)] = race_ways(self, rows)
@@ -230,7 +235,7 @@ def _memory(layer: SparseMLP) -> dict[str, Any]:
     return _CACHES.setdefault(layer, {"races": {}})
 
 
-def race_ways(layer: SparseMLP, rows: Tensor, *, rounds: int = 9, min_time: float = 0.002) -> Raced:
+def race_ways(layer: SparseMLP, rows: Tensor, *, rounds: int = 9, min_time: float = 0.002) -> DecodeRace:
     """Race the ways of computing `layer` on `rows` float32 [B ≤ 4, width], interleaved, by the rule of `measure.race`. A way that is not faster than
     torch's in processor time beyond doubt, or is slower by the wall clock, is not taken."""
     from fourfold.measure.race import race
@@ -243,7 +248,7 @@ def race_ways(layer: SparseMLP, rows: Tensor, *, rounds: int = 9, min_time: floa
     found = race(runners, baseline="dense", rounds=rounds, min_time=min_time)
     good = [way for way in ways if way != "dense" and found[way].faster("cpu") and found[way].wall.verdict <= 0]
     best = min(good, key=lambda way: found[way].cpu.value, default="dense")
-    return Raced(len(rows), best, found[best].wall.value, found[best].cpu.value, first.units / layer.hidden)
+    return DecodeRace(len(rows), best, found[best].wall.value, found[best].cpu.value, first.units / layer.hidden)
 
 
 class _Decoder:
@@ -327,20 +332,20 @@ def _sketch(layer: SparseMLP, linear: nn.Linear) -> tuple[np.ndarray, ...]:
     from fourfold.rewrites.route._sparse_kernels import sketch
 
     weight = linear.weight
-    key = (weight.data_ptr(), None if weight.is_inference() else weight._version)
+    version = None if weight.is_inference() else weight._version
     held = _memory(layer).get("sketch")
-    if held is None or held[0] != key:
-        made = (np.empty(weight.shape, np.int8), *(np.empty(len(weight), np.float32) for _ in range(3)))
-        sketch(_array(weight), *made)
-        held = _memory(layer)["sketch"] = (key, made)
-    return held[1]
+    if held is None or held[0].data_ptr() != weight.data_ptr() or held[1] != version:
+        codes, (scale, error, norm) = np.empty(weight.shape, np.int8), np.empty((3, len(weight)), np.float32)
+        sketch(_array(weight), codes, scale, error, norm)
+        held = _memory(layer)["sketch"] = (weight.detach(), version, (codes, scale, error, norm))  # held, so that its address is nobody else's
+    return held[2]
 
 
 class SparseActivations(Rewrite):
-    """ReLU-fication (Mirzadeh et al. 2023) and Top-k activations (Li et al. 2022) of MLPs, with a decoding path that skips what is zero."""
+    """ReLU-fication (Mirzadeh et al. 2023) and Top-k activations (Li et al. 2023) of MLPs, with a decoding path that skips what is zero."""
 
     title = "MLPs whose hidden units are mostly zero: ReLU or Top-k, skipped in decoding"
-    cites = ("li2022lazy", "mirzadeh2023", "liu2023dejavu", "lee2024cats")
+    cites = ("li2023lazy", "mirzadeh2023", "lee2024cats")
     needs = ("torch", "numba")
     edits = ("sparse_mlp",)
     step = "MLPs with few active units"
@@ -355,8 +360,10 @@ class SparseActivations(Rewrite):
         """One student, where a call of one example is at most four rows to an MLP wide enough that reading its weights is what takes time."""
         if context.call is None:
             return
+        from fourfold.structure.sites import sites
+
         try:
-            found = context.sites()
+            found = sites(context.subject.module, context.call)
         except ModelError:
             return
         wide = [site for site in found.mlps if site.width * site.hidden >= _WIDE and _replaceable(site) and not site.causal]
@@ -417,7 +424,7 @@ def _conversion(site: MLPSite, to: str) -> Conversion:
     becomes = "relu" if to == "relu-mlp" and site.function not in _ZERO_BELOW else site.function
     k = max(1, round(SHARE * site.hidden)) if to == "topk-mlp" else None
     exact = becomes == site.function and (k is None or k >= site.hidden)
-    note = f"{site.function} stays" if becomes == site.function else f"{site.function} becomes {becomes}"
+    note = f"The activation {site.function} " + ("stays" if becomes == site.function else f"becomes {becomes}")
     note += "" if k is None else f", the {k:,} units of largest magnitude of {site.hidden:,} are kept"
     if site.gate:
         note += ", chosen by the gate" if k is not None else ", at the gate"
