@@ -115,7 +115,7 @@ class Outcome:
 
 @dataclass
 class Contender:
-    """A pair of engine and precision that is ready to run; sessions are opened once per thread count."""
+    """A pair of engine and precision that is ready to run; sessions are opened once per thread count. `call`: rows that come at once (None: all)."""
 
     engine: type[Engine]
     precision: str
@@ -127,6 +127,7 @@ class Contender:
     noise: float = 0.0
     prepared: float = 0.0
     sessions: dict[int, Session] = field(default_factory=dict)
+    call: int | None = None
 
     def session(self, threads: int) -> Session:
         if threads not in self.sessions:
@@ -135,8 +136,10 @@ class Contender:
         return self.sessions[threads]
 
     def runner(self, choice: EngineChoice) -> Callable[[], None]:
-        """One pass over the examples in this configuration, collation included."""
-        session, batches = self.session(choice.threads), self.data.batches(choice.batch, choice.bucket)
+        """One pass over the examples in this configuration, collation included; batches are made within each call."""
+        session, order = self.session(choice.threads), np.random.default_rng(0).permutation(len(self.data))
+        calls = [np.arange(len(self.data))] if self.call is None else np.array_split(order, max(1, round(len(order) / self.call)))
+        batches = [rows[index] for rows in calls for index in self.data.take(rows).batches(choice.batch, choice.bucket)]
 
         def run() -> None:
             for index in batches:
@@ -171,13 +174,15 @@ def race_model(
     accept: Callable[[Session, EngineChoice], str | None] | None = None,
     folder: Path | None = None,
     seed: int = 0,
+    call: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Find the cheapest way to run `module` on this machine.
 
     `objective`: "energy" (processor time per example), "latency" (wall time of single examples) or "memory" (bytes of weights). `reference` is the
     original whose best fp32 configuration every ratio is to (default: `module` itself), with its own rows in `reference_examples` where its inputs
-    differ. `calibration` sets int8 ranges (default: `examples`). `accept` may reject a ready session for the caller's reasons, in words.
+    differ. `call`: rows that a service gets at once, within which batches are made; None: all. `calibration` sets int8 ranges (default: `examples`).
+    `accept` may reject a ready session for the caller's reasons, in words.
     Engine files are left in `folder` (a new temporary one by default). Raises `InputError` for an unknown objective, engine or precision.
     """
     from fourfold.host import here
@@ -205,9 +210,9 @@ def race_model(
         each = price(base.session(counts[0]), [theirs.collate(index) for index in theirs.batches(32, True, seed)[:6]], base.signature)
         course.each = each
         rows = representative(len(examples), each, course.left(), objective, seed)
-        base.data = theirs.take(rows)
+        base.data, base.call = theirs.take(rows), call
         for contender in contenders.values():
-            contender.data = examples.take(rows)
+            contender.data, contender.call = examples.take(rows), call
         best, result, table = course.run(contenders, first)
     finally:
         for contender in [base, *contenders.values()]:
