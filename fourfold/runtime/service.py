@@ -29,7 +29,9 @@ ORIGINAL = "original"
 CALLS = 12  # calls that the rows are dealt into where there are enough of them
 MOST_ROWS = 256  # rows of one call
 ALONE = 0.1  # seconds that a runner has the machine to itself before another takes its turn
-PROCESS = 0.02  # relative standard deviation of a ratio from one process to the next on one host; benchmarks/verify.py measures it
+# Standard deviation of a ratio from one process to the next on one host: relative, and of the fixed cost of a call in seconds, which memory and
+# modules lying elsewhere make another (never more than so much of the call). benchmarks/verify.py measures both.
+PROCESS, FIXED, MOST_FIXED = 0.02, 1.5e-4, 0.05
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,8 @@ def ratio(
     count = len(ours)
     logs = resampled(lambda a, b: np.log(np.maximum(a.sum(1), 1e-12) / np.maximum(b.sum(1), 1e-12)), ours, theirs, seed=seed, resamples=resamples)
     value = max(value + shift, 0.05 * value)
-    error = math.sqrt(float(logs.var()) * count / max(1, count - 1) + PROCESS**2 + (spread / max(value, 1e-12)) ** 2)
+    fixed = [min(MOST_FIXED, FIXED / max(float(seconds.mean()), 1e-12)) for seconds in (ours, theirs)]
+    error = math.sqrt(float(logs.var()) * count / max(1, count - 1) + PROCESS**2 + sum(f**2 for f in fixed) + (spread / max(value, 1e-12)) ** 2)
     at90, at99 = (float(t.ppf(q, max(1, count - 1))) for q in (0.95, 0.995))
     verdict = 0 if count < 3 else -1 if value * math.exp(at99 * error) < 1 else 1 if value * math.exp(-at99 * error) > 1 else 0
     return Ratio(value, value * math.exp(-at90 * error), value * math.exp(at90 * error), verdict)
