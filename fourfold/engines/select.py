@@ -424,7 +424,9 @@ class Field:
             scale = {by: getattr(results[label], by).value for by in ("cpu", "wall")}
             for step in reversed(self.steps[label]):
                 scale = {by: value / getattr(step.results[step.best], by).value for by, value in scale.items()}
-                rest = {option: result for option, result in step.results.items() if option not in (step.best, step.anchor)}
+                # an anchor is a row of its own only where nothing else shows it: the configuration that the baseline's tuning began with
+                shown = (step.best,) if label == BASELINE and step is self.steps[label][0] else (step.best, step.anchor)
+                rest = {option: result for option, result in step.results.items() if option not in shown}
                 chained += [self.row("tuning", label, option, result, contender, scale, False) for option, result in rest.items()]
         for label, result in heats.items():                  # relative to the baseline's best, in which they were run
             contender = self.base if label == BASELINE else contenders[label]
