@@ -210,13 +210,8 @@ def _member(
     tuned = course.tune(base, "stored", start)
     if tuned != start and stand_in is None:
         ways.append(Way("stored, tuned", tuned, base, True))
-    results = race(
-        {way.name: way.contender.runner(way.choice) for way in ways},
-        baseline=ways[0].name,
-        rounds=15,
-        at_least=7,
-        deadline=max(0.8 * course.left(), 2.0),
-    )
+    runners = {way.name: way.contender.runner(way.choice) for way in ways}
+    results = race(runners, baseline=ways[0].name, rounds=15, at_least=7, deadline=max(0.8 * course.left(), 2.0))
     found = Raced(part, stored, stand_in, ways, rejected)
     for way in ways:
         way.result = results[way.name]
