@@ -9,9 +9,15 @@ from importlib import import_module
 from typing import Any
 
 _HOMES: dict[str, str] = {
+    "DenseMLP": "rewrites.route._experts",
+    "ExpertChoice": "rewrites.route.expert_choice",
     "SoftmaxCore": "structure.cores",
     "SparseMLP": "rewrites.route.sparse_mlp",
     "TopK": "rewrites.route.sparse_mlp",
+    "TopTwo": "rewrites.route.top_two",
+    "loads": "rewrites.route._routed",
+    "routing_loss": "rewrites.route._routed",
+    "use_experts": "rewrites.route._registered",
 }                                                                      # public name → the module that holds it; one line a name
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fourfold.errors import ModelError
+from fourfold.recipe import Recipe, apply
 from fourfold.rewrites.route._experts import DenseMLP, Experts, PlacedExperts, clusters
 from fourfold.rewrites.route._grouped import grouped_linear
 from fourfold.rewrites.route._registered import use_experts
 from fourfold.rewrites.route._routed import Capacity, RoutedMLP, loads, routing_loss
-from fourfold.rewrites.route.expert_choice import ExpertChoice
-from fourfold.rewrites.route.top_two import TopTwo
+from fourfold.rewrites.route.expert_choice import ExpertChoice, ExpertChoiceRouting
+from fourfold.rewrites.route.top_two import TopTwo, TopTwoRouting
+from fourfold.structure.sites import sites
 
 D, F, E = 16, 24, 4
 Maker = Callable[..., RoutedMLP]
@@ -72,7 +74,8 @@ def test_gradients_of_the_kernel_whatever_the_strides_of_what_comes_in(biased: b
     f32 = [t.detach().float().requires_grad_() for t in (rows, weight)]
     grouped_linear(f32[0], f32[1], None if given_bias is None else given_bias.detach().float(), ends).sum().backward()  # an expanded gradient
     assert all(t.grad is not None and torch.isfinite(t.grad).all() for t in f32)
-    assert torch.equal(f32[0].grad[5], torch.zeros(4)) and torch.equal(f32[1].grad[1], torch.zeros(8, 4)), "nobody's row, nobody's expert"
+    rows, weight = (t.grad for t in f32 if t.grad is not None)
+    assert torch.equal(rows[5], torch.zeros(4)) and torch.equal(weight[1], torch.zeros(8, 4)), "nobody's row, nobody's expert"
 
 
 # --- capacity --------------------------------------------------------------------------------------------------------------------------------------
@@ -212,8 +215,10 @@ def test_half_precision_routes_in_float32(name: str, dtype: torch.dtype) -> None
     got = layer(x)
     assert got.dtype == dtype and torch.allclose(got.float(), copy.deepcopy(layer).float()(x.float()), atol=0.03)
     assert torch.isfinite(layer(200 * x)).all(), "logits of thousands are no matter"
+    plain = made(name)(tokens(2, 12))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.allclose(made(name)(tokens(2, 12)).float(), made(name)(tokens(2, 12)), atol=0.05)
+        cast = made(name)(tokens(2, 12))
+    assert cast.dtype == torch.bfloat16 and torch.allclose(cast.float(), plain, atol=0.05)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -224,7 +229,7 @@ def test_state_goes_round_and_a_trained_layer_is_copied(name: str) -> None:
     layer.train().attach = False
     layer(tokens(2, 12)).sum().backward()
     twin = copy.deepcopy(layer)
-    assert twin.routing is not None and twin.routing.loss is None and torch.equal(twin.eval()(tokens(2, 12)), layer.eval()(tokens(2, 12)))
+    assert layer.routing is not None and twin.routing is None and torch.equal(twin.eval()(tokens(2, 12)), layer.eval()(tokens(2, 12)))
 
 
 @pytest.mark.parametrize("name", ["expert choice", "top two"])
@@ -466,3 +471,88 @@ def test_models_of_transformers_run_their_experts_by_our_kernel(make: Callable[[
 def test_a_model_without_experts_is_told_so() -> None:
     with pytest.raises(ModelError, match="no experts"):
         use_experts(nn.Linear(2, 2))
+
+
+# --- in a model ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def bert() -> nn.Module:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(
+        vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=40,
+    )).eval()  # fmt: skip
+
+
+def llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=120, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=40,
+    )).eval()  # fmt: skip
+
+
+IDS = torch.randint(5, 120, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+def call(model: Any) -> Tensor:
+    return model(input_ids=IDS).logits                                 # type: ignore[no-any-return]
+
+
+def converted(model: nn.Module, technique: Any, to: str, **changed: Any) -> nn.Module:
+    made = technique().conversions(sites(model, call), to)
+    return apply(copy.deepcopy(model), Recipe(tuple({**edit, **changed} for one in made for edit in one.edits))).eval()
+
+
+@pytest.mark.parametrize(("technique", "to"), [(ExpertChoiceRouting, "expert-choice"), (TopTwoRouting, "top-two")])
+def test_a_converted_encoder_answers_the_same_whatever_it_is_padded_to(technique: Any, to: str) -> None:
+    model: Any = converted(bert(), technique, to)
+    assert len(loads(model)) == 0 and sum(isinstance(m, RoutedMLP) for m in model.modules()) == 2
+    ids, mask = torch.nn.functional.pad(IDS, (0, 5)), torch.nn.functional.pad(torch.ones_like(IDS), (0, 5))
+    with torch.no_grad():
+        assert torch.allclose(model(input_ids=ids, attention_mask=mask).logits, call(model), atol=1e-5)
+        assert [int(load.tokens) for load in loads(model).values()] == [36, 36]
+        model(ids, mask)                                               # the mask may stand by position
+        assert all(not load.served.view(3, 17)[:, 12:].any() for load in loads(model).values())
+    assert model.padding_mask.keep is None, "forgotten after the call"
+    with pytest.raises(RuntimeError):
+        model(ids, mask, torch.zeros(1, 99))
+    assert model.padding_mask.keep is None, "even where it raised"
+
+
+def test_all_experts_or_copies_leave_the_model_as_it_was() -> None:
+    for make in (bert, llama):
+        model, before = make(), call(make())
+        assert torch.allclose(call(converted(model, TopTwoRouting, "top-two", how="copies")), before, atol=1e-4)
+        assert torch.allclose(call(converted(model, TopTwoRouting, "top-two", experts=2)), before, atol=1e-4)
+    assert torch.allclose(call(converted(bert(), ExpertChoiceRouting, "expert-choice", capacity_factor=8.0)), call(bert()), atol=1e-4)
+
+
+def test_a_decoder_is_refused_for_expert_choice_and_stays_causal_with_top_two() -> None:
+    model = llama()
+    with pytest.raises(ModelError, match="reads the future"):
+        ExpertChoiceRouting().conversions(sites(model, call), "expert-choice")
+    assert "left to right" in str(ExpertChoiceRouting().declines(model)) and TopTwoRouting().declines(model) is None
+    routed: Any = converted(model, TopTwoRouting, "top-two")
+    for prefix in (1, 5, 9):
+        other = IDS.clone()
+        other[:, prefix:] = (other[:, prefix:] + 7) % 120
+        with torch.no_grad():
+            assert torch.allclose(routed(other).logits[:, :prefix], routed(IDS).logits[:, :prefix], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("technique", "to"), [(ExpertChoiceRouting, "expert-choice"), (TopTwoRouting, "top-two")])
+def test_a_converted_encoder_goes_to_onnx_and_back(technique: Any, to: str, tmp_path: Any) -> None:
+    import onnxruntime
+
+    model: Any = converted(bert(), technique, to)
+    mask = (torch.arange(12) < torch.tensor([[12], [7], [9]])).long()
+    with torch.no_grad():
+        wanted = model(input_ids=IDS, attention_mask=mask).logits
+        torch.onnx.export(model, (), tmp_path / "it.onnx", kwargs={"input_ids": IDS, "attention_mask": mask}, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "it.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input_ids": IDS.numpy(), "attention_mask": mask.numpy()})
+    assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-4)

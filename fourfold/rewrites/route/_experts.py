@@ -25,7 +25,7 @@ from fourfold.rewrites.route._grouped import grouped_linear
 from fourfold.structure.cores import ACTIVATIONS
 
 Place = str | torch.device | Callable[["Experts"], Callable[[Tensor, Tensor], Tensor]]
-"""A device; or what takes a shard away (to another process, another host) and answers rows [S, D] sorted by expert, ends int64 [E] with rows [S, D]."""
+"""A device; or what takes a shard away (to another process, another host): a function of rows [S, D] sorted by expert and ends int64 [E] → [S, D]."""
 
 
 class NamedActivation(nn.Module):
@@ -92,8 +92,8 @@ def _matrix(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
 class Experts(nn.Module):
     """rows [S, D] sorted by expert, ends int64 [E] → [S, D]; rows past `ends[-1]` answer 0.
 
-    `inner` [E, F, D] ([E, 2F, D] where `gated`: gate above up) and `outer` [E, D, F] hold the weights, `inner_bias` and `outer_bias` [E, ·] the biases
-    (`bias`; `outer_bias` may be absent alone). Computes in the autocast type where autocast is on.
+    `inner` [E, F, D] ([E, 2F, D] where `gated`: gate above up) and `outer` [E, D, F] hold the weights, `inner_bias` and `outer_bias` [E, ·] the
+    biases (`bias`; `outer_bias` may be absent alone). Computes in the autocast type where autocast is on.
     """
 
     def __init__(
@@ -134,7 +134,8 @@ class Experts(nn.Module):
     def forward(self, rows: Tensor, ends: Tensor, even: bool = False) -> Tensor:
         rows, weights = self._typed(rows)
         inner, inner_bias, outer, outer_bias = weights
-        return grouped_linear(self._act(grouped_linear(rows, cast(Tensor, inner), inner_bias, ends, even)), cast(Tensor, outer), outer_bias, ends, even)
+        hidden = self._act(grouped_linear(rows, cast(Tensor, inner), inner_bias, ends, even))
+        return grouped_linear(hidden, cast(Tensor, outer), outer_bias, ends, even)
 
     def everyone(self, x: Tensor) -> Tensor:
         """All experts on all tokens, x [N, D] → [E, N, D]: E / c times the work. What sums are checked against, and what an export writes."""

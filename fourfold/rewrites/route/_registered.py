@@ -1,7 +1,7 @@
 """Our kernel as an experts implementation of transformers (5 and later): Mixtral, Qwen-MoE and their like run their experts by it.
 
-transformers keeps the experts of a layer as one module with stacked weights and asks a registry, by the configuration's `experts_implementation`, how to
-compute them. Ours sorts the rows by expert once and multiplies each expert's rows alone, with its bias, by `_grouped.grouped_linear`.
+transformers keeps the experts of a layer as one module with stacked weights and asks a registry, by the configuration's `experts_implementation`, how
+to compute them. Ours sorts the rows by expert once and multiplies each expert's rows alone, with its bias, by `_grouped.grouped_linear`.
 """
 
 from __future__ import annotations

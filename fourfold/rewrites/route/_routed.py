@@ -2,18 +2,18 @@
 
 Shapes: G groups of n tokens, N = G·n, E experts, D width; c, the capacity factor, is the mean number of experts per token.
 
-The router multiplies in float32 whatever the type of the tokens. Gates weigh the experts' answers in one of three ways: "softmax", the router's
-probabilities as they are (Zhou et al. 2022, §3); "normalised", so that those of a token's experts sum to one (Lepikhin et al. 2021, §2.2; what copies
-of a dense MLP need); "ones", each 1, with the gradient of E times the probability (what shares of a dense MLP need: all of them together are the MLP).
+The router multiplies in float32 whatever the type of the tokens. Gates weigh the experts' answers in one of three ways. "softmax": the router's
+probabilities as they are (Zhou et al. 2022, §3). "normalised": those of a token's experts sum to one (Lepikhin et al. 2021, §2.2), which copies of a
+dense MLP need. "ones": each is 1 and has the gradient of E times the probability, which shares of a dense MLP need: all of them together are the MLP.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fourfold.errors import ModelError
 from fourfold.rewrites.route._experts import DenseMLP, Experts, Place, PlacedExperts, copies, split
+from fourfold.structure.cores import PaddingMask
 
 Gates = Literal["softmax", "normalised", "ones"]
 Group = Literal["sequence", "batch"]
@@ -40,7 +41,8 @@ class Capacity:
     def __post_init__(self) -> None:
         if not 0 < self.factor <= self.experts:
             raise ModelError(
-                f"capacity factor {self.factor} for {self.experts} experts", f"It is the mean number of experts per token: over 0, up to {self.experts}."
+                f"capacity factor {self.factor} for {self.experts} experts",
+                f"It is the mean number of experts per token: over 0, up to {self.experts}.",
             )
 
     @classmethod
@@ -65,8 +67,8 @@ class Capacity:
 
 @dataclass
 class Assignment:
-    """Which rows the experts compute: `token` [S] (index into N), sorted by expert up to `ends` [E], nobody's after that; `gate` [S], 0 where nobody's.
-    `even`: all experts have S / E rows. `wanted`: rows that were asked for before capacity, None where it is those that are there."""
+    """Which rows the experts compute: `token` [S] (index into N), sorted by expert up to `ends` [E], nobody's after that; `gate` [S], 0 where
+    nobody's. `even`: all experts have S / E rows. `wanted`: rows asked for before capacity, None where it is those that are there."""
 
     token: Tensor
     ends: Tensor
@@ -76,8 +78,8 @@ class Assignment:
 
 
 class Routing:
-    """What the last call did. `counts` int64 [E]: tokens of each expert; `served` int64 [N]: experts of each token (0 for masked ones); `tokens`: those
-    that were not masked; `dropped`: choices that found no room; `loss`: auxiliary losses, with their gradient, where the layer does not attach them."""
+    """What the last call did. `counts` int64 [E]: tokens of each expert; `served` int64 [N]: experts of each token (0 for masked ones); `tokens`:
+    those that were not masked; `dropped`: choices that found no room; `loss`: auxiliary losses with their gradient, where not attached."""
 
     def __init__(self, counts: Tensor, served: Tensor, tokens: Tensor, dropped: Tensor, loss: Tensor | None) -> None:
         self.counts, self.served, self.tokens, self.dropped, self.loss = counts, served, tokens, dropped, loss
@@ -93,34 +95,8 @@ class Routing:
         kinds, many = torch.unique(self.served, return_counts=True)
         return dict(zip(kinds.tolist(), many.tolist(), strict=True))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
-        return Routing(self.counts, self.served, self.tokens, self.dropped, None)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "loss": None}
-
-
-class Padding:
-    """The padding mask of the call that runs, for layers that are not handed one: what a converted model's root hears, its layers read."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.keep: Tensor | None = None
-        names = list(inspect.signature(root.forward).parameters)
-        self.at = {name: names.index(name) for name in ("attention_mask", "src_key_padding_mask") if name in names}
-        root.register_forward_pre_hook(self.hear, with_kwargs=True)
-        root.register_forward_hook(self.forget, always_call=True)
-
-    def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook of the root: `attention_mask` [B, T] (1: a token) or `src_key_padding_mask` [B, T] (True: padding)."""
-        self.keep = None
-        for name, at in self.at.items():
-            given = kwargs.get(name, args[at] if at < len(args) else None)
-            if isinstance(given, Tensor) and given.ndim == 2 and not given.is_floating_point():
-                self.keep = ~given.bool() if name == "src_key_padding_mask" else given.bool()
-
-    def forget(self, module: nn.Module, args: Any, output: Any) -> None:
-        """A forward hook of the root, called whatever happens."""
-        self.keep = None
+_ROUTINGS: WeakKeyDictionary[nn.Module, Routing] = WeakKeyDictionary()   # beside the layers, so that layers are copied and saved without them
 
 
 class RoutedMLP(nn.Module):
@@ -151,8 +127,7 @@ class RoutedMLP(nn.Module):
         )
         self.router = nn.Parameter(torch.empty(experts, width, device=device, dtype=dtype))
         self.bias: nn.Parameter | None = None
-        self.routing: Routing | None = None
-        self.padding: Padding | None = None
+        self.padding: PaddingMask | None = None
         nn.init.normal_(self.router, std=0.02)
 
     @classmethod
@@ -170,6 +145,11 @@ class RoutedMLP(nn.Module):
             router = torch.randn(experts, dense.width, generator=torch.Generator().manual_seed(0)) * 0.02
         made.router = nn.Parameter(router.to(dense.down))
         return made
+
+    @property
+    def routing(self) -> Routing | None:
+        """What the last call did; None before it, and where it was compiled."""
+        return _ROUTINGS.get(self)
 
     def place(self, places: Sequence[Place]) -> Self:
         """Put each expert on a device of its own choice: one place an expert. Returns the layer."""
@@ -220,10 +200,10 @@ class RoutedMLP(nn.Module):
         loss = self.losses(logits, scores, keep) if self.training else None
         if loss is not None and self.attach:
             out = _Attached.apply(out, loss)
-        elif loss is not None and self.routing is None:
-            raise ModelError("losses of a compiled layer cannot be handed out beside its answer", "Leave attach=True under torch.compile.")
         elif loss is not None:
-            self.routing.loss = loss
+            if torch.compiler.is_compiling():
+                raise ModelError("losses of a compiled layer cannot be handed out beside its answer", "Leave attach=True under torch.compile.")
+            _ROUTINGS[self].loss = loss
         return out.reshape(x.shape)
 
     def _sparse(self, flat: Tensor, scores: Tensor, keep: Tensor | None) -> Tensor:
@@ -257,14 +237,13 @@ class RoutedMLP(nn.Module):
 
     def _note(self, found: Assignment, many: int, keep: Tensor | None) -> None:
         if torch.compiler.is_compiling() or exporting():
-            self.routing = None
             return
         with torch.no_grad():
             counts = found.ends.diff(prepend=found.ends.new_zeros(1))
             served = found.token.new_zeros(many).index_add(0, found.token[: int(found.ends[-1])], found.token.new_ones(int(found.ends[-1])))
             tokens = found.ends.new_tensor(many) if keep is None else keep.sum()
             dropped = counts.new_zeros(()) if found.wanted is None else found.wanted - counts.sum()
-        self.routing = Routing(counts, served, tokens, dropped, None)
+        _ROUTINGS[self] = Routing(counts, served, tokens, dropped, None)
 
     def flops(self, tokens: int) -> int:
         """Multiply-adds × 2 of the router and of c experts per token, for `tokens` tokens of one group."""
@@ -298,7 +277,7 @@ def _mean(values: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()
 
 
 def by_expert(expert: Tensor, token: Tensor, gate: Tensor, experts: int, wanted: Tensor | None = None) -> Assignment:

@@ -1,12 +1,12 @@
 """Expert Choice: experts choose their tokens, each equally many, so that load is balanced by construction (Zhou et al. 2022, §3).
 
 S = softmax over experts of X·W_g; of a group of n tokens each expert takes the k = round(c·n / E) with the largest S: `G, I = topk(Sᵀ, k)`, and
-y_t = Σ G[i, j]·expert_i(x_t) over all (i, j) with I[i, j] = t. A token may have no expert (its MLP then adds nothing) or several; there is no auxiliary
-loss.
+y_t = Σ G[i, j]·expert_i(x_t) over all (i, j) with I[i, j] = t. A token may have no expert (its MLP then adds nothing) or several; there is no
+auxiliary loss.
 
-It is not causal: whether a token is chosen depends on the tokens after it. In a decoder the training loss then falls by reading the future, and no such
-future is there when text is generated. So a causal model is refused unless told (`allow_leak`). `threshold` is the causal variant: an expert takes
-the tokens whose score is over a running mean of its k-th best, which was learnt beforehand; load is then balanced in the mean only.
+It is not causal: whether a token is chosen depends on the tokens after it. In a decoder the training loss then falls by reading the future, which is
+not there when text is generated. So a causal model is refused unless told (`allow_leak`). `threshold` is the causal variant: an expert takes the
+tokens whose score is over a running mean of its k-th best, which was learnt beforehand; load is then balanced in the mean only.
 
 Shapes: G groups of n tokens, E experts.
 """
@@ -14,7 +14,7 @@ Shapes: G groups of n tokens, E experts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,10 @@ from fourfold.rewrite import Context, Conversion, Edit, Proposal, Rewrite
 from fourfold.rewrites.route import _converting
 from fourfold.rewrites.route._routed import Assignment, RoutedMLP, by_expert, exporting
 
-LEAK = "with Expert Choice the tokens after a token decide whether an expert takes it, so a causal model reads the future in training and lacks it later"
+if TYPE_CHECKING:
+    from fourfold.structure.sites import Sites
+
+LEAK = "with Expert Choice later tokens decide whether an expert takes a token, so a causal model reads the future in training and lacks it later"
 
 
 class ExpertChoice(RoutedMLP):
@@ -86,7 +89,7 @@ class ExpertChoice(RoutedMLP):
         return by_expert(expert, token, gates[token, expert], scores.shape[2])
 
     def _chosen(self, scores: Tensor, keep: Tensor | None) -> Tensor:
-        chosen = scores >= self.cutoff
+        chosen = scores >= cast(Tensor, self.cutoff)
         return chosen if keep is None else chosen & keep.unsqueeze(-1)
 
     def gate_matrix(self, scores: Tensor, keep: Tensor | None) -> Tensor:
@@ -115,17 +118,13 @@ class ExpertChoiceRouting(Rewrite):
         found = any(isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" for m in model.modules())
         return None if found else f"{type(model).__name__} has no linear layers to make experts of"
 
-    def conversions(self, sites: Any, to: str) -> list[Conversion]:
+    def conversions(self, sites: Sites, to: str) -> list[Conversion]:
         """Every MLP beside which no attention is causal."""
         return _converting.offered(sites, "expert_choice", lambda site: f"{LEAK}; --to top-two does not" if site.causal else None)
 
     def propose(self, context: Context) -> Iterator[Proposal]:
         """All MLPs at once; nothing where none fits."""
-        try:
-            found = self.conversions(context.sites(), "expert-choice")
-        except ModelError:
-            return
-        yield _converting.proposal(context, "expert-choice", found)
+        yield from _converting.proposal(context, "expert-choice", self.conversions)
 
     def apply(self, model: nn.Module, edit: Edit) -> nn.Module:
         return _converting.routed(model, edit, ExpertChoice)

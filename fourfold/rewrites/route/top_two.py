@@ -1,11 +1,12 @@
 """Token-choice routing: each token takes its two best experts, as in GShard (Lepikhin et al. 2021, §2.2) and GLaM (Du et al. 2022).
 
 Gates are the two probabilities, normalised to sum to one. Load is what the router makes of it; an auxiliary loss pulls it towards balance:
-`balance`·E·Σ_i f_i·p_i, with f_i the share of tokens whose first choice is i and p_i its mean probability (Lepikhin et al. 2021, algorithm 1, up to its factor).
+`balance`·E·Σ_i f_i·p_i, with f_i the share of tokens whose first choice is i and p_i its mean probability (Lepikhin et al. 2021, algorithm 1, up to its
+factor).
 
-*Dropless*, as it is unless told otherwise, every choice is computed. With a capacity, choices beyond an expert's room are dropped: "choice" order fills
-all first choices before any second, as GShard does; "token" order fills token by token. In choice order a later token's first choice takes the room of an
-earlier token's second, so it leaks in a causal model; token order does not, at a given length; dropless never does.
+*Dropless*, as it is unless told otherwise, every choice is computed. With a capacity, choices beyond an expert's room are dropped: "choice" order
+fills all first choices before any second, as GShard does; "token" order fills token by token. In choice order a later token's first choice takes the
+room of an earlier token's second, so it leaks in a causal model; token order does not, at a given length; dropless never does.
 
 Shapes: G groups of n tokens, E experts.
 """
@@ -13,7 +14,7 @@ Shapes: G groups of n tokens, E experts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from fourfold.errors import ModelError
 from fourfold.rewrite import Context, Conversion, Edit, Proposal, Rewrite
 from fourfold.rewrites.route import _converting
 from fourfold.rewrites.route._routed import Assignment, RoutedMLP, by_expert
+
+if TYPE_CHECKING:
+    from fourfold.structure.sites import Sites
 
 
 class TopTwo(RoutedMLP):
@@ -115,17 +119,13 @@ class TopTwoRouting(Rewrite):
         found = any(isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" for m in model.modules())
         return None if found else f"{type(model).__name__} has no linear layers to make experts of"
 
-    def conversions(self, sites: Any, to: str) -> list[Conversion]:
+    def conversions(self, sites: Sites, to: str) -> list[Conversion]:
         """Every MLP; dropless, so that a causal model stays causal."""
         return _converting.offered(sites, "top_two", lambda site: None)
 
     def propose(self, context: Context) -> Iterator[Proposal]:
         """All MLPs at once; nothing where none fits."""
-        try:
-            found = self.conversions(context.sites(), "top-two")
-        except ModelError:
-            return
-        yield _converting.proposal(context, "top-two", found)
+        yield from _converting.proposal(context, "top-two", self.conversions)
 
     def apply(self, model: nn.Module, edit: Edit) -> nn.Module:
         return _converting.routed(model, edit, TopTwo)
