@@ -58,7 +58,8 @@ def _refused(site: MLPSite) -> str | None:
 
 
 def proposal(context: Context, name: str, convert: Callable[[Sites, str], list[Conversion]]) -> Iterator[Proposal]:
-    """All conversions at once; nothing where none fits or the model cannot be run here. The cost is counted: what share of the weights outside of tables the MLPs are, and what of them a token still uses."""
+    """All conversions at once; nothing where none fits or the model cannot be run here. The cost is counted: what share of the weights outside of
+    tables the MLPs are, and what of them a token still uses."""
     module: nn.Module = context.subject.module
     try:
         made = convert(sites(module, context.call), name) if context.call else []

@@ -1,8 +1,8 @@
 """One linear layer per expert over rows that are sorted by expert: the kernel under every mixture of experts.
 
 Shapes: S rows, E experts, D width in, F width out. Three ways to do it, chosen by what `benchmarks/layers_experts.py` measured on a CPU: equal shares
-go through one batched product; unequal ones without a bias through `torch.nn.functional.grouped_mm` where it takes the type and the strides; all others
-through one product an expert, which adds the bias on the way.
+go through one batched product; unequal ones without a bias through `torch.nn.functional.grouped_mm` where it takes the type and the strides; all
+others through one product an expert, which adds the bias on the way.
 """
 
 from __future__ import annotations

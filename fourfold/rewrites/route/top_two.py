@@ -1,8 +1,8 @@
 """Token-choice routing: each token takes its two best experts, as in GShard (Lepikhin et al. 2021, §2.2) and GLaM (Du et al. 2022).
 
 Gates are the two probabilities, normalised to sum to one. Load is what the router makes of it; an auxiliary loss pulls it towards balance:
-`balance`·E·Σ_i f_i·p_i, with f_i the share of tokens whose first choice is i and p_i its mean probability (Lepikhin et al. 2021, algorithm 1, up to its
-factor).
+`balance`·E·Σ_i f_i·p_i, with f_i the share of tokens whose first choice is i and p_i its mean probability (Lepikhin et al. 2021, algorithm 1, up to
+its factor).
 
 *Dropless*, as it is unless told otherwise, every choice is computed. With a capacity, choices beyond an expert's room are dropped: "choice" order
 fills all first choices before any second, as GShard does; "token" order fills token by token. In choice order a later token's first choice takes the
