@@ -9,12 +9,18 @@ from importlib import import_module
 from typing import Any
 
 _HOMES: dict[str, str] = {
+    "BoundedFeatures": "rewrites.attend.bounded_features",
     "DenseMLP": "rewrites.route._experts",
     "ExpertChoice": "rewrites.route.expert_choice",
+    "GraphDiffusionMask": "rewrites.attend._masks",
+    "GridMask": "rewrites.attend._masks",
+    "MaskedLinearAttention": "rewrites.attend.masked",
     "SoftmaxCore": "structure.cores",
     "SparseMLP": "rewrites.route.sparse_mlp",
+    "ToeplitzMask": "rewrites.attend._masks",
     "TopK": "rewrites.route.sparse_mlp",
     "TopTwo": "rewrites.route.top_two",
+    "TreeMask": "rewrites.attend._masks",
     "loads": "rewrites.route._routed",
     "routing_loss": "rewrites.route._routed",
     "use_experts": "rewrites.route._registered",

@@ -197,7 +197,8 @@ def test_state_goes_and_comes_back_and_half_precision_is_computed_in_single() ->
 
 @pytest.mark.parametrize("wrong, words", [
     (lambda: MaskedLinearAttention(3, 5, ToeplitzMask(2)), "2 heads"), (lambda: ToeplitzMask(1, 0), "reach of 0"), (lambda: GridMask(0, 4), "0 × 4"),
-    (lambda: TreeMask([0, -1, 1]), "circle"), (lambda: TreeMask([-1, 2, 1]), "circle"), (lambda: TreeMask([-1, -1]), "tree"), (lambda: TreeMask([]), "tree"),
+    (lambda: TreeMask([0, -1, 1]), "circle"), (lambda: TreeMask([-1, 2, 1]), "circle"), (lambda: TreeMask([-1, -1]), "tree"),
+    (lambda: TreeMask([]), "tree"),
     (lambda: TreeMask([-1, 0], weights=[0, np.nan]), "finite"), (lambda: TreeMask([-1, 0], weights=[0, 1], form="table"), "weights"),
     (lambda: GraphDiffusionMask([[0, 5]], 3), "graph of 3"), (lambda: MaskedLinearAttention(H, 5, made("grid"))(*inputs(40)), "48 positions"),
     (lambda: MaskedLinearAttention(H, 5, made("grid"))(*inputs(), is_causal=True), "no order"),
@@ -222,3 +223,43 @@ def test_it_compiles() -> None:
     layer = MaskedLinearAttention(H, 5, made("toeplitz"), 16, short=0).eval()
     q, k, v = inputs()
     assert torch.allclose(torch.compile(layer, backend="aot_eager")(q, k, v, is_causal=True), layer(q, k, v, is_causal=True), atol=1e-5)
+
+
+def test_a_relative_bias_is_handed_over_to_the_mask() -> None:
+    """T5: the converted encoder is, with many features, what it was; its mask holds the table that all its layers share."""
+    from transformers import T5Config, T5EncoderModel
+
+    from fourfold.recipe import Recipe, apply
+    from fourfold.rewrites.attend.masked import MaskedFeatures
+    from fourfold.structure.sites import sites
+
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=H, relative_attention_num_buckets=8,
+                      relative_attention_max_distance=20)  # fmt: skip
+    model = T5EncoderModel(config).eval()
+    for name, parameter in model.named_parameters():
+        if "relative_attention_bias" in name:
+            torch.nn.init.normal_(parameter)
+        elif "SelfAttention.q" in name:
+            torch.nn.init.normal_(parameter, std=0.05)                  # T5's scores are not divided by a root: keep them small
+    ids = torch.randint(0, 60, (2, 30), generator=torch.Generator().manual_seed(0))
+    marks = torch.ones_like(ids)
+    marks[1, 20:] = 0
+
+    def call(model: torch.nn.Module) -> Tensor:
+        return model(input_ids=ids, attention_mask=marks).last_hidden_state
+
+    many = MaskedFeatures().conversions(sites(model, call), "masked-features")
+    edits = [edit | ({"features": 6000} if "features" in edit else {}) for one in many for edit in one.edits]
+    made = apply(copy.deepcopy(model), Recipe(tuple(edits))).eval()
+    cores = [part for part in made.modules() if isinstance(part, MaskedLinearAttention)]
+    assert len(many) == len(cores) == 2 and all(edit["biased"] for edit in edits if edit["kind"] == "masked_features")
+    bias = model.encoder.block[0].layer[0].SelfAttention.compute_bias(30, 30)[0]  # type: ignore[operator, index]
+    for core in cores:
+        matrix = core.mask.dense(30).log()
+        assert torch.allclose(matrix - matrix[:, :1, :1], bias - bias[:, :1, :1], atol=1e-5)
+    before, after = call(model)[marks > 0], call(made)[marks > 0]
+    for core in cores:
+        torch.nn.init.zeros_(core.mask.bias)  # type: ignore[arg-type]
+    without = call(made)[marks > 0]
+    assert (after - before).norm() < 0.1 * before.norm() and (without - before).norm() > 3 * (after - before).norm()

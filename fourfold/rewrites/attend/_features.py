@@ -165,7 +165,8 @@ class RandomFeatures(nn.Module):
 
 
 def _pooled(x: Tensor, y: Tensor, keep: Tensor | None = None) -> Tensor:
-    """φ [B, H]: the mean of |x_i + y_j|² / d over all pairs, from means alone; keys (and queries, where as many) that `keep` leaves out do not count."""
+    """φ [B, H]: the mean of |x_i + y_j|² / d over all pairs, from means alone; keys (and queries, where as many) that `keep` leaves out do not
+    count."""
     def mean(z: Tensor, marks: Tensor | None) -> tuple[Tensor, Tensor]:
         if marks is None:
             return z.square().sum(-1).mean(-1), z.mean(-2)

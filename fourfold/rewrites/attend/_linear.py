@@ -1,8 +1,8 @@
 """Attention by features in linear time: sums over keys are made once and read by every query (Katharopoulos et al. 2020).
 
-A key's weight e^k is never computed by itself: sums are kept as (sums, scale) of true value sums · e^scale, where `scale` is the largest k of the keys
-*so far*, as in the online softmax (Milakov and Gimelshein 2018). Every exponent is then ≤ 0, nothing overflows, and a position depends on no later one,
-not even by rounding. The scale cancels in numerator and denominator, so that no gradient flows through it.
+A key's weight e^k is never computed by itself: sums are kept as (sums, scale) of true value sums · e^scale, where `scale` is the largest k of the
+keys *so far*, as in the online softmax (Milakov and Gimelshein 2018). Every exponent is then ≤ 0, nothing overflows, and a position depends on no
+later one, not even by rounding. The scale cancels in numerator and denominator, so that no gradient flows through it.
 
 Shapes: B batch, H heads, L queries, S keys, d width of a head, M features, e width of a value.
 """
@@ -35,9 +35,9 @@ def scaled(query: Tensor, key: Tensor, value: Tensor, scale: float | None, heads
     q, k, v = query.to(kind), key.to(kind), value.to(kind)
     if k.shape[1] != heads:
         k, v = (t.repeat_interleave(heads // k.shape[1], 1) for t in (k, v))
-    scale = width**-0.5 if scale is None else scale
-    root = abs(scale) ** 0.5
-    return q * (root if scale >= 0 else -root), k * root, v
+    factor = width**-0.5 if scale is None else scale
+    root = abs(factor) ** 0.5
+    return q * (root if factor >= 0 else -root), k * root, v
 
 
 class LinearState(NamedTuple):
@@ -126,17 +126,19 @@ def _finite(scale: Tensor) -> Tensor:
 def _block(f_x: Tensor, f_y: Tensor, k: Tensor, v: Tensor, state: LinearState, chunk: int) -> tuple[Tensor, LinearState]:
     """Causal sums of a block of n · C positions, C = `chunk`: queries f_x and keys f_y [B, H, nC, M], log weights k [B, H, nC], v [B, H, nC, e + 1] →
     [B, H, nC, e + 1] and the state after it. Scores within chunks are n × C × C; each chunk's sums go to those after it by an (n + 1) × n matrix."""
-    f_x, f_y, v = (t.unflatten(2, (-1, chunk)) for t in (f_x, f_y, v))
-    k = k.unflatten(2, (-1, chunk))
+    b, h = k.shape[:2]
+    f_x, f_y, v = (t.reshape(b, h, -1, chunk, t.shape[-1]) for t in (f_x, f_y, v))
+    k = k.reshape(b, h, -1, chunk)
     fixed = k.detach()
     most = fixed.amax(-1)                                              # [B, H, n]
     start = state.scale.squeeze(-1)                                    # [B, H, 1]
     before = torch.cat([start, torch.maximum(start, running_max(most))], -1)    # [B, H, n + 1]: largest before each chunk, and after the last
     sums = f_y.transpose(-1, -2) @ (v * (k - _finite(most)[..., None]).exp()[..., None])
     n = most.shape[-1]
+    m, e = sums.shape[-2:]
     earlier = torch.ones(n + 1, n, dtype=torch.bool, device=k.device).tril(-1)
     parts = (most[..., None, :] - _finite(before)[..., None]).masked_fill(~earlier, -torch.inf).exp()
-    held = (parts @ sums.flatten(-2)).unflatten(-1, sums.shape[-2:])
+    held = (parts @ sums.reshape(b, h, n, m * e)).reshape(b, h, n + 1, m, e)
     held = held + state.sums.unsqueeze(2) * (start - _finite(before)).exp()[..., None, None]
     top = _finite(torch.maximum(before[..., :-1, None], running_max(fixed)))
     later = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)
@@ -149,20 +151,22 @@ def _block(f_x: Tensor, f_y: Tensor, k: Tensor, v: Tensor, state: LinearState, c
 def _padded(maps: Map, z: Tensor, key: bool, more: int) -> tuple[Tensor, Tensor]:
     """Features of z, and of `more` positions after it that no query sees."""
     f, k = maps(z, key)
-    if isinstance(more, int) and more == 0:
+    if isinstance(more, int) and more == 0:                            # a tensor while it is exported, for lengths to come
         return f, k
     return torch.nn.functional.pad(f, (0, 0, 0, more)), torch.nn.functional.pad(k, (0, more), value=-torch.inf)
 
 
 def causal(maps: Map, x: Tensor, y: Tensor, v: Tensor, bias: Tensor | None, signed: bool, chunk: int, block: int, offset: int = 0,
            state: LinearState | None = None) -> tuple[Tensor, LinearState]:
-    """Query i of x [B, H, L, d] sees keys 0 … i + offset of y [B, H, S, d], and what `state` holds of earlier ones. Returns [B, H, L, e] and the state
-    after the last key that the last query sees. `block` positions are worked on at once, a multiple of `chunk` C.
+    """Query i of x [B, H, L, d] sees keys 0 … i + offset of y [B, H, S, d], and what `state` holds of earlier ones. Returns [B, H, L, e] and the
+    state after the last key that the last query sees. `block` positions are worked on at once, a multiple of `chunk` C.
 
     Time L · (C + 2e) · M and memory M · e beside one block's, whatever the length.
     """
-    seen = max(0, min(offset, y.shape[2]))
     v1 = with_ones(v)
+    if exporting():
+        return _one_block(maps, x, y, v1, bias, signed, chunk)
+    seen = max(0, min(offset, y.shape[2]))
     if seen or state is None:
         state = gathered(maps, y[:, :, :seen], v1[:, :, :seen], None if bias is None else bias[..., :seen], block, state)
     found = []
@@ -171,10 +175,10 @@ def causal(maps: Map, x: Tensor, y: Tensor, v: Tensor, bias: Tensor | None, sign
         found.append(ratio(maps(x[:, :, :blind], False)[0] @ state.sums, signed))
         x = x[:, :, blind:]
     paired = min(x.shape[2], y.shape[2] - seen)
-    for part in [slice(0, paired)] if exporting() else _chunks(paired, block):
+    for part in _chunks(paired, block):
         keys = slice(seen + part.start, seen + part.stop)
         size = part.stop - part.start
-        own = chunk if exporting() else min(chunk, size)
+        own = min(chunk, size)
         more = -size % own
         f_x, _ = _padded(maps, x[:, :, part], False, more)
         f_y, k = _padded(lambda z, key, keys=keys: _masked(maps, z, bias, keys), y[:, :, keys], True, more)
@@ -183,6 +187,16 @@ def causal(maps: Map, x: Tensor, y: Tensor, v: Tensor, bias: Tensor | None, sign
     if paired < x.shape[2]:  # more queries than keys: the last see them all
         found.append(ratio(maps(x[:, :, max(paired, 0) :], False)[0] @ state.sums, signed))
     return (torch.cat(found, 2) if len(found) > 1 else found[0] if found else torch.zeros_like(v[:, :, :0])), state
+
+
+def _one_block(maps: Map, x: Tensor, y: Tensor, v: Tensor, bias: Tensor | None, signed: bool, chunk: int) -> tuple[Tensor, LinearState]:
+    """As `causal`, for as many queries as keys and nothing before them, without a step in Python that depends on the length: what is exported."""
+    length = x.shape[2]
+    more = (chunk - length % chunk) % chunk
+    f_x, _ = _padded(maps, x, False, more)
+    f_y, k = _padded(lambda z, key: _masked(maps, z, bias, slice(None)), y, True, more)
+    sums, state = _block(f_x, f_y, k, torch.nn.functional.pad(v, (0, 0, 0, more)), empty(v[..., :-1], f_x.shape[-1]), chunk)
+    return ratio(sums[:, :, :length], signed), state
 
 
 def _masked(maps: Map, z: Tensor, bias: Tensor | None, keys: slice) -> tuple[Tensor, Tensor]:
@@ -214,10 +228,11 @@ def read_mask(mask: Tensor | None, is_causal: bool, queries: int, keys: int) -> 
         )
     mask = mask[(None,) * (4 - mask.ndim)] if mask.ndim < 4 else mask
     mask = mask.expand(*mask.shape[:-1], keys)
-    if mask.shape[-2] == 1 and (queries != 1 or not is_causal):
+    if mask.shape[-2] == 1:
         return Seen(_bias(mask[..., 0, :]), is_causal, 0)
     if is_causal:
-        raise ModelError("a mask over pairs of positions was given together with is_causal.", "Give one of the two, or marks of keys alone [B, 1, 1, S].")
+        raise ModelError("a mask over pairs of positions was given together with is_causal.",
+                         "Give one of the two, or marks of keys alone [B, 1, 1, S].")  # fmt: skip
     if exporting():
         raise ModelError(
             "linear attention cannot be exported with a mask over pairs of positions: what it says depends on its values.",
@@ -251,6 +266,6 @@ def _taken_apart(mask: Tensor, queries: int, keys: int) -> Seen:
         if bool(((keep == wanted) | blind).all()):
             return Seen(None if bool(last.all()) else _bias(last[..., 0, :]), causal, offset)
     raise ModelError(
-        "the attention mask is neither of keys alone nor causal (a window, packed texts, or an order of its own), which linear attention cannot carry.",
+        "the attention mask is neither of keys alone nor causal (a window, packed texts, an order of its own); linear attention cannot carry it.",
         "Convert layers that attend to all positions or to all before.",
     )

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fourfold.errors import InputError, ModelError
 from fourfold.rewrites.attend import _trees
+from fourfold.rewrites.attend._linear import exporting
 
 DIRECT = 64  # depths up to which a function of distance is applied by a matrix
 
@@ -52,8 +53,8 @@ class AttentionMask(nn.Module):
 
 
 class ToeplitzMask(AttentionMask):
-    """M_ij = exp(bias[i − j]): a learnt relative position (lag i − j, positive: behind), through Fourier transforms of twice the length, so that nothing
-    wraps around. `bias` [H, 2 · reach + 1], lags from −reach to reach; further lags have the value at the end."""
+    """M_ij = exp(bias[i − j]): a learnt relative position (lag i − j, positive: behind), through Fourier transforms of twice the length, so that
+    nothing wraps around. `bias` [H, 2 · reach + 1], lags from −reach to reach; further lags have the value at the end."""
 
     ordered = True
 
@@ -89,8 +90,8 @@ class ToeplitzMask(AttentionMask):
 
 
 class GridMask(AttentionMask):
-    """M between cells of a grid: exp(bias[row lag, column lag]), block-Toeplitz, by two-dimensional transforms of twice the height and width. Positions
-    are cells, row by row. `bias` [H, 2 · height − 1, 2 · width − 1], lag 0 in the middle."""
+    """M between cells of a grid: exp(bias[row lag, column lag]), block-Toeplitz, by two-dimensional transforms of twice the height and width.
+    Positions are cells, row by row. `bias` [H, 2 · height − 1, 2 · width − 1], lag 0 in the middle."""
 
     def __init__(self, height: int, width: int, heads: int = 1) -> None:
         super().__init__(heads)
@@ -127,12 +128,13 @@ class GridMask(AttentionMask):
 class TreeMask(AttentionMask):
     """M between nodes of a tree as a function of their distance. `parents`: of each node, −1 for the root.
 
-    "decay": e^{−rate · distance}, a learnt rate a head (its softplus), with `weights` as lengths of the edges to the parents: two passes, linear time.
-    "table": exp(bias[distance]) for edges of length 1, any function, learnt; distances past `reach` have its last value. By centroids: N log² N.
+    "decay": e^{−rate · distance}, a learnt rate a head (its softplus), with `weights` as lengths of the edges to the parents: two passes, linear
+    time. "table": exp(bias[distance]) for edges of length 1, any function, learnt; distances past `reach` have its last value. By centroids: N log²
+    N.
     """
 
-    def __init__(self, parents: Sequence[int] | np.ndarray, heads: int = 1, *, weights: Sequence[float] | np.ndarray | None = None, form: str = "decay",
-                 reach: int = 64) -> None:
+    def __init__(self, parents: Sequence[int] | np.ndarray, heads: int = 1, *, weights: Sequence[float] | np.ndarray | None = None,
+                 form: str = "decay", reach: int = 64) -> None:
         super().__init__(heads)
         if form not in ("decay", "table") or (form == "table" and weights is not None) or reach < 1:
             raise ModelError(f"a tree mask of the form {form!r}{' with weights' if weights is not None else ''} and reach {reach} was asked for.",
@@ -142,7 +144,8 @@ class TreeMask(AttentionMask):
         self.parents = self.parents.astype(np.int64)
         self.weights = np.ones(len(self.parents)) if weights is None else np.asarray(weights, np.float64)
         if self.weights.shape != self.parents.shape or not (np.isfinite(self.weights).all() and (self.weights >= 0).all()):
-            raise InputError("the lengths of edges are not one finite number ≥ 0 a node.", "Give each node's distance from its parent; the root's counts not.")
+            raise InputError("the lengths of edges are not one finite number ≥ 0 a node.",
+                             "Give each node's distance from its parent; the root's counts not.")  # fmt: skip
         self.form, self.reach = form, reach
         if form == "decay":
             self.rate = nn.Parameter(torch.zeros(heads))
@@ -196,18 +199,20 @@ class TreeMask(AttentionMask):
 
 
 class GraphDiffusionMask(AttentionMask):
-    """M = e^{−rate · L} of a graph's normalised Laplacian L = I − D^{−½} A D^{−½}, a learnt rate a head (its softplus). `edges` [E, 2] whole numbers below
-    `nodes`, undirected; `weights` [E] > 0.
+    """M = e^{−rate · L} of a graph's normalised Laplacian L = I − D^{−½} A D^{−½}, a learnt rate a head (its softplus). `edges` [E, 2] whole numbers
+    below `nodes`, undirected; `weights` [E] > 0.
 
     By uniformisation: the sum of Poisson(k; rate) times powers of D^{−½} A D^{−½}, all terms ≥ 0, as many as leave 1e-12: edges × terms.
     """
 
-    def __init__(self, edges: Sequence[Sequence[int]] | np.ndarray, nodes: int, heads: int = 1, weights: Sequence[float] | np.ndarray | None = None) -> None:
+    def __init__(self, edges: Sequence[Sequence[int]] | np.ndarray, nodes: int, heads: int = 1,
+                 weights: Sequence[float] | np.ndarray | None = None) -> None:
         super().__init__(heads)
         pairs = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
         size = np.ones(len(pairs)) if weights is None else np.asarray(weights, np.float64)
         if nodes < 1 or ((pairs < 0) | (pairs >= nodes)).any() or size.shape != (len(pairs),) or not (np.isfinite(size) & (size > 0)).all():
-            raise InputError(f"the edges do not describe a graph of {nodes} nodes.", "Give pairs of numbers from 0, and a finite weight > 0 for each.")
+            raise InputError(f"the edges do not describe a graph of {nodes} nodes.",
+                             "Give pairs of numbers from 0, and a finite weight > 0 for each.")  # fmt: skip
         self.nodes = nodes
         both = np.concatenate([pairs, pairs[:, ::-1][pairs[:, 0] != pairs[:, 1]]])
         twice = np.concatenate([size, size[pairs[:, 0] != pairs[:, 1]]])
@@ -239,6 +244,8 @@ class GraphDiffusionMask(AttentionMask):
 
     def dense(self, keys: int, queries: int | None = None, causal: bool = False) -> Tensor:
         self.check(keys, causal)
+        if exporting():
+            raise ModelError("a mask of graph diffusion cannot be exported: it is an exponential of a sparse matrix.", "Run it in torch.")
         rate = F.softplus(self.rate.double())[:, None, None]
         found = torch.matrix_exp(rate * (self._step.to_dense() - torch.eye(keys, dtype=torch.float64))).to(self.rate.dtype)
         return found if queries is None else found[:, keys - queries :]

@@ -19,7 +19,8 @@ def ordered(parents: np.ndarray) -> np.ndarray:
     """Nodes so that every parent stands before its children. Raises InputError where `parents` is no tree."""
     parents = np.asarray(parents)
     n = len(parents)
-    if parents.ndim != 1 or n == 0 or not np.issubdtype(parents.dtype, np.integer) or ((parents < -1) | (parents >= n)).any() or (parents == -1).sum() != 1:
+    whole = parents.ndim == 1 and n > 0 and np.issubdtype(parents.dtype, np.integer)
+    if not whole or ((parents < -1) | (parents >= n)).any() or (parents == -1).sum() != 1:
         raise InputError("the parents do not describe a tree.", "Give one whole number a node: its parent's number, and −1 for the one root.")
     order = _order(parents.astype(np.int64))
     if len(order) != n:
@@ -129,8 +130,8 @@ def _array(t: Tensor) -> np.ndarray:
 @dataclass(frozen=True)
 class Centroids:
     """A tree cut at centroids: every pair of nodes meets in one, at the sum of both depths. `size` 2^i: buckets (depths) of each of `pieces` pieces;
-    `into` sparse [pieces · size, n]: which nodes stand at which depth; `back` its transpose, with −1 for the pieces that take out what two nodes of one
-    branch met in twice. N nodes stand in at most N (1 + log₂ N) places of either sign."""
+    `into` sparse [pieces · size, n]: which nodes stand at which depth; `back` its transpose, with −1 for the pieces that take out what two nodes of
+    one branch met in twice. N nodes stand in at most N (1 + log₂ N) places of either sign."""
 
     size: int
     pieces: int

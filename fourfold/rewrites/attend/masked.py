@@ -1,4 +1,5 @@
-"""Linear attention whose kernel is multiplied by a mask of relative position, grid, tree or graph, in less than quadratic time (Choromanski et al. 2022).
+"""Linear attention whose kernel is multiplied by a mask of relative position, grid, tree or graph, in less than quadratic time (Choromanski et al.
+2022).
 
 With features φ and a mask M ≥ 0, num_i = φ(q_i)ᵀ Σ_j M_ij φ(k_j) v_jᵀ and den_i = φ(q_i)ᵀ Σ_j M_ij φ(k_j): all that touches M is its product with the
 N × m(e+1) numbers [φ(k_j) v_jᵀ, φ(k_j)]. Where M times a vector costs T(N), attention costs T(N) · m(e+1). A relative bias b added to scores is
@@ -8,43 +9,50 @@ diffusion. Below a measured length the product is made densely, which is the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fourfold.errors import ModelError
-from fourfold.rewrite import Context, Edit, Proposal, Rewrite
+from fourfold.rewrite import Conversion, Edit, Rewrite
 from fourfold.rewrites.attend._features import Kind, RandomFeatures
-from fourfold.rewrites.attend._linear import read_mask, scaled, weighted, with_ones
-from fourfold.rewrites.attend._masks import AttentionMask, GraphDiffusionMask, GridMask, ToeplitzMask, TreeMask
+from fourfold.rewrites.attend._linear import exporting, read_mask, scaled, weighted, with_ones
+from fourfold.rewrites.attend._masks import AttentionMask, ToeplitzMask
+from fourfold.structure.cores import install
+
+if TYPE_CHECKING:
+    from fourfold.structure.sites import Sites
 
 SHORT = 1024  # positions up to which the dense product is faster on processors (docs/features.md)
 NUMBERS = 1 << 21  # numbers that go through the mask at once
+FEATURES, REACH = 64, 512  # of a converted attention
 
 
 class MaskedLinearAttention(nn.Module):
     """q [B, H, L, d], k [B, H or fewer, S, d], v [B, H or fewer, S, e] → [B, H, L, e], with the arguments of torch's
     `scaled_dot_product_attention`.
 
-    `heads` H, `head_dim` d, `mask`: an `AttentionMask` of H heads or 1, over the S positions; queries are the last L of them. `features` m: cost grows
-    with m · (e + 1), so that few are asked. `kind`, `orthogonal`, `seed`: as for BoundedFeatures. `short`: positions up to which the product is dense.
-    Computed in float32 with transforms in float64 (all in float64 for such inputs) and given back in the inputs' type.
+    `heads` H, `head_dim` d, `mask`: an `AttentionMask` of H heads or 1, over the S positions; queries are the last L of them. `features` m: cost
+    grows with m · (e + 1), so that few are asked. `kind`, `orthogonal`, `seed`: as for BoundedFeatures. `short`: positions up to which the product is
+    dense. Computed in float32 with transforms in float64 (all in float64 for such inputs) and given back in the inputs' type.
 
     `attn_mask` may leave keys out or add numbers to them, and say that attention is causal, which a mask without order refuses. A query that sees no
-    key gets 0. A number that is not finite spreads to all positions through a transform, unless its key is left out.
+    key gets 0. With `biased` the numbers in `attn_mask` are those that the mask holds itself, and only whether they hide keys is read. A number that
+    is not finite spreads to all positions through a transform, unless its key is left out.
     """
 
-    def __init__(self, heads: int, head_dim: int, mask: AttentionMask, features: int = 32, *, kind: Kind = "bounded", orthogonal: bool = True, seed: int = 0,
-                 short: int = SHORT) -> None:
+    def __init__(self, heads: int, head_dim: int, mask: AttentionMask, features: int = 32, *, kind: Kind = "bounded", orthogonal: bool = True,
+                 seed: int = 0, short: int = SHORT, biased: bool = False) -> None:
         super().__init__()
         if mask.heads not in (1, heads):
-            raise ModelError(f"the mask is of {mask.heads} heads, the attention of {heads}.", "Make the mask for 1 head, which serves all, or for as many.")
+            raise ModelError(f"the mask is of {mask.heads} heads, the attention of {heads}.",
+                             "Make the mask for 1 head, which serves all, or for as many.")  # fmt: skip
         if kind == "trigonometric":
             raise ModelError("trigonometric features were asked for under a mask: their sums may vanish.", "Kinds: bounded, positive.")
         self.maps = RandomFeatures(heads, head_dim, features, kind, orthogonal=orthogonal, seed=seed)
-        self.mask, self.short = mask, short
+        self.mask, self.short, self.biased = mask, short, biased
 
     def reset_parameters(self) -> None:
         self.maps.reset_parameters()
@@ -55,7 +63,7 @@ class MaskedLinearAttention(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Raises ModelError for shapes that do not belong together, more queries than keys, and masks that sums over keys cannot carry."""
         n, m = key.shape[-2], query.shape[-2]
-        seen = read_mask(attn_mask, is_causal, m, n)
+        seen = read_mask(_hidden(attn_mask) if self.biased else attn_mask, is_causal, m, n)
         if m > n or (seen.causal and seen.offset != n - m):
             raise ModelError(f"{m} queries and {n} keys were given: a masked attention must know at which positions the queries stand.",
                              "Give as many, or the queries of the last positions and a mask that says so.")  # fmt: skip
@@ -73,7 +81,7 @@ class MaskedLinearAttention(nn.Module):
             k = weighted(k, None if seen.bias is None else seen.bias.to(x.dtype), slice(None))
             most = k.detach().amax(-1, keepdim=True) if n else k
             v1 = with_ones(v) * (k - most.masked_fill(most == -torch.inf, 0)).exp()[..., None]
-            sums = self._dense(f_x, f_y, v1, seen.causal) if n <= self.short or m < n else self._fast(f_x, f_y, v1, seen.causal)
+            sums = self._dense(f_x, f_y, v1, seen.causal) if n <= self.short or m < n or exporting() else self._fast(f_x, f_y, v1, seen.causal)
             above, below = sums[..., :-1], sums[..., -1:]
             # what is no more than the rounding of the largest sum cannot be told from 0: it may not blow up, nor turn sign
             least = below.detach().amax(-2, keepdim=True) * torch.finfo(torch.float64).eps if m and n else below
@@ -109,6 +117,11 @@ class MaskedLinearAttention(nn.Module):
         return f"short={self.short}"
 
 
+def _hidden(mask: Tensor | None) -> Tensor | None:
+    """Marks of what a mask hides, whatever it adds to the rest."""
+    return mask if mask is None or mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 8
+
+
 class MaskedFeatures(Rewrite):
     """Attention by random features under a learnt mask of relative position in place of the softmax (Choromanski et al. 2022)."""
 
@@ -116,7 +129,53 @@ class MaskedFeatures(Rewrite):
     cites = ("choromanski2022", "likhosherstov2022")
     needs = ("torch",)
     edits = ("masked_features",)
+    converts = ("masked-features",)
     step = "softmax attention estimated by random features under a mask of position"
 
     def declines(self, model: nn.Module) -> str | None:
+        """Whether there is an attention shows when the model runs, which is for `conversions`."""
         return None
+
+    def conversions(self, sites: Sites, to: str) -> list[Conversion]:
+        """Every attention of a sequence with itself. One with a learnt relative bias (T5's) hands it over to its mask; others start from no bias."""
+        found = []
+        for number, site in enumerate(site for site in sites.attentions if not site.cross):
+            edits = site.edits("masked_features", features=FEATURES, seed=number, reach=REACH, biased=site.biased)
+            note = (f"softmax attention of {site.heads} heads estimated by {FEATURES} random features each under a mask of relative position that is "
+                    f"learnt{' further' if site.biased else ''}: less than quadratic time, answers change until it is recovered")
+            found.append(Conversion(site.name, site.path, edits, False, note))
+        if not found:
+            raise ModelError("the model has no attention of a sequence with itself to put a mask of relative position on.", "Convert another model.")
+        return found
+
+    def apply(self, model: nn.Module, edit: Edit) -> nn.Module:
+        mask = ToeplitzMask(edit["heads"], edit["reach"])
+        if edit["biased"]:
+            _take_over(model, edit, mask)
+        core = MaskedLinearAttention(edit["heads"], edit["head_dim"], mask, edit["features"], seed=edit["seed"], biased=edit["biased"])
+        return install(model, edit, core)
+
+    def describe(self, edits: Sequence[Edit]) -> str:
+        mine = [edit for edit in edits if edit["kind"] == "masked_features"]
+        return f"{len(mine)} attentions by {FEATURES} random features under a learnt mask of relative position"
+
+
+@torch.no_grad()
+def _take_over(model: nn.Module, edit: Edit, mask: ToeplitzMask) -> None:
+    """Writes the relative bias of the attention at `edit`'s path, or of the first one that serves its stack (T5), into the mask."""
+    names = edit["path"].split(".")
+    holder: Any = None
+    for depth in range(len(names), -1, -1):                            # the nearest above that holds a table of relative positions
+        above = model.get_submodule(".".join(names[:depth]))
+        holder = next((part for part in above.modules() if isinstance(getattr(part, "relative_attention_bias", None), nn.Embedding)
+                       and callable(getattr(part, "compute_bias", None))), None)  # fmt: skip
+        if holder is not None:
+            break
+    if holder is None:
+        raise ModelError(f"the position bias of {edit['path']} is kept in a way that is not known.",
+                         "Only relative biases as T5 has them are taken over.")  # fmt: skip
+    if holder.relative_attention_bias.weight.is_meta:
+        return
+    n = mask.reach + 1
+    bias = holder.compute_bias(n, n)[0]                                # [H, n, n]: of key − query
+    mask.bias.copy_(torch.cat([bias[:, 0, 1:].flip(-1), bias[:, :, 0]], -1))
