@@ -166,6 +166,8 @@ def _pieces(parents: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     For each component: nodes breadth first, sizes backwards, the centroid where no branch has more than half; then breadth first from there, once for
     all nodes, and once for each branch with the other sign.
+
+    Long: one compiled walk over arrays that all its parts share.
     """
     n = len(parents)
     first = np.zeros(n + 1, np.int64)
