@@ -9,14 +9,26 @@ from importlib import import_module
 from typing import Any
 
 _HOMES: dict[str, str] = {
+    "BoundedFeatures": "rewrites.attend.bounded_features",
     "CausalDepthwiseConv": "rewrites.attend.primer",
+    "DenseMLP": "rewrites.route._experts",
+    "ExpertChoice": "rewrites.route.expert_choice",
+    "GraphDiffusionMask": "rewrites.attend._masks",
+    "GridMask": "rewrites.attend._masks",
+    "MaskedLinearAttention": "rewrites.attend.masked",
     "PrimerAttention": "rewrites.attend.primer",
     "PrimerBlock": "rewrites.attend.primer",
     "ReLUSquared": "rewrites.attend.primer",
     "SoftmaxCore": "structure.cores",
     "SparseMLP": "rewrites.route.sparse_mlp",
+    "ToeplitzMask": "rewrites.attend._masks",
     "TopK": "rewrites.route.sparse_mlp",
+    "TopTwo": "rewrites.route.top_two",
+    "TreeMask": "rewrites.attend._masks",
     "decoding": "rewrites.attend.primer",
+    "loads": "rewrites.route._routed",
+    "routing_loss": "rewrites.route._routed",
+    "use_experts": "rewrites.route._registered",
 }                                                                      # public name → the module that holds it; one line a name
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fourfold.engines.select import EngineChoice, Outcome, powers, race_model, representative
+from fourfold.engines import engine
+from fourfold.engines.base import Signature
+from fourfold.engines.select import Contender, EngineChoice, Outcome, powers, race_model, representative
 from fourfold.errors import InputError
 from fourfold.measure.race import RaceResult, SystemClock, median_ratio, race
 
@@ -267,6 +271,36 @@ def test_the_table_tells_everything_tried(small_against_large: Outcome) -> None:
         assert row["cpu_per_example"] > 0 and row["bytes"] > 0 and row["ran"]["engine"] == "torch"
 
 
+def test_batches_are_made_within_calls() -> None:
+    """A service that gets twenty rows at once cannot fill a batch of thirty-two, and never waits for other calls' rows."""
+    seen: list[int] = []
+
+    class Watched(Ragged):
+        def collate(self, index: np.ndarray, multiple: int = 1) -> dict[str, np.ndarray]:
+            seen.append(len(index))
+            return super().collate(index, multiple)
+
+        def take(self, index: np.ndarray) -> Watched:
+            return Watched([self.rows[i] for i in index])
+
+    data, model = Watched(rows(100).rows), Reader(layers=1).eval()
+    signature = Signature.of(("input_ids", "attention_mask"), [rows(4).collate(np.arange(4))])
+    contender = Contender(engine("torch"), "fp32", model, signature, data, Path("."), [], call=20)
+    contender.runner(EngineChoice("torch", "fp32", 1, 32, True))()
+    assert seen == [20] * 5
+    seen.clear()
+    replace(contender, call=None).runner(EngineChoice("torch", "fp32", 1, 32, True))()
+    assert seen == [32, 32, 32, 4]
+
+
+def test_the_baseline_is_tuned_though_other_engines_take_all_the_time() -> None:
+    """Hundreds of rows of little work: a batch of one is many times dearer, and the baseline does not keep it for want of time."""
+    torch.manual_seed(0)
+    found = race_model(Plain(), Reader(layers=1).eval(), rows(64), engines=["torch"], precisions=["int8"], threads=[1], batch_sizes=[1, 2, 64],
+                       budget_s=1.5, accept=lambda *_: time.sleep(1.5))  # fmt: skip
+    assert found.baseline.batch == 64
+
+
 def test_an_outcome_survives_json(small_against_large: Outcome) -> None:
     data = json.loads(json.dumps(small_against_large.to_json()))
     again = Outcome.from_json(data)
@@ -323,6 +357,6 @@ def test_unknown_words_are_refused(wrong: dict[str, Any]) -> None:
 def test_settings() -> None:
     assert powers(1) == [1] and powers(2) == [1, 2] and powers(6) == [1, 2, 4, 6]
     assert str(EngineChoice("torch", "fp32", 2, 8, True)) == "torch fp32, 2 threads, batch 8, by length"
-    index = representative(1000, 0.01, 95.0, "energy", 0)
+    index = representative(1000, 0.01, 80.0, "energy", 0)
     assert len(index) == 100 and len(set(index)) == 100 and list(index) == sorted(index)
     assert len(representative(10, 0.01, 1000, "energy", 0)) == 10 and len(representative(1000, 10.0, 1, "latency", 0)) == 4

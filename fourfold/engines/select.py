@@ -33,8 +33,14 @@ UNNAMED = 11
 
 BASELINE = "baseline"
 
-#: About how many passes of the baseline a whole race takes (heats 25, tuning 45, final 25); the subset is sized by it.
-PASSES = 95
+#: About how many passes of the baseline a race takes after its own tuning (heats 25, tuning 30, final 25); the subset is sized by it.
+PASSES = 80
+
+#: Share of the budget in which the baseline is tuned, before anything is built to race it: it is never the worse for engines that are slow to build.
+TUNING = 0.2
+
+#: About how many passes that takes.
+TUNINGS = 40
 
 
 class Data(Protocol):
@@ -115,7 +121,7 @@ class Outcome:
 
 @dataclass
 class Contender:
-    """A pair of engine and precision that is ready to run; sessions are opened once per thread count."""
+    """A pair of engine and precision that is ready to run; sessions are opened once per thread count. `call`: rows that come at once (None: all)."""
 
     engine: type[Engine]
     precision: str
@@ -127,6 +133,7 @@ class Contender:
     noise: float = 0.0
     prepared: float = 0.0
     sessions: dict[int, Session] = field(default_factory=dict)
+    call: int | None = None
 
     def session(self, threads: int) -> Session:
         if threads not in self.sessions:
@@ -135,8 +142,10 @@ class Contender:
         return self.sessions[threads]
 
     def runner(self, choice: EngineChoice) -> Callable[[], None]:
-        """One pass over the examples in this configuration, collation included."""
-        session, batches = self.session(choice.threads), self.data.batches(choice.batch, choice.bucket)
+        """One pass over the examples in this configuration, collation included; batches are made within each call."""
+        session, order = self.session(choice.threads), np.random.default_rng(0).permutation(len(self.data))
+        calls = [np.arange(len(self.data))] if self.call is None else np.array_split(order, max(1, round(len(order) / self.call)))
+        batches = [rows[index] for rows in calls for index in self.data.take(rows).batches(choice.batch, choice.bucket)]
 
         def run() -> None:
             for index in batches:
@@ -171,13 +180,15 @@ def race_model(
     accept: Callable[[Session, EngineChoice], str | None] | None = None,
     folder: Path | None = None,
     seed: int = 0,
+    call: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Find the cheapest way to run `module` on this machine.
 
     `objective`: "energy" (processor time per example), "latency" (wall time of single examples) or "memory" (bytes of weights). `reference` is the
     original whose best fp32 configuration every ratio is to (default: `module` itself), with its own rows in `reference_examples` where its inputs
-    differ. `calibration` sets int8 ranges (default: `examples`). `accept` may reject a ready session for the caller's reasons, in words.
+    differ. `call`: rows that a service gets at once, within which batches are made; None: all. `calibration` sets int8 ranges (default: `examples`).
+    `accept` may reject a ready session for the caller's reasons, in words.
     Engine files are left in `folder` (a new temporary one by default). Raises `InputError` for an unknown objective, engine or precision.
     """
     from fourfold.host import here
@@ -200,14 +211,16 @@ def race_model(
         base = replace(base, wrapped=subject.wrap(reference).eval(), signature=Signature.of(subject.inputs, sample_batches(theirs, seed)))
     course = Field(objective, base, counts, sizes, seed, say, budget_s)
     pairs = entries(engines, precisions, objective, own=reference is not None)
-    contenders, rejected = prepare(pairs, wrapped, signature, few, examples, folder, machine, course, accept, first)
+    contenders: dict[str, Contender] = {}
     try:
-        each = price(base.session(counts[0]), [theirs.collate(index) for index in theirs.batches(32, True, seed)[:6]], base.signature)
-        course.each = each
-        rows = representative(len(examples), each, course.left(), objective, seed)
+        course.each = price(base.session(counts[0]), [theirs.collate(index) for index in theirs.batches(32, True, seed)[:6]], base.signature)
+        base.data, base.call = theirs.take(representative(len(theirs), course.each, TUNING * budget_s, objective, seed, TUNINGS)), call
+        first = course.begin(first)
+        contenders, rejected = prepare(pairs, wrapped, signature, few, examples, folder, machine, course, accept, first)
+        rows = representative(len(examples), course.each, course.left(), objective, seed)
         base.data = theirs.take(rows)
         for contender in contenders.values():
-            contender.data = examples.take(rows)
+            contender.data, contender.call = examples.take(rows), call
         best, result, table = course.run(contenders, first)
     finally:
         for contender in [base, *contenders.values()]:
@@ -319,11 +332,15 @@ class Field:
     def cost(self, result: RaceResult) -> float:
         return result.cpu_median if self.by == "cpu" else result.wall_median
 
+    def begin(self, first: EngineChoice) -> EngineChoice:
+        """Tune the baseline on the rows that `base` holds; its best configuration, in which the others are then tried."""
+        self.say("tuning the baseline: batch size, bucketing, threads")
+        self.best_baseline = self.tune(self.base, BASELINE, first)
+        return self.best_baseline
+
     def run(self, contenders: dict[str, Contender], first: EngineChoice) -> tuple[EngineChoice, RaceResult | None, list[dict[str, Any]]]:
         """(best choice, its final result or None where nothing beat the baseline, table of everything tried)."""
         heats = self.heats(contenders, first)
-        self.say("tuning the baseline: batch size, bucketing, threads")
-        self.best_baseline = self.tune(self.base, BASELINE, first)
         tuned: dict[str, EngineChoice] = {}
         for label in self.finalists(contenders, heats):
             self.say(f"tuning {label}")
@@ -401,21 +418,21 @@ class Field:
         their interval is their own race's."""
         rows: list[dict[str, Any]] = []
         chained: list[dict[str, Any]] = []
-        scale = {"cpu": 1.0, "wall": 1.0}
         for label, choice in (tuned | {BASELINE: self.best_baseline}).items():
             contender = self.base if label == BASELINE else contenders[label]
             rows.insert(0, self.row("final", label, choice, results[label], contender, {"cpu": 1.0, "wall": 1.0}, label == (winner or BASELINE)))
             scale = {by: getattr(results[label], by).value for by in ("cpu", "wall")}
             for step in reversed(self.steps[label]):
                 scale = {by: value / getattr(step.results[step.best], by).value for by, value in scale.items()}
-                rest = {option: result for option, result in step.results.items() if option not in (step.best, step.anchor)}
+                # an anchor is a row of its own only where nothing else shows it: the configuration that the baseline's tuning began with
+                shown = (step.best,) if label == BASELINE and step is self.steps[label][0] else (step.best, step.anchor)
+                rest = {option: result for option, result in step.results.items() if option not in shown}
                 chained += [self.row("tuning", label, option, result, contender, scale, False) for option, result in rest.items()]
-        # The baseline came last: `scale` is now that of its first configuration, which the heats are relative to.
-        for label, result in heats.items():
+        for label, result in heats.items():                  # relative to the baseline's best, in which they were run
             contender = self.base if label == BASELINE else contenders[label]
             choice = contender.like(first)
             if choice != (tuned | {BASELINE: self.best_baseline}).get(label):
-                chained.append(self.row("heat", label, choice, result, contender, scale, False))
+                chained.append(self.row("heat", label, choice, result, contender, {"cpu": 1.0, "wall": 1.0}, False))
         return rows + chained
 
     def row(
@@ -475,11 +492,11 @@ def price(session: Session, few: list[Batch], signature: Signature) -> float:
     return max((time.perf_counter() - began) / sum(len(batch[signature.names[0]]) for batch in few), 1e-7)
 
 
-def representative(count: int, each: float, seconds: float, objective: str, seed: int) -> np.ndarray:
-    """Row numbers (sorted) of a seeded random subset, sized so that the PASSES that a race takes fit into `seconds`; `each` is seconds per example.
+def representative(count: int, each: float, seconds: float, objective: str, seed: int, passes: int = PASSES) -> np.ndarray:
+    """Row numbers (sorted) of a seeded random subset, sized so that the `passes` that a race takes fit into `seconds`; `each` is seconds per example.
 
     Never fewer than 16 rows (4 for latency, which takes one at a time) nor more than 512 (64), nor more than there are (`count`).
     """
     low, high = (4, 64) if objective == "latency" else (16, 512)
-    size = min(count, max(low, min(high, int(seconds / PASSES / each))))
+    size = min(count, max(low, min(high, int(seconds / passes / each))))
     return np.sort(np.random.default_rng(seed).permutation(count)[:size])

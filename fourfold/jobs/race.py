@@ -160,21 +160,22 @@ def _member(
     from fourfold.host import here
     from fourfold.measure.race import race
 
-    objective = model.manifest.get("objective", "energy")
+    objective, call = model.manifest.get("objective", "energy"), (model.manifest.get("baseline") or {}).get("rows_per_call")
     began, machine = time.perf_counter(), here()
     wrapped = part.subject.wrap(part.module).eval()  # type: ignore[arg-type]
     signature = Signature.of(part.subject.inputs, sample_batches(examples, 0))
     first = EngineChoice(stored.engine, stored.precision, stored.threads, 1 if objective == "latency" else stored.batch, stored.bucketing)
     own = Contender(
-        registry.engine(stored.engine), stored.precision, wrapped, part.signature or signature, examples, part.folder or Path("."), part.files
-    )
+        registry.engine(stored.engine), stored.precision, wrapped, part.signature or signature, examples, part.folder or Path("."), part.files,
+        call=call,
+    )  # fmt: skip
     stand_in = own.engine.refuses(stored.precision, machine)
     if stand_in is None:
         try:
             own.session(stored.threads)
         except FourfoldError as error:
             stand_in = error.message
-    plain = Contender(registry.engine("torch"), "fp32", wrapped, signature, examples, place, [])
+    plain = Contender(registry.engine("torch"), "fp32", wrapped, signature, examples, place, [], call=call)
     base, start = (own, first) if stand_in is None else (plain, replace(first, engine="torch", precision="fp32"))
     ways = [Way("stored" if stand_in is None else "stand-in", start, base, True)]
     rejected: list[dict[str, str]] = []
@@ -184,7 +185,7 @@ def _member(
         say(f"{part.name}: racing {name}")
         outcome = race_model(
             part.subject, part.module, examples, objective=objective, precisions=precisions, engines=names, budget_s=seconds, accept=accept,  # type: ignore[arg-type]
-            folder=place / name.replace(" ", "-"), log=say,
+            folder=place / name.replace(" ", "-"), call=call, log=say,
         )  # fmt: skip
         rejected.extend(outcome.rejected)
         pair = (outcome.best.engine, outcome.best.precision)
@@ -194,7 +195,7 @@ def _member(
         if not (exact or proving):
             return
         kind, shape = registry.engine(outcome.best.engine), replace(Signature.from_json(outcome.signature), example=signature.example)
-        made = Contender(kind, outcome.best.precision, wrapped, shape, examples, Path(outcome.folder), outcome.files)
+        made = Contender(kind, outcome.best.precision, wrapped, shape, examples, Path(outcome.folder), outcome.files, call=call)
         ways.append(Way(name, outcome.best, made, exact))
 
     able_here = [n for n in registry.names() if engines is None or n in engines]
@@ -209,13 +210,8 @@ def _member(
     tuned = course.tune(base, "stored", start)
     if tuned != start and stand_in is None:
         ways.append(Way("stored, tuned", tuned, base, True))
-    results = race(
-        {way.name: way.contender.runner(way.choice) for way in ways},
-        baseline=ways[0].name,
-        rounds=15,
-        at_least=7,
-        deadline=max(0.8 * course.left(), 2.0),
-    )
+    runners = {way.name: way.contender.runner(way.choice) for way in ways}
+    results = race(runners, baseline=ways[0].name, rounds=15, at_least=7, deadline=max(0.8 * course.left(), 2.0))
     found = Raced(part, stored, stand_in, ways, rejected)
     for way in ways:
         way.result = results[way.name]

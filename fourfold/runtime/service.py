@@ -1,7 +1,8 @@
 """What serving costs: text in, answer out, as `predict` runs it. Tokenising, counting words, collating, the engine, the gates and un-batching count.
 
-Rows are dealt at random into calls. Every runner answers every call, interleaved in random order with the original's own service, so each call is
-other rows in another round, and resampling calls resamples rows and rounds together. The cost is Σ time / Σ time of the original: a mean, because a
+Rows are dealt at random into calls. Every runner answers every call, interleaved in random order with the original's own service, so resampling
+calls resamples rows and rounds together. Short calls are answered several in a row, after one that is not timed: a service has the caches to itself,
+and what another runner left in them, or took from them, is no part of its cost. The cost is Σ time / Σ time of the original: a mean, because a
 rare dear row is part of the bill. Where a call is but a sample, a cascade's cost is corrected to the shares that all rows have (a control variate,
 Owen 2013, §8.9).
 """
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 ORIGINAL = "original"
 CALLS = 12  # calls that the rows are dealt into where there are enough of them
 MOST_ROWS = 256  # rows of one call
-PROCESS = 0.02  # relative standard deviation of a ratio from one process to the next on one host; benchmarks/verify.py measures it
+ALONE = 0.1  # seconds that a runner has the machine to itself before another takes its turn
+# Standard deviation of a ratio from one process to the next on one host: relative, and of the fixed cost of a call in seconds, which memory and
+# modules lying elsewhere make another (never more than so much of the call). benchmarks/verify.py measures both.
+PROCESS, FIXED, MOST_FIXED = 0.02, 1.5e-4, 0.05
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,12 @@ def runner(assembly: Assembly, examples: Examples, rows: np.ndarray, task: Task,
     return run
 
 
+def dealt(count: int, single: bool = False, calls: int = CALLS) -> int:
+    """Calls that `count` rows are dealt into: of at least 32 rows (`single`: 4) where there are enough, of at most `MOST_ROWS`."""
+    number = int(np.clip(count // (4 if single else 32), min(count, 5), calls))
+    return max(number, math.ceil(count / MOST_ROWS))
+
+
 def race_services(
     runners: Mapping[str, Runner],
     examples: Examples,
@@ -131,21 +141,25 @@ def race_services(
         each += (clock.wall() - at) / len(first)
     left = max(0.0, seconds - (clock.wall() - began))
     count = int(np.clip(0.9 * left / max(each, 1e-9), min(least, len(order)), len(order)))
-    number = int(np.clip(count // (4 if single else 32), min(count, 5), calls))
-    number = max(number, math.ceil(count / MOST_ROWS)) if call is None or single else max(min(count, 5), round(count / call))
+    number = dealt(count, single, calls) if call is None or single else max(min(count, 5), round(count / call))
     timed = Timed([np.sort(part) for part in np.array_split(order[:count], number)])
     rng = np.random.default_rng([seed, 18])
     doing = {
         name: [runner(one.assembly, examples, rows, task, max_length, single) for rows in timed.calls] for name, one in runners.items()
     }
     timed.times = {name: [[] for _ in timed.calls] for name in runners}
+    rows_each = max(len(rows) for rows in timed.calls) * each / len(runners)  # seconds of a call, roughly
+    turn = int(np.clip(math.ceil(ALONE / max(rows_each, 1e-9)), 1, number))
     for round_ in range(8):
-        at = clock.wall()
-        for k in rng.permutation(len(timed.calls)):
+        at, order_ = clock.wall(), rng.permutation(number)
+        for some in (order_[k : k + turn] for k in range(0, number, turn)):
             for name in rng.permutation(np.array(list(runners), dtype=object)):
-                wall, cpu = clock.wall(), clock.cpu()
-                doing[name][k]()
-                timed.times[name][k].append((clock.wall() - wall, clock.cpu() - cpu))
+                if turn > 1:
+                    doing[name][some[-1]]()
+                for k in some:
+                    wall, cpu = clock.wall(), clock.cpu()
+                    doing[name][k]()
+                    timed.times[name][k].append((clock.wall() - wall, clock.cpu() - cpu))
         took = clock.wall() - at
         if round_ >= (0 if count < len(order) else 1) and clock.wall() - began + took > seconds or clock.wall() - began + took > 1.5 * seconds:
             break
@@ -191,7 +205,8 @@ def ratio(
     count = len(ours)
     logs = resampled(lambda a, b: np.log(np.maximum(a.sum(1), 1e-12) / np.maximum(b.sum(1), 1e-12)), ours, theirs, seed=seed, resamples=resamples)
     value = max(value + shift, 0.05 * value)
-    error = math.sqrt(float(logs.var()) * count / max(1, count - 1) + PROCESS**2 + (spread / max(value, 1e-12)) ** 2)
+    fixed = [min(MOST_FIXED, FIXED / max(float(seconds.mean()), 1e-12)) for seconds in (ours, theirs)]
+    error = math.sqrt(float(logs.var()) * count / max(1, count - 1) + PROCESS**2 + sum(f**2 for f in fixed) + (spread / max(value, 1e-12)) ** 2)
     at90, at99 = (float(t.ppf(q, max(1, count - 1))) for q in (0.95, 0.995))
     verdict = 0 if count < 3 else -1 if value * math.exp(at99 * error) < 1 else 1 if value * math.exp(-at99 * error) > 1 else 0
     return Ratio(value, value * math.exp(-at90 * error), value * math.exp(at90 * error), verdict)

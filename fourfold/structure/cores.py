@@ -15,6 +15,7 @@ core is the submodule `core` of the attention, so that its weights are in the st
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -179,6 +180,50 @@ def put_activation(model: nn.Module, edit: Mapping[str, Any], activation: nn.Mod
     _slow(model, edit["up"])
     unnested(model, edit["up"])
     return model
+
+
+class PaddingMask(nn.Module):
+    """The padding mask of the call that runs, for layers in the place of an MLP, which are handed none: a child of the model, which hears its
+    arguments `attention_mask` [B, T] (1: a token) or `src_key_padding_mask` [B, T] (True: padding). `keep` is bool [B, T], True for tokens; None
+    where the call has no such mask, and between calls."""
+
+    keep: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> PaddingMask | None:
+        """The one of `model`, made where it has none yet; None where its forward takes no such mask."""
+        found = getattr(model, "padding_mask", None)
+        if isinstance(found, cls):
+            return found
+        if not _masks(model):
+            return None
+        model.padding_mask = made = cls()
+        made.listen(model)
+        return made
+
+    def listen(self, model: nn.Module) -> None:
+        """Hear the arguments of `model` from now on."""
+        self.at = _masks(model)
+        model.register_forward_pre_hook(self.hear, with_kwargs=True)
+        model.register_forward_hook(self.forget, always_call=True)
+
+    def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a call."""
+        self.keep = None
+        for name, at in self.at.items():
+            mask = kwargs.get(name, args[at] if at < len(args) else None)
+            if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.is_floating_point():
+                self.keep = ~mask.bool() if name == "src_key_padding_mask" else mask.bool()
+
+    def forget(self, module: nn.Module, args: object, output: object) -> None:
+        """After a call, whatever happened."""
+        self.keep = None
+
+
+def _masks(model: nn.Module) -> dict[str, int]:
+    """Name → position of the padding masks that a forward takes."""
+    names = list(inspect.signature(model.forward).parameters)
+    return {name: names.index(name) for name in ("attention_mask", "src_key_padding_mask") if name in names}
 
 
 def place(model: nn.Module, path: str, new: nn.Module) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.errors import ModelError
-from fourfold.structure.cores import NAME, register
+from fourfold.structure.cores import NAME, PaddingMask, register
 from fourfold.trust import ATTENTION, EVERYONE, Trust, sane
 from fourfold.trust import imported as _import
 
@@ -57,6 +57,11 @@ def _named(thing: object) -> str | None:
         return None
 
 
+def _foreign(hook: object) -> bool:
+    """Whether a hook is code of somebody's, not that of a padding mask, which is hung up again when the tree is built."""
+    return not isinstance(getattr(hook, "__self__", None), PaddingMask)
+
+
 class _Writer:
     def __init__(self) -> None:
         self.modules: dict[int, int] = {}
@@ -72,7 +77,7 @@ class _Writer:
         if kind is None or "parametrizations" in module._modules:
             what = "a parametrised weight" if "parametrizations" in module._modules else f"class {type(module).__qualname__}, which no import finds"
             raise ModelError(f"{path} has {what}", ADVICE)
-        hooks = [n for n in ("_forward_hooks", "_forward_pre_hooks") if module.__dict__[n]]
+        hooks = [n for n in ("_forward_hooks", "_forward_pre_hooks") if any(_foreign(hook) for hook in module.__dict__[n].values())]
         if hooks:
             raise ModelError(f"{path} carries hooks ({hooks[0]}), which are code and not data", ADVICE)
         out: dict[str, Any] = {"class": kind}
@@ -199,6 +204,8 @@ class _Builder:
                 module._non_persistent_buffers_set.add(name)
         for name, child in tree.get("children", {}).items():
             module._modules[name] = None if child is None else self.module(child)
+            if isinstance(module._modules[name], PaddingMask) and name == "padding_mask":
+                module._modules[name].listen(module)                   # type: ignore[union-attr]
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
         return module

@@ -115,8 +115,9 @@ def _simple(job: Job) -> None:
 def _tune(job: Job) -> None:
     """Race the original over back ends, precisions and settings: what everything is measured against, and what is worth building."""
     from fourfold.engines.select import race_model
+    from fourfold.runtime.service import dealt
 
-    folder = job.folder / "race-original"
+    folder, rows = job.folder / "race-original", len(job.served_rows(job.splits.test))
 
     def run() -> dict[str, Any]:
         outcome = race_model(
@@ -130,6 +131,7 @@ def _tune(job: Job) -> None:
             budget_s=max(2.0, min(90.0, 0.06 * job.work.budget + 3.0, 0.8 * job.deadline.until("baseline"))),
             folder=folder,
             seed=job.work.seed,
+            call=max(1, rows // dealt(rows)),
             log=job.listener.note if os.environ.get("FOURFOLD_DEBUG") else None,
         )
         return outcome.to_json()
