@@ -24,6 +24,7 @@ _HOMES: dict[str, str] = {
     "ToeplitzMask": "rewrites.attend._masks",
     "TopK": "rewrites.route.sparse_mlp",
     "TopTwo": "rewrites.route.top_two",
+    "TreeAttention": "rewrites.attend.treeformer",
     "TreeMask": "rewrites.attend._masks",
     "decoding": "rewrites.attend.primer",
     "loads": "rewrites.route._routed",
