@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fourfold.errors import ArtefactError, FourfoldError, Infeasible, InputError, MetricError, MissingExtra, ModelError
     from fourfold.host import Host, here
     from fourfold.jobs.allocate import allocate
+    from fourfold.jobs.convert import convert
     from fourfold.jobs.differentiate import grad, linearize, transpose, unzip
     from fourfold.jobs.optimize import optimize
     from fourfold.jobs.optimize.front import Choice, Front
@@ -38,7 +39,7 @@ _HOMES = {
     "ArtefactError": "errors", "FourfoldError": "errors", "Infeasible": "errors", "InputError": "errors", "MetricError": "errors",
     "MissingExtra": "errors", "ModelError": "errors",
     "Choice": "jobs.optimize.front", "Front": "jobs.optimize.front", "optimize": "jobs.optimize", "load": "runtime.loading", "Recipe": "recipe",
-    "verify": "jobs.verify", "Plan": "plans", "plan": "jobs.plan", "allocate": "jobs.allocate",
+    "verify": "jobs.verify", "Plan": "plans", "plan": "jobs.plan", "allocate": "jobs.allocate", "convert": "jobs.convert",
     "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger.book", "Host": "host", "here": "host", "Machine": "machine",
     "linearize": "jobs.differentiate", "unzip": "jobs.differentiate", "transpose": "jobs.differentiate", "grad": "jobs.differentiate",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
@@ -46,8 +47,8 @@ _HOMES = {
 
 __all__ = [
     "ArtefactError", "Choice", "FourfoldError", "Front", "Host", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter",
-    "MetricError", "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "allocate", "footprint", "grad", "here", "linearize",
-    "load", "optimize", "plan", "transpose", "unzip", "verify", "whatif",
+    "MetricError", "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "allocate", "convert", "footprint", "grad", "here",
+    "linearize", "load", "optimize", "plan", "transpose", "unzip", "verify", "whatif",
 ]
 
 

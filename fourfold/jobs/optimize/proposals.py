@@ -79,7 +79,7 @@ def _training(
     # without training the one step that the loop owes changes nothing
     options = {"steps": 1, "lr": 0.0} if options is None else {"steps": max(job.plan.steps), "batch": bench.batch, "lr": bench.lr, **options}
     steps = options["steps"]
-    name, edits = proposal.name, _signed(rewrite, proposal.edits)
+    name, edits = proposal.name, signed(rewrite, proposal.edits)
     own = rewrite.origin(ours, proposal)
     inputs = [n for n in job.subject.inputs if n in bench.pool.columns] if own is not None else job.subject.inputs
     bare = replace(job.subject, module=nn.Identity(), inputs=tuple(inputs), tokenizer=None, processor=None, folder=None)
@@ -114,7 +114,7 @@ def _names(id: str, trained: bool) -> tuple[str, ...]:
     return (id.removeprefix("compress/"), *(("distil",) if trained else ()))
 
 
-def _signed(rewrite: Rewrite, edits: tuple[dict[str, object], ...]) -> tuple[dict[str, object], ...]:
+def signed(rewrite: Rewrite, edits: tuple[dict[str, object], ...]) -> tuple[dict[str, object], ...]:
     """The edits; those of a technique from elsewhere say which module carries them out, so that an artefact can be loaded where it is trusted."""
     module = type(rewrite).__module__
     if module.startswith("fourfold."):
