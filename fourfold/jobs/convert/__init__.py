@@ -106,8 +106,9 @@ def convert(
 
     model: as for `fourfold.optimize`. layers: block numbers ("0-3,7"), or "all". data: as for `optimize`; floor: relative quality to hold, by its
     lower 95 % bound on rows that the training never saw; budget: time for training, judging and racing; seeds: so many trainings, from `seed` on
-    (the first is kept). dims: sizes of the sample inputs where there is no data (batch, length …). dry_run: count only, change and write nothing. ledger: a file
-    that the saving is booked in. With `out` the model is written there as an artefact (`fourfold.load`); where a floor is missed, it is not.
+    (the first is kept). dims: sizes of the sample inputs where there is no data (batch, length …). dry_run: count only, change and write nothing.
+    ledger: a file that the saving is booked in. With `out` the model is written there as an artefact (`fourfold.load`); where a floor is missed, it
+    is not.
 
     Raises InputError for an unknown name, layer or option, ModelError in words where nothing in the model can be converted.
     """

@@ -85,7 +85,7 @@ def judge(given: Any, rewrite: Rewrite, result: Converted, edits: tuple[dict[str
     converted = bench.relative(bench.records(built, bench.test))
     kept, trainings = built, []
     for number in range(seeds):
-        seconds = min(TRAINED * budget / seeds, budget * (1 - RACED) - (time.monotonic() - began))
+        seconds = min(TRAINED * budget / seeds, (budget * (1 - RACED) - (time.monotonic() - began)) / (seeds - number))
         student, facts = _trained(bench, built, given.seed + number, seconds)
         better = facts["steps"] > 0 and (number > 0 or bench.score(student) >= bench.score(built))
         found = bench.relative(bench.records(student, bench.test)) if better else converted
