@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -100,6 +100,16 @@ def resolve(name: str, question: str | None = None) -> str:
     near = [bare[one] for one in difflib.get_close_matches(name.split("/")[-1], bare, n=2, cutoff=0.5)]
     what = "technique" if question is None else f"technique of {question}"
     raise InputError(f"There is no {what} {name!r}.", f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(known)}.")
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """The ids that a list of technique ids, bare names and questions means: "attend" is every technique of that question. Raises InputError as
+    `resolve` does."""
+    found: list[str] = []
+    for name in names:
+        whole = list(techniques(name.rstrip("/")))
+        found += whole or [resolve(name)]
+    return list(dict.fromkeys(found))
 
 
 def facts(name: str) -> Facts:

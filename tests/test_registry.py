@@ -56,6 +56,15 @@ def test_ours_are_listed_whole() -> None:
     assert public - set(known) == {id for id in public if id.split("/")[1] in registry.SHARED}, "a public file is a technique or a shared part"
 
 
+def test_a_question_stands_for_its_techniques() -> None:
+    whole = registry.chosen(["route", "static", "route/sparse_mlp"])
+    assert whole == [*registry.techniques("route"), "compress/static"] and "route/sparse_mlp" in whole
+    with pytest.raises(InputError, match="Did you mean"):
+        registry.chosen(["statik"])
+    known = registry.conversions()
+    assert known and all(name in registry.facts(id).converts for name, id in known.items())
+
+
 def test_one_name_in_three_questions(room: Path) -> None:
     known = registry.techniques()
     assert {"schedule/anneal", "tile/anneal", "floorplan/anneal", "schedule/exact", "tile/exact"} <= set(known)

@@ -100,6 +100,7 @@ def optimize(
     search_data: Annotated[str | None, typer.Option(help="Data to choose candidates by. Split off --data where left out.")] = None,
     test_data: Annotated[str | None, typer.Option(help="Unseen data that the floor is proven on. Split off --data where left out.")] = None,
     engines: Annotated[str | None, typer.Option(help="Back ends to race, separated by commas. All that run here where left out.")] = None,
+    techniques: Annotated[str | None, typer.Option(help="Further techniques to offer, separated by commas: attend, route/sparse_mlp …")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same answer.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Most threads to use. Raced where left out.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Longest input kept, in tokens or samples.")] = None,
@@ -172,6 +173,7 @@ def optimize(
             agree=agree,
             anyway=anyway,
             tokenizer=tokenizer,
+            techniques=techniques,
         )
     if report:
         front.report(report)

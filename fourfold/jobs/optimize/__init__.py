@@ -50,6 +50,7 @@ def optimize(
     agree: float | str | None = None,
     anyway: bool = False,
     tokenizer: str | Path | None = None,
+    techniques: str | Sequence[str] | None = None,
 ) -> Front:
     """Make `model` cheaper and prove it.
 
@@ -62,7 +63,8 @@ def optimize(
     With `out`, the artefact and report are written there, and a killed run resumes; Ctrl-C during the search goes on with the best found
     so far. A folder `out` that holds anything but an earlier artefact is refused before any work; with `force` it moves aside, whole. progress: None
     shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`, `hall` and `pue` put the
-    other two levers into the report (`fourfold.jobs.levers`).
+    other two levers into the report (`fourfold.jobs.levers`). techniques: further ones to offer to the search, by id, name or question (those that
+    are not used by default, such as "attend" or "route/sparse_mlp"); what they refuse is told in the report's notes.
 
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
     """
@@ -71,6 +73,7 @@ def optimize(
     from fourfold.jobs.optimize.command import spelled
     from fourfold.jobs.optimize.load import read
     from fourfold.jobs.optimize.state import Job, Options
+    from fourfold.registry import chosen
     from fourfold.report.format import percent, span
     from fourfold.report.terminal import listener
     from fourfold.workload import Workload, fraction
@@ -78,16 +81,17 @@ def optimize(
     work = Workload(model=_words(model), data=_words(data), floor=floor, objective=objective, budget=budget, seed=seed)  # type: ignore[arg-type]
     for name in engines or ():
         registry.engine(name)
+    more = tuple(chosen([name.strip() for name in techniques.split(",")] if isinstance(techniques, str) else techniques or ()))
     place = examine(site=site, to_site=to_site, hall=hall, pue=pue)   # before hours of work, not after
     target = may_replace(out, inputs=[model, data], force=force) if out is not None else None
     folder = _folder(target)
     command = command or spelled(
         model, data, floor=work.floor, budget=work.budget, columns=columns, objective=objective, out=out, metric=metric, task=task, splits=splits,
         seed=seed, engines=engines, threads=threads, max_length=max_length, site=site, to_site=to_site, hall=hall, pue=pue, agree=agree,
-        tokenizer=None if tokenizer is None else str(tokenizer),
+        tokenizer=None if tokenizer is None else str(tokenizer), techniques=",".join(more) or None,
     )
     options = Options(target, metric, task, columns, splits, list(engines) if engines else None, _counts(threads), max_length, fresh, command,
-                      None if agree is None else fraction(agree), anyway, tokenizer)
+                      None if agree is None else fraction(agree), anyway, tokenizer, more)
     shown, ours = listener(progress, work.budget)
     shown.note(f"budget {span(work.budget)}, floor {percent(work.floor)}, {work.objective}")
     job = Job(work, options, shown, folder)

@@ -93,6 +93,7 @@ def _journal(job: Job) -> Journal:
         "threads": job.options.threads,
         "machine": here().fingerprint,
         "version": 6,
+        **({"techniques": list(job.options.techniques)} if job.options.techniques else {}),
     }
     journal = Journal(job.folder, fingerprint)
     if job.options.fresh and any("key" in e for e in journal.events()):

@@ -22,19 +22,34 @@ MOST = 4
 def proposals(job: Job, bench: SearchContext, seconds: Callable[[float], float]) -> list[Training]:
     """The trainings of all proposals of all techniques that are used by default or asked for; they end as candidates of the search. `seconds` gives a
     share of the time there is. A technique that declines is noted with its reason."""
+    from fourfold.errors import ModelError
     from fourfold.rewrite import Rewrite
     from fourfold.rewrites.compress._bench import LEAST_SECONDS
 
     ours, found = context(job, bench), []
     for id, rewrite in asked(job, Rewrite.propose):
-        if why := rewrite.declines(job.subject.module):
-            job.refusals[id] = why
-            continue
-        found += [(id, rewrite, one) for one in islice(rewrite.propose(ours), MOST)]
+        why, offered = rewrite.declines(job.subject.module), []
+        if why is None:
+            try:
+                offered = list(islice(rewrite.propose(ours), MOST))
+            except ModelError as error:
+                why = error.message
+        if not offered and why is None and rewrite.converts:
+            why = "by what was found of this model and these rows it cannot pay on this machine"
+        if why is not None:
+            _refused(job, id, rewrite, why)
+        found += [(id, rewrite, one) for one in offered]
     while len(found) > MOST and seconds(SLOT * MOST / len(found)) < 2 * LEAST_SECONDS:
         found.pop()  # better a few that are trained than many that are not
     slot = SLOT * min(1.0, MOST / max(1, len(found)))
     return [_training(job, bench, ours, id, rewrite, one, lambda: seconds(slot)) for id, rewrite, one in found]
+
+
+def _refused(job: Job, id: str, rewrite: Rewrite, why: str) -> None:
+    """Keep why a technique was not tried; of conversions, and of what was asked for by name, the report tells it."""
+    job.refusals[id] = why
+    if rewrite.converts or id in job.options.techniques:
+        job.notes.append(f"{id} was considered and not tried: {why}.")
 
 
 def context(job: Job, bench: SearchContext | None = None) -> Context:
@@ -48,8 +63,8 @@ def context(job: Job, bench: SearchContext | None = None) -> Context:
 
 
 def asked(job: Job, way: Callable[..., object]) -> Iterator[tuple[str, Rewrite]]:
-    """Techniques that take part in this `way` (a method of `Rewrite` that they have made their own): ours that are on by default or for this
-    objective, and all that the user's own packages add."""
+    """Techniques that take part in this `way` (a method of `Rewrite` that they have made their own): ours that are on by default, for this objective
+    or asked for by name, and all that the user's own packages add."""
     from fourfold.registry import facts, technique, techniques
     from fourfold.rewrite import Rewrite
 
@@ -57,7 +72,7 @@ def asked(job: Job, way: Callable[..., object]) -> Iterator[tuple[str, Rewrite]]
         kind = technique(id) if ".rewrites." in f".{module}." else None
         if kind is None or not issubclass(kind, Rewrite) or kind.combined or getattr(kind, way.__name__) is way:
             continue
-        wanted = facts(id).status == "default" or job.work.objective in kind.objectives
+        wanted = facts(id).status == "default" or job.work.objective in kind.objectives or id in job.options.techniques
         if wanted or not module.startswith("fourfold."):
             yield id, kind()
 

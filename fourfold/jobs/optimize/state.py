@@ -64,6 +64,7 @@ class Options:
     agree: float | None = None
     anyway: bool = False
     tokenizer: str | Path | None = None
+    techniques: tuple[str, ...] = ()  # ids asked for besides those that are used anyway
 
 
 @dataclass
