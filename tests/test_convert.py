@@ -90,7 +90,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_with_data_quality_is_judged_won_back_and_raced(folder: Path, reviews: Path, tmp_path: Path) -> None:
-    made = fourfold.convert(folder, "window-4", data=reviews, budget="90s", floor=0.5, out=tmp_path / "near", ledger=tmp_path / "book.jsonl", seeds=2)
+    made = fourfold.convert(folder, "window-4", data=reviews, budget="10min", floor=0.5, out=tmp_path / "near", ledger=tmp_path / "book.jsonl",
+                            seeds=2)
     assert [one["site"] for one in made.sites] == ["encoder.0.attention", "encoder.1.attention"] and not made.exact
     assert made.found is not None and made.moved is not None and made.moved > 1e-5 and made.exit_code == 0
     quality, cost, record = made.found["quality"], made.found["cost"], made.found["record"]

@@ -67,6 +67,8 @@ def optimize(
     are not used by default, such as "attend" or "route/sparse_mlp"); what they refuse is told in the report's notes.
 
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
+
+    Long: a parameter an option, each told here and handed on by name.
     """
     from fourfold import engines as registry
     from fourfold.jobs.levers import examine
