@@ -8,7 +8,7 @@ show a distant large key in every position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ class AttentionMask(nn.Module):
 
     def matmul(self, x: Tensor, causal: bool = False) -> Tensor:
         """x [B, H, F, N] → Σ_j M_ij x_j; with `causal` over j ≤ i."""
+        return self.prepared(x.shape[-1], causal)(x)
+
+    def prepared(self, n: int, causal: bool = False) -> Callable[[Tensor], Tensor]:
+        """`matmul` for this length, with all made once that does not depend on x."""
         raise NotImplementedError
 
     def dense(self, keys: int, queries: int | None = None, causal: bool = False) -> Tensor:
@@ -70,14 +74,13 @@ class ToeplitzMask(AttentionMask):
         bias = self.bias.to(dtype)
         return (bias - bias.detach().amax(-1, keepdim=True))[:, (lags.clamp(-self.reach, self.reach) + self.reach)].exp()
 
-    def matmul(self, x: Tensor, causal: bool = False) -> Tensor:
-        n = x.shape[-1]
-        lags = torch.arange(-n + 1, n, device=x.device)
+    def prepared(self, n: int, causal: bool = False) -> Callable[[Tensor], Tensor]:
+        lags = torch.arange(-n + 1, n, device=self.bias.device)
         values = self.entries(lags, torch.float64)
         ahead = torch.zeros_like(values[:, : n - 1]) if causal else values[:, : n - 1]
         column = torch.cat([values[:, n - 1 :], torch.zeros_like(values[:, :1]), ahead], -1)   # first column of the circulant of size 2n
-        seen = torch.fft.rfft(column)[:, None] * torch.fft.rfft(x.double(), n=2 * n)
-        return torch.fft.irfft(seen, n=2 * n)[..., :n].to(x.dtype)
+        through = torch.fft.rfft(column)[:, None]
+        return lambda x: torch.fft.irfft(through * torch.fft.rfft(x.double(), n=2 * n), n=2 * n)[..., :n].to(x.dtype)
 
     def dense(self, keys: int, queries: int | None = None, causal: bool = False) -> Tensor:
         i = torch.arange(keys - (keys if queries is None else queries), keys, device=self.bias.device)[:, None]
@@ -107,12 +110,18 @@ class GridMask(AttentionMask):
         bias = self.bias.to(dtype)
         return (bias - bias.detach().amax((-1, -2), keepdim=True)).exp()
 
-    def matmul(self, x: Tensor, causal: bool = False) -> Tensor:
-        self.check(x.shape[-1], causal)
+    def prepared(self, n: int, causal: bool = False) -> Callable[[Tensor], Tensor]:
+        self.check(n, causal)
         h, w = self.height, self.width
         kernel = F.pad(self.entries(torch.float64), (0, 1, 0, 1)).roll((1 - h, 1 - w), (-2, -1))     # lag (p, q) at (p mod 2h, q mod 2w)
-        seen = torch.fft.rfft2(kernel)[:, None] * torch.fft.rfft2(x.double().unflatten(-1, (h, w)), s=(2 * h, 2 * w))
-        return torch.fft.irfft2(seen, s=(2 * h, 2 * w))[..., :h, :w].flatten(-2).to(x.dtype)
+        through = torch.fft.rfft2(kernel)[:, None]
+
+        def product(x: Tensor) -> Tensor:
+            rows = torch.fft.rfft(x.double().unflatten(-1, (h, w)), n=2 * w)        # of h rows alone: the others hold nothing
+            back = torch.fft.ifft(through * torch.fft.fft(rows, n=2 * h, dim=-2), dim=-2)[..., :h, :]
+            return torch.fft.irfft(back, n=2 * w)[..., :w].flatten(-2).to(x.dtype)
+
+        return product
 
     def dense(self, keys: int, queries: int | None = None, causal: bool = False) -> Tensor:
         self.check(keys, causal)
@@ -163,8 +172,11 @@ class TreeMask(AttentionMask):
         bias = self.bias.to(dtype)
         return (bias - bias.detach().amax(-1, keepdim=True))[:, distance.long().clamp(max=self.reach)].exp()
 
-    def matmul(self, x: Tensor, causal: bool = False) -> Tensor:
-        self.check(x.shape[-1], causal)
+    def prepared(self, n: int, causal: bool = False) -> Callable[[Tensor], Tensor]:
+        self.check(n, causal)
+        return self._product
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.form == "decay":
             rate = F.softplus(self.rate.double()).expand(x.shape[1])
             found: Tensor = _trees.TreeDecay.apply(x, rate, (self.parents, self.weights, self.order))  # type: ignore[assignment]
@@ -227,8 +239,11 @@ class GraphDiffusionMask(AttentionMask):
     def length(self) -> int:
         return self.nodes
 
-    def matmul(self, x: Tensor, causal: bool = False) -> Tensor:
-        self.check(x.shape[-1], causal)
+    def prepared(self, n: int, causal: bool = False) -> Callable[[Tensor], Tensor]:
+        self.check(n, causal)
+        return self._product
+
+    def _product(self, x: Tensor) -> Tensor:
         b, h, f, n = x.shape
         rate = F.softplus(self.rate.double()).expand(h)
         top = float(rate.detach().max())

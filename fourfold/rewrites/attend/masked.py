@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fourfold.structure.sites import Sites
 
 SHORT = 1024  # positions up to which the dense product is faster on processors (docs/features.md)
-NUMBERS = 1 << 21  # numbers that go through the mask at once
+NUMBERS = 1 << 17  # numbers that go through the mask at once: their transforms stay in the cache
 FEATURES, REACH = 64, 512  # of a converted attention
 
 
@@ -98,11 +98,11 @@ class MaskedLinearAttention(nn.Module):
         b, h, n, width = v.shape
         f_x, f_y, v = f_x.transpose(-1, -2), f_y.transpose(-1, -2), v.transpose(-1, -2)
         step = max(1, NUMBERS // max(1, b * h * n * width))
-        total = torch.zeros_like(v)
+        total, product = torch.zeros_like(v), self.mask.prepared(n, causal)
         for start in range(0, f_y.shape[2], step):
             part = slice(start, start + step)
             stacked = f_y[:, :, part, None] * v[:, :, None]             # [B, H, step, e + 1, N]
-            through = self.mask.matmul(stacked.flatten(2, 3), causal).view_as(stacked)
+            through = product(stacked.flatten(2, 3)).view_as(stacked)
             total = total + (through * f_x[:, :, part, None]).sum(2)
         return total.transpose(-1, -2)
 
