@@ -144,7 +144,9 @@ class RandomFeatures(nn.Module):
         least = math.log(torch.finfo(dtype).tiny) / 2 + 3
 
         def exponentials(z: Tensor, key: bool) -> tuple[Tensor, Tensor]:
-            exponent = z @ across + level if self.kind == "bounded" else z @ across
+            exponent = z @ across
+            if self.kind == "bounded":
+                exponent = exponent + level if torch.is_grad_enabled() else exponent.add_(level)
             peak = exponent.detach().amax(-1, keepdim=True)
             # no product of two values may be rounded to 0: what is e^−40 of a token's largest feature is below the rounding of any sum with that one
             if torch.is_grad_enabled():
