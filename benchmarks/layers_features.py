@@ -190,6 +190,60 @@ def recover(seeds: int, steps: int = 500) -> Iterator[dict[str, Any]]:
         yield row
 
 
+# --- the picture -----------------------------------------------------------------------------------------------------------------------------------
+
+COLOURS = ("#2c5d9e", "#ae2a1f", "#0b6b4c", "#a35200", "#6a4c93", "#5b625f", "#80801a")
+Lines = dict[str, list[tuple[float, float]]]
+
+
+def panel(x: float, title: str, lines: Lines, low: int, high: int) -> list[str]:
+    """Processor seconds, 10^low to 10^high, against tokens, 1,024 to 32,768; both axes logarithmic."""
+    wide, tall, top = 380.0, 300.0, 60.0
+
+    def at(tokens: float, value: float) -> tuple[float, float]:
+        return x + wide * (math.log2(tokens) - 9.8) / 5.4, top + tall * (1 - (math.log10(max(value, 10.0**low)) - low) / (high - low))
+
+    parts = [f'<text x="{x}" y="{top - 22}" class="title">{title}</text>']
+    for power in range(low, high + 1):
+        y = at(1024, 10.0**power)[1]
+        parts.append(f'<line x1="{x}" x2="{x + wide}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+                     f'<text x="{x - 6}" y="{y + 4:.1f}" class="tick" text-anchor="end">{10.0**power:g} s</text>')
+    for tokens in LENGTHS:
+        parts.append(f'<text x="{at(tokens, 1)[0]:.1f}" y="{top + tall + 18}" class="tick" text-anchor="middle">{tokens:,}</text>')
+    parts.append(f'<text x="{x + wide / 2}" y="{top + tall + 36}" class="tick" text-anchor="middle">tokens</text>')
+    ends = sorted((at(*points[-1])[1], name) for name, points in lines.items())
+    shown: dict[str, float] = {}
+    for y, name in ends:                                                # labels do not overlap
+        shown[name] = max(y, *(other + 13 for other in shown.values())) if shown else y
+    for (name, points), colour in zip(lines.items(), COLOURS, strict=False):
+        way = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(*point) for point in points))
+        parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6" fill="{colour}"/>' for px, py in (at(*point) for point in points)]
+        parts.append(f'<text x="{at(*points[-1])[0] + 8:.1f}" y="{shown[name] + 4:.1f}" class="tick" style="fill:{colour}">{name}</text>')
+    return parts
+
+
+def picture(data: dict[str, Any], masks: dict[str, Any]) -> str:
+    """SVG: seconds of one thread against the length, of attention and of masked attention."""
+    rows = [row for row in data["parts"]["time"]["rows"] if row["threads"] == 1]
+    lines: Lines = {
+        f"{'softmax' if name == 'softmax' else f'{name} features'}{', causal' if causal else ''}":
+            [(row["length"], row[name]["cpu"]["median"]) for row in rows if row["causal"] == causal]
+        for name in ("softmax", "256", "128") for causal in (False, True)
+    }
+    names = list(dict.fromkeys(row["mask"] for row in masks["rows"]))
+    under: Lines = {name: [(row["length"], row["fast"]["median"]) for row in masks["rows"] if row["mask"] == name] for name in names}
+    under["written out"] = [(row["length"], row["dense"]["median"]) for row in masks["rows"] if row["mask"] == names[0] and "dense" in row]
+    body = [*panel(60, "Attention, one head of width 64", lines, -3, 1), *panel(660, "Under a mask, one head of width 16", under, -3, 1)]
+    style = (".title{font:600 14px system-ui,sans-serif;fill:var(--ink)}.tick{font:11px system-ui,sans-serif;fill:var(--soft)}"
+             ".grid{stroke:var(--line)}"
+             ".plot{--ink:#1c1f1e;--soft:#5b625f;--line:#e4e6e1;background:#fff}"
+             "@media(prefers-color-scheme:dark){.plot{--ink:#e9ece9;--soft:#a3aba6;--line:#2b302d;background:#171a19}}")
+    label = "Processor seconds of softmax attention, of random features and of masks against the number of tokens"
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1220 420" class="plot" role="img" aria-label="{label}"><style>{style}</style>'
+            + "".join(body) + "</svg>\n")
+
+
 PARTS: dict[str, Callable[[int], Iterator[dict[str, Any]]]] = {"variance": variance, "error": error, "time": timing, "recover": recover}
 
 

@@ -1,6 +1,6 @@
 """Writes every table and picture of README, docs and benchmarks/README anew from benchmarks/results and claims (`make tables`):
 
-    python docs/refresh.py                                                        all tables, docs/front.svg, docs/scale.svg
+    python docs/refresh.py                                                        all tables, docs/*.svg
     python docs/refresh.py fourfold-bench/demo/idle-0/cheap/report.json           README's picture from this run's report, then all
     python docs/refresh.py --check                                                write nothing; exit code 1 where something would change
 
@@ -47,6 +47,11 @@ def pictures() -> dict[Path, str]:
     import scale
 
     found = {HERE / "scale.svg": scale.picture(json.loads((RESULTS / "scale.json").read_text(encoding="utf-8")))}
+    features, masks = (RESULTS / f"layers_{part}.json" for part in ("features", "masks"))
+    if features.is_file() and masks.is_file():
+        import layers_features
+
+        found[HERE / "features.svg"] = layers_features.picture(*(json.loads(path.read_text(encoding="utf-8")) for path in (features, masks)))
     front = RESULTS / "demo-front.json"
     if front.is_file():
         found[HERE / "front.svg"] = svg(json.loads(front.read_text(encoding="utf-8"))["report"])

@@ -431,6 +431,78 @@ def treeformer(data: Document) -> str:
             f"{grid(('', 'accuracy', 'processor time of training'), rows)}")
 
 
+def features(data: Document) -> str:
+    """Bounded random features: time by length, variance by norm, error by features, and what conversion costs a small language model."""
+    draw = {"time": _times, "variance": _variances, "error": _errors, "recover": _recovered}
+    parts = data["parts"] if data else {}
+    return "\n\n".join(draw[part](parts[part]["rows"]) for part in draw if part in parts) or "Not measured yet."
+
+
+def _times(rows: Document) -> str:
+    told = [[f"{row['length']:,}", "causal" if row["causal"] else "both directions", str(row["threads"]),
+             f"{1e3 * row['softmax']['cpu']['median']:.1f} ms",
+             *(f"{1e3 * row[m]['cpu']['median']:.1f} ms, {row[m]['faster']['median']:.1f}×" for m in ("128", "256"))] for row in rows]
+    return ("Processor time beside torch's fused softmax attention, one head of width 64, rounds in turn; medians of three, ratios within rounds."
+            f"\n\n{grid(('tokens', 'attention', 'threads', 'softmax', '128 features', '256 features'), told)}")
+
+
+def _variances(rows: Document) -> str:
+    told = []
+    for row in rows:
+        exact, seen = row["exact"], row.get("sampled", {})
+        told.append([str(row["width"]), f"{row['norm']:g}", f"{row['a']:.3f}", *(f"{exact[kind]['median']:.3g}" for kind in exact),
+                     *(f"{seen[name]['median']:.3g}" if seen else "–" for name in ("bounded", "bounded, orthogonal", "positive"))])
+    head = ("width d", "norm of x, y", "A", "bounded", "positive (FAVOR+)", "trigonometric", "bounded, sampled", "orthogonal, sampled",
+            "positive, sampled")
+    return ("Relative standard deviation of one feature's estimate of exp(xᵀy), median over 32 pairs of vectors in random directions: exact, with "
+            "one A for all pairs, and sampled (d features at a time, times √d). At large norms sampling misses the rare large values that make "
+            f"up the variance, so that sampled figures lie below the exact ones.\n\n{grid(head, told)}")
+
+
+def _errors(rows: Document) -> str:
+    counts = sorted({row["features"] for row in rows})
+    found = {(row["size"], row["kind"], row["features"]): row["error"]["median"] for row in rows}
+    told = [[f"{size:g}", kind, *(f"{found[size, kind, count]:.3f}" if (size, kind, count) in found else "–" for count in counts)]
+            for size, kind in dict.fromkeys((row["size"], row["kind"]) for row in rows)]
+    return ("Relative error of the output, 256 tokens of normal numbers of this size, width 64, orthogonal directions; medians of twelve, by the "
+            f"number of features.\n\n{grid(('size', 'features', *(str(count) for count in counts)), told)}")
+
+
+def _recovered(runs: Document) -> str:
+    names = {"bounded": "bounded (FAVOR++)", "positive": "positive (FAVOR+)", "trigonometric": "trigonometric",
+             "masked": "bounded, under a learnt mask of position"}
+    told = []
+    for kind, name in names.items():
+        cells = [name]
+        for key, digits in (("converted", 3), ("recovered", 3), ("share", 2)):
+            found = [run[kind][key] for run in runs if run[kind][key] is not None]
+            whole = len(found) == len(runs)
+            cells.append(f"{statistics.median(found):.{digits}f} ({min(found):.{digits}f} to {max(found):.{digits}f})" if whole else "not finite")
+        told.append(cells)
+    before, softmax = (statistics.median(run[key] for run in runs) for key in ("trained", "softmax"))
+    return (f"A causal language model of bytes (three layers, width 96, 96 features a head), trained {runs[0]['steps']} steps with softmax to "
+            f"{before:.3f} nats a byte ({softmax:.3f} after a tenth of the steps more), converted, and trained on for that tenth. "
+            f"Seeds: {len(runs)}; median and range.\n\n"
+            f"{grid(('features', 'loss as converted', 'after a tenth of the steps', 'share of the gap won back'), told)}")
+
+
+def masks(data: Document) -> str:
+    """Masked linear attention: exactness and time, beside the product with the matrix written out."""
+    if not data:
+        return "Not measured yet."
+    rows = []
+    for row in data["rows"]:
+        cells = [row["mask"], f"{row['length']:,}", f"{1e3 * row['fast']['median']:.0f} ms"]
+        if "dense" in row:
+            faster = row["faster"]
+            cells += [f"{1e3 * row['dense']['median']:.0f} ms", f"{faster['median']:.1f}× ({faster['least']:.1f} to {faster['most']:.1f})",
+                      f"{1e3 * row['writing']:.0f} ms", f"{row['apart']:.0e}"]
+        rows.append([*cells, *["–"] * (7 - len(cells))])
+    return (f"Processor time of one head of width {data['width']} with as many features, one thread, rounds in turn. The matrix is ready "
+            f"beforehand; to write it out takes the time of the column after.\n\n"
+            f"{grid(('mask', 'positions', 'fast', 'written out', 'faster', 'to write it out', 'largest difference'), rows)}")
+
+
 def allocate(data: Document) -> str:
     """CPU seconds of the packers on the public instances, and the ablation of learned backtracking."""
     parts = data["parts"] if data else {}
@@ -622,6 +694,8 @@ TABLES = (
     Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),
     Table("docs/run.md", "predict", predict, ("predict",), ("fourfold/jobs/calibrate.py", "fourfold/jobs/kernels.py", "fourfold/cost")),
     Table("docs/allocate.md", "allocate", allocate, ("allocate",), ("fourfold/decisions/allocate", "fourfold/zoo/packings.py")),
+    Table("docs/features.md", "features", features, ("layers_features",), ("fourfold/rewrites/attend", "benchmarks/layers_features.py")),
+    Table("docs/features.md", "masks", masks, ("layers_masks",), ("fourfold/rewrites/attend", "benchmarks/layers_masks.py")),
     Table("docs/treeformer.md", "treeformer", treeformer, ("layers_treeformer",), ("fourfold/rewrites/attend", "benchmarks/layers_treeformer.py")),
     Table("docs/scale.md", "scale", scale, ("scale", "simulate"), ("fourfold/decisions/schedule", "fourfold/cost", "fourfold/graph.py")),
     Table("docs/meter.md", "meters", meters, ("meters",), ("fourfold/measure",)),

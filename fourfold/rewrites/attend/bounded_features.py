@@ -30,8 +30,9 @@ from fourfold.structure.cores import install
 if TYPE_CHECKING:
     from fourfold.structure.sites import Sites
 
-LONG = 2048  # tokens from which a proposal is made: below, exact attention is about as fast on processors (docs/features.md)
-EVEN = 1000.0  # tokens at which both cost the same here, for heads of width 64 and 256 features
+EVEN = {False: 1100.0, True: 4000.0}
+"""Tokens at which both cost the same here, not causal and causal: heads of width 64, 256 features (docs/features.md)."""
+LONG = 2  # so many times longer must inputs be for a proposal
 CHUNK = 64  # positions scored together by causal attention
 MOST = 16  # chunks that are worked on at once
 NUMBERS = 1 << 19  # features that are held at once, of all sequences and heads
@@ -136,7 +137,7 @@ def features_for(head_dim: int) -> int:
 class BoundedRandomFeatures(Rewrite):
     """Attention by positive bounded random features in place of the softmax (Likhosherstov et al. 2022)."""
 
-    default = True  # offered for texts of `LONG` tokens alone, where it pays
+    default = True  # offered for long texts alone, where it pays
     title = "attention in linear time by positive bounded random features (FAVOR++)"
     cites = ("likhosherstov2022", "choromanski2021", "katharopoulos2020")
     needs = ("torch",)
@@ -165,9 +166,9 @@ class BoundedRandomFeatures(Rewrite):
         return found
 
     def propose(self, context: Context) -> Iterator[Proposal]:
-        """All attentions at once, where half of the examples are longer than `LONG` tokens."""
+        """All attentions at once, where half of the examples are so long that it costs less than half of the softmax."""
         length = lengths(context)
-        if length < LONG or context.call is None:
+        if length < LONG * EVEN[False] or context.call is None:
             return
         from fourfold.structure.sites import sites
 
@@ -176,9 +177,12 @@ class BoundedRandomFeatures(Rewrite):
         except ModelError:  # nothing here that can be estimated
             return
         edits = tuple(edit for one in found for edit in one.edits)
+        even = EVEN[any(edit.get("causal", False) for edit in edits)]
+        if length < LONG * even:
+            return
         width = max(edit["heads"] * edit["head_dim"] for edit in edits if edit["kind"] == "bounded_features")
         inside = length / (length + 6 * width)                         # of a block's multiplications; MLPs and projections are 24 n w² of them
-        cost = 1 - inside * (1 - min(1.0, EVEN / length))
+        cost = 1 - inside * (1 - even / length)
         yield Proposal("bounded-features", edits, (cost, cost / 2, min(1.0, 2 * cost)))
 
     def apply(self, model: nn.Module, edit: Edit) -> nn.Module:
