@@ -169,9 +169,9 @@ def converted(model: _lm.LM, kind: str) -> _lm.LM:
     return made
 
 
-def recover(seeds: int, steps: int = 500) -> Iterator[dict[str, Any]]:
+def recover(seeds: int, steps: int = 500, begin: int = 0) -> Iterator[dict[str, Any]]:
     """Losses in nats a byte: as trained, trained on with softmax for a tenth of the steps, converted, and converted and trained on likewise."""
-    for seed in range(seeds):
+    for seed in range(begin, seeds):
         training = _lm.Training(steps=steps, every=steps)
         model, curve = _lm.fresh(seed, training)
         more = _lm.Training(steps=steps // 10, warmup=10, rate=1e-3, every=steps // 10)
@@ -244,19 +244,20 @@ def picture(data: dict[str, Any], masks: dict[str, Any]) -> str:
             + "".join(body) + "</svg>\n")
 
 
-PARTS: dict[str, Callable[[int], Iterator[dict[str, Any]]]] = {"variance": variance, "error": error, "time": timing, "recover": recover}
+PARTS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {"variance": variance, "error": error, "time": timing, "recover": recover}
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/layers.py features", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="seeds, and rounds of timing")
+    parser.add_argument("--begin", type=int, default=0, help="first seed of recover; rows of earlier ones stay as they are")
     parser.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=sorted(PARTS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for part in options.parts:
         rows: list[dict[str, Any]] = []
-        for row in PARTS[part](options.seeds):
+        for row in PARTS[part](options.seeds, **({"begin": options.begin} if part == "recover" else {})):
             rows.append(row)
             print(json.dumps(row), flush=True)
             written(options, part, rows)
@@ -269,5 +270,8 @@ def written(options: argparse.Namespace, part: str, rows: list[dict[str, Any]]) 
         fcntl.flock(lock, fcntl.LOCK_EX)
         document = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"parts": {}}
         told = provenance.facts(options, range(options.seeds))
+        if part == "recover" and part in document["parts"]:
+            mine = {row["seed"] for row in rows}
+            rows = sorted([*rows, *(row for row in document["parts"][part]["rows"] if row["seed"] not in mine)], key=lambda row: row["seed"])
         document["parts"][part] = {"date": told["date"], "commit": told["commit"], "load": told["load"], "rows": rows}
         provenance.publish(options.out, {"about": told, "parts": document["parts"]})
