@@ -100,6 +100,11 @@ def _transformers(model: Model, part: Part, made: Path, batches: list[Batch]) ->
     if module is None or origin.get("kind") != "transformers":
         what = "no class of transformers with a configuration" if module is not None else "only there as files of its back end"
         raise ModelError(f"{part.name} is {what}, so no configuration describes it.", "Export it --to onnx or --to openvino.")
+    kinds = {type(one) for one in module.modules() if type(one).__module__.partition(".")[0] not in ("torch", "transformers")}
+    if kinds:  # a layer that was put in, with weights or without, is nothing that a configuration knows
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ModelError(f"{part.name} holds layers that no configuration of {type(module).__name__} describes: {names}.",
+                         "Export it --to onnx or --to openvino, which hold any layer.")
     named = expressed(module)
     if model.task.kind == "classification" and model.task.classes and getattr(named.config, "num_labels", 0) == len(model.task.classes):
         named.config.id2label = dict(enumerate(model.task.classes))

@@ -119,6 +119,7 @@ def _find(job: Job, target: Path | None, place: Location, force: bool) -> Front:
     from fourfold.jobs.optimize.breakdown import ladder
     from fourfold.jobs.optimize.build_and_race import contest
     from fourfold.jobs.optimize.early import early
+    from fourfold.jobs.optimize.proposals import untried
     from fourfold.jobs.optimize.search import search
     from fourfold.jobs.optimize.sensitivity import measure
     from fourfold.jobs.optimize.significance import prove
@@ -150,6 +151,7 @@ def _find(job: Job, target: Path | None, place: Location, force: bool) -> Front:
                 raise
             job.candidates = job.searcher.candidates if job.searcher else []
         interrupts.at_once = False
+        untried(job)
         contest(job)
         prove(job)
         ladder(job)

@@ -52,6 +52,17 @@ def _refused(job: Job, id: str, rewrite: Rewrite, why: str) -> None:
         job.notes.append(f"{id} was considered and not tried: {why}.")
 
 
+def untried(job: Job) -> None:
+    """Say of each technique that was asked for by name, and neither tried nor refused, that there was no time for it."""
+    from fourfold.registry import technique
+    from fourfold.rewrite import Rewrite
+
+    found = {candidate.technique for candidate in job.candidates} | set(job.refusals)
+    for id in job.options.techniques:
+        if id not in found and issubclass(technique(id), Rewrite) and technique(id).propose is not Rewrite.propose:
+            job.notes.append(f"{id} was asked for and not tried: the budget left no time for it.")
+
+
 def context(job: Job, bench: SearchContext | None = None) -> Context:
     """What techniques work from: the search's own inputs with the original's answers to them, or the rows as they were given."""
     from fourfold.rewrite import Context
