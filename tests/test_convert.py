@@ -131,7 +131,7 @@ def test_without_data_it_is_saved_as_it_is(folder: Path, tmp_path: Path, capsys:
     assert "without data" in json.loads((tmp_path / "book.jsonl").read_text().splitlines()[-1])["why"]
     original = fourfold.load(tmp_path / "far", trust=["toyroom"])
     assert original.predict(["word1 river", "word1 ember"]) == ["water", "fire"]
-    export = ["export", str(tmp_path / "far"), str(tmp_path / "plain"), "--to", "transformers", "--trust", "toyroom"]
+    export = ["export", str(tmp_path / "far"), "--out", str(tmp_path / "plain"), "--to", "hf", "--trust", "toyroom"]
     assert main.run(export) == 2 and "WindowCore" in capsys.readouterr().err and not (tmp_path / "plain").exists()
     assert main.run(["convert", str(folder), "--to", "window", "--dry-run"]) == 0
     assert "2 parts" in (told := capsys.readouterr().out) and "would be converted" in told and "Counted on" in told
