@@ -30,7 +30,7 @@ _homes: dict[Path, str] = {Path(__file__).parent: "fourfold"}           # folder
 class Facts:
     """A technique's class attributes, and the first sentence of its file. `id` is "question/name", `module` its import path; `status` is "default"
     (used unless told otherwise), "optional" or "prototype"; `edits`: the kinds of edits that are its own, `member`: the kind of member of an
-    artefact, `converts`: its names after `fourfold convert --to`."""
+    artefact, `converts`: its names after `fourfold convert --to`; `precision`: what an engine computes in fewer bits is booked as it."""
 
     id: str
     name: str
@@ -45,6 +45,7 @@ class Facts:
     edits: tuple[str, ...] = ()
     member: str = ""
     converts: tuple[str, ...] = ()
+    precision: bool = False
 
 
 @contextmanager
@@ -125,7 +126,8 @@ def facts(name: str) -> Facts:
     status = "prototype" if ".prototype." in f".{module}." else "default" if values.get("default") else "optional"
     lever = str(values.get("lever", "model" if ".rewrites." in f".{module}." else "machine"))
     return Facts(id, bare, module, question, str(values.get("title", bare)), lever, _texts(values.get("cites")), _texts(values.get("needs")),
-                 " ".join(text.split()), status, _texts(values.get("edits")), str(values.get("member", "")), _texts(values.get("converts")))
+                 " ".join(text.split()), status, _texts(values.get("edits")), str(values.get("member", "")), _texts(values.get("converts")),
+                 values.get("precision") is True)
 
 
 def technique(name: str) -> type:
@@ -149,6 +151,11 @@ def owner(kind: str) -> type | None:
 def conversions() -> dict[str, str]:
     """Name after `fourfold convert --to` → id of the technique that converts to it."""
     return {name: id for id in techniques() for name in facts(id).converts}
+
+
+def of_precision() -> str:
+    """Bare name of the technique that a setting of an engine is which computes in fewer bits than fp32."""
+    return next(one.name for one in map(facts, techniques()) if one.precision)
 
 
 def adopt(module: str) -> None:
@@ -297,7 +304,7 @@ def _attributes(file: Path, cls: ast.ClassDef) -> dict[str, object]:
             target, value = line.target.id, line.value
         else:
             continue
-        if target in ("title", "lever", "cites", "needs", "default", "edits", "member", "converts"):
+        if target in ("title", "lever", "cites", "needs", "default", "edits", "member", "converts", "precision"):
             try:
                 values[target] = ast.literal_eval(value)
             except ValueError:

@@ -137,8 +137,9 @@ class Rewrite(ABC):
     `lever` is always "model" for rewrites. `cites` are keys of `fourfold.cite.BIBLIOGRAPHY`. `needs` are importable module names;
     `default`: used unless told otherwise. `edits`: the kinds of edits that are this technique's own. `step`: title of its step in the breakdown.
     `combined`: what it proposes is searched together with others by `compress/combine`, which the job runs in its place. `objectives`: of a technique
-    that is not used by default, those that it is used for unasked. `converts`: names after `fourfold convert --to` (see `conversions`). `member`: the
-    kind of member of an artefact that `alone` makes, `files` its files.
+    that is not used by default, those that it is used for unasked. `converts`: names after `fourfold convert --to` (see `conversions`). `precision`:
+    what an engine computes in fewer bits than fp32 is booked as this technique. `member`: the kind of member of an artefact that `alone` makes,
+    `files` its files.
 
     Four ways to take part, and a technique has one of them: `propose` students of the original, `extend` finished candidates, answer `alone` without
     a network, or `join` finished points.
@@ -154,6 +155,7 @@ class Rewrite(ABC):
     combined: ClassVar[bool] = False
     objectives: ClassVar[tuple[str, ...]] = ()
     converts: ClassVar[tuple[str, ...]] = ()
+    precision: ClassVar[bool] = False
     member: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
 

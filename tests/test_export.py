@@ -128,3 +128,14 @@ def test_the_command(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert run(["export", str(room / "onnxruntime"), "--to", "onnx", "--out", str(tmp_path / "out")]) == 0
     assert "answers alike" in capsys.readouterr().out and (tmp_path / "out" / "model.onnx").is_file()
+
+
+def test_formats_are_told_by_engines() -> None:
+    from fourfold.engines import engine, formats
+    from fourfold.runtime.export import TRANSFORMERS, targets
+
+    assert formats() == {"onnx": "onnxruntime", "openvino": "openvino"} and targets() == (TRANSFORMERS, *formats())
+    for name in formats().values():
+        kind = engine(name)
+        compile(kind.answering, name, "exec")
+        assert "`" in kind.opened and kind.name == name

@@ -65,6 +65,10 @@ def test_a_question_stands_for_its_techniques() -> None:
     assert known and all(name in registry.facts(id).converts for name, id in known.items())
 
 
+def test_one_technique_is_what_engines_do_in_fewer_bits() -> None:
+    assert [one.name for one in map(registry.facts, registry.techniques()) if one.precision] == [registry.of_precision()] == ["quantise"]
+
+
 def test_one_name_in_three_questions(room: Path) -> None:
     known = registry.techniques()
     assert {"schedule/anneal", "tile/anneal", "floorplan/anneal", "schedule/exact", "tile/exact"} <= set(known)

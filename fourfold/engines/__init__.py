@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOM = "engines"
 EAGER = "eager"                                                         # the engine of regions that every other is raced against: plain calls
 _adopted: dict[str, EngineFacts] = {}                                   # of somebody else, named by an artefact that was trusted
-_FACTS = ("precisions", "regions", "region_name", "reads_onnx", "versions")
+_FACTS = ("precisions", "regions", "region_name", "reads_onnx", "versions", "format")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class EngineFacts:
     region_name: str = ""
     reads_onnx: bool = False
     versions: tuple[str, ...] = ()
+    format: str = ""
 
     @property
     def in_plans(self) -> str:
@@ -87,6 +88,11 @@ def of_regions(dialect: str) -> list[str]:
 def versions() -> list[str]:
     """Packages whose versions decide what engines answer, and how fast."""
     return list(dict.fromkeys(package for one in facts() for package in one.versions))
+
+
+def formats() -> dict[str, str]:
+    """Name after `fourfold export --to` → the engine whose files they are, which others open without this package."""
+    return {one.format: one.name for one in facts() if one.format}
 
 
 def engine(name: str) -> type[Engine]:

@@ -230,6 +230,14 @@ class Engine:
     #: Whether its regions can tell when each task began.
     stamps: ClassVar[bool] = False
 
+    #: What `fourfold export --to` calls its files, where others open them without this package; "" where nobody else does.
+    format: ClassVar[str] = ""
+    #: Of such files, which lie in a folder as model.*: how their README says that they are opened.
+    opened: ClassVar[str] = ""
+    #: And the Python that a process without this package answers by: from `folder`, `batches` (arrays by name) and `hint` ("f32" or "bf16") to
+    #: `found`, an array a batch.
+    answering: ClassVar[str] = ""
+
     @classmethod
     def declines(cls, precision: str, machine: object) -> str | None:
         """Why this engine cannot serve this precision on this machine (`.flags`), or None."""

@@ -40,6 +40,14 @@ class OnnxRuntime(Engine):
     slow: ClassVar[Mapping[str, float]] = {"int8-static": 45.0}
     regions: ClassVar[tuple[str, ...]] = ("onnx",)
     reads_onnx: ClassVar[bool] = True
+    format: ClassVar[str] = "onnx"
+    opened: ClassVar[str] = '`onnxruntime.InferenceSession("model.onnx")`'
+    answering: ClassVar[str] = """
+import onnxruntime
+session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
+wanted = [p.name for p in session.get_inputs()]
+found = [session.run(None, {n: b[n] for n in wanted})[0] for b in batches]
+"""
 
     @classmethod
     def export(cls, wrapped: nn.Module, signature: Signature, calibration: Sequence[Batch], precision: str, folder: Path) -> list[str]:

@@ -48,6 +48,14 @@ class OpenVino(Engine):
     likely: ClassVar[Mapping[str, int]] = {"int8": 2, "bf16": 3, "fp32": 5, "int8-weights": 7}
     regions: ClassVar[tuple[str, ...]] = ("torch", "onnx")
     reads_onnx: ClassVar[bool] = True
+    format: ClassVar[str] = "openvino"
+    opened: ClassVar[str] = '`openvino.Core().compile_model("model.xml", "CPU")`'
+    answering: ClassVar[str] = """
+import openvino
+compiled = openvino.Core().compile_model(folder + "/model.xml", "CPU", {"INFERENCE_PRECISION_HINT": hint})
+wanted = [p.get_any_name() for p in compiled.inputs]
+found = [np.array(compiled({n: b[n] for n in wanted})[0]) for b in batches]
+"""
 
     @classmethod
     def declines(cls, precision: str, machine: object) -> str | None:

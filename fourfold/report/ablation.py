@@ -65,18 +65,7 @@ class Simulated:
             plain = plain._replace(seconds=np.ascontiguousarray(seconds))
         where = own if place is None else place.astype(np.int16)
         run = play(plain, where, order if priority is None else priority, False, False)
-        return SimulatedPlan(self._cost(run), float(run.makespan), parts(plain, where, run), np.maximum(run.peak - plain.limit, 0.0))
-
-    def _cost(self, run: Played) -> float:
-        match self.problem.objective:
-            case "latency":
-                return float(run.makespan)
-            case "throughput":
-                return float(max(run.busy.max(), run.lane_busy.max(initial=0.0)))
-            case "energy":
-                return float(run.joules)
-            case _:
-                return float(run.peak.max())
+        return SimulatedPlan(self.problem.figure(run), float(run.makespan), parts(plain, where, run), np.maximum(run.peak - plain.limit, 0.0))
 
 
 def parts(plain: Arrays, place: np.ndarray, run: Played) -> np.ndarray:

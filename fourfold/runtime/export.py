@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourfold.engines import engine, formats
 from fourfold.errors import InputError, ModelError
 from fourfold.folder import even
 from fourfold.runtime.artefact import Model, Part
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
 
     from fourfold.engines.base import Batch
 
-TARGETS = ("hf", "onnx", "openvino")
+TRANSFORMERS = "hf"  # the one format that is no engine's
 CLOSE = 2e-3  # largest accepted difference of outputs, relative to their spread
-ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+def targets() -> tuple[str, ...]:
+    """What `--to` takes: a transformers folder, and the formats of the engines."""
+    return (TRANSFORMERS, *formats())
 
 
 def export(folder: Path | str, to: str, out: Path | str, *, member: str | None = None, trust: Sequence[str] = ()) -> dict[str, Any]:
@@ -39,8 +44,8 @@ def export(folder: Path | str, to: str, out: Path | str, *, member: str | None =
     to: "hf", "onnx" or "openvino". member: which, of a cascade. trust: as in `load`. Raises InputError for what cannot be asked, ModelError for what
     cannot be expressed.
     """
-    if to not in TARGETS:
-        raise InputError(f"--to {to!r} is not known.", f"Choose from: {', '.join(TARGETS)}.")
+    if to not in (known := targets()):
+        raise InputError(f"--to {to!r} is not known.", f"Choose from: {', '.join(known)}.")
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already and is not empty.", "Name a new folder.")
@@ -52,7 +57,7 @@ def export(folder: Path | str, to: str, out: Path | str, *, member: str | None =
             made = Path(scratch) / "made"
             made.mkdir()
             batches = _batches(model, part)
-            wrote = _transformers(model, part, made, batches) if to == "hf" else _file(part, to, made, Path(scratch), batches)
+            wrote = _transformers(model, part, made, batches) if to == TRANSFORMERS else _file(part, to, made, Path(scratch), batches)
             _companions(model, part, made)
             off = _checked(made, to, batches, wrote.pop("expected"), Path(scratch), wrote.pop("hint", "f32"))
             (made / "README.md").write_text(_page(model, part, to, wrote), encoding="utf-8")
@@ -169,11 +174,10 @@ def _adjusted(bare: nn.Module, config: Any, odd: dict[str, tuple[tuple[int, ...]
 
 
 def _file(part: Part, to: str, made: Path, scratch: Path, batches: list[Batch]) -> dict[str, Any]:
-    from fourfold.engines import engine
     from fourfold.engines.base import Signature
     from fourfold.engines.parity import references
 
-    kind, precision, signature, hint = engine(ENGINES[to]), part.setting.precision, part.signature, "f32"
+    kind, precision, signature, hint = engine(formats()[to]), part.setting.precision, part.signature, "f32"
     assert signature is not None and part.folder is not None
     if part.setting.engine == kind.name:
         files, place = part.files, part.folder
@@ -196,8 +200,8 @@ def _file(part: Part, to: str, made: Path, scratch: Path, batches: list[Batch]) 
     return {"precision": precision, "expected": expected, "hint": hint}
 
 
-def _target(engine: str) -> str:
-    return next((target for target, name in ENGINES.items() if name == engine), "hf")
+def _target(back_end: str) -> str:
+    return next((target for target, name in formats().items() if name == back_end), TRANSFORMERS)
 
 
 def _companions(model: Model, part: Part, made: Path) -> None:
@@ -218,32 +222,24 @@ def _companions(model: Model, part: Part, made: Path) -> None:
         part.subject.processor.save_pretrained(made)
 
 
-CHECK = """
+_GIVEN = """
 import sys
 import numpy as np
-folder, to, given = sys.argv[1:4]
+folder, given = sys.argv[1:3]
 data = np.load(given)
-names, count = [str(n) for n in data["names"]], int(data["count"])
+names, count, hint = [str(n) for n in data["names"]], int(data["count"]), str(data["hint"])
 batches = [{n: data[f"{i}:{n}"] for n in names} for i in range(count)]
-if to == "onnx":
-    import onnxruntime
-    session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
-    wanted = [p.name for p in session.get_inputs()]
-    found = [session.run(None, {n: b[n] for n in wanted})[0] for b in batches]
-elif to == "openvino":
-    import openvino
-    hint = {"INFERENCE_PRECISION_HINT": str(data["hint"])}
-    compiled = openvino.Core().compile_model(folder + "/model.xml", "CPU", hint)
-    wanted = [p.get_any_name() for p in compiled.inputs]
-    found = [np.array(compiled({n: b[n] for n in wanted})[0]) for b in batches]
-else:
-    import json, torch, transformers
-    name = json.load(open(folder + "/config.json"))["architectures"][0]
-    model, info = getattr(transformers, name).from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
-    from fourfold.frontends.subject import run
-    with torch.no_grad():
-        found = [run(model.eval(), {n: torch.from_numpy(v) for n, v in b.items()}, tuple(names)).float().numpy() for b in batches]
+"""
+_OF_TRANSFORMERS = """
+import json, torch, transformers
+name = json.load(open(folder + "/config.json"))["architectures"][0]
+model, info = getattr(transformers, name).from_pretrained(folder, local_files_only=True, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+from fourfold.frontends.subject import run
+with torch.no_grad():
+    found = [run(model.eval(), {n: torch.from_numpy(v) for n, v in b.items()}, tuple(names)).float().numpy() for b in batches]
+"""
+_FOUND = """
 np.savez(given + ".found.npz", **{str(i): f for i, f in enumerate(found)})
 """
 
@@ -252,9 +248,9 @@ def _checked(made: Path, to: str, batches: list[Batch], expected: list[np.ndarra
     """How far a fresh process's answers from the exported files are off, relative to their spread. Raises ModelError beyond `CLOSE`. hint: in what
     OpenVINO computes what is not in 8 bits."""
     arrays: dict[str, Any] = {f"{i}:{name}": value for i, batch in enumerate(batches) for name, value in batch.items()}
-    given = scratch / "given.npz"
+    given, answering = scratch / "given.npz", _OF_TRANSFORMERS if to == TRANSFORMERS else engine(formats()[to]).answering
     np.savez(given, names=np.array(list(batches[0])), count=np.array(len(batches)), hint=np.array(hint), **arrays)
-    done = subprocess.run([sys.executable, "-c", CHECK, str(made), to, str(given)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", _GIVEN + answering + _FOUND, str(made), str(given)], capture_output=True, text=True, check=False)
     off, told = float("inf"), ""
     if done.returncode == 0:
         with np.load(f"{given}.found.npz") as data:
@@ -288,13 +284,9 @@ def _page(model: Model, part: Part, to: str, wrote: dict[str, Any]) -> str:
         lines += ["", f"Texts: the tokenizer in this folder, cut at {most} tokens, padded with {pads}."]
     if task.classes:
         lines += ["", "Output: one score a class, in this order: " + ", ".join(task.classes) + "."]
-    opened = {
-        "hf": "`transformers.pipeline(…, model=folder, tokenizer=folder)`, with `truncation=True`",
-        "onnx": '`onnxruntime.InferenceSession("model.onnx")`',
-        "openvino": '`openvino.Core().compile_model("model.xml", "CPU")`',
-    }
-    lines += ["", f"Open it with {opened[to]}.", ""]
+    pipeline = "`transformers.pipeline(…, model=folder, tokenizer=folder)`, with `truncation=True`"
+    lines += ["", f"Open it with {pipeline if to == TRANSFORMERS else engine(formats()[to]).opened}.", ""]
     return "\n".join(lines)
 
 
-__all__ = ["TARGETS", "export", "expressed"]
+__all__ = ["export", "expressed", "targets"]

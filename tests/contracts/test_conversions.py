@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from zygote import freshly
 
 from fourfold import registry
 from fourfold.errors import ModelError
@@ -149,8 +148,7 @@ def test_it_is_made_again_equal_in_a_fresh_process_without_trust(name: str, kind
     files = [tmp_path / f"it.{end}" for end in ("json", "safetensors", "found")]
     files[0].write_text(json.dumps(said))
     save_file(state(made), str(files[1]))
-    done = subprocess.run([sys.executable, "-c", CHILD, *map(str, files)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-800:]
+    assert freshly(CHILD, *files) == ""
     with torch.no_grad():
         assert torch.allclose(torch.load(files[2], weights_only=True), call(made), atol=1e-6)
 

@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
+from zygote import freshly
 
 import fourfold
 from fourfold.cite import BIBLIOGRAPHY
@@ -291,9 +292,6 @@ torch.save(found if isinstance(found, torch.Tensor) else found.logits, sys.argv[
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_proposal_is_built_and_made_again_in_a_fresh_process(name: str, kind: str, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     from safetensors.torch import save_file
 
     found, call = context(kind)
@@ -314,8 +312,7 @@ def test_a_proposal_is_built_and_made_again_in_a_fresh_process(name: str, kind: 
         hook.remove()
         torch.save(held["kwargs"] or held["args"][0], files[1])
         save_file(state(built), str(files[2]))
-        done = subprocess.run([sys.executable, "-c", CHILD, *map(str, files)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-800:]
+        assert freshly(CHILD, *files) == ""
         assert torch.allclose(torch.load(files[3], weights_only=True), after, atol=1e-6)  # another number of threads, another order of sums
         assert rewrite.describe(one.edits) and "\n" not in rewrite.describe(one.edits)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from zygote import freshly
 
 import fourfold
 from fourfold.decisions.schedule.problem import Answer, Schedule
@@ -66,8 +65,7 @@ def test_a_folder(bert: Path, tmp_path: Path) -> None:
 def test_a_folder_in_another_process(bert: Path, tmp_path: Path) -> None:
     fourfold.plan(bert, dims={"batch": 2, "length": 8}, out=tmp_path, **QUICK)
     code = "import sys; from fourfold.plans import Plan; from fourfold.runtime.source import recapture; recapture(Plan.load(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(fourfold.__file__).parent.parent)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert freshly(code, tmp_path) == ""
 
 
 def test_training(bert: Path, tmp_path: Path) -> None:

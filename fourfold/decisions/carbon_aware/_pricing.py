@@ -43,6 +43,14 @@ def kinds(problem: Place) -> np.ndarray:
     return np.where(block, BLOCK, np.where(costly, GENERAL, FREE)).astype(np.int64)
 
 
+def no_flow(problem: Place) -> str | None:
+    """Why a problem is no network flow, in words; None where it is one."""
+    other = np.flatnonzero(kinds(problem) != FREE)
+    if len(other):
+        return f"job {problem.names[other[0]]} may not pause, or pays for it, so this is no network flow."
+    return "jobs of different widths make it no network flow." if len(np.unique(problem.width)) > 1 else None
+
+
 def tables(problem: Place) -> Tables:
     """The arrays of `problem`, writable copies where the kernels need them contiguous."""
     unknown = np.isnan(problem.intensity)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fourfold.decisions.carbon_aware._pricing import FREE, bound, kinds, separate, tables
+from fourfold.decisions.carbon_aware._pricing import bound, no_flow, separate, tables
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Solver, SolverAnswer
@@ -29,11 +29,8 @@ class Flow(Solver):
     counts = "linear programmes"
 
     def declines(self, problem: Place) -> str | None:
-        other = np.flatnonzero(kinds(problem) != FREE)
-        if len(other):
-            return f"job {problem.names[other[0]]} may not pause, or pays for it, so this is no network flow."
-        if len(np.unique(problem.width)) > 1:
-            return "jobs of different widths make it no network flow."
+        if why := no_flow(problem):
+            return why
         if size(problem) > LARGEST:
             return f"{size(problem):,} variables are more than HiGHS solves in minutes; successive_shortest_paths takes any number."
         return None

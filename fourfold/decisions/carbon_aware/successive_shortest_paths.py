@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from fourfold.decisions.carbon_aware._pricing import FREE, bound, kinds, tables
+from fourfold.decisions.carbon_aware._pricing import bound, no_flow, tables
 from fourfold.decisions.carbon_aware.problem import JobHours, Place
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Solver, SolverAnswer
@@ -34,12 +34,7 @@ class SuccessiveShortestPaths(Solver):
     counts = "augmenting paths"
 
     def declines(self, problem: Place) -> str | None:
-        if (kinds(problem) != FREE).any():
-            j = int(np.flatnonzero(kinds(problem) != FREE)[0])
-            return f"job {problem.names[j]} may not pause or pays for it, so this is no network flow."
-        if len(np.unique(problem.width)) > 1:
-            return "jobs of different widths make it no network flow."
-        return None
+        return no_flow(problem)
 
     def solve(self, problem: Place, budget: Budget, seed: int = 0) -> SolverAnswer[JobHours]:
         guess = _windows(problem)

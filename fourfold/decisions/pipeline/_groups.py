@@ -82,20 +82,7 @@ class Groups:
 
     def order(self, rng: np.random.Generator | None = None) -> np.ndarray:
         """A topological order of an acyclic grouping, depth first (what just became ready goes first); with `rng` ties fall at random."""
-        waits = np.diff(self.before_ptr)
-        ready = [int(g) for g in np.flatnonzero(waits == 0)]
-        done = []
-        while ready:
-            if rng is not None and len(ready) > 1 and rng.random() < 0.3:
-                i = int(rng.integers(len(ready)))
-                ready[i], ready[-1] = ready[-1], ready[i]
-            g = ready.pop()
-            done.append(g)
-            for h in self.after[self.after_ptr[g]: self.after_ptr[g + 1]].tolist():
-                waits[h] -= 1
-                if waits[h] == 0:
-                    ready.append(h)
-        return np.array(done, np.int64)
+        return _depth_first(np.diff(self.before_ptr), self.after_ptr, self.after, rng)
 
     def breadth_first(self) -> np.ndarray:
         """The topological order that takes groups first come, first served (Kahn 1962)."""
@@ -110,17 +97,7 @@ class Groups:
 
     def late(self) -> np.ndarray:
         """As `order`, but from the end: a group comes just before what reads it, so that weights do not come first."""
-        waits = np.diff(self.after_ptr)
-        ready = [int(g) for g in np.flatnonzero(waits == 0)]
-        done = []
-        while ready:
-            g = ready.pop()
-            done.append(g)
-            for h in self.before[self.before_ptr[g]: self.before_ptr[g + 1]].tolist():
-                waits[h] -= 1
-                if waits[h] == 0:
-                    ready.append(h)
-        return np.array(done[::-1], np.int64)
+        return _depth_first(np.diff(self.after_ptr), self.before_ptr, self.before)[::-1].copy()
 
     def lean(self) -> np.ndarray:
         """i8[G]: the group that each may be merged into at no loss: a source with one reader, free on a core and no dearer on an accelerator than its
@@ -183,6 +160,22 @@ def _nets(w: PipelineWorkload, of: np.ndarray) -> tuple[list[tuple[int, ...]], l
             key = tuple(sorted(groups))
             found[key] = found.get(key, 0.0) + float(w.cost[u])
     return list(found), list(found.values())
+
+
+def _depth_first(waits: np.ndarray, ptr: np.ndarray, then: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Groups, each once it waits for none, what just became ready first; `waits` i8[G] is counted down, `then` lists who waits for whom."""
+    ready, done = [int(g) for g in np.flatnonzero(waits == 0)], []
+    while ready:
+        if rng is not None and len(ready) > 1 and rng.random() < 0.3:
+            i = int(rng.integers(len(ready)))
+            ready[i], ready[-1] = ready[-1], ready[i]
+        g = ready.pop()
+        done.append(g)
+        for h in then[ptr[g]: ptr[g + 1]].tolist():
+            waits[h] -= 1
+            if waits[h] == 0:
+                ready.append(h)
+    return np.array(done, np.int64)
 
 
 def _csr(row: np.ndarray, value: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -179,17 +179,11 @@ def _gap(begin, end, count, ready, length, scan):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True)
-def insert(seconds, succ_ptr, succ, pred_ptr, pred, pred_bytes, wait, pace, unit, held, room, key, more, forced, scan):  # type: ignore[no-untyped-def]
-    """Take ready tasks by falling `key`; put each on the device that minimises finish + more[t, d], into the first gap that holds it.
-
-    `more` f8[T, D] is PEFT's table (zeros for HEFT), `forced` i8[T] a device or -1. A unit's first task decides for all; it goes where the whole
-    unit's `held` bytes fit and every task of it can run. Returns (place i8[T], start f8[T], finish f8[T], whether all fitted).
-    """
+def _units(seconds, unit, held, room, forced):  # type: ignore[no-untyped-def]
+    """Of units, tasks that go together: bytes f8[U], s on each device f8[U, D], the device that is fixed or -1; and bytes left of `room` f8[D]."""
     tasks, devices = seconds.shape
     units = unit.max() + 1 if tasks else 0
-    load = np.zeros(units)
-    able = np.zeros((units, devices))
-    home = np.full(units, -1)
+    load, able, home = np.zeros(units), np.zeros((units, devices)), np.full(units, -1)
     for t in range(tasks):
         load[unit[t]] += held[t]
         for d in range(devices):
@@ -200,6 +194,18 @@ def insert(seconds, succ_ptr, succ, pred_ptr, pred, pred_bytes, wait, pace, unit
     for u in range(units):
         if home[u] >= 0:
             left[home[u]] -= load[u]
+    return load, able, home, left
+
+
+@njit(cache=True)
+def insert(seconds, succ_ptr, succ, pred_ptr, pred, pred_bytes, wait, pace, unit, held, room, key, more, forced, scan):  # type: ignore[no-untyped-def]
+    """Take ready tasks by falling `key`; put each on the device that minimises finish + more[t, d], into the first gap that holds it.
+
+    `more` f8[T, D] is PEFT's table (zeros for HEFT), `forced` i8[T] a device or -1. A unit's first task decides for all; it goes where the whole
+    unit's `held` bytes fit and every task of it can run. Returns (place i8[T], start f8[T], finish f8[T], whether all fitted).
+    """
+    tasks, devices = seconds.shape
+    load, able, home, left = _units(seconds, unit, held, room, forced)
     place, start, finish = np.full(tasks, -1), np.zeros(tasks), np.zeros(tasks)
     begin, end, count = np.zeros((devices, tasks)), np.zeros((devices, tasks)), np.zeros(devices, np.int64)
     waiting = pred_ptr[1:] - pred_ptr[:-1]
@@ -293,18 +299,7 @@ def contended(a, key, unit, held, room, forced, local, scan):  # type: ignore[no
     first if what it reads is sent there now, once per value. `local` ≥ 0 seconds are added on devices that hold nothing it reads, so that chains stay
     together. Returns (place, start, whether all fitted)."""
     tasks, devices = a.seconds.shape
-    units = unit.max() + 1
-    load, able, home = np.zeros(units), np.zeros((units, devices)), np.full(units, -1)
-    for t in range(tasks):
-        load[unit[t]] += held[t]
-        for d in range(devices):
-            able[unit[t], d] += a.seconds[t, d]
-        if forced[t] >= 0:
-            home[unit[t]] = forced[t]
-    left = room.copy()
-    for u in range(units):
-        if home[u] >= 0:
-            left[home[u]] -= load[u]
+    load, able, home, left = _units(a.seconds, unit, held, room, forced)
     place, start, finish = np.full(tasks, -1), np.zeros(tasks), np.zeros(tasks)
     begin, end, count = np.zeros((devices, tasks)), np.zeros((devices, tasks)), np.zeros(devices, np.int64)
     there = np.full(len(a.producer) * devices, -1.0)                   # when a value is on a device

@@ -76,9 +76,12 @@ def _crossing(node, g, group, head, after, in_ptr, in_val, out_ptr, out_val, use
 
 
 @njit(cache=True)
-def _fuse(fusion, space, label, tie, able, in_ptr, in_val, out_ptr, out_val, use_ptr, use_node, producer, size, kept, most, streams, look):  # type: ignore[no-untyped-def]
+def fused(want, fusion, space, place, loose, tie, able, in_ptr, in_val, out_ptr, out_val, use_ptr, use_node, producer, size, kept, most, streams,
+          look):  # type: ignore[no-untyped-def]
+    """(group i4[N], place i8[N]) after every node that `want`s has joined the producer that hands it most bytes, where the rules of fusion allow.
+    `place`: what is equal within a group (a device); `loose`: nodes that take the place of the group that they join."""
     nodes = len(fusion)
-    group, level = np.full(nodes, -1, np.int32), np.zeros(nodes, np.int64)
+    group, level, where = np.full(nodes, -1, np.int32), np.zeros(nodes, np.int64), place.copy()
     head, after, count = np.full(nodes, -1), np.full(nodes, -1), np.zeros(nodes, np.int64)
     heavy, wide = np.zeros(nodes, np.bool_), np.ones(nodes, np.int64)
     tied, can = tie.copy(), able.copy()
@@ -87,33 +90,34 @@ def _fuse(fusion, space, label, tie, able, in_ptr, in_val, out_ptr, out_val, use
     stamp = 0
     for n in range(nodes):
         best = -1
-        if fusion[n] != OPAQUE and fusion[n] != CONTRACTION:
-            while True:                                                # its producers' groups, the one that hands it most bytes first
-                chosen, bytes_ = -1, -1
-                for e in range(in_ptr[n], in_ptr[n + 1]):
-                    p = producer[in_val[e]]
-                    if p >= 0 and tried[group[p]] != n and size[in_val[e]] > bytes_:
-                        chosen, bytes_ = group[p], size[in_val[e]]
-                if chosen < 0:
-                    break
-                g = chosen
-                tried[g] = n
-                if fusion[head[g]] == OPAQUE or count[g] >= most or label[head[g]] != label[n] or (heavy[g] and fusion[n] == REDUCTION):
-                    continue
-                if (tied[g] >= 0 and tie[n] >= 0 and tied[g] != tie[n]) or (can[g] & able[n]) == 0:
-                    continue
-                if fusion[n] != VIEW and wide[g] % space[n] and space[n] % wide[g]:
-                    continue
-                stamp += 1
-                if _crossing(n, g, group, head, after, in_ptr, in_val, out_ptr, out_val, use_ptr, use_node, kept, producer, mark, stamp) > streams:
-                    continue
-                if _circle(n, g, group, level, head, after, in_ptr, in_val, producer, seen, stamp, stack, look):
-                    continue
-                best = g
+        while want[n] and fusion[n] != OPAQUE and fusion[n] != CONTRACTION:
+            chosen, bytes_ = -1, -1
+            for e in range(in_ptr[n], in_ptr[n + 1]):
+                p = producer[in_val[e]]
+                if p >= 0 and tried[group[p]] != n and size[in_val[e]] > bytes_:
+                    chosen, bytes_ = group[p], size[in_val[e]]
+            if chosen < 0:
                 break
-        if best < 0:
-            best = n
-        g = best
+            g = chosen
+            tried[g] = n
+            if fusion[head[g]] == OPAQUE or count[g] >= most or (heavy[g] and fusion[n] == REDUCTION):
+                continue
+            if where[head[g]] != where[n] and not (loose[n] and (able[n] >> where[head[g]]) & 1):
+                continue
+            if (tied[g] >= 0 and tie[n] >= 0 and tied[g] != tie[n]) or (can[g] & able[n]) == 0:
+                continue
+            if fusion[n] != VIEW and wide[g] % space[n] and space[n] % wide[g]:
+                continue
+            stamp += 1
+            if _crossing(n, g, group, head, after, in_ptr, in_val, out_ptr, out_val, use_ptr, use_node, kept, producer, mark, stamp) > streams:
+                continue
+            if _circle(n, g, group, level, head, after, in_ptr, in_val, producer, seen, stamp, stack, look):
+                continue
+            best = g
+            break
+        if best >= 0:
+            where[n] = where[head[best]]
+        g = best if best >= 0 else n
         group[n] = g
         after[n] = head[g]
         head[g] = n
@@ -146,7 +150,7 @@ def _fuse(fusion, space, label, tie, able, in_ptr, in_val, out_ptr, out_val, use
                                     todo[left] = o
                                     left += 1
                     m = after[m]
-    return group
+    return group, where
 
 
 def fuse(problem: Schedule, label: np.ndarray | None = None, most: int | None = None) -> np.ndarray:
@@ -158,9 +162,9 @@ def fuse(problem: Schedule, label: np.ndarray | None = None, most: int | None = 
     kept = np.zeros(len(g.producer), bool)
     kept[g.outputs] = True
     able = (problem.able.astype(np.int64) << np.arange(problem.able.shape[1])).sum(1)
-    return _fuse(g.fusion, problem.space, np.zeros(len(g), np.int64) if label is None else np.asarray(label, np.int64), g.colocation, able, g.in_ptr,
-                 g.in_val, g.out_ptr, g.out_val, g.use_ptr, g.use_node, g.producer, g.size, kept, min(most or problem.most, problem.most),
-                 problem.streams, _LOOK)
+    place = np.zeros(len(g), np.int64) if label is None else np.asarray(label, np.int64)
+    return fused(np.ones(len(g), bool), g.fusion, problem.space, place, np.zeros(len(g), bool), g.colocation, able, g.in_ptr, g.in_val, g.out_ptr,
+                 g.out_val, g.use_ptr, g.use_node, g.producer, g.size, kept, min(most or problem.most, problem.most), problem.streams, _LOOK)[0]
 
 
 def alone(problem: Schedule) -> np.ndarray:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fourfold.cost.simulate import Tasks, Timeline, arrays, play, simulate
+from fourfold.cost.simulate import Played, Tasks, Timeline, arrays, play, simulate
 from fourfold.decisions.schedule import validate
 from fourfold.decisions.schedule.bound import least
 from fourfold.decisions.schedule.instance import ScheduleInstance
@@ -300,6 +300,10 @@ class Schedule(ScheduleInstance, Problem[Answer]):
         run = play(arrays(tasks, self.system), place, priority, False, False)
         if run.done < len(tasks):
             raise InputError(f"{len(tasks) - run.done} tasks wait for one another for ever.", "Choose groups whose graph has no cycle.")
+        return self.figure(run)
+
+    def figure(self, run: Played) -> float:
+        """What a simulated run costs, in `unit`."""
         match self.objective:
             case "latency":
                 return float(run.makespan)

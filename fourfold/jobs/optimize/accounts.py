@@ -17,6 +17,7 @@ from fourfold.cite import BIBLIOGRAPHY
 from fourfold.jobs.optimize.final_race import weight_bytes
 from fourfold.ledger.book import Ledger
 from fourfold.measure.quality import Relative
+from fourfold.registry import of_precision
 from fourfold.runtime.saving import trusted
 from fourfold.trust import option
 from fourfold.units import Quantity
@@ -249,7 +250,7 @@ def techniques(point: Point) -> list[str]:
     found = list(point.candidate.techniques)
     if point.candidate.members:
         return list(dict.fromkeys([*found, *[t for member in point.candidate.members for t in techniques(member)]]))
-    return found + (["quantise"] if point.setting.precision != "fp32" else [])
+    return found + ([of_precision()] if point.setting.precision != "fp32" else [])
 
 
 def _interval(r: Relative | None) -> dict[str, object] | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fourfold.jobs.optimize.final_race import Point, prepare
 from fourfold.jobs.optimize.points import home, named
+from fourfold.registry import of_precision
 from fourfold.runtime.artefact import Assembly
 from fourfold.runtime.service import ORIGINAL, Runner, race_services, runner
 
@@ -106,11 +107,11 @@ def _run_otherwise(first: Point, carried: CostState | None) -> list[BreakdownSte
     if precision == "fp32":
         return [BreakdownStep("machine", "engine", f"{engine} fp32", end)]
     if engine == BASE[0]:
-        return [BreakdownStep("model", "quantise", f"{engine} {precision}", end)]
+        return [BreakdownStep("model", of_precision(), f"{engine} {precision}", end)]
     if carried is None or carried.why:
         why = carried.why if carried is not None else "not raced yet"
-        return [BreakdownStep("model", "quantise", f"{engine} {precision}", end, f"engine and precision together: {engine} fp32 was {why}")]
-    return [BreakdownStep("machine", "engine", f"{engine} fp32", carried), BreakdownStep("model", "quantise", f"{precision} in {engine}", end)]
+        return [BreakdownStep("model", of_precision(), f"{engine} {precision}", end, f"engine and precision together: {engine} fp32 was {why}")]
+    return [BreakdownStep("machine", "engine", f"{engine} fp32", carried), BreakdownStep("model", of_precision(), f"{precision} in {engine}", end)]
 
 
 @dataclass(frozen=True)

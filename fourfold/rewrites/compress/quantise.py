@@ -34,6 +34,7 @@ class Quantise(Rewrite):
     cites: ClassVar[tuple[str, ...]] = ("jacob2018", "yao2022")
     needs: ClassVar[tuple[str, ...]] = ("torch",)
     edits: ClassVar[tuple[str, ...]] = ("quantise",)
+    precision: ClassVar[bool] = True
 
     def declines(self, model: nn.Module) -> str | None:
         if any(quantisable(module) for _, module in model.named_modules()):

@@ -15,89 +15,11 @@ from numba import njit
 
 from fourfold.cost.simulate import Played, play
 from fourfold.decisions.schedule._go.features import GraphFeatures
-from fourfold.decisions.schedule._parts import _LOOK, PartitionTasks, _circle, _crossing, fit
+from fourfold.decisions.schedule._parts import _LOOK, PartitionTasks, fit, fused
 from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
-from fourfold.graph import CONTRACTION, OPAQUE, REDUCTION, VIEW
 
 OFFSETS = np.array([-1.0, -0.5, -0.2, -0.07, 0.0, 0.07, 0.2, 0.5, 1.0])  # what a level adds to a task's rank, in shares of the longest path
-
-
-@njit(cache=True)
-def _join(want, fusion, space, place, loose, tie, able, in_ptr, in_val, out_ptr, out_val, use_ptr, use_node, producer, size, kept, most, streams,
-          look):  # type: ignore[no-untyped-def]
-    """(group i4[N], place i8[N]) after every node that `want`s has joined a producer where it may. `loose`: nodes that may change device."""
-    nodes = len(fusion)
-    group, level, where = np.full(nodes, -1, np.int32), np.zeros(nodes, np.int64), place.copy()
-    head, after, count = np.full(nodes, -1), np.full(nodes, -1), np.zeros(nodes, np.int64)
-    heavy, wide = np.zeros(nodes, np.bool_), np.ones(nodes, np.int64)
-    tied, can = tie.copy(), able.copy()
-    seen, mark, stack, tried = np.full(nodes, -1), np.full(len(producer), -1), np.empty(nodes + 1, np.int64), np.full(nodes, -1)
-    todo = np.empty(4 * nodes + 4, np.int64)
-    stamp = 0
-    for n in range(nodes):
-        best = -1
-        while want[n] and fusion[n] != OPAQUE and fusion[n] != CONTRACTION:
-            chosen, bytes_ = -1, -1
-            for e in range(in_ptr[n], in_ptr[n + 1]):
-                p = producer[in_val[e]]
-                if p >= 0 and tried[group[p]] != n and size[in_val[e]] > bytes_:
-                    chosen, bytes_ = group[p], size[in_val[e]]
-            if chosen < 0:
-                break
-            g = chosen
-            tried[g] = n
-            if fusion[head[g]] == OPAQUE or count[g] >= most or (heavy[g] and fusion[n] == REDUCTION):
-                continue
-            if where[head[g]] != where[n] and not (loose[n] and (able[n] >> where[head[g]]) & 1):
-                continue
-            if (tied[g] >= 0 and tie[n] >= 0 and tied[g] != tie[n]) or (can[g] & able[n]) == 0:
-                continue
-            if fusion[n] != VIEW and wide[g] % space[n] and space[n] % wide[g]:
-                continue
-            stamp += 1
-            if _crossing(n, g, group, head, after, in_ptr, in_val, out_ptr, out_val, use_ptr, use_node, kept, producer, mark, stamp) > streams:
-                continue
-            if _circle(n, g, group, level, head, after, in_ptr, in_val, producer, seen, stamp, stack, look):
-                continue
-            best = g
-            break
-        if best >= 0:
-            where[n] = where[head[best]]
-        g = best if best >= 0 else n
-        group[n] = g
-        after[n] = head[g]
-        head[g] = n
-        count[g] += 1
-        heavy[g] |= fusion[n] == CONTRACTION
-        if fusion[n] != VIEW:
-            wide[g] = max(wide[g], space[n])
-        if tie[n] >= 0:
-            tied[g] = tie[n]
-        can[g] &= able[n]
-        depth = level[g]
-        for e in range(in_ptr[n], in_ptr[n + 1]):
-            p = producer[in_val[e]]
-            if p >= 0 and group[p] != g:
-                depth = max(depth, level[group[p]] + 1)
-        if depth > level[g]:                                           # raise what follows
-            level[g] = depth
-            todo[0], left = g, 1
-            while left:
-                left -= 1
-                h = todo[left]
-                m = head[h]
-                while m >= 0:
-                    for e in range(out_ptr[m], out_ptr[m + 1]):
-                        for k in range(use_ptr[out_val[e]], use_ptr[out_val[e] + 1]):
-                            o = group[use_node[k]]
-                            if o >= 0 and o != h and level[o] <= level[h]:
-                                level[o] = level[h] + 1
-                                if left < len(todo):
-                                    todo[left] = o
-                                    left += 1
-                    m = after[m]
-    return group, where
 
 
 @njit(cache=True)
@@ -141,7 +63,7 @@ def joined(problem: Schedule, place: np.ndarray, join: np.ndarray) -> tuple[np.n
     kept[g.outputs] = True
     able = (problem.able.astype(np.int64) << np.arange(problem.able.shape[1])).sum(1)
     loose = (g.colocation < 0) & (problem.place is None)
-    return _join(np.asarray(join, bool), g.fusion, problem.space, place, loose, g.colocation, able, g.in_ptr, g.in_val, g.out_ptr, g.out_val,
+    return fused(np.asarray(join, bool), g.fusion, problem.space, place, loose, g.colocation, able, g.in_ptr, g.in_val, g.out_ptr, g.out_val,
                  g.use_ptr, g.use_node, g.producer, g.size, kept, problem.most, problem.streams, _LOOK)
 
 
