@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fourfold.jobs.optimize import optimize
     from fourfold.jobs.optimize.front import Choice, Front
     from fourfold.jobs.plan import plan
+    from fourfold.jobs.profile import profile
     from fourfold.jobs.verify import verify
     from fourfold.journal import Journal
     from fourfold.ledger.book import Ledger
@@ -40,6 +41,7 @@ _HOMES = {
     "MissingExtra": "errors", "ModelError": "errors",
     "Choice": "jobs.optimize.front", "Front": "jobs.optimize.front", "optimize": "jobs.optimize", "load": "runtime.loading", "Recipe": "recipe",
     "verify": "jobs.verify", "Plan": "plans", "plan": "jobs.plan", "allocate": "jobs.allocate", "convert": "jobs.convert",
+    "profile": "jobs.profile",
     "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger.book", "Host": "host", "here": "host", "Machine": "machine",
     "linearize": "jobs.differentiate", "unzip": "jobs.differentiate", "transpose": "jobs.differentiate", "grad": "jobs.differentiate",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
@@ -48,7 +50,7 @@ _HOMES = {
 __all__ = [
     "ArtefactError", "Choice", "FourfoldError", "Front", "Host", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter",
     "MetricError", "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "allocate", "convert", "footprint", "grad", "here",
-    "linearize", "load", "optimize", "plan", "transpose", "unzip", "verify", "whatif",
+    "linearize", "load", "optimize", "plan", "profile", "transpose", "unzip", "verify", "whatif",
 ]
 
 
