@@ -313,6 +313,61 @@ def partition(data: Document) -> str:
             f"Ours is at or below the best published one on {at_most} of {known}.")
 
 
+def sparse(data: Document) -> str:
+    """What sparse activations cost in loss, and where skipping zero units pays in decoding."""
+    if data is None:
+        return "Not measured yet: `python benchmarks/layers.py sparse_mlp`."
+
+    def middle(values: Iterable[float], say: Callable[[float], str]) -> str:
+        ranked = sorted(values)
+        value = (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
+        return f"{say(value)} ({say(ranked[0])} to {say(ranked[-1])})"
+
+    parts = []
+    if data.get("quality"):
+        variants, converted = data["quality"]["variants"], data["quality"]["conversions"]
+        base, on = variants["GELU"], converted["GELU, trained on"]
+        rows = [[name, middle([one["loss"] for one in many], lambda x: f"{x:.4f}"),
+                 middle([one["loss"] / other["loss"] - 1 for one, other in zip(many, base, strict=True)], lambda x: share(x, 2, sign=True)),
+                 ", ".join(share(sum(each) / len(each)) for each in zip(*(one["nonzeros"] for one in many), strict=True)),
+                 middle([one["seconds"] / other["seconds"] for one, other in zip(many, base, strict=True)], lambda x: f"{x:.2f}")]
+                for name, many in variants.items()]
+        parts.append(f"The small language model of `benchmarks/_lm.py`, {base[0]['steps'][-1]} steps from the same weights on the same windows; "
+                     f"median and range over {len(base)} seeds.\n\n" + grid(("MLP", "loss, nats a byte", "against GELU", "units not zero, by layer",
+                                                                           "training time ÷ GELU's"), rows))
+        rows = [[name, *(middle([one[when] for one in many], lambda x: f"{x:.4f}") for when in ("before", "converted", "loss")),
+                 middle([one["loss"] / other["loss"] - 1 for one, other in zip(many, on, strict=True)], lambda x: share(x, 2, sign=True)),
+                 ", ".join(share(sum(each) / len(each)) for each in zip(*(one["nonzeros"] for one in many), strict=True)) or "all"]
+                for name, many in converted.items()]
+        parts.append(f"The trained GELU model converted, then {on[0]['steps'][-1]} steps more.\n\n" + grid(
+            ("conversion", "before", "converted", "trained on", "against GELU trained on", "units not zero, by layer"), rows))
+    if data.get("decoding"):
+        parts += _decoding(data["decoding"])
+    return "\n\n".join(parts)
+
+
+def _decoding(races: Document) -> list[str]:
+    """Speed-ups of one MLP by width and kind at a tenth of the units, and the shares and rows at which they end."""
+    def times(one: Document, way: str) -> str:
+        cpu, wall = one["races"][way]["cpu"], one["races"][way]["wall"]
+        return f"{1 / cpu['value']:.1f}× [{1 / cpu['high']:.1f}, {1 / cpu['low']:.1f}], {1 / wall['value']:.1f}×"
+
+    rows = [[f"{one['width']:,}", one["kind"], f"{one['rows']}", times(one, "sparse"), times(one, "screened"), one["way"]]
+            for one in races if one["share"] == 0.1 and one["rows"] in (1, 4)]
+    first = grid(("width", "MLP", "rows", "sparse: CPU [90 %], wall", "screened: CPU [90 %], wall", "taken"), rows)
+    shares, widths = sorted({one["share"] for one in races}), sorted({one["width"] for one in races})
+    known = {(one["width"], one["rows"], one["share"]): one for one in races if one["kind"] == "plain"}
+    rows = []
+    for count in sorted({one["rows"] for one in races}):
+        for width in widths:
+            cells = [known.get((width, count, active)) for active in shares]
+            rows.append([f"{count}", f"{width:,}", *("–" if one is None else f"{1 / one['races'][one['best']]['cpu']['value']:.1f}×"
+                                                  + (", not taken" if one["way"] == "dense" else "") for one in cells)])
+    second = grid(("rows", "width", *(f"{share(active, 0)} active" for active in shares)), rows)
+    return [f"One MLP of four times its width, a tenth of its units active, against torch's own layer; its speed-up.\n\n{first}",
+            f"The better of both ways in processor time, by active units and rows of a call.\n\n{second}"]
+
+
 def execute(data: Document) -> str:
     """Plans executed beside their peers."""
     titles = {"eager": "torch eager", "compile": "torch.compile", "compile, frozen": "compile, frozen", "onnxruntime": "ONNX Runtime"}
@@ -691,6 +746,8 @@ TABLES = (
     Table("docs/schedule.md", "schedule", schedule, ("schedule",), ("fourfold/decisions/schedule", "fourfold/cost", "fourfold/zoo")),
     Table("docs/schedule.md", "partition", partition, ("partition",), ("fourfold/decisions/pipeline", "fourfold/frontends/placement.py")),
     Table("docs/memory.md", "remat", remat, ("remat",), ("fourfold/decisions/rematerialise", "fourfold/runtime/arena", "fourfold/cost")),
+    Table("docs/sparse-mlp.md", "sparse", sparse, ("layers_sparse_mlp",), ("fourfold/rewrites/route/sparse_mlp.py",
+                                                                           "fourfold/rewrites/route/_sparse_kernels.py")),
     Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),
     Table("docs/run.md", "predict", predict, ("predict",), ("fourfold/jobs/calibrate.py", "fourfold/jobs/kernels.py", "fourfold/cost")),
     Table("docs/allocate.md", "allocate", allocate, ("allocate",), ("fourfold/decisions/allocate", "fourfold/zoo/packings.py")),
