@@ -140,6 +140,7 @@ def _named(conversions: Sequence[str] | None) -> list[str]:
 def _read(model: object, data: object, columns: Mapping[str, str] | None, task: str | None, max_length: int | None, tokenizer: Any,
           seed: int) -> tuple[Subject, Examples]:  # fmt: skip
     """(model, its training rows, which are the most). Labels are not asked for."""
+    from fourfold.datasets.columns import HEADS
     from fourfold.datasets.load import load_data
     from fourfold.frontends.model import load_model
     from fourfold.frontends.preprocessors import tokenizer_in
@@ -150,7 +151,10 @@ def _read(model: object, data: object, columns: Mapping[str, str] | None, task: 
     if tokenizer is not None:
         subject.tokenizer, subject.processor = tokenizer_in(tokenizer)
     subject.module.eval()
-    splits, _ = load_data(data, task, subject, columns=columns, seed=seed, max_length=max_length, metric="agreement")
+    name = type(subject.module).__name__
+    kind = task or next((kind for head, kind in HEADS.items() if name.endswith(head)), "")
+    unlabelled = None if kind in ("causal_lm", "seq2seq", "ctc") else "agreement"  # the others' texts are labels of their own
+    splits, _ = load_data(data, task, subject, columns=columns, seed=seed, max_length=max_length, metric=unlabelled)
     subject.inputs = tuple(name for name in subject.inputs if name in splits.train.columns)
     return subject, splits.train
 
