@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("profiled")
     torch.manual_seed(0)
     BertForSequenceClassification(BertConfig(vocab_size=42, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                                             max_position_embeddings=32, num_labels=2)).save_pretrained(path / "model")
+                                             max_position_embeddings=32)).save_pretrained(path / "model")
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path / "model")
