@@ -15,7 +15,7 @@ import fourfold
 from fourfold.cli import main
 from fourfold.errors import InputError
 from fourfold.jobs.profile import ModelProfile, Prospect, Ways
-from fourfold.measure.probe import Activity, Probe, Share, _Spans, probe
+from fourfold.measure.probe import Activity, Probe, TimeShare, _Spans, probe
 from fourfold.nn import SparseMLP
 from fourfold.report.profile import sentences
 from fourfold.structure.sites import sites
@@ -130,8 +130,8 @@ def test_decoders_are_raced_on_one_position_and_refusals_are_told(folder: Path) 
 
 
 def words(*prospects: Prospect) -> str:
-    kinds = {kind: Share(value, value - 0.01, value + 0.01) for kind, value in (("attention", 0.2), ("core", 0.03), ("mlp", 0.5), ("rest", 0.3))}
-    seen = Probe(0.004, 7, {"a": Share(0.5, 0.4, 0.6)}, kinds, (Activity("a", "a.down", "relu", 8, 9, 0.1, 0.0, 0.05),))
+    kinds = {kind: TimeShare(value, value - 0.01, value + 0.01) for kind, value in (("attention", 0.2), ("core", 0.03), ("mlp", 0.5), ("rest", 0.3))}
+    seen = Probe(0.004, 7, {"a": TimeShare(0.5, 0.4, 0.6)}, kinds, (Activity("a", "a.down", "relu", 8, 9, 0.1, 0.0, 0.05),))
     return "\n".join(sentences(ModelProfile("m/", "d.csv", 4, (3, 5, 9), 36, 1, "here", seen, prospects, {"b": "it is odd."})))
 
 

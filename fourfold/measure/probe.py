@@ -26,7 +26,7 @@ _ROWS = 2048                                                            # positi
 
 
 @dataclass(frozen=True)
-class Share:
+class TimeShare:
     """A share of the time of a pass: median over rounds, least and most."""
 
     value: float
@@ -58,8 +58,8 @@ class Probe:
 
     seconds: float
     rounds: int
-    parts: dict[str, Share] = field(default_factory=dict)
-    kinds: dict[str, Share] = field(default_factory=dict)
+    parts: dict[str, TimeShare] = field(default_factory=dict)
+    kinds: dict[str, TimeShare] = field(default_factory=dict)
     activities: tuple[Activity, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def probe(
     return Probe(statistics.median(whole for whole, _ in times), rounds, parts, {kind: _share(each) for kind, each in groups.items()}, activities)
 
 
-def _share(values: list[float]) -> Share:
-    return Share(statistics.median(values), min(values), max(values))
+def _share(values: list[float]) -> TimeShare:
+    return TimeShare(statistics.median(values), min(values), max(values))
 
 
 def _times(module: nn.Module, call: Callable[[nn.Module], Tensor], found: Sites, rounds: int) -> list[tuple[float, dict[str, float]]]:

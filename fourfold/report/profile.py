@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fourfold.jobs.profile import ModelProfile, Prospect, Ways
-    from fourfold.measure.probe import Activity, Share
+    from fourfold.measure.probe import Activity, TimeShare
 
 SMALL = 0.05
 """Share of the time below which nothing that is saved there shows."""
@@ -34,7 +34,7 @@ def _times(found: ModelProfile) -> str:
             f"thread{'s' * (found.threads != 1)}).")
 
 
-def _share(one: Share) -> str:
+def _share(one: TimeShare) -> str:
     return percent(one.value) if one.low == one.high else f"{percent(one.value)} [{percent(one.low)} to {percent(one.high)}]"
 
 
