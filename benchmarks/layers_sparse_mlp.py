@@ -81,18 +81,18 @@ def converted(seed: int, state: Mapping[str, Tensor], to: str | None, training: 
     return {**row(model, curve), "seed": seed, "before": before, "converted": after}
 
 
-def quality(seeds: range, steps: int, keep: Callable[[dict[str, Any], int], object]) -> dict[str, Any]:
-    """Rows by variant, a row a seed; what is there after each seed is kept."""
+def quality(seeds: range, steps: int, names: list[str], keep: Callable[[dict[str, Any], int], object]) -> dict[str, Any]:
+    """Rows by variant, a row a seed; what is there after each seed is kept. Conversions only where all variants are asked for."""
     training, more = _lm.Training(steps=steps), _lm.Training(steps=max(1, steps // 2), rate=1e-3)
     found: dict[str, Any] = {"variants": {name: [] for name in VARIANTS}, "conversions": {name: [] for name in CONVERSIONS}}
     for seed in seeds:
         weights: dict[str, Tensor] = {}
-        for name, settings in VARIANTS.items():
+        for name, settings in ((name, VARIANTS[name]) for name in names):
             model, one = trained(seed, training, settings)
             weights = weights or {key: value.clone() for key, value in model.state_dict().items()}  # of GELU, which comes first
             found["variants"][name].append(one)
             print(f"seed {seed} {name}: {one['loss']:.4f}, non-zero {', '.join(f'{x:.3f}' for x in one['nonzeros'])}", flush=True)
-        for name, to in CONVERSIONS.items():
+        for name, to in CONVERSIONS.items() if len(names) == len(VARIANTS) else ():
             one = converted(seed, weights, to, more)
             found["conversions"][name].append(one)
             print(f"seed {seed} {name}: {one['before']:.4f} → {one['converted']:.4f} → {one['loss']:.4f}", flush=True)
@@ -189,10 +189,22 @@ def raced(width: int, share: float, kind: str, rows: int, theirs: list[nn.Module
     return one
 
 
+def together(several: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """Rows of several runs by variant, one a seed in the order of seeds; of two, the later run's."""
+    found: dict[str, Any] = {"variants": {name: [] for name in VARIANTS}, "conversions": {name: [] for name in CONVERSIONS}}
+    for part, names in found.items():
+        for name in names:
+            rows = {row["seed"]: row for one in several if one for row in one[part][name]}
+            names[name] = [rows[seed] for seed in sorted(rows)]
+    return found
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("benchmarks/layers.py sparse_mlp", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--begin", type=int, default=0, help="first seed; what the results have of earlier ones stays")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="only these, separated by commas")
+    parser.add_argument("--merge", type=Path, nargs="*", help="results of other runs of this file, which take the places of what is lacking here")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--widths", default="512,1024,2048,4096")
     parser.add_argument("--rounds", type=int, default=9)
@@ -212,13 +224,17 @@ def main(arguments: list[str]) -> int:
             print(provenance.publish(RESULTS, {"about": provenance.facts(args, list(range(seeds))), **made}), flush=True)
 
     def joined(found: dict[str, Any], seed: int) -> None:
-        earlier = before.get("quality") or {}
-        made["quality"] = {part: {name: [*(one for one in earlier.get(part, {}).get(name, ()) if one["seed"] < args.begin), *rows]
-                                  for name, rows in many.items()} for part, many in found.items()}
+        made["quality"] = together([made["quality"], found])
         keep(seed + 1)
 
+    if args.merge:
+        others = [json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, *args.merge) if path.is_file()]
+        made = {"quality": together([one["quality"] for one in others]), "decoding": next((one["decoding"] for one in others if one["decoding"]), None)}
+        made["runs"] = [{key: one["about"][key] for key in ("began", "date", "commit", "load", "options")} for one in others]
+        keep(args.seeds)
+        return 0
     if args.only != "decode":
-        quality(range(args.begin, args.seeds), args.steps, joined)
+        quality(range(args.begin, args.seeds), args.steps, args.variants.split(","), joined)
     if args.only != "quality":
         made["decoding"] = []
         for one in decoding([int(width) for width in args.widths.split(",")], SHARES if not args.quick else (0.1,), args.rounds, 0):
