@@ -229,7 +229,8 @@ def main(arguments: list[str]) -> int:
 
     if args.merge:
         others = [json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, *args.merge) if path.is_file()]
-        made = {"quality": together([one["quality"] for one in others]), "decoding": next((one["decoding"] for one in others if one["decoding"]), None)}
+        made = {"quality": together([one["quality"] for one in others])}
+        made["decoding"] = next((one["decoding"] for one in others if one["decoding"]), None)
         made["runs"] = [{key: one["about"][key] for key in ("began", "date", "commit", "load", "options")} for one in others]
         keep(args.seeds)
         return 0

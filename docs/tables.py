@@ -321,26 +321,31 @@ def sparse(data: Document) -> str:
     def middle(values: Iterable[float], say: Callable[[float], str]) -> str:
         ranked = sorted(values)
         value = (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
-        return f"{say(value)} ({say(ranked[0])} to {say(ranked[-1])})"
+        return f"{say(value)} ({say(ranked[0])} to {say(ranked[-1])})" if len(ranked) > 1 else say(value)
 
     parts = []
     if data.get("quality"):
+        def seeds(many: Sequence[Document], others: Sequence[Document], what: str) -> list[float]:
+            known = {other["seed"]: other[what] for other in others}
+            return [one[what] / known[one["seed"]] for one in many if one["seed"] in known]
+
+        def units(many: Sequence[Document]) -> str:
+            return ", ".join(share(sum(each) / len(each)) for each in zip(*(one["nonzeros"] for one in many), strict=True)) or "all"
+
         variants, converted = data["quality"]["variants"], data["quality"]["conversions"]
         base, on = variants["GELU"], converted["GELU, trained on"]
-        rows = [[name, middle([one["loss"] for one in many], lambda x: f"{x:.4f}"),
-                 middle([one["loss"] / other["loss"] - 1 for one, other in zip(many, base, strict=True)], lambda x: share(x, 2, sign=True)),
-                 ", ".join(share(sum(each) / len(each)) for each in zip(*(one["nonzeros"] for one in many), strict=True)),
-                 middle([one["seconds"] / other["seconds"] for one, other in zip(many, base, strict=True)], lambda x: f"{x:.2f}")]
-                for name, many in variants.items()]
+        rows = [[name, f"{len(many)}", middle([one["loss"] for one in many], lambda x: f"{x:.4f}"),
+                 middle([ratio - 1 for ratio in seeds(many, base, "loss")], lambda x: share(x, 2, sign=True)), units(many),
+                 middle(seeds(many, base, "seconds"), lambda x: f"{x:.2f}")] for name, many in variants.items() if many]
         parts.append(f"The small language model of `benchmarks/_lm.py`, {base[0]['steps'][-1]} steps from the same weights on the same windows; "
-                     f"median and range over {len(base)} seeds.\n\n" + grid(("MLP", "loss, nats a byte", "against GELU", "units not zero, by layer",
-                                                                           "training time ÷ GELU's"), rows))
-        rows = [[name, *(middle([one[when] for one in many], lambda x: f"{x:.4f}") for when in ("before", "converted", "loss")),
-                 middle([one["loss"] / other["loss"] - 1 for one, other in zip(many, on, strict=True)], lambda x: share(x, 2, sign=True)),
-                 ", ".join(share(sum(each) / len(each)) for each in zip(*(one["nonzeros"] for one in many), strict=True)) or "all"]
-                for name, many in converted.items()]
-        parts.append(f"The trained GELU model converted, then {on[0]['steps'][-1]} steps more.\n\n" + grid(
-            ("conversion", "before", "converted", "trained on", "against GELU trained on", "units not zero, by layer"), rows))
+                     "median and range over seeds.\n\n" + grid(("MLP", "seeds", "loss, nats a byte", "against GELU", "units not zero, by layer",
+                                                               "training time ÷ GELU's"), rows))
+        rows = [[name, f"{len(many)}", *(middle([one[when] for one in many], lambda x: f"{x:.4f}") for when in ("before", "converted", "loss")),
+                 middle([ratio - 1 for ratio in seeds(many, on, "loss")], lambda x: share(x, 2, sign=True)), units(many)]
+                for name, many in converted.items() if many]
+        if rows:
+            parts.append(f"The trained GELU model converted, then {on[0]['steps'][-1]} steps more.\n\n" + grid(
+                ("conversion", "seeds", "before", "converted", "trained on", "against GELU trained on", "units not zero, by layer"), rows))
     if data.get("decoding"):
         parts += _decoding(data["decoding"])
     return "\n\n".join(parts)
