@@ -137,6 +137,26 @@ def test_without_data_it_is_saved_as_it_is(folder: Path, tmp_path: Path, capsys:
     assert "2 parts" in (told := capsys.readouterr().out) and "would be converted" in told and "Counted on" in told
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["relu-mlp", "window-4"])
+def test_a_language_model_is_judged_by_perplexity(to: str, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *FIRE, *WATER, *REST])}
+    raw = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(0)
+    made = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=0))
+    made.save_pretrained(tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("\n".join(text for text, _ in texts(300, 5)))
+    found = fourfold.convert(tmp_path / "model", to, data=tmp_path / "text.txt", budget="3min", out=tmp_path / "out", max_length=16)
+    assert found.found is not None and found.found["quality"]["metric"] == "perplexity" and found.found["trainings"][0]["steps"] > 0
+    assert found.found["quality"]["recovered"]["value"] > 0.9 and found.folder is not None
+    assert fourfold.load(tmp_path / "out", trust=["toyroom"]).manifest["task"]["kind"] == "causal_lm"
+
+
 def test_a_dry_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
     made = fourfold.convert(folder, "window-4", out=tmp_path / "none", dry_run=True)
     assert made.dry_run and made.moved is None and not list(tmp_path.iterdir()) and made.folder is None
