@@ -1,11 +1,11 @@
 """Packers of `allocate`: the public instances, generated and perfect packings at equal time, large ones, and the ablation of learned backtracking.
 
 python benchmarks/allocate.py DATA [--quick] [--parts instances,generated,perfect,large,ablation] [--seconds 10] [--seeds 3]
-                              [--solvers a,b] [--omni PYTHON]
+                              [--solvers a,b] [--omni PYTHON] [--instances 1000] [--peers 1000] [--minutes N] [--work DIR]
 
 DATA: folder with NAME.CAPACITY.csv and large/NAME.csv. A part that is measured replaces that part of results/allocate.json. Seconds are CPU
 seconds of the process, all threads, after a first call that compiles, so that other work on the machine does not count. --omni: an interpreter
-that has omnimalloc 1.0.0; it is told no capacity and minimises.
+that has omnimalloc 1.0.0. The part `generated` can be cut short (--minutes) and goes on when it is called again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import allocate_generated
 import numpy as np
 import provenance
+from allocate_generated import CpuBudget
 
 from fourfold.decisions.allocate import _backtrack as backtrack
 from fourfold.decisions.allocate import telamalloc
@@ -36,27 +38,6 @@ from fourfold.zoo.packings import Lives, carved, perfect, scattered
 RESULTS = Path(__file__).parent / "results" / "allocate.json"
 PARTS = ("instances", "generated", "perfect", "large", "ablation")
 _NODES = 1 << 40                                                        # evaluations: the clock ends a run
-_OMNI = """
-import json, sys, time
-import omnimalloc as om
-rows = json.load(open(sys.argv[1]))
-begun = time.process_time()
-allocs = [om.Allocation(id=i, size=s, start=a, end=z) for i, (a, z, s) in enumerate(rows)]
-placed = om.run_allocation(om.Pool(id=0, allocations=tuple(allocs)), sys.argv[2])
-print(json.dumps({"height": placed.size, "cpu": time.process_time() - begun}))
-"""
-
-
-class CpuBudget(Budget):
-    """A budget of CPU seconds of this process, all threads: other work on the machine does not count."""
-
-    def restart(self) -> None:
-        super().restart()
-        self._cpu = time.process_time()
-
-    @property
-    def left(self) -> float:
-        return max(0.0, self.seconds - (time.process_time() - self._cpu))
 
 
 def buffers(lives: Lives) -> Buffers:
@@ -121,41 +102,10 @@ def instances(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def generated(options: argparse.Namespace) -> dict[str, Any]:
-    """Free and carved packings of 100 to 2,000 buffers at 90 to 100 % load."""
-    names = _named(options, ("minimalloc", "exact", "telamalloc", "portfolio"))
-    first, rows = warm(names), []
-    for i in range(3 if options.quick else options.count):
-        count, load = (100, 200, 400, 1000, 2000)[i % 5], (0.9, 0.95, 1.0)[i // 5 % 3]
-        lives = scattered(i, count, load) if i % 2 else carved(i, count, load)
-        problem = Allocate(buffers(lives))
-        for name in names:
-            if (why := technique(f"allocate/{name}")().declines(problem)) is None:
-                rows.append({"instance": f"{'free' if i % 2 else 'carved'}-{count}-{load}-{i}", "buffers": len(problem.buffers),
-                             **ask(name, problem, options.seconds, 0)})
-            else:
-                rows.append({"instance": str(i), "buffers": len(problem.buffers), "solver": name, "state": "declined", "why": why})
-        if options.omni:
-            rows.append({"instance": f"{i}", "buffers": len(problem.buffers), **omni(options.omni, problem, options.seconds)})
-        print(i, [(row["solver"], row["state"], round(row.get("cpu", 0.0), 2)) for row in rows[-len(names):]], flush=True)
-    return {"warm": first, "rows": rows}
-
-
-def omni(python: Path, problem: Allocate, seconds: float) -> dict[str, Any]:
-    """omnimalloc's greedy_by_all on the same lives, in a process of its own."""
-    import tempfile
-
-    b = problem.buffers
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(np.stack([b.lower, b.upper, b.size], 1).tolist(), file)
-        file.flush()
-        try:
-            made = subprocess.run([str(python), "-c", _OMNI, file.name, "greedy_by_all"], capture_output=True, text=True, timeout=6 * seconds,
-                                  check=True)
-        except (subprocess.SubprocessError, OSError) as error:
-            return {"solver": "omnimalloc", "state": "failed", "why": str(error)[:200]}
-    found = json.loads(made.stdout.splitlines()[-1])
-    ratio = found["height"] / (problem.capacity or problem.bound())
-    return {"solver": "omnimalloc", "state": "packed" if ratio <= 1 else "unknown", "ratio": ratio, "cpu": found["cpu"]}
+    """1,000 generated instances, ours beside CP-SAT and omnimalloc (`allocate_generated.py`)."""
+    if options.quick:
+        options.instances, options.peers, options.seconds = 8, 4, 2.0
+    return allocate_generated.measured(options)
 
 
 def perfects(options: argparse.Namespace) -> dict[str, Any]:
@@ -215,9 +165,13 @@ def main() -> None:
     words.add_argument("--parts", default=",".join(PARTS))
     words.add_argument("--seconds", type=float, default=10.0)
     words.add_argument("--seeds", type=int, default=3)
-    words.add_argument("--count", type=int, default=30, help="generated and perfect packings")
+    words.add_argument("--count", type=int, default=30, help="perfect packings")
     words.add_argument("--solvers", help="of those that a part asks, only these")
     words.add_argument("--omni", type=Path)
+    words.add_argument("--instances", type=int, default=allocate_generated.COUNT, help="generated ones, for ours")
+    words.add_argument("--peers", type=int, default=allocate_generated.COUNT, help="the first so many of them, for the peers")
+    words.add_argument("--minutes", type=float, help="end the part `generated` after so many")
+    words.add_argument("--work", type=Path, default=Path(__file__).parent / "work" / "allocate")
     words.add_argument("--quick", action="store_true")
     words.add_argument("--ablation", action="store_true", help="only the ablation")
     words.add_argument("--out", type=Path, default=RESULTS)

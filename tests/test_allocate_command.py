@@ -243,6 +243,12 @@ def test_a_page_of_many_rectangles_is_drawn_by_its_script() -> None:
 def test_words_for_sizes_and_modules() -> None:
     assert [size(n) for n in (5120, 2**20, 4609, 12, 1_290_240)] == ["5 KiB", "1 MiB", "4.501 KiB", "12 B", "1.23 MiB"]
     assert modules(("encoder.layer.0.fc", "encoder.layer.1.fc", "encoder.layer.2.fc")) == ["encoder.layer.0", "encoder.layer.1", "encoder.layer.2"]
+    layers = [f"bert.encoder.layer.{i}.{part}" for i in range(12) for part in ("attention.self", "output.dense")]
+    bert = ("bert.embeddings", *layers, "classifier", "")
+    told = modules(bert)
+    assert told[0] == "bert.embeddings" and told[-2:] == ["classifier", ""], "what is small keeps its own name"
+    assert told[1] == told[2] == told[3] == "bert.encoder.layer.0–2" and told[24] == "bert.encoder.layer.9–11" and len(set(told)) == 7
+    assert modules(("a", "b", "c", "")) == ["a", "b", "c", ""] and modules(("", "")) == ["", ""] and modules(("only",) * 3) == ["only"] * 3
     assert [memory(text) for text in ("512K", "4MiB", "1M", "1.5k", "4 MB", 7)] == [524288, 4194304, 1048576, 1536, 4000000, 7]
     for bad in ("0.3K", "-1", "4 s", True):
         with pytest.raises(InputError):

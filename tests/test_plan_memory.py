@@ -181,7 +181,9 @@ def test_a_check_fails_where_outputs_differ(capsys: pytest.CaptureFixture[str]) 
     (("--memory", "0"), 2, "1 or more"),
     (("--memory", "-5MiB"), 2, "1 or more"),
     (("--memory", "1MiB", "--question", "pipeline"), 2, "a question of its own"),
-    (("--memory", "1MiB", "--objective", "energy"), 2, "a question of its own"),
+    (("--memory", "1MiB", "--objective", "throughput"), 2, "a question of its own"),
+    (("--memory", "1MiB", "--far", "much@8GB/s"), 2, "size of --far"),
+    (("--far", "64MiB@8GB/s",), 2, "Add --memory"),
     (("--memory", "1MiB", "--solver", "descend"), 2, "Did you mean 'descent'"),
     (("--memory", "4KiB", "--evaluations", "20"), 3, "the least found is"),
 ])

@@ -29,13 +29,14 @@ def planned(model: str, data: Any, memory: str, out: Path | None, as_json: bool,
     print(f"{document.workload['name']}: {document.workload['nodes']:,} ops in {size(solution['peak'])}, {asked_for}: an arena of "
           f"{size(solution['arena'])}" + (f", and {size(solution['outside'])} of temporaries beside it." if solution["outside"] else "."))
     more = solution["seconds"] / solution["once"] - 1 if solution["once"] else 0.0
-    print(f"Plan of {solution['solver']}: {span(solution['cost'])} op by op{f', {percent(more)} more than running each once' if more > 0 else ''}.")
+    price = span if solution["unit"] == "s" else lambda value: f"{value:.4g} J"
+    print(f"Plan of {solution['solver']}: {price(solution['cost'])} op by op{f', {percent(more)} more than running each once' if more > 0 else ''}.")
     if solution["interrupted"]:
         print("Interrupted; this is the best so far.")
     print("\nTechniques")
     table([{"technique": row["solver"],
             "arena": "–" if row["peak"] is None else size(row["peak"]),
-            "time": "–" if row["cost"] is None else span(row["cost"]),
+            "time" if solution["unit"] == "s" else "energy": "–" if row["cost"] is None else price(row["cost"]),
             "solving": f"{row['seconds']:.2f} s", "": row["note"]} for row in solution["table"]])
     print("\n".join(["Why", *(f" · {line}" for line in solution["sentences"])]))
     for note in solution["notes"]:
@@ -62,6 +63,9 @@ def carried_out(plan: Path, model: str | None, inputs: Any, repeat: int, whole: 
            {"": "peak", "planned": size(sum(done.planned)), "measured": size(sum(done.measured))},
            {"": "limit", "planned": "least" if done.limit is None else size(done.limit), "measured": "kept" if done.within else "NOT kept"},
            {"": "eager", "planned": "", "measured": size(done.eager)}])
+    if done.far[1]:
+        print(f"{done.fetches:,} fetches from a second memory, of which {size(done.far[0])} of {size(done.far[1])} are used; "
+              f"{size(done.copied)} copied both ways in {1e3 * done.link[1]:.3f} ms, {1e3 * done.link[0]:.3f} ms by its stated link.")
     print(f"A run takes {1e3 * done.seconds:.3f} ms, {done.ratio[0]:.3f} [{done.ratio[1]:.3f}, {done.ratio[2]:.3f}] of an eager one "
           f"({1e3 * done.eager_seconds:.3f} ms), by processor time {done.cpu[0]:.3f} [{done.cpu[1]:.3f}, {done.cpu[2]:.3f}]; op by op "
           f"{1e3 * done.predicted:.3f} ms were predicted.")

@@ -45,6 +45,8 @@ def plan(
     budget: Annotated[str, typer.Option(help="Time for the solver: 60s, 10min.")] = "60s",
     memory: Annotated[str | None, typer.Option(help="Plan order, recomputation and offsets of all values into one arena: 4MiB, or min for the least "
                                                     "that can be found. `fourfold run PLAN --check` carries it out.")] = None,
+    far: Annotated[str | None, typer.Option(help="With --memory: a second memory that values may be copied to and fetched from: 64MiB@8GB/s, with a "
+                                                 "latency 64MiB@8GB/s,10us, or another device of the machine.")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Stop after so many plans priced; answers alike on every machine.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     finetune: Annotated[bool, typer.Option("--finetune", help="Let the learned solver train on this one graph first.")] = False,
@@ -65,8 +67,11 @@ def plan(
         raise InputError(f"There is no question {question!r}.", f"Known: {', '.join(QUESTIONS)}.")
     if question == "schedule" and (contiguous or expert is not None):
         raise InputError("--contiguous and --expert are of the question pipeline.", "Add --question pipeline.")
-    if memory is not None and (question != "schedule" or objective or ledger is not None or finetune):
-        raise InputError("--memory is a question of its own: it takes no --question, --objective, --finetune or --ledger.", "Leave them out.")
+    if memory is not None and (question != "schedule" or objective not in ("", "latency", "energy") or finetune):
+        raise InputError("--memory is a question of its own: it takes no --question and no --finetune, and as --objective latency or energy.",
+                         "Leave them out.")
+    if far is not None and memory is None:
+        raise InputError("--far is a second memory for --memory.", "Add --memory 4MiB, or leave it out.")
     import fourfold
     from fourfold.report.terminal import Progress
     from fourfold.trust import named, option
@@ -78,9 +83,8 @@ def plan(
     if memory is not None:
         from fourfold.cli._memory import planned
 
-        del given["ledger"]
         with Progress(mode) as shown:
-            return planned(model, inputs or data, memory, out, as_json, more, progress=shown, **given)
+            return planned(model, inputs or data, memory, out, as_json, more, progress=shown, far=far, objective=objective or "latency", **given)
     if question == "pipeline":
         with Progress(mode) as shown:
             return _pipeline(model, inputs or data, out, as_json, objective=objective or "throughput", contiguous=contiguous, expert=expert,

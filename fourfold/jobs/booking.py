@@ -45,6 +45,19 @@ def book_memory(path: str | Path, solution: Mapping[str, Any], workload: Mapping
                           why="bytes of memory are no cost of a run", counts=False)
 
 
+def book_arena(path: str | Path, solution: Mapping[str, Any], workload: Mapping[str, Any], machine: str) -> dict[str, object]:
+    """Book order, recomputation and offsets together on the Machine lever: the peak of storing all values before, the plan's after. Bytes are no cost
+    of a run, so there is no factor; what the plan costs beyond running each op once is in the words."""
+    peaks, once = solution["peaks"], solution["once"] * solution.get("watts", 1.0)
+    more = solution["cost"] / once - 1 if once else 0.0
+    before, after = (None if value is None else Quantity(value, "B", "counted", method="highest address in use, and the largest temporary")
+                     for value in (None if peaks["offsets"] is None else peaks["offsets"] + solution["outside"], solution["peak"]))
+    return decisions.book(path, "machine", f"rematerialise by {solution['solver']} on {machine}", job="plan", question="rematerialise",
+                          subject=str(workload["hash"]), name=str(workload["name"]), evidence=solution["hash"], before=before, after=after,
+                          why=f"bytes of memory are no cost of a run; the plan's ops cost {100 * max(0.0, more):.1f} % more "
+                              f"{'energy' if solution['unit'] == 'J' else 'time'}", counts=False)
+
+
 def book_jobs(path: str | Path, plan: ShiftingPlan) -> dict[str, object]:
     """Book where and when jobs run on the Map lever: kg of CO2e against running at home at once. Evidence is the plan's id."""
     problem, found = plan.problem, plan.solution

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold import plans
+from fourfold.decisions.rematerialise._far import FarMemory
 from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
 from fourfold.decisions.rematerialise.stored import QUESTION, NodeCosts
-from fourfold.errors import Infeasible
+from fourfold.errors import Infeasible, InputError
 from fourfold.jobs import planning
+from fourfold.jobs.booking import book_arena, may_book
 from fourfold.problem import Solution, Watch, appraise
 from fourfold.registry import technique
 from fourfold.solvers.compare import ENDLESS, SolverRow, entries
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 LEAST = "min"                                                           # asks for the least peak that can be found
 LADDER = ("eviction", "descent", "pebbling")                            # asked where nothing fits without computing something again
-_BESIDE = ("recompute_all", "sqrt_checkpointing")                       # asked for the table
+_BESIDE = ("recompute_all", "sqrt_checkpointing", "offload")            # asked for the table
+OBJECTIVES = ("latency", "energy")
 _ORDERS = 30_000                                                        # orders tried for the one that needs least
 _SHARE = 0.1                                                            # of the budget, for each technique of the table
 _BISECTIONS = 5
@@ -38,12 +41,14 @@ _BISECTIONS = 5
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is planned, on what, and what its nodes do by themselves."""
+    """What is planned, on what, and what its nodes do by themselves; a second memory; busy watts where joules are asked for."""
 
     source: ModelSource
     system: Machine
     nodes: NodeCosts
     notes: tuple[str, ...]
+    far: FarMemory | None = None
+    watts: float | None = None
 
     @property
     def outside(self) -> int:
@@ -75,7 +80,10 @@ def plan_memory(
     evaluations: int | None = None,
     seed: int = 0,
     dims: Mapping[str, int] | None = None,
+    far: str | None = None,
+    objective: str = "latency",
     out: str | Path | None = None,
+    ledger: str | Path | None = None,
     trust: Iterable[str] = (),
     progress: Any = None,
 ) -> plans.Document:
@@ -83,7 +91,10 @@ def plan_memory(
 
     model: what `plan` takes, or the folder of a plan, to which the answer is added (for its program and machine).
     memory: the limit in bytes, or "4MiB"; it holds for the arena and the largest temporary that an op allocates beside it. "min": as little as can be
-    found. Weights and inputs lie outside. train: loss and gradients in one program. The rest as of `plan`. out: folder that the plan is written to.
+    found. Weights and inputs lie outside. train: loss and gradients in one program. far: a second memory that values may be copied to and fetched
+    from, "64MiB@8GB/s" (with a latency: "64MiB@8GB/s,10us") or the name of another device of the machine. objective: "latency" (seconds) or "energy"
+    (joules: the device's busy watts over its seconds, and the link's joules a byte). The rest as of `plan`. out: folder that the plan is written to.
+    ledger: file that bytes before and after are booked in.
     trust: packages whose code the artefact or the plan may run.
 
     Seconds of each op are measured on this machine where the program can run here (they are kept in the folder `dry-run` of `out`), else they are the
@@ -95,14 +106,18 @@ def plan_memory(
 
     listener, patience, limit = progress or NullProgress(), seconds(budget), limit_of(memory)
     planning.check(solver, "memory", QUESTION, ["auto", *planning.names(QUESTION)])
+    if objective not in OBJECTIVES:
+        raise InputError(f"A plan of memory has no objective {objective!r}.", f"Choose from: {', '.join(OBJECTIVES)}.")
+    if ledger is not None:
+        may_book(ledger)
     there = Path(model) if isinstance(model, str | Path) and plans.holds_plan(model) else None
     out = there if out is None else Path(out)
     if out is not None and out != there:
         plans.may_save(out, [model, data_or_inputs, machine], questions=(plans.SCHEDULE, "pipeline", QUESTION))
     listener.stage("capture")
-    asked = _asked(model, data_or_inputs, machine, train, dims, seed, out, trust, listener)
+    asked = _priced(_asked(model, data_or_inputs, machine, train, dims, seed, out, trust, listener), far, objective)
     graph = asked.source.captured.graph
-    problem = asked.nodes.problem(graph, None)
+    problem = asked.nodes.problem(graph, None, asked.far, asked.watts)
     room = None if limit is None else max(0, limit - asked.outside)
     found = _decided(problem, room, solver, patience, evaluations, seed, listener)
     if found.best is None:
@@ -111,6 +126,8 @@ def plan_memory(
     about = {"kind": "graph", "name": graph.name, "hash": graph.hash, "nodes": len(graph), "unknown": list(graph.unknown),
              "model": asked.source.model, "capture": asked.source.capture}
     told = {"name": asked.system.name, "hash": asked.system.hash, "fingerprint": asked.system.fingerprint}
+    if ledger is not None:
+        book_arena(ledger, solution, about, asked.system.name)
     if out is None:
         return plans.Document(Path("."), about, told, {QUESTION: solution})
     from fourfold.report.memory import write_page
@@ -155,6 +172,16 @@ def _asked(model: Any, inputs: Any, machine: Any, train: bool, dims: Mapping[str
                       "JAX keeps its own memory: seconds are the roofline's, and the plan can be read but not run here."))
     listener.stage("dry run")
     return _Asked(source, system, dry(source.captured, None if out is None else Path(out) / "dry-run", seed), source.captured.note)
+
+
+def _priced(asked: _Asked, far: str | None, objective: str) -> _Asked:
+    """With a second memory and joules as asked for. Raises InputError where the machine does not say enough for them."""
+    watts = asked.system.devices[0].busy if objective == "energy" else None
+    if watts is not None and not watts > 0:
+        raise InputError(f"The machine {asked.system.name!r} does not say what {asked.system.devices[0].name} draws when it is busy.",
+                         "Give a machine file with busy watts, or leave --objective energy out.")
+    notes = asked.notes if watts is None else (*asked.notes, f"Joules are {watts:g} W of the busy device over its seconds.")
+    return replace(asked, far=None if far is None else FarMemory.read(far, asked.system), watts=watts, notes=notes)
 
 
 def dry(captured: Captured, folder: Path | None = None, seed: int = 0) -> NodeCosts:
@@ -288,11 +315,18 @@ def _solution(problem: Rematerialise, asked: _Asked, found: _Found, best: Soluti
     best = replace(best, before=before, why=why)
     nodes, rows = asked.nodes, report.again(problem, best.answer)
     arena = problem.peak(best.answer)
-    facts = {"peaks": dict(found.peaks), "outside": asked.outside, "seconds": best.cost, "once": float(problem.price.sum()),
+    seconds = best.cost if asked.watts is None else nodes.problem(problem.graph, None, asked.far).cost(best.answer)
+    facts = {"peaks": dict(found.peaks), "outside": asked.outside, "seconds": seconds, "once": float(nodes.seconds.sum()),
              "measured": nodes.measured, **nodes.straight(problem.graph), "again": sum(row.runs for row in rows)}
+    moved = report.moved(problem, best.answer)
+    if asked.far is not None:
+        facts["far"] = {"memory": asked.far.to_json(), "used": problem.far_peak(best.answer), "fetches": problem.carried(best.answer),
+                        "values": [row.to_json() for row in moved]}
+    if asked.watts is not None:
+        facts["watts"] = asked.watts
     return {"objective": "memory", "solver": best.solver, "cost": best.cost, "unit": best.unit, "before": before, "why": why, "saving": best.saving,
             "bound": best.bound, "gap": best.gap, "seconds": best.seconds, "evaluations": best.evaluations, "seed": seed,
             "interrupted": found.interrupted, "limit": limit, "room": found.room, "arena": arena, "peak": arena + asked.outside, **facts,
             "runs": [row.to_json() for row in rows], "table": list(found.table), "nodes": nodes.to_json(), "answer": best.answer.to_json(),
-            "sentences": report.sentences(problem, facts, rows), "notes": [*asked.notes, *([best.note] if best.note else [])],
+            "sentences": report.sentences(problem, facts, rows, moved), "notes": [*asked.notes, *([best.note] if best.note else [])],
             "hash": plans.identify(problem.graph.hash, asked.system.hash, found.room, best.answer.to_json())}

@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 
 @overload
 def plan(
-    model: Any, data_or_inputs: Any = None, *, memory: None = None, machine: Any = "here", objective: str = "latency", solver: str = "auto",
-    train: bool = False, budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0, dims: Mapping[str, int] | None = None,
-    finetune: bool = False, out: str | Path | None = None, ledger: str | Path | None = None,
+    model: Any, data_or_inputs: Any = None, *, memory: None = None, far: None = None, machine: Any = "here", objective: str = "latency",
+    solver: str = "auto", train: bool = False, budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0,
+    dims: Mapping[str, int] | None = None, finetune: bool = False, out: str | Path | None = None, ledger: str | Path | None = None,
     trust: Iterable[str] = (), progress: Any = None,
 ) -> Plan: ...  # fmt: skip
 @overload
 def plan(
-    model: Any, data_or_inputs: Any = None, *, memory: int | str, machine: Any = "here", solver: str = "auto", train: bool = False,
-    budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0, dims: Mapping[str, int] | None = None,
-    out: str | Path | None = None, trust: Iterable[str] = (), progress: Any = None,
+    model: Any, data_or_inputs: Any = None, *, memory: int | str, far: str | None = None, machine: Any = "here", objective: str = "latency",
+    solver: str = "auto", train: bool = False, budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0,
+    dims: Mapping[str, int] | None = None, out: str | Path | None = None, ledger: str | Path | None = None, trust: Iterable[str] = (),
+    progress: Any = None,
 ) -> Document: ...  # fmt: skip
 def plan(
     model: object,
     data_or_inputs: Any = None,
     *,
     memory: int | str | None = None,
+    far: str | None = None,
     machine: Any = "here",
     objective: str = "latency",
     solver: str = "auto",
@@ -59,7 +61,7 @@ def plan(
     Machine lever). trust: packages whose code an artefact given as `model` may run, as in `load`.
 
     memory: a limit ("4MiB", bytes, or "min") asks another question: the order of the ops, which of them run again, and where each value stands in one
-    arena (`fourfold.jobs.memory.plan_memory`); the answer is the plan's document.
+    arena (`fourfold.jobs.memory.plan_memory`); the answer is the plan's document. far: a second memory for it, "64MiB@8GB/s".
 
     Ctrl-C while it searches hands back the best so far (`plan.interrupted`). Raises InputError, ModelError or MissingExtra for what cannot be read,
     ArtefactError for what is not trusted, Infeasible where the program fits no device or not all of them (which op, by how many bytes).
@@ -67,10 +69,12 @@ def plan(
     if memory is not None:
         from fourfold.jobs.memory import plan_memory
 
-        if objective != "latency" or finetune or ledger is not None:
-            raise InputError("memory is a question of its own: it takes no objective, finetune or ledger.", "Leave them out.")
+        if finetune:
+            raise InputError("memory is a question of its own: it takes no finetune.", "Leave it out.")
         return plan_memory(model, data_or_inputs, memory=memory, machine=machine, solver=solver, train=train, budget=budget, evaluations=evaluations,
-                           seed=seed, dims=dims, out=out, trust=trust, progress=progress)
+                           seed=seed, dims=dims, far=far, objective=objective, out=out, ledger=ledger, trust=trust, progress=progress)
+    if far is not None:
+        raise InputError("far is a second memory for memory=….", "Give memory too, or leave it out.")
     from fourfold.decisions.schedule.problem import Schedule
     from fourfold.jobs.booking import book, may_book
     from fourfold.jobs.optimize.state import NullProgress

@@ -47,17 +47,48 @@ def share(part: float, whole: float) -> str:
 
 
 def modules(names: tuple[str, ...], most: int = _COLOURS - 1) -> list[str]:
-    """A group for each buffer: the shortest beginnings of its module path that tell modules apart; the largest `most`, others "" (the rest)."""
-    best = [name.split(".")[0] for name in names]
-    for depth in range(1, 6):
-        now = [".".join(name.split(".")[:depth]) for name in names]
-        if len(set(now)) > most + 1 and depth > 1:
+    """A group for each buffer: its module path down to where paths vary. What holds more than half of the buffers is split one level further, again
+    and again ("bert" → "bert.encoder.layer.3"); numbered siblings that are more than `most` stand together in stretches ("layer.0–1"). What is left
+    beyond the largest `most` groups is "" (the rest).
+    """
+    paths = [tuple(part for part in name.split(".") if part) for name in names]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, path in enumerate(paths):
+        if path:
+            groups.setdefault(path[:1], []).append(i)
+    total = sum(map(len, groups.values()))
+    while groups:
+        largest = max(groups, key=lambda path: len(groups[path]))
+        members, depth = groups[largest], len(largest) + 1
+        finer: dict[tuple[str, ...], list[int]] = {}
+        for i in members:
+            finer.setdefault(paths[i][:depth], []).append(i)
+        if 2 * len(members) <= total and len(groups) > 2 or list(finer) == [largest] or len(groups) > 2 * most:
             break
-        best = now
-        if len(set(now)) > 2:
-            break
-    kept = {name for name, _ in Counter(name for name in best if name).most_common(most)}
-    return [name if name in kept else "" for name in best]
+        groups = {path: one for path, one in groups.items() if path != largest} | finer
+    called = [""] * len(names)
+    for path, members in _stretches(groups, most).items():
+        for i in members:
+            called[i] = path
+    kept = {name for name, _ in Counter(name for name in called if name).most_common(most)}
+    return [name if name in kept else "" for name in called]
+
+
+def _stretches(groups: dict[tuple[str, ...], list[int]], most: int) -> dict[str, list[int]]:
+    """Groups by name; where they are more than `most`, the largest family of numbered siblings in so many stretches that all may be named."""
+    families: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for path in groups:
+        if path[-1].isdecimal():
+            families.setdefault(path[:-1], []).append(path)
+    family = sorted(max(families.values(), key=len, default=[]), key=lambda path: int(path[-1]))
+    found = {".".join(path): members for path, members in groups.items() if path not in family}
+    room = max(2, most - len(found)) if len(groups) > most else len(family)
+    length = max(1, -(-len(family) // max(1, room)))
+    for at in range(0, len(family), length):
+        part = family[at : at + length]
+        name = ".".join(part[0]) + (f"–{part[-1][-1]}" if len(part) > 1 else "")
+        found[name] = [i for path in part for i in groups[path]]
+    return found
 
 
 # ---- sentences

@@ -43,7 +43,7 @@ def again(problem: Rematerialise, answer: Rematerialisation) -> list[Again]:
     graph, sequence = problem.graph, answer.sequence
     seen, extra = set[int](), list[int]()
     for s, n in enumerate(sequence.tolist()):
-        if n in seen and not problem.viewing[n]:
+        if n < len(graph) and n in seen and not problem.viewing[n]:
             extra.append(s)
         seen.add(n)
     groups: dict[str, list[int]] = {}
@@ -58,11 +58,48 @@ def again(problem: Rematerialise, answer: Rematerialisation) -> list[Again]:
     return sorted(found, key=lambda row: (-row.saved, -row.seconds, row.path))
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What one module keeps in the second memory: its `path`, what makes the values in words, how many `fetches`, `size` bytes of the values, `price`
+    of all copies in s or J, and `saved` bytes: how much higher the peak would be without them, all else as planned.
+    """
+
+    path: str
+    ops: str
+    fetches: int
+    size: int
+    price: float
+    saved: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"module": self.path, "ops": self.ops, "fetches": self.fetches, "bytes": self.size, "price": self.price, "saved": self.saved}
+
+
+def moved(problem: Rematerialise, answer: Rematerialisation) -> list[Moved]:
+    """A row for each module of whose values some are copied to the second memory, those that save most first."""
+    graph, sequence, groups = problem.graph, answer.sequence, dict[str, list[int]]()
+    for v in answer.away.tolist():
+        groups.setdefault(place(graph, int(graph.producer[v])), []).append(v)
+    now, found = _live(problem, sequence) if groups else 0, []
+    for path, values in groups.items():
+        steps = np.flatnonzero(np.isin(sequence, len(graph) + np.array(values)))
+        price = float(problem.transfer[sequence[steps] - len(graph)].sum() + problem.transfer[values].sum())
+        without = _live(problem, np.delete(sequence, steps))
+        found.append(Moved(path, label(graph, sorted({int(graph.producer[v]) for v in values})), len(steps), int(problem.size[values].sum()), price,
+                           max(0, without - now)))
+    return sorted(found, key=lambda row: (-row.saved, -row.size, row.path))
+
+
+def amount(problem: Rematerialise, price: float) -> str:
+    """A price in words: "0.8 ms" or "0.02 J"."""
+    return format.span(price) if problem.unit == "s" else f"{price:.3g} J"
+
+
 def _live(problem: Rematerialise, sequence: np.ndarray) -> int:
     """Most bytes alive at a time in a sequence of nodes, views taken wherever they are needed."""
     from fourfold.decisions.rematerialise._lives import measure
 
-    return measure(problem.core, problem.collapse(sequence))[0]
+    return measure(problem.linked, problem.collapse(sequence))[0]
 
 
 def needs_most(problem: Rematerialise) -> tuple[str, int]:
@@ -85,7 +122,7 @@ def place(graph: Graph, node: int) -> str:
     return graph.modules[node] or (f"layer {graph.layer[node]}" if graph.layer[node] >= 0 else "")
 
 
-def sentences(problem: Rematerialise, facts: Mapping[str, Any], rows: Sequence[Again]) -> list[str]:
+def sentences(problem: Rematerialise, facts: Mapping[str, Any], rows: Sequence[Again], carried: Sequence[Moved] = ()) -> list[str]:
     """What was decided and what it costs. `facts`: peaks of the stages ("offsets", "ordered", "planned"), "outside", "worst", "straight",
     "computing", "seconds" planned and of one run of everything, "measured".
     """
@@ -96,10 +133,12 @@ def sentences(problem: Rematerialise, facts: Mapping[str, Any], rows: Sequence[A
         what = f"{row.ops} of {named(row.path)}" if row.path else row.ops
         gain = f"{size(row.saved)} less" if row.saved else "no less by itself"
         times = f", {row.runs} runs in all" if row.runs > row.ops.count("+") + 1 else ""
-        said.append(f"Computed again: {what}{times}: {gain} for {format.span(row.seconds)}.")
+        said.append(f"Computed again: {what}{times}: {gain} for {amount(problem, row.seconds)}.")
     if len(rows) > _TOLD:
         rest = rows[_TOLD:]
-        said.append(f"Computed again: ops of {len(rest)} more module{'s' * (len(rest) != 1)}, for {format.span(sum(row.seconds for row in rest))}.")
+        spent = amount(problem, sum(row.seconds for row in rest))
+        said.append(f"Computed again: ops of {len(rest)} more module{'s' * (len(rest) != 1)}, for {spent}.")
+    said += _carried(problem, facts, carried)
     most, need = needs_most(problem)
     said.append(f"The op that needs most is {most}: {size(need)} for what it reads and makes. No plan takes less than {size(problem.least_peak())}.")
     if facts["straight"] is not None:
@@ -108,6 +147,27 @@ def sentences(problem: Rematerialise, facts: Mapping[str, Any], rows: Sequence[A
     fed = int(graph.size[(graph.role != 0) & (graph.alias == np.arange(len(graph.alias)))].sum())
     given = int(graph.size[graph.role == INPUT].sum())
     said.append(f"Weights and inputs ({size(fed)}, {size(given)} of it inputs) lie outside of the arena.")
+    return said
+
+
+def _carried(problem: Rematerialise, facts: Mapping[str, Any], rows: Sequence[Moved]) -> list[str]:
+    """What goes to the second memory, and what it gives."""
+    if "far" not in facts:
+        return []
+    memory, used = facts["far"]["memory"], facts["far"]["used"]
+    if not rows:
+        return [f"Nothing is copied to {memory['name']}: keeping or computing again is cheaper than its link."]
+    name = memory["name"][0].upper() + memory["name"][1:]
+    said = [f"{name} holds {size(used)} of {size(memory['room'])} at most; {facts['far']['fetches']:,} fetches over a link of "
+            f"{memory['bandwidth'] / 1e9:.3g} GB/s."]
+    for row in rows[:_TOLD]:
+        what = f"{row.ops} of {named(row.path)}" if row.path else row.ops
+        gain = f"{size(row.saved)} less" if row.saved else "no less by itself"
+        said.append(f"Offloaded: what {what} makes, {size(row.size)}: {gain} for {amount(problem, row.price)}.")
+    if len(rows) > _TOLD:
+        rest = rows[_TOLD:]
+        said.append(f"Offloaded: values of {len(rest)} more module{'s' * (len(rest) != 1)}, {size(sum(row.size for row in rest))}, for "
+                    f"{amount(problem, sum(row.price for row in rest))}.")
     return said
 
 
@@ -120,6 +180,9 @@ def _joined(facts: Mapping[str, Any], runs: int, price: str) -> str:
         took = f"{format.span(seconds)} instead of {format.span(plain)}, {price} op by op"
         more = f"{100 * (seconds / plain - 1):.1f} % more time ({took})" if plain else "no time"
         parts.append(f"with {runs:,} op{'s' * (runs != 1)} computed again {size(peaks['planned'])}, for {more}")
+    elif facts.get("far", {}).get("fetches"):
+        more = 100 * (seconds / plain - 1) if plain else 0.0
+        parts.append(f"with {facts['far']['fetches']:,} values fetched from the second memory {size(peaks['planned'])}, for {more:.1f} % more time")
     elif peaks["planned"] not in (peaks["offsets"], peaks["ordered"]):
         parts.append(f"the plan takes {size(peaks['planned'])}, and computes nothing again")
     return "; ".join(parts) + "."

@@ -21,8 +21,9 @@ _NEAR = 64                                                              # nodes 
 
 
 @njit(cache=True)
-def _missing(core, n, alive, stamp, tick, stack, closure):  # type: ignore[no-untyped-def]
-    """Nodes in running order that must run again before node n can; their number, or -1 where one of them must not or there are too many."""
+def _missing(core, n, alive, away, stamp, tick, stack, closure):  # type: ignore[no-untyped-def]
+    """Nodes in running order that must run again before node n can, values that are `away` b1[R] fetched; their number, or -1 where one of them must
+    not or there are too many."""
     depth, made = 1, 0
     stack[0] = n
     while depth > 0:                                                   # in postorder; a node may stand in the stack twice, the later one counts
@@ -39,8 +40,9 @@ def _missing(core, n, alive, stamp, tick, stack, closure):  # type: ignore[no-un
         stamp[m] = tick
         stack[depth - 1] = -m - 1
         for e in range(core.in_ptr[m], core.in_ptr[m + 1]):
-            p = core.producer[core.in_val[e]]
-            if not alive[core.in_val[e]] and stamp[p] != tick:
+            u = core.in_val[e]
+            p = core.fetch[u] if away[u] else core.producer[u]
+            if not alive[u] and stamp[p] != tick:
                 if core.once[p]:
                     return -1
                 stack[depth] = p
@@ -50,7 +52,7 @@ def _missing(core, n, alive, stamp, tick, stack, closure):  # type: ignore[no-un
 
 @njit(cache=True)
 def _price(core, v, alive, stamp, tick, stack):  # type: ignore[no-untyped-def]
-    """What it takes to make v again: its producer, and what is not alive of its making, up to _NEAR nodes."""
+    """What it takes to compute v again: its producer, and what is not alive of its making, up to _NEAR nodes."""
     depth, price, looked = 1, 0.0, 0
     stack[0] = core.producer[v]
     stamp[core.producer[v]] = tick
@@ -80,6 +82,7 @@ def _evict(core, order, limit, by_size, by_gap, least, use_ptr, use_at, out):  #
     """
     nodes, roots = len(core.once), len(core.size)
     alive, lock, at = np.zeros(roots, np.bool_), np.zeros(roots, np.int32), use_ptr[:-1].copy()
+    away, far = np.zeros(roots, np.bool_), core.far                     # values with a copy in the second memory; bytes free there
     stamp, closure = np.full(nodes, -1, np.int64), np.zeros(nodes + 1, np.int32)
     stack = np.zeros(nodes + len(core.in_val) + 1, np.int32)
     now, length, tick, fits = 0, 0, 0, True
@@ -88,11 +91,11 @@ def _evict(core, order, limit, by_size, by_gap, least, use_ptr, use_at, out):  #
         if t < len(order):
             n = order[t]
         elif core.pinned[t - len(order)] and not alive[t - len(order)]:
-            n = core.producer[t - len(order)]
+            n = core.fetch[t - len(order)] if away[t - len(order)] else core.producer[t - len(order)]
         if n < 0:
             continue
         tick += 1
-        made = _missing(core, n, alive, stamp, tick, stack, closure)
+        made = _missing(core, n, alive, away, stamp, tick, stack, closure)
         if made < 0:
             return length, False
         closure[made] = n
@@ -106,22 +109,32 @@ def _evict(core, order, limit, by_size, by_gap, least, use_ptr, use_at, out):  #
                 if not alive[core.out_val[e]]:
                     need += core.size[core.out_val[e]]
             while now + need > limit:
-                victim, lowest = -1, np.inf
+                victim, lowest, carried = -1, np.inf, False
                 for v in range(roots):
-                    if not alive[v] or lock[v] > 0 or core.size[v] == 0 or core.once[core.producer[v]]:
+                    carry = away[v] or (core.fetch[v] >= 0 and core.size[v] <= far)
+                    if not alive[v] or lock[v] > 0 or core.size[v] == 0 or (core.once[core.producer[v]] and not carry):
                         continue
                     if t >= len(order) and core.pinned[v]:                # nobody would make it again
                         continue
                     following = use_at[at[v]] if at[v] < use_ptr[v + 1] else len(order)
                     tick += 1
-                    score = (_price(core, v, alive, stamp, tick, stack) + least) / (core.size[v] ** by_size * max(1, following - t) ** by_gap)
+                    again = np.inf if core.once[core.producer[v]] else _price(core, v, alive, stamp, tick, stack)
+                    linked = False
+                    if carry:                                           # the copy is made once, and stays
+                        link = core.price[core.fetch[v]] + (0.0 if away[v] else core.store[v])
+                        linked = link < again
+                        again = min(again, link)
+                    score = (again + least) / (core.size[v] ** by_size * max(1, following - t) ** by_gap)
                     if score < lowest:
-                        victim, lowest = v, score
+                        victim, lowest, carried = v, score, linked
                 if victim < 0:
                     fits = False
                     break
                 alive[victim] = False
                 now -= core.size[victim]
+                if carried and not away[victim]:
+                    away[victim] = True
+                    far -= core.size[victim]
             if length >= len(out):
                 return length, False
             out[length] = m
@@ -154,7 +167,7 @@ def evicted(core: CoreGraph, order: NDArray[np.int32], limit: int, by_size: floa
     not fit, or only in more than eight times as many steps."""
     position = np.zeros(len(order), np.int64)
     position[order] = np.arange(len(order))
-    reader = position[np.repeat(np.arange(len(order)), np.diff(core.in_ptr))]
+    reader = position[np.repeat(np.arange(len(order)), np.diff(core.in_ptr[: len(order) + 1]))]
     by_value = np.lexsort((reader, core.in_val))
     pointer = np.concatenate([[0], np.cumsum(np.bincount(core.in_val, minlength=len(core.size)))]).astype(np.int64)
     out = np.zeros(8 * len(order) + 64, np.int32)

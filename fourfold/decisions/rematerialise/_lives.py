@@ -29,7 +29,8 @@ class Lives(NamedTuple):
 def lives(instance: RematerialiseInstance, sequence: NDArray[np.int32]) -> Lives:
     """The instances of a sequence of graph nodes."""
     g = instance.graph
-    count = int(instance.instances_of[sequence].sum()) if len(sequence) else 0
+    computed = sequence[sequence < len(g)]
+    count = int(instance.instances_of[computed].sum()) + len(sequence) - len(computed) if len(sequence) else 0
     step, value = np.zeros(count, np.int32), np.zeros(count, np.int32)
     last = np.zeros(count, np.int64)
     memory = np.where(g.role == INTERMEDIATE, -1, -2).astype(np.int64)
@@ -38,12 +39,30 @@ def lives(instance: RematerialiseInstance, sequence: NDArray[np.int32]) -> Lives
     return Lives(step, value, step.astype(np.int64), last + 1, instance.size[value], int(wrong))
 
 
+def stays(instance: RematerialiseInstance, sequence: NDArray[np.int32], away: NDArray[np.int32]) -> Lives:
+    """The copies of `away` in the second memory: each from the step that first makes its value to its last fetch."""
+    first, last = np.full(len(away), -1, np.int64), np.full(len(away), -1, np.int64)
+    nodes, maker = len(instance.graph), instance.graph.producer[away]
+    for k, (v, n) in enumerate(zip(away.tolist(), maker.tolist(), strict=True)):
+        runs, fetches = np.flatnonzero(sequence == n), np.flatnonzero(sequence == nodes + v)
+        first[k], last[k] = runs[0] if len(runs) else -1, fetches[-1] if len(fetches) else -1
+    return Lives(first.astype(np.int32), away, first, np.maximum(last, first) + 1, instance.size[away], -1)
+
+
 @njit(cache=True)
 def _simulate(sequence, in_ptr, in_val, out_ptr, out_val, own, source, outputs, memory, step, value, last):  # type: ignore[no-untyped-def]
     """`memory` i8[V]: instance that a value lies in, -1 not made, -2 outside. Fills step, value, last; the first wrong step or -1."""
-    made, wrong = 0, -1
+    made, wrong, nodes = 0, -1, len(in_ptr) - 1
     for s in range(len(sequence)):
         n = sequence[s]
+        if n >= nodes:                                                  # fetched from the second memory
+            v = n - nodes
+            if memory[v] == -1 and wrong < 0:
+                wrong = s
+            step[made], value[made], last[made] = s, v, s
+            memory[v] = made
+            made += 1
+            continue
         for e in range(in_ptr[n], in_ptr[n + 1]):
             where = memory[in_val[e]]
             if where >= 0:
@@ -75,9 +94,10 @@ def profile(core, sequence, length, alive, count, level):  # type: ignore[no-unt
     """(peak bytes, its step, price) of `length` steps of core nodes; what is computed again and not read is dropped from `sequence`, whose new length
     is the fourth. Fills level i8[length]: bytes alive while each step runs.
 
-    alive b1[R] and count i4[M] are scratch. The peak is INVALID where a step reads what was not made before, or a node never runs.
+    alive b1[R] and count i4[M] are scratch. The peak is INVALID where a step reads or fetches what was not made before, a node never runs, or the
+    copies take more than the second memory has.
     """
-    nodes = len(core.once)
+    nodes = core.computing
     count[:] = 0
     for s in range(length):
         count[sequence[s]] += 1
@@ -99,7 +119,7 @@ def profile(core, sequence, length, alive, count, level):  # type: ignore[no-unt
                 read = True
             else:
                 born += core.size[core.out_val[e]]
-        if not read and count[n] > 1:
+        if not read and (count[n] > 1 or n >= nodes):
             count[n] -= 1
             continue
         for e in range(core.in_ptr[n], core.in_ptr[n + 1]):
@@ -125,7 +145,38 @@ def profile(core, sequence, length, alive, count, level):  # type: ignore[no-unt
     for v in range(len(alive)):
         if alive[v]:
             return INVALID, 0, np.inf, length - free
+    if nodes < len(core.once):
+        stores, fits = _carried(core, sequence, length - free, alive, count)
+        if not fits:
+            return INVALID, 0, np.inf, length - free
+        price += stores
     return peak, at - free, price, length - free
+
+
+@njit(cache=True)
+def _carried(core, sequence, length, made, count):  # type: ignore[no-untyped-def]
+    """(price of the first copies, whether what is fetched was made before and the second memory has room for all copies at any time). `made` b1[R]
+    all False, `count`: how often each node runs; both change. A copy is there from the value's first making to its last fetch."""
+    price, now, most = 0.0, 0, 0
+    for s in range(length):
+        n = sequence[s]
+        if n < core.computing:
+            for e in range(core.out_ptr[n], core.out_ptr[n + 1]):
+                v = core.out_val[e]
+                if not made[v]:
+                    made[v] = True
+                    if core.fetch[v] >= 0 and count[core.fetch[v]] > 0:
+                        price += core.store[v]
+                        now += core.size[v]
+                        most = max(most, now)
+            continue
+        v = core.out_val[core.out_ptr[n]]
+        if not made[v]:
+            return 0.0, False
+        count[n] -= 1
+        if count[n] == 0:
+            now -= core.size[v]
+    return price, most <= core.far
 
 
 def measure(core: CoreGraph, sequence: NDArray[np.int32]) -> tuple[int, float, NDArray[np.int32], NDArray[np.int64]]:
@@ -138,4 +189,4 @@ def measure(core: CoreGraph, sequence: NDArray[np.int32]) -> tuple[int, float, N
 
 def own_order(core: CoreGraph) -> NDArray[np.int32]:
     """Every node once, in the graph's order."""
-    return np.arange(len(core.node), dtype=np.int32)
+    return np.arange(core.computing, dtype=np.int32)

@@ -16,7 +16,7 @@ from fourfold.problem import Budget
 def _forward(core, users_ptr, users, rule):  # type: ignore[no-untyped-def]
     """List schedule: of the ready nodes the one after which the fewest bytes are alive (rule 0), that needs the fewest while it runs (1), that frees
     the largest share of what it touches (2); ties go to the graph's order."""
-    nodes, roots = len(core.once), len(core.size)
+    nodes, roots = core.computing, len(core.size)
     waiting = np.zeros(nodes, np.int32)
     left = np.zeros(roots, np.int32)                                   # readers to come
     for n in range(nodes):
@@ -63,7 +63,7 @@ def _forward(core, users_ptr, users, rule):  # type: ignore[no-untyped-def]
 def _backward(core, users_ptr, users):  # type: ignore[no-untyped-def]
     """List schedule from the end: of the nodes whose readers are all placed, the one that shrinks what is alive before it most; ties go to the
     graph's order."""
-    nodes, roots = len(core.once), len(core.size)
+    nodes, roots = core.computing, len(core.size)
     waiting = np.zeros(nodes, np.int32)
     alive = np.zeros(roots, np.bool_)
     for v in range(roots):

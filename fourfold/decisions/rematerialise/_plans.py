@@ -25,20 +25,21 @@ class PricedPlan(NamedTuple):
 
 
 def candidate(problem: Rematerialise, sequence: NDArray[np.int32]) -> PricedPlan:
-    """The plan of a valid sequence of core nodes, useless steps dropped."""
-    _, _, kept, _ = measure(problem.core, sequence)
+    """The plan of a valid sequence of core nodes, useless steps dropped. It takes INVALID bytes where its copies do not fit the second memory."""
+    _, _, kept, _ = measure(problem.linked, sequence)
     answer = problem.plan(problem.expand(kept))
-    return PricedPlan(kept, answer, problem.peak(answer), problem.cost(answer))
+    held = problem.far is None or problem.far_peak(answer) <= problem.far.room
+    return PricedPlan(kept, answer, problem.peak(answer) if held else INVALID, problem.cost(answer))
 
 
 def fits(problem: Rematerialise, bytes_: int) -> bool:
-    return problem.limit is None or bytes_ <= problem.limit
+    return bytes_ < INVALID and (problem.limit is None or bytes_ <= problem.limit)
 
 
 def first_fitting(problem: Rematerialise, ranked: Iterable[tuple[float, NDArray[np.int32]]]) -> PricedPlan | None:
     """Of sequences with their prices, the cheapest whose offsets fit the limit too."""
     for _, sequence in sorted(ranked, key=lambda one: one[0]):
-        if measure(problem.core, sequence)[0] == INVALID:
+        if measure(problem.linked, sequence)[0] == INVALID:
             continue
         one = candidate(problem, sequence)
         if fits(problem, one.peak):

@@ -1,9 +1,9 @@
 """Simulated annealing over sequences of core nodes: what is computed again where, and in what order; every sequence profiled in full.
 
 Moves: an extra run (with some beside it) is left out; a value that is idle at a step of high level is made again just before its next reader, with as
-much of what it is made of as is not alive there (or with those lives made longer); a step moves within what its readers and what it reads allow; an
-extra run is left out and, where the limit breaks then, another value is made again instead. Bytes above the limit are a penalty, so that the search
-may pass through sequences that do not fit; only those that fit are answers.
+much of what it is made of as is not alive there (or with those lives made longer), or fetched from the second memory; a step moves within what its
+readers and what it reads allow; an extra run is left out and, where the limit breaks then, another value is made again instead. Bytes above the limit
+are a penalty, so that the search may pass through sequences that do not fit; only those that fit are answers.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ class _State(NamedTuple):
 @njit(cache=True)
 def _delete(state):  # type: ignore[no-untyped-def]
     """Leave out an extra run, and now and then those that follow it; False where there is none."""
-    length = state.number[_LENGTH]
-    if length <= len(state.times):
+    length, computing = state.number[_LENGTH], state.core.computing
+    if length <= computing:
         return False
     at = -1
     for _ in range(32):
         p = np.random.randint(length)
-        if state.times[state.sequence[p]] > 1:
+        if state.times[state.sequence[p]] > 1 or state.sequence[p] >= computing:
             at = p
             break
     if at < 0:
         return False
     end = at + 1
     more = np.random.randint(1, 12) if np.random.random() < 0.4 else 0
-    while more > 0 and end < length and state.times[state.sequence[end]] > 1:
+    while more > 0 and end < length and (state.times[state.sequence[end]] > 1 or state.sequence[end] >= computing):
         end += 1
         more -= 1
     for s in range(at):
@@ -94,7 +94,7 @@ def _idle(core, sequence, length, t, mark):  # type: ignore[no-untyped-def]
             v = core.in_val[e]
             if mark[v] == 0:
                 mark[v] = 1
-                if core.size[v] > 0 and not core.once[core.producer[v]]:
+                if core.size[v] > 0 and (core.fetch[v] >= 0 or not core.once[core.producer[v]]):
                     weight = float(core.size[v])
                     total += weight
                     if np.random.random() * total < weight:
@@ -102,6 +102,14 @@ def _idle(core, sequence, length, t, mark):  # type: ignore[no-untyped-def]
         for e in range(core.out_ptr[n], core.out_ptr[n + 1]):
             mark[core.out_val[e]] = 1
     return value, reader
+
+
+@njit(cache=True)
+def _source(core, v):  # type: ignore[no-untyped-def]
+    """The node that makes v again: what made it first, or a fetch from the second memory."""
+    if core.fetch[v] >= 0 and (core.once[core.producer[v]] or np.random.random() < 0.5):
+        return core.fetch[v]
+    return core.producer[v]
 
 
 @njit(cache=True)
@@ -123,7 +131,7 @@ def _insert(core, source, length, t, target, mark, first, seen, stack, closure):
     share = 1.0 if dice < 0.6 else 0.0 if dice < 0.75 else np.random.random()
     seen[:] = 0
     depth, made = 1, 0
-    stack[0] = core.producer[value]
+    stack[0] = _source(core, value)
     while depth > 0:                                                   # in postorder: what a node reads before the node
         n = stack[depth - 1]
         if seen[n] == 2:
@@ -139,7 +147,7 @@ def _insert(core, source, length, t, target, mark, first, seen, stack, closure):
         for e in range(core.in_ptr[n], core.in_ptr[n + 1]):
             u = core.in_val[e]
             there = first[u] == 1 or (first[u] == 0 and core.pinned[u])
-            m = core.producer[u]
+            m = _source(core, u)
             if there or seen[m] or core.once[m] or np.random.random() >= share:
                 continue
             if depth + made + 2 >= len(closure):

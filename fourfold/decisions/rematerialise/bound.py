@@ -2,8 +2,9 @@
 
 Peak: while a node runs, all that it reads and makes is there; and in the last step that makes an output, all other outputs are there too.
 Price: every node runs once, and across the first run of any node d stands a cut. What d is made of ran before; what is made of d runs after. A value
-made before and read after is either there while d runs, beside what d itself reads and makes, or made again. Which ones are cheapest to keep in what
-the limit leaves is a knapsack, whose fractional optimum (Dantzig 1957) bounds what is paid for the others, in any order of the steps.
+made before and read after is either there while d runs, beside what d itself reads and makes, or made again, or copied to a second memory and back.
+Which ones are cheapest to keep in what the limit leaves is a knapsack, whose fractional optimum (Dantzig 1957) bounds what is paid for the others, in
+any order of the steps.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ def least_price(instance: RematerialiseInstance) -> float:
     total = float(instance.price.sum())
     if instance.limit is None or not len(instance.core.node):
         return total
-    return total + max((_paid(instance.core, instance.limit, *cut) for cut in _cuts(instance.core)), default=0.0)
+    core, linked = instance.core, instance.linked
+    link = np.full(len(core.size), np.inf)                              # of a value that is not kept: stored once, and fetched
+    some = linked.fetch >= 0
+    link[some] = linked.store[some] + linked.price[linked.fetch[some]]
+    return total + max((_paid(core, link, instance.limit, *cut) for cut in _cuts(core)), default=0.0)
 
 
 def _cuts(core: CoreGraph) -> Iterator[tuple[int, list[int]]]:
@@ -96,16 +101,17 @@ def _levels(core: CoreGraph) -> np.ndarray:
     return np.cumsum(change)[:nodes]
 
 
-def _paid(core: CoreGraph, limit: int, d: int, values: list[int]) -> float:
-    """The least price of making again what is not kept across d."""
+def _paid(core: CoreGraph, link: np.ndarray, limit: int, d: int, values: list[int]) -> float:
+    """The least price of making again, or of fetching at the price `link` f8[R], what is not kept across d."""
     here = {*core.in_val[core.in_ptr[d] : core.in_ptr[d + 1]].tolist(), *core.out_val[core.out_ptr[d] : core.out_ptr[d + 1]].tolist()}
     room = limit - int(core.workspace[d]) - sum(int(core.size[v]) for v in here)
     kept = [v for v in values if v not in here]
     parts: dict[int, int] = {}                                         # a node is paid once, however many of its values are lost
     for v in kept:
         parts[int(core.producer[v])] = parts.get(int(core.producer[v]), 0) + int(core.size[v])
-    price = {v: np.inf if core.once[core.producer[v]] else float(core.price[core.producer[v]]) * int(core.size[v]) / parts[int(core.producer[v])]
-             for v in kept}
+    made = {v: np.inf if core.once[core.producer[v]] else float(core.price[core.producer[v]]) * int(core.size[v]) / parts[int(core.producer[v])]
+            for v in kept}
+    price = {v: min(made[v], float(link[v])) for v in kept}
     paid = 0.0
     for v in sorted(kept, key=lambda v: -price[v] / int(core.size[v])):
         share = min(1.0, max(0, room) / int(core.size[v]))

@@ -73,7 +73,7 @@ class _Way:
 
     def _search(self, number: int, most: int, before: NDArray[np.int32]) -> list[Priced]:
         """Sequences of at most `most` bytes alive, cheapest first."""
-        core = self.problem.core
+        core = self.problem.linked
         ready: list[Priced] = [(measure(core, one.sequence)[1], one.sequence) for one in self.fixed if one.peak <= most]
         ready += list(evictions(core, most, self.orders, Budget(60.0, 10)))
         for start in ([min(ready, key=lambda one: one[0])[1]] if ready else []) + [before]:
@@ -126,7 +126,7 @@ def polish(problem: Rematerialise, stage: Stage, budget: Budget, seed: int) -> P
         tries = max(1, (budget.evaluations - budget.spent) // (2 - turn) // len(_HEATS))
         sequence = best.sequence
         for k, heat in enumerate(_HEATS):
-            sequence, _ = improve(problem.core, sequence, PRICE, most, budget, seed * 131 + turn * 7 + k, tries=tries, heat=heat)
+            sequence, _ = improve(problem.linked, sequence, PRICE, most, budget, seed * 131 + turn * 7 + k, tries=tries, heat=heat)
         found = candidate(problem, sequence)
         if following <= found.peak <= limit and found.price < best.price:
             best = found

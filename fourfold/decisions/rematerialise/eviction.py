@@ -31,7 +31,7 @@ class Eviction(Solver):
         orders = [own_order(problem.core), greedy_orders(problem.core)[0]]
         if np.array_equal(orders[0], orders[1]):
             orders.pop()
-        found = shrinking(problem, target(problem), lambda limit: evictions(problem.core, limit, orders, budget))
+        found = shrinking(problem, target(problem), lambda limit: evictions(problem.linked, limit, orders, budget))
         if found is None:
             raise refusal(problem)
         return SolverAnswer(found.answer)

@@ -3,7 +3,7 @@
 A step of a sequence runs one node and reads the latest instance of each value it needs. A value instance lives from the step that makes it to the
 last step that reads it before the value is made again; the last instance of a program's output lives to the end. Views (`Graph.alias`) have no memory
 of their own: an instance of a view keeps the instance of the root alive that it was taken from. Inputs, parameters and constants lie outside the
-arena.
+arena. Where there is a second memory (`_far.py`), the step N + v of a sequence (N nodes) fetches value v from it: a new instance, made of nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fourfold.errors import InputError
 from fourfold.graph import INTERMEDIATE, Graph
 
 if TYPE_CHECKING:
+    from fourfold.decisions.rematerialise._far import FarMemory
     from fourfold.machine import Machine
 
 I64, I32, F64, B1 = NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]
@@ -45,6 +46,8 @@ class CoreGraph(NamedTuple):
 
     `node` i4[M] number in the graph; in_ptr, in_val: roots a node reads, through views or directly; out_ptr, out_val: roots it makes; producer i4[R];
     size i8[R] bytes, aligned; price f8[M]; once b1[M] may run once only; pinned b1[R] must be there at the end; workspace i8[M].
+    With a second memory (`RematerialiseInstance.linked`) nodes from `computing` on are fetches, which need not run: node N + v makes v of nothing.
+    fetch i4[R] that node of a root, -1 where it has none; store f8[R] price of its first copy; far: bytes of the second memory.
     """
 
     node: I32
@@ -58,6 +61,10 @@ class CoreGraph(NamedTuple):
     once: B1
     pinned: B1
     workspace: I64
+    computing: int
+    fetch: I32
+    store: F64
+    far: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +75,8 @@ class RematerialiseInstance:
       price      f8[N] what each run of a node costs, in seconds (or joules)
       workspace  i8[N] bytes that a node needs beside its outputs while it runs; they lie above the highest value that is alive then
       once       b1[N] nodes that must not run twice: random draws whose seed is not kept, side effects
+      far        a second memory that values may be copied to; None: there is none
+      transfer   f8[V] what one copy of a value there, or back, costs; inf: it cannot be copied
 
     Raises InputError for arrays of another length, negative or infinite prices and a limit below 0.
     """
@@ -77,6 +86,8 @@ class RematerialiseInstance:
     price: F64 = field(default_factory=lambda: np.zeros(0))
     workspace: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     once: B1 = field(default_factory=lambda: np.zeros(0, bool))
+    far: FarMemory | None = None
+    transfer: F64 = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         nodes = len(self.graph)
@@ -88,6 +99,7 @@ class RematerialiseInstance:
                 raise InputError(f"{name} has shape {list(value.shape)} for {nodes} nodes.", "Give one number per node.")
             value.flags.writeable = False
             object.__setattr__(self, name, value)
+        _transfers(self)
         if nodes and (not np.isfinite(self.price).all() or (self.price < 0).any()):
             bad = int(np.flatnonzero(~np.isfinite(self.price) | (self.price < 0))[0])
             raise InputError(f"The price of {self.graph.names[bad]} is {self.price[bad]}.", "Give seconds or joules of at least 0.")
@@ -127,6 +139,10 @@ class RematerialiseInstance:
         g = self.graph
         maker = np.repeat(np.arange(len(g)), np.diff(g.out_ptr))
         return np.bincount(maker, weights=self.own[g.out_val], minlength=len(g)).astype(np.int32)
+
+    def fetched(self, sequence: NDArray[np.int32]) -> I32:
+        """The values that a sequence of graph nodes fetches, ascending, each once: those that are copied to the second memory."""
+        return np.unique(sequence[sequence >= len(self.graph)] - len(self.graph)).astype(np.int32)
 
     # ---- without views
 
@@ -176,7 +192,28 @@ class RematerialiseInstance:
         maker = np.full(len(g), -1, np.int32)
         maker[nodes] = np.arange(len(nodes))
         return CoreGraph(nodes.astype(np.int32), *_rows(rows), *_rows(outs), maker[g.producer[values]] if len(values) else np.zeros(0, np.int32),
-                    self.size[values], self.price[nodes], once[nodes], pinned, self.workspace[nodes])
+                         self.size[values], self.price[nodes], once[nodes], pinned, self.workspace[nodes], len(nodes),
+                         np.full(len(values), -1, np.int32), np.zeros(len(values)), 0)
+
+    @cached_property
+    def linked(self) -> CoreGraph:
+        """The core with a fetch for each value that the second memory has room for; the core itself where there is none."""
+        core, g = self.core, self.graph
+        if self.far is None or not len(core.size):
+            return core
+        values = np.array([v for n in core.node.tolist() for v in g.outputs_of(n).tolist()], np.int64)
+        some = np.flatnonzero((core.size > 0) & (core.size <= self.far.room) & np.isfinite(self.transfer[values]))
+        fetch = np.full(len(values), -1, np.int32)
+        fetch[some] = core.computing + np.arange(len(some))
+        price, zeros = self.transfer[values[some]], np.zeros(len(some), np.int64)
+        store = np.zeros(len(values))
+        store[some] = price
+        return core._replace(
+            node=np.concatenate([core.node, len(g) + values[some]]).astype(np.int32), fetch=fetch, store=store, far=self.far.room,
+            in_ptr=np.concatenate([core.in_ptr, np.full(len(some), core.in_ptr[-1])]).astype(np.int32),
+            out_ptr=np.concatenate([core.out_ptr, core.out_ptr[-1] + 1 + np.arange(len(some))]).astype(np.int32),
+            out_val=np.concatenate([core.out_val, some]).astype(np.int32), price=np.concatenate([core.price, price]),
+            once=np.concatenate([core.once, zeros > 0]), workspace=np.concatenate([core.workspace, zeros]))
 
     def expand(self, sequence: Iterable[int]) -> I32:
         """i4[S] the sequence of graph nodes for one of core nodes: each view is taken where it is read, anew where its root was made again."""
@@ -184,8 +221,8 @@ class RematerialiseInstance:
 
     def collapse(self, sequence: Iterable[int]) -> I32:
         """The computing nodes of a sequence of graph nodes, as numbers of the core."""
-        number = np.full(len(self.graph), -1, np.int32)
-        number[self.core.node] = np.arange(len(self.core.node))
+        number = np.full(len(self.graph) + len(self.graph.alias), -1, np.int32)
+        number[self.linked.node] = np.arange(len(self.linked.node))
         found = number[np.asarray(list(sequence), np.int64)] if len(self.graph) else np.zeros(0, np.int32)
         return found[found >= 0].astype(np.int32)
 
@@ -229,7 +266,11 @@ class _Expansion:
         ran = [False] * len(self.graph)
         for n in [n for n in range(len(self.graph)) if self.missing[n] == 0 and not useful[n]]:
             self._ensure(self.outputs[n][0])
-        for n in (int(self.of.core.node[m]) for m in sequence):
+        for n in (int(self.of.linked.node[m]) for m in sequence):
+            if n >= len(self.graph):                                    # fetched: an instance of its own, made of nothing
+                self.steps.append(n)
+                self.memory[n - len(self.graph)] = len(self.steps)
+                continue
             for v in self.inputs[n]:
                 self._ensure(v)
             self._run(n)
@@ -272,6 +313,21 @@ class _Expansion:
         for v in self.outputs[node]:
             if not self.own[v]:
                 self.memory[v] = self.memory[self.source[v]]
+
+
+def _transfers(instance: RematerialiseInstance) -> None:
+    """The prices of copies: by default the seconds that the link takes for values with memory of their own, inf for others."""
+    values, given = len(instance.graph.alias), np.array(instance.transfer, np.float64)
+    if not given.size:
+        given = np.full(values, np.inf)
+        if instance.far is not None:
+            given[instance.own] = instance.far.seconds(instance.size[instance.own])
+    if given.shape != (values,) or np.isnan(given).any() or (given < 0).any():
+        raise InputError(f"transfer has shape {list(given.shape)} for {values} values, or holds what is no price.",
+                         "Give a price of at least 0 a value.")
+    given[~instance.own] = np.inf
+    given.flags.writeable = False
+    object.__setattr__(instance, "transfer", given)
 
 
 def _rows(rows: list[list[int]]) -> tuple[I32, I32]:

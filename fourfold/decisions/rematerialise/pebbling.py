@@ -152,6 +152,8 @@ class Pebbling(Solver):
 
     def declines(self, problem: Rematerialise) -> str | None:
         nodes = len(problem.core.node)
+        if problem.far is not None:
+            return "its game has one memory, and the question has two."
         return f"{nodes} computing ops are more than the {_NODES} whose states can be looked at." if nodes > _NODES else None
 
     def solve(self, problem: Rematerialise, budget: Budget, seed: int = 0) -> SolverAnswer[Rematerialisation]:

@@ -25,7 +25,7 @@ _ROUNDS = (3e-3, 1e-3, 3e-4)                                            # temper
 
 def annealed(problem: Rematerialise, limit: int, budget: Budget, seed: int) -> Iterator[tuple[float, NDArray[np.int32]]]:
     """(price, sequence) that keeps `limit` bytes alive at most."""
-    core = problem.core
+    core = problem.linked
     starts = [own_order(core), greedy_orders(core)[0]]
     starts += [found for order in starts for by in ((1.0, 1.0), (0.5, 0.5)) if (found := evicted(core, order, limit, *by)) is not None]
     start = min(starts, key=lambda one: (max(limit, measure(core, one)[0]), measure(core, one)[1]))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.decisions.rematerialise.instance import prices
+from fourfold.decisions.rematerialise._far import FarMemory
+from fourfold.decisions.rematerialise.instance import ALIGNMENT, prices
 from fourfold.decisions.rematerialise.problem import Rematerialisation, Rematerialise
 from fourfold.graph import VIEW, Graph
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fourfold.plans import Document
 
 QUESTION = "rematerialise"
+_HELD = ("view", "plain")                                               # ways whose results the executor holds outside of the arena
 _STRAIGHT = ("out", "own")                                              # ways (`runtime/arena/writers.py`) that write where they are told to
 
 
@@ -40,9 +42,19 @@ class NodeCosts:
     def measured(self) -> bool:
         return bool(self.way)
 
-    def problem(self, graph: Graph, room: int | None) -> Rematerialise:
-        """The question for an arena of `room` bytes; what is allocated beside it is not in it."""
-        return Rematerialise.of(graph, room, price=self.seconds, seeds_kept=self.random)
+    def problem(self, graph: Graph, room: int | None, far: FarMemory | None = None, watts: float | None = None) -> Rematerialise:
+        """The question for an arena of `room` bytes; what is allocated beside it is not in it. `far`: a second memory, for what is a tensor in the
+        arena. `watts`: prices in joules, the processor's busy watts over the seconds, and what the link takes a byte besides.
+        """
+        price, transfer = self.seconds, np.full(len(graph.alias), np.inf)
+        if far is not None:
+            held = np.array([way in _HELD for way in self.way] or [False] * len(graph))      # results of these are not in the arena
+            some = (graph.producer >= 0) & ~held[np.maximum(graph.producer, 0)]
+            size = -(-graph.size[some] // ALIGNMENT) * ALIGNMENT
+            transfer[some] = far.seconds(size) if watts is None else watts * far.seconds(size) + far.energy * size
+        if watts is not None:
+            price = watts * self.seconds
+        return Rematerialise.of(graph, room, price=price, seeds_kept=self.random, far=far, transfer=transfer, unit="s" if watts is None else "J")
 
     def straight(self, graph: Graph) -> dict[str, Any]:
         """Of the ops that compute: how many there are, how many write straight into the arena (None: not known), which has the largest temporary."""
@@ -73,7 +85,9 @@ class NodeCosts:
 def rebuild(document: Document) -> tuple[Rematerialise, Rematerialisation]:
     """(problem, answer). Raises ArtefactError where a file is damaged, KeyError or ValueError where the document lacks something."""
     solution = document.solutions[QUESTION]
-    return NodeCosts.from_json(solution["nodes"]).problem(document.graph, int(solution["room"])), Rematerialisation.from_json(solution["answer"])
+    far = FarMemory.from_json(solution["far"]["memory"]) if solution.get("far") else None
+    problem = NodeCosts.from_json(solution["nodes"]).problem(document.graph, int(solution["room"]), far, solution.get("watts"))
+    return problem, Rematerialisation.from_json(solution["answer"])
 
 
 def proof(document: Document) -> list[str]:
@@ -90,4 +104,6 @@ def proof(document: Document) -> list[str]:
         wrong.append(f"the plan says that its peak is {solution['peak']:,} bytes, counted again it is {arena + outside:,}")
     if solution["limit"] is not None and arena + outside > solution["limit"]:
         wrong.append(f"its peak of {arena + outside:,} bytes is above its limit of {solution['limit']:,}")
+    if solution.get("far") and (used := problem.far_peak(answer)) != solution["far"]["used"]:
+        wrong.append(f"the plan says that its copies take {solution['far']['used']:,} bytes of the second memory, counted again it is {used:,}")
     return wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,15 @@ class _Instance:
 
 def unsound(instance: RematerialiseInstance, sequence: NDArray[np.int32], offset: NDArray[np.int64]) -> list[str]:
     """Rules broken, a sentence each: nodes that do not exist, never run or run twice though they must not, reads of what was not made, outputs that
-    are not there at the end, offsets missing, negative or not aligned, and instances that share bytes while both are alive.
+    are not there at the end, fetches of what is not in a second memory, offsets missing, negative or not aligned, and instances that share bytes
+    while both are alive.
     """
     g = instance.graph
-    if bad := [n for n in sequence.tolist() if not 0 <= n < len(g)]:
+    most = len(g) + (len(g.alias) if instance.far is not None else 0)
+    if bad := [n for n in sequence.tolist() if not 0 <= n < most]:
         return [f"the sequence holds node {bad[0]}, but there are {len(g)}"]
+    if bad := [n - len(g) for n in sequence.tolist() if n >= len(g) and not isfinite(instance.transfer[n - len(g)])]:
+        return [f"value {bad[0]} is fetched, but it cannot be copied to the second memory"]
     wrong = _counts(instance, sequence)
     instances, faults = _replay(instance, sequence)
     if wrong or faults:
@@ -40,13 +45,38 @@ def unsound(instance: RematerialiseInstance, sequence: NDArray[np.int32], offset
     return wrong or _overlaps(instance, instances, offset.tolist())
 
 
+def misplaced(instance: RematerialiseInstance, sequence: NDArray[np.int32], away: NDArray[np.int32], place: NDArray[np.int64]) -> list[str]:
+    """Rules that the copies in the second memory break: each value that is fetched has one, from the step that first makes it to its last fetch; two
+    that are there at once share no byte; all lie within the memory, at multiples of the alignment.
+    """
+    g, first, last = instance.graph, dict[int, int](), dict[int, int]()
+    for s, n in enumerate(sequence.tolist()):
+        if n >= len(g):
+            last[n - len(g)] = s
+        else:
+            for v in g.outputs_of(n).tolist():
+                first.setdefault(v, s)
+    if sorted(last) != away.tolist() or len(place) != len(away):
+        return [f"{len(last)} values are fetched, but there are {len(away)} copies with {len(place)} places"]
+    room, wrong, copies = instance.far.room if instance.far is not None else 0, list[str](), list[tuple[int, int, int, int, int]]()
+    for v, at in zip(away.tolist(), place.tolist(), strict=True):
+        size = _aligned(instance, v)
+        if at < 0 or at % ALIGNMENT or at + size > room:
+            wrong.append(f"the copy of value {v} lies at [{at}, {at + size}) of a second memory of {room:,} bytes, or at no multiple of {ALIGNMENT}")
+        for other, begin, end, born, gone in copies:
+            if at < end and begin < at + size and first[v] <= gone and born <= last[v]:
+                wrong.append(f"the copies of values {other} and {v} share bytes of the second memory")
+        copies.append((v, at, at + size, first[v], last[v]))
+    return wrong
+
+
 def peak(instance: RematerialiseInstance, sequence: NDArray[np.int32], offset: NDArray[np.int64]) -> int:
     """Bytes of the arena that a sound plan takes: the highest end of any instance, workspaces above what is alive in their step."""
     instances, _ = _replay(instance, sequence)
     sizes = [_aligned(instance, one.value) for one in instances]
     tops = [int(o) + size for o, size in zip(offset.tolist(), sizes, strict=True)]
     highest = max((top for top, size in zip(tops, sizes, strict=True) if size), default=0)
-    need = {s: int(instance.workspace[n]) for s, n in enumerate(sequence.tolist()) if instance.workspace[n]}
+    need = {s: int(instance.workspace[n]) for s, n in enumerate(sequence.tolist()) if n < len(instance.workspace) and instance.workspace[n]}
     for s, extra in need.items():
         here = max((top for top, one, size in zip(tops, instances, sizes, strict=True) if size and one.step <= s <= one.last), default=0)
         highest = max(highest, here + extra)
@@ -64,7 +94,8 @@ def _counts(instance: RematerialiseInstance, sequence: NDArray[np.int32]) -> lis
         seen[n] = seen.get(n, 0) + 1
     names = instance.graph.names
     wrong = [f"{names[n]} never runs" for n in range(len(names)) if n not in seen]
-    return wrong + [f"{names[n]} runs {times} times, but must not be repeated" for n, times in sorted(seen.items()) if times > 1 and instance.once[n]]
+    return wrong + [f"{names[n]} runs {times} times, but must not be repeated" for n, times in sorted(seen.items())
+                    if n < len(names) and times > 1 and instance.once[n]]
 
 
 def _replay(instance: RematerialiseInstance, sequence: NDArray[np.int32]) -> tuple[list[_Instance], list[str]]:
@@ -74,6 +105,12 @@ def _replay(instance: RematerialiseInstance, sequence: NDArray[np.int32]) -> tup
     instances: list[_Instance] = []
     faults: list[str] = []
     for s, n in enumerate(sequence.tolist()):
+        if n >= len(g):
+            if (v := n - len(g)) not in where:
+                faults.append(f"step {s} fetches value {v}, which {g.names[int(g.producer[v])]} has not made")
+            instances.append(_Instance(s, v, s))
+            where[v] = instances[-1]
+            continue
         inputs, outputs = set(g.inputs_of(n).tolist()), g.outputs_of(n).tolist()
         for v in sorted(inputs):
             if v not in where:

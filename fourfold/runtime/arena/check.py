@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fourfold import plans
+from fourfold.decisions.rematerialise._far import FarMemory
 from fourfold.decisions.rematerialise.problem import Rematerialisation
 from fourfold.decisions.rematerialise.stored import QUESTION, NodeCosts
 from fourfold.engines.call import Region
@@ -46,6 +47,7 @@ class MemoryPlan:
     nodes: NodeCosts
     limit: int | None
     arena: int
+    far: FarMemory | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> MemoryPlan:
@@ -58,7 +60,8 @@ class MemoryPlan:
         about = solution.get("workload", document.workload)
         try:
             return cls(document.graph, about["model"], about["capture"], Rematerialisation.from_json(dict(solution["answer"])),
-                       NodeCosts.from_json(solution["nodes"]), solution["limit"], int(solution["arena"]))
+                       NodeCosts.from_json(solution["nodes"]), solution["limit"], int(solution["arena"]),
+                       FarMemory.from_json(solution["far"]["memory"]) if solution.get("far") else None)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ArtefactError):
                 raise
@@ -71,7 +74,8 @@ class ArenaCheck:
     """`outputs` compared with the eager program's. Bytes: `planned`, `measured` (pairs of the arena's highest byte that is used and the largest
     temporary beside it), `limit` (None: none was given), `eager` (most that ATen's allocator held in an eager run). Seconds of a run in the arena
     (medians) and of eager ones in turns with it; the `ratio` of both by the wall clock, and `cpu` by processor time (median, low, high of 90 %).
-    `straight` of `computing` ops write straight into the arena.
+    `straight` of `computing` ops write straight into the arena. Where there is a second memory: `fetches` steps, `copied` bytes both ways, bytes of
+    `far` used and given, and the `link`'s seconds for all copies, planned and measured one by one.
     """
 
     outputs: tuple[Compared, ...]
@@ -90,11 +94,21 @@ class ArenaCheck:
     computing: int
     worst: str
     notes: tuple[str, ...] = ()
+    fetches: int = 0
+    copied: int = 0
+    far: tuple[int, int] = (0, 0)
+    link: tuple[float, float] = (0.0, 0.0)
 
     @property
     def equal(self) -> bool:
         """Whether every output is the eager program's, within rounding of its type."""
         return all(one.equal for one in self.outputs)
+
+    def _second(self) -> dict[str, Any]:
+        if not self.far[1]:
+            return {}
+        return {"far": {"fetches": self.fetches, "copied": self.copied, "used": self.far[0], "room": self.far[1],
+                        "planned_seconds": self.link[0], "measured_seconds": self.link[1]}}
 
     @property
     def within(self) -> bool:
@@ -108,7 +122,7 @@ class ArenaCheck:
                 "eager": {"peak": self.eager, "seconds": self.eager_seconds}, "seconds": self.seconds, "predicted": self.predicted,
                 "ratio": dict(zip(("median", "low", "high"), self.ratio, strict=True)),
                 "cpu": dict(zip(("median", "low", "high"), self.cpu, strict=True)), "steps": self.steps, "repeated": self.repeated,
-                "straight": self.straight, "computing": self.computing, "worst": self.worst,
+                **self._second(), "straight": self.straight, "computing": self.computing, "worst": self.worst,
                 "outputs": [{"name": o.name, "dtype": o.dtype, "absolute": o.absolute, "relative": o.relative, "tolerance": o.tolerance,
                              "equal": o.equal} for o in self.outputs], "notes": list(self.notes)}
 
@@ -137,19 +151,25 @@ def check(plan: MemoryPlan | str | Path, *, model: Any = None, inputs: Any = Non
     highest, beside = arena.touched(), int(arena.outside().max(initial=0)) + arena.stray
     ratio, cpu = (median_ratio(ours[clock], theirs[clock]) for clock in (0, 1))
     facts = found.nodes.straight(found.graph)
-    runs, predicted = len(np.unique(found.answer.sequence)), float(found.nodes.seconds[found.answer.sequence].sum())
+    answer, nodes = found.answer, len(found.graph)
+    ran, fetched = answer.sequence[answer.sequence < nodes], answer.sequence[answer.sequence >= nodes] - nodes
+    copies = np.concatenate([fetched, answer.away])
+    link = float(found.far.seconds(found.graph.size[copies]).sum()) if found.far is not None and len(copies) else 0.0
+    runs, predicted = len(np.unique(ran)), float(found.nodes.seconds[ran].sum()) + link
     notes = [f"The program draws random numbers ({len(program.random)} ops); each draws by a seed of its own, here and in the eager run."
              ] if program.random else []
     notes += [f"{len(arena.strays)} views can only be copied here; they take {arena.stray:,} bytes outside."] if arena.strays else []
     return ArenaCheck(outputs, (arena.layout.top, int(found.nodes.workspace.max(initial=0))), (highest, beside), found.limit,
                       _peak(program, given), float(np.median(ours[0])), float(np.median(theirs[0])), (ratio.value, ratio.low, ratio.high),
-                      (cpu.value, cpu.low, cpu.high), predicted, len(found.answer), len(found.answer) - runs, int(facts["straight"] or 0),
-                      int(facts["computing"]), facts["worst"], tuple(notes))
+                      (cpu.value, cpu.low, cpu.high), predicted, len(answer), len(ran) - runs, int(facts["straight"] or 0),
+                      int(facts["computing"]), facts["worst"], tuple(notes), len(fetched), int(found.graph.size[copies].sum()),
+                      (arena.layout.far_top, 0 if found.far is None else found.far.room), (link, arena.transfers() if len(copies) else 0.0))
 
 
 def arena_of(plan: MemoryPlan, program: Ready, inputs: Any, *, poison: bool = False, seed: int = 0) -> ProgramArena:
     """The arena of a plan, of as many bytes as it takes."""
-    layout = laid_out(program.graph, plan.answer.sequence, plan.answer.offset)
+    layout = laid_out(program.graph, plan.answer.sequence, plan.answer.offset, dict(zip(plan.answer.away.tolist(), plan.answer.place.tolist(),
+                                                                                        strict=True)))
     nodes = plan.nodes
     return ProgramArena(program, inputs, layout, DryRun(nodes.way, nodes.workspace, nodes.seconds), capacity=plan.arena, poison=poison, seed=seed)
 

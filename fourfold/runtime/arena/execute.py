@@ -1,4 +1,5 @@
-"""A plan of memory carried out: one flat buffer, every intermediate a view into it at its offset, one op after the other in the plan's order.
+"""A plan of memory carried out: one flat buffer, every intermediate a view into it at its offset, one op after the other in the plan's order. What is
+offloaded is copied to a second buffer and back.
 
     arena = ProgramArena(ready(captured), inputs, layout, dry)
     ran = arena.run()                                   # outputs by value (views into the buffer until the next run) and seconds
@@ -11,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from fourfold.runtime.arena.dry_run import PLAIN, VIEW, DryRun, allocations, spa
 from fourfold.runtime.arena.layout import ArenaLayout
 from fourfold.runtime.arena.ready import Ready, bound, dtype_of, keyed, sow
 
+FETCH = -1                                                              # node of a step that fetches from the second memory
 POISON = 0xFF                                                           # NaN in every float type, -1 in integers
 
 
@@ -46,6 +49,7 @@ class _Step:
     keeps: Call | None = None                                           # results are held instead of written
     go: Callable[[], object] | None = None                              # all of it as one call, where nothing else is to be done
     dies: list[Tensor] = field(default_factory=list)                    # memory that nobody needs any more
+    stores: list[tuple[Tensor, Tensor]] = field(default_factory=list)   # copies (to, from) that are made when it has run
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class ProgramArena:
             raise InputError(f"The plan takes {layout.top:,} bytes, and the arena has {size:,}.", "Give it more, or plan for less.")
         self.program, self.layout, self.dry, self.poison, self.seed = program, layout, dry, poison, seed
         self.buffer = torch.empty(size, dtype=torch.uint8)
+        self.far = torch.empty(layout.far_top, dtype=torch.uint8)       # the second memory
         self.strays: list[int] = []                                     # views in the graph that torch answers with a copy, outside of the arena
         self.steps: list[_Step] = []
         self._held: dict[int, Any] = {}
@@ -92,19 +97,40 @@ class ProgramArena:
         with torch.no_grad():
             for s, node in enumerate(layout.sequence.tolist()):
                 pieces = {int(layout.value[k]): self._view(int(layout.value[k]), int(layout.offset[k])) for k in range(first[s], first[s + 1])}
+                if node >= len(calls):
+                    self._fetch(node - len(calls), at, pieces)
+                    continue
                 self._step(calls[node], at, pieces, bool(layout.again[s]))
+                for v in [v for v in pieces if v in layout.place and not layout.again[s]]:
+                    self._store(v, at)
         self._at = at
         for k in np.flatnonzero(layout.last < len(self.steps) - 1).tolist():                    # what the program returns is alive at the end
             self.steps[int(layout.last[k])].dies.append(self.buffer[int(layout.offset[k]): int(layout.offset[k] + layout.size[k])])
 
-    def _view(self, value: int, offset: int) -> Tensor:
+    def _fetch(self, value: int, at: dict[int, Any], pieces: Mapping[int, Tensor]) -> None:
+        """Bind a step that copies a value back from the second memory."""
+        near, far = pieces[value], self._view(value, self.layout.place[value], self.far)
+        self.steps.append(_Step(FETCH, _copied, (far,), {}, [near], go=partial(near.copy_, far)))
+        at[value] = near
+
+    def _store(self, value: int, at: dict[int, Any]) -> None:
+        """Let the last step also copy what it made to the second memory."""
+        step, near = self.steps[-1], at[value]
+        if not isinstance(near, Tensor):
+            raise InputError(f"The plan copies {self.program.graph.labels[value] or f'value {value}'}, which is no tensor in the arena.",
+                             "Make the plan again.")
+        step.stores.append((self._view(value, self.layout.place[value], self.far), near))
+        step.go = None if step.go is None else _stored(step.go, *step.stores[-1])
+
+    def _view(self, value: int, offset: int, buffer: Tensor | None = None) -> Tensor:
         """The tensor of a value at an offset (B) of the buffer."""
+        buffer = self.buffer if buffer is None else buffer
         g = self.program.graph
         size, dtype = int(g.size[value]), dtype_of(g.dtype[value])
         if offset % dtype.itemsize:
             raise InputError(f"The plan puts {g.labels[value]} at {offset}, which is no multiple of the {dtype.itemsize} bytes of {g.dtype[value]}.",
                              "Make the plan again.")
-        return torch.as_strided(self.buffer[offset: offset + size].view(dtype), g.shape_of(value), self.program.strides[value])
+        return torch.as_strided(buffer[offset: offset + size].view(dtype), g.shape_of(value), self.program.strides[value])
 
     def _step(self, call: Call, at: dict[int, Any], pieces: Mapping[int, Tensor], again: bool) -> None:
         """Bind one step, and say where what it makes is."""
@@ -143,6 +169,7 @@ class ProgramArena:
         """Carry the plan out. What it answers are views into the buffer, which the next run overwrites."""
         if self.poison:
             self.buffer.fill_(POISON)
+            self.far.fill_(POISON)
         steps = [step for step in self.steps if step.write is not _rest or step.keeps is not None or self.poison]
         with keyed(self.program.random):
             began = clock()
@@ -167,6 +194,9 @@ class ProgramArena:
         else:
             found = writers.flat(step.keeps.outs, step.keeps.target(*args, **kwargs))
             self._held.update(zip(values(step.keeps.outs), found, strict=True))
+        if step.go is None:
+            for far, near in step.stores:
+                far.copy_(near)
         if self.poison:
             for memory in step.dies:
                 memory.fill_(POISON)
@@ -198,6 +228,17 @@ class ProgramArena:
             highest = max(highest, int(changed[-1]) + 1 if len(changed) else 0)
         return highest
 
+    def transfers(self, clock: Callable[[], float] = time.perf_counter) -> float:
+        """s of all copies to the second memory and back, one after another, the least of five runs."""
+        copies = [pair for step in self.steps for pair in (*step.stores, *([(step.outs[0], step.args[0])] if step.node == FETCH else []))]
+        took = []
+        for _ in range(5):
+            began = clock()
+            for to, source in copies:
+                to.copy_(source)
+            took.append(clock() - began)
+        return min(took)
+
     def outside(self) -> np.ndarray:
         """i8[S] most bytes that ATen's allocator holds at a time beside the arena, while each step runs, as torch's profiler sees it in one run."""
         with keyed(), allocations() as seen:
@@ -209,6 +250,19 @@ class ProgramArena:
 
 def _rest(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
     """A step that has nothing to compute."""
+
+
+def _copied(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+    """A step that fetches."""
+    outs[0].copy_(args[0])
+
+
+def _stored(go: Callable[[], object], far: Tensor, near: Tensor) -> Callable[[], object]:
+    def both() -> None:
+        go()
+        far.copy_(near)
+
+    return both
 
 
 def _once_more(call: Call, write: writers.Writer) -> writers.Writer:
