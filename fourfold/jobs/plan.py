@@ -59,22 +59,19 @@ def plan(
     and backward together. budget: seconds, or "10min", for `solver`; `evaluations` stops it alike on every machine. finetune: let a learned solver
     train on this one graph. out: folder for the plan, trace.json and plan.html. ledger: file that what the decision saves is booked in (the
     Machine lever). trust: packages whose code an artefact given as `model` may run, as in `load`.
-
     memory: a limit ("4MiB", bytes, or "min") asks another question: the order of the ops, which of them run again, and where each value stands in one
     arena (`fourfold.jobs.memory.plan_memory`); the answer is the plan's document. far: a second memory for it, "64MiB@8GB/s".
 
     Ctrl-C while it searches hands back the best so far (`plan.interrupted`). Raises InputError, ModelError or MissingExtra for what cannot be read,
     ArtefactError for what is not trusted, Infeasible where the program fits no device or not all of them (which op, by how many bytes).
     """
+    if memory is None and far is not None or memory is not None and finetune:
+        raise InputError("memory is a question of its own: it takes no finetune, and far belongs to it.", "Give memory with far, without finetune.")
     if memory is not None:
         from fourfold.jobs.memory import plan_memory
 
-        if finetune:
-            raise InputError("memory is a question of its own: it takes no finetune.", "Leave it out.")
         return plan_memory(model, data_or_inputs, memory=memory, machine=machine, solver=solver, train=train, budget=budget, evaluations=evaluations,
                            seed=seed, dims=dims, far=far, objective=objective, out=out, ledger=ledger, trust=trust, progress=progress)
-    if far is not None:
-        raise InputError("far is a second memory for memory=….", "Give memory too, or leave it out.")
     from fourfold.decisions.schedule.problem import Schedule
     from fourfold.jobs.booking import book, may_book
     from fourfold.jobs.optimize.state import NullProgress

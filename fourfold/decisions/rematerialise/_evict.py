@@ -75,6 +75,16 @@ def _price(core, v, alive, stamp, tick, stack):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def _cheapest(core, v, carry, there, alive, stamp, tick, stack):  # type: ignore[no-untyped-def]
+    """(the least price of having v again, whether that is a fetch). `carry`: it may be fetched; `there`: its copy is made, once for all fetches."""
+    again = np.inf if core.once[core.producer[v]] else _price(core, v, alive, stamp, tick, stack)
+    if not carry:
+        return again, False
+    link = core.price[core.fetch[v]] + (0.0 if there else core.store[v])
+    return min(again, link), link < again
+
+
+@njit(cache=True)
 def _evict(core, order, limit, by_size, by_gap, least, use_ptr, use_at, out):  # type: ignore[no-untyped-def]
     """(length, whether the limit held) of `order` within `limit`, into `out`. `use_at`: positions in `order` at which each root is read, ascending.
 
@@ -118,12 +128,7 @@ def _evict(core, order, limit, by_size, by_gap, least, use_ptr, use_at, out):  #
                         continue
                     following = use_at[at[v]] if at[v] < use_ptr[v + 1] else len(order)
                     tick += 1
-                    again = np.inf if core.once[core.producer[v]] else _price(core, v, alive, stamp, tick, stack)
-                    linked = False
-                    if carry:                                           # the copy is made once, and stays
-                        link = core.price[core.fetch[v]] + (0.0 if away[v] else core.store[v])
-                        linked = link < again
-                        again = min(again, link)
+                    again, linked = _cheapest(core, v, carry, away[v], alive, stamp, tick, stack)
                     score = (again + least) / (core.size[v] ** by_size * max(1, following - t) ** by_gap)
                     if score < lowest:
                         victim, lowest, carried = v, score, linked
