@@ -89,6 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_with_data_quality_is_judged_won_back_and_raced(folder: Path, reviews: Path, tmp_path: Path) -> None:
     made = fourfold.convert(folder, "window-4", data=reviews, budget="10min", floor=0.5, out=tmp_path / "near", ledger=tmp_path / "book.jsonl",
                             seeds=2)
@@ -165,6 +166,7 @@ def test_a_dry_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
 def test_a_floor_that_is_missed_writes_nothing_and_exits_with_3(folder: Path, reviews: Path, tmp_path: Path) -> None:
     made = fourfold.convert(folder, "window-4", data=reviews, budget="3s", floor=1.0, out=tmp_path / "near")
     assert made.found is not None
+    assert {"metric", "baseline", "value", "interval", "joules", "seeds"} <= set(made.found["record"]) and made.found["cost"]["cpu"]["value"] > 0
     if made.found["quality"]["recovered"]["low"] >= 1.0:
         pytest.skip("converted without any loss, which leaves nothing to miss")
     assert made.exit_code == 3 and not (tmp_path / "near").exists() and any("Not written" in note for note in made.notes)

@@ -107,7 +107,7 @@ def test_other_layers_keep_their_own_attention() -> None:
     assert [site.name for site in left.mlps] == ["encoder.0.ffn", "encoder.1.ffn"], "query and output of a converted attention are no MLP"
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "encoder"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("llama", marks=pytest.mark.slow), pytest.param("encoder", marks=pytest.mark.slow)])
 def test_it_compiles(name: str) -> None:
     made, again, call = converted(name, SoftmaxCore)
     with torch.no_grad():
