@@ -248,7 +248,7 @@ class Graph:
                 depth[d] = depth[s] + 1
         return np.array(depth, dtype=np.int32)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, object]:
         """Counts and sums as plain data: nodes, values, edges, depth, flops, bytes, parameters, peak live bytes; by op, fusion class and phase."""
         count = Counter(self.kind.tolist())
         own = self.alias == np.arange(len(self.alias))

@@ -63,7 +63,7 @@ class Host:
         facts = [self.name, self.model, self.arch, self.os.split()[0], self.cores, sorted(self.flags)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**asdict(self), "flags": sorted(self.flags), "fingerprint": self.fingerprint}
 
     @classmethod
@@ -264,7 +264,7 @@ class Chip:
         return Quantity(watts, "W", "assumed", low=_TDP_LOW * watts, high=_TDP_HIGH * watts, source=f"TDP of {self.title}: {self.tdp.source}",
                         method="TDP in place of a measured mean")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         data: dict[str, object] = {name: getattr(self, name) for name in ("name", "title", "vendor", "kind", "year", "cores", "note")}
         data |= {"aliases": list(self.aliases), "why": dict(self.why)}
         for name in ("memory", "bandwidth", "tdp", "system", "chip"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
 
 
 class Interrupts:
@@ -16,7 +16,7 @@ class Interrupts:
 
     def __init__(self, told: Callable[[], None]) -> None:
         self.told, self.at_once, self.times = told, False, 0
-        self._before: Any = None
+        self._before: Callable[[int, FrameType | None], object] | int | None = None
 
     def __enter__(self) -> Interrupts:
         try:

@@ -87,7 +87,7 @@ class Journal:
             raise
 
     # Steps
-    def once(self, key: str, fn: Callable[[], Any]) -> Any:
+    def once(self, key: str, fn: Callable[[], object]) -> Any:
         """The JSON value of `fn()`, computed at most once for `key`. What is returned has been through JSON (tuples are lists) on every path, so that
         a resumed run continues from the very value that the killed one saw."""
         if key in self._memory and not self._memory[key].file:

@@ -148,7 +148,7 @@ class Plan:
         """A sentence for each big decision, the notes of the capture after them."""
         return [*self.sentences, *self.notes]
 
-    def replace(self, **changes: Any) -> Plan:
+    def replace(self, **changes: object) -> Plan:
         """A copy with other fields; `plan.replace(engines=…)` once regions were raced."""
         return dataclasses.replace(self, **changes)
 
@@ -360,7 +360,7 @@ def answers(folder: str | Path) -> set[str]:
     return set(document.solutions) if document is not None else set()
 
 
-def store(folder: str | Path, question: str, solution: Mapping[str, object], workload: Mapping[str, object], machine: Mapping[str, Any],
+def store(folder: str | Path, question: str, solution: Mapping[str, object], workload: Mapping[str, object], machine: Mapping[str, object],
           files: Mapping[str, Callable[[Path], object]] | None = None, *, add: bool = False) -> list[Path]:
     """Write `solution` of `question` into the folder's plan.json, and `files` (name → what writes it to a path), each whole or not at all; the paths.
 

@@ -18,7 +18,7 @@ class Both:
     kwargs: dict[str, Any]
 
 
-def arguments(inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
     """(by position, by name) of example inputs: one, a tuple or list, a mapping by name, or `Both`."""
     if isinstance(inputs, Both):
         return inputs.args, inputs.kwargs

@@ -207,7 +207,7 @@ class Absent(nn.Module):
     `width`: size of the last axis of the zeros, where it differs from the argument's.
     """
 
-    def __init__(self, argument: int | str, returns: Any, width: int | None = None) -> None:
+    def __init__(self, argument: int | str, returns: object, width: int | None = None) -> None:
         super().__init__()
         self.argument, self.returns, self.width = argument, returns, width
 
@@ -319,7 +319,7 @@ class Heads(nn.Module):
         out = old.get_submodule(edit["out"])
         return cls(edit, old.get_submodule(edit["norm"]) if edit["norm"] else None, parts, _linear(out, None))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         def given(key: int | str) -> Any:
             return args[key] if isinstance(key, int) else kwargs[key]
 
@@ -379,7 +379,7 @@ class Argument:
     def __init__(self, argument: int | str, axis: int = 1, index: list[int] | None = None) -> None:
         self.argument, self.axis, self.index = argument, axis, index
 
-    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:
         if isinstance(self.argument, int):
             if self.argument < len(args):
                 args = (*args[: self.argument], self._change(args[self.argument]), *args[self.argument + 1 :])

@@ -107,7 +107,7 @@ class Standalone(Protocol):
         """Bytes as it is held."""
         ...
 
-    def records(self, texts: Sequence[Any]) -> np.ndarray:
+    def records(self, texts: Sequence[object]) -> np.ndarray:
         """Class scores float64 [N, C], or values [N, 1], of raw inputs."""
         ...
 
@@ -191,7 +191,7 @@ class Rewrite(ABC):
 
         return apply(copy.deepcopy(context.subject.module), Recipe(proposal.edits))
 
-    def origin(self, context: Context, proposal: Proposal) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]] | None:
+    def origin(self, context: Context, proposal: Proposal) -> tuple[dict[str, object], tuple[dict[str, object], ...]] | None:
         """(origin, edits) from which an artefact makes the shape again, where the edits do not begin from the original. Default: None."""
         return None
 

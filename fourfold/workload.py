@@ -32,7 +32,7 @@ class Workload:
         if self.objective not in OBJECTIVES:
             raise InputError(f"Cannot optimise for {self.objective!r}.", f"Choose one of: {', '.join(OBJECTIVES)}.")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod

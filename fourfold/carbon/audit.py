@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from fourfold.carbon.codecarbon import UNKNOWN_THREAD, Entry, annual, cpu_watts, guessed_modules, ram_watts
 
@@ -25,7 +24,7 @@ class Finding:
     column: str
     text: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"kind": self.kind, "line": self.line, "column": self.column, "text": self.text}
 
     def __str__(self) -> str:

@@ -146,7 +146,7 @@ class Hours:
         known = known[~np.isnan(known)]
         return self._quantity(name, float(known.mean()), int(np.bitwise_or.reduce(self.only([name]).marks[0]))) if known.size else None
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[dict[str, object]]:
         """One row of statistics a site: hours, missing, filled, suspect; mean, min, p10, median, p90, max in g/kWh; swing.
 
         `swing` is the mean range of a whole day (UTC) over the mean; None without a whole day.

@@ -46,7 +46,7 @@ def planned(model: str, data: Any, memory: str, out: Path | None, as_json: bool,
     return _INTERRUPTED if solution["interrupted"] else 0
 
 
-def carried_out(plan: Path, model: str | None, inputs: Any, repeat: int, whole: bool, as_json: bool, trust: Sequence[str] = ()) -> int:
+def carried_out(plan: Path, model: str | None, inputs: object, repeat: int, whole: bool, as_json: bool, trust: Sequence[str] = ()) -> int:
     """Carry a plan of memory out, compare, tell; the exit code: 4 with --check where outputs differ or the limit is not kept."""
     from fourfold.runtime.arena.check import check
 

@@ -84,7 +84,7 @@ def _show(document: dict[str, Any]) -> None:
     print("\n".join(f"Note: {text}" for text in document["notes"]))
 
 
-def _row(option: dict[str, Any]) -> dict[str, Any]:
+def _row(option: dict[str, Any]) -> dict[str, object]:
     told = option["why"]
     if option["factor"]:
         hours, off = option.get("hours"), option.get("servers_off")

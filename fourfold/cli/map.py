@@ -176,7 +176,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _line(row: dict[str, Any], unit: str) -> dict[str, Any]:
+def _line(row: dict[str, Any], unit: str) -> dict[str, object]:
     if row["value"] is None:
         return {"policy": row["title"], unit: "–", "saving": "–", "of oracle": "–", "delay h": "–", "peak": "–", "capacity": row["why"]}
     value = f"{row['value']:.6g}" + (f" [{row['low']:.6g}, {row['high']:.6g}]" if "low" in row else "")

@@ -71,7 +71,7 @@ def _one(place: Site) -> None:
         print(f"{source}: {words}")
 
 
-def _line(place: Site) -> dict[str, Any]:
+def _line(place: Site) -> dict[str, object]:
     low, high = place.intensity.bounds
     row = place.value_row
     name = place.title.removesuffix(", United States")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from fourfold.errors import InputError
 from fourfold.units import Quantity, total
@@ -48,7 +47,7 @@ class EmbodiedCarbon:
         return Quantity(self.years * 8760 * self.used, "h", "assumed", method=f"{self.years:g} years of 365 days, {self.used:.0%} of them in use",
                         source=self.source)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"id": self.id, "title": self.title, "boundary": self.boundary, "total": self.total.to_json(), "years": self.years, "used": self.used,
                 "source": self.source}
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -192,7 +191,7 @@ class Prices:
             done[d] = d
             self._price(d, device)
 
-    def cold(self, device: Device, curve: Efficiency, size: NDArray[Any]) -> NDArray[np.float64]:
+    def cold(self, device: Device, curve: Efficiency, size: np.ndarray) -> NDArray[np.float64]:
         """s to read parameters of `size` bytes, which come round once a run."""
         return size / (device.bandwidth * Efficiency.at(curve.bandwidth, self.weights))
 
@@ -306,7 +305,7 @@ def _sides(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     start, rank = graph.shape_ptr[made], np.diff(graph.shape_ptr)[made]
     shape = np.append(graph.shape, 1)
 
-    def side(position: NDArray[Any], there: NDArray[Any]) -> NDArray[Any]:
+    def side(position: np.ndarray, there: np.ndarray) -> np.ndarray:
         return np.where(there, shape[np.where(there, start + position, 0)], 1)
 
     families_of = np.array([{"conv": 1, "batched": 2}.get(_FAMILY.get(short(kind), ""), 0) for kind in graph.kinds])[graph.kind[nodes]]

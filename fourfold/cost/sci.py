@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from fourfold.errors import Infeasible, InputError
 from fourfold.units import Quantity
@@ -29,7 +28,7 @@ class Sci:
     unit: str
     notes: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         figures = {name: getattr(self, name).to_json() for name in ("operational", "embodied", "total", "score")}
         return {**figures, "per": self.per, "unit": self.unit, "shares": [share.to_json() for share in self.score.shares()], "notes": self.notes}
 

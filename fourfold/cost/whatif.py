@@ -411,7 +411,8 @@ def _speed(old: Chip, new: Chip) -> Quantity:
     raise InputError(f"No precision has a peak for both {old.title} and {new.title}.", "Give hours and chips of the new machine in [after].")
 
 
-def _moved(before: Side, run: Mapping[str, object], after: Mapping[str, object], facts: Mapping[str, Any], notes: list[str]) -> tuple[SiteShare, ...]:
+def _moved(before: Side, run: Mapping[str, object], after: Mapping[str, object], facts: Mapping[str, Any],
+           notes: list[str]) -> tuple[SiteShare, ...]:
     """The places after. Where only the hall or only the intensity changes, the other is carried over."""
     if after.get("sites"):
         return _location_of(facts, after["sites"], notes)

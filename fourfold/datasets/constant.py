@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Constant:
     scores: np.ndarray
     name: str
 
-    def records(self, inputs: Sequence[Any]) -> np.ndarray:
+    def records(self, inputs: Sequence[object]) -> np.ndarray:
         """The same scores for every input: float64 [N, C]."""
         return np.tile(self.scores, (len(inputs), 1))
 

@@ -24,6 +24,7 @@ from fourfold.datasets.unread import Unread
 from fourfold.errors import InputError
 
 if TYPE_CHECKING:
+
     from fourfold.frontends.subject import Subject
 
 BLOCK = 256  # tokens per block of language modelling, where the model can read as many
@@ -76,7 +77,7 @@ def load_inputs(
 
 
 def load_labelled(
-    ref: Any, task: Task, subject: Subject | None, *, columns: Mapping[str, str] | None = None, max_length: int | None = None, needed: bool = False
+    ref: object, task: Task, subject: Subject | None, *, columns: Mapping[str, str] | None = None, max_length: int | None = None, needed: bool = False
 ) -> Examples:
     """New rows with their targets as `task` numbers them, encoded for `subject` (without one, texts stay texts); a "test" part is used alone.
 
@@ -327,7 +328,7 @@ def _stop(subject: Subject) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _speech(tokenizer: Any, config: Any) -> Speech | None:
+def _speech(tokenizer: Any, config: object) -> Speech | None:
     if tokenizer is None:
         return None
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))

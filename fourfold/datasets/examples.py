@@ -38,7 +38,7 @@ class Ragged(Sequence[np.ndarray]):
     def sizes(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def take(self, index: np.ndarray) -> Ragged:
+    def take(self, index: Sequence[int] | np.ndarray) -> Ragged:
         sizes = self.sizes()[index]
         offsets = np.r_[0, np.cumsum(sizes)]
         where = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], sizes)

@@ -202,7 +202,7 @@ def _fault(error: Exception) -> str:
     return f"{error.msg} at column {error.colno}"
 
 
-def _checked(rows: list[Any], source: str) -> list[dict[str, Any]]:
+def _checked(rows: list[Any], source: str) -> list[dict[str, object]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{source}, item {number}: {type(row).__name__}, not an object.", 'Give [{"text": "…", "label": 1}, …].')

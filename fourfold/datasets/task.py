@@ -147,7 +147,7 @@ class Task:
 
     # ------------------------------------------------------------------------------------------------------- judging
 
-    def records(self, logits: np.ndarray, inputs: dict[str, np.ndarray], targets: Any) -> np.ndarray:
+    def records(self, logits: np.ndarray, inputs: dict[str, np.ndarray], targets: object) -> np.ndarray:
         """All that the metric needs to know of a batch: float64 [B, k], one row per example.
 
         classification: the logits [C] · regression: the value [1] · causal_lm and seq2seq: sum of −ln p of the target tokens, their number, 1 if
@@ -307,7 +307,7 @@ class Task:
             )
         plain = replace(self, classes=self.classes if self.named else None)
 
-        def read(records: np.ndarray, targets: Any) -> tuple[Any, Any]:
+        def read(records: np.ndarray, targets: object) -> tuple[Any, Any]:
             return plain.predict(records), plain.answers(targets)
 
         return replace(self, metric=user_metric(metric, read))
@@ -317,7 +317,7 @@ class Task:
         1."""
         return records.argmax(axis=1) if self.kind == "classification" else records[:, 0]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What an artefact needs to answer again: kind, classes, the metric's name, how to read speech."""
         speech = {"tokens": list(self.speech.tokens), "blank": self.speech.blank, "delimiter": self.speech.delimiter} if self.speech else None
         return {
@@ -332,7 +332,7 @@ class Task:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], tokenizer: Any = None) -> Task:
+    def from_json(cls, data: dict[str, Any], tokenizer: object = None) -> Task:
         """The task of an artefact; `tokenizer` turns tokens into text. A user's own metric is code, which artefacts do not hold: the default of
         the kind stands in for it."""
         metric = METRICS.get(data["metric"]) or default_metric(data["kind"])

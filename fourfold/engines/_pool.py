@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,7 +76,7 @@ class OneAtATime:
     """A lock that a forked child does not inherit locked: each process has its own. A thread that has it may take it again."""
 
     def __init__(self) -> None:
-        self.locks: dict[int, Any] = {}
+        self.locks: dict[int, threading.RLock] = {}
 
     def __enter__(self) -> None:
         self.locks.setdefault(os.getpid(), threading.RLock()).acquire()  # setdefault is one step for all threads
@@ -92,7 +92,7 @@ _left: list[object] = []
 _forked = False
 
 
-def leave(thing: Any) -> None:
+def leave(thing: object) -> None:
     """Keep what another process opened, for ever and unused: to destroy it would be to wait for threads that only that process has."""
     _left.append(thing)
     if "torch" in sys.modules:  # its worker threads did not come along either, and a parallel region would wait for them

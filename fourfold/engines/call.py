@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+Outs: TypeAlias = "int | list[Outs] | None"                              # what a call makes: a value, None (left out), or a list of such
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Call:
     target: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    outs: Any
+    outs: Outs
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def refs(part: object) -> Iterator[int]:
             yield from refs(one)
 
 
-def mapped(part: Any, change: Callable[[Any], Any]) -> Any:
+def mapped(part: object, change: Callable[[Any], object]) -> Any:
     """`part` with every leaf that is no list, tuple or mapping changed."""
     if isinstance(part, list | tuple):
         return type(part)([mapped(one, change) for one in part])
@@ -65,7 +67,7 @@ def mapped(part: Any, change: Callable[[Any], Any]) -> Any:
     return change(part)
 
 
-def values(outs: Any) -> list[int]:
+def values(outs: Outs) -> list[int]:
     """Values in the structure of a call's result."""
     if isinstance(outs, list):
         return [v for part in outs for v in values(part)]

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, fx, nn
 
 
-def spelled(module: Any) -> Any:
+def spelled(module: fx.GraphModule) -> Any:
     """The fx.GraphModule with `_to_copy`, `diff` and inference batch norms of export rewritten, in place; what it does not know stays as it is."""
     import torch
 
@@ -28,7 +28,7 @@ def spelled(module: Any) -> Any:
     return module
 
 
-def _cast(graph: Any, node: Any) -> None:
+def _cast(graph: fx.Graph, node: fx.Node) -> None:
     import torch
 
     dtype = node.kwargs.get("dtype")
@@ -38,7 +38,7 @@ def _cast(graph: Any, node: Any) -> None:
     _instead(graph, node, made)
 
 
-def _difference(graph: Any, node: Any) -> None:
+def _difference(graph: fx.Graph, node: fx.Node) -> None:
     """First differences along a dimension (the last where none is named), after what is put before and behind."""
     import torch
 
@@ -56,7 +56,7 @@ def _difference(graph: Any, node: Any) -> None:
     _instead(graph, node, made)
 
 
-def _norm(graph: Any, node: Any) -> None:
+def _norm(graph: fx.Graph, node: fx.Node) -> None:
     """Batch norm by fixed moments: its first answer; the saved moments, where something reads them, stay with the original operation."""
     import torch
 
@@ -72,7 +72,7 @@ def _norm(graph: Any, node: Any) -> None:
     graph.erase_node(node)
 
 
-def _instead(graph: Any, node: Any, made: Any) -> None:
+def _instead(graph: fx.Graph, node: fx.Node, made: fx.Node) -> None:
     made.meta.update(node.meta)
     node.replace_all_uses_with(made)
     graph.erase_node(node)
@@ -85,10 +85,11 @@ def spelled_out(module: nn.Module) -> Iterator[None]:
     from torch.overrides import TorchFunctionMode
 
     class Simple(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(self, func: Any, types: Sequence[type], args: Any = (),
+                               kwargs: Any = None) -> Any:
             return difference(*args, **(kwargs or {})) if func in (torch.diff, torch.Tensor.diff) else func(*args, **(kwargs or {}))
 
-    def difference(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    def difference(x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> Any:
         x = torch.cat([part for part in (prepend, x, append) if part is not None], dim)
         for _ in range(n):
             count = x.shape[dim]

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from fourfold.engines.base import (  # fmt: skip
 )
 from fourfold.errors import Declined
 from fourfold.rewrites.compress.quantise import narrow, to_bf16
+
+if TYPE_CHECKING:
+    from torch import fx
 
 #: Seconds that one compilation may take. Overridden by the environment variable FOURFOLD_COMPILE_LIMIT.
 LIMIT = 180.0
@@ -138,7 +141,7 @@ class InductorSession(Session):
             self.seen.add(sizes)
             return answer
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {
             "engine": "inductor", "version": torch.__version__, "precision": self.precision, "threads": self.threads,
             "frozen": self.frozen, "compile_seconds": round(self.seconds, 1),
@@ -149,7 +152,7 @@ class InductorSession(Session):
         torch._dynamo.reset()
 
 
-def ahead(job: RegionJob) -> Callable[..., Any]:
+def ahead(job: RegionJob) -> Callable[..., object]:
     """A region compiled ahead of time into a package, kept in `folder` under a name of all that decides it; just in time where that fails."""
     if reason := no_compiler():
         raise Declined(reason)
@@ -187,13 +190,13 @@ def fitted(call: Callable[..., object], job: RegionJob) -> Callable[..., Any]:
         return tensor if tensor.stride() == spec.stride else torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype,
                                                                                  device=tensor.device).copy_(tensor)
 
-    def run(*tensors: Any) -> Any:
+    def run(*tensors: object) -> Any:
         return call(*[fit(t, s) for t, s in zip(tensors, wanted, strict=True)])
 
     return run
 
 
-def key_of(job: RegionJob, graph: Any) -> str:
+def key_of(job: RegionJob, graph: fx.GraphModule) -> str:
     """Digest of code, weights, shapes, threads, torch and processor."""
     from fourfold.host import here
 

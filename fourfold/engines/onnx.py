@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.engines.call import Call, Ref, Region
+from fourfold.engines.call import Call, Outs, Ref, Region
 from fourfold.engines.decompose import spelled_out
 from fourfold.errors import Declined, InputError
 from fourfold.frontends.onnx_file import STANDARD, dtype_of, names_read
@@ -19,9 +19,11 @@ from fourfold.frontends.onnx_ops import OPS, UNKNOWN, OnnxNode, Translation, Unt
 from fourfold.frontends.onnx_session import session_of
 
 if TYPE_CHECKING:
+    from onnx import NodeProto
     from torch import nn
 
     from fourfold.engines.base import Signature
+    from fourfold.frontends.onnx import OnnxProgram
 
 
 # ---- whole modules -------------------------------------------------------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ class Foreign:
     foreign = True
     _session: Any = field(default=None, repr=False)
 
-    def __call__(self, *tensors: Any) -> tuple[Any, ...]:
+    def __call__(self, *tensors: Any) -> tuple[object, ...]:
         import torch
 
         if self._session is None:
@@ -111,7 +113,7 @@ class Foreign:
         return {"model": self.model, "reads": self.reads, "makes": self.makes, "_session": None}
 
 
-def model(program: Any, graph: Any, region: Region) -> bytes:
+def model(program: OnnxProgram, graph: object, region: Region) -> bytes:
     """A region as an ONNX model: inputs `v12` for value 12, outputs likewise."""
     nodes = [program.calls[node][0] for node, _ in region.nodes]
     return _written(program, nodes, region.reads, region.weights, region.makes)
@@ -135,20 +137,20 @@ def _written(program: Any, nodes: Sequence[object], reads: Sequence[int], weight
         raise InputError(f"a region of {len(nodes)} nodes is too large for one ONNX message", "Run it eagerly or with Inductor.") from error
 
 
-def call(program: Any, graph: Any, node: int, task: int) -> Call:
+def call(program: OnnxProgram, graph: object, node: int, task: int) -> Call:
     """The call of a node: torch's where it has one, else ONNX Runtime's."""
     proto, made = program.calls[node]
-    outputs = [program.value[name] for name in made]
+    outputs: list[Outs] = [program.value[name] for name in made]
     found = _translated(program, proto, made)
     if found is not None:
         target, args, kwargs = found
         return Call(task, node, target, args, kwargs, outputs if proto.op_type == "Split" else outputs[0])
     reads = names_read(proto)
-    inside = _written(program, [proto], [program.value[n] for n in reads], (), outputs)
+    inside = _written(program, [proto], [program.value[n] for n in reads], (), [program.value[name] for name in made])
     return Call(task, node, Foreign(inside, tuple(reads), tuple(made)), tuple(Ref(program.value[n]) for n in reads), {}, outputs)
 
 
-def _translated(program: object, proto: Any, made: Sequence[str]) -> Translation | None:
+def _translated(program: OnnxProgram, proto: NodeProto, made: Sequence[str]) -> Translation | None:
     op = OPS.get(proto.op_type, UNKNOWN) if proto.domain in STANDARD else UNKNOWN
     if op.torch is None:
         return None

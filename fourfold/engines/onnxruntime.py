@@ -18,6 +18,8 @@ from fourfold.errors import Declined
 from fourfold.frontends.onnx_session import session_of
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import nn
 
 GRAPHS = ("torchscript", "dynamo")
@@ -79,7 +81,7 @@ found = [session.run(None, {n: b[n] for n in wanted})[0] for b in batches]
         return OnnxSession(folder / f"onnxruntime-{precision}.onnx", signature, precision, threads)
 
     @classmethod
-    def compile(cls, job: RegionJob) -> Callable[..., Any]:
+    def compile(cls, job: RegionJob) -> Callable[..., object]:
         """With the region's share of threads, which wait actively: its cores are its own."""
         import torch
 
@@ -113,7 +115,7 @@ class OnnxSession(Session):
         feed = {name: np.ascontiguousarray(inputs[name], dtype=self.signature.dtypes[name]) for name in self.wanted}
         return np.asarray(self.session.run(None, feed)[0], np.float32)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         import onnxruntime
 
         providers = self.session.get_providers()
@@ -142,7 +144,7 @@ def quantise(source: Path, target: Path, precision: str, signature: Signature, c
             log.setLevel(level)
 
 
-def rounded(q: Any, source: Path, target: Path, precision: str, signature: Signature, calibration: Sequence[Batch]) -> Path:
+def rounded(q: ModuleType, source: Path, target: Path, precision: str, signature: Signature, calibration: Sequence[Batch]) -> Path:
     """The quantiser proper, `q` being onnxruntime.quantization."""
     import onnx
 

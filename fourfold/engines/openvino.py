@@ -23,6 +23,7 @@ from fourfold.engines.parity import parity, references
 from fourfold.errors import Declined
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # Neither converter needs to phone home, and this package does not let them.
@@ -99,7 +100,7 @@ found = [np.array(compiled({n: b[n] for n in wanted})[0]) for b in batches]
         return session
 
     @classmethod
-    def compile(cls, job: RegionJob) -> Callable[..., Any]:
+    def compile(cls, job: RegionJob) -> Callable[..., object]:
         if reason := missing(cls.needs, cls.extra):
             raise Declined(reason)
         if job.device != "cpu":
@@ -113,7 +114,7 @@ class OpenVinoSession(Session):
     queues = True  # its one stream does a call at a time
     multiple = 8  # a length not met before costs several times a pass; multiples of 8 are soon all met
 
-    def __init__(self, model: Any, signature: Signature, precision: str, threads: int) -> None:
+    def __init__(self, model: object, signature: Signature, precision: str, threads: int) -> None:
         from fourfold.host import here
 
         # int8 leaves the rest of the graph in the fastest float this processor has.
@@ -129,7 +130,7 @@ class OpenVinoSession(Session):
             # The result lives in memory that the next call of this request overwrites.
             return np.array(request.infer(feed, share_inputs=True, share_outputs=True)[0], dtype=np.float32, copy=True)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         import openvino
 
         ran = {key.lower(): str(self.compiled.get_property(key)) for key in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")}
@@ -140,7 +141,7 @@ class OpenVinoSession(Session):
         self.compiled = None
 
 
-def save(model: Any, path: Path, half: bool = False) -> None:
+def save(model: object, path: Path, half: bool = False) -> None:
     """Write beside and rename: an open session may still have the old weights mapped into memory."""
     import openvino
 
@@ -214,7 +215,7 @@ def compiled(model: Any, threads: int, precision: str) -> Any:
     return openvino.Core().compile_model(model, "CPU", wish)
 
 
-def region(job: RegionJob) -> Callable[..., Any]:
+def region(job: RegionJob) -> Callable[..., object]:
     """A region converted, for one call at a time."""
     import openvino
     import torch
@@ -238,14 +239,14 @@ def region(job: RegionJob) -> Callable[..., Any]:
     request = made.create_infer_request()
     dtypes = [spec.dtype if (spec := job.specs.get(v)) is not None else None for v in job.region.makes]
 
-    def run(*tensors: Any) -> tuple[Any, ...]:
+    def run(*tensors: Any) -> tuple[object, ...]:
         found = request.infer([t.contiguous().numpy() for t in tensors], share_inputs=True, share_outputs=True)
         return tuple(_kept(torch.from_numpy(found[k].copy()), dtype) for k, dtype in enumerate(dtypes))   # the next call overwrites its outputs
 
     return run
 
 
-def _kept(tensor: Any, dtype: Any) -> Any:
+def _kept(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return tensor if dtype is None or tensor.dtype == dtype else tensor.to(dtype)
 
 

@@ -9,13 +9,17 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fourfold.engines.call import Call, Ref, Region, mapped, refs, values
+from fourfold.engines.call import Call, Outs, Ref, Region, mapped, refs, values
 from fourfold.errors import InputError
 from fourfold.graph import INTERMEDIATE, Graph
+
+if TYPE_CHECKING:
+    from torch import fx
+
 
 _PLAIN = (bool, int, str, type(None))
 
@@ -161,7 +165,7 @@ def _torch_call(program: Any, graph: Graph, node: int, task: int) -> Call:
 
     made = program.nodes[node]
 
-    def found(n: Any) -> Any:
+    def found(n: fx.Node) -> Any:
         if n.op == "get_attr" and n not in program.values:
             owner: Any = program.module
             for part in str(n.target).split("."):
@@ -170,7 +174,7 @@ def _torch_call(program: Any, graph: Graph, node: int, task: int) -> Call:
         several = [Ref(v) for v in program.values[n]]
         return several if isinstance(n.meta.get("val"), list | tuple) else several[0]
 
-    def plain(part: Any) -> Any:
+    def plain(part: object) -> Any:
         if isinstance(part, fx.Node):
             return found(part)
         if isinstance(part, list | tuple):
@@ -185,7 +189,7 @@ def _torch_call(program: Any, graph: Graph, node: int, task: int) -> Call:
     return Call(task, node, target, tuple(plain(a) for a in made.args), kwargs, _outs(made.meta.get("val"), outputs))
 
 
-def _outs(value: object, outputs: Iterator[int]) -> object:
+def _outs(value: object, outputs: Iterator[int]) -> Outs:
     if value is None:
         return None
     if isinstance(value, list | tuple):
@@ -201,7 +205,7 @@ class ProgramNode:
     node: int
     reads: tuple[int, ...]
 
-    def __call__(self, *tensors: Any) -> tuple[Any, ...]:
+    def __call__(self, *tensors: object) -> tuple[object, ...]:
         return self.program.step(self.node, dict(zip(self.reads, tensors, strict=True)))
 
 
@@ -228,7 +232,7 @@ def printed(region: Region, made: Sequence[Call], weights: Mapping[int, object],
             last[v] = k
     inside = {v for call in made for v in values(call.outs)}
 
-    def text(part: Any) -> str:
+    def text(part: object) -> str:
         if isinstance(part, Ref):
             return f"w{part.value}" if part.value in weights else f"v{part.value}"
         if isinstance(part, list):
@@ -241,7 +245,7 @@ def printed(region: Region, made: Sequence[Call], weights: Mapping[int, object],
         space[name] = part
         return name
 
-    def result(outs: Any) -> str:
+    def result(outs: object) -> str:
         if isinstance(outs, list):
             return f"({', '.join(result(one) for one in outs)}{',' * (len(outs) == 1)})"
         return f"v{outs}" if outs is not None and (outs in keep or outs in last) else "_"
@@ -308,7 +312,7 @@ def module(region: Region, made: Sequence[Call], weights: Mapping[int, Any]) -> 
     return fx.GraphModule(root, graph)
 
 
-def _bind(graph: Any, node: Any, outs: Any, at: dict[int, Any]) -> None:
+def _bind(graph: fx.Graph, node: Any, outs: Any, at: dict[int, Any]) -> None:
     if isinstance(outs, list):
         for k, part in enumerate(outs):
             if values(part):

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch as pytorch
@@ -61,7 +61,7 @@ class Torch(Engine):
         return TorchSession(wrapped.eval(), signature, precision, threads)
 
     @classmethod
-    def compile(cls, job: RegionJob) -> Callable[..., Any]:
+    def compile(cls, job: RegionJob) -> Callable[..., object]:
         return printed(job.region, job.calls, job.weights, mark=job.mark, clock=time.perf_counter if job.stamps else None)
 
 
@@ -84,7 +84,7 @@ class TorchSession(Session):
         with self.replicas.one() as module, pytorch.inference_mode():
             return module(*tensors).float().numpy()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in [*self.module.parameters(), *self.module.buffers()]})
         return {"engine": "torch", "version": pytorch.__version__, "precision": self.precision, "threads": self.threads, "dtypes": dtypes}
 

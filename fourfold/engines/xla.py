@@ -21,7 +21,7 @@ class Xla(Engine):
     regions: ClassVar[tuple[str, ...]] = ("jax",)
 
     @classmethod
-    def compile(cls, job: RegionJob) -> Callable[..., Any]:
+    def compile(cls, job: RegionJob) -> Callable[..., object]:
         if not any(isinstance(call.target, ProgramNode) and call.target.program.dialect == "jax" for call in job.calls):
             raise Declined("the program is no JAX function")
         if reason := missing(cls.needs, cls.extra):
@@ -31,7 +31,7 @@ class Xla(Engine):
         function = printed(job.region, job.calls, {v: jax.numpy.asarray(w) for v, w in job.weights.items()})
         compiled = jax.jit(function)
 
-        def run(*arrays: Any) -> Any:
+        def run(*arrays: object) -> Any:
             return jax.block_until_ready(compiled(*arrays))
 
         return run

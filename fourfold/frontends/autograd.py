@@ -117,7 +117,7 @@ def followed(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any],
         with _named(model):
             return torch.func.functional_call(model, {name: tensors[i] for name, i in where.items()}, given, named)
 
-    def answers(*tensors: object) -> list[Any]:
+    def answers(*tensors: object) -> list[object]:
         out, structure = _pytree.tree_flatten(forward(tensors))
         shape[:] = [structure]
         return out
@@ -189,7 +189,7 @@ class _Leaves:
             self.roles.append((role, self.names.get(key, label), None if role == "input" else tensor))
         return self._index[key]
 
-    def source(self, module: fx.GraphModule, unflatten: Callable[[list[Any]], Any], keys: tuple[str, ...]) -> FxSource:
+    def source(self, module: fx.GraphModule, unflatten: Callable[[list[Any]], object], keys: tuple[str, ...]) -> FxSource:
         from torch.utils import _pytree
 
         placeholders = [n.name for n in module.graph.nodes if n.op == "placeholder"]
@@ -211,7 +211,7 @@ def _differentiated(
     given: list[str] = []
     own_prefix = "module." if isinstance(leaves.model, Wrapped) else ""
 
-    def step(*tensors: Any) -> list[Any]:
+    def step(*tensors: Any) -> list[object]:
         own = [t.detach().requires_grad_() if i in learned else t for i, t in enumerate(tensors)]
         scalar = forward(own)
         setup_stacktrace_preservation_hooks([scalar.grad_fn] if scalar.grad_fn is not None else [])
@@ -259,7 +259,8 @@ def _record(step: Callable[..., list[object]], tensors: Sequence[object], mode: 
 class _Answering(TorchDispatchMode):
     """Inside, a program that asks for a value (`if mask.all()`) is told it, unrecorded."""
 
-    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_dispatch__(self, func: Callable[..., object], types: Sequence[type], args: tuple[object, ...] = (),
+                           kwargs: Mapping[str, object] | None = None) -> object:
         if func is torch.ops.aten._local_scalar_dense.default:
             with _disable_current_modes():
                 return func(*args)

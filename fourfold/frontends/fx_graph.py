@@ -39,7 +39,7 @@ class FxSource:
     module: fx.GraphModule
     roles: dict[str, tuple[str, str, Any]]
     outputs: list[Any]  # fx nodes or plain constants, in the order in which they are returned
-    unflatten: Callable[[list[Any]], Any]
+    unflatten: Callable[[list[Any]], object]
     flatten: Callable[..., list[Any]]
     backward: frozenset[str] = frozenset()
     prefix: str = ""  # of module paths and labels: what the capture wrapped around the model
@@ -208,7 +208,7 @@ class TorchProgram(Program):
         """What is returned: values, and in place of numbers or None something else, whose `value` they are."""
         return self._outputs
 
-    def flatten(self, *inputs: Any, **named: Any) -> list[Any]:
+    def flatten(self, *inputs: object, **named: object) -> list[Any]:
         """The model's own arguments as a list."""
         return self._flatten(*inputs, **named)
 
@@ -216,7 +216,7 @@ class TorchProgram(Program):
         """A list of outputs in the structure in which the model returns them."""
         return self._unflatten(answers)
 
-    def weights(self) -> dict[int, Any]:
+    def weights(self) -> dict[int, object]:
         return dict(self._bound)
 
     def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
@@ -236,7 +236,7 @@ class TorchProgram(Program):
             fed[value] = tensor
         return fed
 
-    def step(self, node: int, values: Mapping[int, object]) -> tuple[Any, ...]:
+    def step(self, node: int, values: Mapping[int, object]) -> tuple[object, ...]:
         call = self.nodes[node]
         args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: self._lookup(n, values))  # type: ignore[misc]
         target = (
@@ -253,7 +253,7 @@ class TorchProgram(Program):
             return found
         return found[0]
 
-    def collect(self, values: Mapping[int, Any]) -> object:
+    def collect(self, values: Mapping[int, object]) -> object:
         return self._unflatten([o.value if isinstance(o, _Plain) else values[o] for o in self._outputs])
 
 
@@ -268,7 +268,7 @@ def _attribute(module: nn.Module, target: object) -> object:
     return found
 
 
-def _aligned(value: Any, made: Any) -> list[object]:
+def _aligned(value: object, made: Any) -> list[object]:
     """What a kernel gave for each leaf that the capture foresaw; None where it left one out that nobody asked for."""
     if value is None:
         return []

@@ -158,7 +158,7 @@ def _shapes(node: fx.Node) -> list[Any]:
     if schema is not None:
         given += [node.kwargs.get(a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments[len(given) :]]
 
-    def shape(a: Any) -> Any:
+    def shape(a: object) -> Any:
         if isinstance(a, fx.Node):
             value = a.meta.get("val")
             return tuple(value.shape) if isinstance(value, Tensor) else value

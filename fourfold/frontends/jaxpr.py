@@ -202,7 +202,7 @@ class _Build:
         columns = [self.traced(lambda *xs: self.jax.numpy.stack(xs), list(column), module)[0] for column in zip(*stacked, strict=True)]
         return [*state, *columns]
 
-    def traced(self, function: Callable[..., Any], inputs: list[int], module: str) -> list[int]:
+    def traced(self, function: Callable[..., object], inputs: list[int], module: str) -> list[int]:
         avals = [self.jax.ShapeDtypeStruct(self.shape(v), self.dtype(v)) for v in inputs]
         closed = self.jax.make_jaxpr(function)(*avals)
         return self.equations(closed.jaxpr, [self.constant(c) for c in closed.consts], inputs, module)
@@ -279,10 +279,10 @@ class JaxProgram(Program):
 
     dialect = "jax"
 
-    def weights(self) -> dict[int, Any]:
+    def weights(self) -> dict[int, object]:
         return dict(self.bound)
 
-    def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
+    def feed(self, *inputs: object, **named: object) -> dict[int, object]:
         """All arguments of the function, its parameters included; or all but the first, and the captured parameters stay."""
         if named:
             raise InputError("A JAX function takes its inputs by position.", "Give a tuple.")

@@ -6,11 +6,11 @@ Weights travel as safetensors only: a pickle can run anything when it is opened,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from fourfold.frontends.preprocessors import companions
 from fourfold.frontends.subject import Subject, inputs_of, run, vocabulary
 from fourfold.text import headline
 from fourfold.trust import EVERYONE, Trust, sane
+
+if TYPE_CHECKING:
+    pass
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ELSEWHERE = {                                                          # files that hold models of which the main job can make nothing, and what can
@@ -364,8 +367,9 @@ def _config(kind: Any, data: dict[str, Any]) -> Any:
 class _Unfilled(TorchFunctionMode):
     """Inside, random draws are replaced by their mean, which costs no time: the weights are about to be read from a file."""
 
-    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
-        name, given = getattr(func, "__name__", ""), {"mean": 0.0, "from": 0.0, "to": 1.0} | (kwargs or {})
+    def __torch_function__(self, func: Any, types: Sequence[type], args: Any = (),
+                           kwargs: Any = None) -> object:
+        name, given = getattr(func, "__name__", ""), {"mean": 0.0, "from": 0.0, "to": 1.0, **(kwargs or {})}
         if name == "normal_" and args:
             return args[0].fill_(args[1] if len(args) > 1 else given["mean"])
         if name == "uniform_" and args:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import InputError
 from fourfold.frontends import flops as ops
@@ -31,6 +32,9 @@ from fourfold.frontends.onnx_ops import OPS, UNKNOWN, flops_of
 from fourfold.frontends.onnx_shapes import ValueSpec, inferred, probed, runner_of, sized_by_data
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW, Builder
 from fourfold.program import Captured, Program
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 
 def capture(
@@ -58,7 +62,7 @@ def capture(
 
 
 class _Build:
-    def __init__(self, onnx: Any, file: Path, model: Any, title: str, given: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, onnx: ModuleType, file: Path, model: ModelProto, title: str, given: Mapping[str, object] | None = None) -> None:
         self.onnx, self.file, self.model, self.given = onnx, file, model, dict(given or {})
         self.builder, self.layers = Builder(title), ops.Layers()
         self.version = next((o.version for o in model.opset_import if o.domain in STANDARD), onnx.defs.onnx_opset_version())
@@ -71,7 +75,7 @@ class _Build:
         self.note: list[str] = []
         self.wanted = {name for node in model.graph.node for name in names_read(node)} | {out.name for out in model.graph.output}
 
-    def made(self, node: Any) -> list[str]:
+    def made(self, node: NodeProto) -> list[str]:
         """Names of the outputs that somebody reads; the first in any case (a dropout's mask is mostly left lying)."""
         return [name for i, name in enumerate(node.output) if name and (i == 0 or name in self.wanted)]
 
@@ -90,7 +94,7 @@ class _Build:
         program = OnnxProgram(self.onnx, self.file, self.model, self.steps, self.value, self.bound, self.folded, list(fed), self.spec)
         return Captured(self.builder.build(), program, tuple(self.note))
 
-    def fold(self, node: Any) -> bool:
+    def fold(self, node: NodeProto) -> bool:
         """Whether the node's result is known before the run."""
         known = all(name in self.initial or name in self.folded for name in names_read(node))
         if not known or OPS.get(node.op_type, UNKNOWN).draws or node.domain not in STANDARD or any(subgraphs_of(a) for a in node.attribute):
@@ -98,7 +102,7 @@ class _Build:
         self.folded |= dict.fromkeys((name for name in node.output if name), node)
         return True
 
-    def complete(self, running: Sequence[object]) -> None:
+    def complete(self, running: Sequence[NodeProto]) -> None:
         """Shapes that inference left open are read off one run of the model on zeros; what depends on data even then is refused by name."""
         missing = [name for node in running for name in self.made(node) if name not in self.spec]
         missing += [name for name in self.folded if name not in self.spec]
@@ -132,7 +136,7 @@ class _Build:
             self.bound[self.value[name]] = name
         return self.value[name]
 
-    def call(self, node: Any, index: int) -> None:
+    def call(self, node: NodeProto, index: int) -> None:
         attributes = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
         shapes = [self.spec[name][0] if name else () for name in node.input]
         made = self.made(node)
@@ -163,7 +167,7 @@ class _Build:
         self.steps.append((node, made))
 
     def steps_of(
-        self, node: Any, attributes: Mapping[str, Any], shapes: Sequence[ops.Shape], outputs: Sequence[ValueSpec], fusion: int, known: bool,
+        self, node: NodeProto, attributes: Mapping[str, Any], shapes: Sequence[ops.Shape], outputs: Sequence[ValueSpec], fusion: int, known: bool,
         largest: int,
     ) -> float:
         if not known:
@@ -176,7 +180,7 @@ class _Build:
             return float(largest * (2 * attributes.get("size", 1) + 3))
         return float(largest * OPS[node.op_type].steps)
 
-    def training(self, node: Any, attributes: Mapping[str, object]) -> bool:
+    def training(self, node: NodeProto, attributes: Mapping[str, object]) -> bool:
         """Whether a Dropout draws: it does where its third input says so."""
         return len(node.input) > 2 and bool(node.input[2])
 
@@ -216,7 +220,7 @@ class OnnxProgram(Program):
         self._sessions: dict[int, Callable[[Mapping[str, object]], list[object]]] = {}
         self._weights: dict[int, object] | None = None
 
-    def weights(self) -> dict[int, Any]:
+    def weights(self) -> dict[int, object]:
         """Initialisers, and what folds before the run."""
         if self._weights is None:
             helper, base = self.onnx.numpy_helper, str(self.file.parent)
@@ -228,7 +232,7 @@ class OnnxProgram(Program):
             self._weights = {value: arrays[name] for value, name in self.bound.items()}
         return dict(self._weights)
 
-    def _fold(self, made: Sequence[str]) -> list[Any]:
+    def _fold(self, made: Sequence[str]) -> list[object]:
         from onnx.reference import ReferenceEvaluator
 
         nodes = list({id(n): n for n in self.folded.values()}.values())
@@ -245,7 +249,7 @@ class OnnxProgram(Program):
         self.onnx.external_data_helper.load_external_data_for_model(model, str(self.file.parent))
         return list(ReferenceEvaluator(model).run(list(made), {}))
 
-    def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
+    def feed(self, *inputs: object, **named: object) -> dict[int, object]:
         import numpy as np
 
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
@@ -253,7 +257,7 @@ class OnnxProgram(Program):
         given = dict(zip(self.inputs, inputs, strict=False)) | named
         if set(given) != set(self.inputs):
             raise InputError(f"Inputs {', '.join(sorted(given)) or 'none'} were given.", f"The model takes {', '.join(self.inputs)}.")
-        fed = {}
+        fed: dict[int, object] = {}
         for name, array in given.items():
             array, (shape, dtype) = np.asarray(array), self.spec[name]
             if array.shape != shape or str(array.dtype) != dtype:
@@ -264,14 +268,14 @@ class OnnxProgram(Program):
             fed[self.value[name]] = array
         return fed
 
-    def step(self, node: int, values: Mapping[int, object]) -> tuple[Any, ...]:
+    def step(self, node: int, values: Mapping[int, object]) -> tuple[object, ...]:
         call, made = self.calls[node]
         reads = names_read(call)
         if node not in self._sessions:
             self._sessions[node] = self._session(call, reads, made)
         return tuple(self._sessions[node]({name: values[self.value[name]] for name in reads}))
 
-    def _session(self, call: Any, reads: Sequence[str], made: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
+    def _session(self, call: NodeProto, reads: Sequence[str], made: Sequence[str]) -> Callable[[Mapping[str, Any]], list[object]]:
         helper = self.onnx.helper
         code = {dtype_of(self.onnx, c): c for c in self.onnx.TensorProto.DataType.values() if c}
         entries = [helper.make_tensor_value_info(name, code[self.spec[name][1]], self.spec[name][0]) for name in reads]
@@ -279,6 +283,6 @@ class OnnxProgram(Program):
         model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         return runner_of(self.onnx, self.file, model, made)
 
-    def collect(self, values: Mapping[int, object]) -> dict[str, Any]:
+    def collect(self, values: Mapping[int, object]) -> dict[str, object]:
         """The outputs by name."""
         return {out.name: values[self.value[out.name]] for out in self.model.graph.output}

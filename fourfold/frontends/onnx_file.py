@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from fourfold.errors import InputError, MissingExtra
 from fourfold.graph import topological
 
 if TYPE_CHECKING:
-    from torch import nn
+    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 OLDEST = 7  # before it, broadcasting and batch normalisation mean something else
 STANDARD = ("", "ai.onnx")
@@ -30,7 +30,7 @@ def import_onnx() -> Any:
         raise MissingExtra("Reading .onnx files needs the package onnx.", "Install it: pip install 'fourfold[onnx]'.") from error
 
 
-def load(onnx: ModuleType, file: Path) -> Any:
+def load(onnx: ModuleType, file: Path) -> ModelProto:
     """The ModelProto of a file, its own functions inlined, the weights of the main graph left where they lie.
 
     Raises InputError where the file is missing or damaged, of an opset that the installed onnx does not know, or lacks its external weights.
@@ -46,7 +46,7 @@ def load(onnx: ModuleType, file: Path) -> Any:
     return model
 
 
-def _read(onnx: ModuleType, file: Path) -> Any:
+def _read(onnx: ModuleType, file: Path) -> ModelProto:
     from google.protobuf.message import DecodeError
 
     if not file.is_file():
@@ -61,7 +61,7 @@ def _read(onnx: ModuleType, file: Path) -> Any:
     return model
 
 
-def _opsets(onnx: ModuleType, file: Path, model: Any) -> None:
+def _opsets(onnx: ModuleType, file: Path, model: ModelProto) -> None:
     newest = onnx.defs.onnx_opset_version()
     version = next((o.version for o in model.opset_import if o.domain in STANDARD), None)
     if version is None and any(n.domain in STANDARD for n in model.graph.node):
@@ -73,7 +73,7 @@ def _opsets(onnx: ModuleType, file: Path, model: Any) -> None:
         )
 
 
-def _external(onnx: ModuleType, file: Path, model: nn.Module) -> None:
+def _external(onnx: ModuleType, file: Path, model: ModelProto) -> None:
     """External weights must be there, inside the model's folder, and long enough."""
     for tensor in _all_tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -95,7 +95,7 @@ def _external(onnx: ModuleType, file: Path, model: nn.Module) -> None:
             )
 
 
-def _inside(onnx: ModuleType, file: Path, model: Any) -> None:
+def _inside(onnx: ModuleType, file: Path, model: ModelProto) -> None:
     """External data of all but the main graph's own weights (those of If, Loop and Scan, of constants, of functions) is read now: onnx's checker and
     ONNX Runtime look for it in the working folder."""
     for tensor in _all_tensors(model)[len(model.graph.initializer):]:
@@ -105,20 +105,20 @@ def _inside(onnx: ModuleType, file: Path, model: Any) -> None:
             del tensor.external_data[:]
 
 
-def _all_tensors(model: Any) -> list[Any]:
+def _all_tensors(model: ModelProto) -> list[TensorProto]:
     """The main graph's initialisers first."""
     return tensors_of(model.graph) + [t for function in model.functions for t in _held(function.node)]
 
 
-def tensors_of(graph: Any) -> list[Any]:
+def tensors_of(graph: GraphProto) -> list[Any]:
     """Initialisers of a graph and the tensors in attributes of its nodes."""
     sparse = [t for s in graph.sparse_initializer for t in (s.values, s.indices)]
     return [*graph.initializer, *sparse, *_held(graph.node)]
 
 
-def _held(nodes: Any) -> list[object]:
+def _held(nodes: Iterable[NodeProto]) -> list[TensorProto]:
     """Tensors in attributes of nodes, those of their sub-graphs included."""
-    found: list[object] = []
+    found: list[TensorProto] = []
     for node in nodes:
         for attribute in node.attribute:
             found += [attribute.t] if attribute.HasField("t") else []
@@ -128,19 +128,19 @@ def _held(nodes: Any) -> list[object]:
     return found
 
 
-def subgraphs_of(attribute: Any) -> list[Any]:
+def subgraphs_of(attribute: AttributeProto) -> list[Any]:
     """Graphs that an attribute holds (If, Loop, Scan)."""
     return ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
 
 
-def _nbytes(onnx: Any, tensor: Any) -> int:
+def _nbytes(onnx: ModuleType, tensor: TensorProto) -> int:
     kind = dtype_of(onnx, tensor.data_type)
     from fourfold.graph import bytes_of
 
     return bytes_of(tensor.dims, kind)
 
 
-def sort_nodes(file: Path, model: Any) -> None:
+def sort_nodes(file: Path, model: ModelProto) -> None:
     """Sort the nodes topologically in place; ONNX asks for it, some writers forget. Raises InputError where a value is made twice, by nobody or by
     itself.
     """
@@ -178,11 +178,11 @@ def sort_nodes(file: Path, model: Any) -> None:
         graph.node.extend(copies)
 
 
-def _title(node: Any, index: int) -> str:
+def _title(node: NodeProto, index: int) -> str:
     return node.name or f"{node.op_type} number {index}"
 
 
-def names_read(node: Any) -> list[str]:
+def names_read(node: NodeProto) -> list[str]:
     """Names that a node reads, those that its subgraphs take from outside included."""
     reads = [name for name in node.input if name]
     for attribute in node.attribute:
@@ -193,7 +193,7 @@ def names_read(node: Any) -> list[str]:
     return list(dict.fromkeys(reads))
 
 
-def check_model(onnx: ModuleType, file: Path, model: Any) -> None:
+def check_model(onnx: ModuleType, file: Path, model: ModelProto) -> None:
     """onnx's own checker; it also asks for the shapes of outputs and for external data, which are not its business here."""
     bare = type(model).FromString(model.SerializeToString())
     given = {entry.name for entry in bare.graph.input}
@@ -210,7 +210,7 @@ def check_model(onnx: ModuleType, file: Path, model: Any) -> None:
         raise InputError(f"{file} is malformed: {one_line(error)}.", "Export it again.") from error
 
 
-def by_name(model: nn.Module, inputs: object) -> dict[str, Any]:
+def by_name(model: ModelProto, inputs: object) -> dict[str, object]:
     """Example inputs by name: a mapping as it is, a sequence in the order of the inputs."""
     if inputs is None:
         return {}
@@ -219,7 +219,7 @@ def by_name(model: nn.Module, inputs: object) -> dict[str, Any]:
     return dict(zip(fed_inputs(model), inputs if isinstance(inputs, list | tuple) else (inputs,), strict=False))
 
 
-def fed_inputs(model: Any) -> list[str]:
+def fed_inputs(model: ModelProto) -> list[str]:
     """Names of the inputs that are no weights."""
     weights = {i.name for i in model.graph.initializer}
     return [i.name for i in model.graph.input if i.name not in weights]
@@ -277,7 +277,7 @@ def one_line(error: BaseException) -> str:
     return (text or type(error).__name__)[:200].rstrip(".")
 
 
-def dtype_of(onnx: Any, code: int) -> str:
+def dtype_of(onnx: ModuleType, code: int) -> str:
     """torch's name of an ONNX element type."""
     name = onnx.TensorProto.DataType.Name(code).lower()
     names = {"float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn", "float8e5m2": "float8_e5m2", "float4e2m1": "float4_e2m1fn",

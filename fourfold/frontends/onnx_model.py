@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from fourfold.frontends.onnx_session import session_of
 from fourfold.frontends.preprocessors import companions
 from fourfold.frontends.subject import answer
 from fourfold.trust import sane
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto
 
 FILLED = {"token_type_ids": 0, "attention_mask": 1}                     # inputs that a tokenizer may not give, and what they are then
 LEAST = 64                                                              # elements of a weight that is kept beside the graph
@@ -214,14 +217,14 @@ def rebuild(origin: Mapping[str, Any]) -> OnnxGraph:
 _KEPT = ("float32", "float64", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 
-def _hollow(onnx: ModuleType, tensor: Any) -> bool:
+def _hollow(onnx: ModuleType, tensor: TensorProto) -> bool:
     """Whether an initialiser waits for its data."""
     size = math.prod(tensor.dims)
     held = tensor.raw_data or tensor.float_data or tensor.int32_data or tensor.int64_data or tensor.double_data or tensor.uint64_data
     return size >= LEAST and not held
 
 
-def _open_rows(model: Any, fed: tuple[str, ...]) -> None:
+def _open_rows(model: ModelProto, fed: tuple[str, ...]) -> None:
     """Rows, and lengths of tokens, are open whatever the file says of them: many graphs are written for one row and run any number."""
     for entry in (*model.graph.input, *model.graph.output):
         if not entry.type.HasField("tensor_type") or (entry.name in {t.name for t in model.graph.initializer}):
@@ -233,7 +236,7 @@ def _open_rows(model: Any, fed: tuple[str, ...]) -> None:
             dims[0].dim_param = "batch"
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
+def _config(folder: Path) -> dict[str, object] | None:
     """config.json beside the file, as optimum writes it: names of classes, limits."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -10,13 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fourfold.frontends import flops as formulas
 from fourfold.frontends.onnx_file import STANDARD
 from fourfold.graph import CONTRACTION, ELEMENTWISE, GATHER, OPAQUE, REDUCTION, VIEW
+
+if TYPE_CHECKING:
+    import torch
+    from onnx import NodeProto
+    from torch import Tensor
+
+    from fourfold.frontends.onnx import OnnxProgram
 
 
 class Untranslated(Exception):
@@ -27,7 +34,7 @@ class OnnxNode:
     """A node with what its translation asks of it. `program`: an OnnxProgram; `proto`: the NodeProto; `made`: its outputs that somebody reads;
     `refer`: value → what stands for its tensor among arguments."""
 
-    def __init__(self, program: Any, proto: Any, made: Sequence[str], refer: Callable[[int], Any]) -> None:
+    def __init__(self, program: OnnxProgram, proto: NodeProto, made: Sequence[str], refer: Callable[[int], object]) -> None:
         self.program, self.proto, self.made, self.refer = program, proto, list(made), refer
         self.attributes: dict[str, Any] = {a.name: program.onnx.helper.get_attribute_value(a) for a in proto.attribute}
         self.version = next((o.version for o in program.model.opset_import if o.domain in STANDARD), 0)
@@ -38,7 +45,7 @@ class OnnxNode:
     def has(self, k: int) -> bool:
         return k < len(self.proto.input) and bool(self.proto.input[k])
 
-    def ref(self, k: int) -> Any:
+    def ref(self, k: int) -> object:
         return self.refer(self.program.value[self.proto.input[k]]) if self.has(k) else None
 
     def shape(self, k: int) -> tuple[int, ...]:
@@ -58,7 +65,7 @@ class OnnxNode:
             raise Untranslated
         return np.asarray(self.program.weights()[value])
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> Any:
         found = self.attributes.get(name, default)
         return found.decode() if isinstance(found, bytes) else found
 
@@ -69,10 +76,10 @@ class OnnxNode:
 
 # ---- translations to torch -----------------------------------------------------------------------------------------------------------------------
 
-Translation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]                               # function, arguments, keywords
+Translation = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]                      # function, arguments, keywords
 
 
-def _torch(name: str) -> Callable[..., Any]:
+def _torch(name: str) -> Callable[..., Tensor]:
     import torch
 
     return getattr(torch, name)
@@ -86,7 +93,7 @@ def _many(name: str) -> Callable[[OnnxNode], Translation]:
     return lambda n: (fold, (name, [n.ref(k) for k in range(len(n))]), {})
 
 
-def fold(name: str, given: Sequence[Any]) -> Any:
+def fold(name: str, given: Sequence[Tensor]) -> Tensor:
     found = given[0]
     for other in given[1:]:
         found = _torch(name)(found, other)
@@ -114,7 +121,7 @@ def _pads(n: OnnxNode, sides: int, kernel: Sequence[int], strides: Sequence[int]
     return begins + ends
 
 
-def _padded(x: Any, pads: list[int], value: float) -> object:
+def _padded(x: Tensor, pads: list[int], value: float) -> Tensor:
     import torch
 
     return torch.nn.functional.pad(x, pads, "constant", value)
@@ -135,7 +142,7 @@ def _conv(n: OnnxNode) -> Translation:
     return conv, (n.ref(0), n.ref(1), n.ref(2), list(strides), list(pads), list(dilations), int(n.get("group", 1))), {}
 
 
-def conv(x: Any, w: Any, b: Any, strides: list[int], pads: list[int], dilations: list[int], groups: int) -> Any:
+def conv(x: Tensor, w: Tensor, b: Tensor | None, strides: list[int], pads: list[int], dilations: list[int], groups: int) -> Tensor:
     import torch
 
     sides = len(strides)
@@ -164,7 +171,7 @@ def _pool(n: OnnxNode, most: bool) -> Translation:
     return average_pool, (n.ref(0), kernel, strides, pads, counted), {}
 
 
-def max_pool(x: Any, kernel: list[int], strides: list[int], pads: list[int], dilations: list[int]) -> object:
+def max_pool(x: Tensor, kernel: list[int], strides: list[int], pads: list[int], dilations: list[int]) -> Tensor:
     import torch
 
     sides = len(kernel)
@@ -174,12 +181,12 @@ def max_pool(x: Any, kernel: list[int], strides: list[int], pads: list[int], dil
     return op(x, kernel, strides, pads[:sides], dilations)
 
 
-def average_pool(x: Any, kernel: list[int], strides: list[int], pads: list[int], counted: bool) -> object:
+def average_pool(x: Tensor, kernel: list[int], strides: list[int], pads: list[int], counted: bool) -> Tensor:
     import torch
     import torch.nn.functional as F
 
     sides = len(kernel)
-    op: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[sides - 1]
+    op = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[sides - 1]
     if pads[:sides] == pads[sides:] and all(2 * p <= k for p, k in zip(pads, kernel, strict=False)):
         return op(x, kernel, strides, pads[:sides], False, counted or not any(pads))
     wide = op(_padded(x, _flat(pads), 0.0), kernel, strides)
@@ -194,7 +201,7 @@ def _norm(n: OnnxNode) -> Translation:
     return batch_norm, (*(n.ref(k) for k in range(5)), float(n.get("epsilon", 1e-5))), {}
 
 
-def batch_norm(x: Any, scale: Any, bias: Any, mean: Any, variance: Any, epsilon: float) -> Any:
+def batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float) -> Tensor:
     import torch
 
     return torch.batch_norm(x, scale, bias, mean, variance, False, 0.0, epsilon, False)
@@ -206,7 +213,7 @@ def _gemm(n: OnnxNode) -> Translation:
     return gemm, (n.ref(0), n.ref(1), n.ref(2), *facts), {}
 
 
-def gemm(a: Any, b: Any, c: Any, alpha: float, beta: float, first: bool, second: bool) -> object:
+def gemm(a: Tensor, b: Tensor, c: Tensor | None, alpha: float, beta: float, first: bool, second: bool) -> Tensor:
     import torch
 
     a, b = a.t() if first else a, b.t() if second else b
@@ -225,7 +232,7 @@ def _softmax(name: str) -> Callable[[OnnxNode], Translation]:
     return maker
 
 
-def flat_softmax(name: str, x: Any, axis: int) -> Any:
+def flat_softmax(name: str, x: Tensor, axis: int) -> Tensor:
     """Before opset 13: over all sides from `axis` on."""
     return _torch(name)(x.flatten(axis), axis).reshape(x.shape)
 
@@ -235,7 +242,7 @@ def _lrn(n: OnnxNode) -> Translation:
     return lrn, (n.ref(0), int(n.get("size")), float(n.get("alpha", 1e-4)), float(n.get("beta", 0.75)), float(n.get("bias", 1.0))), {}
 
 
-def lrn(x: Any, size: int, alpha: float, beta: float, bias: float) -> Any:
+def lrn(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Any:
     import torch
     import torch.nn.functional as F
 
@@ -265,7 +272,7 @@ def _mean(n: OnnxNode) -> Translation:
     return mean, ([n.ref(k) for k in range(len(n))],), {}
 
 
-def mean(given: Sequence[Any]) -> Any:
+def mean(given: Sequence[Tensor]) -> Any:
     return sum(given[1:], given[0]) / len(given)
 
 
@@ -306,7 +313,7 @@ def _slice(n: OnnxNode) -> Translation:
     return sliced, (n.ref(0), cuts), {}
 
 
-def sliced(x: Any, cuts: Sequence[tuple[int, int, int, int]]) -> object:
+def sliced(x: Tensor, cuts: Sequence[tuple[int, int, int, int]]) -> Tensor:
     import torch
 
     for axis, start, end, step in cuts:
@@ -325,7 +332,7 @@ def _gather(n: OnnxNode) -> Translation:
     return gather, (n.ref(0), n.ref(1), axis), {}
 
 
-def gather(x: Any, index: Any, axis: int) -> Any:
+def gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
     import torch
 
     index = torch.where(index < 0, index + x.shape[axis], index)
@@ -341,7 +348,7 @@ def _cast(n: OnnxNode) -> Translation:
     return cast, (n.ref(0), dtype), {}
 
 
-def cast(x: Any, dtype: Any) -> object:
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 

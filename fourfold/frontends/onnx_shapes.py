@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import InputError
 from fourfold.frontends.onnx_file import STANDARD, dtype_of, fed_inputs, names_read, one_line, tensors_of
 from fourfold.frontends.onnx_ops import OPS, UNKNOWN
 from fourfold.frontends.onnx_session import session_of
 
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+
 ValueSpec = tuple[tuple[int, ...], str]  # shape, dtype
 
 
-def spec_of(onnx: object, info: Any) -> ValueSpec | None:
+def spec_of(onnx: ModuleType, info: ValueInfoProto) -> ValueSpec | None:
     """Shape and dtype of a ValueInfoProto; None where a dimension is not known. A sequence or map is a value without a size."""
     if not info.type.HasField("tensor_type"):
         return ((), info.type.WhichOneof("value") or "unknown") if info.type.WhichOneof("value") else None
@@ -24,7 +28,7 @@ def spec_of(onnx: object, info: Any) -> ValueSpec | None:
     return tuple(d.dim_value for d in kind.shape.dim), dtype_of(onnx, kind.elem_type)
 
 
-def inferred(onnx: Any, file: Path, model: Any) -> dict[str, ValueSpec]:
+def inferred(onnx: ModuleType, file: Path, model: ModelProto) -> dict[str, ValueSpec]:
     """Shape and dtype of the values that onnx can infer, by name. Raises InputError where shapes do not fit."""
     bare = type(model).FromString(model.SerializeToString())
     foreign = {name for node in bare.graph.node if node.domain not in STANDARD for name in node.output}
@@ -43,7 +47,7 @@ def inferred(onnx: Any, file: Path, model: Any) -> dict[str, ValueSpec]:
     return {info.name: spec for info in (*graph.input, *graph.value_info, *graph.output) if (spec := spec_of(onnx, info))}
 
 
-def sized_by_data(model: Any, open_: set[str]) -> dict[str, str]:
+def sized_by_data(model: ModelProto, open_: set[str]) -> dict[str, str]:
     """Of the values `open_`, whose shapes inference left open, those whose size follows from the values of the inputs: name → kind of op."""
     moved = set(fed_inputs(model))                                            # values that follow from the inputs' values; a shape alone does not
     sized: dict[str, str] = {}
@@ -78,7 +82,7 @@ def probed(
     return {name: (tuple(array.shape), str(array.dtype)) for name, array in found.items()}
 
 
-def runner_of(onnx: Any, file: Path, model: Any, wanted: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
+def runner_of(onnx: ModuleType, file: Path, model: ModelProto, wanted: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
     """ONNX Runtime where it is installed (without its graph optimisations), else onnx's reference in numpy."""
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors_of(model.graph)):
         onnx.external_data_helper.load_external_data_for_model(model, str(file.parent))

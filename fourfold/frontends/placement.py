@@ -141,7 +141,7 @@ def read_split(path: str | Path, workload: PipelineWorkload) -> np.ndarray:
     return machine
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

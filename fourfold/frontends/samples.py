@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from fourfold.frontends.subject import Subject
 
 SIZES = {"batch": 1, "length": 128, "decoder_length": 128, "samples": 16000}  # of example inputs; a model's configuration may ask for less
 ALIKE = {"sequence": "length", "sequence_length": "length", "seq": "length", "batch_size": "batch"}
 
 
-def samples(subject: Any, dims: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
+def samples(subject: Subject, dims: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
     """Random inputs of a transformers model from its configuration, by `dims`: batch, length, decoder_length, image, samples, frames, "input.axis".
 
     Raises InputError for a dimension that the model does not have, and ModelError where a model's inputs cannot be guessed, naming them.

@@ -76,7 +76,7 @@ class Whole(Wrapped):
                              "Let forward return a tensor, a tuple or a mapping of tensors.")
         return found
 
-    def kept(self, value: Any, path: str) -> Any:
+    def kept(self, value: object, path: str) -> Any:
         """Tensors of `value` in plain containers; None where there are none."""
         if isinstance(value, Tensor) or value is None:
             return value

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from fourfold.folder import headed, may_overwrite, write
 from fourfold.graph import Graph
 from fourfold.jobs import planning
 from fourfold.problem import Solution
+
+if TYPE_CHECKING:
+    pass
 
 QUESTION = "allocate"
 _BEST, _PLAIN = "portfolio", "greedy"                                   # what `auto` asks; what is asked beside a solver that is named
@@ -62,13 +65,13 @@ class Allocation:
 
         return tuple(sentences(self.problem, self.solution))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """One document: figures in bytes, `offsets` by buffer (left out beyond 200,000), a row per solver, sentences, notes."""
         b, found = self.problem.buffers, self.solution
         listed = dict(zip(b.ids, found.answer.tolist(), strict=True)) if len(b) <= _MOST_LISTED else None
         return {**self._solution(), "buffers": len(b), "workload": dict(self.workload), "offsets": listed}
 
-    def _solution(self) -> dict[str, Any]:
+    def _solution(self) -> dict[str, object]:
         """The solution as a plan keeps it, without its offsets."""
         b, found = self.problem.buffers, self.solution
         memory = {"capacity": b.capacity, "banks": b.banks.tolist(), "names": list(b.bank_names)}
@@ -102,8 +105,8 @@ class Allocation:
 
 
 def allocate(
-    source: Any,
-    data_or_inputs: Any = None,
+    source: object,
+    data_or_inputs: object = None,
     *,
     capacity: int | str | None = None,
     banks: Sequence[int | str] | Mapping[str, int | str] | str | None = None,
@@ -229,7 +232,7 @@ def _memory(capacity: int | str | None, banks: Any) -> tuple[list[int], tuple[st
     return sizes, names
 
 
-def _asked(source: Any, inputs: Any, sizes: list[int], names: tuple[str, ...], grain: int | None, in_place: bool, train: bool,
+def _asked(source: object, inputs: object, sizes: list[int], names: tuple[str, ...], grain: int | None, in_place: bool, train: bool,
            dims: Mapping[str, int] | None, seed: int, trust: Iterable[str]) -> _Asked:
     """The buffers of whatever was given."""
     if isinstance(source, Buffers):
@@ -267,7 +270,7 @@ def _looks_like_csv(source: str | Path) -> bool:
     return b"lower" in head and b"upper" in head
 
 
-def _captured(source: Any, inputs: Any, train: bool, dims: Mapping[str, int] | None,
+def _captured(source: object, inputs: object, train: bool, dims: Mapping[str, int] | None,
               seed: int, trust: Iterable[str]) -> tuple[Graph, np.ndarray | None, dict[str, Any], tuple[str, ...]]:
     """(graph, order of its nodes or None for its own, what a plan says of it, notes)."""
     if isinstance(source, Graph):

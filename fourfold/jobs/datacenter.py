@@ -150,7 +150,7 @@ class _Bench:
         told = {"factor": factor.to_json(), "pue_after": after.to_json(), "set_point": answer["set_point"]}
         return {**told, **({"hours": hours} if any(answer["modes"]) else {})}
 
-    def serving(self, name: str) -> dict[str, Any]:
+    def serving(self, name: str) -> dict[str, object]:
         """What technique `name` would make of the servers: factor on the whole hall, servers off, batches; or why it cannot be told."""
         row, found = self._asked(self.serve, name)
         if found is None:

@@ -18,7 +18,7 @@ _PACKAGES = (
 )
 
 
-def examine() -> dict[str, Any]:
+def examine() -> dict[str, object]:
     """Plain JSON: machine, engines (name, precision, available, reason), meters (name, available, reason), versions."""
     from fourfold.host import here
 

@@ -121,7 +121,7 @@ def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], TimedC
 
     from fourfold.frontends.onnx_ops import lrn
 
-    def one(call: Callable[[Any], Any], width: int = 0) -> Callable[[int], TimedCall]:
+    def one(call: Callable[[Any], object], width: int = 0) -> Callable[[int], TimedCall]:
         def make(n: int) -> TimedCall:
             a = rand(max(1, n // width), width) if width else rand(n)
             return _ready(lambda: call(a), a)
@@ -133,7 +133,7 @@ def _moving(rand: _Tensors, aten: Any) -> list[tuple[str, Callable[[int], TimedC
             return _ready(lambda: call(a, b), a, b)
         return make
 
-    def image(call: Callable[[object], object], channels: int = 16) -> Callable[[int], TimedCall]:
+    def image(call: Callable[[torch.Tensor], object], channels: int = 16) -> Callable[[int], TimedCall]:
         def make(n: int) -> TimedCall:
             side = max(2, int(math.sqrt(n / channels)))
             a = rand(1, channels, side, side)

@@ -62,7 +62,7 @@ class ShiftingPlan:
     start: datetime
     comparators: tuple[dict[str, Any], ...]
     ablations: tuple[dict[str, object], ...]
-    without: tuple[dict[str, Any], ...]
+    without: tuple[dict[str, object], ...]
     priced: bool                                                        # every site's price is known
     objective: str
     notes: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class ShiftingPlan:
     def _when(self, hour: Any) -> str:
         return f"{self.start + int(hour) * _HOUR:%Y-%m-%dT%H:%MZ}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The document described above."""
         problem, solution = self.problem, self.solution
         bill = problem.bill(solution.answer)
@@ -120,7 +120,7 @@ class ShiftingPlan:
                          "mean_g_kwh": float(known.mean()) if known.size else None})
         return rows
 
-    def _jobs(self) -> list[dict[str, Any]]:
+    def _jobs(self) -> list[dict[str, object]]:
         problem, answer, base = self.problem, self.solution.answer, self.problem.baseline()
         home = problem.kw[base.job] * problem.pue[base.site, base.hour] * problem.intensity[base.site, base.hour] / 1000
         kg = np.bincount(base.job, home, len(problem.names))

@@ -28,6 +28,7 @@ from fourfold.solvers.compare import ENDLESS, SolverRow, entries
 if TYPE_CHECKING:
     from fourfold.machine import Machine
     from fourfold.program import Captured
+    from fourfold.rewrites.compress._bench import ProgressCallback
     from fourfold.runtime.source import ModelSource
 
 LEAST = "min"                                                           # asks for the least peak that can be found
@@ -62,18 +63,18 @@ class _Found:
 
     best: Solution[Rematerialisation] | None
     room: int
-    table: tuple[dict[str, Any], ...]
+    table: tuple[dict[str, object], ...]
     peaks: Mapping[str, int | None]
     lowest: Solution[Rematerialisation]
     interrupted: bool
 
 
 def plan_memory(
-    model: Any,
-    data_or_inputs: Any = None,
+    model: object,
+    data_or_inputs: object = None,
     *,
     memory: int | str = LEAST,
-    machine: Any = "here",
+    machine: object = "here",
     solver: str = "auto",
     train: bool = False,
     budget: float | str = 60.0,
@@ -85,7 +86,7 @@ def plan_memory(
     out: str | Path | None = None,
     ledger: str | Path | None = None,
     trust: Iterable[str] = (),
-    progress: Any = None,
+    progress: ProgressCallback | None = None,
 ) -> plans.Document:
     """Plan a program's intermediates into one arena: the order of its ops, which of them run again, and an offset for every value.
 
@@ -150,8 +151,8 @@ def limit_of(memory: int | str) -> int | None:
 
 # ---- what is asked
 
-def _asked(model: Any, inputs: Any, machine: Any, train: bool, dims: Mapping[str, int] | None, seed: int, out: str | Path | None,
-           trust: Iterable[str], listener: Any) -> _Asked:
+def _asked(model: object, inputs: object, machine: object, train: bool, dims: Mapping[str, int] | None, seed: int, out: str | Path | None,
+           trust: Iterable[str], listener: ProgressCallback) -> _Asked:
     from fourfold.runtime.source import ModelSource, RecordedProgram, read, recapture
 
     if isinstance(model, str | Path) and plans.holds_plan(model):
@@ -220,7 +221,8 @@ def ask(problem: Rematerialise, name: str, seconds: float, evaluations: int | No
     return row
 
 
-def _decided(problem: Rematerialise, room: int | None, solver: str, budget: float, evaluations: int | None, seed: int, listener: Any) -> _Found:
+def _decided(problem: Rematerialise, room: int | None, solver: str, budget: float, evaluations: int | None, seed: int,
+             listener: ProgressCallback) -> _Found:
     """Ask for a plan within `room` bytes (None: as few as can be found). The cheapest that fits stands, of equal ones the lowest."""
     asked: dict[str, SolverRow[Rematerialisation]] = {}
     shown = 0
@@ -282,7 +284,7 @@ def least(problem: Rematerialise, found: Solution[Rematerialisation], budget: fl
     return best
 
 
-def _row(name: str, row: SolverRow[Rematerialisation], peak: float, room: int) -> dict[str, Any]:
+def _row(name: str, row: SolverRow[Rematerialisation], peak: float, room: int) -> dict[str, object]:
     found, said = row.solution, row.row()
     note = said["why"] or ("more than the limit" if peak > room else said["note"])
     return {"solver": name, "title": row.title, "cost": None if found is None else found.cost, "peak": None if found is None else int(peak),

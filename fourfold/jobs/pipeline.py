@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourfold import plans
 from fourfold.decisions.pipeline._graph import of_graph
@@ -20,6 +20,10 @@ from fourfold.frontends.placement import PipelineWorkload, read_placement, read_
 from fourfold.jobs import planning
 from fourfold.jobs.booking import book, may_book
 from fourfold.registry import technique
+
+if TYPE_CHECKING:
+    from fourfold.machine import Machine
+    from fourfold.rewrites.compress._bench import ProgressCallback
 
 QUESTION = "pipeline"
 OBJECTIVES = ("throughput", "latency")
@@ -57,7 +61,7 @@ def pipeline(
     out: str | Path | None = None,
     ledger: str | Path | None = None,
     trust: Iterable[str] = (),
-    progress: Any = None,
+    progress: ProgressCallback | None = None,
 ) -> plans.Document:
     """Split a network over the devices of a machine.
 
@@ -139,7 +143,7 @@ def _asked(model: object, inputs: object, machine: object, train: bool, dims: Ma
                   {"graph.npz": graph.save, "system.toml": system.write}, (*notes, *more, *source.captured.note, *_assumed(workload)))
 
 
-def _told(system: Any) -> dict[str, object]:
+def _told(system: Machine) -> dict[str, object]:
     return {"name": system.name, "hash": system.hash, "fingerprint": system.fingerprint}
 
 

@@ -155,7 +155,7 @@ def decide(problem: Problem[Any], solver: str = "auto", *, budget: float = 60.0,
             if best and watch.stopped:
                 return
 
-    def solutions() -> list[Solution[Any]]:
+    def solutions() -> list[Solution[object]]:
         return [one.solution for one in asked.values() if one.solution is not None]
 
     def cheapest() -> Solution[Any]:

@@ -88,9 +88,9 @@ class Trained:
     best: float
     unseen: float | None
     seconds: float
-    history: tuple[dict[str, Any], ...]
+    history: tuple[dict[str, object], ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**asdict(self), "weights": str(self.weights), "history": list(self.history)}
 
 
@@ -263,7 +263,7 @@ class _Run:
             self._imitate(chosen, settings.anchor, generator, hot=False, listed=listed)
         return {"phase": 1.0, **told}
 
-    def _imitate(self, lessons: list[_Lesson], rate: float, generator: Any, hot: bool, listed: bool) -> dict[str, float]:
+    def _imitate(self, lessons: list[_Lesson], rate: float, generator: object, hot: bool, listed: bool) -> dict[str, float]:
         """First round from nothing or a list schedule, second from what the policy itself has answered."""
         import torch
 

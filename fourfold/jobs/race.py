@@ -63,11 +63,11 @@ class Raced:
 
 def rerace(
     folder: Path | str,
-    data: Any = None,
+    data: object = None,
     *,
     budget: float = 60.0,
     columns: Mapping[str, str] | None = None,
-    original: Any = None,
+    original: object = None,
     engines: Sequence[str] | None = None,
     trust: Sequence[str] = (),
     dry_run: bool = False,
@@ -131,7 +131,7 @@ def rerace(
         model.close()
 
 
-def _rows(model: Model, data: Any, columns: Mapping[str, str] | None) -> tuple[Examples | None, Examples | None, list[str]]:
+def _rows(model: Model, data: object, columns: Mapping[str, str] | None) -> tuple[Examples | None, Examples | None, list[str]]:
     """Rows to race on, labelled rows to prove on (None where there are none), and what is to be said of them."""
     if data is None:
         return None, None, ["Without rows of yours only the stored precision may win; inputs of the recorded lengths were drawn at random."]
@@ -180,7 +180,7 @@ def _member(
     ways = [Way("stored" if stand_in is None else "stand-in", start, base, True)]
     rejected: list[dict[str, str]] = []
 
-    def enter(name: str, precisions: list[str], names: list[str], seconds: float, accept: Any = None) -> None:
+    def enter(name: str, precisions: list[str], names: list[str], seconds: float, accept: object = None) -> None:
         """The best of these pairs joins, where it is another than the stored one."""
         say(f"{part.name}: racing {name}")
         outcome = race_model(
@@ -248,7 +248,7 @@ def _decided(model: Model, raced: list[Raced], proof: Examples | None, original:
     return (bold if passed else sure), [*said, text]
 
 
-def _proved(model: Model, ways: Mapping[str, Way], proof: Examples, original: Any) -> tuple[bool, str]:
+def _proved(model: Model, ways: Mapping[str, Way], proof: Examples, original: object) -> tuple[bool, str]:
     """Whether the assembly with these members clears the floor on rows that nothing was chosen on, with the evidence in words.
 
     Against the original: the lower 95 % bound of relative quality. Without it: (new ÷ stored, here) × (stored ÷ original, in the manifest), two
@@ -287,7 +287,7 @@ def _proved(model: Model, ways: Mapping[str, Way], proof: Examples, original: An
     return passed, f"{names}: a lower 95 % bound of {low:.1%} of the quality of {against} on {len(proof):,} rows {verdict} the floor of {floor:.1%}."
 
 
-def _original(ref: Any, proof: Examples, task: Task) -> np.ndarray:
+def _original(ref: object, proof: Examples, task: Task) -> np.ndarray:
     from fourfold.datasets.unread import Unread
     from fourfold.engines.base import Signature
     from fourfold.engines.select import sample_batches
@@ -321,7 +321,7 @@ def _screen(part: Part, examples: Examples, task: Task, stored: Setting) -> Call
     return accept
 
 
-def _row(way: Way, chosen: bool) -> dict[str, Any]:
+def _row(way: Way, chosen: bool) -> dict[str, object]:
     result = way.result
     assert result is not None
     verdict = {-1: "cheaper", 0: "no difference", 1: "dearer"}[result.cpu.verdict]

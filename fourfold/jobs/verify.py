@@ -79,7 +79,7 @@ class Verification:
             raise KeyError(name)
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data, as `--json` prints it."""
         return {
             "folder": self.folder, "data": self.data, "rows": self.rows, "original": self.original, "same_machine": self.same_machine,
@@ -89,10 +89,10 @@ class Verification:
 
 def verify(
     folder: str | Path,
-    data: Any,
+    data: object,
     *,
     floor: float | str | None = None,
-    original: Any = None,
+    original: object = None,
     columns: Mapping[str, str] | None = None,
     budget: float | str = 20.0,
     cost: bool = True,
@@ -266,7 +266,7 @@ def _part(subject: Subject, manifest: Mapping[str, Any], examples: Examples) -> 
     return part
 
 
-def _own(model: Model, data: Any, examples: Examples, subject: Subject | None, columns: Mapping[str, str] | None) -> Examples | Unread:
+def _own(model: Model, data: object, examples: Examples, subject: Subject | None, columns: Mapping[str, str] | None) -> Examples | Unread:
     """The same rows as the artefact reads them: texts by its own tokenizers, arrays as they are."""
     from fourfold.datasets.encode import load_labelled
     from fourfold.datasets.unread import Unread
@@ -284,7 +284,7 @@ def _vocabulary(subject: Subject | None) -> int:
     return len(tokenizer) if tokenizer is not None else 0
 
 
-def _words(data: Any) -> str:
+def _words(data: object) -> str:
     return str(data) if isinstance(data, str | Path) else type(data).__name__
 
 

@@ -84,7 +84,7 @@ class Attribution:
         """before - after, in the cost's unit."""
         return self.before - self.after
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"before": self.before.to_json(), "after": self.after.to_json(), "total": self.total.to_json(), "saved": self.saved.to_json(),
                 "factors": {lever: factor.to_json() for lever, factor in self.factors.items()},
                 "amounts": {lever: amount.to_json() for lever, amount in self.amounts.items()}, "shares": shares(self.factors)}

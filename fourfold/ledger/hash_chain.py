@@ -133,7 +133,7 @@ def rows(path: str | Path) -> list[dict[str, Any]]:
     return [row for _, row in _parsed(_read(Path(path))) if row is not None]
 
 
-def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def plain(row: Mapping[str, object]) -> dict[str, Any]:
     """A stored row as it was given to `append`."""
     return {key: item for key, item in row.items() if key not in OURS}
 

@@ -214,8 +214,8 @@ class Machine:
         except (KeyError, TypeError) as error:
             raise InputError(f"A stored system lacks or mistakes a field: {error}.", "Store it again with Machine.to_json.") from None
 
-    def to_json(self, figures: bool = True) -> dict[str, Any]:
-        def plain(device: Device) -> dict[str, Any]:
+    def to_json(self, figures: bool = True) -> dict[str, object]:
+        def plain(device: Device) -> dict[str, object]:
             data = {name: getattr(device, name) for name in ("name", "kind", "bandwidth", "launch", "memory", "idle", "busy")}
             curves = {family: {"launch": one.launch, **{part: [list(point) for point in getattr(one, part)] for part in CURVES},
                                **({"relay": one.relay} if math.isfinite(one.relay) else {})} for family, one in device.efficiency.items()}

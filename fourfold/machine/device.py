@@ -6,7 +6,7 @@ import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ class Efficiency:
     relay: float = math.inf
 
     @staticmethod
-    def at(curve: tuple[tuple[float, float], ...], size: Any) -> np.ndarray:
+    def at(curve: tuple[tuple[float, float], ...], size: object) -> np.ndarray:
         """The share of `curve` at `size` (a number or an array of any shape)."""
         import numpy as np
 

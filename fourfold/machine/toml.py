@@ -43,7 +43,7 @@ def read(text: str, source: str = "machine file") -> Parts:
 class _Reader:
     """One document on its way to a machine; `where` in every error names file, table and key."""
 
-    def __init__(self, source: str, data: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, data: Mapping[str, object]) -> None:
         self.source, self.data = source, data
         self.figures: dict[str, Quantity] = {}
 
@@ -83,7 +83,7 @@ class _Reader:
         self._only(facts, ("value", "unit", "grade", "source", "low", "high"), f"in {where}")
         unit = facts.get("unit")
 
-        def read(part: Any) -> float:
+        def read(part: object) -> float:
             if unit is None or isinstance(part, str):
                 return quantity(part, what, full)
             if isinstance(part, bool) or not isinstance(part, int | float):

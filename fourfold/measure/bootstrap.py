@@ -6,7 +6,7 @@ Rows (rounds of a race, calls, examples) are drawn with replacement, all columns
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np  # imported where it is used: a race needs the clocks and nothing else before its end
@@ -33,7 +33,7 @@ def weights(units: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     return np.bincount(picked.ravel(), minlength=resamples * units).reshape(resamples, units)
 
 
-def interval(drawn: Any, level: float = LEVEL) -> tuple[float, float]:
+def interval(drawn: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """The percentile interval of resampled values [R]: what lies between their (1 − level) / 2 and (1 + level) / 2 quantiles."""
     import numpy as np
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 COMPONENTS = ("cpu_dynamic", "cpu_idle", "memory", "disk", "gpu")       # what energy is told apart into
 
@@ -32,7 +32,7 @@ class Count:
         """Since the counter's own zero."""
         return (self.raw + self.wraps * self.reach) * self.scale
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 

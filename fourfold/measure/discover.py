@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 
 def survey() -> list[dict[str, object]]:
     """A row each: `name`, `tells` (what), `boundary`, `grade`, `available`, and `why` not, or how where it is."""
     return [*_meters(), *_counters(), *_models()]
 
 
-def _row(name: str, tells: str, boundary: str, grade: str, missing: str | None, how: str = "") -> dict[str, Any]:
+def _row(name: str, tells: str, boundary: str, grade: str, missing: str | None, how: str = "") -> dict[str, object]:
     facts = {"name": name, "tells": tells, "boundary": boundary, "grade": grade}
     return {**facts, "available": missing is None, "why": how if missing is None else missing}
 
 
-def _meters() -> list[dict[str, Any]]:
+def _meters() -> list[dict[str, object]]:
     from fourfold.measure.meter import known
     from fourfold.measure.meters.nvml import NvmlPower
 

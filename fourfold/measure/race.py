@@ -78,7 +78,7 @@ class RaceResult:
         """Cheaper than the baseline beyond doubt, in "cpu" or "wall" time."""
         return getattr(self, by).verdict < 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data."""
         return asdict(self)
 

@@ -48,14 +48,14 @@ class Charge:
 
     def to_json(self) -> dict[str, Any]:
         """The figures of a ledger row."""
-        def plain(figure: Quantity | None) -> dict[str, Any] | None:
+        def plain(figure: Quantity | None) -> dict[str, object] | None:
             return figure.to_json() if figure else None
 
         return {"wall_s": self.wall, "cpu": plain(self.cpu), "energy": {name: plain(self.energy[name]) for name in COMPONENTS}, "why": self.why,
                 "host_j": plain(self.host), "total_j": plain(self.total), "co2e": plain(self.co2e), "cost_usd": plain(self.cost), "notes": self.notes}
 
 
-def recompute(readings: Sequence[Mapping[str, Any]]) -> Charge:
+def recompute(readings: Sequence[Mapping[str, object]]) -> Charge:
     """The figures that follow from a window's raw readings. The same readings give the same figures, anywhere and at any time.
 
     Raises InputError where the readings of a window, its CPU time or its model are missing.
@@ -97,7 +97,7 @@ def differences(row: Mapping[str, Any], tolerance: float = 1e-9) -> list[str]:
 class _Readings:
     """The rows of a reading by kind."""
 
-    def __init__(self, readings: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, readings: Sequence[Mapping[str, object]]) -> None:
         kinds: dict[str, Any] = {}
         self.meters: list[Mapping[str, Any]] = []
         for row in readings:
@@ -326,7 +326,7 @@ def _shared(meter: Mapping[str, object], name: str, joules: float, others: int) 
                     method=f"{meter['method']}, {name} in {1 + others} equal shares: so many processes were on it")
 
 
-def _memory(read: _Readings, charge: Charge, host: Mapping[str, Any] | None) -> None:
+def _memory(read: _Readings, charge: Charge, host: Mapping[str, object] | None) -> None:
     held = read.memory
     if _whole(host):
         charge.why["memory"] = f"inside the figure of {host['name'] if host else ''}, which counts the whole computer"
@@ -348,7 +348,7 @@ def _memory(read: _Readings, charge: Charge, host: Mapping[str, Any] | None) -> 
         charge.energy["memory"] = memory.modelled(byte_seconds)
 
 
-def _disk(read: _Readings, charge: Charge, host: Mapping[str, Any] | None) -> None:
+def _disk(read: _Readings, charge: Charge, host: Mapping[str, object] | None) -> None:
     moved = read.disk
     if _whole(host):
         charge.why["disk"] = f"inside the figure of {host['name'] if host else ''}, which counts the whole computer"

@@ -209,7 +209,7 @@ class Station:
             self._start()
             return window
 
-    def leave(self, window: Window) -> list[dict[str, Any]]:
+    def leave(self, window: Window) -> list[dict[str, object]]:
         """Close a window: its readings, apart from what only the caller knows (model, site)."""
         with self._lock:
             before = self._last

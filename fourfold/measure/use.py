@@ -23,7 +23,7 @@ class Use:
     was not used; `host` is the whole host's measured energy. `parent` is the run that this one lies inside of: totals count only outermost runs.
     """
 
-    readings: list[dict[str, Any]]
+    readings: list[dict[str, object]]
     name: str = ""
     id: str = ""
     parent: str | None = None
@@ -102,7 +102,7 @@ class Use:
         done = sum(self.work.values())
         return self.total / done if self.total is not None and done > 0 else None
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """The run as a ledger row: plain data."""
         from fourfold.host import here
 
@@ -112,7 +112,7 @@ class Use:
                 "machine": here().to_json(), "readings": self.readings, **figures, "notes": self.notes, "embodied": None, "site": self.site,
                 "work": self.work, "data_hashes": {}}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The same without the machine and the readings."""
         return {name: item for name, item in self.row().items() if name not in ("machine", "readings", "embodied", "data_hashes")}
 

@@ -32,7 +32,7 @@ def _negated(metric_fn: RankingFn, rank_step: StepFn, cutoff_step: StepFn, prefi
         smooth["cutoff_fn"] = partial(approx_cutoff, step_fn=cutoff_step)
 
     @wraps(metric_fn)
-    def loss(scores: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    def loss(scores: Tensor, labels: Tensor, **options: object) -> Tensor:
         return -metric_fn(scores, labels, **{**smooth, **options})
 
     loss.__name__ = f"{prefix}_{getattr(metric_fn, '__name__', 'metric')}"
@@ -67,7 +67,7 @@ def gumbel_t12n(loss_or_metric_fn: RankingFn, *, samples: int = 8, beta: float =
 
     @wraps(loss_or_metric_fn)
     def sampled(scores: Tensor, labels: Tensor, *, generator: torch.Generator | None = None, **options: Any) -> Tensor:
-        def copies(one: Any) -> Any:
+        def copies(one: object) -> Any:
             return one.expand(samples, *one.shape) if isinstance(one, Tensor) else one
 
         scores = scores if scores.is_floating_point() else scores.float()
@@ -98,7 +98,7 @@ def segment_t12n(loss_or_metric_fn: RankingFn) -> RankingFn:
         if segments is None:
             return loss_or_metric_fn(scores, labels, **options)
 
-        def rows(one: Any) -> Any:
+        def rows(one: object) -> Any:
             return one.unsqueeze(-2).expand(*one.shape, one.shape[-1]) if isinstance(one, Tensor) else one
 
         same = segments.unsqueeze(-1) == segments.unsqueeze(-2)

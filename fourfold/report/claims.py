@@ -17,7 +17,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from fourfold.errors import ArtefactError, InputError
 from fourfold.report.format import percent
@@ -59,7 +58,7 @@ class Claim:
         """Whether the very same task was measured here."""
         return self.kind == "reproduction"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**asdict(self), "same_work": self.same_work}
 
     def row(self) -> dict[str, str]:

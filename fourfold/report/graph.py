@@ -25,7 +25,7 @@ _FLOW = 8                                                               # a box 
 _NARROW = 3
 
 
-def write(plan: Plan, folder: Path | str, execution: Any = None) -> list[Path]:
+def write(plan: Plan, folder: Path | str, execution: object = None) -> list[Path]:
     """Write plan.html and trace.json (trace.json.gz where large) into `folder`, with what was measured where an `Execution` is given; the paths."""
     root = Path(folder)
     replace(root / "plan.html", page(plan, execution).encode("utf-8", "replace"))

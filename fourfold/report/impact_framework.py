@@ -70,7 +70,7 @@ def _slug(unit: str) -> str:
 _TAKEN = ("carbon", "sci", "energy", "duration", "time", "timestamp", "pue", "nan", "infinity")
 
 
-def write(data: Mapping[str, Any], path: Path) -> None:
+def write(data: Mapping[str, object], path: Path) -> None:
     """Write a manifest as YAML. Raises InputError where the file cannot be written."""
     try:
         replace(path, "\n".join(_yaml(data)) + "\n")

@@ -115,7 +115,7 @@ def _absent(path: Path) -> InputError:
                       "Name a ledger file, a folder that holds one, or the id of a run; `fourfold meter --ledger FILE -- COMMAND` begins one.")
 
 
-def _inside(rows: Iterable[Mapping[str, Any]], run: str) -> set[str]:
+def _inside(rows: Iterable[Mapping[str, object]], run: str) -> set[str]:
     """A run and all that ran within it."""
     found, rows = {run}, list(rows)
     while more := {str(row["run"]) for row in rows if row.get("parent") in found and row["run"] not in found}:

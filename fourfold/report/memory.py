@@ -34,7 +34,7 @@ class Again:
     seconds: float
     saved: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"module": self.path, "ops": self.ops, "runs": self.runs, "seconds": self.seconds, "saved": self.saved}
 
 
@@ -196,7 +196,7 @@ class MemoryMap:
 
     problem: Allocate
     solution: Solution[np.ndarray]
-    table: tuple[Mapping[str, Any], ...]
+    table: tuple[Mapping[str, object], ...]
     workload: Mapping[str, Any]
     sentences: tuple[str, ...]
     notes: tuple[str, ...]

@@ -31,7 +31,7 @@ MARGINAL = ("Marginal intensity says what one more kilowatt-hour makes a grid em
             "must not be added to average figures.")
 
 
-def write(document: Any, path: Path | str) -> Path:
+def write(document: object, path: Path | str) -> Path:
     """Write the page for a plan document to `path`; a folder gets map.html. Returns the file's path. Raises InputError for what is not a plan."""
     path = Path(path)
     path = path / "map.html" if path.is_dir() else path
@@ -154,7 +154,7 @@ class _Plan:
             rows.append(self._row({"name": "plan", "title": "this plan", "value": self.value}))
         return self._ranked(rows, rows)
 
-    def groups(self) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    def groups(self) -> list[tuple[str, str, list[dict[str, object]]]]:
         """Further rows on the same axis: time alone and place alone, and each region left out."""
         axis = self.comparators()
         kinds = (("Which of it is time, which is place", "Each planned by itself, as well as it can be.", "ablations"),
@@ -164,7 +164,7 @@ class _Plan:
     def _rows(self, key: str) -> list[dict[str, Any]]:
         return [self._row(row) for row in self.document.get(key) or []]
 
-    def _row(self, row: Any) -> dict[str, Any]:
+    def _row(self, row: object) -> dict[str, object]:
         name = str(_of(row, "name", "policy", default="?"))
         return {"name": name, "title": str(_of(row, "title", "name", "policy", default="?")),
                 "value": _number(_of(row, "value", "cost", default=None)), "kind": str(_of(row, "kind", default=_KINDS.get(name, "other"))),
@@ -205,7 +205,7 @@ class _Plan:
     def when(self, hour: int) -> str:
         return f"{self.start + timedelta(hours=int(hour)):%Y-%m-%d %H:%M}"
 
-    def sites(self) -> list[dict[str, Any]]:
+    def sites(self) -> list[dict[str, object]]:
         """Each site's mean intensity, the mean of the hours chosen there weighted by energy, and its part of the work."""
         rows, whole = [], float(self.kw.sum())
         for name, grams, kw in zip(self.names, self.intensity, self.kw, strict=True):
@@ -244,7 +244,7 @@ class _Plan:
 class _Job:
     """One job with what its schedule makes of it. `base` kg is what the document says that it emits at home, at once; None where it does not."""
 
-    def __init__(self, number: int, job: Any) -> None:
+    def __init__(self, number: int, job: object) -> None:
         self.name = str(_of(job, "name", "id", "job", default=f"job {number + 1}"))
         self.kw = float(_of(job, "kw", "power_kw", "power", default=0.0))
         self.release = int(_of(job, "release", default=0))
@@ -267,7 +267,7 @@ class _Job:
             self.kg = _rounded((self.kg or 0.0) + self.kw * float(grams.sum()) / 1000.0)
 
 
-def _of(row: Any, *names: str, default: Any = ...) -> Any:
+def _of(row: object, *names: str, default: object = ...) -> Any:
     """The first of `names` that a mapping has; a bare string or number is itself."""
     if not isinstance(row, dict):
         return row

@@ -303,7 +303,7 @@ def in_notebook() -> bool:
     return type(shell).__name__ in ("ZMQInteractiveShell", "Shell")     # Jupyter's, Colab's
 
 
-def listener(progress: Any = None, budget: float = 0.0) -> tuple[Any, bool]:
+def listener(progress: object = None, budget: float = 0.0) -> tuple[Any, bool]:
     """(who is told of a job of `budget` seconds, whether it is ours to close). None or True: bars on a terminal, a line in a notebook, else nobody;
     False: nobody; a mode of `Progress`: that; anything else is a listener of the caller's own.
     """
@@ -354,15 +354,15 @@ class Progress:
         """Expected seconds of each stage to come, by name and in order: the forecast rests on it. May be called again when more is known."""
         self.estimate.plan(stages)
 
-    def stage(self, name: str, total_steps: int = 0) -> None:
-        """A stage begins (and the one before it ends); `total_steps` = 0: not known."""
-        self.estimate.stage(name, total_steps, time.monotonic())
+    def stage(self, name: str, total: int = 0) -> None:
+        """A stage begins (and the one before it ends); `total` = 0: not known."""
+        self.estimate.stage(name, total, time.monotonic())
         if self.mode == "bars":
-            self._bar(name, total_steps)
+            self._bar(name, total)
         elif self.mode == "plain":
             self._line(f"{name}{self._left()}")
         self._page()
-        self._event("stage", name=name, steps=total_steps)
+        self._event("stage", name=name, steps=total)
 
     def advance(self, n: int = 1) -> None:
         """`n` steps of the stage are done."""

@@ -27,7 +27,7 @@ PLAIN = 20_000_000                                                      # bytes:
 Event = dict[str, Any]
 
 
-def write(plan: Plan, folder: Path | str, execution: Any = None) -> Path:
+def write(plan: Plan, folder: Path | str, execution: object = None) -> Path:
     """Write trace.json into `folder`, or trace.json.gz where it is 20 MB or more (Perfetto reads both). Returns the file's path."""
     text = json.dumps(trace(plan, execution), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return save(text.encode("utf-8", "replace"), Path(folder))

@@ -178,7 +178,7 @@ def _gradients(
 
 def _watch(taken: dict[str, list[Tensor]], name: str) -> Any:
     """A hook that keeps what a layer reads, with its gradient, in `taken[name]`."""
-    def hook(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def hook(layer: nn.Module, args: tuple[Any, ...]) -> tuple[object, ...]:
         value = args[0].detach().requires_grad_(False) if not args[0].requires_grad else args[0]
         value = value if value.requires_grad else value.clone().requires_grad_(True)
         if value.requires_grad and not value.is_leaf:
@@ -190,7 +190,7 @@ def _watch(taken: dict[str, list[Tensor]], name: str) -> Any:
 
 def _weigh(influence: dict[str, list[Tensor]], path: str) -> Any:
     """A hook that notes in `influence[path]` how far a block turns its hidden states: 1 − cosine, the mean over positions."""
-    def hook(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def hook(_m: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], out: Any) -> None:
         before = args[0] if args else kwargs.get("hidden_states")
         after = hidden(out)
         if isinstance(before, Tensor) and after is not None and before.shape == after.shape:

@@ -57,7 +57,7 @@ def answer(model: Loaded, data: object, columns: Mapping[str, str] | None = None
 
 def table(
     model: Loaded, found: Answers, *, scores: bool = False, probabilities: bool = False, identity: str | None = None, inputs: bool = False
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """A dict per row: its identity and inputs where they are asked for, "prediction", "score …" and "probability …" by class, "error" where some row
     has one. Raises InputError for a column that is not there, and for scores that the task does not have."""
     given = found.asked.columns

@@ -51,7 +51,7 @@ class Setting:
     batch: int = 32
     bucketing: bool = True
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return dict(self.__dict__)
 
     def __str__(self) -> str:
@@ -245,11 +245,11 @@ class Model:
     def __init__(self, folder: Path, manifest: dict[str, Any], assembly: Assembly, task: Task, warnings: list[str]) -> None:
         self.folder, self.manifest, self.assembly, self.task, self.warnings = folder, manifest, assembly, task, warnings
 
-    def encode(self, data: Any) -> Examples:
+    def encode(self, data: object) -> Examples:
         """Raw inputs (list of texts or pairs, arrays, a file, rows without labels) as this model reads them."""
         return self.inputs(data).read()
 
-    def inputs(self, data: Any) -> Examples | Unread:
+    def inputs(self, data: object) -> Examples | Unread:
         """The same, except that texts stay texts until a network asks for their tokens. Raises InputError where a row cannot be read."""
         from fourfold.datasets.asked import asked, encoded
 
@@ -261,7 +261,7 @@ class Model:
             raise InputError(f"{what.source}, row {row + 1}: {reason}.", "Leave it out, or use predict, which answers the others.")
         return examples
 
-    def records(self, data: Any) -> np.ndarray:
+    def records(self, data: object) -> np.ndarray:
         """What the metric sees: class scores [N, C], values [N, 1] …"""
         with works.one():
             return self.assembly.outputs(self.inputs(data), self.task)
@@ -288,6 +288,6 @@ class Model:
         self.assembly.close()
 
 
-def pack(values: Iterable[object]) -> list[Any]:
+def pack(values: Iterable[object]) -> list[object]:
     """Predictions as JSON values."""
     return [v.item() if isinstance(v, np.generic) else v.tolist() if isinstance(v, np.ndarray) else v for v in values]

@@ -149,7 +149,8 @@ def expressed(module: nn.Module) -> Any:
     raise ModelError(f"no configuration of {type(module).__name__} gives these shapes.", "Export it --to onnx or --to openvino.")
 
 
-def _adjusted(bare: nn.Module, config: Any, odd: dict[str, tuple[tuple[int, ...], tuple[int, ...]]], surplus: int, own: Any) -> bool:
+def _adjusted(bare: nn.Module, config: Any, odd: dict[str, tuple[tuple[int, ...], tuple[int, ...]]], surplus: int,
+              own: Any) -> bool:
     """Set the one number of the configuration that explains a difference; False where none does."""
     data = {k: v for k, v in json.loads(config.to_json_string(use_diff=False)).items() if type(v) is int}
     if surplus:  # blocks: the count that is found at the largest index of a list

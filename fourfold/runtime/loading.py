@@ -214,7 +214,7 @@ def _module(home: Path, spec: Mapping[str, Any], trust: Trust) -> nn.Module:
         return restore(spec["origin"], _recipe(spec), home / "model.safetensors", trust)
 
 
-def bare(origin: Mapping[str, Any], trust: Trust = EVERYONE) -> nn.Module:
+def bare(origin: Mapping[str, object], trust: Trust = EVERYONE) -> nn.Module:
     """The architecture before any edit: what a technique begins from nothing, or whatever the user's model came from. `trust`: see
     `fourfold.trust`."""
     from fourfold.registry import owner
@@ -227,7 +227,7 @@ def bare(origin: Mapping[str, Any], trust: Trust = EVERYONE) -> nn.Module:
     return rebuild(dict(origin), trust)
 
 
-def restore(origin: Mapping[str, Any], recipe: Recipe, weights: Path, trust: Trust = EVERYONE) -> nn.Module:
+def restore(origin: Mapping[str, object], recipe: Recipe, weights: Path, trust: Trust = EVERYONE) -> nn.Module:
     """Bare architecture → shape → weights, in evaluation mode."""
     from safetensors.torch import load_file
 

@@ -46,7 +46,7 @@ class Served:
     cpu: float
     corrected: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data."""
         return {**asdict(self), "result": self.result.to_json()}
 

@@ -78,7 +78,7 @@ class Shelved:
         return Wrapped(module, self.inputs)
 
 
-def plain(data: Mapping[str, Any]) -> SimpleNamespace:
+def plain(data: Mapping[str, object]) -> SimpleNamespace:
     """A configuration's values as attributes, its inner configurations too."""
     return SimpleNamespace(**{k: plain(v) if k.endswith("_config") and isinstance(v, dict) else v for k, v in data.items() if k.isidentifier()})
 

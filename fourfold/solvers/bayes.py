@@ -40,7 +40,7 @@ class Search:
         self.study = optuna.create_study(directions=minimise, sampler=sampler)
         self.open: dict[int, Any] = {}
 
-    def seed(self, parameters: Mapping[str, Any]) -> None:
+    def seed(self, parameters: Mapping[str, object]) -> None:
         """Put a point at the head of the queue."""
         self.study.enqueue_trial(dict(parameters))
 

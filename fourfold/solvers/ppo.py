@@ -99,7 +99,7 @@ class Ppo:
             self.adam.step()
         return told
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """All that a resumed run needs to go on to the bit: tensors and numbers."""
         return self.adam.state_dict()
 

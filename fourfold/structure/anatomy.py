@@ -38,7 +38,7 @@ class UnitSlice:
         u = np.asarray(units, dtype=np.int64).reshape(-1, 1)
         return np.concatenate([(start + u * width + np.arange(width)).ravel() for start, width in self.segments]).astype(np.int64)
 
-    def edit(self, units: Sequence[int]) -> dict[str, Any]:
+    def edit(self, units: Sequence[int]) -> dict[str, object]:
         index = [*self.index(units), *(i for start, stop in self.fixed for i in range(start, stop))]
         return {"kind": "slice", "path": self.path, "axis": self.axis, "index": pack(index)}
 
@@ -70,7 +70,7 @@ class Bundle:
         """Input columns of the last consumer that belong to these units, int64."""
         return self.consumer.index(units)
 
-    def edits(self, kept: Sequence[int]) -> list[dict[str, Any]]:
+    def edits(self, kept: Sequence[int]) -> list[dict[str, object]]:
         sites = [*self.producers, *self.followers, *self.consumers]
         out = [site.edit(kept) for site in sites]
         for path, name, per in self.counts:  # a configuration is shared with other layers, so this one gets its own

@@ -87,7 +87,7 @@ def register() -> None:
 
 def _asked(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
-    is_causal: bool | None = None, position_bias: Tensor | None = None, **kwargs: Any,
+    is_causal: bool | None = None, position_bias: Tensor | None = None, **kwargs: object,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What transformers calls: [B, H, T, D] in, [B, T, H, D] out. A mask that says less than the layer's causality is completed as its own SDPA
     path does; attention dropout is left to the core."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -79,7 +78,7 @@ def _prepared(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anato
             part.training = mode
 
 
-def _read(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anatomy, list[dict[str, Any]]]:
+def _read(module: nn.Module, call: Call, preparation: Recipe) -> tuple[Anatomy, list[dict[str, object]]]:
     prover = Prover(module, call)
     trace = Trace(module)
     try:

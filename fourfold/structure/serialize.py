@@ -29,7 +29,7 @@ DAMAGED = "The artefact is damaged; copy it again."
 LIMIT = 1 << 22  # elements of a tensor that is stored inside the JSON (buffers that state_dict leaves out)
 
 
-def describe(module: nn.Module) -> dict[str, Any]:
+def describe(module: nn.Module) -> dict[str, object]:
     """JSON of the tree. Raises `ModelError` naming the first attribute that is not data."""
     return _Writer().module(module, type(module).__name__)
 
@@ -104,7 +104,7 @@ class _Writer:
             out |= {"fleeting": True, "data": _bytes(tensor)}
         return out
 
-    def value(self, value: Any, path: str) -> Any:
+    def value(self, value: object, path: str) -> Any:
         self.keep.append(value)
         if value is None or isinstance(value, bool | str) or type(value) is int:
             return value
@@ -148,7 +148,7 @@ class _Writer:
             }
         raise ModelError(f"attribute {path} is a {type(value).__name__}, which is not data", ADVICE)
 
-    def configuration(self, config: Any, path: str) -> dict[str, Any]:
+    def configuration(self, config: Any, path: str) -> dict[str, object]:
         """A transformers configuration: many modules share one, and it says how attention is computed."""
         if id(config) in self.configs:
             return {"config": self.configs[id(config)]}
@@ -221,7 +221,7 @@ class _Builder:
         self.tensors.append(made)
         return made
 
-    def value(self, value: Any) -> Any:
+    def value(self, value: object) -> Any:
         if isinstance(value, list):
             return [self.value(v) for v in value]
         if not isinstance(value, dict):

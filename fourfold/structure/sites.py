@@ -7,7 +7,7 @@ activation of an MLP is computed again from its input. What differs by more than
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,9 +46,9 @@ class AttentionSite:
     out: str
     stack: str
     block: int
-    before: tuple[dict[str, Any], ...] = ()
+    before: tuple[dict[str, object], ...] = ()
 
-    def edits(self, kind: str, **settings: Any) -> tuple[dict[str, Any], ...]:
+    def edits(self, kind: str, **settings: object) -> tuple[dict[str, object], ...]:
         """The edits that put a core of a technique's `kind` here: what must be done first, then the technique's own edit, whose `apply` calls
         `cores.install(model, edit, core)`. `settings` are plain data of the technique's own."""
         own = {"kind": kind, "path": self.path, "how": self.how, "heads": self.heads, "head_dim": self.head_dim, "causal": self.causal,
@@ -84,7 +84,7 @@ class MLPSite:
         """Whether another layer can take the place of the whole MLP (`cores.put_mlp`)."""
         return bool(self.whole or (self.activation and not self.gate))
 
-    def edits(self, kind: str, **settings: Any) -> tuple[dict[str, Any], ...]:
+    def edits(self, kind: str, **settings: object) -> tuple[dict[str, object], ...]:
         """The edit of a technique's `kind` that replaces this MLP or a part of it: see `cores.put_mlp`, `put_activation`, `mlp_weights`. `settings`
         are plain data of the technique's own."""
         own = {"kind": kind, "path": self.path, "up": self.up, "gate": self.gate, "down": self.down, "rows": list(self.rows),
@@ -156,7 +156,8 @@ class _CausalTrace(Trace):
         super().__init__(module)
         self.causal: dict[str, bool] = {}
 
-    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_function__(self, func: Any, types: Sequence[type], args: Any = (),
+                           kwargs: Any = None) -> object:
         before = len(self.cores)
         out = super().__torch_function__(func, types, args, kwargs)
         if len(self.cores) > before:
@@ -176,7 +177,7 @@ def _listed(model: nn.Module, trace: Trace) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _hides(func: Any, args: Any, kwargs: dict[str, Any], out: object) -> bool:
+def _hides(func: object, args: Any, kwargs: dict[str, Any], out: object) -> bool:
     """Whether the upper triangle is masked, by what the softmax or the fused attention was given."""
     if getattr(func, "__name__", "") == "softmax":
         weights = out if isinstance(out, Tensor) else torch.ones(1, 1)
@@ -370,7 +371,7 @@ def _rows(output: Any, rows: str) -> Tensor:
     return output if not rows else output[..., unpack(rows)]
 
 
-def _computed(function: Callable[..., Any], x: Tensor) -> Tensor | None:
+def _computed(function: Callable[..., object], x: Tensor) -> Tensor | None:
     try:
         value = function(x.clone())
     except Exception:  # not a function of one tensor

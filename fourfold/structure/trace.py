@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,8 @@ class Trace(TorchFunctionMode):
     def _leave(self, part: nn.Module, args: object, output: Tensor) -> None:
         self._open.pop().output = output
 
-    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_function__(self, func: Any, types: Sequence[type], args: Any = (),
+                           kwargs: Mapping[str, object] | None = None) -> object:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name == "scaled_dot_product_attention" and args[0].ndim == 4:

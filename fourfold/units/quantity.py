@@ -28,7 +28,7 @@ class Share:
     variance: float
     value: float | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"source": self.source, "grade": self.grade, "variance": self.variance, "value": self.value}
 
     def __str__(self) -> str:
@@ -214,7 +214,7 @@ class Quantity:
         interval = f" [{low:.4g}, {high:.4g}]" if low < high else ""
         return f"{self.value:.4g}{'' if self.unit == '1' else ' ' + self.unit}{interval} ({self.grade})"
 
-    def to_json(self, deep: bool = False) -> dict[str, Any]:
+    def to_json(self, deep: bool = False) -> dict[str, object]:
         """Plain data; `from_json` gives back an equal Quantity. `deep` adds `op`, `inputs` and the `nodes` that they name: every figure this one was
         computed from, written once under the first 16 digits of its sha256."""
         if not deep:

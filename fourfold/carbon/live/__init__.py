@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -95,7 +95,7 @@ def _chosen(place: Site | None, environment: Mapping[str, str], signal: str | No
     return found
 
 
-def _span(kind: str, start: datetime | None, end: datetime | None, horizon: int, clock: Any) -> tuple[datetime, datetime]:
+def _span(kind: str, start: datetime | None, end: datetime | None, horizon: int, clock: Callable[[], float]) -> tuple[datetime, datetime]:
     """Whole hours [first, last) that are asked for. Raises InputError for an empty, naive or over-long span."""
     now = datetime.fromtimestamp(clock(), UTC).replace(minute=0, second=0, microsecond=0)
     if kind != "history":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -127,7 +127,7 @@ def tasks_of(graph: Graph, group: ArrayLike, system: Machine, seconds: NDArray[n
                  fixed[:, 1].astype(np.int32), names, task.astype(np.int32))
 
 
-def _storage(graph: Graph, passed: NDArray[np.int64], maker: NDArray[Any], pairs: NDArray[np.int64], place: NDArray[np.int64],
+def _storage(graph: Graph, passed: NDArray[np.int64], maker: np.ndarray, pairs: NDArray[np.int64], place: NDArray[np.int64],
              ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Bytes that each passed value holds, and the passed value whose memory it shares."""
     hold, base = graph.size[passed].copy(), np.full(len(passed), -1, np.int32)
@@ -167,7 +167,7 @@ def _unique_pairs(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArra
     return np.stack([code // wide, code % wide], axis=1)
 
 
-def starts(keys: NDArray[Any], count: int) -> NDArray[np.int32]:
+def starts(keys: np.ndarray, count: int) -> NDArray[np.int32]:
     """i4[count+1]: where each key's entries begin, once they are sorted by key."""
     return np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=count))]).astype(np.int32)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,7 +53,7 @@ class Timeline:
                                                          strict=True) if peak > limit]
         return [*self.unsupported, *told]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"makespan": self.makespan, "joules": self.joules, "busy": self.busy.tolist(), "link_busy": self.link_busy.tolist(),
                 "peak_bytes": self.peak_bytes.tolist(), "transfers": len(self.transfers), "events": self.events,
                 "start": self.start.tolist(), "finish": self.finish.tolist(), "violations": self.violations()}

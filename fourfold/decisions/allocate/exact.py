@@ -7,7 +7,7 @@ otherwise the height is minimised, with the solver's bound. Greedy packings come
 from __future__ import annotations
 
 import threading
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from fourfold.decisions.allocate._restarts import StopFlag
 from fourfold.decisions.allocate.instance import FREE, I64, Rectangles
 from fourfold.decisions.allocate.problem import Allocate
 from fourfold.problem import Budget, Solver, SolverAnswer
+
+if TYPE_CHECKING:
+    from ortools.sat.python.cp_model import CpModel
 
 _MOST = 5000                                                            # rectangles
 
@@ -85,7 +88,7 @@ def search(problem: Allocate, hint: I64, budget: Budget, stop: np.ndarray, seed:
     return found, int(np.ceil(solver.best_objective_bound - 1e-6)) if status != cp_model.UNKNOWN else None
 
 
-def _model(model: Any, p: Rectangles, problem: Allocate, hint: I64) -> tuple[list[Any], Any]:
+def _model(model: CpModel, p: Rectangles, problem: Allocate, hint: I64) -> tuple[list[Any], Any]:
     """Fill `model`; (offset variables, the height's expression or None where only a packing is asked)."""
     from ortools.sat.python import cp_model
 
@@ -117,7 +120,7 @@ def _model(model: Any, p: Rectangles, problem: Allocate, hint: I64) -> tuple[lis
     return offset, _height(model, p, problem, offset, xs, most)
 
 
-def _height(model: Any, p: Rectangles, problem: Allocate, offset: list[Any], xs: list[Any], most: int) -> Any:
+def _height(model: CpModel, p: Rectangles, problem: Allocate, offset: list[Any], xs: list[Any], most: int) -> Any:
     """Minimise what is used of the banks, each up to its highest address."""
     least = -(-problem.bound() // p.unit)
     if len(p.base) == 1:

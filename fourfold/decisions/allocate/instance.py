@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,17 +171,17 @@ class Rectangles:
         np.subtract.at(change, self.upper, self.size)
         return np.cumsum(change)[: self.sections]
 
-    def offsets(self, found: Any) -> I64:
+    def offsets(self, found: object) -> I64:
         """Bytes i8[n] of each buffer from units i8[m] of each offset."""
         return (np.asarray(found, np.int64) * self.unit)[self.variable]
 
-    def units(self, offsets: Any) -> I64:
+    def units(self, offsets: object) -> I64:
         """Units i8[m] from bytes i8[n], rounded down: what a solver starts from."""
         found = np.zeros(len(self.extent), np.int64)
         found[self.variable] = np.asarray(offsets, np.int64) // self.unit
         return found
 
-    def height(self, found: Any) -> int:
+    def height(self, found: object) -> int:
         """Units used of all banks together: of each bank up to the highest address in use."""
         top = np.asarray(found, np.int64) + self.extent
         which = np.searchsorted(self.base, np.asarray(found, np.int64), "right") - 1
@@ -193,7 +192,7 @@ class Rectangles:
 
 # ---- checks
 
-def _whole(name: str, value: Any) -> I64:
+def _whole(name: str, value: object) -> I64:
     """The array as i8. Raises InputError for what is no whole number, or beyond 64 bits."""
     array = np.asarray(value)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu") or (array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1):

@@ -4,14 +4,13 @@ not read the packers' normal form."""
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from typing import Any
 
 import numpy as np
 
 from fourfold.decisions.allocate.instance import FREE, Buffers
 
 
-def violations(b: Buffers, offsets: Any) -> list[str]:
+def violations(b: Buffers, offsets: object) -> list[str]:
     """Every rule that `offsets` (whole bytes, one a buffer) break, a sentence each; [] = valid. Overlaps are examined where aliases hold."""
     try:
         given = np.asarray(offsets)

@@ -158,7 +158,7 @@ def main() -> None:
     _die_with_parent()
     task, payload = pickle.load(stdin)
 
-    def tell(word: str, what: Any) -> None:
+    def tell(word: str, what: object) -> None:
         pickle.dump((word, what), out)
         out.flush()
 

@@ -37,7 +37,8 @@ def row(problem: Place, name: str, title: str, found: JobHours | None, kind: str
             "capacity_kept": not broken, "broken": broken[:3], "why": why}
 
 
-def policies(problem: Place, best: Solution[JobHours], *, error: float, draws: int, seed: int, budget: float, prices: bool) -> list[dict[str, Any]]:
+def policies(problem: Place, best: Solution[JobHours], *, error: float, draws: int, seed: int, budget: float,
+             prices: bool) -> list[dict[str, object]]:
     """A row each: run now, home, greenest, Let's Wait Awhile, threshold, forecast, oracle. What draws noise is the mean of `draws`."""
     return list(_policies(problem, best, error=error, draws=draws, seed=seed, budget=budget, prices=prices))
 
@@ -70,7 +71,7 @@ def _policies(problem: Place, best: Solution[JobHours], *, error: float, draws: 
 
 
 def everything(problem: Place, best: Solution[JobHours], *, error: float, draws: int, seed: int, budget: float, prices: bool,
-               limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
+               limit: float) -> Iterator[tuple[str, dict[str, object]]]:
     """(part, row) of all that a plan is held against, one by one: policies, ablations, without."""
     for each in _policies(problem, best, error=error, draws=draws, seed=seed, budget=budget, prices=prices):
         yield "policies", each
@@ -86,7 +87,7 @@ def _light(problem: Place, best: Solution[JobHours]) -> bool:
     return size(problem) <= _LIGHT and (best.solver == "flow" or mu is not None and not np.any(mu))
 
 
-def scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def scored(rows: list[dict[str, Any]]) -> list[dict[str, object]]:
     """The rows with `saving` against running now and `share` of the oracle's saving; None where either cannot be said."""
     naive = next((each["value"] for each in rows if each["kind"] == "naive"), None)
     most = next((each["value"] for each in rows if each["kind"] == "oracle"), None)
@@ -99,7 +100,7 @@ def scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def ablations(problem: Place, *, budget: float, seed: int, prices: bool) -> list[dict[str, Any]]:
+def ablations(problem: Place, *, budget: float, seed: int, prices: bool) -> list[dict[str, object]]:
     """Waiting without moving, and moving without waiting, each planned exactly within the capacities."""
     stay = np.arange(len(problem.sites))[None, :] == problem.home[:, None]
 
@@ -113,7 +114,7 @@ def ablations(problem: Place, *, budget: float, seed: int, prices: bool) -> list
             _planned(problem, "place only", "Move, never wait", only_place, budget, seed, prices)]
 
 
-def without(problem: Place, best: Solution[JobHours], *, limit: float, budget: float, seed: int, prices: bool) -> list[dict[str, Any]]:
+def without(problem: Place, best: Solution[JobHours], *, limit: float, budget: float, seed: int, prices: bool) -> list[dict[str, object]]:
     """The plan with each region that `best` uses left out (jobs that may run nowhere else stay): how much of the saving hangs on it.
 
     Where planning again as often would take more than `limit` seconds, the jobs' separate optima stand in, which know no capacity: the row says so.
@@ -133,7 +134,7 @@ def without(problem: Place, best: Solution[JobHours], *, limit: float, budget: f
 
 
 def _planned(problem: Place, name: str, title: str, made: Callable[[], Place], budget: float, seed: int, prices: bool,
-             solver: Solver | None = None) -> dict[str, Any]:
+             solver: Solver | None = None) -> dict[str, object]:
     try:
         changed = made()
         found = solve(changed, solver or planner(changed, ROUGH), Budget(budget), seed)

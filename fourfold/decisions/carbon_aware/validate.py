@@ -49,7 +49,7 @@ class Certificate:
     hashes: Mapping[str, str]
     loose: bool = False
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data; only prices above zero are listed."""
         site, hour = np.nonzero(self.mu)
         return {"format": FORMAT, "value": self.value, "bound": self.bound, "gap": self.gap, "unit": self.unit, "signal": self.signal,

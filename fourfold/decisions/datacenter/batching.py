@@ -6,8 +6,6 @@ this frees are switched off as consolidation would. """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from fourfold.decisions.datacenter._fleet import cheapest
@@ -27,7 +25,7 @@ class Batching(Solver):
     def declines(self, problem: Serve) -> str | None:
         return None if problem.batched else "the problem states no time a call and an item; its load cannot be batched."
 
-    def solve(self, problem: Serve, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
+    def solve(self, problem: Serve, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, object]]:
         batch = largest(problem)
         on, _ = cheapest(problem, problem.demand(batch))
         budget.spend(len(on))

@@ -7,8 +7,6 @@ servers that are alike; for others the problem's bound tells how far off it may 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from fourfold.decisions.datacenter._fleet import cheapest
@@ -27,7 +25,7 @@ class Consolidation(Solver):
     gives = ("optimum",)
     counts = "hours"
 
-    def solve(self, problem: Serve, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
+    def solve(self, problem: Serve, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, object]]:
         """The cheapest number of servers for every hour, one item a call. Claims the optimum for servers that are alike and unbatched."""
         answer = problem.baseline()
         work = problem.demand(np.asarray(answer["batch"], int))

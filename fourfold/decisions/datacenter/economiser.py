@@ -33,7 +33,7 @@ class Economiser(Solver):
             return "outside air is not allowed in this hall."
         return None if problem.weather.hourly else "there are no hourly outside temperatures to choose by."
 
-    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
+    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, object]]:
         """The cheapest modes. Claims the optimum where outside air is all that the problem allows."""
         answer = {**problem.baseline(), "modes": [CHILLER] * len(problem.outside)}
         price = np.stack([_prices(problem, answer, mode) for mode in (CHILLER, MIXED, OUTSIDE)], axis=1)

@@ -5,8 +5,6 @@ immersed servers need no fans. Sources and interval: `_hall.REDUCTIONS["immersio
 
 from __future__ import annotations
 
-from typing import Any
-
 from fourfold.decisions.datacenter.problem import Cool
 from fourfold.problem import Budget, Solver, SolverAnswer
 
@@ -24,5 +22,5 @@ class Immersion(Solver):
             return "the servers are immersed already."
         return None if "immersion" in problem.allowed else "immersion is not allowed in this hall."
 
-    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
+    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, object]]:
         return SolverAnswer({**problem.baseline(), "cooling": "immersion", "modes": [0] * len(problem.outside)}, note="published reduction")

@@ -6,8 +6,6 @@ A published reduction, never measured here; it is applied to the cooling of the 
 
 from __future__ import annotations
 
-from typing import Any
-
 from fourfold.decisions.datacenter.problem import Cool
 from fourfold.problem import Budget, Solver, SolverAnswer
 
@@ -25,5 +23,5 @@ class Overcooling(Solver):
             return "the servers are immersed; there is no air to over-cool."
         return None if "overcooling" in problem.allowed else "over-cooling control is not allowed in this hall."
 
-    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
+    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, object]]:
         return SolverAnswer({**problem.baseline(), "cut": "overcooling"}, note="published reduction")

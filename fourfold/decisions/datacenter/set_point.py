@@ -6,8 +6,6 @@ unless the problem allows more (Khankari 2011 quotes the envelope). Found by try
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from fourfold.decisions.datacenter.problem import Cool
@@ -33,7 +31,7 @@ class SetPoint(Solver):
             return f"the set point of {problem.hall.set_point:g} °C is at its limit of {problem.limit:g} °C."
         return None
 
-    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, Any]]:
+    def solve(self, problem: Cool, budget: Budget, seed: int = 0) -> SolverAnswer[dict[str, object]]:
         """The cheapest set point, the hall's present use of outside air kept."""
         now = problem.hall.set_point
         points = [*np.arange(now, problem.limit, 0.5), problem.limit]

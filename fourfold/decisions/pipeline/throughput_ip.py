@@ -8,7 +8,7 @@ of T/10^5, rounded down, so that the optimum is a bound. It starts from stages a
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from fourfold.decisions.pipeline._stages import stages
 from fourfold.decisions.pipeline.problem import MaxLoad, Split
 from fourfold.frontends.placement import PipelineWorkload
 from fourfold.problem import Budget, Solver, SolverAnswer
+
+if TYPE_CHECKING:
+    from ortools.sat.python.cp_model import CpModel
 
 _UNITS, _LARGEST, _SMALL = 100_000, 60_000, 400                         # units of a load; booleans at most; up to these one worker and one answer
 
@@ -101,7 +104,7 @@ def _model(problem: MaxLoad, g: Groups, value: float) -> tuple[Any, list[list[An
     return model, x, unit
 
 
-def _contiguous(model: Any, w: PipelineWorkload, g: Groups, x: list[Any]) -> None:
+def _contiguous(model: CpModel, w: PipelineWorkload, g: Groups, x: list[Any]) -> None:
     for phase in (~w.backward, w.backward):
         z = [model.new_bool_var("") for _ in range(len(w))]
         for v in range(len(w)):

@@ -72,7 +72,7 @@ class NodeCosts:
         kind, module = short(graph.kinds[graph.kind[node]]), graph.modules[node]
         return f"{kind} of {module}" if module else f"{kind} ({graph.names[node]})"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"seconds": self.seconds.tolist(), "workspace": self.workspace.tolist(), "way": list(self.way), "random": list(self.random)}
 
     @classmethod

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fourfold.decisions.schedule import anneal
 from fourfold.decisions.schedule.exact import Exact
@@ -42,7 +42,7 @@ class _Part:
     bound: float | None = None
     note: str = ""
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         return {"solver": self.name, "cost": self.cost if math.isfinite(self.cost) else None, "seconds": self.seconds,
                 "evaluations": self.evaluations, "note": self.note}
 

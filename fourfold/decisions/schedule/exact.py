@@ -14,7 +14,7 @@ import itertools
 import math
 import threading
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numba import njit
@@ -25,6 +25,10 @@ from fourfold.decisions.schedule.problem import Answer, Schedule
 from fourfold.errors import Infeasible
 from fourfold.graph import CONTRACTION, OPAQUE, REDUCTION
 from fourfold.problem import Budget, Solver, SolverAnswer
+
+if TYPE_CHECKING:
+
+    pass
 
 _PLANS, _TINY = 400_000, 7                                             # of a tiny problem: plans, ops
 _NODES, _GROUPS, _TICKS = 120, 2500, 20_000                            # for CP-SAT: ops, candidate groups, resolution of the incumbent's time

@@ -55,7 +55,7 @@ class Answer:
     def __len__(self) -> int:
         return len(self.group)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"group": self.group.tolist(), "place": self.place.tolist(), "priority": self.priority.tolist()}
 
     @classmethod

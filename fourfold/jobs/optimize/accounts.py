@@ -25,14 +25,16 @@ from fourfold.units import Quantity
 if TYPE_CHECKING:
     from fourfold.jobs.optimize.final_race import Point
     from fourfold.jobs.optimize.state import Job
+    from fourfold.measure.race import Ratio
     from fourfold.report.schema import Report
     from fourfold.rewrites.compress.combine import Candidate
+    from fourfold.runtime.artefact import Setting
     from fourfold.structure.discover import Anatomy
 
 TITLES = {"heads": "heads", "neurons": "neurons", "channels": "channels"}
 
 
-def report_data(job: Job) -> dict[str, Any]:
+def report_data(job: Job) -> dict[str, object]:
     """The report of a finished job, in the terms of `fourfold.report.schema` (whose name `optimize` writes over it).
 
     Long: one document, a line a field.
@@ -257,11 +259,11 @@ def _interval(r: Relative | None) -> dict[str, object] | None:
     return None if r is None else {"value": r.value, "low": r.low, "high": r.high, "n": r.n}
 
 
-def _setting(s: Any) -> dict[str, Any]:
+def _setting(s: Setting) -> dict[str, object]:
     return {"engine": s.engine, "precision": s.precision, "threads": s.threads, "batch": s.batch, "bucketing": s.bucketing}
 
 
-def _ratio(r: Any, rounds: int) -> dict[str, Any]:
+def _ratio(r: Ratio, rounds: int) -> dict[str, Any]:
     return {"value": r.value, "low": r.low, "high": r.high, "n": rounds}
 
 
@@ -284,7 +286,7 @@ def _passes(job: Job) -> dict[str, float]:
     return {name: math.floor(floor * 1000) / 1000 for name, floor in found.items() if floor > 0}
 
 
-def _candidate(job: Job, p: Point, passes: dict[str, float]) -> dict[str, Any]:
+def _candidate(job: Job, p: Point, passes: dict[str, float]) -> dict[str, object]:
     c = p.candidate
     networks = c.structured and job.root is not None
     how = words(job, c)
@@ -424,7 +426,7 @@ def _infeasible(job: Job, shown: list[Point], place: dict[str, int]) -> dict[str
     return {"reason": reason, "nearest": rows}
 
 
-def _race(job: Job, place: dict[str, int]) -> list[dict[str, Any]]:
+def _race(job: Job, place: dict[str, int]) -> list[dict[str, object]]:
     rows = []
     for r in job.race_rows:
         setting = {"engine": r["engine"], "precision": r["precision"], "threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]}
@@ -499,7 +501,7 @@ STAGES = {
 }  # journal key → stage and sentence; {1}, {2} are the key's own words
 
 
-def _timeline(job: Job) -> list[dict[str, Any]]:
+def _timeline(job: Job) -> list[dict[str, object]]:
     rows, first = [], None
     for e in job.journal.events():
         first = e["at"] if first is None else first

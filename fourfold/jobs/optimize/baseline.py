@@ -119,7 +119,7 @@ def _tune(job: Job) -> None:
 
     folder, rows = job.folder / "race-original", len(job.served_rows(job.splits.test))
 
-    def run() -> dict[str, Any]:
+    def run() -> dict[str, object]:
         outcome = race_model(
             job.subject,
             job.subject.module,
@@ -149,7 +149,7 @@ def _tune(job: Job) -> None:
     )
 
 
-def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> list[tuple[str, str, dict[str, Any]]]:
+def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> list[tuple[str, str, dict[str, object]]]:
     """(engine, precision, settings) worth building, cheapest first: up to two of eight bits (those near the best), the best of bf16, and the best
     fp32 back end. Eight bits may cost more quality than the floor allows, bf16 hardly ever does, so neither stands in for the other."""
     by = "wall" if objective == "latency" else "cpu"

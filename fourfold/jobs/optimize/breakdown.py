@@ -34,7 +34,7 @@ def ladder(job: Job, measure: bool = True) -> None:
         job.ladder = job.journal.once(f"{key}:steps" if measure else key, lambda: _climb(job, measure))
 
 
-def _energy(job: Job) -> dict[str, Any]:
+def _energy(job: Job) -> dict[str, object]:
     """Joules per example of the original, over about two seconds of unseen rows; with interval, grade, method, boundary, and why no better meter."""
     from fourfold.measure.power import window
 

@@ -29,7 +29,7 @@ def plan(job: Job, root: Node) -> SearchPlan:
     assert job.table is not None
     table = job.table
 
-    def run() -> dict[str, Any]:
+    def run() -> dict[str, object]:
         pace, bf16_from = _pace(job, root)
         made = plan_for(
             pace,

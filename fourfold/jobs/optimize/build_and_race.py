@@ -212,7 +212,7 @@ def race_points(job: Job, points: list[Point]) -> None:
     if not points:
         return
 
-    def run() -> dict[str, Any]:
+    def run() -> dict[str, object]:
         job.listener.stage("racing", 0)
         runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [job.signed(ORIGINAL, job.subject.module)]))}
         runners |= {p.name: Runner(p.assembly) for p in points}

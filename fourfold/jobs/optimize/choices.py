@@ -61,7 +61,7 @@ def keep(root: Path, manifest: dict[str, Any], changed: Mapping[str, Mapping[str
     _write(root, manifest, why)
 
 
-def undo(folder: Path | str, *, dry_run: bool = False) -> dict[str, Any]:
+def undo(folder: Path | str, *, dry_run: bool = False) -> dict[str, object]:
     """Put back the choice that ran before the one that runs now; later ones stay recorded. Raises InputError where there is none."""
     from fourfold.runtime.loading import read_manifest, verify
 

@@ -256,7 +256,7 @@ def main() -> None:
     use_threads(1)
     lock = threading.Lock()
 
-    def say(message: Any) -> None:
+    def say(message: object) -> None:
         with lock:
             write(out, pickle.dumps(message, protocol=5))
 

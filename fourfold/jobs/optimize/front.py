@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from fourfold.errors import Infeasible, InputError, ModelError
 
@@ -44,7 +44,7 @@ class Choice:
         """What the objective minimises, relative to the original."""
         return self.job.cost(self.point)
 
-    def predict(self, data: object) -> list[Any]:
+    def predict(self, data: object) -> list[object]:
         """Answers to raw inputs (texts, pairs, arrays, a file), one each, as the saved artefact gives them (`fourfold.load(…).predict`).
 
         Raises InputError for inputs that cannot be read.
@@ -194,7 +194,7 @@ def _live(point: Point, job: Job) -> Model:
     from fourfold.runtime.artefact import Model
 
     class Live(Model):
-        def inputs(self, data: Any) -> Examples:
+        def inputs(self, data: object) -> Examples:
             from fourfold.datasets.encode import load_inputs
 
             return load_inputs(data, job.task, job.subject, max_length=job.options.max_length).read()

@@ -29,7 +29,7 @@ SEARCH_ROWS, TEST_ROWS = 3_000, 20_000
 """Rows of the search and test splits that are judged at most; more would cost time and no longer narrow the interval that matters."""
 
 
-def read(job: Job, model: Any, data: Any) -> None:
+def read(job: Job, model: object, data: object) -> None:
     """Load model and data, split, open the journal."""
     from fourfold.datasets.load import load_data
     from fourfold.frontends.model import load_model

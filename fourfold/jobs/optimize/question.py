@@ -11,6 +11,7 @@ import numpy as np
 from fourfold.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from fourfold.frontends.subject import Subject
     from fourfold.jobs.optimize.state import Job
 
 ROWS = 8  # rows of the first batch
@@ -50,7 +51,7 @@ def tried(job: Job) -> None:
         job.warnings.append(f"Of what the model answers only one tensor is judged and kept; left out: {', '.join(left_out)}.")
 
 
-def _unanswered(error: Exception, subject: Any) -> InputError | ModelError:
+def _unanswered(error: Exception, subject: Subject) -> InputError | ModelError:
     said = (str(error).strip().splitlines() or [""])[0][:160]
     if "padding token" in said:
         return InputError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fourfold.units import Quantity
 
@@ -30,7 +29,7 @@ class Drive:
                         source=f"assumed for a {self.kind}: drive power at work over throughput",
                         method=f"bytes read and written × {self.joules:g} J/GB [{self.low:g}, {self.high:g}]")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"kind": self.kind, "joules": self.joules, "low": self.low, "high": self.high}
 
 

@@ -138,7 +138,7 @@ class Searcher:
         """Rung 0 of one shape, remembered."""
         key = "sketch:" + signature(shape)
 
-        def run() -> dict[str, Any]:
+        def run() -> dict[str, object]:
             module, _, _ = prune(self.root, shape)
             return {"harm": self.harm(module), "cost": self.cost(shape)}
 
@@ -204,7 +204,7 @@ class Searcher:
         """`node` pruned to `shape` and distilled for at most `steps` and about `seconds`."""
         bench = self.bench
 
-        def begin() -> tuple[nn.Module, dict[str, Any]]:
+        def begin() -> tuple[nn.Module, dict[str, object]]:
             if signature(shape) == signature(node.shape) and node is not self.root:  # trained further as it is
                 return copy.deepcopy(node.module), {"recipe": node.recipe.to_json(), "kept": node.kept}
             if node.sensitivities is None:

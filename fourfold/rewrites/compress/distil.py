@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +151,7 @@ def pays_threads(rounds: int = 3) -> int:
     return min(best, key=lambda count: float(np.median(best[count][1:])))
 
 
-def autocast(enabled: bool) -> Any:
+def autocast(enabled: bool) -> AbstractContextManager[object]:
     """bfloat16 autocast on the CPU where asked for, a null context otherwise."""
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 

@@ -131,7 +131,7 @@ class Static(Rewrite):
             context.subject.module, context.examples, shape["outputs"], width=shape["width"], window=shape["window"], seed=context.seed
         )
 
-    def origin(self, context: Context, proposal: Proposal) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
+    def origin(self, context: Context, proposal: Proposal) -> tuple[dict[str, object], tuple[dict[str, object], ...]]:
         return {"kind": "static", "shape": proposal.edits[0]["shape"]}, ()
 
     def begin(self, origin: Mapping[str, Any], room: Callable[[int], None]) -> nn.Module:

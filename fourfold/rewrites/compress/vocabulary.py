@@ -28,6 +28,8 @@ from fourfold.structure.anatomy import Vocabulary, rows_for
 from fourfold.structure.token_tables import own_table, settings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from fourfold.datasets.examples import Examples
     from fourfold.frontends.subject import Subject
 
@@ -71,7 +73,7 @@ class VocabularyPruning(Rewrite):
         return Extension("fewer rows", pruned.recipe.edits, told, pruned.tokenizer, reencode)
 
 
-def plan(model: nn.Module, tokenizer: object, corpus: Iterable[object], *, rarest: int = 1, align: int = ALIGN) -> Pruned:
+def plan(model: nn.Module, tokenizer: PreTrainedTokenizerBase, corpus: Iterable[object], *, rarest: int = 1, align: int = ALIGN) -> Pruned:
     """What to cut, given the token ids that occur.
 
     corpus: arrays of token ids (inputs and label tokens of the texts to serve; negative ones are padding). rarest: a piece must occur that many
@@ -98,7 +100,7 @@ def plan(model: nn.Module, tokenizer: object, corpus: Iterable[object], *, rares
 # ------------------------------------------------------------------------------------------------------------- the pieces
 
 
-def _json(tokenizer: object) -> dict[str, Any]:
+def _json(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(f"{type(tokenizer).__name__} is not a fast tokenizer", "Vocabulary pruning needs tokenizer.json.")
@@ -212,7 +214,7 @@ def _used(model: dict[str, Any], pieces: dict[str, int], kept: set[str]) -> list
 # ---------------------------------------------------------------------------------------------------------- the tokenizer
 
 
-def _rewritten(tokenizer: Any, data: dict[str, Any], new_of: np.ndarray) -> object:
+def _rewritten(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], new_of: np.ndarray) -> object:
     """The tokenizer with the kept pieces only, under their new ids."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast

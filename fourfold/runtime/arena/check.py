@@ -115,7 +115,7 @@ class ArenaCheck:
         """Whether what was measured stays below the limit, or without one below what was planned."""
         return sum(self.measured) <= (sum(self.planned) if self.limit is None else self.limit)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"equal": self.equal, "within": self.within, "limit": self.limit,
                 "planned": {"arena": self.planned[0], "outside": self.planned[1], "peak": sum(self.planned)},
                 "measured": {"arena": self.measured[0], "outside": self.measured[1], "peak": sum(self.measured)},
@@ -127,7 +127,7 @@ class ArenaCheck:
                              "equal": o.equal} for o in self.outputs], "notes": list(self.notes)}
 
 
-def check(plan: MemoryPlan | str | Path, *, model: Any = None, inputs: Any = None, repeat: int = 15, seed: int = 0,
+def check(plan: MemoryPlan | str | Path, *, model: object = None, inputs: object = None, repeat: int = 15, seed: int = 0,
           trust: Iterable[str] = ()) -> ArenaCheck:
     """Carry out a plan of memory (or the one in a folder) in one arena, and compare. `repeat` runs are timed, in turns with eager ones.
 
@@ -166,7 +166,7 @@ def check(plan: MemoryPlan | str | Path, *, model: Any = None, inputs: Any = Non
                       (arena.layout.far_top, 0 if found.far is None else found.far.room), (link, arena.transfers() if len(copies) else 0.0))
 
 
-def arena_of(plan: MemoryPlan, program: Ready, inputs: Any, *, poison: bool = False, seed: int = 0) -> ProgramArena:
+def arena_of(plan: MemoryPlan, program: Ready, inputs: object, *, poison: bool = False, seed: int = 0) -> ProgramArena:
     """The arena of a plan, of as many bytes as it takes."""
     layout = laid_out(program.graph, plan.answer.sequence, plan.answer.offset, dict(zip(plan.answer.away.tolist(), plan.answer.place.tolist(),
                                                                                         strict=True)))
@@ -174,11 +174,11 @@ def arena_of(plan: MemoryPlan, program: Ready, inputs: Any, *, poison: bool = Fa
     return ProgramArena(program, inputs, layout, DryRun(nodes.way, nodes.workspace, nodes.seconds), capacity=plan.arena, poison=poison, seed=seed)
 
 
-def _kept(value: Any) -> Any:
+def _kept(value: object) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _raced(arena: ProgramArena, program: Ready, inputs: Any, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+def _raced(arena: ProgramArena, program: Ready, inputs: object, repeat: int) -> tuple[np.ndarray, np.ndarray]:
     """(runs in the arena, eager runs): f8[2, repeat] s by the wall clock and of processor time, in turns, after one of each."""
     eager = _plainly(program, inputs)
     found = np.zeros((2, 2, repeat + 1))
@@ -191,7 +191,7 @@ def _raced(arena: ProgramArena, program: Ready, inputs: Any, repeat: int) -> tup
     return found[0, :, 1:], found[1, :, 1:]
 
 
-def _plainly(program: Ready, inputs: Any) -> Callable[[], Any]:
+def _plainly(program: Ready, inputs: object) -> Callable[[], object]:
     """The program as one Python function, a call a line, values dropped after their last reader: as fast as eager torch is."""
     graph, given = program.graph, program.feed(inputs)
     reads = tuple(v for v in given if v not in program.weights)
@@ -202,7 +202,7 @@ def _plainly(program: Ready, inputs: Any) -> Callable[[], Any]:
     return lambda: function(*arguments)
 
 
-def _peak(program: Ready, inputs: Any) -> int:
+def _peak(program: Ready, inputs: object) -> int:
     """Most bytes that ATen's allocator holds at a time while the program runs eagerly."""
     function = _plainly(program, inputs)
     with torch.no_grad(), allocations() as seen, span(0):

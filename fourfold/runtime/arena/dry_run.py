@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from fourfold.engines.call import refs, values
+from fourfold.engines.call import Call, refs, values
 from fourfold.errors import InputError
 from fourfold.runtime.arena import writers
 from fourfold.runtime.arena.ready import Ready, bound, keyed, sow
@@ -37,7 +38,7 @@ class DryRun:
     workspace: np.ndarray
     seconds: np.ndarray
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"way": list(self.way), "workspace": self.workspace.tolist(), "seconds": self.seconds.tolist()}
 
     @classmethod
@@ -46,7 +47,7 @@ class DryRun:
         return cls(tuple(map(str, data["way"])), np.array(data["workspace"], np.int64), np.array(data["seconds"], np.float64))
 
 
-def dry_run(program: Ready, inputs: Any, *, repeat: int = 5, seed: int = 0, clock: Callable[[], float] = time.perf_counter) -> DryRun:
+def dry_run(program: Ready, inputs: object, *, repeat: int = 5, seed: int = 0, clock: Callable[[], float] = time.perf_counter) -> DryRun:
     """Run each node in every way there is, compare with what it answers, and take the way that allocates least; then time it `repeat` times.
 
     Every value is held until its last reader, as eagerly. Raises InputError where a node fails, by name.
@@ -81,7 +82,7 @@ def dry_run(program: Ready, inputs: Any, *, repeat: int = 5, seed: int = 0, cloc
     return DryRun(tuple(way), workspace, seconds)
 
 
-def _walk(program: Ready, inputs: Any, seed: int) -> Iterator[tuple[Any, Mapping[int, Any], list[Any]]]:
+def _walk(program: Ready, inputs: object, seed: int) -> Iterator[tuple[Call, dict[int, object], list[object]]]:
     """(call, values that it reads, what it made), node by node."""
     at = program.feed(inputs)
     last = {v: k for k, call in enumerate(program.calls) for v in (*refs((call.args, dict(call.kwargs))), *values(call.outs))}
@@ -102,14 +103,14 @@ def _walk(program: Ready, inputs: Any, seed: int) -> Iterator[tuple[Any, Mapping
                     at.pop(v, None)
 
 
-def _kind(program: Ready, call: Any, made: Sequence[Any]) -> str:
+def _kind(program: Ready, call: Call, made: Sequence[object]) -> str:
     """VIEW or PLAIN, "" for a node that computes tensors."""
     if not all(isinstance(one, Tensor) for one in made):
         return PLAIN
     return "" if program.own[call.node] or not made else VIEW
 
 
-def targets(program: Ready, call: Any, own: Mapping[int, Tensor], made: Sequence[Any]) -> list[Any]:
+def targets(program: Ready, call: Call, own: Mapping[int, Tensor], made: Sequence[object]) -> list[Any]:
     """What a writer fills, result by result: tensors of `own`; of a result that shares other memory what was made."""
     return [own.get(v, one) for v, one in zip(values(call.outs), made, strict=True)]
 
@@ -128,7 +129,8 @@ def _alike(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any]
     return writers.unset(call.target) or all(same(one, other) for one, other in zip(outs, made, strict=True))
 
 
-def _timed(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any], way: str, repeat: int, clock: Callable[[], float]) -> float:
+def _timed(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any], way: str, repeat: int,
+           clock: Callable[[], float]) -> float:
     outs = targets(program, call, {v: program.empty(v) for v in program.own[call.node]}, made)
     args, kwargs = writers.still(call.target, bound(call.args, at), bound(call.kwargs, at))
     best, write = np.inf, writers.prepared(call, way, args, kwargs, outs)
@@ -160,8 +162,6 @@ def allocations() -> Iterator[Callable[[int], list[int]]]:
     """Inside, ATen's allocator is watched. What it yields is asked afterwards: most bytes held at a time in each of the first n spans
     "fourfold step k".
     """
-    from torch.profiler import ProfilerActivity, profile
-
     watch = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _hushed():
         watch.start()

@@ -68,7 +68,7 @@ class ProgramArena:
     Raises InputError where the plan needs more than `capacity`, or is not one of this program.
     """
 
-    def __init__(self, program: Ready, inputs: Any, layout: ArenaLayout, dry: DryRun, *, capacity: int | None = None, poison: bool = False,
+    def __init__(self, program: Ready, inputs: object, layout: ArenaLayout, dry: DryRun, *, capacity: int | None = None, poison: bool = False,
                  seed: int = 0) -> None:
         if len(dry.way) != len(program.graph) or layout.graph.hash != program.graph.hash:
             raise InputError("The plan is of another program.", "Give the program that was planned.")
@@ -91,7 +91,7 @@ class ProgramArena:
 
     # ---- binding
 
-    def _bind(self, inputs: Any) -> None:
+    def _bind(self, inputs: object) -> None:
         layout, program, calls = self.layout, self.program, self.program.calls
         at, first = dict(program.feed(inputs)), np.searchsorted(layout.step, np.arange(len(layout.sequence) + 1))
         with torch.no_grad():
@@ -201,10 +201,10 @@ class ProgramArena:
             for memory in step.dies:
                 memory.fill_(POISON)
 
-    def _now(self, part: Any) -> Any:
+    def _now(self, part: object) -> Any:
         return mapped(part, lambda leaf: self._held[leaf.value] if isinstance(leaf, _Held) else leaf)
 
-    def _outputs(self) -> dict[int, Any]:
+    def _outputs(self) -> dict[int, object]:
         found = {v: self._at[v] for v in self.program.graph.outputs.tolist()}
         return {v: self._held[v] if isinstance(one, _Held) else one for v, one in found.items()}
 
@@ -248,7 +248,7 @@ class ProgramArena:
         return np.array(seen(len(self.steps)), np.int64)
 
 
-def _rest(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+def _rest(args: Sequence[object], kwargs: Mapping[str, object], outs: Sequence[Tensor]) -> None:
     """A step that has nothing to compute."""
 
 
@@ -266,7 +266,7 @@ def _stored(go: Callable[[], object], far: Tensor, near: Tensor) -> Callable[[],
 
 
 def _once_more(call: Call, write: writers.Writer) -> writers.Writer:
-    def again(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+    def again(args: Sequence[object], kwargs: Mapping[str, object], outs: Sequence[Tensor]) -> None:
         write(*writers.still(call.target, args, kwargs), outs)
 
     return again

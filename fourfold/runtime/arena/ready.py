@@ -45,11 +45,11 @@ class Ready:
         """Nodes that draw random numbers."""
         return frozenset(call.node for call in self.calls if writers.draws(call))
 
-    def feed(self, inputs: Any) -> dict[int, Any]:
+    def feed(self, inputs: object) -> dict[int, object]:
         """Values of weights and inputs."""
         return {**self.weights, **feed(self.captured.program, inputs)}
 
-    def collect(self, found: Mapping[int, Any]) -> Any:
+    def collect(self, found: Mapping[int, object]) -> Any:
         """The program's answer, as the model returns it."""
         return self.captured.program.collect(natives(self.captured.program, found))
 
@@ -87,7 +87,7 @@ def dtype_of(name: str) -> torch.dtype:
     return found
 
 
-def bound(part: Any, at: Mapping[int, Any]) -> Any:
+def bound(part: object, at: Mapping[int, object]) -> Any:
     """Arguments of a call with tensors in place of references."""
     return mapped(part, lambda leaf: at[leaf.value] if isinstance(leaf, Ref) else leaf)
 
@@ -114,7 +114,7 @@ class Eager:
     `writers.key_of`, so that what it answers is what a plan must answer.
     """
 
-    def __init__(self, program: Ready, inputs: Any, seed: int = 0) -> None:
+    def __init__(self, program: Ready, inputs: object, seed: int = 0) -> None:
         self.program, self.given, self.seed = program, program.feed(inputs), seed
         last = {v: k for k, call in enumerate(program.calls) for v in (*refs((call.args, dict(call.kwargs))), *values(call.outs))}
         kept = set(program.graph.outputs.tolist()) | set(self.given)

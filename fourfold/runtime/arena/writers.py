@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from fourfold.engines.call import Call
+from fourfold.engines.call import Call, Outs
 
 OUT, OWN, COPY = "out", "own", "copy"                                   # ways, in the order in which they are preferred
-Writer = Callable[[Sequence[Any], Mapping[str, Any], Sequence[Tensor]], None]
+Arguments = Sequence[object]
+Named = Mapping[str, object]
+Writer = Callable[[Arguments, Named, Sequence[Tensor]], None]
 """Called with (args, kwargs, tensors to be filled, one for each result that the capture foresaw)."""
 
 _aten = torch.ops.aten
@@ -41,8 +44,9 @@ def prepared(call: Call, way: str, args: Sequence[Any], kwargs: Mapping[str, Any
     if way == OUT and (found := _overload(call.target)) is not None:
         overload, names = found
         return functools.partial(overload._op, *args, **kwargs, **dict(zip(names, outs, strict=True)))
-    if way == OWN and (product := _PRODUCTS.get(_key(call.target))) is not None and all(t.is_contiguous() for t in args[:2]):
-        return product(args, kwargs, outs)
+    dense = all(isinstance(part, Tensor) and part.is_contiguous() for part in args[:2])
+    if way == OWN and dense and (product := _PRODUCTS.get(_key(call.target))) is not None:
+        return product(outs, *args, **kwargs)
     if way == COPY and out is not None and isinstance(call.outs, int):
         return lambda: out.copy_(op(*args, **kwargs))
     return functools.partial(writers(call)[way], args, kwargs, outs)
@@ -64,7 +68,7 @@ def key_of(seed: int, node: int) -> int:
     return zlib.crc32(f"{seed} {node}".encode())
 
 
-def still(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def still(target: object, args: Arguments, kwargs: Named) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments with which a node runs once more and changes nothing: what it would write to (moving statistics) are copies."""
     args, kwargs = tuple(args), dict(kwargs)
     schema = getattr(target, "_schema", None)
@@ -78,45 +82,46 @@ def still(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
     return args, kwargs
 
 
-def unset(target: Any) -> bool:
+def unset(target: object) -> bool:
     """Whether what an op answers is memory that nobody has set."""
     return _key(target) in _UNSET
 
 
-def changes(target: Any) -> bool:
+def changes(target: object) -> bool:
     """Whether an op may write to one of its arguments."""
     schema = getattr(target, "_schema", None)
     return schema is not None and any(a.name in _MOVING or a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
 
 
-def flat(outs: Any, made: Any) -> list[Any]:
+def flat(outs: Outs, made: object) -> list[Any]:
     """What a call made, a leaf for each of `values(outs)`."""
     if outs is None:
         return []
     if isinstance(outs, list):
+        assert isinstance(made, Sequence)
         return [leaf for part, given in zip(outs, made, strict=True) for leaf in flat(part, given)]
     return [made]
 
 
-def _again(part: Any) -> Any:
+def _again(part: object) -> object:
     return part.clone() if isinstance(part, Tensor) else part
 
 
-def _flat(outs: Any) -> bool:
+def _flat(outs: Outs) -> bool:
     """Whether every result is a tensor of its own: one, or a row of them with none left out."""
     return isinstance(outs, int) or isinstance(outs, list) and bool(outs) and all(isinstance(part, int) for part in outs)
 
 
-def _key(target: Any) -> str:
+def _key(target: object) -> str:
     return str(target).removeprefix("aten.") if getattr(target, "namespace", "") == "aten" else ""
 
 
 @functools.cache
-def _overload(target: Any) -> tuple[Any, tuple[str, ...]] | None:
+def _overload(target: object) -> tuple[OpOverload, tuple[str, ...]] | None:
     """(overload, names of its results) of the same op that takes the same arguments and tensors to write to; None where there is none."""
-    packet = getattr(target, "_overloadpacket", None)
-    if packet is None:
+    if not isinstance(target, OpOverload):
         return None
+    packet = target._overloadpacket
     asked = [(a.name, str(a.type)) for a in target._schema.arguments]
     for name in packet.overloads():
         other = getattr(packet, name)
@@ -129,40 +134,45 @@ def _overload(target: Any) -> tuple[Any, tuple[str, ...]] | None:
     return None
 
 
-def _through(overload: Any, names: tuple[str, ...]) -> Writer:
+def _through(overload: OpOverload, names: tuple[str, ...]) -> Writer:
     if len(names) == 1:
         name = names[0]
 
-        def one(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+        def one(args: Arguments, kwargs: Named, outs: Sequence[Tensor]) -> None:
             overload(*args, **kwargs, **{name: outs[0]})
 
         return one
 
-    def several(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+    def several(args: Arguments, kwargs: Named, outs: Sequence[Tensor]) -> None:
         overload(*args, **kwargs, **dict(zip(names, outs, strict=True)))
 
     return several
 
 
-def _copied(target: Any, structure: Any, args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+def _copied(target: Callable[..., object], structure: Outs, args: Arguments, kwargs: Named, outs: Sequence[Tensor]) -> None:
     for out, made in zip(outs, flat(structure, target(*args, **kwargs)), strict=True):
+        assert isinstance(made, Tensor)
         out.copy_(made)
 
 
-# ---- forms of our own, each what ATen does for the op but for where the result stands --------------------------------------------------------------
+# ---- forms of our own, each what ATen does for the op but for where the result stands: they take the tensors to be filled, then its arguments ------
 
 
-def _linear(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> Callable[[], object]:
-    given: tuple[Any, ...] = (*args, *kwargs.values(), None)
-    x, weight, bias = given[:3]
+def _form(fill: Callable[..., object]) -> Writer:
+    def write(args: Arguments, kwargs: Named, outs: Sequence[Tensor]) -> None:
+        fill(outs, *args, **kwargs)
+
+    return write
+
+
+def _linear(outs: Sequence[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Callable[[], object]:
     rows, out = x.reshape(-1, x.shape[-1]), outs[0].view(-1, weight.shape[0])
     if bias is None:
         return functools.partial(torch.mm, rows, weight.t(), out=out)
     return functools.partial(torch.addmm, bias, rows, weight.t(), out=out)
 
 
-def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> Callable[[], object]:
-    a, b = args
+def _matmul(outs: Sequence[Tensor], a: Tensor, b: Tensor) -> Callable[[], object]:
     if a.ndim > 2 and a.ndim == b.ndim and a.shape[:-2] == b.shape[:-2]:
         many = (t.reshape(-1, *t.shape[-2:]) for t in (a, b))
         return functools.partial(torch.bmm, *many, out=outs[0].view(-1, *outs[0].shape[-2:]))
@@ -175,58 +185,51 @@ _PRODUCTS = {"linear.default": _linear, "matmul.default": _matmul}      # of ten
 
 
 def _product(make: Callable[..., Callable[[], object]]) -> Writer:
-    def write(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-        make(args, kwargs, outs)()
-
-    return write
+    return _form(lambda *args, **kwargs: make(*args, **kwargs)())
 
 
-def _relu(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    torch.clamp_min(args[0], 0, out=outs[0])
+def _relu(outs: Sequence[Tensor], x: Tensor) -> None:
+    torch.clamp_min(x, 0, out=outs[0])
 
 
-def _embedding(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    weight, index = args[:2]
+def _embedding(outs: Sequence[Tensor], weight: Tensor, index: Tensor, *rest: object, **named: object) -> None:
     torch.index_select(weight, 0, index.reshape(-1), out=outs[0].view(-1, weight.shape[1]))
 
 
-def _copy(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    outs[0].copy_(args[0])
+def _copy(outs: Sequence[Tensor], x: Tensor, *rest: object, **named: object) -> None:
+    outs[0].copy_(x)
 
 
-def _reshape(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    outs[0].view(args[0].shape).copy_(args[0])
+def _reshape(outs: Sequence[Tensor], x: Tensor, *rest: object, **named: object) -> None:
+    outs[0].view(x.shape).copy_(x)
 
 
-def _filled(at: int | None, value: Any = None) -> Writer:
-    """Filled with the argument at a position, or with a value."""
-
-    def fill(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-        outs[0].fill_(value if at is None else args[at])
-
-    return fill
+def _set(value: float) -> Writer:
+    """Filled with a value."""
+    return _form(lambda outs, *args, **named: outs[0].fill_(value))
 
 
-def _masked_fill(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    outs[0].copy_(args[0])
-    outs[0].masked_fill_(args[1], args[2])
+def _filled(at: int) -> Writer:
+    """Filled with the argument at a position."""
+    return _form(lambda outs, *args, **named: outs[0].fill_(args[at]))
 
 
-def _slice_backward(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    grad, _, axis, start, end, step = args
+def _masked_fill(outs: Sequence[Tensor], x: Tensor, mask: Tensor, value: Tensor) -> None:
+    outs[0].copy_(x)
+    outs[0].masked_fill_(mask, value)
+
+
+def _slice_backward(outs: Sequence[Tensor], grad: Tensor, sizes: Sequence[int], axis: int, start: int, end: int, step: int) -> None:
     outs[0].zero_()
     _aten.slice.Tensor(outs[0], axis, start, end, step).copy_(grad)
 
 
-def _select_backward(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    grad, _, axis, index = args
+def _select_backward(outs: Sequence[Tensor], grad: Tensor, sizes: Sequence[int], axis: int, index: int) -> None:
     outs[0].zero_()
     outs[0].select(axis, index).copy_(grad)
 
 
-def _pad(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    given: tuple[Any, ...] = (*args, *kwargs.values(), 0.0)
-    x, pad, value = given[:3]
+def _pad(outs: Sequence[Tensor], x: Tensor, pad: Sequence[int], value: float = 0.0) -> None:
     inside = outs[0].fill_(value)
     for k in range(len(pad) // 2):
         before, after = pad[2 * k: 2 * k + 2]
@@ -236,26 +239,22 @@ def _pad(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor])
     inside.copy_(x)
 
 
-def _index_put(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    outs[0].copy_(args[0])
-    outs[0].index_put_(*args[1:], **kwargs)
+def _index_put(outs: Sequence[Tensor], x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> None:
+    outs[0].copy_(x)
+    _aten.index_put_(outs[0], indices, values, accumulate)
 
 
 def _inside(name: str) -> Writer:
     """The op's form in place, on a copy of its first argument."""
     change = getattr(Tensor, name)
-
-    def write(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-        change(outs[0].copy_(args[0]), *args[1:], **kwargs)
-
-    return write
+    return _form(lambda outs, x, *args, **named: change(outs[0].copy_(x), *args, **named))
 
 
-def _bernoulli(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
-    outs[0].bernoulli_(args[1] if len(args) > 1 else args[0])
+def _bernoulli(outs: Sequence[Tensor], x: Tensor, p: float | None = None, **named: object) -> None:
+    outs[0].bernoulli_(x) if p is None else outs[0].bernoulli_(p)
 
 
-def _nothing(args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> None:
+def _nothing(outs: Sequence[Tensor], *args: object, **named: object) -> None:
     """Memory that nobody has set holds whatever it holds."""
 
 
@@ -263,17 +262,18 @@ _UNSET = {
     "empty.memory_format", "empty_like.default", "new_empty.default", "empty_strided.default", "new_empty_strided.default",
     "empty_permuted.default",
 }  # fmt: skip
-_OWN: dict[str, Writer] = dict.fromkeys(_UNSET, _nothing) | {
-    "linear.default": _product(_linear), "matmul.default": _product(_matmul), "relu.default": _relu, "embedding.default": _embedding,
-    "clone.default": _copy, "_to_copy.default": _copy, "contiguous.default": _copy, "to.dtype": _copy, "to.device": _copy, "to.dtype_layout": _copy,
-    "lift_fresh_copy.default": _copy, "alias_copy.default": _copy, "dropout.default": _copy, "reshape.default": _reshape,
-    "_unsafe_view.default": _reshape, "flatten.using_ints": _reshape,
-    "zeros.default": _filled(None, 0), "zeros_like.default": _filled(None, 0), "new_zeros.default": _filled(None, 0),
-    "ones.default": _filled(None, 1), "ones_like.default": _filled(None, 1), "new_ones.default": _filled(None, 1),
+_OWN: dict[str, Writer] = dict.fromkeys(_UNSET, _form(_nothing)) | {
+    "linear.default": _product(_linear), "matmul.default": _product(_matmul), "relu.default": _form(_relu), "embedding.default": _form(_embedding),
+    "clone.default": _form(_copy), "_to_copy.default": _form(_copy), "contiguous.default": _form(_copy), "to.dtype": _form(_copy),
+    "to.device": _form(_copy), "to.dtype_layout": _form(_copy),
+    "lift_fresh_copy.default": _form(_copy), "alias_copy.default": _form(_copy), "dropout.default": _form(_copy), "reshape.default": _form(_reshape),
+    "_unsafe_view.default": _form(_reshape), "flatten.using_ints": _form(_reshape),
+    "zeros.default": _set(0), "zeros_like.default": _set(0), "new_zeros.default": _set(0),
+    "ones.default": _set(1), "ones_like.default": _set(1), "new_ones.default": _set(1),
     "full.default": _filled(1), "full_like.default": _filled(1), "new_full.default": _filled(2), "scalar_tensor.default": _filled(0),
-    "masked_fill.Scalar": _masked_fill, "masked_fill.Tensor": _masked_fill, "slice_backward.default": _slice_backward,
+    "masked_fill.Scalar": _form(_masked_fill), "masked_fill.Tensor": _form(_masked_fill), "slice_backward.default": _form(_slice_backward),
     "mul.Tensor": _inside("mul_"), "div.Tensor": _inside("div_"), "add.Tensor": _inside("add_"), "sub.Tensor": _inside("sub_"),
     "mul.Scalar": _inside("mul_"), "div.Scalar": _inside("div_"), "add.Scalar": _inside("add_"), "sub.Scalar": _inside("sub_"),
-    "bernoulli.default": _bernoulli, "bernoulli.p": _bernoulli, "select_backward.default": _select_backward, "constant_pad_nd.default": _pad,
-    "index_put.default": _index_put,
+    "bernoulli.default": _form(_bernoulli), "bernoulli.p": _form(_bernoulli), "select_backward.default": _form(_select_backward),
+    "constant_pad_nd.default": _form(_pad), "index_put.default": _form(_index_put),
 }  # fmt: skip

@@ -43,7 +43,7 @@ class Check:
     def error(self) -> float:
         return self.predicted / self.execution.seconds - 1.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"equal": self.equal, "predicted": self.predicted, "measured": self.execution.seconds, "error": self.error,
                 "eager": {"seconds": self.eager.seconds, "low": self.eager.low, "high": self.eager.high,
                           "predicted": self.unfused or self.predicted, "error": (self.unfused or self.predicted) / self.eager.seconds - 1.0},
@@ -54,7 +54,7 @@ class Check:
                 "execution": self.execution.to_json()}
 
 
-def check(plan: Plan | str | Path, *, model: object = None, inputs: Any = None, repeat: int = 9, engines: Mapping[str, str] | str | None = None,
+def check(plan: Plan | str | Path, *, model: object = None, inputs: object = None, repeat: int = 9, engines: Mapping[str, str] | str | None = None,
           folder: Path | None = None, trust: Iterable[str] = ()) -> Check:
     """Carry out a plan (or the one in a folder) and compare: outputs with the original program's, node by node; what was predicted with what was
     measured.
@@ -94,7 +94,7 @@ def _unfused(plan: Plan, done: Execution) -> float:
     return float(alone.tasks.seconds[:, done.regions[0].device].sum() if done.placement == ONE else alone.timeline().makespan)
 
 
-def opened(plan: Plan | str | Path, model: object = None, inputs: Any = None, trust: Iterable[str] = ()) -> tuple[Plan, Captured]:
+def opened(plan: Plan | str | Path, model: object = None, inputs: object = None, trust: Iterable[str] = ()) -> tuple[Plan, Captured]:
     """The plan, and its program captured again (`trust`: see `runtime.source.recapture`). The machine is compared first, since capturing takes
     long."""
     from fourfold.plans import Plan as Plans
@@ -117,7 +117,7 @@ def inputs_of(captured: Captured, seed: int = 0) -> Any:
     return found
 
 
-def original_of(captured: Captured, inputs: object) -> dict[int, Any]:
+def original_of(captured: Captured, inputs: object) -> dict[int, object]:
     """Output values of the program run node by node, by its own `step`."""
     import torch
 

@@ -36,6 +36,7 @@ from fourfold.runtime.local.workers import EAGERLY, Arena, Duty, Layout, Record,
 
 if TYPE_CHECKING:
     from fourfold.plans import Plan
+    from fourfold.program import Program
 
 PLANNED, ONE = "planned", "one process"                                 # placements
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")                     # read when torch is loaded: threads that spin beside others burn minutes
@@ -342,7 +343,7 @@ def _spread(outs: Any, made: Any, have: dict[int, Any], specs: dict[int, Any]) -
         have[outs], specs[outs] = made, spec_of(made)
 
 
-def execute(plan: Plan, program: object, inputs: object, *, engines: Mapping[str, str] | str | None = None, placement: str | None = None,
+def execute(plan: Plan, program: Program, inputs: object, *, engines: Mapping[str, str] | str | None = None, placement: str | None = None,
             repeat: int = 9, folder: Path | None = None, limit: float = 120.0) -> Execution:
     """Carry out `plan` on this machine: `repeat` warm runs after two that are not counted, and one more with every span recorded.
 
@@ -354,7 +355,7 @@ def execute(plan: Plan, program: object, inputs: object, *, engines: Mapping[str
     return executions(plan, program, inputs, [(engines, placement)], repeat=repeat, folder=folder, limit=limit)[0]
 
 
-def executions(plan: Plan, program: object, inputs: object, ways: Sequence[tuple[Mapping[str, str] | str | None, str | None]], *, repeat: int = 9,
+def executions(plan: Plan, program: Program, inputs: object, ways: Sequence[tuple[Mapping[str, str] | str | None, str | None]], *, repeat: int = 9,
                folder: Path | None = None, limit: float = 120.0, seed: int = 0) -> list[Execution]:
     """`execute` in several ways (engines, placement), whose runs take turns in random order, so that run k of each is of the same time."""
     dice = np.random.default_rng(seed)

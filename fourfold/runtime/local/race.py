@@ -22,6 +22,7 @@ from fourfold.runtime.local.executor import ONE, PLANNED, Local
 if TYPE_CHECKING:
     from fourfold.measure.race import RaceResult
     from fourfold.plans import Plan
+    from fourfold.program import Program
 
 SHORT = 1e-4                                                            # s: a shorter region is not worth compiling, a call costs about as much
 
@@ -85,7 +86,7 @@ def _quickest(results: Mapping[str, RaceResult]) -> str:
     return min(better, key=lambda name: results[name].wall.value, default=EAGER)
 
 
-def _raced_whole(plan: Plan, program: object, inputs: object, placement: str, title: str, engines: Sequence[str], rounds: int, folder: Path | None,
+def _raced_whole(plan: Plan, program: Program, inputs: object, placement: str, title: str, engines: Sequence[str], rounds: int, folder: Path | None,
                  rows: list[dict[str, object]], say: Callable[[str], None]) -> dict[str, str]:
     """Of a plan on one device: {"0": engine}."""
     with contextlib.ExitStack() as stack:
@@ -106,7 +107,7 @@ def _raced_whole(plan: Plan, program: object, inputs: object, placement: str, ti
     return {"0": _quickest(found)}
 
 
-def _raced_regions(plan: Plan, program: object, inputs: object, engines: Sequence[str], rounds: int, until: float, folder: Path | None,
+def _raced_regions(plan: Plan, program: Program, inputs: object, engines: Sequence[str], rounds: int, until: float, folder: Path | None,
                    rows: list[dict[str, object]], say: Callable[[str], None]) -> dict[str, str]:
     """Region → engine of a plan on several devices; every region alone, here, with the threads of its device."""
     import torch

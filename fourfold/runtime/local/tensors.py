@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fourfold.program import arguments
 
+if TYPE_CHECKING:
+    from fourfold.program import Program
 
-def feed(program: Any, inputs: object) -> dict[int, Any]:
+
+def feed(program: Program, inputs: object) -> dict[int, object]:
     """Values of the inputs as the executor's tensors."""
     args, kwargs = arguments(inputs)
     return tensors(program, program.feed(*args, **kwargs))
 
 
-def tensors(program: Any, found: Mapping[int, object]) -> dict[int, Any]:
+def tensors(program: Program, found: Mapping[int, object]) -> dict[int, Any]:
     """numpy arrays of ONNX as torch tensors; others as they are."""
     if program.dialect != "onnx":
         return dict(found)
@@ -25,7 +28,7 @@ def tensors(program: Any, found: Mapping[int, object]) -> dict[int, Any]:
     return {v: a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a)) for v, a in found.items()}
 
 
-def natives(program: Any, found: Mapping[int, Any]) -> dict[int, object]:
+def natives(program: Program, found: Mapping[int, Any]) -> dict[int, object]:
     """The way back."""
     if program.dialect != "onnx":
         return dict(found)

@@ -151,7 +151,7 @@ class Record:
 class DeviceWorker:
     """Runs the regions of one device in order, in whatever process it is made."""
 
-    def __init__(self, duty: Duty, arena: Arena | None, weights: Mapping[int, Any] | None = None, send: Mapping[int, int] | None = None,
+    def __init__(self, duty: Duty, arena: Arena | None, weights: Mapping[int, object] | None = None, send: Mapping[int, int] | None = None,
                  receive: Callable[[set[int]], None] | None = None) -> None:
         self.duty, self.arena, self.send, self.receive = duty, arena, send or {}, receive
         self.mark: Any = arena.head[duty.device: duty.device + 1] if arena is not None else [0]
@@ -182,7 +182,7 @@ class DeviceWorker:
                                     "Race the engines again, or run it eagerly: --no-race.") from None
             self.calls.append((region, job.stamps, made))
 
-    def run(self, given: Mapping[int, Any], record: Record | None = None) -> dict[int, Any]:
+    def run(self, given: Mapping[int, object], record: Record | None = None) -> dict[int, object]:
         """One run: the values that stay (outputs of the program made here among them)."""
         import torch
 
@@ -331,7 +331,7 @@ class _Worker:
 class WorkerPool:
     """Workers for all duties but that of `home`, which runs here. A context manager: leaving it, however, ends every worker."""
 
-    def __init__(self, duties: Sequence[Duty], home: int | None, arena: Arena | None, weights: Mapping[int, Any], limit: float = 120.0,
+    def __init__(self, duties: Sequence[Duty], home: int | None, arena: Arena | None, weights: Mapping[int, object], limit: float = 120.0,
                  compiling: float = 1800.0) -> None:
         self.duties, self.home, self.arena, self.limit, self.compiling = list(duties), home, arena, limit, compiling
         self.workers: list[_Worker] = []
@@ -467,7 +467,7 @@ class WorkerPool:
 
     # ---- running
 
-    def run(self, given: Mapping[int, object], record: bool = False) -> tuple[float, float, dict[int, Any], list[tuple[int, Record]]]:
+    def run(self, given: Mapping[int, object], record: bool = False) -> tuple[float, float, dict[int, object], list[tuple[int, Record]]]:
         """One run: (start on the shared clock, wall seconds until all outputs are here, values here, what each device measured)."""
         self.allowed = self.limit
         self.deadline = time.monotonic() + self.allowed
