@@ -134,7 +134,7 @@ class Audit:
 
     def ledger_rows(self) -> list[dict[str, object]]:
         """Rows for a ledger, kind "import": the figures worked out anew, and the file's own cells as they are."""
-        found = []
+        found: list[dict[str, object]] = []
         ids = [entry.run for entry in self.counted]
         for entry in self.counted:
             alone = bool(entry.run) and ids.count(entry.run) == 1

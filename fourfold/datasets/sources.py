@@ -20,7 +20,7 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 MANY = 1_000_000  # rows after which an iterable is taken to have no end
 
 
-def read(ref: object) -> Table | dict[str, Table]:
+def read(ref: Any) -> Table | dict[str, Table]:
     """One table, or tables by part ("train", "search", "test") where the user brought their own parts.
 
     ref: "package.module:factory", which is called and whose result is read; path of a CSV, TSV, JSONL, JSON, Parquet, TXT, NPZ file or of a folder
@@ -159,7 +159,7 @@ def _pairs(ref: Any) -> Table:
     return Table({**arrays, **answered}, "the data", "arrays")
 
 
-def _columns(inputs: list[Any]) -> dict[str, list[object]]:
+def _columns(inputs: list[Any]) -> dict[str, list[Any]]:
     """Inputs by name. InputError where they are not all of one kind."""
     first, kind = inputs[0], _kind(inputs[0])
     for number, one in enumerate(inputs):
@@ -185,7 +185,7 @@ def _kind(one: object) -> str:
     return "text" if isinstance(one, str) else "array"
 
 
-def _scalar(value: object) -> object:
+def _scalar(value: Any) -> object:
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
 
 

@@ -17,16 +17,16 @@ from fourfold.program import Captured
 
 
 def capture(
-    model: object,
-    inputs: object = None,
+    model: Any,
+    inputs: Any = None,
     *,
     train: bool = False,
     dims: Mapping[str, int] | None = None,
-    loss: object = None,
-    level: object = "ops",
+    loss: Any = None,
+    level: Any = "ops",
     name: str = "",
     seed: int = 0,
-    gradient: object = "passes",
+    gradient: Any = "passes",
 ) -> Captured:
     """Capture whatever the user gave as a model.
 
@@ -64,7 +64,7 @@ def capture(
 
 
 @contextmanager
-def answering(model: object, train: bool) -> Iterator[None]:
+def answering(model: Any, train: bool) -> Iterator[None]:
     """Inside, a module is as it answers unless training is planned; afterwards every part is in the mode it was in."""
     modules = getattr(model, "modules", None)
     if train or isinstance(model, str | Path) or not callable(modules) or not hasattr(model, "eval"):
@@ -139,7 +139,7 @@ def _lacking(function: Any) -> list[str]:
     return [p.name for p in plain if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _arguments(function: object, inputs: object) -> object:
+def _arguments(function: Any, inputs: Any) -> object:
     """Inputs by name as a tuple in the function's order; "params/w" is entry w of the argument params."""
     needed = _lacking(function)
     if not isinstance(inputs, Mapping) or not needed or not {key.split("/")[0] for key in inputs} <= set(needed):

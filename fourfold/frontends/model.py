@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from fourfold.frontends.preprocessors import companions
 from fourfold.frontends.subject import Subject, inputs_of, run, vocabulary
 from fourfold.text import headline
 from fourfold.trust import EVERYONE, Trust, sane
-
-if TYPE_CHECKING:
-    pass
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ELSEWHERE = {                                                          # files that hold models of which the main job can make nothing, and what can

@@ -132,7 +132,7 @@ def user_inputs(program: torch.export.ExportedProgram) -> tuple[list[str], dict[
     return names, {name: arg.value for name, arg in zip(names, given, strict=True) if isinstance(arg, ConstantArgument)}
 
 
-def _number(value: object, example: object) -> Any:
+def _number(value: Any, example: Any) -> Any:
     """An array of one number where the program takes a number."""
     return value.item() if isinstance(example, torch.SymInt) and hasattr(value, "item") else value
 

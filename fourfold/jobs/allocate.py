@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +26,6 @@ from fourfold.folder import headed, may_overwrite, write
 from fourfold.graph import Graph
 from fourfold.jobs import planning
 from fourfold.problem import Solution
-
-if TYPE_CHECKING:
-    pass
 
 QUESTION = "allocate"
 _BEST, _PLAIN = "portfolio", "greedy"                                   # what `auto` asks; what is asked beside a solver that is named

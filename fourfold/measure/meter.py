@@ -47,7 +47,7 @@ class Meter:
     """
 
     def __init__(self, name: str = "", *, site: object = None, unit: str | None = None, ledger: Path | str | bool | None = None,
-                 meters: Sequence[object] | None = None, clock: object = None, hz: float = 10.0, reserve: float | None = None, model: bool = True,
+                 meters: Sequence[Any] | None = None, clock: object = None, hz: float = 10.0, reserve: float | None = None, model: bool = True,
                  scope: str = "process") -> None:
         if callable(name):
             raise InputError("@Meter needs brackets.", 'Write @Meter("step") or @Meter().')
@@ -133,7 +133,7 @@ class Meter:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.__exit__(kind, error, trace)
 
-    def __call__(self, work: Callable[..., object]) -> Callable[..., object]:
+    def __call__(self, work: Callable[..., object]) -> Callable[..., Any]:
         """Decorate a function or a coroutine function: each call is a window. Raises InputError for generators, whose work is the caller's too."""
         import inspect
 
@@ -259,7 +259,7 @@ def _machine() -> dict[str, Any]:
             "confined": machine.cores if machine.cores < cores else None, "drive": drive().to_json()}
 
 
-def _stated(reserve: float | None, model: bool) -> dict[str, object]:
+def _stated(reserve: float | None, model: bool) -> dict[str, Any]:
     """The model as a reading, with the cores that are reserved and why."""
     row = dict(_machine())
     confined = row.pop("confined")

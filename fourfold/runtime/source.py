@@ -21,7 +21,6 @@ from fourfold.trust import Trust, named
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fourfold.frontends.subject import Subject
     from fourfold.graph import Graph
     from fourfold.plans import Document
     from fourfold.program import Captured
@@ -150,7 +149,7 @@ def _sized(signature: Any, dims: dict[str, int]) -> dict[str, np.ndarray]:
     return found
 
 
-def recapture(plan: Recorded, model: object = None, inputs: object = None, trust: Iterable[str] = ()) -> Captured:
+def recapture(plan: Recorded, model: Any = None, inputs: Any = None, trust: Iterable[str] = ()) -> Captured:
     """The program that `plan` was made for, captured again from its own reference, or from `model` where the plan was made of an object in memory.
 
     trust: packages whose code the plan may run because it names it (a factory of the model or of the data), or the artefact that it names does.
@@ -187,7 +186,7 @@ def _may_run(ref: object, trust: Trust) -> None:
         trust.called(str(ref).removeprefix("jax:"), "plan")
 
 
-def differs(planned: Graph, found: Graph) -> str:
+def differs(planned: Any, found: Any) -> str:
     """In what two graphs differ first, in words."""
     if len(planned) != len(found):
         return f"it has {len(found)} ops, the plan's graph {len(planned)}"
@@ -224,7 +223,7 @@ def _batch(model: object, data: str | Path, dims: dict[str, int]) -> tuple[objec
     return subject, _first_batch(subject, data, dims)
 
 
-def _first_batch(subject: Subject, data: str | Path, dims: dict[str, int]) -> dict[str, np.ndarray]:
+def _first_batch(subject: Any, data: str | Path, dims: dict[str, int]) -> dict[str, np.ndarray]:
     """The first batch of the user's data. Takes "batch" and "length" out of `dims`."""
     from fourfold.datasets.load import load_data
 

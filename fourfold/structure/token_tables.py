@@ -114,7 +114,7 @@ def _proved(module: nn.Module, prover: Prover, reference: Tensor, found: Vocabul
     new = torch.full((found.size,), -1, dtype=torch.long)
     new[torch.from_numpy(kept)] = torch.arange(len(kept))
 
-    def renumber(value: object) -> object:
+    def renumber(value: Any) -> object:
         same = isinstance(value, Tensor) and any(value.shape == t.shape and value.dtype == t.dtype and torch.equal(value, t) for t in ids)
         return new[value] if same else value
 

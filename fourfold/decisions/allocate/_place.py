@@ -195,7 +195,7 @@ def _hole(low: Any, high: Any, v: int, bank: Any, base: np.ndarray, room: np.nda
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _choose(v: int, taken: int, low: np.ndarray, high: np.ndarray, bank: object, base: np.ndarray, room: np.ndarray,
+def _choose(v: int, taken: int, low: np.ndarray, high: np.ndarray, bank: Any, base: np.ndarray, room: np.ndarray,
             extent: np.ndarray, alignment: np.ndarray, hint: Any, best: bool) -> int:
     """The offset: the hint where it is free, else the lowest, or the one that leaves least of its hole."""
     if hint >= 0 and hint % alignment[v] == 0:
