@@ -22,13 +22,17 @@ def grouped_linear(rows: Tensor, weight: Tensor, bias: Tensor | None, ends: Tens
     Rows from `ends[-1]` on belong to nobody: they cost nothing and answer 0. `even`: every expert has S / E rows, and no row is nobody's.
     Gradients reach rows, weight and bias (once differentiable), whatever the strides of the incoming gradient.
     """
-    if even and rows.shape[0]:
-        share = rows.unflatten(0, (weight.shape[0], -1))
-        wide = weight.transpose(1, 2)
-        return (torch.bmm(share, wide) if bias is None else torch.baddbmm(bias.unsqueeze(1), share, wide)).flatten(0, 1)
-    if torch.compiler.is_compiling():                                  # one opaque node, so that the graph does not break at the loop
-        return _OP(rows, weight, bias, ends)
-    return _Grouped.apply(rows, weight, bias, ends)                    # type: ignore[no-any-return]
+    even = even and rows.shape[0] > 0
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        # shares of unequal size are one opaque node, so that the graph does not break at the loop
+        return batched(rows, weight, bias) if even else _OP(rows, weight, bias, ends)
+    return _Grouped.apply(rows, weight, bias, ends, even)              # type: ignore[no-any-return]
+
+
+def batched(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Equal shares as one product."""
+    share, wide = rows.unflatten(0, (weight.shape[0], -1)), weight.transpose(1, 2)
+    return (torch.bmm(share, wide) if bias is None else torch.baddbmm(bias.unsqueeze(1), share, wide)).flatten(0, 1)
 
 
 def forward(rows: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Tensor:
@@ -75,17 +79,17 @@ def backward(grad: Tensor, rows: Tensor, weight: Tensor, ends: Tensor) -> tuple[
 
 class _Grouped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor, even: bool) -> Tensor:
         ctx.save_for_backward(rows, weight, ends)
         ctx.biased = bias is not None
-        return forward(rows, weight, bias, ends)
+        return batched(rows, weight, bias) if even else forward(rows, weight, bias, ends)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, ends = ctx.saved_tensors
         to_rows, to_weight, to_bias = backward(grad, rows, weight, ends)
-        return to_rows, to_weight, to_bias if ctx.biased else None, None
+        return to_rows, to_weight, to_bias if ctx.biased else None, None, None
 
 
 @torch.library.custom_op("fourfold::grouped_linear", mutates_args=())
