@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -254,3 +255,7 @@ def main(arguments: list[str]) -> int:
     else:
         publish(sorted({row["seed"] for row in data.get("learning", ())}) or [0])
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Listener
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -541,6 +543,17 @@ def test_a_decoder_is_refused_for_expert_choice_and_stays_causal_with_top_two() 
         other[:, prefix:] = (other[:, prefix:] + 7) % 120
         with torch.no_grad():
             assert torch.allclose(routed(other).logits[:, :prefix], routed(IDS).logits[:, :prefix], atol=1e-5)
+
+
+def test_the_page_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "experts.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^<!-- runs -->\n```python\n(.*?)^```", page, re.M | re.S)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    for block in blocks:                                               # each goes on from the one before
+        exec(block, names)                                             # noqa: S102
+    said = capsys.readouterr().out
+    assert "reads the future" in said and "{'encoder.layer.0.intermediate.dense': 1.0, 'encoder.layer.1.intermediate.dense': 1.0}" in said
 
 
 @pytest.mark.slow
