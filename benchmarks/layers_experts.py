@@ -1,7 +1,8 @@
 """Mixtures of experts against the dense MLP of equal active work: `python benchmarks/layers.py experts [--seeds 3] [--steps 400] [--quick]`.
 
 1. Learning: the small model of `_lm`, made bidirectional, fills in masked bytes (30 % of a window; they are shown as byte 0, which the text lacks).
-   All three MLPs are dense (384 units) or 8 experts of 192 units, of which a token uses two: equal active multiplications. Paired seeds.
+   All MLPs are dense or 8 experts half as wide, of which a token uses two: equal active multiplications. Paired seeds. "narrow": two layers of
+   width 64 with MLPs of 64 units, which the text soon fills; "wide": three of width 96 with 384 units, which it does not in so few steps.
 2. Recovery: the dense model's MLPs split into 8 experts, a quarter of the neurons active, distilled from it.
 3. Time: one layer of experts beside the dense layer of equal active work, interleaved, forwards and forwards with backwards; and the three ways to
    multiply.
@@ -30,7 +31,8 @@ from torch.nn import functional as F
 from fourfold.nn import DenseMLP, ExpertChoice, TopTwo, loads
 from fourfold.rewrites.route import _grouped
 
-EXPERTS, MASKED, HIDDEN = 8, 0.3, 384
+EXPERTS, MASKED = 8, 0.3
+REGIMES = {"narrow": (_lm.Shape(64, 2, 4, 64, 64), 900), "wide": (_lm.Shape(), 400)}
 RESULTS = Path(__file__).parent / "results" / "layers_experts.json"
 
 
@@ -49,8 +51,8 @@ VARIANTS: dict[str, Callable[[_lm.Shape], nn.Module]] = {
 }
 
 
-def model(seed: int, mlp: Callable[[_lm.Shape], nn.Module]) -> _lm.LM:
-    return _lm.made(seed, attention=lambda s: _lm.SelfAttention(s.width, s.heads, core=looks_both_ways), mlp=mlp)
+def model(seed: int, shape: _lm.Shape, mlp: Callable[[_lm.Shape], nn.Module]) -> _lm.LM:
+    return _lm.made(seed, shape, attention=lambda s: _lm.SelfAttention(s.width, s.heads, core=looks_both_ways), mlp=mlp)
 
 
 def hidden_bytes(inputs: Tensor, dice: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -107,12 +109,12 @@ def balance(net: nn.Module) -> dict[str, float]:
     return {"balance": max(one.balance for one in found), "unserved": max(float((one.served == 0).float().mean()) for one in found)}
 
 
-def learning(seeds: Sequence[int], steps: int, every: int) -> tuple[list[dict[str, Any]], dict[int, _lm.LM]]:
+def learning(seeds: Sequence[int], shape: _lm.Shape, steps: int, every: int) -> tuple[list[dict[str, Any]], dict[int, _lm.LM]]:
     """A row a run, and the dense models."""
     rows, dense = [], {}
     for seed in seeds:
         for name, mlp in VARIANTS.items():
-            net = model(seed, mlp)
+            net = model(seed, shape, mlp)
             curve = train(net, seed, steps, every)
             rows.append({"name": name, "seed": seed, "steps": curve.steps, "losses": curve.losses, "seconds": curve.seconds,
                          "parameters": sum(p.numel() for p in net.parameters()), **balance(net)})
@@ -182,7 +184,7 @@ def races(rounds: int, width: int = 512) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     layers: dict[str, nn.Module] = {"dense": _lm.MLP(width, 4 * width)}
     layers |= {"expert choice": ExpertChoice(width, 2 * width, EXPERTS), "top two": TopTwo(width, 2 * width, EXPERTS)}
-    for tokens in (128, 512, 2048):
+    for tokens in (128, 512, 1024):
         x = torch.randn(tokens // 128, 128, width)
 
         def forwards(layer: nn.Module, x: Tensor = x) -> None:
@@ -193,7 +195,7 @@ def races(rounds: int, width: int = 512) -> list[dict[str, Any]]:
             layer.train()(x).square().mean().backward()
             layer.zero_grad(set_to_none=True)
 
-        many = max(5, min(rounds, rounds * 512 // tokens))
+        many = max(5, min(rounds, rounds * 256 // tokens))
         for name, run in (("forwards", forwards), ("forwards and backwards", both)):
             found = interleaved({kind: (lambda layer=layer, run=run: run(layer)) for kind, layer in layers.items()}, many)
             rows.append({"tokens": tokens, "what": name, "width": width, "rounds": many, "times": found})
@@ -224,7 +226,8 @@ def kernels(rounds: int, width: int = 512, hidden: int = 1024) -> list[dict[str,
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/layers.py experts", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--regime", choices=list(REGIMES), default="narrow", help="of learning")
+    parser.add_argument("--steps", type=int, default=0, help="of training; 0: the regime's own")
     parser.add_argument("--distil", type=int, default=100, help="steps of distillation after a split")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--parts", default="race,kernels,learning", help="with commas between")
@@ -232,6 +235,8 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     if args.quick:
         args.seeds, args.steps, args.distil, args.rounds = 1, 20, 5, 2
+    shape, steps = REGIMES[args.regime]
+    args.steps = args.steps or steps
     torch.set_num_threads(1)
     seeds, parts = list(range(args.seeds)), args.parts.split(",")
     data: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and not args.quick else {}
@@ -239,21 +244,25 @@ def main(arguments: list[str]) -> int:
         data["race"] = races(args.rounds)
     if "kernels" in parts:
         data["kernels"] = kernels(args.rounds)
-    data["setting"] = {"experts": EXPERTS, "capacity_factor": 2.0, "masked": MASKED, "hidden": HIDDEN, "batch": 8, "steps": args.steps}
+    setting = {"experts": EXPERTS, "capacity_factor": 2.0, "masked": MASKED, "batch": 8, "steps": args.steps, **vars(shape)}
 
     def publish(done: Sequence[int]) -> None:
         if not args.quick:
             print(f"written: {provenance.publish(RESULTS, data | {'about': provenance.facts(args, done)})}", flush=True)
 
     if "learning" in parts:
-        data |= {"learning": [], "recovery": []}
-        for seed in seeds:
-            rows, dense = learning([seed], args.steps, max(10, args.steps // 10))
-            data["learning"] += rows
-            data |= {"against": against(data["learning"]), "recovery": data["recovery"] + recovery(dense, args.distil)}
-            publish(seeds[: seed + 1])
+        mine: dict[str, Any] = data.get(args.regime, {})
+        if mine.get("setting") != setting:
+            mine = {"setting": setting, "learning": [], "recovery": []}
+        known = {row["seed"] for row in mine["learning"]}              # a second call goes on where the first ended
+        for seed in sorted(set(seeds) - known):
+            rows, dense = learning([seed], shape, args.steps, max(10, args.steps // 10))
+            mine["learning"] += rows
+            mine |= {"against": against(mine["learning"]), "recovery": mine["recovery"] + recovery(dense, args.distil)}
+            data[args.regime] = mine
+            publish(sorted(known | set(seeds[: seed + 1])))
     else:
-        publish(sorted({row["seed"] for row in data.get("learning", ())}) or [0])
+        publish(sorted({row["seed"] for regime in REGIMES for row in data.get(regime, {}).get("learning", ())}) or [0])
     return 0
 
 

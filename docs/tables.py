@@ -761,44 +761,12 @@ def published() -> str:
 
 
 def experts(data: Document) -> str:
-    """Experts beside the dense MLP of equal active work: learning, time of one layer, recovery of a split MLP."""
+    """Experts beside the dense MLP of equal active work: learning, recovery of a split MLP, time of one layer."""
     if data is None:
         return "Not measured yet: `python benchmarks/layers.py experts`."
-    setting, names = data["setting"], list(data["against"])
-    seeds = sorted({row["seed"] for row in data["learning"]})
-
-    def across(figures: Sequence[float | None], digits: int = 2) -> str:
-        """Median and range over seeds; runs that did not get there are counted."""
-        known = sorted(figure for figure in figures if figure is not None)
-        if not known:
-            return "not reached"
-        middle = known[len(known) // 2] if len(known) % 2 else (known[len(known) // 2 - 1] + known[len(known) // 2]) / 2
-        missed = f"; {len(figures) - len(known)} of {len(figures)} not reached" if len(known) < len(figures) else ""
-        return f"{middle:.{digits}f} ({known[0]:.{digits}f} to {known[-1]:.{digits}f}{missed})"
-
-    def loads(name: str, key: str) -> str:
-        found = [row[key] for row in data["learning"] if row["name"] == name and key in row]
-        return across(found) if found else "–"
-
-    dense = data["against"]["dense"]["seconds_per_step"]
-    rows = [[name, across(one["loss"], 3), "–" if name == "top two" else across(one["steps_to_top two"]), "–" if name == "dense" else
-             across(one["steps_to_dense"]), across([mine / its for mine, its in zip(one["seconds_per_step"], dense, strict=True)]),
-             loads(name, "balance"), loads(name, "unserved")] for name, one in data["against"].items()]
-    head = (f"Filling in masked bytes of Python source ({100 * setting['masked']:.0f} % masked), three layers of width 96, {setting['steps']} steps "
-            f"of {setting['batch']} windows of 96 bytes, {len(seeds)} seed{'s' * (len(seeds) > 1)}; dense: {setting['hidden']} units; else "
-            f"{setting['experts']} experts of {setting['hidden'] // 2} units, two a token. Median and range over seeds; steps as a share of what the "
-            "other took to its last loss.")
-    parts = [head, grid(("MLP", "loss, nats a masked byte", "steps to top two's loss", "steps to the dense one's", "CPU time a step ÷ dense",
-                         "largest ÷ mean load", "share of tokens without an expert"), rows)]
-    won = sum(a < b for a, b in zip(data["against"]["expert choice"]["loss"], data["against"]["top two"]["loss"], strict=True))
-    beat = sum(a < b for a, b in zip(data["against"]["expert choice"]["loss"], data["against"]["dense"]["loss"], strict=True))
-    parts.append(f"Expert Choice ends lower than top two on {won} of {len(seeds)} seeds, and lower than the dense MLP on {beat}.")
-    if data.get("recovery"):
-        rows = [[name, *(across([row[key] for row in data["recovery"] if row["name"] == name], 3) for key in ("dense", "split", "distilled"))]
-                for name in names if name != "dense"]
-        steps, active = data["recovery"][0]["steps"], data["recovery"][0]["active"]
-        parts += [f"The dense models' MLPs split, {100 * active:.0f} % of the neurons active, then distilled for {steps} steps:",
-                  grid(("router", "dense loss", "split", "distilled"), rows)]
+    parts = []
+    for regime, said in (("narrow", "A model that its text soon fills"), ("wide", "A wider model, which these steps do not fill")):
+        parts += _learning(data[regime], said) if regime in data else []
     if data.get("race"):
         kinds = [kind for kind in data["race"][0]["times"] if kind != "dense"]
         rows = [[f"{row['tokens']:,}", row["what"], *(f"{row['times'][kind]['ratio']:.2f} [{row['times'][kind]['low']:.2f}, "
@@ -808,9 +776,49 @@ def experts(data: Document) -> str:
     if data.get("kernels"):
         ways = list(data["kernels"][0]["times"])[1:]
         rows = [[row["type"], f"{row['tokens']:,}", *(f"{row['times'][way]['ratio']:.2f}" for way in ways)] for row in data["kernels"]]
-        parts += ["The ways to multiply (the inner product of such a layer), over the dense product of equal work:",
+        parts += ["The ways to multiply (the inner product of such a layer), CPU time over that of the dense product of equal work:",
                   grid(("type", "tokens", *ways), rows)]
     return "\n\n".join(parts)
+
+
+def _learning(data: Document, said: str) -> list[str]:
+    """What was learnt in one regime, and what a split MLP lost and won back."""
+    setting, against = data["setting"], data["against"]
+    seeds = sorted({row["seed"] for row in data["learning"]})
+
+    def across(figures: Sequence[float | None], digits: int = 2) -> str:
+        """Median and range over seeds; runs that did not get there are counted."""
+        known = sorted(figure for figure in figures if figure is not None)
+        if not known:
+            return "not reached"
+        middle = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2
+        missed = f"; {len(figures) - len(known)} of {len(figures)} not reached" if len(known) < len(figures) else ""
+        return f"{middle:.{digits}f}" + (f" ({known[0]:.{digits}f} to {known[-1]:.{digits}f}{missed})" if len(figures) > 1 else "")
+
+    def loads(name: str, key: str) -> str:
+        found = [row[key] for row in data["learning"] if row["name"] == name and key in row]
+        return across(found) if found else "–"
+
+    dense = against["dense"]["seconds_per_step"]
+    rows = [[name, across(one["loss"], 3), "–" if name == "top two" else across(one["steps_to_top two"]), "–" if name == "dense" else
+             across(one["steps_to_dense"]), across([mine / its for mine, its in zip(one["seconds_per_step"], dense, strict=True)]),
+             loads(name, "balance"), loads(name, "unserved")] for name, one in against.items()]
+    ours = against["expert choice"]["loss"]
+    won, beat = (sum(a < b for a, b in zip(ours, against[other]["loss"], strict=True)) for other in ("top two", "dense"))
+    size = (f"{setting['layers']} layers of width {setting['width']}, {setting['steps']} steps of {setting['batch']} windows of "
+            f"{setting['length']} bytes")
+    units = f"dense: {setting['hidden']} units; else {setting['experts']} experts of {setting['hidden'] // 2}, two a token"
+    head = (f"{said}: masked bytes of Python source ({100 * setting['masked']:.0f} % masked), {size}, {len(seeds)} seed{'s' * (len(seeds) > 1)}; "
+            f"{units}. Median and range; steps as a share of those that the other took to its last loss. Expert Choice ends lower than top two on "
+            f"{won} of {len(seeds)}, than dense on {beat}.")
+    found = [head, grid(("MLP", "loss, nats a masked byte", "steps to top two's loss", "steps to dense's", "CPU time a step ÷ dense",
+                         "largest ÷ mean load", "tokens without an expert"), rows)]
+    if data.get("recovery"):
+        rows = [[name, *(across([row[key] for row in data["recovery"] if row["name"] == name], 3) for key in ("dense", "split", "distilled"))]
+                for name in against if name != "dense"]
+        found += [f"The dense models' MLPs split, {100 * data['recovery'][0]['active']:.0f} % of the neurons active, then distilled for "
+                  f"{data['recovery'][0]['steps']} steps:", grid(("router", "dense loss", "split", "distilled"), rows)]
+    return found
 
 
 def index() -> str:
