@@ -404,10 +404,15 @@ def remat(data: Document) -> str:
         one = model.get("executed", {}).get(name)
         return "–" if one is None else span({"value": one["overhead"], "low": one["low"], "high": one["high"]})
 
+    def spread(one: Document) -> str:
+        """What the plan counts on: the median over seeds, and their range where there are several."""
+        ranked = sorted(one.get("overheads") or [one["overhead"]])
+        return share(ranked[len(ranked) // 2]) + (f" ({share(ranked[0])} to {share(ranked[-1])})" if len(ranked) > 1 else "")
+
     rows = []
     for name, model in models.items():
         known = {f"{one['limit']:g}": one for one in model["limits"]}
-        cells = [f"{took(model, f'ours {limit}')}; {share(known[limit]['overhead'])} ≥ {share(known[limit]['bound'])}" if limit in known else "–"
+        cells = [f"{took(model, f'ours {limit}')}; {spread(known[limit])} ≥ {share(known[limit]['bound'])}" if limit in known else "–"
                  for limit in limits]
         rows.append([name, f"{model['computing']:,}", f"{model['stored'] / 2**20:.1f} MiB", *cells])
     first = grid(("training", "ops", "stored", *(f"at {share(float(limit), 0)}" for limit in limits)), rows)
