@@ -621,6 +621,8 @@ def _generated(part: Document) -> str:
             "100 % load. Solved: packed (the validator looked at every answer) or proven impossible. CP-SAT: NoOverlap2D and Cumulative alone, one "
             "worker. omnimalloc 1.0.0: its branch and bound, one thread; it knows no capacity and goes on to the optimum, so its share compares, not "
             "its time.")
+    if len(kinds) > peers:
+        head += f" The peers were asked the first {peers}, which have all kinds in their shares."
     return f"{head}\n\n{grid(names, rows)}"
 
 
