@@ -566,6 +566,39 @@ def masks(data: Document) -> str:
     return (f"Processor time of one head of width {data['width']} with as many features, one thread, rounds in turn. The matrix is ready "
             f"beforehand; to write it out takes the time of the column after.\n\n"
             f"{grid(('mask', 'positions', 'fast', 'written out', 'faster', 'to write it out', 'largest difference'), rows)}")
+def layersprimer(data: Document) -> str:
+    """Steps and processor seconds to the plain block's loss."""
+    if not data:
+        return "Not measured yet."
+    names = {"gelu": "plain: GELU", "relu": "ReLU", "relu2": "ReLU²", "gelu_conv": "GELU, convolutions", "primer": "Primer: ReLU², convolutions"}
+
+    def times(figure: Mapping[str, float] | None) -> str:
+        return "not reached" if figure is None else f"{figure['median']:.2f}× ({figure['least']:.2f} to {figure['most']:.2f})"
+
+    rows = [[names[row["variant"]], f"{row['loss']['median']:.3f} ({row['loss']['least']:.3f} to {row['loss']['most']:.3f})", f"{row['cost']:.2f}",
+             *(times(row[key]) for key in ("fewer_steps", "less_raced", "less_trained"))] for row in data["rows"]]
+    head = ("block", "loss, nats a byte", "cost of a step", "fewer steps", "less processor time, raced", "as trained")
+    return (f"Bytes of the standard library's source, width {data['width']}, {data['about']['options']['steps']} steps, "
+            f"{len(data['about']['seeds'])} seeds, median and range; to the plain block's last loss. Raced: steps times the "
+            "cost of a step as variants take turns; as trained: "
+            f"processor seconds of each training, one after another on a busy host.\n\n{grid(head, rows)}")
+
+
+def ranking(data: Document) -> str:
+    """Losses and metrics beside Rax."""
+    if not data:
+        return "Not measured yet."
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in data["rows"]):
+        mine = {row["form"]: row for row in data["rows"] if row["name"] == name}
+        told = [f"{1e3 * row['ours']:.2f} ms, {row['times_faster']:.2g}× ({row['low']:.2g} to {row['high']:.2g})" if (row := mine.get(form)) else "–"
+                for form in ("padded", "packed")]
+        lines.append([f"`{name}`", *told])
+    shapes = {row["form"]: row["shape"] for row in data["rows"]}
+    slower = sum(row["times_faster"] < 1 for row in data["rows"])
+    head = ("", *(f"{form}, {' × '.join(map(str, shape))} items" for form, shape in shapes.items()))
+    return (f"Time of ours, and how many times faster than Rax (median and range of {data['about']['options']['rounds']} rounds by turns). "
+            f"{slower} of {len(data['rows'])} are slower than Rax.\n\n{grid(head, lines)}")
 
 
 def allocate(data: Document) -> str:
@@ -871,6 +904,8 @@ TABLES = (
     Table("docs/features.md", "features", features, ("layers_features",), ("fourfold/rewrites/attend", "benchmarks/layers_features.py")),
     Table("docs/features.md", "masks", masks, ("layers_masks",), ("fourfold/rewrites/attend", "benchmarks/layers_masks.py")),
     Table("docs/treeformer.md", "treeformer", treeformer, ("layers_treeformer",), ("fourfold/rewrites/attend", "benchmarks/layers_treeformer.py")),
+    Table("docs/primer.md", "layersprimer", layersprimer, ("layers_primer",), ("fourfold/rewrites/attend/primer.py", "benchmarks/layers_primer.py")),
+    Table("docs/ranking.md", "ranking", ranking, ("ranking",), ("fourfold/ranking",)),
     Table("docs/scale.md", "scale", scale, ("scale", "simulate"), ("fourfold/decisions/schedule", "fourfold/cost", "fourfold/graph.py")),
     Table("docs/meter.md", "meters", meters, ("meters",), ("fourfold/measure",)),
     Table("docs/map.md", "place", place, ("place",), ("fourfold/decisions/carbon_aware", "fourfold/carbon")),

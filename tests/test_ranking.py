@@ -293,7 +293,7 @@ def test_gradients_are_finite_differences(name: str, way: str) -> None:
     if way in ("segments", "both"):
         options["segments"] = torch.tensor([[0, 0, 1, 1, 1], [2, 0, 2, 0, 0], [1, 1, 1, 1, 1]])
     assert gradcheck(lambda x: SMOOTH[name](x, y, **options), (s,), fast_mode=True)
-    if name in ("pairwise_logistic_loss", "approx_ndcg", "lambda") and way == "where":
+    if name in ("pairwise_logistic_loss", "approx_ndcg", "lambda", "softmax_loss") and way == "where":
         assert gradgradcheck(lambda x: SMOOTH[name](x, y, **options), (s,), fast_mode=True)
 
 
@@ -335,6 +335,25 @@ def test_blocks_of_pairs_are_whole_tensors(name: str, monkeypatch: pytest.Monkey
         part = of(name)(have_s, y, where=where, segments=segments, weights=w, reduce_fn=torch.sum)
         part.backward()
         assert torch.allclose(part, whole) and have_s.grad is not None and torch.allclose(have_s.grad, want_s.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["softmax_loss", "poly1_softmax_loss", *POINTWISE])
+@pytest.mark.parametrize("reduce_fn", [torch.mean, torch.sum])
+def test_what_is_made_with_its_gradient_is_the_formula_differentiated(name: str, reduce_fn: Any) -> None:
+    rng = np.random.default_rng(7)
+    y, w = f64(rng.integers(0, 3, (4, 6))), f64(rng.uniform(1, 2, (4, 6)))
+    y[0] = 0
+    mask = torch.tensor(rng.random((4, 6)) < 0.7)
+    mask[2] = False
+    for options in ({}, {"weights": w}, {"where": mask}, {"where": mask, "weights": w[:, :1]}):
+        found = []
+        for reduction in (reduce_fn, lambda values, where: (values if where is None else torch.where(where, values, 0.0)).sum() / (
+                1 if reduce_fn is torch.sum else values.numel() if where is None else where.sum())):
+            s = f64(rng.normal(size=(4, 6)) if not found else found[0][2]).requires_grad_()
+            loss = of(name)(s, y, **options, reduce_fn=reduction)
+            (gradient,) = torch.autograd.grad(loss, s)
+            found.append((loss, gradient, s.detach().numpy()))
+        assert torch.allclose(found[0][0], found[1][0]) and torch.allclose(found[0][1], found[1][1]), options
 
 
 def test_large_scores_and_half_precision_stay_finite() -> None:

@@ -73,3 +73,7 @@ def dcg2_lambdaweight(scores: Tensor, labels: Tensor, *, where: Tensor | None = 
         discounts = discounts * torch.where(beyond, 1 / (1 - discount_fn(torch.where(beyond, lower, 2))), 1.0)
     differences = _gain_differences(items, topn, normalize, gain_fn, discount_fn)
     return _flat(discounts * differences * scores.shape[-1], items)
+
+
+for _weight in (labeldiff_lambdaweight, dcg_lambdaweight, dcg2_lambdaweight):
+    _weight.of_ranks = True  # type: ignore[attr-defined]  # of labels and whole ranks alone, list by list: `pairs` may ask a few lists at a time

@@ -61,29 +61,41 @@ class Items(NamedTuple):
     weights: Tensor | None
 
 
-def checked(scores: Tensor, labels: Tensor, where: Tensor | None = None, segments: Tensor | None = None, weights: Tensor | None = None) -> Items:
-    """The arguments of a loss or metric, checked.
+def lowest(dtype: torch.dtype) -> float:
+    """A score whose exponential is 0 beside any other of a list, and finite."""
+    return torch.finfo(dtype).min / 4
 
-    scores, labels, where (bool), segments (integer): [..., L]; weights: of a shape that broadcasts to it. Raises InputError for other shapes or
-    types.
-    """
+
+def fit(scores: Tensor, labels: Tensor, where: Tensor | None, segments: Tensor | None, weights: Tensor | None) -> None:
+    """Raises InputError where shapes or types do not fit (see `checked`)."""
     if scores.dim() == 0 or scores.shape != labels.shape:
         raise InputError(f"scores of shape {tuple(scores.shape)} and labels of shape {tuple(labels.shape)}; one shape [..., L] was expected.",
                          "Give one label for each score; pad lists to one length and say with `where` which items count.")
-    dtype = scores.dtype if scores.dtype in (torch.float32, torch.float64) else torch.float32
-    scores, labels = scores.to(dtype), labels.to(dtype)
     for name, one, kind in (("where", where, "bool"), ("segments", segments, "integer")):
         if one is not None and (one.shape != scores.shape or (one.dtype == torch.bool) != (kind == "bool") or one.is_floating_point()):
             raise InputError(f"`{name}` is {one.dtype} of shape {tuple(one.shape)}; {kind} of shape {tuple(scores.shape)} was expected.",
                              f"Give one {kind} for each item.")
     if weights is not None:
         try:
-            weights = weights.to(dtype).expand_as(scores)
+            weights.expand_as(scores)
         except RuntimeError as error:
             raise InputError(f"weights of shape {tuple(weights.shape)} do not broadcast to the scores' {tuple(scores.shape)}.",
                              "Give one weight for each item, or [..., 1] for each list.") from error
+
+
+def checked(scores: Tensor, labels: Tensor, where: Tensor | None = None, segments: Tensor | None = None, weights: Tensor | None = None, *,
+            low: bool = False) -> Items:
+    """The arguments of a loss or metric, checked. With `low`, items that do not count have the `lowest` score instead of 0.
+
+    scores, labels, where (bool), segments (integer): [..., L]; weights: of a shape that broadcasts to it. Raises InputError for other shapes or
+    types.
+    """
+    fit(scores, labels, where, segments, weights)
+    dtype = scores.dtype if scores.dtype in (torch.float32, torch.float64) else torch.float32
+    scores, labels = scores.to(dtype), labels.to(dtype)
+    weights = weights.to(dtype).expand_as(scores) if weights is not None else None
     if where is not None:
-        scores, labels = torch.where(where, scores, 0.0), torch.where(where, labels, 0.0)
+        scores, labels = torch.where(where, scores, lowest(dtype) if low else 0.0), torch.where(where, labels, 0.0)
         weights = torch.where(where, weights, 0.0) if weights is not None else None
     return Items(scores, labels, where, dense(segments) if segments is not None else None, weights)
 
@@ -91,6 +103,19 @@ def checked(scores: Tensor, labels: Tensor, where: Tensor | None = None, segment
 def rows(values: Tensor) -> Tensor:
     """[..., L] as [N, L]."""
     return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
+
+
+def unpacked(segments: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Packed lists (`segments` as `dense` gives them) laid out in rows: (positions int64 [N, M] in the flattened items, which of them count), of the
+    items that count alone, N lists of at most M."""
+    ids = (rows(segments) + segments.shape[-1] * torch.arange(math.prod(segments.shape[:-1]), device=segments.device).unsqueeze(1)).reshape(-1)
+    kept = torch.arange(len(ids), device=ids.device) if where is None else where.reshape(-1).nonzero().squeeze(1)
+    ordered, order = ids[kept].sort(stable=True)
+    _, row, counts = ordered.unique_consecutive(return_inverse=True, return_counts=True)
+    place = torch.arange(len(row), device=ids.device) - (counts.cumsum(0) - counts)[row]
+    index = torch.zeros(len(counts), int(counts.max()) if len(counts) else 0, dtype=torch.long, device=ids.device)
+    index[row, place] = kept[order]
+    return index, torch.arange(index.shape[1], device=ids.device) < counts.unsqueeze(1)
 
 
 # ---- packed lists ----------------------------------------------------------------------------------------------------------------------------------
@@ -139,14 +164,12 @@ def counted(where: Tensor | None, segments: Tensor | None) -> Tensor | None:
 
 
 def log_softmax(scores: Tensor, segments: Tensor | None, where: Tensor | None) -> Tensor:
-    """log softmax within lists over the items that count; finite elsewhere."""
+    """log softmax within lists over the items that count, of scores `checked` with `low`; finite everywhere, whatever the scores."""
     if scores.shape[-1] == 0:
         return scores
+    scores = scores.clamp_min(lowest(scores.dtype))
     if segments is None:
-        if where is None:
-            return scores.log_softmax(-1)
-        held = torch.where(where | ~where.any(-1, keepdim=True), scores, -torch.inf)   # of a list without an item: all of them, and none is used
-        return torch.where(where, held.log_softmax(-1), 0.0)
+        return scores.log_softmax(-1)
     most = list_max(scores.detach(), segments, where)
     shifted = scores - torch.where(most == -torch.inf, 0.0, most)
     total = list_sum(shifted.exp(), segments, where)

@@ -11,11 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fourfold.ranking import _closed
 from fourfold.ranking.lists import (
     Items,
     Reduction,
     checked,
     counted,
+    fit,
     list_sum,
     log_softmax,
     masked_mean,
@@ -34,7 +36,7 @@ def _as_given(labels: Tensor, where: Tensor | None = None) -> Tensor:
 
 def _cross_entropy(items: Items, labels: Tensor) -> Tensor:
     logs = log_softmax(items.scores, items.segments, items.where)
-    return -list_sum(torch.where(labels == 0, 0.0, labels * logs), items.segments)      # a label of 0 at a score of −∞ adds nothing
+    return -list_sum(labels * logs, items.segments)
 
 
 def softmax_loss(scores: Tensor, labels: Tensor, *, where: Tensor | None = None, segments: Tensor | None = None, weights: Tensor | None = None,
@@ -43,23 +45,36 @@ def softmax_loss(scores: Tensor, labels: Tensor, *, where: Tensor | None = None,
 
     Labels times `weights` are taken as they are, unless `label_fn(labels, where=)` normalises them (`normalize_probabilities`).
     """
-    items = checked(scores, labels, where, segments, weights)
-    labels = items.labels if items.weights is None else items.labels * items.weights
-    return reduced(_cross_entropy(items, label_fn(labels, where=where)), counted(where, items.segments), reduce_fn)
+    fit(scores, labels, where, segments, weights)
+
+    def plain(scores: Tensor) -> Tensor:
+        items = checked(scores, labels, where, segments, weights, low=True)
+        weighed = items.labels if items.weights is None else items.labels * items.weights
+        return reduced(_cross_entropy(items, label_fn(weighed, where=where)), counted(where, items.segments), reduce_fn)
+
+    if label_fn is _as_given and _closed.closed(scores, labels, weights, segments, reduce_fn):
+        return _closed.softmax(scores, labels, where, weights, reduce_fn, None, plain)
+    return plain(scores)
 
 
 def poly1_softmax_loss(scores: Tensor, labels: Tensor, *, epsilon: float = 1.0, where: Tensor | None = None, segments: Tensor | None = None,
                        weights: Tensor | None = None, reduce_fn: Reduction = masked_mean) -> Tensor:
     """softmax_loss + ε (1 − p), p = Σ_i ŷ_i softmax(s)_i with normalised labels ŷ (PolyLoss, Leng et al. 2022)."""
-    items = checked(scores, labels, where, segments, weights)
-    labels = items.labels if items.weights is None else items.labels * items.weights
-    chance = log_softmax(items.scores, items.segments, where).exp()
-    share = normalize_probabilities(labels, where=where, segments=items.segments)
-    p = list_sum(share * chance, items.segments, where)
-    counts = counted(where, items.segments)
-    if where is not None and items.segments is None:
-        p = torch.where(where.any(-1), p, 1.0)
-    return reduced(_cross_entropy(items, labels) + epsilon * (1 - p), counts, reduce_fn)
+    fit(scores, labels, where, segments, weights)
+
+    def plain(scores: Tensor) -> Tensor:
+        items = checked(scores, labels, where, segments, weights, low=True)
+        weighed = items.labels if items.weights is None else items.labels * items.weights
+        chance = log_softmax(items.scores, items.segments, where).exp()
+        share = normalize_probabilities(weighed, where=where, segments=items.segments)
+        p = list_sum(share * chance, items.segments, where)
+        if where is not None and items.segments is None:
+            p = torch.where(where.any(-1), p, 1.0)
+        return reduced(_cross_entropy(items, weighed) + epsilon * (1 - p), counted(where, items.segments), reduce_fn)
+
+    if _closed.closed(scores, labels, weights, segments, reduce_fn):
+        return _closed.softmax(scores, labels, where, weights, reduce_fn, epsilon, plain)
+    return plain(scores)
 
 
 def _prefix_logsumexp(values: Tensor, segments: Tensor | None) -> Tensor:
@@ -132,16 +147,29 @@ def listmle_loss(scores: Tensor, labels: Tensor, *, generator: torch.Generator |
 def pointwise_sigmoid_loss(scores: Tensor, labels: Tensor, *, where: Tensor | None = None, segments: Tensor | None = None,
                            weights: Tensor | None = None, reduce_fn: Reduction = masked_mean) -> Tensor:
     """Binary cross-entropy of σ(s) and the label, clipped to [0, 1], of each item. `segments` change nothing."""
-    items = checked(scores, labels, where, segments, weights)
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(items.scores, items.labels.clamp(0, 1), reduction="none")
-    return reduced(loss if items.weights is None else loss * items.weights, where, reduce_fn)
+    return _pointwise(scores, labels, where, segments, weights, reduce_fn, sigmoid=True)
+
+
+def _pointwise(scores: Tensor, labels: Tensor, where: Tensor | None, segments: Tensor | None, weights: Tensor | None, reduce_fn: Reduction,
+               sigmoid: bool) -> Tensor:
+    fit(scores, labels, where, segments, weights)
+
+    def plain(scores: Tensor) -> Tensor:
+        s, y, _, _, w = checked(scores, labels, where, None, weights)
+        if sigmoid:
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(s, y.clamp(0, 1), reduction="none")
+        else:
+            loss = (s - y).square()
+        return reduced(loss if w is None else loss * w, where, reduce_fn)
+
+    if _closed.closed(scores, labels, weights, None, reduce_fn):
+        return _closed.pointwise(scores, labels, where, weights, reduce_fn, sigmoid, plain)
+    return plain(scores)
 
 
 def pointwise_mse_loss(scores: Tensor, labels: Tensor, *, where: Tensor | None = None, segments: Tensor | None = None,
                        weights: Tensor | None = None, reduce_fn: Reduction = masked_mean) -> Tensor:
     """(s − y)² of each item. `segments` change nothing."""
-    items = checked(scores, labels, where, segments, weights)
-    loss = (items.scores - items.labels).square()
-    return reduced(loss if items.weights is None else loss * items.weights, where, reduce_fn)
+    return _pointwise(scores, labels, where, segments, weights, reduce_fn, sigmoid=False)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fourfold.ranking.lists import Items, Reduction, checked, counted, list_max, list_sum, masked_mean, pairs_within, reduced
+from fourfold.ranking.lists import Items, Reduction, checked, counted, list_max, list_sum, masked_mean, pairs_within, reduced, rows
 from fourfold.ranking.ranks import CutoffFn, RankFn, _starts, cutoff, ranks
 
 GainFn = Callable[[Tensor], Tensor]
@@ -29,11 +29,11 @@ def default_discount_fn(rank: Tensor) -> Tensor:
     return 1.0 / torch.log2(rank + 1.0)
 
 
-def _retrieved(items: Items, place: Tensor, topn: int | None, cutoff_fn: CutoffFn) -> Tensor:
+def _retrieved(items: Items, place: Tensor | None, topn: int | None, cutoff_fn: CutoffFn) -> Tensor:
     """How far each item is retrieved: 1, 0, or between where the cut-off is soft."""
     found = items.scores > -torch.inf
     found = (found if items.where is None else found & items.where).to(items.scores.dtype)
-    if topn is None:
+    if topn is None or place is None:
         return found
     if cutoff_fn is cutoff and not place.is_floating_point():          # whole ranks say it themselves
         return found * (place <= topn)
@@ -64,7 +64,10 @@ def recall_metric(scores: Tensor, labels: Tensor, *, where: Tensor | None = None
                   reduce_fn: Reduction = masked_mean) -> Tensor:
     """Relevant items that are retrieved / relevant items; 0 where none is relevant."""
     items = checked(scores, labels, where, segments)
-    _, retrieved = _ranked(items, topn, rank_fn, cutoff_fn, generator)
+    if topn is None and cutoff_fn is cutoff:                           # no rank is asked for
+        retrieved = _retrieved(items, None, topn, cutoff_fn)
+    else:
+        _, retrieved = _ranked(items, topn, rank_fn, cutoff_fn, generator)
     relevant = (items.labels >= 1).to(retrieved.dtype)
     values = _ratio(list_sum(retrieved * relevant, items.segments, where), list_sum(relevant, items.segments, where))
     return reduced(values, counted(where, items.segments), reduce_fn)
@@ -75,7 +78,10 @@ def precision_metric(scores: Tensor, labels: Tensor, *, where: Tensor | None = N
                      reduce_fn: Reduction = masked_mean) -> Tensor:
     """Relevant items that are retrieved / retrieved items (no more than there are in the list); 0 where none is retrieved."""
     items = checked(scores, labels, where, segments)
-    _, retrieved = _ranked(items, topn, rank_fn, cutoff_fn, generator)
+    if topn is None and cutoff_fn is cutoff:                           # no rank is asked for
+        retrieved = _retrieved(items, None, topn, cutoff_fn)
+    else:
+        _, retrieved = _ranked(items, topn, rank_fn, cutoff_fn, generator)
     relevant = (items.labels >= 1).to(retrieved.dtype)
     values = _ratio(list_sum(retrieved * relevant, items.segments, where), list_sum(retrieved, items.segments, where))
     return reduced(values, counted(where, items.segments), reduce_fn)
@@ -111,12 +117,18 @@ def ap_metric(scores: Tensor, labels: Tensor, *, where: Tensor | None = None, se
 def opa_metric(scores: Tensor, labels: Tensor, *, where: Tensor | None = None, reduce_fn: Reduction = masked_mean) -> Tensor:
     """Ordered pair accuracy: the share of pairs with different labels whose scores are in the same order; 0 where there is no such pair."""
     items = checked(scores, labels, where)
-    pairs = items.labels.unsqueeze(-1) > items.labels.unsqueeze(-2)
-    within = pairs_within(where, None)
-    pairs = pairs if within is None else pairs & within
-    right = pairs & (items.scores.unsqueeze(-1) > items.scores.unsqueeze(-2))
-    dtype = items.scores.dtype
-    return reduced(_ratio(right.sum((-2, -1), dtype=dtype), pairs.sum((-2, -1), dtype=dtype)), counted(where, None), reduce_fn)
+    s, y = rows(items.scores), rows(items.labels)
+    if where is not None:
+        y = torch.where(rows(where), y, torch.nan)                     # a comparison with NaN does not hold
+    pairs, right = s.new_zeros(len(s)), s.new_zeros(len(s))
+    step = max(1, (1 << 16) // max(1, s.shape[1] ** 2))                # lists at a time: their pairs stay in a core's cache
+    for begin in range(0, len(s) if s.shape[1] else 0, step):
+        part = slice(begin, begin + step)
+        below = (y[part].unsqueeze(-1) > y[part].unsqueeze(-2)).to(s.dtype)
+        pairs[part] = below.sum((-2, -1))
+        right[part] = below.mul_(s[part].unsqueeze(-1) > s[part].unsqueeze(-2)).sum((-2, -1))
+    shape = scores.shape[:-1]
+    return reduced(_ratio(right.reshape(shape), pairs.reshape(shape)), counted(where, None), reduce_fn)
 
 
 def dcg_metric(scores: Tensor, labels: Tensor, *, where: Tensor | None = None, segments: Tensor | None = None, topn: int | None = None,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fourfold.errors import InputError
-from fourfold.ranking.lists import Items, Reduction, checked, masked_mean, masked_sum, pairs_within, reduced, rows
+from fourfold.ranking.lists import Items, Reduction, checked, masked_mean, masked_sum, pairs_within, reduced, rows, unpacked
 
 PairLossFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 LambdaweightFn = Callable[..., Tensor]
@@ -22,33 +22,44 @@ _PAIRS = 1 << 16  # of a block
 
 
 class _Pair(NamedTuple):
-    """A function of (d, δ), its slope along d (0 at a kink), whether only pairs with δ > 0 count, and whether δ enters the function."""
+    """A function of (d, δ) and its slope along d, whether only pairs with δ > 0 count, and whether δ enters the function. `both` gives value and
+    slope; `value` alone is what autograd differentiates."""
 
     value: Callable[[Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor], Tensor]
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ordered: bool = True
     labelled: bool = False
 
 
 def _hinge() -> _Pair:
-    return _Pair(lambda d, delta: torch.relu(1 - d), lambda d, delta: torch.where(d < 1, -1.0, 0.0).to(d.dtype))
+    def both(d: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        value = torch.relu(1 - d)
+        return value, (value > 0).to(d.dtype).neg_()
+
+    return _Pair(lambda d, delta: torch.relu(1 - d), both)
 
 
 def _logistic() -> _Pair:
-    return _Pair(lambda d, delta: torch.nn.functional.softplus(-d, threshold=1e9 if d.dtype == torch.float64 else 80.0),
-                 lambda d, delta: -torch.sigmoid(-d))
+    def value(d: Tensor, delta: Tensor) -> Tensor:
+        return torch.nn.functional.softplus(-d, threshold=1e9 if d.dtype == torch.float64 else 80.0)
+
+    return _Pair(value, lambda d, delta: (value(d, delta), torch.sigmoid(-d).neg_()))
 
 
 def _soft_zero_one() -> _Pair:
-    def slope(d: Tensor, delta: Tensor) -> Tensor:
-        sigma = torch.sigmoid(d)
-        return torch.addcmul(-sigma, sigma, sigma)
+    def both(d: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = torch.sigmoid(-d)
+        return sigma, torch.addcmul(-sigma, sigma, sigma)
 
-    return _Pair(lambda d, delta: torch.sigmoid(-d), slope)
+    return _Pair(lambda d, delta: torch.sigmoid(-d), both)
 
 
-def _mse() -> _Pair:
-    return _Pair(lambda d, delta: (d - delta).square(), lambda d, delta: 2 * (d - delta), ordered=False, labelled=True)
+def _squares() -> _Pair:
+    def both(d: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        error = d - delta
+        return error.square(), 2 * error
+
+    return _Pair(lambda d, delta: (d - delta).square(), both, ordered=False, labelled=True)
 
 
 def _quantile(tau: float, squared: bool) -> _Pair:
@@ -56,13 +67,13 @@ def _quantile(tau: float, squared: bool) -> _Pair:
         below, above = torch.relu(delta - d), torch.relu(d - delta)
         return tau * below.square() + (1 - tau) * above.square() if squared else tau * below + (1 - tau) * above
 
-    def slope(d: Tensor, delta: Tensor) -> Tensor:
+    def both(d: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         error = d - delta
-        if squared:
-            return 2 * torch.where(error < 0, tau * error, (1 - tau) * error)
-        return torch.where(error < 0, -tau, torch.where(error > 0, 1 - tau, 0.0)).to(d.dtype)
+        side = torch.where(error < 0, tau, 1 - tau).to(d.dtype) if squared else torch.where(error < 0, -tau, 1 - tau).to(d.dtype)
+        found = error * side
+        return (found * error, found.mul_(2)) if squared else (found, side)
 
-    return _Pair(value, slope, labelled=True)
+    return _Pair(value, both, labelled=True)
 
 
 # ---- over whole tensors ----------------------------------------------------------------------------------------------------------------------------
@@ -110,7 +121,7 @@ class _PairSum(torch.autograd.Function):
     """Σ over the pairs that count, and their number: both of one pass, the gradient with them."""
 
     @staticmethod
-    def forward(ctx, scores: Tensor, items: Items, pair: _Pair, lambdas: Tensor | None):
+    def forward(ctx, scores: Tensor, items: Items, pair: _Pair, lambdas: Tensor | LambdaweightFn | None):
         length, ctx.pair, ctx.items, ctx.lambdas = scores.shape[-1], pair, items, lambdas
         ctx.save_for_backward(scores)
         flat = rows(scores.detach())
@@ -118,12 +129,17 @@ class _PairSum(torch.autograd.Function):
         if items.where is not None:                                    # a comparison with NaN does not hold
             labels = torch.where(items.where.reshape(labels.shape), labels, torch.nan)
         segments, weights = (None if one is None else rows(one.detach()) for one in (items.segments, items.weights))
-        scales = lambdas.reshape(len(flat), length, length) if lambdas is not None else None
         gradient = torch.zeros_like(flat) if ctx.needs_input_grad[0] else None
         total, count = flat.new_zeros(()), flat.new_zeros((), dtype=torch.float64)
         lists = max(1, _PAIRS // max(1, length**2))
         firsts = max(1, min(length, _PAIRS // max(1, length)))
         for begin in range(0, len(flat), lists):
+            scales = None
+            if isinstance(lambdas, Tensor):
+                scales = lambdas.reshape(len(flat), length, length)[begin : begin + lists]
+            elif lambdas is not None:
+                some = [None if one is None else rows(one)[begin : begin + lists] for one in items]
+                scales = lambdas(some[0], some[1], where=some[2], segments=some[3], weights=some[4]).unflatten(-1, (length, length))
             for first in range(0, length, firsts):
                 part = slice(begin, begin + lists), slice(first, first + firsts)
                 total, count = _block(pair, part, flat, labels, (segments, weights, scales), gradient, total, count)
@@ -137,7 +153,9 @@ class _PairSum(torch.autograd.Function):
         if torch.is_grad_enabled():                                    # the gradient itself is to be differentiated
             scores, = ctx.saved_tensors
             with torch.enable_grad():
-                total = _whole(ctx.items._replace(scores=scores), _plain(ctx.pair), ctx.lambdas, masked_sum)
+                items = ctx.items._replace(scores=scores)
+                weights = ctx.lambdas if ctx.lambdas is None or isinstance(ctx.lambdas, Tensor) else _lambdas(items, ctx.lambdas)
+                total = _whole(items, _plain(ctx.pair), weights, masked_sum)
                 return *torch.autograd.grad(total, scores, grads[0], create_graph=True), None, None, None
         return ctx.gradient * grads[0], None, None, None
 
@@ -158,13 +176,15 @@ def _block(pair: _Pair, part: tuple[slice, slice], scores: Tensor, labels: Tenso
     if weights is not None:
         valid *= weights[lists, firsts].unsqueeze(-1)
     if scales is not None:
-        valid *= scales[lists, firsts]
-    if gradient is not None:
-        slope = pair.slope(d, delta).mul_(valid)
+        valid *= scales[:, firsts]
+    if gradient is None:
+        value = pair.value(d, delta)
+    else:
+        value, slope = pair.both(d, delta)
+        slope = slope * valid
         gradient[lists, firsts] += slope.sum(-1)
         gradient[lists] -= slope.sum(-2)
-    total = total + torch.dot(pair.value(d, delta).reshape(-1), valid.reshape(-1))
-    return total, count
+    return total + torch.dot(value.reshape(-1), valid.reshape(-1)), count
 
 
 def _plain(pair: _Pair) -> PairLossFn:
@@ -173,13 +193,39 @@ def _plain(pair: _Pair) -> PairLossFn:
 
 
 def _built_in(pair: _Pair, items: Items, lambdaweight_fn: LambdaweightFn | None, reduce_fn: Reduction) -> Tensor:
-    lambdas = _lambdas(items, lambdaweight_fn)
     mean, total = reduce_fn in (masked_mean, torch.mean), reduce_fn in (masked_sum, torch.sum)
-    learnt = any(one is not None and one.requires_grad for one in (items.labels, items.weights, lambdas))
+    whole = getattr(getattr(lambdaweight_fn, "func", lambdaweight_fn), "of_ranks", False)      # no gradient flows through ours: a few lists at a time
+    lambdas = lambdaweight_fn if whole else _lambdas(items, lambdaweight_fn)
+    learnt = any(isinstance(one, Tensor) and one.requires_grad for one in (items.labels, items.weights, lambdas))
     if not (mean or total) or learnt or torch.compiler.is_compiling():
-        return _whole(items, _plain(pair), lambdas, reduce_fn)
-    found, count = _PairSum.apply(items.scores, items._replace(scores=items.scores.detach()), pair, lambdas)  # type: ignore[misc]
+        return _whole(items, _plain(pair), _lambdas(items, lambdaweight_fn), reduce_fn)
+    if items.segments is not None and lambdas is None:
+        items = _laid_out(items)
+    if not pair.ordered and lambdas is None:
+        found, count = _all_squares(items)
+    else:
+        found, count = _PairSum.apply(items.scores, items._replace(scores=items.scores.detach()), pair, lambdas)  # type: ignore[misc]
     return found / count.clamp_min(1) if mean else found
+
+
+def _laid_out(items: Items) -> Items:
+    """Packed lists as rows of their own: pairs across lists are not even looked at."""
+    assert items.segments is not None
+    index, counts = unpacked(items.segments, items.where)
+    scores, labels = (torch.where(counts, one.reshape(-1)[index], 0.0) for one in items[:2])
+    weights = torch.where(counts, items.weights.reshape(-1)[index], 0.0) if items.weights is not None else None
+    return Items(scores, labels, counts, None, weights)
+
+
+def _all_squares(items: Items) -> tuple[Tensor, Tensor]:
+    """Σ_i w_i Σ_j (e_i − e_j)² with errors e = s − y is Σ_i w_i (n e_i² + Σ_j e_j²) where e has mean 0: no pairs are needed."""
+    counts = torch.ones_like(items.scores) if items.where is None else items.where.to(items.scores.dtype)
+    n = counts.sum(-1, keepdim=True)
+    error = (items.scores - items.labels) * counts
+    error = (error - error.sum(-1, keepdim=True) / n.clamp_min(1)) * counts
+    squares = error.square()
+    each = (n * squares + squares.sum(-1, keepdim=True)) * counts
+    return (each if items.weights is None else each * items.weights).sum(), n.square().sum()
 
 
 def pairwise_hinge_loss(scores: Tensor, labels: Tensor, *, where: Tensor | None = None, segments: Tensor | None = None,
@@ -207,7 +253,7 @@ def pairwise_mse_loss(scores: Tensor, labels: Tensor, *, where: Tensor | None = 
                       weights: Tensor | None = None, lambdaweight_fn: LambdaweightFn | None = None,
                       reduce_fn: Reduction = masked_mean) -> Tensor:
     """(d − δ)² over all pairs of a list, an item with itself among them (which adds 0 and counts in the mean)."""
-    return _built_in(_mse(), checked(scores, labels, where, segments, weights), lambdaweight_fn, reduce_fn)
+    return _built_in(_squares(), checked(scores, labels, where, segments, weights), lambdaweight_fn, reduce_fn)
 
 
 def pairwise_qr_loss(scores: Tensor, labels: Tensor, *, where: Tensor | None = None, segments: Tensor | None = None,

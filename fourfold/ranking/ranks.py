@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fourfold.ranking.lists import dense, list_sum, pairs_within, rows
+from fourfold.ranking.lists import dense, list_sum, pairs_within, rows, unpacked
 
 StepFn = Callable[[Tensor], Tensor]
 _PAIRS = 1 << 16  # of a block: it stays in a core's cache
@@ -134,8 +134,12 @@ def approx_ranks(scores: Tensor, *, where: Tensor | None = None, segments: Tenso
     does not count has rank 1. `generator` is not used: nothing is tied."""
     step = step_fn or SigmoidStep()
     packed = dense(segments) if segments is not None else None
-    if isinstance(step, SigmoidStep) and packed is None and not torch.compiler.is_compiling():
-        return _SigmoidRanks.apply(scores, where, step.temperature)  # type: ignore[no-any-return]
+    if isinstance(step, SigmoidStep) and not torch.compiler.is_compiling():
+        if packed is None:
+            return _SigmoidRanks.apply(scores, where, step.temperature)  # type: ignore[no-any-return]
+        index, counts = unpacked(packed, where)
+        found = _SigmoidRanks.apply(scores.reshape(-1)[index], counts, step.temperature)
+        return torch.ones_like(scores).reshape(-1).index_put((index[counts],), found[counts]).reshape(scores.shape)
     return _pair_ranks(scores, where, packed, step)
 
 
