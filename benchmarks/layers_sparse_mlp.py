@@ -240,5 +240,5 @@ def main(arguments: list[str]) -> int:
         made["decoding"] = []
         for one in decoding([int(width) for width in args.widths.split(",")], SHARES if not args.quick else (0.1,), args.rounds, 0):
             made["decoding"].append(one)
-        keep(args.seeds)
+            keep(args.seeds)                                           # each, so that an end that comes early loses nothing
     return 0
