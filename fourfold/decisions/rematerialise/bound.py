@@ -1,6 +1,7 @@
 """Lower bounds: bytes that no sequence can do without, and a price that none can beat.
 
-Peak: while a node runs, all that it reads and makes is there; and in the last step that makes an output, all other outputs are there too.
+Peak: while a node runs, all that it reads and makes is there; and in the last step that makes an output, or fetches it from a second memory, all
+other outputs are there too.
 Price: every node runs once, and across the first run of any node d stands a cut. What d is made of ran before; what is made of d runs after. A value
 made before and read after is either there while d runs, beside what d itself reads and makes, or made again, or copied to a second memory and back.
 Which ones are cheapest to keep in what the limit leaves is a knapsack, whose fractional optimum (Dantzig 1957) bounds what is paid for the others, in
@@ -24,6 +25,8 @@ def least_peak(instance: RematerialiseInstance) -> int:
     if not len(core.node):
         return 0
     around = node_bytes(core)
+    if (instance.linked.fetch[core.pinned] >= 0).any():                 # the last of them may be fetched, beside which nothing else is needed
+        return int(max(around.max(), core.size[core.pinned].sum()))
     return int(max(around.max(), _last_step(core)))
 
 
