@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fourfold.cli import main
-from fourfold.jobs.primer import Run, primer
+from fourfold.jobs.primer import PairedRun, primer
 
 SMALL = ["--steps", "4", "--width", "16", "--layers", "1", "--heads", "2", "--length", "12", "--batch", "2"]
 
@@ -38,9 +38,9 @@ def test_a_seed_says_the_same_losses_again(text: Path) -> None:
 
 
 def test_when_a_loss_was_reached_is_interpolated() -> None:
-    run = Run(0, (10, 20, 30), (3.0, 2.5, 2.0), (2.8, 2.2, 1.8), (1.0, 2.0, 3.0), (1.1, 2.2, 3.3))
+    run = PairedRun(0, (10, 20, 30), (3.0, 2.5, 2.0), (2.8, 2.2, 1.8), (1.0, 2.0, 3.0), (1.1, 2.2, 3.3))
     assert run.reached == pytest.approx((25, 2.75)) and run.ratios == pytest.approx((30 / 25, 3 / 2.75))
-    assert Run(0, (10,), (1.0,), (2.0,), (1.0,), (1.0,)).ratios is None
+    assert PairedRun(0, (10,), (1.0,), (2.0,), (1.0,), (1.0,)).ratios is None
 
 
 def test_what_cannot_be_done_is_said_in_two_lines(text: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ VOCABULARY, HELD_BACK, WINDOWS = 256, 0.05, 48
 
 
 @dataclass(frozen=True)
-class Run:
+class PairedRun:
     """One seed: at each of `steps` the losses in nats per byte of both on unseen text, and the processor seconds of training until then."""
 
     seed: int
@@ -55,13 +55,13 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Compared:
+class PrimerRuns:
     """All seeds on one text."""
 
     text: str
     bytes: int
     options: dict[str, Any]
-    runs: tuple[Run, ...]
+    runs: tuple[PairedRun, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `--json` prints it; `fewer_steps` and `less_seconds` are None where the loss was not reached."""
@@ -85,7 +85,7 @@ class Compared:
 
 
 def primer(text: str | Path, *, steps: int = 300, width: int = 96, layers: int = 3, heads: int = 4, length: int = 96, batch: int = 16,
-           rate: float = 2e-3, seed: int = 0, seeds: int = 1) -> Compared:
+           rate: float = 2e-3, seed: int = 0, seeds: int = 1) -> PrimerRuns:
     """Train both models on the bytes of a file and compare them.
 
     `steps` of `batch` windows of `length` bytes; `width`, `layers` and `heads` of the models (MLPs are four times as wide); AdamW at `rate` after a
@@ -107,7 +107,7 @@ def primer(text: str | Path, *, steps: int = 300, width: int = 96, layers: int =
         raise InputError(f"{text} has {len(raw):,} bytes; windows of {length} need {least:,}.", "Give a longer text, or --length a smaller number.")
     data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
     runs = tuple(_run(data[:cut], data[cut:], number, options) for number in range(seed, seed + seeds))
-    return Compared(str(text), len(raw), options | {"seeds": seeds}, runs)
+    return PrimerRuns(str(text), len(raw), options | {"seeds": seeds}, runs)
 
 
 def _models(options: dict[str, Any], seed: int) -> list[nn.Module]:
@@ -142,7 +142,7 @@ def _models(options: dict[str, Any], seed: int) -> list[nn.Module]:
     return [plain, primed]
 
 
-def _run(known: Tensor, unseen: Tensor, seed: int, options: dict[str, Any]) -> Run:
+def _run(known: Tensor, unseen: Tensor, seed: int, options: dict[str, Any]) -> PairedRun:
     import torch
     from torch import nn
 
@@ -173,7 +173,7 @@ def _run(known: Tensor, unseen: Tensor, seed: int, options: dict[str, Any]) -> R
                 with torch.no_grad():
                     losses[i].append(float(nn.functional.cross_entropy(models[i](held[0]).flatten(0, 1), held[1].flatten())))
                 seconds[i].append(spent[i])
-    return Run(seed, tuple(seen), tuple(losses[0]), tuple(losses[1]), tuple(seconds[0]), tuple(seconds[1]))
+    return PairedRun(seed, tuple(seen), tuple(losses[0]), tuple(losses[1]), tuple(seconds[0]), tuple(seconds[1]))
 
 
 def _windows(text: Tensor, starts: Tensor | Sequence[int], length: int) -> tuple[Tensor, Tensor]:

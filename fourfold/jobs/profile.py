@@ -187,10 +187,11 @@ def _call(subject: Subject, batch: Mapping[str, Tensor]) -> Callable[[nn.Module]
 
 
 def _active(module: nn.Module) -> dict[str, str]:
-    """Layers of ours that say where their hidden units pass."""
-    from fourfold.rewrites.route.sparse_mlp import SparseMLP
+    """Layers of ours that say where their hidden units pass: by an identity of the name `active`."""
+    from torch import nn
 
-    return {path: f"{path}.active" if path else "active" for path, part in module.named_modules() if isinstance(part, SparseMLP)}
+    marked = (path for path, part in module.named_modules() if isinstance(getattr(part, "active", None), nn.Identity))
+    return {path: f"{path}.active" if path else "active" for path in marked}
 
 
 def _prospect(to: str, module: nn.Module, call: Callable[[nn.Module], Tensor], decode: Callable[[nn.Module], Tensor] | None, found: Sites,

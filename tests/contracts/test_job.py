@@ -29,7 +29,8 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def test_no_stage_account_or_report_names_a_technique(file: Path) -> None:
     tree = ast.parse(file.read_text())
     known = {id.split("/")[1] for id, module in registry.techniques().items() if ".rewrites." in module}
-    assert set(imported(tree)) & known <= set(MACHINERY)
+    own = {file.stem} if file.parent.name == "jobs" else set()         # `fourfold primer` is the command of one technique, by name
+    assert set(imported(tree)) & known - own <= set(MACHINERY)
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             for side in (node.left, *node.comparators):
