@@ -441,6 +441,32 @@ def remat(data: Document) -> str:
             f"alone, nothing computed again.\n\n{third}")
 
 
+def selection(data: Document) -> str:
+    """Feature selectors on real tables."""
+    if data is None:
+        return "Not measured yet: `python benchmarks/selection.py`."
+    found = data["summary"]["methods"]
+    labels = list(next(iter(found.values()))["by"])
+    ours = "sequential attention"
+
+    def line(method: str, row: Document) -> list[str]:
+        gap = "–" if method == ours else f"{100 * row['behind']:+.1f} ± {100 * row['error']:.1f}".replace("-", "−")
+        return [method, *(share(row["by"][label]) for label in labels), share(row["mean"]), gap, str(row["seeds"]), f"{row['cpu']:.1f} s"]
+
+    rows = [line(*item) for item in sorted(found.items(), key=lambda item: -item[1]["mean"])]
+    sets = data["summary"]["all"]
+    head = (f"{len(sets)} real tables ({', '.join(sets)}), mean test accuracy of one small network trained on what each method chose of the train "
+            "rows: at 5, 10 and 20 % of the features, and at 10 % with as many distractors added (the protocol of Deep Lasso). *ours ahead by*: "
+            "points over all columns, paired by table, ± one standard error. Last: processor seconds of selection, mean over tables. "
+            f"All features: {share(sum(sets.values()) / len(sets))}.")
+    text = f"{head}\n\n{grid(('method', *labels, 'mean', 'ours ahead by', 'seeds', 'CPU'), rows)}"
+    if wide := data.get("wide"):
+        text += (f"\n\n{wide['features']:,} features × {wide['rows']:,} rows: `fit` takes {wide['ratio']:.2f}× the processor time of a plain "
+                 f"training run of the same network ({wide['lowest']:.2f}–{wide['highest']:.2f}, {len(wide['cpu']['plain'])} pairs, {wide['epochs']} "
+                 f"pass{'es' * (wide['epochs'] > 1)} over the rows).")
+    return text
+
+
 def predict(data: Document) -> str:
     """The simulator's error on whole models, and on the order of plans."""
     rows = []
@@ -900,6 +926,7 @@ TABLES = (
                                                                            "fourfold/rewrites/route/_sparse_kernels.py")),
     Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),
     Table("docs/run.md", "predict", predict, ("predict",), ("fourfold/jobs/calibrate.py", "fourfold/jobs/kernels.py", "fourfold/cost")),
+    Table("docs/select.md", "selection", selection, ("selection",), ("fourfold/rewrites/select", "fourfold/select.py")),
     Table("docs/allocate.md", "allocate", allocate, ("allocate",), ("fourfold/decisions/allocate", "fourfold/zoo/packings.py")),
     Table("docs/features.md", "features", features, ("layers_features",), ("fourfold/rewrites/attend", "benchmarks/layers_features.py")),
     Table("docs/features.md", "masks", masks, ("layers_masks",), ("fourfold/rewrites/attend", "benchmarks/layers_masks.py")),

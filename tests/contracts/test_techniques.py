@@ -61,7 +61,14 @@ def plain() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
     return model, lambda model: model(x)
 
 
-MODELS = {"bert": bert, "plain": plain}
+def wide() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
+    model = nn.Sequential(nn.Linear(96, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(4, 96, generator=torch.Generator().manual_seed(1))
+    return model, lambda model: model(x)
+
+
+SHAPES = {"plain": (64, 7, 12), "wide": (64, 96)}
+MODELS = {"bert": bert, "plain": plain, "wide": wide}
 _made: dict[str, tuple[nn.Module, Callable[[nn.Module], torch.Tensor], Anatomy]] = {}
 
 
@@ -164,7 +171,7 @@ def context(kind: str) -> tuple[Context, Callable[[nn.Module], torch.Tensor]]:
     rng = np.random.default_rng(2)
     ids = Ragged.of([rng.integers(5, 120, int(n)) for n in rng.integers(4, 9, 64)], np.int64)
     columns = {"input_ids": ids, "attention_mask": Ragged(np.ones(len(ids.values), np.int64), ids.offsets)} if kind == "bert" else {
-        "x": rng.normal(size=(64, 7, 12)).astype(np.float32)}
+        "x": rng.normal(size=SHAPES[kind]).astype(np.float32)}
     task = Task("classification", ["a", "b", "c"] if kind == "bert" else ["a", "b"], METRICS["accuracy"])
     held = Subject(model, origin_of(model), tuple(columns), None, None)
     answers = torch.randn(64, 3 if kind == "bert" else 2, generator=torch.Generator().manual_seed(3))

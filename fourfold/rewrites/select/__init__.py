@@ -1,0 +1,1 @@
+"""Which inputs and which units a model needs."""
