@@ -66,8 +66,8 @@ class SequentialAttention(SelectorMixin, BaseEstimator):
         Rows of an update.
     learning_rate : float, default=0.003
         Of Adam, for network and attention.
-    dropout : float, default=0.3
-        Share of the features that each batch does without, so that wide tables of few rows are not learnt by heart.
+    dropout : float, default=0.0
+        Share of the features that each batch does without, so that wide tables of few rows are not learnt by heart; try 0.3 there.
     warmup : float, default=0.1
         Share of the training without a mask.
     random_state : int, RandomState instance or None, default=None
@@ -88,7 +88,7 @@ class SequentialAttention(SelectorMixin, BaseEstimator):
     def __init__(
         self, n_features_to_select: int | float | None = None, *, step: int | str = "auto", task: str = "auto",
         hidden_layer_sizes: tuple[int, ...] = (67,), network: nn.Module | None = None, epochs: int = 60, least_updates: int = 600,
-        batch_size: int = 64, learning_rate: float = 3e-3, dropout: float = 0.3, warmup: float = 0.1, random_state: Any = None,
+        batch_size: int = 64, learning_rate: float = 3e-3, dropout: float = 0.0, warmup: float = 0.1, random_state: Any = None,
     ) -> None:  # fmt: skip
         self.n_features_to_select = n_features_to_select
         self.step = step

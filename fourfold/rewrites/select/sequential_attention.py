@@ -35,7 +35,6 @@ WIDE = 64
 SIZES = (0.5, 0.25, 0.125)
 """Shares of the features that are proposed."""
 PHASES, UPDATES, ROWS, BATCH = 16, 1200, 4096, 64
-DROPOUT = 0.3
 UNITS = 0.5
 """Share of the units that is proposed to leave."""
 
@@ -135,7 +134,7 @@ def features(rows: Tensor, answers: Tensor, kind: str, count: int, seed: int) ->
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            attention = FeatureAttention(rows.shape[1], torch.from_numpy(table.varies), generator, DROPOUT)
+            attention = FeatureAttention(rows.shape[1], torch.from_numpy(table.varies), generator)
             network = SelectingMLP(attention, (67,), targets.shape[1])
             schedule = SelectionSchedule(wanted, -(-wanted // PHASES), UPDATES)
             with torch.enable_grad():
