@@ -45,7 +45,6 @@ def pages() -> dict[Path, str]:
 def pictures() -> dict[Path, str]:
     """Every picture that is drawn from a results file, as it should be."""
     import scale
-    import selection
 
     found = {HERE / "scale.svg": scale.picture(json.loads((RESULTS / "scale.json").read_text(encoding="utf-8")))}
     features, masks = (RESULTS / f"layers_{part}.json" for part in ("features", "masks"))
@@ -55,6 +54,8 @@ def pictures() -> dict[Path, str]:
         found[HERE / "features.svg"] = layers_features.picture(*(json.loads(path.read_text(encoding="utf-8")) for path in (features, masks)))
     chosen = RESULTS / "selection.json"
     if chosen.is_file():
+        import selection
+
         found[HERE / "selection.svg"] = selection.picture(json.loads(chosen.read_text(encoding="utf-8")))
     front = RESULTS / "demo-front.json"
     if front.is_file():

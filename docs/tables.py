@@ -459,7 +459,8 @@ def selection(data: Document) -> str:
             "rows: at 5, 10 and 20 % of the features, and at 10 % with as many distractors added (the protocol of Deep Lasso). *ours ahead by*: "
             "points over all columns, paired by table, ± one standard error. Last: processor seconds of selection, mean over tables. "
             f"All features: {share(sum(sets.values()) / len(sets))}.")
-    text = f"{head}\n\n{grid(('method', *labels, 'mean', 'ours ahead by', 'seeds', 'CPU'), rows)}"
+    text = (f"{head}\n\n{grid(('method', *labels, 'mean', 'ours ahead by', 'seeds', 'CPU'), rows)}\n\n"
+            "![Mean test accuracy against the share of features kept](selection.svg)")
     if wide := data.get("wide"):
         text += (f"\n\n{wide['features']:,} features × {wide['rows']:,} rows: `fit` takes {wide['ratio']:.2f}× the processor time of a plain "
                  f"training run of the same network ({wide['lowest']:.2f}–{wide['highest']:.2f}, {len(wide['cpu']['plain'])} pairs, {wide['epochs']} "
