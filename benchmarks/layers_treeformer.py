@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 RESULTS = Path(__file__).parent / "results" / "layers_treeformer.json"
 PACKAGES = ("asyncio", "distutils", "email", "idlelib", "importlib", "lib2to3", "multiprocessing", "tkinter", "unittest", "xml")
-LENGTH, WIDTH, HEADS, LAYERS, BATCH = 1024, 64, 4, 2, 8
+LENGTH, WIDTH, HEADS, LAYERS, BATCH = 1024, 64, 4, 2, 4
 HEIGHT = 5
 
 
@@ -204,8 +204,9 @@ def quality(seed: int, steps: int, each: int) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("benchmarks/layers.py treeformer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--each", type=int, default=60, help="steps after each change of the bootstrap")
+    parser.add_argument("--begin", type=int, default=0, help="the first seed to measure; earlier ones are kept")
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--each", type=int, default=30, help="steps after each change of the bootstrap")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=("speed", "quality"), help="measure this part anew and keep the other")
     parser.add_argument("--quick", action="store_true", help="few steps, one length; nothing is published")
@@ -213,12 +214,20 @@ def main(arguments: list[str]) -> int:
     if args.quick:
         args.seeds, args.steps, args.each, args.rounds = 1, 5, 2, 3
     torch.set_num_threads(1)
-    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() and args.only else {}
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() and (args.only or args.begin) else {}
     made = {"speed": before.get("speed"), "quality": before.get("quality")}
+
+    def keep() -> None:
+        if not args.quick:
+            seeds = [run["seed"] for run in made["quality"] or []]
+            print(provenance.publish(RESULTS, {"about": provenance.facts(args, seeds or [0]), **made}), flush=True)
+
     if args.only != "quality":
         made["speed"] = speed((1024,) if args.quick else (1024, 2048, 4096, 8192, 16384), args.rounds)
+        keep()
     if args.only != "speed":
-        made["quality"] = [quality(seed, args.steps, args.each) for seed in range(args.seeds)]
-    if not args.quick:
-        print(provenance.publish(RESULTS, {"about": provenance.facts(args, list(range(args.seeds))), **made}))
+        made["quality"] = [run for run in made["quality"] or [] if run["seed"] < args.begin]
+        for seed in range(args.begin, args.seeds):
+            made["quality"].append(quality(seed, args.steps, args.each))
+            keep()
     return 0
