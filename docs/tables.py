@@ -518,8 +518,8 @@ def treeformer(data: Document) -> str:
     fewer = statistics.median(run["operations"] for run in data["quality"])
     return (f"Faster than torch's `scaled_dot_product_attention`, 8 heads of 64, one thread, interleaved; brackets are 90 % intervals."
             f"\n\n{first}\n\n"
-            f"Which of ten packages 1,024 bytes of source are from, on unseen files, {len(data['quality'])} seeds; median and range. All get the "
-            f"same steps; the trees need {fewer:.0f}× fewer operations of attention than softmax, as counted.\n\n"
+            f"Which of ten packages 4,096 bytes of source (1,024 positions) are from, on unseen files, {len(data['quality'])} seeds; median and "
+            f"range. All get the same steps; the trees need {fewer:.0f}× fewer operations of attention than softmax, as counted.\n\n"
             f"{grid(('', 'accuracy', 'processor time of training'), rows)}")
 
 
