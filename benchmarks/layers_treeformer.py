@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Bytes int64 [B, 4 T] → logits [B, 10]: patches of 8 bytes every 4, two pre-norm layers, mean of the positions."""
+    """Bytes int64 [B, 4 T] → logits [B, 10]: patches of 8 bytes every 4, two pre-norm layers, mean and maximum of the positions."""
 
     def __init__(self, core: Any) -> None:
         super().__init__()
@@ -100,14 +100,14 @@ class Classifier(nn.Module):
         self.mlp = nn.ModuleList(nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
                                  for _ in range(LAYERS))
         self.norm = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(LAYERS))
-        self.head = nn.Linear(WIDTH, len(PACKAGES))
+        self.head = nn.Sequential(nn.LayerNorm(2 * WIDTH), nn.Linear(2 * WIDTH, len(PACKAGES)))
 
     def forward(self, ids: Tensor) -> Tensor:
         x = F.gelu(self.patches(self.embedding(ids).transpose(1, 2)).transpose(1, 2)) + self.position
         for norm, attention, mlp in zip(self.norm, self.attention, self.mlp, strict=True):
             x = x + attention(norm(x))
             x = x + mlp(x)
-        return self.head(x.mean(1))
+        return self.head(torch.cat([x.mean(1), x.amax(1)], -1))
 
 
 def texts(seed: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -207,8 +207,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("benchmarks/layers.py treeformer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--begin", type=int, default=0, help="the first seed to measure; earlier ones are kept")
-    parser.add_argument("--steps", type=int, default=160)
-    parser.add_argument("--each", type=int, default=30, help="steps after each change of the bootstrap")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--each", type=int, default=40, help="steps after each change of the bootstrap")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=("speed", "quality"), help="measure this part anew and keep the other")
     parser.add_argument("--quick", action="store_true", help="few steps, one length; nothing is published")
