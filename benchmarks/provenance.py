@@ -63,7 +63,10 @@ def facts(options: Any, seeds: Sequence[int | str], files: Mapping[str, Path] | 
     """All of `FIELDS`. `options`: the parsed arguments; `seeds`: all that were used; `files`: read files, whose sha256 is kept; `more`: versions."""
     from fourfold.host import here
 
-    told = {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items() if key not in ("work", "out", "cache")}
+    def plain(value: Any) -> Any:
+        return value.name if isinstance(value, Path) else [plain(one) for one in value] if isinstance(value, list) else value
+
+    told = {key: plain(value) for key, value in vars(options).items() if key not in ("work", "out", "cache")}
     return {
         "date": now(), "began": BEGAN, "commit": commit(), "machine": here().to_json(), "versions": versions(more), "seeds": list(seeds),
         "options": told, "sha256": {name: sha256(path.read_bytes()).hexdigest() for name, path in (files or {}).items()},
