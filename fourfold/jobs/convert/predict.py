@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fourfold.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -34,6 +36,10 @@ def _flops(subject: Subject, module: nn.Module, sample: Mapping[str, Tensor]) ->
     try:
         with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=counters()) as counter:
             subject.logits(module, sample)
+    except (RuntimeError, IndexError, ValueError) as error:
+        shapes = ", ".join(f"{name} {' × '.join(map(str, value.shape))}" for name, value in sample.items())
+        raise InputError(f"The model does not run on {shapes}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                         "Give sizes that fit one another: --dims batch=2,length=12 for a model of transformers, else name.axis=size.") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())

@@ -464,9 +464,9 @@ class Primer(Rewrite):
     converts = ("primer",)
 
     def declines(self, model: nn.Module) -> str | None:
-        """Always, in the main job: it makes training cheaper, and answers of a trained model a little dearer."""
-        return (f"{type(model).__name__} is trained already, and Primer makes training cheaper, not answers; `fourfold convert --to primer` puts it "
-                "in.")
+        """What there is to change shows when the model runs, which is for `conversions`. The main job is offered nothing: Primer makes training
+        cheaper, and answers of a trained model a little dearer."""
+        return None
 
     def conversions(self, sites: Sites, to: str) -> list[Conversion]:
         """Every self-attention, and every MLP with an activation of its own and no gate."""
