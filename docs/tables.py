@@ -508,6 +508,10 @@ def treeformer(data: Document) -> str:
     head = ("tokens", "height", "TF, processor time", "TF, wall time", "fewer operations", "TC, processor time")
     first = grid(head, ([f"{row['length']:,}", str(row["height"]), times(row["races"]["tf"], "cpu"), times(row["races"]["tf"], "wall"),
                          f"{row['operations']['tf']:.0f}×", times(row["races"]["tc"], "cpu")] for row in data["speed"]))
+    fast = (f"Faster than torch's `scaled_dot_product_attention`, 8 heads of 64, one thread, interleaved; brackets are 90 % intervals."
+            f"\n\n{first}")
+    if not data["quality"]:
+        return f"{fast}\n\nQuality is not measured yet."
     names = {"dense": "softmax attention", "tree": "trees, bootstrapped from it", "scratch": "trees from the start",
              "linformer": "Linformer, 32 projected keys"}
     rows = []
@@ -516,8 +520,7 @@ def treeformer(data: Document) -> str:
         rows.append([name, f"{statistics.median(found):.1f} % ({found[0]:.1f} to {found[-1]:.1f} %)",
                      f"{statistics.median(run[key]['seconds'] for run in data['quality']):.0f} s"])
     fewer = statistics.median(run["operations"] for run in data["quality"])
-    return (f"Faster than torch's `scaled_dot_product_attention`, 8 heads of 64, one thread, interleaved; brackets are 90 % intervals."
-            f"\n\n{first}\n\n"
+    return (f"{fast}\n\n"
             f"Which of ten packages 4,096 bytes of source (1,024 positions) are from, on unseen files, {len(data['quality'])} seeds; median and "
             f"range. All get the same steps; the trees need {fewer:.0f}× fewer operations of attention than softmax, as counted.\n\n"
             f"{grid(('', 'accuracy', 'processor time of training'), rows)}")
@@ -832,7 +835,7 @@ def experts(data: Document) -> str:
     if data is None:
         return "Not measured yet: `python benchmarks/layers.py experts`."
     parts = []
-    for regime, said in (("narrow", "A model that its text soon fills"), ("wide", "A wider model, which these steps do not fill")):
+    for regime, said in (("narrow", "The narrow model"), ("wide", "The wider model")):
         parts += _learning(data[regime], said) if regime in data else []
     if data.get("race"):
         kinds = [kind for kind in data["race"][0]["times"] if kind != "dense"]
