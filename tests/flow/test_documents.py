@@ -23,8 +23,10 @@ MARKED = [page for page in (ROOT / "README.md", ROOT / "docs" / "tutorial.md", *
           if re.search("^<!-- runs -->$", page.read_text(encoding="utf-8"), re.M)]
 ELSEWHERE = {"plan.md": "tests/test_plan_command.py", "footprint.md": "tests/test_footprint.py",       # they need other files
              "allocate.md": "tests/test_allocate_command.py", "differentiate.md": "tests/test_differentiate.py",
-             **{name: "tests/test_docs_blocks.py" for name in ("cli.md", "graph.md", "intensity.md", "map.md", "primer.md", "ranking.md",
-                                                         "schedule.md")}}
+             "experts.md": "tests/test_experts.py",
+             **{name: "tests/test_docs_blocks.py" for name in (
+                 "cli.md", "convert.md", "features.md", "graph.md", "intensity.md", "map.md", "primer.md", "ranking.md", "schedule.md", "select.md",
+                 "sparse-mlp.md", "treeformer.md")}}
 PAGES = list(dict.fromkeys(page for page in MARKED if page.name not in ELSEWHERE))
 
 
