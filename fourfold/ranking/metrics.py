@@ -64,11 +64,7 @@ def recall_metric(scores: Tensor, labels: Tensor, *, where: Tensor | None = None
                   reduce_fn: Reduction = masked_mean) -> Tensor:
     """Relevant items that are retrieved / relevant items; 0 where none is relevant."""
     items = checked(scores, labels, where, segments)
-    if topn is None and cutoff_fn is cutoff:                           # no rank is asked for
-        retrieved = _retrieved(items, None, topn, cutoff_fn)
-    else:
-        _, retrieved = _ranked(items, topn, rank_fn, cutoff_fn, generator)
-    relevant = (items.labels >= 1).to(retrieved.dtype)
+    relevant, retrieved = _both(items, topn, rank_fn, cutoff_fn, generator)
     values = _ratio(list_sum(retrieved * relevant, items.segments, where), list_sum(relevant, items.segments, where))
     return reduced(values, counted(where, items.segments), reduce_fn)
 
@@ -78,13 +74,18 @@ def precision_metric(scores: Tensor, labels: Tensor, *, where: Tensor | None = N
                      reduce_fn: Reduction = masked_mean) -> Tensor:
     """Relevant items that are retrieved / retrieved items (no more than there are in the list); 0 where none is retrieved."""
     items = checked(scores, labels, where, segments)
-    if topn is None and cutoff_fn is cutoff:                           # no rank is asked for
+    relevant, retrieved = _both(items, topn, rank_fn, cutoff_fn, generator)
+    values = _ratio(list_sum(retrieved * relevant, items.segments, where), list_sum(retrieved, items.segments, where))
+    return reduced(values, counted(where, items.segments), reduce_fn)
+
+
+def _both(items: Items, topn: int | None, rank_fn: RankFn, cutoff_fn: CutoffFn, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """(1 for a relevant item, 1 for one that is retrieved); ranks are found only where a cut-off asks for them."""
+    if topn is None and cutoff_fn is cutoff:
         retrieved = _retrieved(items, None, topn, cutoff_fn)
     else:
         _, retrieved = _ranked(items, topn, rank_fn, cutoff_fn, generator)
-    relevant = (items.labels >= 1).to(retrieved.dtype)
-    values = _ratio(list_sum(retrieved * relevant, items.segments, where), list_sum(retrieved, items.segments, where))
-    return reduced(values, counted(where, items.segments), reduce_fn)
+    return (items.labels >= 1).to(retrieved.dtype), retrieved
 
 
 def _relevant_up_to(relevant: Tensor, place: Tensor, items: Items) -> Tensor:
