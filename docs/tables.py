@@ -521,7 +521,7 @@ def treeformer(data: Document) -> str:
                      f"{statistics.median(run[key]['seconds'] for run in data['quality']):.0f} s"])
     fewer = statistics.median(run["operations"] for run in data["quality"])
     return (f"{fast}\n\n"
-            f"Which of ten packages 4,096 bytes of source (1,024 positions) are from, on unseen files, {len(data['quality'])} seeds; median and "
+            f"Which of ten packages 4,096 bytes of source (1,024 positions) are from, on unseen files, seeds: {len(data['quality'])}; median and "
             f"range. All get the same steps; the trees need {fewer:.0f}× fewer operations of attention than softmax, as counted.\n\n"
             f"{grid(('', 'accuracy', 'processor time of training'), rows)}")
 
