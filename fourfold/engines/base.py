@@ -127,7 +127,7 @@ class Session(ABC):
 
 
 @dataclass(frozen=True)
-class Spec:
+class TensorSpec:
     """Shape, strides and dtype of a value, as it came out when the program ran."""
 
     shape: tuple[int, ...]
@@ -140,11 +140,11 @@ class Spec:
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device).zero_()
 
 
-def spec_of(tensor: object) -> Spec | None:
+def spec_of(tensor: object) -> TensorSpec | None:
     """None of what is no torch tensor."""
     import torch
 
-    return Spec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype) if isinstance(tensor, torch.Tensor) else None
+    return TensorSpec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype) if isinstance(tensor, torch.Tensor) else None
 
 
 @dataclass
@@ -169,7 +169,7 @@ class RegionJob:
     region: Region
     calls: Sequence[Call]
     weights: Mapping[int, Any]
-    specs: Mapping[int, Spec | None]
+    specs: Mapping[int, TensorSpec | None]
     threads: int
     file: bytes | None = None
     folder: Path | None = None

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.engines import EAGER, region_engine
-from fourfold.engines.base import Spec, spec_of
+from fourfold.engines.base import TensorSpec, spec_of
 from fourfold.engines.call import Call, Ref, Region, mapped
 from fourfold.engines.region import calls, regions
 from fourfold.errors import FourfoldError, InputError
@@ -135,7 +135,7 @@ class Local:
         self.engines = {str(r.number): chosen.get(str(r.number), chosen.get("*", EAGER)) for r in self.regions}
         self.weights = program.weights()
         self.calls: dict[int, list[Call]] = {}
-        self.specs: dict[int, Spec | None] = {}
+        self.specs: dict[int, TensorSpec | None] = {}
         self.kept: dict[int, object] = {}
         self.stamps, self.folder, self.limit = stamps, folder, limit
         self.home: int | None = None
@@ -219,7 +219,7 @@ class Local:
                             have.pop(v, None)
         self.kept = {v: have[v] for v in wanted}
 
-    def _duties(self, used: list[int], threads: dict[int, int], specs: dict[int, Spec | None], shared: bool) -> tuple[list[Duty], Arena | None]:
+    def _duties(self, used: list[int], threads: dict[int, int], specs: dict[int, TensorSpec | None], shared: bool) -> tuple[list[Duty], Arena | None]:
         import torch
 
         from fourfold.runtime.local.workers import dense
@@ -234,7 +234,7 @@ class Local:
 
         def slot(v: int) -> Any:
             spec = specs.get(v)
-            return layout.slot(spec) if spec is not None else layout.slot(Spec((), (), torch.float64), True)
+            return layout.slot(spec) if spec is not None else layout.slot(TensorSpec((), (), torch.float64), True)
 
         for region in self.regions if shared else []:
             for v, _ in region.sends:

@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fourfold.engines.base import Engine, RegionJob, Spec
+from fourfold.engines.base import Engine, RegionJob, TensorSpec
 from fourfold.engines.call import Call, Region
 from fourfold.errors import Declined, FourfoldError
 from fourfold.runtime.local import malloc
@@ -46,7 +46,7 @@ class Slot:
     """Where a tensor lies in the arena."""
 
     offset: int
-    spec: Spec
+    spec: TensorSpec
     scalar: bool = False
 
 
@@ -83,14 +83,14 @@ def _unlinked() -> int:
     return fd
 
 
-def _span(spec: Spec) -> int:
+def _span(spec: TensorSpec) -> int:
     """Elements from the first to the last."""
     if 0 in spec.shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(spec.shape, spec.stride, strict=True))
 
 
-def dense(spec: Spec) -> Spec:
+def dense(spec: TensorSpec) -> TensorSpec:
     """The same where every element has a place of its own; else contiguous."""
     import math
 
@@ -100,7 +100,7 @@ def dense(spec: Spec) -> Spec:
     for size in reversed(spec.shape):
         strides.append(step)
         step *= max(1, size)
-    return Spec(spec.shape, tuple(reversed(strides)), spec.dtype)
+    return TensorSpec(spec.shape, tuple(reversed(strides)), spec.dtype)
 
 
 class Layout:
@@ -109,7 +109,7 @@ class Layout:
     def __init__(self, head: int) -> None:
         self.size = -(-8 * head // _ALIGN) * _ALIGN
 
-    def slot(self, spec: Spec, scalar: bool = False) -> Slot:
+    def slot(self, spec: TensorSpec, scalar: bool = False) -> Slot:
         spec = dense(spec)
         offset = self.size
         self.size += -(-_span(spec) * spec.dtype.itemsize // _ALIGN) * _ALIGN
@@ -128,7 +128,7 @@ class Duty:
     threads: int
     cores: tuple[int, ...]
     jobs: Sequence[tuple[Region, type[Engine], list[Call], bytes | None]]
-    specs: dict[int, Spec | None]
+    specs: dict[int, TensorSpec | None]
     weights: dict[int, Slot]
     given: dict[int, Slot]
     passed: dict[int, Slot]
