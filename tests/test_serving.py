@@ -35,7 +35,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def run(code: str, *arguments: Any, seconds: int = 120) -> str:
+def run(code: str, *arguments: Any, seconds: int = 900) -> str:
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip().splitlines()[-1]
@@ -241,6 +241,75 @@ print(json.dumps(codes))
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork on this system")
 def test_a_forked_child_answers(kind: str, room: dict[str, Path]) -> None:
     assert run(FORK, room[kind], json.dumps(served.texts(20, 7))) == "[0, 0]"
+
+
+ASLEEP = """
+import json, os, sys, threading
+awake = []
+
+def look():
+    known = {thread.native_id for thread in threading.enumerate()}
+    states = [open(f"/proc/self/task/{n}/stat").read().rpartition(")")[2].split()[0] for n in os.listdir("/proc/self/task") if int(n) not in known]
+    awake.append([len(states), sum(state in "RD" for state in states)])
+
+os.register_at_fork(before=look)                                       # what is registered first is called last: it sees what the fork will see
+import fourfold
+
+texts = json.loads(sys.argv[2])
+model = fourfold.load(sys.argv[1])
+model.records(texts)
+stop = threading.Event()
+busy = [threading.Thread(target=lambda: [model.predict(texts[:2]) for _ in iter(stop.is_set, True)]) for _ in range(2)]
+[t.start() for t in busy]
+for _ in range(30):
+    threading.Event().wait(0.003)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+stop.set()
+[t.join() for t in busy]
+print(json.dumps(awake))
+"""
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_a_fork_happens_while_the_threads_of_engines_sleep(kind: str, room: dict[str, Path]) -> None:
+    """A thread of an engine that is awake may hold a lock, which nobody would release in the child: it would wait for ever."""
+    found = json.loads(run(ASLEEP, room[kind], json.dumps(served.texts(20, 7))))
+    assert len(found) == 30 and min(threads for threads, _ in found) >= 1 and sum(awake > 0 for _, awake in found) <= 1, found
+
+
+def test_waiting_for_sleep_ends() -> None:
+    """A thread that Python did not start and that does not sleep delays a fork by no more than the wait's bound; Python's own do not."""
+    code = """
+import threading
+import torch
+from fourfold.engines._fork import settle
+
+def until(stop, work):
+    while not stop.is_set():
+        work()
+
+def beside(work, ask):
+    stop = threading.Event()
+    thread = threading.Thread(target=until, args=(stop, work))
+    thread.start()
+    try:
+        return ask()
+    finally:
+        stop.set()
+        thread.join()
+
+assert settle(60.0) and beside(lambda: None, lambda: settle(60.0))
+torch.set_num_threads(2)
+x = torch.rand(1200, 1200)
+assert not beside(lambda: x @ x, lambda: all(settle(0.02) for _ in range(200)))    # one half of each product is the work of such a thread
+assert settle(60.0)
+print("done")
+"""
+    assert run(code) == "done"
 
 
 # ---- what is not loaded --------------------------------------------------------------------------------------------------------------------------

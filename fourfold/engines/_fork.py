@@ -1,4 +1,8 @@
-"""A fork waits for what is at work: libraries' own locks, held by a thread that the child does not have, would never be released there."""
+"""A fork waits for what is at work: libraries' own locks, held by a thread that the child does not have, would never be released there.
+
+A call of an engine returns before the engine's own threads (TBB's of OpenVINO, OpenMP's) have gone back to sleep, and on their way they take locks.
+A fork waits for those too.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-PATIENCE = 30.0  # seconds after which a fork no longer waits
+PATIENCE = 30.0  # seconds after which a fork no longer waits for calls of engines
+SETTLING = 2.0  # seconds after which it no longer waits for threads of theirs: somebody else's may never sleep
+RUNS = (b"R", b"D")  # proc(5): running or runnable; in a wait that nothing interrupts, which ends by itself
+LOOKS, APART = 2, 0.002  # times in a row, and seconds from one to the next, that all of them must be seen asleep
 
 
 class Works:
@@ -20,7 +27,7 @@ class Works:
     def fresh(self) -> None:
         """As in a new process: nobody is at work."""
         self.changed = threading.Condition()
-        self.running, self.forking = 0, False
+        self.running, self.forking, self.worked = 0, False, False
         self.mine = threading.local()
 
     @contextmanager
@@ -31,7 +38,7 @@ class Works:
             with self.changed:
                 while self.forking:
                     self.changed.wait()
-                self.running += 1
+                self.running, self.worked = self.running + 1, True
         self.mine.depth = depth + 1
         try:
             yield
@@ -43,19 +50,49 @@ class Works:
                     self.changed.notify_all()
 
     def before(self) -> None:
-        """Wait until no other thread is at work; keep the lock, so that none begins."""
+        """Wait until no other thread is at work, nor any that an engine started; keep the lock, so that none begins."""
         own = 1 if getattr(self.mine, "depth", 0) else 0
         self.changed.acquire()
         self.forking = True
         end = time.monotonic() + PATIENCE
         while self.running > own and time.monotonic() < end:
             self.changed.wait(max(0.0, end - time.monotonic()))
+        if self.worked:
+            settle()
 
     def after(self) -> None:
         """In the parent: go on."""
         self.forking = False
         self.changed.notify_all()
         self.changed.release()
+
+
+def settle(seconds: float = SETTLING) -> bool:
+    """Wait until the threads that Python did not start are asleep; whether they are. Only Linux tells: elsewhere True at once."""
+    end, quiet = time.monotonic() + seconds, 0
+    while quiet < LOOKS:
+        quiet = quiet + 1 if not awake() else 0
+        if quiet < LOOKS:
+            if time.monotonic() > end:
+                return False
+            time.sleep(APART)
+    return True
+
+
+def awake() -> list[int]:
+    """Ids of threads of this process that Python did not start and that run, or wait for a processor; [] where the system does not tell."""
+    known = {thread.native_id for thread in threading.enumerate()} | {threading.get_native_id()}
+    found = []
+    try:
+        for name in os.listdir("/proc/self/task"):
+            if int(name) in known:
+                continue
+            with suppress(OSError), open(f"/proc/self/task/{name}/stat", "rb") as file:  # it may end meanwhile
+                if file.read().rpartition(b")")[2].split()[0] in RUNS:
+                    found.append(int(name))
+    except OSError:
+        return []
+    return found
 
 
 works = Works()
