@@ -54,13 +54,13 @@ def including(folder: Path, package: str) -> Iterator[None]:
     `folder` is on sys.path."""
     before = dict(_homes)
     _homes[folder.resolve()] = package
-    _listing.cache_clear()
+    _forget()
     try:
         yield
     finally:
         _homes.clear()
         _homes.update(before)
-        _listing.cache_clear()
+        _forget()
 
 
 def room(name: str) -> list[tuple[Path, str]]:
@@ -115,7 +115,11 @@ def chosen(names: Iterable[str]) -> list[str]:
 
 def facts(name: str) -> Facts:
     """The facts of the technique that `name` means (`resolve`), read from its source without running it."""
-    id = resolve(name)
+    return _facts(resolve(name))
+
+
+@cache
+def _facts(id: str) -> Facts:
     module = techniques(prototypes=True)[id]
     file = _file(module)
     values: dict[str, object] = {}
@@ -140,12 +144,14 @@ def owner(kind: str) -> type | None:
     """The technique that carries out edits of `kind`, or makes members of that kind; None where there is none. Imports its file only."""
     if kind in _adopted:
         return _adopted[kind]
-    for file, _, _ in _files():  # most kinds bear their file's name, and reading one file is quick
-        if file.stem == kind and _classes(file):
+    if any(_says(file, kind) for file in _private()):  # a base may say it for its heirs
+        return next((technique(id) for id in techniques(prototypes=True) if kind in (*facts(id).edits, facts(id).member)), None)
+    for file, _, _ in _files():  # to read the few files that say the word is quicker than to list all
+        if _says(file, kind) and _classes(file):
             values = _attributes(file, _technique_of(file))
             if kind in (*_texts(values.get("edits")), values.get("member")):
                 return getattr(importlib.import_module(_module(file)), _technique_of(file).name)
-    return next((technique(id) for id in techniques(prototypes=True) if kind in (*facts(id).edits, facts(id).member)), None)
+    return None
 
 
 def conversions() -> dict[str, str]:
@@ -209,9 +215,10 @@ def faults() -> list[str]:
 
 # ---- files and their classes
 
+@cache
 def _files() -> list[tuple[Path, str, bool]]:
     """(file, id, whether it is a prototype) of every public file of every question's folder."""
-    found = []
+    found: list[tuple[Path, str, bool]] = []
     for home in _homes:
         for room in (*_ROOMS, "prototype"):
             found += [(file, f"{file.parent.name}/{file.stem}", room == "prototype") for file in sorted((home / room).glob("*/*.py"))
@@ -237,13 +244,36 @@ def _module(file: Path) -> str:
     return ".".join([*filter(None, [_homes[home]]), *file.relative_to(home).with_suffix("").parts])
 
 
+@cache
 def _file(module: str) -> Path:
     return next(file for file, _, _ in _files() if _module(file) == module)
 
 
 @cache
+def _private() -> list[Path]:
+    """The files of the questions' folders that hold no techniques, and all Python files of homes besides ours: there bases may lie anywhere."""
+    ours = [file for home in list(_homes)[:1] for room in (*_ROOMS, "prototype") for file in (home / room).rglob("_*.py")]
+    return [*ours, *(file for home in list(_homes)[1:] for file in home.rglob("*.py"))]
+
+
+def _says(file: Path, word: str) -> bool:
+    return f'"{word}"' in _text(file) or f"'{word}'" in _text(file)
+
+
+def _forget() -> None:
+    """Look again: there are other folders now."""
+    for one in (_files, _private, _listing, _facts, _file):
+        one.cache_clear()
+
+
+@cache
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+@cache
 def _parse(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+    return ast.parse(_text(file), str(file))
 
 
 def _classes(file: Path) -> list[ast.ClassDef]:

@@ -22,6 +22,8 @@ KEPT = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "HF_HOME", "HF_HUB
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # tests start many processes: each would compile all of our files anew
+sys.dont_write_bytecode = False
 for name in SHOWN + KEPT:
     os.environ.pop(name, None)
 if WORKER:  # one core for each of several workers
