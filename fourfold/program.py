@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fourfold.graph import Graph
+from fourfold.letters import Piece, ShardingRule
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class Program(ABC):
     @abstractmethod
     def collect(self, values: Mapping[int, object]) -> object:
         """The program's answer, in the structure in which the model returns it."""
+
+    def letters(self, node: int) -> ShardingRule | None:
+        """Which dimensions of what a node reads and makes go together; None where the dialect's tables do not know."""
+        return None
+
+    def piece(self, node: int, rule: ShardingRule, operands: Sequence[Any], piece: Piece) -> tuple[Any, ...]:
+        """One device's results of a node on its pieces of the `operands`, in the rule's order. Raises NotImplementedError where it cannot be had."""
+        raise NotImplementedError(f"{self.dialect} programs are not carried out in pieces")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fourfold.errors import InputError, ModelError
 from fourfold.frontends import flops as ops
 from fourfold.frontends.fx_ops import OpInfo, leaves_of, op_info, passed_on
 from fourfold.graph import BACKWARD, FORWARD, GATHER, Builder
+from fourfold.letters import Piece, ShardingRule
 from fourfold.program import Captured, Program
 
 _SILENT = (
@@ -174,7 +175,9 @@ class _Build:
                 outputs.append(_Plain(node))
         graph = self.builder.build()
         values = {node: value for node, value in self.value.items()}
-        return Captured(graph, TorchProgram(self.source, self.steps, values, self.same, self.bound, self.fed, outputs), tuple(self.source.note))
+        made = [(graph.kinds[graph.kind[n]], tuple(graph.outputs_of(n).tolist()), [graph.shape_of(v) for v in graph.outputs_of(n).tolist()])
+                for n in range(len(graph))]                            # kind, values and their shapes, for the letters
+        return Captured(graph, TorchProgram(self.source, self.steps, values, self.same, self.bound, self.fed, outputs, made), tuple(self.source.note))
 
 
 @dataclass(frozen=True)
@@ -198,10 +201,12 @@ class TorchProgram(Program):
         bound: dict[int, object],
         fed: list[tuple[str, int | None]],
         outputs: list[Any],
+        made: Sequence[tuple[str, tuple[int, ...], list[tuple[int, ...]]]] = (),
     ) -> None:
         self.module, self.nodes, self.values, self.same = source.module, nodes, values, same
         self._bound, self._fed, self._outputs = bound, fed, outputs
         self._flatten, self._unflatten = source.flatten, source.unflatten
+        self._made = made
 
     @property
     def outputs(self) -> list[int | Any]:
@@ -252,6 +257,20 @@ class TorchProgram(Program):
         if isinstance(node.meta.get("val"), list | tuple):
             return found
         return found[0]
+
+    def letters(self, node: int) -> ShardingRule | None:
+        from fourfold.frontends.letters import rule_of
+
+        kind, makes, shapes = self._made[node]
+        return rule_of(kind, self.nodes[node], self.values, makes, shapes)
+
+    def piece(self, node: int, rule: ShardingRule, operands: Sequence[Any], piece: Piece) -> tuple[Any, ...]:
+        from fourfold.frontends.letters import OpLetters
+        from fourfold.frontends.letters.local import run_piece
+
+        kind, makes, results = self._made[node]
+        call = OpLetters(kind, self.nodes[node], self.values, makes, results)
+        return run_piece(self.nodes[node], call, rule, operands, piece)
 
     def collect(self, values: Mapping[int, object]) -> object:
         return self._unflatten([o.value if isinstance(o, _Plain) else values[o] for o in self._outputs])
