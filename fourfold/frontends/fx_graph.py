@@ -48,7 +48,9 @@ class FxSource:
 
 
 def storage_key(tensor: Tensor) -> object:
-    """Equal for tensors that are one in memory."""
+    """Equal for tensors that are one in memory. On the meta device every address is 0, so there the storage itself counts."""
+    if tensor.device.type == "meta":
+        return tensor.untyped_storage()._cdata, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
     return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if tensor.numel() else id(tensor)
 
 

@@ -58,7 +58,7 @@ class Experts(nn.Module):
         capacity = max(1, int(self.slack * x.shape[1] / self.experts))
         gates = F.softmax(self.gate(x), dim=-1)
         best, expert = gates.max(dim=-1)
-        chosen = F.one_hot(expert, self.experts).to(x.dtype)
+        chosen = (expert.unsqueeze(-1) == torch.arange(self.experts, device=x.device)).to(x.dtype)
         slot = torch.cumsum(chosen, dim=1) * chosen
         places = torch.arange(1, capacity + 1, device=x.device, dtype=x.dtype)
         dispatch = (slot.unsqueeze(-1) == places).to(x.dtype)
@@ -92,7 +92,7 @@ class GiantLanguageModel(nn.Module):
         x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
-        return F.cross_entropy(self.head(self.last(x)).transpose(1, 2), targets)
+        return F.cross_entropy(self.head(self.last(x)).flatten(0, 1), targets.flatten())
 
 
 class Bottleneck(nn.Module):
