@@ -1,4 +1,4 @@
-"""A program's operations in L layers: runs of about equal work that hand as few bytes as can be to the next (Zheng et al., OSDI 2022, section 5.2)."""
+"""A program's operations in L layers: runs of about equal work that hand as few bytes as can be on (Zheng et al., OSDI 2022, section 5.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SLACK = 0.6                                                            # share 
 
 @numba.njit(cache=True)
 def _cut(work, crossing, layers, most):  # noqa: ANN001, ANN202 — numba types
-    """Ends (exclusive) of `layers` runs, each of at most `most` work, with the least sum of bytes at the cuts, then of squared work; none: empty."""
+    """Ends (exclusive) of `layers` runs, each of at most `most` work, with the least sum of bytes at the cuts and of squared work; none: empty."""
     count = len(work)
     done = np.zeros(count + 1)
     for v in range(count):
@@ -28,7 +28,7 @@ def _cut(work, crossing, layers, most):  # noqa: ANN001, ANN202 — numba types
                 own = done[end] - done[start]
                 if own > most and end - start > 1:
                     break
-                whole = value[layer - 1, start] + crossing[start] + 1e-3 * (own / mean) ** 2
+                whole = value[layer - 1, start] + crossing[start] + 0.5 * (own / mean) ** 2
                 if whole < value[layer, end]:
                     value[layer, end], choice[layer, end] = whole, start
     ends = np.zeros(layers, np.int64)

@@ -1,8 +1,8 @@
 """Prices of all reshardings between two lists of layouts at once, as arrays: an axis at a time, in an order that never moves more than it must.
 
-`collectives.reshard` finds the cheapest chain for one pair by search; a table of strategies needs thousands of pairs. Here each axis does its own step:
-slices first (they are free and make the rest smaller), then reduce-scatters, all-to-alls, all-reduces, and all-gathers last. That is a chain that can be
-carried out, so its price is never below the cheapest; axes that only change places within a dimension pay a permute.
+`collectives.reshard` finds the cheapest chain for one pair by search; a table of strategies needs thousands of pairs. Here each axis does its own
+step: slices first (they are free and make the rest smaller), then reduce-scatters, all-to-alls, all-reduces, and all-gathers last. Layouts of
+strategies name the axes of a dimension in the mesh's order, so that no axes only change places.
 """
 
 from __future__ import annotations
@@ -40,10 +40,14 @@ def seconds(have: NDArray[np.int64], want: NDArray[np.int64], size: float, mesh:
     piece = size / np.prod(np.where(have >= 0, n, 1.0), axis=1)[:, None] * np.ones((1, len(want)))
     total = np.zeros(piece.shape)
     c = constants
-    for axis in range(len(n)):                                          # free: each device takes its own part
-        piece = np.where((a[..., axis] == _WHOLE) & (b[..., axis] >= 0), piece / n[axis], piece)
+    first = piece
+    for axis in range(len(n)):                                          # free: each device takes its own part, unless a major axis is yet to come
+        later = np.zeros(piece.shape, bool)
+        for major in range(axis):
+            later |= (b[..., major] == b[..., axis]) & (a[..., major] != b[..., major]) & (a[..., major] != _WHOLE)
+        piece = np.where((a[..., axis] == _WHOLE) & (b[..., axis] >= 0) & ~later, piece / n[axis], piece)
     for kind in ("reduce-scatter", "all-to-all", "all-reduce", "all-gather"):
-        for axis in range(len(n)):
+        for axis in reversed(range(len(n))) if kind == "all-gather" else range(len(n)):        # minor axes are gathered first
             x, y, k = a[..., axis], b[..., axis], n[axis]
             if k == 1:
                 continue
@@ -62,6 +66,20 @@ def seconds(have: NDArray[np.int64], want: NDArray[np.int64], size: float, mesh:
                 cost, after = alpha[axis] + beta[axis] * part * piece * k + c.all_gather, piece * k
             total += np.where(mask, cost, 0.0)
             piece = np.where(mask, after, piece)
+    return total + _turned(a, b, np.maximum(first, piece), mesh, c)
+
+
+def _turned(a: NDArray[np.int64], b: NDArray[np.int64], piece: F64, mesh: Mesh, c: Constants) -> F64:
+    """Seconds of the permutes that let a major axis leave, or join, a dimension that a minor one keeps."""
+    total = np.zeros(piece.shape)
+    for major in range(len(mesh.shape)):
+        for minor in range(major + 1, len(mesh.shape)):
+            if mesh.shape[major] == 1 or mesh.shape[minor] == 1:
+                continue
+            stays = (a[..., minor] == b[..., minor]) & (b[..., minor] >= 0)
+            moves = (a[..., major] != b[..., major]) & ((a[..., major] == a[..., minor]) | (b[..., major] == a[..., minor]))
+            cost = max(mesh.alpha[major], mesh.alpha[minor]) + max(mesh.beta[major], mesh.beta[minor]) * piece + c.permute
+            total += np.where(stays & moves, cost, 0.0)
     return total
 
 

@@ -7,8 +7,8 @@ comes out partial along an axis that splits a letter which the operand does not 
                         over the axes that leave the parameter whole (ZeRO, stage 1)
     an operation        what is done along each mesh axis: split a letter, keep operands partial, or nothing (`rules.options`)
 
-Seconds are those of one microbatch; what is paid once a step (sums of gradients) counts by its share of a microbatch. Compute is divided by the devices
-that split the work (Zheng et al., OSDI 2022, section 4).
+Seconds are those of one microbatch; what is paid once a step (sums of gradients) counts by its share of a microbatch. Compute is divided by the
+devices that split the work (Zheng et al., OSDI 2022, section 4).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class GiantLanguageModel(nn.Module):
         x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
-        return F.cross_entropy(self.head(self.last(x)).flatten(0, 1), targets.flatten())
+        return F.cross_entropy(self.head(self.last(x)).flatten(0, 1), targets.flatten(), reduction="sum") / targets.numel()
 
 
 class Bottleneck(nn.Module):
@@ -129,7 +129,7 @@ class WideResNet(nn.Module):
         x = F.max_pool2d(F.relu(self.norm(self.stem(pictures))), 3, 2, 1)
         for block in self.blocks:
             x = block(x)
-        return F.cross_entropy(self.head(x.mean((2, 3))), targets)
+        return F.cross_entropy(self.head(x.mean((2, 3))), targets, reduction="sum") / len(targets)
 
 
 def is_giant(ref: object) -> bool:
