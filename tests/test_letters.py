@@ -50,7 +50,8 @@ def tried(found: Captured, inputs: tuple[object, ...], most: int = 3) -> tuple[i
         for mesh, choices in choices_of(rule.choices, node, most):
             answer = simulate(found, node, rule, choices, mesh, operands, seed=node)
             for mine, full in zip(answer or (), made, strict=answer is not None):
-                assert torch.allclose(mine.to(full.dtype), full, rtol=1e-4 if full.dtype != torch.float64 else 1e-8, atol=1e-5, equal_nan=True), (
+                rough = full.dtype != torch.float64                     # random parts of a sum cancel: what is left of float32 has few digits
+                assert torch.allclose(mine.to(full.dtype), full, rtol=1e-3 if rough else 1e-8, atol=1e-3 if rough else 1e-9, equal_nan=True), (
                     rule, choices, str(mesh))
             count += answer is not None
     return count, known, unknown

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fourfold.letters import Choice, Piece, ShardingRule
 from fourfold.program import Captured
+from fourfold.sharding.lower import Lowered
 from fourfold.sharding.mesh import Mesh
 from fourfold.sharding.rules import placed
 from fourfold.sharding.spec import Spec
@@ -97,4 +98,25 @@ def part(rule: ShardingRule, choices: Mapping[str, Choice], makes: Sequence[Spec
     return Piece(local, offsets, parts, share)
 
 
-__all__ = ["cut", "join", "part", "simulate"]
+def carry_out(found: Captured, lowered: Lowered, mesh: Mesh, every: Sequence[ShardingRule], *inputs: object) -> list[Tensor]:
+    """The program's outputs, every node done in parts as `lowered` says and every value handed on in the layouts that it says.
+
+    A value's pieces are put together and cut anew where a reader wants another layout: what collectives do, without them.
+    """
+    values = {**found.program.weights(), **found.program.feed(*inputs)}
+    held = {v: cut(full, lowered.specs[v], mesh, v) for v, full in values.items()}
+    for node, rule in enumerate(every):
+        choices = dict(lowered.choices[node])
+        layouts = placed(rule, choices, mesh)
+        assert layouts is not None
+        pieces = [cut(join(held[v], lowered.specs[v], found.graph.shape_of(v), mesh), want, mesh, v)
+                  for v, want in zip(rule.reads, layouts[0], strict=True)]
+        shapes = [found.graph.shape_of(v) for v in rule.makes]
+        made = [found.program.piece(node, rule, [one[rank] for one in pieces], part(rule, choices, layouts[1], shapes, mesh, rank))
+                for rank in range(mesh.size)]
+        for o, (value, spec, shape) in enumerate(zip(rule.makes, layouts[1], shapes, strict=True)):
+            held[value] = cut(join([one[o] for one in made], spec, shape, mesh), lowered.specs[value], mesh, value)
+    return [join(held[v], lowered.specs[v], found.graph.shape_of(v), mesh) for v in found.graph.outputs.tolist()]
+
+
+__all__ = ["carry_out", "cut", "join", "part", "simulate"]

@@ -37,6 +37,8 @@ def elementwise(op: OpLetters) -> ShardingRule | None:
 
 def _linear(op: OpLetters) -> list[set[int]]:
     """Sets of operands in which the operator is linear together."""
+    if not op.floating and op.op != "native_dropout":
+        return []
     if any(not o.floating for o in op.operands) and op.op not in ("where", "masked_fill", "native_dropout_backward"):
         return []
     every = {o.position for o in op.operands}

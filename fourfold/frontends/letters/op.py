@@ -39,6 +39,9 @@ class OpLetters:
         self.kind, self.makes, self.results = kind, tuple(makes), tuple(results)
         self.op = kind.rpartition(".")[2].rstrip("_") if not kind.endswith("__") else kind.rpartition(".")[2].strip("_")
         self.values, self.operands, self.sizes = values, list[Operand](), dict[str, int]()
+        made = node.meta.get("val")
+        leaves = [one for one in (made if isinstance(made, list | tuple) else [made]) if isinstance(one, Tensor)]
+        self.floating = all(one.is_floating_point() for one in leaves)    # whether every result is
         self.tags = frozenset(getattr(node.target, "tags", ()))
         schema = getattr(node.target, "_schema", None)
         names = [a.name for a in schema.arguments] if schema is not None else [f"arg{i}" for i in range(len(node.args))]
