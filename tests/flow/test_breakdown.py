@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,21 @@ def job(front: fourfold.Front) -> Iterator[Any]:
     job.points, job.best, job.ladder = points, best, rows
 
 
+_made: dict[tuple[str, str], Point] = {}
+
+
 def raced(job: Any, candidate: Candidate, setting: Setting, folder: Path) -> Point:
-    """A point as the job makes it: built, judged on nothing new, raced against the original."""
-    part = job.part(candidate.name, candidate.module, candidate, setting)
-    assert prepare(part, job.splits.search, folder)[1] is None
-    point = Point(named(candidate, setting), candidate, Assembly(named(candidate, setting), [part]), status="front")
-    whole = Assembly(ORIGINAL, [job.signed(ORIGINAL, job.subject.module)])
-    found = race_services({ORIGINAL: Runner(whole), "it": Runner(point.assembly)}, job.splits.search, job.task, seconds=1.0)
-    point.served, point.timing = found["it"], found["it"].result
+    """A point as the job makes it: built (once for all tests), judged on nothing new, raced against the original."""
+    key = candidate.name, str(setting)
+    if key not in _made:
+        part = job.part(candidate.name, candidate.module, candidate, setting)
+        assert prepare(part, job.splits.search, folder)[1] is None
+        point = Point(named(candidate, setting), candidate, Assembly(named(candidate, setting), [part]), status="front")
+        whole = Assembly(ORIGINAL, [job.signed(ORIGINAL, job.subject.module)])
+        found = race_services({ORIGINAL: Runner(whole), "it": Runner(point.assembly)}, job.splits.search, job.task, seconds=1.0)
+        point.served, point.timing = found["it"], found["it"].result
+        _made[key] = point
+    point = replace(_made[key], candidate=candidate)
     point.search = point.test = job.best.test
     job.points = [*[p for p in job.points if p.name != point.name], point]
     return point
