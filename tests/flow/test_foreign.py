@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from zygote import ran
 
 import fourfold
 from fourfold import registry
@@ -31,7 +30,7 @@ def test_a_foreign_technique_goes_the_whole_way(model: Path, reviews: Path, tmp_
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
     with registry.including(TESTS / "toyroom", "toyroom"):
         assert "route/expert_split" in registry.techniques()
-        front = fourfold.optimize(model, reviews, floor=0.5, budget="60s", out=tmp_path / "cheap", engines=["torch"], seed=1, progress=False)
+        front = fourfold.optimize(model, reviews, floor=0.5, budget="40s", out=tmp_path / "cheap", engines=["torch"], seed=1, progress=False)
         job = front.job
         (candidate,) = [c for c in job.candidates if c.technique == "route/expert_split"]
         assert candidate.quality is not None and candidate.extra["curve"], "recovered by distillation, judged on the search split"
@@ -55,7 +54,7 @@ def test_a_foreign_technique_goes_the_whole_way(model: Path, reviews: Path, tmp_
 
         texts = ["a fine and moving film", "dull, long and empty"]
         wanted = [float(x) for row in fourfold.load(folder, trust=["toyroom"]).records(texts) for x in row]
-        done = subprocess.run([sys.executable, "-c", CHILD, str(folder), *texts], capture_output=True, text=True)
+        done = ran(["-c", CHILD, str(folder), *texts])
         assert done.returncode == 0, done.stderr[-800:]
         assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(wanted, abs=1e-5)
         with pytest.raises(ArtefactError, match="toyroom.*not trusted") as caught:
@@ -70,7 +69,7 @@ def test_a_foreign_technique_goes_the_whole_way(model: Path, reviews: Path, tmp_
         (part,) = json.loads((folder / "manifest.json").read_text())["parts"]
         assert part["kind"] == "naive_bayes" and part["by"] == "toyroom.rewrites.select.naive_bayes"
         wanted = [float(x) for row in fourfold.load(folder, trust=["toyroom"]).records(texts) for x in row]
-        done = subprocess.run([sys.executable, "-c", CHILD, str(folder), *texts], capture_output=True, text=True)
+        done = ran(["-c", CHILD, str(folder), *texts])
         assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1]) == pytest.approx(wanted, abs=1e-9), done.stderr[-800:]
         with pytest.raises(ArtefactError, match="toyroom.*not trusted"):
             fourfold.load(folder)

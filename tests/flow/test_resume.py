@@ -95,7 +95,9 @@ def lines_or_fewer(folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
-@pytest.mark.parametrize("moment", ["train:", "crew", "point:"], ids=["search", "contest", "race"])
+@pytest.mark.parametrize("moment", [                                        # `make slow` stops it at the others too
+    pytest.param("train:", id="search"), pytest.param("crew", id="contest", marks=pytest.mark.slow),
+    pytest.param("point:", id="race", marks=pytest.mark.slow)])
 def test_ctrl_c_returns_the_best_so_far(model: Path, reviews: Path, front: fourfold.Front, tmp_path: Path, moment: str) -> None:
     out = tmp_path / "cheap"
     journal = seeded(front, out)
