@@ -1,0 +1,53 @@
+"""`fourfold shard`: a strategy for each operator of an instance, so that sharding costs least within the memory limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fourfold.cli._print import AsJson, emit, table
+from fourfold.errors import InputError
+
+_INTERRUPTED = 130
+
+
+def register(app: typer.Typer) -> None:
+    app.command("shard", epilog="Example: fourfold shard instance.json.gz --budget 60s --out plan/")(shard)
+
+
+def shard(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="Instance in the public contest's format, .json or .json.gz.")],
+    solver: Annotated[str, typer.Option(help="auto, or a technique that `fourfold list shard` names.")] = "auto",
+    budget: Annotated[str, typer.Option(help="Time for the solver: 60s, 10min.")] = "60s",
+    evaluations: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps of the solver; answers alike on every machine.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the plan: the choice, the instance, the certificate of the bound.")] = None,
+    progress: Annotated[str, typer.Option(help="auto, plain, json (lines on stderr) or none.")] = "auto",
+    as_json: AsJson = False,
+) -> int:
+    """Choose a strategy for each node, so that node and edge costs are least and no time needs more bytes than the limit, with a bound."""
+    if progress not in ("auto", "plain", "json", "none"):
+        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    from fourfold.jobs.shard import shard_instance
+    from fourfold.report.terminal import Progress
+
+    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
+    with Progress(mode) as shown:
+        made = shard_instance(source, solver=solver, budget=budget, evaluations=evaluations, seed=seed, out=out, progress=shown)
+    if as_json:
+        emit(made.to_json() | {"files": [str(out)] if out is not None else []})
+    else:
+        print("\n".join(made.sentences))
+        if made.interrupted:
+            print("Interrupted; this is the best so far.")
+        if len(made.table) > 1:
+            rows = sorted(made.table, key=lambda row: (row["cost"] is None, row["cost"] or 0.0))
+            table([{"solver": row["solver"], "cost": "–" if row["cost"] is None else f"{row['cost']:,.6g}",
+                    "solving": "–" if row["cost"] is None else f"{row['seconds']:.2f} s", "": row["note"]} for row in rows])
+        for note in made.notes:
+            print(f"Note: {note}")
+        if out is not None:
+            print(f"Wrote {out}.")
+    return _INTERRUPTED if made.interrupted else 0
