@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fourfold.jobs.allocate import allocate
     from fourfold.jobs.convert import convert
     from fourfold.jobs.differentiate import grad, linearize, transpose, unzip
+    from fourfold.jobs.distribute import shard
     from fourfold.jobs.optimize import optimize
     from fourfold.jobs.optimize.front import Choice, Front
     from fourfold.jobs.plan import plan
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from fourfold.plans import Plan
     from fourfold.recipe import Recipe
     from fourfold.runtime.loading import load
+    from fourfold.sharding.mesh import Mesh
+    from fourfold.sharding.spec import P
     from fourfold.units import Quantity
     from fourfold.workload import Workload
 
@@ -43,14 +46,15 @@ _HOMES = {
     "verify": "jobs.verify", "Plan": "plans", "plan": "jobs.plan", "allocate": "jobs.allocate", "convert": "jobs.convert",
     "profile": "jobs.profile",
     "Meter": "measure.meter", "Journal": "journal", "Ledger": "ledger.book", "Host": "host", "here": "host", "Machine": "machine",
+    "shard": "jobs.distribute", "P": "sharding.spec", "Mesh": "sharding.mesh",
     "linearize": "jobs.differentiate", "unzip": "jobs.differentiate", "transpose": "jobs.differentiate", "grad": "jobs.differentiate",
     "Quantity": "units", "Workload": "workload", "footprint": "cost.footprint", "whatif": "cost.whatif",
 }                                                                      # public name → the module that holds it
 
 __all__ = [
-    "ArtefactError", "Choice", "FourfoldError", "Front", "Host", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Meter",
-    "MetricError", "MissingExtra", "ModelError", "Plan", "Quantity", "Recipe", "Workload", "allocate", "convert", "footprint", "grad", "here",
-    "linearize", "load", "optimize", "plan", "profile", "transpose", "unzip", "verify", "whatif",
+    "ArtefactError", "Choice", "FourfoldError", "Front", "Host", "Infeasible", "InputError", "Journal", "Ledger", "Machine", "Mesh", "Meter",
+    "MetricError", "MissingExtra", "ModelError", "P", "Plan", "Quantity", "Recipe", "Workload", "allocate", "convert", "footprint", "grad", "here",
+    "linearize", "load", "optimize", "plan", "profile", "shard", "transpose", "unzip", "verify", "whatif",
 ]
 
 

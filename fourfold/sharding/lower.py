@@ -22,7 +22,7 @@ from fourfold.sharding.spec import Spec
 
 
 @dataclass(frozen=True)
-class Rates:
+class DeviceRates:
     """What a device computes: `peak` FLOP/s of products, `bandwidth` B/s of everything else. Assumed where nothing is said."""
 
     peak: float = 1e13
@@ -57,21 +57,22 @@ class Lowered:
         return self.communication + self.compute
 
 
-def work(graph: Graph, node: int, rates: Rates) -> float:
+def work(graph: Graph, node: int, rates: DeviceRates) -> float:
     """Seconds of a node on one device: its flops at the peak or its bytes at the bandwidth, whichever takes longer; views take none."""
     if int(graph.fusion[node]) == VIEW:
         return 0.0
     return max(float(graph.flops[node]) / rates.peak, float(graph.reads[node] + graph.writes[node]) / rates.bandwidth)
 
 
-def lower(graph: Graph, every: Sequence[ShardingRule], targets: Sequence[Spec], said: Mapping[int, Annotated], mesh: Mesh, rates: Rates) -> Lowered:
+def lower(graph: Graph, every: Sequence[ShardingRule], targets: Sequence[Spec], said: Mapping[int, Annotated], mesh: Mesh, rates: DeviceRates
+          ) -> Lowered:
     """Choose for every node, given where propagation wants each value (`targets`) and what the user said."""
     return _Lowering(graph, every, targets, said, mesh, rates).run()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, every: Sequence[ShardingRule], targets: Sequence[Spec], said: Mapping[int, Annotated], mesh: Mesh, rates: Rates
-                 ) -> None:
+    def __init__(self, graph: Graph, every: Sequence[ShardingRule], targets: Sequence[Spec], said: Mapping[int, Annotated], mesh: Mesh,
+                 rates: DeviceRates) -> None:
         self.graph, self.rules, self.targets, self.said, self.mesh, self.rates = graph, every, targets, said, mesh, rates
         self.have: list[Spec] = list(targets)
         self.results = set(graph.outputs.tolist())
@@ -206,4 +207,4 @@ def described(graph: Graph, rule: ShardingRule, choice: Mapping[str, Choice]) ->
     return " and ".join(told) or "whole on every device"
 
 
-__all__ = ["Conflict", "Lowered", "Rates", "described", "label", "lower", "work"]
+__all__ = ["Conflict", "Lowered", "DeviceRates", "described", "label", "lower", "work"]

@@ -17,7 +17,7 @@ from fourfold.letters import ShardingRule
 from fourfold.program import Captured
 from fourfold.sharding.annotate import Annotated, Annotations, annotated
 from fourfold.sharding.collectives import reshard_seconds
-from fourfold.sharding.lower import Lowered, Rates, lower
+from fourfold.sharding.lower import DeviceRates, Lowered, lower
 from fourfold.sharding.mesh import Mesh
 from fourfold.sharding.rules import placed, rules
 from fourfold.sharding.spec import Spec
@@ -78,7 +78,7 @@ def _missing(name: str) -> Spec:
     raise KeyError(name)
 
 
-def propagate(found: Captured, annotations: Annotations, mesh: Mesh, *, rates: Rates | None = None) -> Propagation:
+def propagate(found: Captured, annotations: Annotations, mesh: Mesh, *, rates: DeviceRates | None = None) -> Propagation:
     """Complete `annotations` (name pattern → P or Spec; names are those of `annotate.names_of`) over a captured program.
 
     `rates`: how fast a device computes, which weighs work that every device does alike against collectives. Raises InputError as `annotated` does.
@@ -89,7 +89,7 @@ def propagate(found: Captured, annotations: Annotations, mesh: Mesh, *, rates: R
     state = _Fixpoint(graph, every, mesh, said)
     passes = state.run()
     targets = tuple(Spec(dims, said[v].spec.partial if v in said else ()) for v, dims in enumerate(state.dims))
-    lowered = lower(graph, every, targets, said, mesh, rates or Rates())
+    lowered = lower(graph, every, targets, said, mesh, rates or DeviceRates())
     unknown = tuple(sorted({rule.kind for rule in every if not rule.known and rule.reads}))
     return Propagation(graph, mesh, every, targets, lowered, said, passes, unknown)
 
