@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NICE := OMP_WAIT_POLICY=PASSIVE TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(NICE) $(BIN)/python -m pytest -rs
-# One process a core (tests/conftest.py), each with one thread; tests of one file stay together, for they share fixtures.
+# One process a core, each with one thread; tests of one file stay together, for they share fixtures, and so do files that share one (tests/conftest.py).
 # files in the order of the folders, those of minutes first: by number of tests, the longest would come last
 CORES := -n auto --dist loadfile --no-loadscope-reorder
 

@@ -51,6 +51,23 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """`--dist loadfile`, but the files that ask for the whole job (`front` of tests/flow) go to one worker: two would search twice."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    front = {path.name for path in (config.rootpath / "tests" / "flow").glob("test_*.py") if "front: fourfold.Front" in path.read_text("utf-8")}
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/flow with the whole job" if file.startswith("tests/flow/") and file.split("/")[-1] in front else file
+
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The profile `random` takes more examples than a test asks for."""
     for item in items:
