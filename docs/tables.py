@@ -915,6 +915,32 @@ def house() -> str:
     return grid(("layer", "room", "holds"), rows)
 
 
+def layouts(data: Document) -> str:
+    """Published shares of peak beside ours with what each assumed figure changes, context lengths, and the crossover."""
+    told = {"compute": "peak reached", "memory_share": "memory", "link_share": "links", "hop": "ring step", "launch": "kernel"}
+    less, more = data["factors"]
+    rows = []
+    for row in sorted(data["shares"], key=lambda row: row["claim"]):
+        p = row["phase"]
+        moves = ["same layout" if {one["layout"] for one in row["moved"][key]} == {row["layout"]} else "other layout" for key in told]
+        spans = [" to ".join(f"{100 * mfu:.1f}" for mfu in sorted(one["mfu"] for one in row["moved"][key])) for key in told]
+        rows.append([f"{p['kind']}, batch {p['batch']}, {'int8' if p['weight_bytes'] == 1 else 'bfloat16'}", f"{row['published']:.0f} %, "
+                     f"{row['published_layout']}", f"{share(row['mfu'])}, {row['layout']} by {row['attention']}",
+                     error(100 * row["mfu"] / row["published"] - 1), f"{row['second']} {row['second_ratio']:.2f} ×",
+                     *(span + " (other)" * (move != "same layout") for span, move in zip(spans, moves, strict=True))])
+    lines = [grid(("phase", "published", "ours", "off by", "next layout", *(f"{what}, × {less} and {more}" for what in told.values())), rows), ""]
+    names = {"layout-context-multihead": "multi-head", "layout-context-multiquery-head": "multi-query by head",
+             "layout-context-multiquery-batch": "multi-query by batch"}
+    rows = [[names[row["claim"]], *(f"{row[key]:,} ({row['published'][key]:,})" for key in ("context_128", "context_512"))] for row in data["contexts"]]
+    lines += ["Longest context with 30 % of memory for the cache, ours (published):", "", grid(("attention", "batch 128", "batch 512"), rows), ""]
+    rows = [[f"{row['tokens']:,}", row["best"], "–" if row["stationary"] is None else f"{row['stationary']:.3g} s",
+             "–" if row["gathered"] is None else f"{row['gathered']:.3g} s"] for row in data["crossover"]["rows"]]
+    lines += [f"Crossover: the best weight-stationary and weight-gathered prefill by tokens in the pass. By the closed forms, where nothing overlaps, it "
+              f"is at F/4 = {data['crossover']['closed_form_tokens']:,.0f} tokens; a gather that hides behind computing moves it down.", "",
+              grid(("tokens", "best", "stationary", "gathered"), rows)]
+    return "\n".join(lines)
+
+
 SEARCH = ("fourfold/jobs/optimize", "fourfold/rewrites", "fourfold/engines", "fourfold/runtime")
 TABLES = (
     Table("README.md", "table", demo, ("demo", "demo-front"), (*SEARCH, "fourfold/jobs/demo.py")),
@@ -928,6 +954,8 @@ TABLES = (
     Table("docs/memory.md", "remat", remat, ("remat",), ("fourfold/decisions/rematerialise", "fourfold/runtime/arena", "fourfold/cost")),
     Table("docs/sparse-mlp.md", "sparse", sparse, ("layers_sparse_mlp",), ("fourfold/rewrites/route/sparse_mlp.py",
                                                                            "fourfold/rewrites/route/_sparse_kernels.py")),
+    Table("docs/layouts.md", "layouts", layouts, ("partition_layouts",), ("fourfold/cost/serving.py", "fourfold/decisions/layout",
+                                                                          "fourfold/zoo/decoders.toml")),
     Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),
     Table("docs/run.md", "predict", predict, ("predict",), ("fourfold/jobs/calibrate.py", "fourfold/jobs/kernels.py", "fourfold/cost")),
     Table("docs/select.md", "selection", selection, ("selection",), ("fourfold/rewrites/select", "fourfold/select.py")),

@@ -13,6 +13,7 @@ from fourfold.errors import ArtefactError
 from fourfold.report.claims import KINDS, claims, counted, judge, tables
 
 FOLDER = Path(__file__).parent.parent / "claims"
+LAYOUTS = {file.stem for file in FOLDER.glob("*.toml") if "[layout]" in file.read_text(encoding="utf-8")}       # tests/test_serving_layout.py
 RUNS = sorted(file.stem for file in FOLDER.glob("*.toml") if "[run]" in file.read_text(encoding="utf-8"))
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "energy" / "reference_rows.csv"
 
@@ -31,7 +32,7 @@ def test_every_claim_names_its_source_and_command() -> None:
         assert claim.kind in KINDS and claim.same_work == (claim.kind == "reproduction") == claim.to_json()["same_work"]
         if not claim.same_work:
             assert claim.kind in claim.row()["work"] and claim.ours
-        assert (claim.kind == "arithmetic") == (claim.name in RUNS), "what is computed from published inputs reproduces nothing"
+        assert (claim.kind == "arithmetic") == (claim.name in {*RUNS, *LAYOUTS}), "what is computed from published inputs reproduces nothing"
 
 
 def test_kinds_are_counted_apart(tmp_path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fourfold.cli import _serve
 from fourfold.cli._print import AsJson, Trust, emit, table
 from fourfold.errors import InputError
 
@@ -49,6 +50,14 @@ def plan(
                                                  "latency 64MiB@8GB/s,10us, or another device of the machine.")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Stop after so many plans priced; answers alike on every machine.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    devices: Annotated[str | None, typer.Option(help="A grid of the machine's devices: 8x8.")] = None,
+    serve: _serve.Serve = False,
+    phase: _serve.Phase = "",
+    batch: _serve.Batch = 64,
+    prompt_tokens: _serve.PromptTokens = 2048,
+    context: _serve.Context = None,
+    tokens: _serve.Tokens = 64,
+    weights: _serve.Weights = "bfloat16",
     finetune: Annotated[bool, typer.Option("--finetune", help="Let the learned solver train on this one graph first.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the plan, its trace and its page. [plan; where MODEL is a plan, that plan]")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Ledger that what the decision saves is booked in, as `fourfold ledger show` tells it.")] = None,
@@ -56,9 +65,17 @@ def plan(
     progress: Annotated[str, typer.Option(help="auto, plain, json (lines on stderr) or none.")] = "auto",
     as_json: AsJson = False,
 ) -> int:
-    """Choose groups of ops that run as one, their devices and their order, with a bound that says how good the choice is."""
+    """Choose groups of ops that run as one, their devices and their order, with a bound that says how good the choice is.
+
+    Long: one option a line.
+    """
     if model == "verify" or folder is not None:
         return _verify(model, folder, as_json)
+    if serve:
+        return _serve.served(model, devices, out, as_json, machine=machine, phase=phase, batch=batch, prompt_tokens=prompt_tokens, context=context,
+                             tokens=tokens, weights=weights, solver=solver, budget=budget, ledger=ledger)
+    if devices is not None:
+        raise InputError("--devices is the grid of --serve.", "Add --serve, or leave it out.")
     if progress not in ("auto", "plain", "json", "none"):
         raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
     if inputs is not None and data is not None:

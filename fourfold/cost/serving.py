@@ -8,10 +8,10 @@ A layer takes
   + Σ bytes / (links · share) + ring steps · hop                                 collectives of activations, exposed
   + what the gather of a layer's weights takes longer than computing a layer     weight-gathered layouts only
 
-Activations are needed at once, so their collectives are exposed; weights depend on nothing, so a layer's gather runs while the layer before computes.
-A collective over K chips sends (K − 1)/K of its bytes, ring by ring along one axis after another, so it reaches the share of a chip's links that one axis
-has; the paper prices all collectives at one bandwidth too. Shares and floors are one set for all layouts, phases and models (`ServingChips`); none is fitted to a row. Left out: scores and other intermediate
-activations in memory (fused), embedding look-up, sampling, and the products with a padded batch.
+Activations are needed at once, so their collectives are exposed; weights depend on nothing, so a layer's gather runs while the layer before
+computes. A collective over K chips sends (K − 1)/K of its bytes, ring by ring along one axis after another, so it reaches the share of a chip's links
+that one axis has; the paper prices all collectives at one bandwidth too. Shares and floors are one set for all layouts, phases and models
+(`ServingChips`); none is fitted to a row. Left out: scores and other intermediate activations in memory (fused), embedding look-up, and sampling.
 
 `serving_events.py` plays the same layer event by event, from the shapes of its tensors; a test holds the two together.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ACTIVATION = 2                                                          # B an element of activations and of the cache: bfloat16
 COMPUTE_SHARE, MEMORY_SHARE = 0.8, 0.8                                  # of peak and of bandwidth, where the machine states none: assumed
-LINK_SHARE = 1 / 3                                                      # of a chip's links: a ring along one axis of a 3-D torus uses those of that axis
+LINK_SHARE = 1 / 3                                                      # of a chip's links: a ring along one axis of a 3-D torus uses that axis's
 PARALLEL_KERNELS, SERIAL_KERNELS = 9, 13                                # norm, in, rotary and cache, scores, softmax, values, gate, out, residual
 SCHEMES = ("ws-1d", "ws-2d", "wg")
 
@@ -78,8 +78,8 @@ class ServingPhase:
 
 @dataclass(frozen=True)
 class ServingChips:
-    """Equal chips in a grid: `shape[i]` along axis `names[i]`. peak FLOP/s, bandwidth B/s, memory B, links B/s (all of a chip's, one direction), hop s a
-    ring step, launch s a kernel; compute, memory_share, link_share: what of them is reached."""
+    """Equal chips in a grid: `shape[i]` along axis `names[i]`. peak FLOP/s, bandwidth B/s, memory B, links B/s (all of a chip's, one direction), hop
+    s a ring step, launch s a kernel; compute, memory_share, link_share: what of them is reached."""
 
     name: str
     names: tuple[str, ...]
@@ -127,21 +127,23 @@ class ServingChips:
                              f"Give --devices whose sizes multiply to {len(machine)}, or another --machine.")
         first = machine.devices[0]
         if any((one.peak, one.bandwidth, one.memory) != (first.peak, first.bandwidth, first.memory) for one in machine.devices):
-            raise InputError(f"The devices of {machine.name} are unlike, and a layout of serving gives all the same work.", "Name a machine of equal devices.")
+            raise InputError(f"The devices of {machine.name} are unlike, and a layout of serving gives all the same work.",
+                             "Name a machine of equal devices.")
         peak = first.speed("bfloat16") or first.speed("float32")
         out = [link for link in machine.links if first.name in (link.a, link.b)]
         product = first.efficiency.get("matmul")
         shares = (product.peak[-1][1], min(1.0, product.bandwidth[-1][1])) if product is not None else (COMPUTE_SHARE, MEMORY_SHARE)
         hop = machine.route(0, 1).latency if len(machine) > 1 else 0.0
-        return cls(machine.name, tuple(mesh.names), tuple(mesh.shape), peak, first.bandwidth, first.memory, sum(link.bandwidth for link in out) or math.inf,
-                   hop, first.launch, shares[0], shares[1], link_share)
+        links = sum(link.bandwidth for link in out) or math.inf
+        return cls(machine.name, tuple(mesh.names), tuple(mesh.shape), peak, first.bandwidth, first.memory, links, hop, first.launch, *shares,
+                   link_share)
 
 
 @dataclass(frozen=True)
 class ServingLayout:
     """Where weights and activations of a layer stand. `scheme`: ws-1d (feed-forward dimension over all chips), ws-2d (width over the axes `x`,
-    feed-forward dimension over the others) or wg (weights gathered along `x`, over which the batch is split). `attention`: head or batch, what queries
-    and cache are split by."""
+    feed-forward dimension over the others) or wg (weights gathered along `x`, over which the batch is split). `attention`: head or batch, what
+    queries and cache are split by."""
 
     scheme: str
     x: tuple[str, ...] = ()
@@ -225,7 +227,8 @@ def collectives(dims: DecoderDims, phase: ServingPhase, chips: ServingChips, lay
 
     if layout.scheme == "wg":
         rest, split = chips.rest(layout.x), chips.over(layout.x)
-        add("gather weights", layout.x, dims.layer_parameters() * phase.weight_bytes / chips.over(rest), True)
+        for _ in range(2 * joined):                                    # what leads into the hidden dimension, and what leads out of it
+            add("gather weights", layout.x, dims.layer_parameters() * phase.weight_bytes / chips.over(rest) / (2 * joined), True)
         for _ in range(joined):
             add("gather input", rest, rows * width / split)
             add("scatter output", rest, rows * width / split)

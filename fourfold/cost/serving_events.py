@@ -2,8 +2,8 @@
 
 Nothing here is a formula of a layout. A layer is a list of tensors with the axes that each dimension is split over; what a chip computes, reads and
 sends follows from local shapes. Three resources run: the matrix unit, the memory and the links. Kernels run one after another, a kernel streams its
-operands while it computes, collectives run ring step by ring step and hold the kernels up; a gather of weights goes on behind kernels, matrix by matrix,
-and yields the links to every collective of activations. All chips do the same, so one is played.
+operands while it computes, collectives run ring step by ring step and hold the kernels up; a gather of weights goes on behind kernels, matrix by
+matrix, and yields the links to every collective of activations. All chips do the same, so one is played.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Shards:
 
 @dataclass
 class _Chip:
-    """The clock of the played chip, and the gather that runs behind its kernels. `waiting`: matrices on their way, (name, seconds left), first first."""
+    """The clock of the played chip, and the gather that runs behind its kernels. `waiting`: matrices on their way in order, (name, seconds left)."""
 
     chips: ServingChips
     now: float = 0.0
@@ -111,7 +111,8 @@ class _Chip:
             seconds -= left
 
 
-def play(dims: DecoderDims, phase: ServingPhase, chips: ServingChips, layout: ServingLayout, layers: int | None = None) -> tuple[float, list[ServingEvent]]:
+def play(dims: DecoderDims, phase: ServingPhase, chips: ServingChips, layout: ServingLayout,
+         layers: int | None = None) -> tuple[float, list[ServingEvent]]:
     """(seconds of one pass, events). A decode step is the one in the middle of the phase. layers: fewer than the model has, scaled up."""
     count = min(layers or dims.layers, dims.layers)
     chip = _Chip(chips)

@@ -5,7 +5,8 @@
 file: not run.
 
 A claim may also be of absolute figures to be met within `tolerance` (relative, both ways): `energy_mwh`, `carbon_gross_t`, `carbon_net_t` of a
-training run, `factor_gross`, `factor_net` of a what-if. `kind` says what meeting it proves (`KINDS`): where our formula is fed with the published
+training run, `factor_gross`, `factor_net` of a what-if, `mfu_percent` and `context_128`, `context_512` (tokens, by batch) of a layout of serving,
+`speed_up` of overlapped communication. `kind` says what meeting it proves (`KINDS`): where our formula is fed with the published
 inputs, agreement shows that the arithmetic is the same, and reproduces nothing. `remembered` names the published figures that nobody looked up
 again; the verdict repeats it.
 """
@@ -22,8 +23,10 @@ from fourfold.errors import ArtefactError, InputError
 from fourfold.report.format import percent
 
 _WORDS = {"relative_quality": "quality", "relative_energy": "energy", "relative_time": "time", "energy_mwh": "energy",
-          "carbon_gross_t": "gross", "carbon_net_t": "net", "factor_gross": "gross", "factor_net": "net"}
-_UNITS = {"energy_mwh": "MWh", "carbon_gross_t": "t", "carbon_net_t": "t", "factor_gross": "times", "factor_net": "times"}
+          "carbon_gross_t": "gross", "carbon_net_t": "net", "factor_gross": "gross", "factor_net": "net", "mfu_percent": "of peak",
+          "context_128": "context at batch 128", "context_512": "context at batch 512", "speed_up": "speed-up"}
+_UNITS = {"energy_mwh": "MWh", "carbon_gross_t": "t", "carbon_net_t": "t", "factor_gross": "times", "factor_net": "times", "mfu_percent": "%",
+          "context_128": "tokens", "context_512": "tokens", "speed_up": "times"}
 _TOLERANCE = 0.02
 KINDS = {
     "reproduction": "the same work was measured here",

@@ -28,7 +28,7 @@ _KEYS = {                                                               # what c
 
 @dataclass(frozen=True)
 class DecoderDims:
-    """Dimensions of a dense decoder. `padded_heads`: heads as stored for serving (0: as trained); `gated`: three feed-forward matrices in place of two;
+    """Dimensions of a dense decoder. `padded_heads`: heads as stored for serving (0: as trained); `gated`: three feed-forward matrices, not two;
     `parallel`: attention and feed-forward layer read the same normalised input and are added together.
 
     Raises InputError where a dimension is below one or the padded heads are fewer than the heads.

@@ -1,5 +1,6 @@
-"""Every layout of Pope et al. (2022) priced in each phase, the quickest taken: on a grid of k axes there are fewer than 2^(k+2), so the optimum is had.
+"""Every layout of Pope et al. (2022) priced in each phase, the quickest taken.
 
+A grid of k axes has fewer than 2^(k+2) layouts, so the optimum is had.
 Phases are independent, since all these layouts store the weights alike.
 """
 

@@ -1,8 +1,8 @@
-"""A layout for each phase of serving (Pope et al. 2022, arXiv:2211.05102): which of the weights, activations and cache stands on which chip, and what is
-gathered when.
+"""A layout for each phase of serving (Pope et al. 2022, arXiv:2211.05102): which of the weights, activations and cache stands on which chip, and what
+is gathered when.
 
-The answer is a `ServingLayout` a phase, in order. Prefill and decode may differ: weight-gathered layouts store the weights as the weight-stationary ones
-do, so changing between phases moves nothing. The cost is the time of all phases together, by `fourfold/cost/serving.py`.
+The answer is a `ServingLayout` a phase, in order. Prefill and decode may differ: weight-gathered layouts store the weights as the weight-stationary
+ones do, so changing between phases moves nothing. The cost is the time of all phases together, by `fourfold/cost/serving.py`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def faults(dims: DecoderDims, chips: ServingChips, phase: ServingPhase, layout: 
         found.append(f"{phase.batch} sequences do not divide over the {batch} chips whose weights are gathered")
     sharing = chips.size // batch
     if layout.attention == "head" and dims.stored_heads % sharing:
-        found.append(f"{dims.stored_heads} heads do not divide over {sharing} chips; stored as {-(-dims.stored_heads // sharing) * sharing} they would")
+        padded = -(-dims.stored_heads // sharing) * sharing
+        found.append(f"{dims.stored_heads} heads do not divide over {sharing} chips; padded to {padded} they would")
     if layout.attention == "batch" and phase.batch % chips.size:
         found.append(f"attention by batch: {phase.batch} sequences do not divide over {chips.size} chips")
     held = resident_bytes(dims, phase, chips, layout)

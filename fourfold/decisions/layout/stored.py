@@ -16,5 +16,6 @@ def rebuild(document: Document) -> tuple[ServingLayoutProblem, Layouts]:
     """(problem, answer). Raises KeyError, TypeError or InputError where the document lacks something."""
     solution = document.solutions["layout"]
     chips = {**solution["chips"], "names": tuple(solution["chips"]["names"]), "shape": tuple(solution["chips"]["shape"])}
-    problem = ServingLayoutProblem(DecoderDims.from_json(solution["model"]), ServingChips(**chips), tuple(ServingPhase(**one) for one in solution["phases"]))
+    phases = tuple(ServingPhase(**one) for one in solution["phases"])
+    problem = ServingLayoutProblem(DecoderDims.from_json(solution["model"]), ServingChips(**chips), phases)
     return problem, tuple(ServingLayout(one["scheme"], tuple(one["x"]), one["attention"]) for one in solution["answer"])
