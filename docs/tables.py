@@ -931,12 +931,13 @@ def layouts(data: Document) -> str:
     lines = [grid(("phase", "published", "ours", "off by", "next layout", *(f"{what}, × {less} and {more}" for what in told.values())), rows), ""]
     names = {"layout-context-multihead": "multi-head", "layout-context-multiquery-head": "multi-query by head",
              "layout-context-multiquery-batch": "multi-query by batch"}
-    rows = [[names[row["claim"]], *(f"{row[key]:,} ({row['published'][key]:,})" for key in ("context_128", "context_512"))] for row in data["contexts"]]
+    rows = [[names[row["claim"]], *(f"{row[key]:,} ({row['published'][key]:,})" for key in ("context_128", "context_512"))]
+            for row in data["contexts"]]
     lines += ["Longest context with 30 % of memory for the cache, ours (published):", "", grid(("attention", "batch 128", "batch 512"), rows), ""]
     rows = [[f"{row['tokens']:,}", row["best"], "–" if row["stationary"] is None else f"{row['stationary']:.3g} s",
              "–" if row["gathered"] is None else f"{row['gathered']:.3g} s"] for row in data["crossover"]["rows"]]
-    lines += [f"Crossover: the best weight-stationary and weight-gathered prefill by tokens in the pass. By the closed forms, where nothing overlaps, it "
-              f"is at F/4 = {data['crossover']['closed_form_tokens']:,.0f} tokens; a gather that hides behind computing moves it down.", "",
+    lines += [f"Crossover: the best weight-stationary and weight-gathered prefill by tokens in the pass. By the closed forms, where nothing overlaps, "
+              f"it is at F/4 = {data['crossover']['closed_form_tokens']:,.0f} tokens; a gather that hides behind computing moves it down.", "",
               grid(("tokens", "best", "stationary", "gathered"), rows)]
     return "\n".join(lines)
 
