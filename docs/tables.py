@@ -936,7 +936,7 @@ def layouts(data: Document) -> str:
     lines += ["Longest context with 30 % of memory for the cache, ours (published):", "", grid(("attention", "batch 128", "batch 512"), rows), ""]
     rows = [[f"{row['tokens']:,}", row["best"], "–" if row["stationary"] is None else f"{row['stationary']:.3g} s",
              "–" if row["gathered"] is None else f"{row['gathered']:.3g} s"] for row in data["crossover"]["rows"]]
-    lines += [f"Crossover: the best weight-stationary and weight-gathered prefill by tokens in the pass. By the closed forms, where nothing overlaps, "
+    lines += [f"Crossover: the best stationary and weight-gathered prefill by tokens in the pass. By the closed forms, where nothing overlaps, "
               f"it is at F/4 = {data['crossover']['closed_form_tokens']:,.0f} tokens; a gather that hides behind computing moves it down.", "",
               grid(("tokens", "best", "stationary", "gathered"), rows)]
     return "\n".join(lines)
