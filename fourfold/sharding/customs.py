@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fourfold.graph import INPUT, PARAMETER, Graph
 from fourfold.letters import Choice, ShardingRule
 from fourfold.sharding.mesh import Mesh
-from fourfold.sharding.strategies import Strategies, Variable
+from fourfold.sharding.strategies import Strategies, StrategyVariable
 
 BATCH, SEQUENCE = "batch", "sequence"
 CUSTOMS = ("data", "fsdp", "megatron")
@@ -50,7 +50,7 @@ def allowed(made: Strategies, custom: str, tags: list[dict[str, str]]) -> list[N
     return [_stored(made, v, custom) if v.node < 0 else _operation(v, custom, tags[v.node], made.mesh) for v in made.variables]
 
 
-def _operation(v: Variable, custom: str, tags: dict[str, str], mesh: Mesh) -> NDArray[np.bool_]:
+def _operation(v: StrategyVariable, custom: str, tags: dict[str, str], mesh: Mesh) -> NDArray[np.bool_]:
     inner = mesh.names[-1] if custom == "megatron" else ""
 
     def fits(axis: str, choice: Choice) -> bool:
@@ -62,7 +62,7 @@ def _operation(v: Variable, custom: str, tags: dict[str, str], mesh: Mesh) -> ND
     return kept if kept.any() else np.ones(len(v), np.bool_)
 
 
-def _stored(made: Strategies, v: Variable, custom: str) -> NDArray[np.bool_]:
+def _stored(made: Strategies, v: StrategyVariable, custom: str) -> NDArray[np.bool_]:
     role = int(made.graph.role[v.value])
     if role != PARAMETER:
         return np.ones(len(v), np.bool_)

@@ -1,14 +1,17 @@
-"""Prices of all reshardings between two lists of layouts at once, as arrays: an axis at a time, in an order that never moves more than it must.
+"""Prices of all reshardings between lists of layouts at once: shortest paths between all layouts of a tensor, in a numba kernel.
 
-`collectives.reshard` finds the cheapest chain for one pair by search; a table of strategies needs thousands of pairs. Here each axis does its own
-step: slices first (they are free and make the rest smaller), then reduce-scatters, all-to-alls, all-reduces, and all-gathers last. Layouts of
-strategies name the axes of a dimension in the mesh's order, so that no axes only change places.
+`collectives.reshard` searches from one layout; a table of strategies needs thousands of pairs. Here a layout is a number for each mesh axis: the
+dimension it splits, −1 for none, −2 where the value is partial over it. Axes that share a dimension nest in the mesh's order, so an axis can leave or join
+a dimension only where no later axis stands in it. Every step is one of `collectives`, so a price is that of a chain which can be carried out: the
+cheapest that keeps to this order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +21,7 @@ from fourfold.sharding.spec import Spec
 
 F64 = NDArray[np.float64]
 _WHOLE, _PARTIAL = -1, -2
+_MOST = 4                                                               # dimensions through which a detour is looked for
 
 
 def codes(specs: Sequence[Spec], mesh: Mesh) -> NDArray[np.int64]:
@@ -32,55 +36,74 @@ def codes(specs: Sequence[Spec], mesh: Mesh) -> NDArray[np.int64]:
     return found
 
 
-def seconds(have: NDArray[np.int64], want: NDArray[np.int64], size: float, mesh: Mesh, constants: Constants = SECONDS) -> F64:
-    """f8[have, want] seconds to bring a tensor of `size` bytes in all from each layout to each (`codes`)."""
-    a, b = have[:, None, :], want[None, :, :]
-    n = np.array(mesh.shape, float)
-    alpha, beta = np.array(mesh.alpha), np.array(mesh.beta)
-    piece = size / np.prod(np.where(have >= 0, n, 1.0), axis=1)[:, None] * np.ones((1, len(want)))
-    total = np.zeros(piece.shape)
-    c = constants
-    first = piece
-    for axis in range(len(n)):                                          # free: each device takes its own part, unless a major axis is yet to come
-        later = np.zeros(piece.shape, bool)
-        for major in range(axis):
-            later |= (b[..., major] == b[..., axis]) & (a[..., major] != b[..., major]) & (a[..., major] != _WHOLE)
-        piece = np.where((a[..., axis] == _WHOLE) & (b[..., axis] >= 0) & ~later, piece / n[axis], piece)
-    for kind in ("reduce-scatter", "all-to-all", "all-reduce", "all-gather"):
-        for axis in reversed(range(len(n))) if kind == "all-gather" else range(len(n)):        # minor axes are gathered first
-            x, y, k = a[..., axis], b[..., axis], n[axis]
-            if k == 1:
-                continue
-            part = (k - 1) / k
-            if kind == "reduce-scatter":
-                mask, cost = (x == _PARTIAL) & (y >= 0), alpha[axis] + beta[axis] * part * piece + c.reduce_scatter
-                after = piece / k
-            elif kind == "all-to-all":
-                mask = (x >= 0) & (y >= 0) & (x != y)
-                cost, after = alpha[axis] + beta[axis] * part / k * (piece * k) * max(1.0, k * c.hops) + c.all_to_all, piece
-            elif kind == "all-reduce":
-                mask, cost = (x == _PARTIAL) & (y == _WHOLE), alpha[axis] + 2 * beta[axis] * part * piece + c.all_reduce
-                after = piece
-            else:
-                mask = (x >= 0) & (y < 0)
-                cost, after = alpha[axis] + beta[axis] * part * piece * k + c.all_gather, piece * k
-            total += np.where(mask, cost, 0.0)
-            piece = np.where(mask, after, piece)
-    return total + _turned(a, b, np.maximum(first, piece), mesh, c)
+def seconds(have: NDArray[np.int64], want: NDArray[np.int64], ndim: int, size: float, mesh: Mesh, constants: Constants = SECONDS) -> F64:
+    """f8[have, want] seconds to bring a tensor of `ndim` dimensions and `size` bytes in all from each layout to each (`codes`)."""
+    dims = max(min(ndim, _MOST), 1 + max(int(have.max(initial=0)), int(want.max(initial=0))))
+    table = _paths(dims, float(size), mesh, constants)
+    base = (dims + 2) ** np.arange(len(mesh.shape))
+    return table[np.ix_((have + 2) @ base, (want + 2) @ base)]
 
 
-def _turned(a: NDArray[np.int64], b: NDArray[np.int64], piece: F64, mesh: Mesh, c: Constants) -> F64:
-    """Seconds of the permutes that let a major axis leave, or join, a dimension that a minor one keeps."""
-    total = np.zeros(piece.shape)
-    for major in range(len(mesh.shape)):
-        for minor in range(major + 1, len(mesh.shape)):
-            if mesh.shape[major] == 1 or mesh.shape[minor] == 1:
+@lru_cache(maxsize=128)
+def _paths(dims: int, size: float, mesh: Mesh, c: Constants) -> F64:
+    extra = np.array([c.all_gather, c.all_reduce, c.reduce_scatter, c.all_to_all, c.hops])
+    return _shortest(dims, size, np.array(mesh.shape, np.float64), np.array(mesh.alpha), np.array(mesh.beta), extra)
+
+
+@numba.njit(cache=True)
+def _shortest(dims, size, n, alpha, beta, extra):  # noqa: ANN001, ANN202 — numba types
+    """f8[N, N], N = (dims + 2)^axes: seconds of the cheapest chain between all layouts (Floyd–Warshall)."""
+    axes, base = len(n), dims + 2
+    count = base**axes
+    table, code, other = np.full((count, count), np.inf), np.zeros(axes, np.int64), 0
+    for at in range(count):
+        table[at, at] = 0.0
+        rest, piece = at, size
+        for a in range(axes):
+            code[a] = rest % base - 2
+            rest //= base
+            if code[a] >= 0:
+                piece /= n[a]
+        for a in range(axes):
+            step = base**a
+            minor = True                                                # no later axis stands in the dimension that this one would leave
+            for b in range(a + 1, axes):
+                minor &= not (code[a] >= 0 and code[b] == code[a] and n[b] > 1)
+            if not minor:
                 continue
-            stays = (a[..., minor] == b[..., minor]) & (b[..., minor] >= 0)
-            moves = (a[..., major] != b[..., major]) & ((a[..., major] == a[..., minor]) | (b[..., major] == a[..., minor]))
-            cost = max(mesh.alpha[major], mesh.alpha[minor]) + max(mesh.beta[major], mesh.beta[minor]) * piece + c.permute
-            total += np.where(stays & moves, cost, 0.0)
-    return total
+            share = (n[a] - 1) / n[a]
+            for to in range(-2, dims):
+                if to == code[a]:
+                    continue
+                joins = True
+                for b in range(a + 1, axes):
+                    joins &= not (to >= 0 and code[b] == to and n[b] > 1)
+                if not joins:
+                    continue
+                if n[a] == 1:
+                    cost = 0.0
+                elif code[a] == -1:
+                    cost = 0.0
+                elif code[a] == -2 and to == -1:
+                    cost = alpha[a] + 2 * beta[a] * share * piece + extra[1]
+                elif code[a] == -2:
+                    cost = alpha[a] + beta[a] * share * piece + extra[2]
+                elif to == -1:
+                    cost = alpha[a] + beta[a] * share * piece * n[a] + extra[0]
+                elif to == -2:
+                    continue                                            # gathered, then kept on one: two steps
+                else:
+                    cost = alpha[a] + beta[a] * share * piece * max(1.0, n[a] * extra[4]) + extra[3]
+                other = at + (to - code[a]) * step
+                table[at, other] = min(table[at, other], cost)
+    for k in range(count):
+        for i in range(count):
+            if table[i, k] < np.inf:
+                for j in range(count):
+                    whole = table[i, k] + table[k, j]
+                    if whole < table[i, j]:
+                        table[i, j] = whole
+    return table
 
 
 __all__ = ["codes", "seconds"]

@@ -54,7 +54,7 @@ class Regime:
 
 
 @dataclass(eq=False)
-class Variable:
+class StrategyVariable:
     """A choice to be made: of a `value` that is stored (node −1), or of an operation (`node`). Strategy s has layouts `out[s]` of the value (of an
     operation: of its results) and `into[s]` of the operands; `seconds` f8[S], `held` f8[S] bytes kept all the time, `kept` f8[S] bytes of results."""
 
@@ -93,7 +93,7 @@ class Strategies:
     rules: tuple[ShardingRule, ...]
     mesh: Mesh
     regime: Regime
-    variables: list[Variable] = field(default_factory=list)
+    variables: list[StrategyVariable] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
     of_value: dict[int, int] = field(default_factory=dict)              # value → variable that makes or stores it
     of_node: dict[int, int] = field(default_factory=dict)
@@ -176,7 +176,7 @@ def layouts(shape: Sequence[int], mesh: Mesh) -> list[Spec]:
     return found
 
 
-def _stored(graph: Graph, value: int, mesh: Mesh, regime: Regime, layer: int, tables: _Tables) -> Variable:
+def _stored(graph: Graph, value: int, mesh: Mesh, regime: Regime, layer: int, tables: _Tables) -> StrategyVariable:
     shape, role = graph.shape_of(value), int(graph.role[value])
     learns = regime.train and role == PARAMETER and floating(graph, value)
 
@@ -195,11 +195,11 @@ def _stored(graph: Graph, value: int, mesh: Mesh, regime: Regime, layer: int, ta
         return specs, np.array(zero), tie, np.array(held), np.zeros(len(specs))
 
     specs, zero, seconds, held, kept = tables.once(("stored", shape, graph.dtype[value], role, learns), make)
-    return Variable(graph.labels[value] or f"value {value}", value, -1, layer, specs, [()] * len(specs), [{}] * len(specs), zero, seconds, held, kept)  # type: ignore[arg-type]
+    return StrategyVariable(graph.labels[value] or f"value {value}", value, -1, layer, specs, [()] * len(specs), [{}] * len(specs), zero, seconds, held, kept)  # type: ignore[arg-type]
 
 
 def _operation(graph: Graph, node: int, rule: ShardingRule, mesh: Mesh, regime: Regime, seconds: float, layer: int, outputs: set[int],
-               tables: _Tables) -> Variable:
+               tables: _Tables) -> StrategyVariable:
     view = graph.fusion[node] == VIEW
     answer = tuple(i for i, v in enumerate(rule.makes) if v in outputs)
     first = rule.makes[0] if rule.makes else -1
@@ -218,7 +218,8 @@ def _operation(graph: Graph, node: int, rule: ShardingRule, mesh: Mesh, regime: 
             own = 0.0 if view else seconds * regime.passes / parts
             for i in answer:                                            # what the program returns must be summed
                 code = moves.codes([makes[i]], mesh)
-                own += float(moves.seconds(code, np.where(code == -2, -1, code), float(graph.size[rule.makes[i]]), mesh)[0, 0])
+                ndim, size = len(graph.shape_of(rule.makes[i])), float(graph.size[rule.makes[i]])
+                own += float(moves.seconds(code, np.where(code == -2, -1, code), ndim, size, mesh)[0, 0])
             own += _TIE * sum(c is None for c in choice.values())
             chosen.append(choice)
             into.append(reads)
@@ -233,7 +234,7 @@ def _operation(graph: Graph, node: int, rule: ShardingRule, mesh: Mesh, regime: 
     chosen, into, out, cost, kept = tables.once(key, make)
     count = len(chosen)                                                 # type: ignore[arg-type]
     none = tables.once(("none", count), lambda: (np.zeros(count, np.bool_), np.zeros(count)))
-    return Variable(graph.names[node], first, node, layer, out, into, chosen, none[0], cost, none[1], kept)  # type: ignore[arg-type]
+    return StrategyVariable(graph.names[node], first, node, layer, out, into, chosen, none[0], cost, none[1], kept)  # type: ignore[arg-type]
 
 
 # ---- edges
@@ -248,14 +249,14 @@ def _edge(made: Strategies, a: int, b: int, value: int, operand: int, rule: Shar
     key = ("edge", id(source.out), id(reader.into), place, operand, graph.shape_of(value), graph.dtype[value], role, id(reader.choices))
 
     def make() -> tuple[object, ...]:
-        size = float(graph.size[value])
+        size, ndim = float(graph.size[value]), len(graph.shape_of(value))
         have = moves.codes([specs[place] for specs in source.out], mesh)
         want = moves.codes([specs[operand] for specs in reader.into], mesh)
-        table = moves.seconds(have, want, size, mesh)
+        table = moves.seconds(have, want, ndim, size, mesh)
         if regime.train and floating(graph, value) and role != INPUT:
             back = moves.codes([_gradient(rule, choice, spec[operand], operand) for choice, spec in zip(reader.choices, reader.into, strict=True)],
                                mesh)
-            summed = moves.seconds(back, np.where(have == -2, -1, have), size, mesh).T
+            summed = moves.seconds(back, np.where(have == -2, -1, have), ndim, size, mesh).T
             if role == PARAMETER:
                 gathered = table > 0
                 table = np.where(gathered, 2 * table + summed, summed / regime.microbatches)
@@ -274,4 +275,4 @@ def _gradient(rule: ShardingRule, choice: dict[str, Choice], spec: Spec, operand
     return Spec(spec.dims, tuple(partial))
 
 
-__all__ = ["Edge", "Regime", "Strategies", "Variable", "build", "floating", "itemsize", "layouts", "local_bytes"]
+__all__ = ["Edge", "Regime", "Strategies", "StrategyVariable", "build", "floating", "itemsize", "layouts", "local_bytes"]

@@ -44,7 +44,7 @@ class GiantMlp(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
 
-class Experts(nn.Module):
+class GiantExperts(nn.Module):
     """Switch routing with a capacity: the tokens of a group go to the expert of largest gate, by products with a 0/1 tensor."""
 
     def __init__(self, hidden: int, experts: int, slack: float = 1.25) -> None:
@@ -72,7 +72,7 @@ class GiantBlock(nn.Module):
         super().__init__()
         self.before, self.between = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.attention = GiantAttention(hidden, heads)
-        self.mlp = Experts(hidden, experts) if experts else GiantMlp(hidden)
+        self.mlp = GiantExperts(hidden, experts) if experts else GiantMlp(hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.before(x))
@@ -157,4 +157,4 @@ def giant(ref: str, batch: int = 1, length: int = 1024, dtype: torch.dtype | Non
     return model.to(precision), inputs
 
 
-__all__ = ["GiantAttention", "GiantBlock", "GiantLanguageModel", "GiantMlp", "Experts", "Bottleneck", "WideResNet", "giant", "is_giant"]
+__all__ = ["GiantAttention", "GiantBlock", "GiantLanguageModel", "GiantMlp", "GiantExperts", "Bottleneck", "WideResNet", "giant", "is_giant"]
