@@ -46,6 +46,13 @@ def plan(
     budget: Annotated[str, typer.Option(help="Time for the solver: 60s, 10min.")] = "60s",
     memory: Annotated[str | None, typer.Option(help="Plan order, recomputation and offsets of all values into one arena: 4MiB, or min for the least "
                                                     "that can be found. `fourfold run PLAN --check` carries it out.")] = None,
+    devices: Annotated[str | None, typer.Option(help="Plan over several devices, hosts × devices: 2x4. Layouts of all tensors, pipeline stages; "
+                                                     "--memory is then the limit of a device, --solver one of stages. MODEL may be a size: "
+                                                     "gpt:8192x48x64.")] = None,
+    microbatches: Annotated[int, typer.Option(min=1, help="With --devices: microbatches a step; the inputs are one of them.")] = 1,
+    pipeline_schedule: Annotated[str, typer.Option("--schedule", help="With --devices: 1f1b or gpipe.")] = "1f1b",
+    layers: Annotated[int | None, typer.Option(min=1, help="With --devices: how many layers stages are made of. [the model's blocks, at most "
+                                                           "16]")] = None,
     far: Annotated[str | None, typer.Option(help="With --memory: a second memory that values may be copied to and fetched from: 64MiB@8GB/s, with a "
                                                  "latency 64MiB@8GB/s,10us, or another device of the machine.")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Stop after so many plans priced; answers alike on every machine.")] = None,
@@ -84,7 +91,11 @@ def plan(
         raise InputError(f"There is no question {question!r}.", f"Known: {', '.join(QUESTIONS)}.")
     if question == "schedule" and (contiguous or expert is not None):
         raise InputError("--contiguous and --expert are of the question pipeline.", "Add --question pipeline.")
-    if memory is not None and (question != "schedule" or objective not in ("", "latency", "energy") or finetune):
+    if devices is None and (microbatches > 1 or layers is not None or pipeline_schedule != "1f1b"):
+        raise InputError("--microbatches, --schedule and --layers are of a plan over several devices.", "Add --devices 2x4, or leave them out.")
+    if devices is not None and (question != "schedule" or objective not in ("", "latency") or finetune or far is not None):
+        raise InputError("--devices is a question of its own: it takes no --question, --objective, --finetune or --far.", "Leave them out.")
+    if devices is None and memory is not None and (question != "schedule" or objective not in ("", "latency", "energy") or finetune):
         raise InputError("--memory is a question of its own: it takes no --question and no --finetune, and as --objective latency or energy.",
                          "Leave them out.")
     if far is not None and memory is None:
@@ -97,6 +108,13 @@ def plan(
     mode: object = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     given: dict[str, Any] = {"machine": machine, "solver": solver, "train": train, "budget": budget, "evaluations": evaluations, "seed": seed,
                              "dims": sizes(dims), "ledger": ledger, "trust": trust or ()}
+    if devices is not None:
+        from fourfold.cli._devices import planned as over_devices
+
+        del given["evaluations"]
+        with Progress(mode) as shown:
+            return over_devices(model, inputs or data, out or Path("plan"), as_json, devices=devices, memory=memory, microbatches=microbatches,
+                                schedule=pipeline_schedule, layers=layers, progress=shown, **given)
     if memory is not None:
         from fourfold.cli._memory import planned
 

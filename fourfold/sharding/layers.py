@@ -28,6 +28,8 @@ def _cut(work, crossing, layers, most):  # noqa: ANN001, ANN202 — numba types
                 own = done[end] - done[start]
                 if own > most and end - start > 1:
                     break
+                if crossing[start] == np.inf:
+                    continue
                 whole = value[layer - 1, start] + crossing[start] + 0.5 * (own / mean) ** 2
                 if whole < value[layer, end]:
                     value[layer, end], choice[layer, end] = whole, start
@@ -64,9 +66,15 @@ def layers(graph: Graph, count: int) -> NDArray[np.int64]:
     work = graph.flops + 1e-6 * (graph.flops.sum() + 1.0) / len(graph)
     cost = crossings(graph)
     scale = cost[cost > 0].mean() if (cost > 0).any() else 1.0
+    blocks = graph.layer.astype(np.int64)
+    starts = np.flatnonzero(np.diff(blocks, prepend=-1) > 0)            # a repeated block is not cut where there are enough of them
+    if len(starts) >= count > 1 and (np.diff(blocks[blocks >= 0]) >= 0).all():
+        inner = np.ones(len(cost), bool)
+        inner[[0, *starts.tolist(), len(graph)]] = False
+        cost = np.where(inner, np.inf, cost)
     most = work.sum() / count * (1 + _SLACK)
     ends = _cut(work, cost / scale, count, most)
-    while not len(ends):
+    while not len(ends):                                                # blocks of unequal work
         most *= 1.5
         ends = _cut(work, cost / scale, count, most)
     return np.searchsorted(ends, np.arange(len(graph)), side="right").astype(np.int64)

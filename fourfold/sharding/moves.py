@@ -1,9 +1,9 @@
 """Prices of all reshardings between lists of layouts at once: shortest paths between all layouts of a tensor, in a numba kernel.
 
 `collectives.reshard` searches from one layout; a table of strategies needs thousands of pairs. Here a layout is a number for each mesh axis: the
-dimension it splits, −1 for none, −2 where the value is partial over it. Axes that share a dimension nest in the mesh's order, so an axis can leave or join
-a dimension only where no later axis stands in it. Every step is one of `collectives`, so a price is that of a chain which can be carried out: the
-cheapest that keeps to this order.
+dimension it splits, −1 for none, −2 where the value is partial over it. Axes that share a dimension nest in the mesh's order, so an axis can
+leave or join a dimension only where no later axis stands in it. Every step is one of `collectives`, so a price is that of a chain which can be
+carried out: the cheapest that keeps to this order.
 """
 
 from __future__ import annotations

@@ -195,7 +195,8 @@ def _stored(graph: Graph, value: int, mesh: Mesh, regime: Regime, layer: int, ta
         return specs, np.array(zero), tie, np.array(held), np.zeros(len(specs))
 
     specs, zero, seconds, held, kept = tables.once(("stored", shape, graph.dtype[value], role, learns), make)
-    return StrategyVariable(graph.labels[value] or f"value {value}", value, -1, layer, specs, [()] * len(specs), [{}] * len(specs), zero, seconds, held, kept)  # type: ignore[arg-type]
+    name = graph.labels[value] or f"value {value}"
+    return StrategyVariable(name, value, -1, layer, specs, [()] * len(specs), [{}] * len(specs), zero, seconds, held, kept)  # type: ignore[arg-type]
 
 
 def _operation(graph: Graph, node: int, rule: ShardingRule, mesh: Mesh, regime: Regime, seconds: float, layer: int, outputs: set[int],
