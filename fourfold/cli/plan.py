@@ -48,7 +48,7 @@ def plan(
                                                     "that can be found. `fourfold run PLAN --check` carries it out.")] = None,
     devices: Annotated[str | None, typer.Option(help="Plan over several devices, hosts × devices: 2x4. Layouts of all tensors, pipeline stages; "
                                                      "--memory is then the limit of a device, --solver one of stages. MODEL may be a size: "
-                                                     "gpt:8192x48x64.")] = None,
+                                                     "gpt:8192x48x64. With --serve: the grid of chips.")] = None,
     microbatches: Annotated[int, typer.Option(min=1, help="With --devices: microbatches a step; the inputs are one of them.")] = 1,
     pipeline_schedule: Annotated[str, typer.Option("--schedule", help="With --devices: 1f1b or gpipe.")] = "1f1b",
     layers: Annotated[int | None, typer.Option(min=1, help="With --devices: how many layers stages are made of. [the model's blocks, at most "
@@ -57,7 +57,6 @@ def plan(
                                                  "latency 64MiB@8GB/s,10us, or another device of the machine.")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Stop after so many plans priced; answers alike on every machine.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    devices: Annotated[str | None, typer.Option(help="A grid of the machine's devices: 8x8.")] = None,
     serve: _serve.Serve = False,
     phase: _serve.Phase = "",
     batch: _serve.Batch = 64,
@@ -81,8 +80,6 @@ def plan(
     if serve:
         return _serve.served(model, devices, out, as_json, machine=machine, phase=phase, batch=batch, prompt_tokens=prompt_tokens, context=context,
                              tokens=tokens, weights=weights, solver=solver, budget=budget, ledger=ledger)
-    if devices is not None:
-        raise InputError("--devices is the grid of --serve.", "Add --serve, or leave it out.")
     if progress not in ("auto", "plain", "json", "none"):
         raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
     if inputs is not None and data is not None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourfold.decisions.stages.instance import StageTable
-from fourfold.jobs.devices.source import Asked, meshes_of
+from fourfold.jobs.devices.source import DevicesAsked, meshes_of
 from fourfold.sharding.customs import CUSTOMS, allowed, origins
 from fourfold.sharding.intra import LaidOut, boundaries, lay_out
 from fourfold.sharding.mesh import Mesh
@@ -53,7 +53,7 @@ class Layouts:
                           t.active[rows]), rows
 
 
-def laid_out(asked: Asked) -> Layouts:
+def laid_out(asked: DevicesAsked) -> Layouts:
     """Lay the program out on every mesh that a stage may have."""
     tags = origins(asked.graph, asked.rules)
     configs: list[Configuration] = []
@@ -76,7 +76,7 @@ def laid_out(asked: Asked) -> Layouts:
     return Layouts(_table(asked, configs), tuple(configs), exact, len(texts))
 
 
-def _table(asked: Asked, configs: list[Configuration]) -> StageTable:
+def _table(asked: DevicesAsked, configs: list[Configuration]) -> StageTable:
     count = asked.count
     leaving = boundaries(asked.graph, asked.layer, count)
     whole = asked.mesh(f"{asked.hosts}x{asked.each}")

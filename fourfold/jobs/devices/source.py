@@ -20,7 +20,7 @@ from fourfold.sharding.mesh import Mesh
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class DevicesAsked:
     """The question. `count` layers, `layer` i8[N] of each node; `limit` bytes a device; `seconds` f8[N] of each node's forward work on one device."""
 
     captured: Captured
@@ -65,7 +65,7 @@ def parsed(devices: str) -> tuple[int, int]:
 
 
 def asked_of(model: object, inputs: object, *, devices: str, machine: object, memory: int | str | None, train: bool, microbatches: int, schedule: str,
-             layers: int | None, dims: Mapping[str, int] | None, seed: int, trust: Iterable[str]) -> Asked:
+             layers: int | None, dims: Mapping[str, int] | None, seed: int, trust: Iterable[str]) -> DevicesAsked:
     """Read all that was given. Raises InputError where it does not fit together."""
     from fourfold.cost.roofline import seconds
     from fourfold.decisions.stages.problem import SCHEDULES
@@ -96,7 +96,7 @@ def asked_of(model: object, inputs: object, *, devices: str, machine: object, me
         raise InputError(f"--layers {count}: {graph.name} has {len(graph)} operations.", f"Give 1 to {len(graph)}.")
     limit = _limit(memory, system)
     one = Machine(system.name, system.devices[:1])
-    return Asked(captured, rules(captured), system, hosts, each, microbatches, schedule, train, limit, count, cut(graph, count),
+    return DevicesAsked(captured, rules(captured), system, hosts, each, microbatches, schedule, train, limit, count, cut(graph, count),
                  np.minimum(seconds(graph, one)[:, 0], 1e6), told, how, (*notes, *captured.note), linked)
 
 
@@ -144,4 +144,4 @@ def meshes_of(hosts: int, each: int) -> list[str]:
 
 
 
-__all__ = ["Asked", "asked_of", "meshes_of", "parsed"]
+__all__ = ["DevicesAsked", "asked_of", "meshes_of", "parsed"]

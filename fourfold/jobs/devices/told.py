@@ -17,7 +17,7 @@ from fourfold.errors import Infeasible, InputError
 from fourfold.graph import INPUT, PARAMETER
 from fourfold.jobs import planning
 from fourfold.jobs.devices.layouts import Configuration, Layouts
-from fourfold.jobs.devices.source import Asked
+from fourfold.jobs.devices.source import DevicesAsked
 from fourfold.problem import solve
 from fourfold.registry import technique
 from fourfold.report.format import size
@@ -35,7 +35,8 @@ _BY_HAND = {"data": "data parallelism", "fsdp": "FSDP", "megatron": "Megatron: t
 _SHOWN = 256                                                            # microbatches that the timeline plays
 
 
-def document_of(asked: Asked, layouts: Layouts, solver: str, budget: float, seed: int, listener: ProgressCallback, folder: Path) -> plans.Document:
+def document_of(asked: DevicesAsked, layouts: Layouts, solver: str, budget: float, seed: int, listener: ProgressCallback,
+                folder: Path) -> plans.Document:
     """Decide, and tell all of it as a plan's document."""
     table = layouts.table
     problem = StageConstruction(table, asked.devices, asked.microbatches, asked.limit, asked.schedule)
@@ -70,13 +71,13 @@ def document_of(asked: Asked, layouts: Layouts, solver: str, budget: float, seed
     return plans.Document(folder, about, machine, {QUESTION: solution})
 
 
-def files_of(asked: Asked, layouts: Layouts) -> Mapping[str, Callable[[Path], object]]:
+def files_of(asked: DevicesAsked, layouts: Layouts) -> Mapping[str, Callable[[Path], object]]:
     """What a plan's folder keeps besides: the graph, the machine, and the table that the answer is checked against."""
     text = json.dumps(layouts.table.to_json())
     return {"graph.npz": asked.graph.save, "system.toml": asked.system.write, "stages.json": lambda file: file.write_text(text, encoding="utf-8")}
 
 
-def baselines(asked: Asked, layouts: Layouts, problem: StageConstruction) -> list[dict[str, object]]:
+def baselines(asked: DevicesAsked, layouts: Layouts, problem: StageConstruction) -> list[dict[str, object]]:
     """What people would have done, in the same table: seconds of a step, or None with the reason."""
 
     def row(name: str, table: StageTable, solver: str, one: bool = False) -> dict[str, object]:
@@ -104,7 +105,7 @@ def baselines(asked: Asked, layouts: Layouts, problem: StageConstruction) -> lis
 # ---- stages
 
 
-def placed_devices(asked: Asked, sizes: list[int]) -> list[tuple[int, ...]]:
+def placed_devices(asked: DevicesAsked, sizes: list[int]) -> list[tuple[int, ...]]:
     """Ranks of each stage: whole hosts first, then the largest parts of hosts, each within one host."""
     free = [list(range(h * asked.each, (h + 1) * asked.each)) for h in range(asked.hosts)]
     found: list[tuple[int, ...]] = [()] * len(sizes)
@@ -119,7 +120,7 @@ def placed_devices(asked: Asked, sizes: list[int]) -> list[tuple[int, ...]]:
     return found
 
 
-def told_stages(asked: Asked, layouts: Layouts, problem: StageConstruction, answer: Stages) -> list[tuple[StagePlan, dict[str, object]]]:
+def told_stages(asked: DevicesAsked, layouts: Layouts, problem: StageConstruction, answer: Stages) -> list[tuple[StagePlan, dict[str, object]]]:
     """Each stage as `run` carries it out, and as its reader sees it."""
     runs = answer.runs(asked.count)
     ranks = placed_devices(asked, [layouts.configs[c].mesh.size for c in answer.config])
@@ -138,7 +139,7 @@ def told_stages(asked: Asked, layouts: Layouts, problem: StageConstruction, answ
     return found
 
 
-def _stage_plan(asked: Asked, config: Configuration, ranks: tuple[int, ...], layers: tuple[int, int], inside: list[int]) -> StagePlan:
+def _stage_plan(asked: DevicesAsked, config: Configuration, ranks: tuple[int, ...], layers: tuple[int, int], inside: list[int]) -> StagePlan:
     made, choice, graph = config.made, config.laid.assignment, asked.graph
     choices, values, stored, state = {}, {}, {}, []
     for n in inside:
@@ -154,7 +155,7 @@ def _stage_plan(asked: Asked, config: Configuration, ranks: tuple[int, ...], lay
     return StagePlan(ranks, config.mesh, layers, tuple(graph.names[n] for n in inside), choices, stored, values, tuple(state), config.again)
 
 
-def _modules(asked: Asked, inside: list[int]) -> list[str]:
+def _modules(asked: DevicesAsked, inside: list[int]) -> list[str]:
     """Outermost module paths, down to the number of a block."""
     paths = []
     for n in inside:
@@ -164,7 +165,7 @@ def _modules(asked: Asked, inside: list[int]) -> list[str]:
     return [path for path in dict.fromkeys(paths) if path]
 
 
-def _tensors(asked: Asked, config: Configuration, layers: tuple[int, int], most: int = 40) -> list[dict[str, object]]:
+def _tensors(asked: DevicesAsked, config: Configuration, layers: tuple[int, int], most: int = 40) -> list[dict[str, object]]:
     """The largest stored tensors of a stage: label, shape, layout, bytes a device."""
     graph, rows = asked.graph, []
     for variable, s in zip(config.made.variables, config.laid.assignment.tolist(), strict=True):
@@ -176,7 +177,7 @@ def _tensors(asked: Asked, config: Configuration, layers: tuple[int, int], most:
     return sorted(rows, key=lambda row: -float(np.prod(row["shape"])))[:most]
 
 
-def _collectives(asked: Asked, config: Configuration, layers: tuple[int, int]) -> list[dict[str, object]]:
+def _collectives(asked: DevicesAsked, config: Configuration, layers: tuple[int, int]) -> list[dict[str, object]]:
     """Forward collectives of a stage by kind and axis: how many, bytes a device's group moves, seconds (of a microbatch)."""
     made, choice, graph = config.made, config.laid.assignment, asked.graph
     totals: dict[tuple[str, str], list[float]] = {}
@@ -196,7 +197,7 @@ def _collectives(asked: Asked, config: Configuration, layers: tuple[int, int]) -
             for (kind, axis), (count, moved, seconds) in sorted(totals.items(), key=lambda item: -item[1][2])]
 
 
-def _timeline(asked: Asked, layouts: Layouts, problem: StageConstruction, answer: Stages) -> dict[str, object]:
+def _timeline(asked: DevicesAsked, layouts: Layouts, problem: StageConstruction, answer: Stages) -> dict[str, object]:
     """The step played through: seconds, bubble, and the passes of the first microbatches."""
     times = problem.times(answer)
     again = np.array([layouts.configs[c].again for c in answer.config])
