@@ -6,11 +6,15 @@ operation alone. `frontends` say the letters of their dialect's operators (facto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 Letters = tuple[tuple[str, ...], ...]                                   # for each dimension its letters, major first; () where it has one element
+Dim = tuple[str, ...]
+Shape = tuple[int, ...]
+NONE: Dim = ()
 Choice = str | int | None                                               # along one mesh axis: a letter, the number of a linear set, or nothing
 
 
@@ -25,6 +29,7 @@ class ShardingRule:
                 over it comes out whole on every device
     addends     operands that are added to the sum (a bias): where a summed letter is split, they must be partial as well, or they would count twice
     linear      sets of operands in which the operation is linear together, the others held: where all of a set are partial, so is every result
+    extremes    (result, "max" or "min"): results that are the extreme over the letters of `sums` instead; devices combine them at once
     means       results that are means rather than sums over the letters of `sums`: each device's part weighs as its share of the elements
     indexed     letters whose position is data (rows of an embedding table): a device shifts and masks the indices by the offset of its piece
     unread      operands of which only the type matters (`new_zeros`): they may lie anyhow
@@ -42,6 +47,7 @@ class ShardingRule:
     addends: frozenset[int] = frozenset()
     linear: tuple[frozenset[int], ...] = ()
     means: frozenset[int] = frozenset()
+    extremes: tuple[tuple[int, str], ...] = ()
     indexed: frozenset[str] = frozenset()
     unread: frozenset[int] = frozenset()
     known: bool = True
@@ -51,6 +57,11 @@ class ShardingRule:
     def size(self) -> dict[str, int]:
         """Letter → elements."""
         return dict(self.sizes)
+
+    @cached_property
+    def extreme(self) -> dict[int, str]:
+        """Result → "max" or "min"."""
+        return dict(self.extremes)
 
     @cached_property
     def even(self) -> frozenset[str]:
@@ -96,6 +107,68 @@ class Piece:
     share: float = 1.0
 
 
+class Naming:
+    """Makes letters while a rule is found; `sizes`: letter → elements."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+
+    def fresh(self, size: int) -> Dim:
+        """A new letter for a dimension of `size`; none where it has one element or is empty."""
+        if size <= 1:
+            return NONE
+        n = len(self.sizes)
+        letter = chr(97 + n % 26) + (str(n // 26) if n >= 26 else "")
+        self.sizes[letter] = size
+        return (letter,)
+
+    def named(self, shape: Iterable[int]) -> Letters:
+        """New letters for all dimensions."""
+        return tuple(self.fresh(n) for n in shape)
+
+    def broadcast(self, shape: Shape, letters: Letters, result: Shape) -> Letters:
+        """Of an operand of `shape` that broadcasts against a result of those `letters`: a dimension of one element has none."""
+        tail = letters[len(result) - len(shape):]
+        return tuple(dim if n == m else NONE for n, m, dim in zip(shape, result[len(result) - len(shape):], tail, strict=True))
+
+
+def factors(names: Naming, before: Shape, after: Shape) -> tuple[Letters, Letters]:
+    """Common letters of two shapes of one row-major sequence: from the major side, the greatest common factor of what is left of two dimensions.
+    Where neither divides the other, what remains up to the next common border gets letters of its own.
+    """
+    if 0 in before:
+        return names.named(before), names.named(after)
+    rest = (list(before), list(after))
+    given = ([list[str]() for _ in before], [list[str]() for _ in after])
+    at = [0, 0]
+
+    def advance() -> bool:
+        for side in (0, 1):
+            while at[side] < len(rest[side]) and rest[side][at[side]] == 1:
+                at[side] += 1
+        return at[0] < len(before) and at[1] < len(after)
+
+    def own(side: int) -> int:
+        left, rest[side][at[side]] = rest[side][at[side]], 1
+        given[side][at[side]].extend(names.fresh(left))
+        return left
+
+    while advance():
+        common = math.gcd(rest[0][at[0]], rest[1][at[1]])
+        letter = names.fresh(common)
+        for side in (0, 1):
+            given[side][at[side]].extend(letter)
+            rest[side][at[side]] //= common
+        if rest[0][at[0]] == 1 or rest[1][at[1]] == 1:
+            continue
+        passed = [own(0), own(1)]
+        while passed[0] != passed[1]:
+            advance()
+            side = int(passed[0] > passed[1])
+            passed[side] *= own(side)
+    return tuple(tuple(dim) for dim in given[0]), tuple(tuple(dim) for dim in given[1])
+
+
 def whole(kind: str, reads: Sequence[int], makes: Sequence[int], shapes: Sequence[Sequence[int]], results: Sequence[Sequence[int]],
           why: str = "") -> ShardingRule:
     """The rule of an operation that no table knows: every operand and result whole on every device."""
@@ -114,4 +187,4 @@ def whole(kind: str, reads: Sequence[int], makes: Sequence[int], shapes: Sequenc
                         known=False, why=why or f"no letters are known for {kind}: it is whole on every device")
 
 
-__all__ = ["Choice", "Letters", "Piece", "ShardingRule", "whole"]
+__all__ = ["NONE", "Choice", "Dim", "Letters", "Naming", "Piece", "Shape", "ShardingRule", "factors", "whole"]

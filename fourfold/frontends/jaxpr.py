@@ -13,6 +13,7 @@ from typing import Any
 from fourfold.errors import InputError, MissingExtra, ModelError
 from fourfold.frontends import flops as ops
 from fourfold.graph import BACKWARD, CONTRACTION, ELEMENTWISE, FORWARD, GATHER, OPAQUE, REDUCTION, VIEW, Builder
+from fourfold.letters import Piece, ShardingRule
 from fourfold.program import Captured, Program
 from fourfold.text import headline
 
@@ -90,7 +91,8 @@ def capture(function: Callable[..., object], inputs: object, *, train: bool = Fa
     for out in outs:
         build.builder.output(out)
     graph = build.builder.build()
-    program = JaxProgram(jax, build.calls, build.bound, values[first:], values[:first], outs, tree, jax.tree_util.tree_structure(shape), first)
+    program = JaxProgram(jax, build.calls, build.bound, values[first:], values[:first], outs, tree, jax.tree_util.tree_structure(shape), first,
+                         build.makes)
     return Captured(graph, program, tuple(build.note), inputs=args)
 
 
@@ -125,6 +127,7 @@ class _Build:
         self.jax, self.builder, self.layers = jax, Builder(title), ops.Layers()
         self.bound: dict[int, Any] = {}
         self.calls: list[tuple[Any, list[int]]] = []  # graph node → equation and the values it reads, repeats kept
+        self.makes: list[tuple[int, ...]] = []  # graph node → the values it makes
         self.note: list[str] = []
         self._shared: dict[int, int] = {}
         self._made: dict[int, int] = {}  # value → graph node
@@ -182,6 +185,7 @@ class _Build:
             alias=[inputs[0]] if fusion == VIEW else [], phase=FORWARD, **traffic,
         )  # fmt: skip
         self._made |= dict.fromkeys(made, len(self.calls))
+        self.makes.append(tuple(made))
         self.calls.append((eqn, inputs))
         return list(made)
 
@@ -276,6 +280,7 @@ class JaxProgram(Program):
     tree: Any
     answer: Any
     first: int
+    makes: Sequence[tuple[int, ...]] = ()
 
     dialect = "jax"
 
@@ -299,6 +304,25 @@ class JaxProgram(Program):
         functions, params = bound if isinstance(bound, tuple) else ((), bound)  # before jax 0.9 the functions stood apart
         made = eqn.primitive.bind(*functions, *(values[v] for v in reads), **params)
         return tuple(made) if eqn.primitive.multiple_results else (made,)
+
+    def letters(self, node: int) -> ShardingRule | None:
+        from fourfold.frontends.jaxpr_letters import rule_of
+
+        eqn, reads = self.calls[node]
+        return rule_of(eqn, reads, self.makes[node]) if self.makes else None
+
+    def piece(self, node: int, rule: ShardingRule, operands: Sequence[Any], piece: Piece) -> tuple[Any, ...]:
+        from fourfold.frontends.jaxpr_letters import local
+
+        eqn, _ = self.calls[node]
+        bound = eqn.primitive.get_bind_params(eqn.params)
+        functions, params = bound if isinstance(bound, tuple) else ((), bound)
+        made = eqn.primitive.bind(*functions, *operands, **local(eqn.primitive.name, params, rule, operands, piece))
+        made = tuple(made) if eqn.primitive.multiple_results else (made,)
+        if eqn.primitive.name == "iota":
+            first = next((piece.offsets.get(letter, 0) for letter in rule.outputs[0][eqn.params["dimension"]]), 0)
+            made = (made[0] + self.jax.numpy.asarray(first, made[0].dtype),)
+        return made
 
     def collect(self, values: Mapping[int, object]) -> Any:
         return self.jax.tree_util.tree_unflatten(self.answer, [values[v] for v in self.outputs])

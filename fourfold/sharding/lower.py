@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fourfold.graph import BITS, VIEW, Graph
 from fourfold.letters import Choice, ShardingRule
 from fourfold.sharding.annotate import Annotated
-from fourfold.sharding.collectives import Transfer, reshard, reshard_seconds
+from fourfold.sharding.collectives import ALL_REDUCE, Transfer, all_reduce, reshard, reshard_seconds
 from fourfold.sharding.mesh import Mesh
-from fourfold.sharding.rules import Placed, placed
+from fourfold.sharding.rules import Placed, combining, placed
 from fourfold.sharding.spec import Spec
 
 
@@ -91,7 +91,9 @@ class _Lowering:
             for i, (value, want) in enumerate(zip(rule.reads, layouts[0], strict=True)):
                 if i not in rule.unread:
                     self.bring(value, self.have[value], want)
-            for value, made in zip(rule.makes, layouts[1], strict=True):
+            for o, (value, made) in enumerate(zip(rule.makes, layouts[1], strict=True)):
+                if steps := self.combined(rule, choice, o, made):
+                    self.moved[value, replace(made, partial=tuple(step.axis for step in steps))] = steps
                 self.have[value] = self.kept(value, made)
         for value in self.graph.outputs.tolist():
             if self.have[value].partial and value not in self.said:
@@ -110,6 +112,12 @@ class _Lowering:
         if have != want and (value, want) not in self.moved:
             self.moved[value, want] = tuple(reshard(have, want, self.graph.shape_of(value), self.size(value), self.mesh))
 
+    def combined(self, rule: ShardingRule, choice: Mapping[str, Choice], o: int, made: Spec) -> tuple[Transfer, ...]:
+        """All-reduces of a maximum or minimum over split letters."""
+        value = rule.makes[o]
+        size = self.size(value) * math.prod(made.local_shape(self.graph.shape_of(value), self.mesh))
+        return tuple(Transfer(ALL_REDUCE, axis, size, all_reduce(size, self.mesh, axis), made) for axis in combining(rule, choice, o))
+
     def kept(self, value: int, made: Spec) -> Spec:
         """How a value lies for its readers: as the user said; a sum that several see, as propagation wants it; else as it was made."""
         if value in self.said and not any(self.said[value].open) or made.partial and not self.alone(value):
@@ -120,9 +128,9 @@ class _Lowering:
         return made
 
     def alone(self, value: int) -> bool:
-        """Whether one reader sees the value, once, and the program does not return it."""
+        """Whether one reader sees the value, once, or none does, and the program does not return it."""
         readers = self.graph.readers_of(value).tolist()
-        return len(readers) == 1 and value not in self.results and self.rules[readers[0]].reads.count(value) == 1
+        return value not in self.results and (not readers or len(readers) == 1 and self.rules[readers[0]].reads.count(value) == 1)
 
     def left(self, node: int, choice: Mapping[str, Choice]) -> float:
         parts = math.prod(self.mesh.length(axis) for axis, one in choice.items() if isinstance(one, str))
@@ -140,7 +148,8 @@ class _Lowering:
             brought = math.fsum(self.price(v, self.have[v], want) for i, (v, want) in enumerate(zip(rule.reads, layouts[0], strict=True))
                                 if i not in rule.unread)
             after = math.fsum(self.price(v, made, self.targets[v]) for v, made in zip(rule.makes, layouts[1], strict=True))
-            total = brought + after + self.left(node, choice)
+            inside = math.fsum(step.seconds for o, made in enumerate(layouts[1]) for step in self.combined(rule, choice, o, made))
+            total = brought + inside + after + self.left(node, choice)
             kept = sum(isinstance(one, int) for one in choice.values())
             priced.append((float(f"{total:.9e}"), -kept, number, choice, layouts, brought))
         best = min(priced, key=lambda one: one[:3])

@@ -52,10 +52,16 @@ def _placed(rule: ShardingRule, choices: tuple[tuple[str, Choice], ...], mesh: M
         return Spec(dims(rule.inputs[i]), tuple(partial))
 
     def result(o: int) -> Spec:
-        partial = [axis for axis, choice in choices if isinstance(choice, int) or (isinstance(choice, str) and choice in rule.sums[o])]
+        partial = [axis for axis, choice in choices
+                   if isinstance(choice, int) or (isinstance(choice, str) and choice in rule.sums[o] and o not in rule.extreme)]
         return Spec(dims(rule.outputs[o]), tuple(partial))
 
     return tuple(operand(i) for i in range(len(rule.inputs))), tuple(result(o) for o in range(len(rule.outputs)))
+
+
+def combining(rule: ShardingRule, choices: Mapping[str, Choice], o: int) -> list[str]:
+    """Axes over which devices combine result `o` at once, since it is a maximum or minimum over what they split: an all-reduce each."""
+    return [axis for axis, choice in choices.items() if o in rule.extreme and isinstance(choice, str) and choice in rule.sums[o]]
 
 
 def options(rule: ShardingRule, mesh: Mesh) -> list[tuple[dict[str, Choice], Placed]]:
@@ -67,4 +73,4 @@ def options(rule: ShardingRule, mesh: Mesh) -> list[tuple[dict[str, Choice], Pla
     return [(one, layouts) for one, layouts in placements if layouts is not None]
 
 
-__all__ = ["Placed", "options", "placed", "rules", "unknown"]
+__all__ = ["Placed", "combining", "options", "placed", "rules", "unknown"]

@@ -14,7 +14,7 @@ from fourfold.letters import Choice, Piece, ShardingRule
 from fourfold.program import Captured
 from fourfold.sharding.lower import Lowered
 from fourfold.sharding.mesh import Mesh
-from fourfold.sharding.rules import placed
+from fourfold.sharding.rules import combining, placed
 from fourfold.sharding.spec import Spec
 
 if TYPE_CHECKING:
@@ -73,7 +73,22 @@ def simulate(found: Captured, node: int, rule: ShardingRule, choices: Mapping[st
     shapes = [found.graph.shape_of(v) for v in rule.makes]
     made = [found.program.piece(node, rule, [one[rank] for one in pieces], part(rule, choices, makes, shapes, mesh, rank))
             for rank in range(mesh.size)]
+    made = combined(made, rule, choices, mesh)
     return [join([one[o] for one in made], spec, shape, mesh) for o, (spec, shape) in enumerate(zip(makes, shapes, strict=True))]
+
+
+def combined(made: Sequence[Sequence[Tensor]], rule: ShardingRule, choices: Mapping[str, Choice], mesh: Mesh) -> list[list[Tensor]]:
+    """[rank][result], extremes over split letters combined along their axes."""
+    found = [list(one) for one in made]
+    for o, what in rule.extremes:
+        for axis in combining(rule, choices, o):
+            for line in mesh.lines(axis):
+                best = found[line[0]][o]
+                for rank in line[1:]:
+                    best = best.maximum(found[rank][o]) if what == "max" else best.minimum(found[rank][o])
+                for rank in line:
+                    found[rank][o] = best
+    return found
 
 
 def part(rule: ShardingRule, choices: Mapping[str, Choice], makes: Sequence[Spec], shapes: Sequence[Sequence[int]], mesh: Mesh,
@@ -114,6 +129,7 @@ def carry_out(found: Captured, lowered: Lowered, mesh: Mesh, every: Sequence[Sha
         shapes = [found.graph.shape_of(v) for v in rule.makes]
         made = [found.program.piece(node, rule, [one[rank] for one in pieces], part(rule, choices, layouts[1], shapes, mesh, rank))
                 for rank in range(mesh.size)]
+        made = combined(made, rule, choices, mesh)
         for o, (value, spec, shape) in enumerate(zip(rule.makes, layouts[1], shapes, strict=True)):
             held[value] = cut(join([one[o] for one in made], spec, shape, mesh), lowered.specs[value], mesh, value)
     return [join(held[v], lowered.specs[v], found.graph.shape_of(v), mesh) for v in found.graph.outputs.tolist()]

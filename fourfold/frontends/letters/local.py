@@ -25,7 +25,9 @@ def run_piece(node: fx.Node, call: OpLetters, rule: ShardingRule, operands: Sequ
     if any(piece.offsets[letter] >= rule.size[letter] for letter in piece.offsets):    # nothing of a letter is left for this device: it adds nothing
         made = node.meta["val"]
         leaves = [one for one in (made if isinstance(made, tuple | list) else [made]) if isinstance(one, Tensor)]
-        return tuple(torch.zeros(shape, dtype=one.dtype) for shape, one in zip(piece.shapes, leaves, strict=True))
+        least = {"max": -torch.inf, "min": torch.inf}
+        return tuple(torch.full(shape, least.get(rule.extreme.get(o, ""), 0.0) if one.is_floating_point() else 0, dtype=one.dtype)
+                     for o, (shape, one) in enumerate(zip(piece.shapes, leaves, strict=True)))
     if op == "broadcast_tensors":
         return tuple(one.expand(shape) for one, shape in zip(operands, piece.shapes, strict=True))
     if op in RESHAPES:

@@ -9,11 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
-from fourfold.letters import Letters, ShardingRule
-
-Shape = tuple[int, ...]
-Dim = tuple[str, ...]
-NONE: Dim = ()
+from fourfold.letters import NONE, Dim, Letters, Naming, Shape, ShardingRule
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Operand:
         return len(self.shape)
 
 
-class OpLetters:
+class OpLetters(Naming):
     """A call: `args` by name (tensors as `Operand`, lists of them as lists), `operands` in the order of the arguments, shapes of `results`; `rule`
     makes the answer. Letters are made with `fresh` and `named`.
     """
@@ -38,7 +34,8 @@ class OpLetters:
     def __init__(self, kind: str, node: fx.Node, values: Mapping[fx.Node, tuple[int, ...]], makes: Sequence[int], results: Sequence[Shape]) -> None:
         self.kind, self.makes, self.results = kind, tuple(makes), tuple(results)
         self.op = kind.rpartition(".")[2].rstrip("_") if not kind.endswith("__") else kind.rpartition(".")[2].strip("_")
-        self.values, self.operands, self.sizes = values, list[Operand](), dict[str, int]()
+        super().__init__()
+        self.values, self.operands = values, list[Operand]()
         made = node.meta.get("val")
         leaves = [one for one in (made if isinstance(made, list | tuple) else [made]) if isinstance(one, Tensor)]
         self.floating = all(one.is_floating_point() for one in leaves)    # whether every result is
@@ -92,26 +89,6 @@ class OpLetters:
             return frozenset(range(ndim))
         return frozenset(n % max(ndim, 1) for n in self.numbers(name))
 
-    # ---- letters
-
-    def fresh(self, size: int) -> Dim:
-        """A new letter for a dimension of `size`; none where it has one element or is empty."""
-        if size <= 1:
-            return NONE
-        n = len(self.sizes)
-        letter = chr(97 + n % 26) + (str(n // 26) if n >= 26 else "")
-        self.sizes[letter] = size
-        return (letter,)
-
-    def named(self, shape: Iterable[int]) -> Letters:
-        """New letters for all dimensions."""
-        return tuple(self.fresh(n) for n in shape)
-
-    def broadcast(self, shape: Shape, letters: Letters, result: Shape) -> Letters:
-        """Of an operand of `shape` that broadcasts against a result of those `letters`: a dimension of one element has none."""
-        tail = letters[len(result) - len(shape):]
-        return tuple(dim if n == m else NONE for n, m, dim in zip(shape, result[len(result) - len(shape):], tail, strict=True))
-
     # ---- the answer
 
     def rule(
@@ -125,6 +102,7 @@ class OpLetters:
         means: Iterable[int] = (),
         indexed: Iterable[str] = (),
         unread: Iterable[int] = (),
+        extremes: Mapping[int, str] | None = None,
     ) -> ShardingRule:
         """The rule with letters of operands by position; operands left out get letters of their own, that stay whole."""
         held = set(fixed)
@@ -138,8 +116,8 @@ class OpLetters:
         totals = tuple(frozenset(s) for s in sums) or (frozenset[str](),) * len(self.results)
         return ShardingRule(
             self.kind, tuple(o.value for o in self.operands), self.makes, tuple(every), tuple(outputs), tuple(self.sizes.items()),
-            frozenset(self.sizes) - held, totals, frozenset(addends), tuple(frozenset(s) for s in linear), frozenset(means), frozenset(indexed),
-            frozenset(unread),
+            frozenset(self.sizes) - held, totals, frozenset(addends), tuple(frozenset(s) for s in linear), frozenset(means),
+            tuple(sorted((extremes or {}).items())), frozenset(indexed), frozenset(unread),
         )  # fmt: skip
 
 

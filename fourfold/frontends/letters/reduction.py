@@ -34,6 +34,8 @@ def reduction(op: OpLetters) -> ShardingRule | None:
         return None
     if op.op in SUMS:
         return op.rule({x.position: letters}, outputs, sums=[reduced], linear=[{x.position}], means=[0] if op.op == "mean" else [])
+    if len(op.results) == 1 and op.op in ("amax", "amin", "max", "min"):
+        return op.rule({x.position: letters}, outputs, sums=[reduced], extremes={0: op.op.removeprefix("a")})
     return op.rule({x.position: letters}, outputs, reduced)
 
 

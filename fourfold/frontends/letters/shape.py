@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
-from fourfold.frontends.letters.op import NONE, Dim, Letters, OpLetters, Shape, flat
-from fourfold.letters import ShardingRule
+from fourfold.frontends.letters.op import NONE, Dim, Letters, OpLetters, flat
+from fourfold.letters import ShardingRule, factors
 
 RESHAPES = frozenset("view reshape _unsafe_view flatten unflatten squeeze unsqueeze ravel view_as reshape_as _reshape_alias squeeze_copy "
                      "unsqueeze_copy view_copy".split())
-
-
-def factors(op: OpLetters, before: Shape, after: Shape) -> tuple[Letters, Letters]:
-    """Common letters of two shapes of one row-major sequence: from the major side, the greatest common factor of what is left of two dimensions.
-    Where neither divides the other, what remains up to the next common border gets letters of its own.
-    """
-    if 0 in before:
-        return op.named(before), op.named(after)
-    rest = (list(before), list(after))
-    given = ([list[str]() for _ in before], [list[str]() for _ in after])
-    at = [0, 0]
-
-    def advance() -> bool:
-        for side in (0, 1):
-            while at[side] < len(rest[side]) and rest[side][at[side]] == 1:
-                at[side] += 1
-        return at[0] < len(before) and at[1] < len(after)
-
-    def own(side: int) -> int:
-        left, rest[side][at[side]] = rest[side][at[side]], 1
-        given[side][at[side]].extend(op.fresh(left))
-        return left
-
-    while advance():
-        common = math.gcd(rest[0][at[0]], rest[1][at[1]])
-        letter = op.fresh(common)
-        for side in (0, 1):
-            given[side][at[side]].extend(letter)
-            rest[side][at[side]] //= common
-        if rest[0][at[0]] == 1 or rest[1][at[1]] == 1:
-            continue
-        passed = [own(0), own(1)]
-        while passed[0] != passed[1]:
-            advance()
-            side = int(passed[0] > passed[1])
-            passed[side] *= own(side)
-    return tuple(tuple(dim) for dim in given[0]), tuple(tuple(dim) for dim in given[1])
 
 
 def reshape(op: OpLetters) -> ShardingRule | None:
@@ -191,4 +153,4 @@ def repeat(op: OpLetters) -> ShardingRule | None:
     return op.rule({x.position: tuple(mine)}, [letters], fixed, linear=[{x.position}])
 
 
-__all__ = ["expand", "factors", "joined", "passing", "permute", "repeat", "reshape", "selected"]
+__all__ = ["expand", "joined", "passing", "permute", "repeat", "reshape", "selected"]
