@@ -942,6 +942,25 @@ def layouts(data: Document) -> str:
     return "\n".join(lines)
 
 
+def propagate(data: Document) -> str:
+    """Propagation beside JAX's partitioner, program by program."""
+    if not data:
+        return "Not measured yet."
+    rows, same = [], []
+    for row in data["rows"]:
+        if row["ratio"] is not None and abs(row["ratio"] - 1) < 5e-3:
+            same.append(row["program"])
+            continue
+        cells = [f"{row[side]['collective_us']:.1f} + {row[side]['product_us']:.1f} µs; "
+                 + (", ".join(f"{n} {kind}" for kind, n in row[side]["collectives"].items()) or "nothing") for side in ("ours", "jax")]
+        rows.append([row["program"], *cells, "–" if row["ratio"] is None else f"{row['ratio']:.2f}"])
+    dearer = sum(row["ratio"] is None or row["ratio"] > 1 + 5e-3 for row in data["rows"])
+    return (f"{len(data['rows'])} programs on a mesh of 2 × 2 devices, α {data['alpha_s'] * 1e6:g} µs, β {data['beta_s_per_byte'] * 1e9:g} ns/B, "
+            f"{data['peak_flops'] / 1e12:g} TFLOP/s: what both sides' collectives and products cost by our model (a model's prices, nothing timed). "
+            f"Ours is dearer in {dearer}, cheaper in {len(rows) - dearer}, the same in {len(same)}. XLA's program is read as its CPU compiler leaves "
+            f"it, which makes no reduce-scatter.\n\n{grid(('program', 'ours', 'JAX', 'ours ÷ JAX'), rows)}\n\nThe same: {', '.join(same)}.")
+
+
 SEARCH = ("fourfold/jobs/optimize", "fourfold/rewrites", "fourfold/engines", "fourfold/runtime")
 TABLES = (
     Table("README.md", "table", demo, ("demo", "demo-front"), (*SEARCH, "fourfold/jobs/demo.py")),
@@ -965,6 +984,7 @@ TABLES = (
     Table("docs/features.md", "masks", masks, ("layers_masks",), ("fourfold/rewrites/attend", "benchmarks/layers_masks.py")),
     Table("docs/treeformer.md", "treeformer", treeformer, ("layers_treeformer",), ("fourfold/rewrites/attend", "benchmarks/layers_treeformer.py")),
     Table("docs/primer.md", "layersprimer", layersprimer, ("layers_primer",), ("fourfold/rewrites/attend/primer.py", "benchmarks/layers_primer.py")),
+    Table("docs/propagate.md", "propagate", propagate, ("partition_propagate",), ("fourfold/sharding", "fourfold/frontends/jaxpr_letters.py")),
     Table("docs/ranking.md", "ranking", ranking, ("ranking",), ("fourfold/ranking",)),
     Table("docs/scale.md", "scale", scale, ("scale", "simulate"), ("fourfold/decisions/schedule", "fourfold/cost", "fourfold/graph.py")),
     Table("docs/meter.md", "meters", meters, ("meters",), ("fourfold/measure",)),

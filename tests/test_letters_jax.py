@@ -31,8 +31,6 @@ class OnTensors(JaxProgram):
     """Pieces as torch's tensors, which the simulation cuts and joins."""
 
     def piece(self, node: int, rule: ShardingRule, operands: Sequence[Any], piece: Piece) -> tuple[Any, ...]:
-        if any(piece.offsets[letter] >= rule.size[letter] for letter in piece.offsets):
-            pytest.skip("nothing left for a device")
         made = super().piece(node, rule, [one.numpy() for one in operands], piece)
         return tuple(torch.from_numpy(np.array(one)) for one in made)
 
