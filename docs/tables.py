@@ -958,7 +958,7 @@ def propagate(data: Document) -> str:
     return (f"{len(data['rows'])} programs on a mesh of 2 × 2 devices, α {data['alpha_s'] * 1e6:g} µs, β {data['beta_s_per_byte'] * 1e9:g} ns/B, "
             f"{data['peak_flops'] / 1e12:g} TFLOP/s: what both sides' collectives and products cost by our model (a model's prices, nothing timed). "
             f"Ours is dearer in {dearer}, cheaper in {len(rows) - dearer}, the same in {len(same)}. XLA's program is read as its CPU compiler leaves "
-            f"it, which makes no reduce-scatter.\n\n{grid(('program', 'ours', 'JAX', 'ours ÷ JAX'), rows)}\n\nThe same: {', '.join(same)}.")
+            f"it, which makes no reduce-scatter.\n\n{grid(('program', 'ours', 'JAX', 'ours ÷ JAX'), rows)}\n\nThe same: {' · '.join(same)}.")
 
 
 SEARCH = ("fourfold/jobs/optimize", "fourfold/rewrites", "fourfold/engines", "fourfold/runtime")
