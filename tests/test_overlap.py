@@ -44,6 +44,9 @@ def test_the_loop_played_event_by_event_takes_what_the_formula_says(n: int, eins
     if kind == GATHER:                                                  # events do not wait for a step's second block, nor join halves
         formula = gather_both_seconds(n, einsum, alpha + wire, alpha + wire / 2)
         assert 0.6 * formula <= both <= formula * (1 + 1e-9)
+    else:                                                               # the second half of a step's part is computed while the first one travels
+        formula = loop_seconds(n, einsum, alpha + wire / 2)
+        assert formula * 0.75 <= both <= formula * 1.3
     assert both >= max(einsum, (alpha + wire / 2) * (n - 1) if kind == SCATTER else 0.0) * (1 - 1e-9)
 
 

@@ -172,16 +172,16 @@ def play_loop(kind: str, ranks: int, einsum: float, alpha: float, wire: float, *
                     heapq.heappush(waiting, (send(rank, d, block, ready, on), hops + 1, (rank + d) % n, block, d, on))
             compute(rank, block, ready, part)
     else:
-        for d, share in ways:                                           # what arrives is added after the part of the same block is computed
-            arrived = [0.0] * n
-            for step in range(n):
-                done = [compute(r, (r - d * (step + 1)) % n, 0.0, share) for r in range(n)]
-                ready = [max(a, b) for a, b in zip(done, arrived, strict=True)]
-                for r in range(n):
-                    computed[r] = max(computed[r], ready[r])
-                if step < n - 1:
-                    sent = [send(r, d, (r - d * (step + 1)) % n, ready[r], share) for r in range(n)]
-                    arrived = [sent[(r - d) % n] for r in range(n)]
+        arrived = {(r, d): 0.0 for r in range(n) for d, _ in ways}
+        for step in range(n):                                           # what arrives is added after the part of the same block is computed
+            sent = {}
+            for r in range(n):
+                for d, share in ways:
+                    block = (r - d * (step + 1)) % n
+                    computed[r] = max(compute(r, block, 0.0, share), arrived[r, d])
+                    if step < n - 1:
+                        sent[(r + d) % n, d] = send(r, d, block, computed[r], share)
+            arrived = sent
     return max(max(computed), *(event.end for event in events)), events
 
 
