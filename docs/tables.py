@@ -961,6 +961,34 @@ def propagate(data: Document) -> str:
             f"it, which makes no reduce-scatter.\n\n{grid(('program', 'ours', 'JAX', 'ours ÷ JAX'), rows)}\n\nThe same: {' · '.join(same)}.")
 
 
+def overlap(data: Document) -> str:
+    """Looped einsums against plain ones by link and size, what the gate chose, and the simulated layers."""
+    if data is None:
+        return "Not measured: there is no `benchmarks/results/partition_overlap.json`."
+    names = {"all_gather_einsum": "all-gather, einsum", "einsum_reduce_scatter": "einsum, reduce-scatter"}
+    ways = {"plain": "plain", "one_way": "one way", "both_ways": "both ways"}
+    rows = []
+    for link in data["links"]:
+        for row in link["rows"]:
+            gained = {way: f"{one['median']:.2f} × ({one['least']:.2f} to {one['most']:.2f})" for way, one in row["speed_up"].items()}
+            size = f"{row['rows']} × {row['inner']} × {row['columns']}"
+            rows.append([link["link"], names[row["kind"]], size, f"{1e3 * row['median']['plain']:.3g} ms",
+                         gained["one_way"], gained["both_ways"], f"{ways[row['chosen']]}, {row['speed_up'][row['chosen']]['median']:.2f} ×"])
+    lines = [grid(("link", "what", "rows × inner × columns", "plain", "one way", "both ways", "the gate"), rows), ""]
+    if data["not_shaped"]:
+        lines += [f"Links were not shaped: {data['not_shaped']}.", ""]
+    rows = []
+    for model, ranks in dict.fromkeys((row["model"], row["ranks"]) for row in data["simulated"]):
+        some = [row for row in data["simulated"] if (row["model"], row["ranks"]) == (model, ranks)]
+        spans = [(min(row[key] for row in some), max(row[key] for row in some)) for key in ("communication", "gate", "events")]
+        rows.append([model, str(ranks), f"{100 * spans[0][0]:.0f} to {100 * spans[0][1]:.0f} %",
+                     *(f"{low:.2f} to {high:.2f} ×" for low, high in spans[1:])])
+    lines += ["Simulated: both products of a feed-forward layer with its weights split over a ring of TPU v4 (one axis of the torus, 45 GB/s each "
+              "way; the plain collectives use both ways), 1,024 to 65,536 tokens:", "",
+              grid(("layer", "chips", "time in collectives", "gain by the formula", "by events"), rows)]
+    return "\n".join(lines)
+
+
 SEARCH = ("fourfold/jobs/optimize", "fourfold/rewrites", "fourfold/engines", "fourfold/runtime")
 TABLES = (
     Table("README.md", "table", demo, ("demo", "demo-front"), (*SEARCH, "fourfold/jobs/demo.py")),
@@ -976,6 +1004,7 @@ TABLES = (
                                                                            "fourfold/rewrites/route/_sparse_kernels.py")),
     Table("docs/layouts.md", "layouts", layouts, ("partition_layouts",), ("fourfold/cost/serving.py", "fourfold/decisions/layout",
                                                                           "fourfold/zoo/decoders.toml")),
+    Table("docs/overlap.md", "overlap", overlap, ("partition_overlap",), ("fourfold/cost/overlap.py", "fourfold/runtime/overlap")),
     Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),
     Table("docs/run.md", "predict", predict, ("predict",), ("fourfold/jobs/calibrate.py", "fourfold/jobs/kernels.py", "fourfold/cost")),
     Table("docs/select.md", "selection", selection, ("selection",), ("fourfold/rewrites/select", "fourfold/select.py")),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -86,7 +87,7 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     found: dict[str, object] = {}
     for n in (1, 2, 3, 4):
-        group = dist.new_group(list(range(n)))
+        group = cast("dist.ProcessGroup", dist.new_group(list(range(n))))
         if rank >= n:
             continue
         for way in ("plain", "one_way", "both_ways"):

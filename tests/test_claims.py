@@ -13,7 +13,7 @@ from fourfold.errors import ArtefactError
 from fourfold.report.claims import KINDS, claims, counted, judge, tables
 
 FOLDER = Path(__file__).parent.parent / "claims"
-LAYOUTS = {file.stem for file in FOLDER.glob("*.toml") if "[layout]" in file.read_text(encoding="utf-8")}       # tests/test_serving_layout.py
+LAYOUTS = {file.stem for file in FOLDER.glob("*.toml") if {"[layout]", "[overlap]"} & set(file.read_text(encoding="utf-8").split())}
 RUNS = sorted(file.stem for file in FOLDER.glob("*.toml") if "[run]" in file.read_text(encoding="utf-8"))
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "energy" / "reference_rows.csv"
 

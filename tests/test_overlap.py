@@ -115,3 +115,21 @@ def test_values_and_gradients_equal_the_plain_einsum_on_two_three_and_four_ranks
         assert all(found.pop(f"looped {n}") == 1.0 for n in (2, 3, 4) if f"looped {n}" in found)
         wrong = {name: value for name, value in found.items() if not value <= 1e-6}
         assert len(found) >= 30 and not wrong
+
+
+SHAPED = Path(__file__).parent.parent / "benchmarks" / "partition_overlap.py"
+
+
+@pytest.mark.slow
+@pytest.mark.apart
+def test_loops_gain_on_a_shaped_link(tmp_path: Path) -> None:
+    """Two namespaces, 100 Mbit/s: the better loop of an all-gather–einsum beats the plain form, and what the gate chose is no slower than it."""
+    done = subprocess.run([sys.executable, str(SHAPED), "--quick", "--rates", "100", "--rounds", "7", "--out", str(tmp_path / "found.json")],
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    if found["not_shaped"]:
+        pytest.skip(f"links cannot be shaped here: {found['not_shaped']}")
+    row = found["links"][0]["rows"][0]
+    assert row["kind"] == GATHER and max(row["speed_up"][way]["median"] for way in (ONE_WAY, BOTH_WAYS)) > 1.1
+    assert row["speed_up"][row["chosen"]]["median"] > 0.98

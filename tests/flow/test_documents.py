@@ -26,8 +26,8 @@ ELSEWHERE = {"plan.md": "tests/test_plan_command.py", "footprint.md": "tests/tes
              "allocate.md": "tests/test_allocate_command.py", "differentiate.md": "tests/test_differentiate.py",
              "experts.md": "tests/test_experts.py",
              **{name: "tests/test_docs_blocks.py" for name in (
-                 "cli.md", "convert.md", "devices.md", "features.md", "graph.md", "intensity.md", "layouts.md", "map.md", "primer.md", "propagate.md",
-                 "ranking.md", "schedule.md", "select.md", "sparse-mlp.md", "treeformer.md")}}
+                 "cli.md", "convert.md", "devices.md", "features.md", "graph.md", "intensity.md", "layouts.md", "map.md", "overlap.md", "primer.md",
+                 "propagate.md", "ranking.md", "schedule.md", "select.md", "sparse-mlp.md", "treeformer.md")}}
 PAGES = list(dict.fromkeys(page for page in MARKED if page.name not in ELSEWHERE))
 
 
