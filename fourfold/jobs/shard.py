@@ -70,6 +70,7 @@ class ShardingChoice:
                 "why": found.why, "saving": found.saving, "bound": found.bound, "gap": found.gap, "optimal": found.gap == 0, **sized,
                 "seconds": found.seconds, "evaluations": found.evaluations, "seed": self.seed, "interrupted": self.interrupted,
                 "table": [dict(row) for row in self.table], "notes": list(self.notes), "hash": self.hash,
+                "searched": bool(found.evidence.get("searched")),
                 **({"sentences": list(self.sentences)} if worded else {})}
 
     @cached_property

@@ -7,7 +7,7 @@ each column, is added to the strategies' own costs, and a table that is zero aft
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
@@ -16,6 +16,30 @@ from fourfold.decisions.shard.instance import F64, FORBIDDEN, I64, StrategyGraph
 from fourfold.errors import Infeasible
 
 BIG = float(FORBIDDEN)
+
+
+@dataclass(frozen=True, eq=False)
+class Unreduced:
+    """The instance with joined edges before anything was removed: what a certificate is written for.
+
+    Pairs (a, b), tables of all strategies less `shift` (a's, then b's, at sptr), `alive` [S], `gone` strategies in the order they went, `kept` the
+    pairs that the model's edges are, `aptr` and `aedge` the pairs of each node.
+    """
+
+    ptr: I64
+    unary: F64
+    usage: I64
+    a: I64
+    b: I64
+    tptr: I64
+    table: F64
+    sptr: I64
+    shift: F64
+    alive: np.ndarray
+    gone: I64
+    kept: I64
+    aptr: I64
+    aedge: I64
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +68,7 @@ class PairwiseModel:
     aedge: I64
     times: I64
     limit: int
+    whole: Unreduced
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -98,16 +123,22 @@ def model(g: StrategyGraph) -> PairwiseModel:
     _join(order, group, g.edge[:, 0].copy(), ea, eb, g.strategies, g.table_ptr, g.table.astype(np.float64), tptr, table)
     aptr, aedge = _adjacent(len(g), ea, eb)
     alive = unary < BIG
-    node = _consistent(g.ptr, unary, ea, eb, tptr, table, aptr, aedge, alive)
+    gone, count = np.empty(len(unary), np.int64), int((~alive).sum())
+    gone[:count] = np.flatnonzero(~alive)
+    node, count = _consistent(g.ptr, unary, ea, eb, tptr, table, aptr, aedge, alive, gone, count)
     if node >= 0:
         raise Infeasible(f"Proven impossible: {g.name(node)} has no strategy that may stand beside its neighbours'.",
                          "Allow one of them more: costs of 1e18 and more are forbidden.")
-    _normalise(g.ptr, unary, ea, eb, tptr, table, alive)
-    return _compact(g, unary, alive, ea, eb, tptr, table)
+    sptr = np.concatenate([[0], np.cumsum(g.strategies[ea] + g.strategies[eb])]).astype(np.int64)
+    shift = np.zeros(int(sptr[-1]))
+    _normalise(g.ptr, unary, ea, eb, tptr, table, alive, sptr, shift)
+    nothing = np.zeros(0, np.int64)
+    return _compact(g, unary, Unreduced(g.ptr, unary, g.usage, ea, eb, tptr, table, sptr, shift, alive, gone[:count], nothing, aptr, aedge))
 
 
-def _compact(g: StrategyGraph, unary: F64, alive: np.ndarray, ea: I64, eb: I64, tptr: I64, table: F64) -> PairwiseModel:
+def _compact(g: StrategyGraph, unary: F64, w: Unreduced) -> PairwiseModel:
     """The arrays without what is gone."""
+    alive, ea, eb, tptr, table = w.alive, w.a, w.b, w.tptr, w.table
     node = np.repeat(np.arange(len(g)), g.strategies)
     count = np.bincount(node[alive], minlength=len(g))
     ptr = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
@@ -121,7 +152,8 @@ def _compact(g: StrategyGraph, unary: F64, alive: np.ndarray, ea: I64, eb: I64, 
     aptr, aedge = _adjacent(len(g), a, b)
     first, last, times = sections(g)
     limit = 2**62 if g.limit is None else g.limit
-    return PairwiseModel(ptr, unary[alive], g.usage[alive], origin, first, last, a, b, size, left, aptr, aedge, times, limit)
+    return PairwiseModel(ptr, unary[alive], g.usage[alive], origin, first, last, a, b, size, left, aptr, aedge, times, limit,
+                         replace(w, kept=np.flatnonzero(keep)))
 
 
 def _adjacent(n: int, a: I64, b: I64) -> tuple[I64, I64]:
@@ -166,8 +198,8 @@ def _join(order, group, head, ea, eb, count, tptr, table, out_ptr, out):  # noqa
 
 
 @njit(cache=True, nogil=True)
-def _consistent(ptr, unary, ea, eb, tptr, table, aptr, aedge, alive):   # noqa: ANN001, ANN202
-    """Remove strategies without a partner until none is left to remove; a node without any, or -1."""
+def _consistent(ptr, unary, ea, eb, tptr, table, aptr, aedge, alive, gone, count):  # noqa: ANN001, ANN202
+    """Remove strategies without a partner until none is left to remove; (a node without any, or -1, and how many are gone)."""
     n = len(ptr) - 1
     queue, waits, head, tail = np.empty(n + 1, np.int64), np.ones(n, np.bool_), 0, 0
     for i in range(n):
@@ -197,8 +229,10 @@ def _consistent(ptr, unary, ea, eb, tptr, table, aptr, aedge, alive):   # noqa: 
                 some = True
             else:
                 alive[ptr[i] + s], changed = False, True
+                gone[count] = ptr[i] + s
+                count += 1
         if not some:
-            return i
+            return i, count
         if changed:
             for at in range(aptr[i], aptr[i + 1]):
                 e = aedge[at]
@@ -207,11 +241,11 @@ def _consistent(ptr, unary, ea, eb, tptr, table, aptr, aedge, alive):   # noqa: 
                     waits[j] = True
                     queue[tail] = j
                     tail = (tail + 1) % (n + 1)
-    return -1
+    return -1, count
 
 
 @njit(cache=True, nogil=True)
-def _normalise(ptr, unary, ea, eb, tptr, table, alive):                 # noqa: ANN001, ANN202
+def _normalise(ptr, unary, ea, eb, tptr, table, alive, sptr, shift):    # noqa: ANN001, ANN202
     """Move the least entry of each row, then of each column, to the strategy it is of."""
     for e in range(len(ea)):
         pa, pb = ptr[ea[e]], ptr[eb[e]]
@@ -223,6 +257,7 @@ def _normalise(ptr, unary, ea, eb, tptr, table, alive):                 # noqa: 
                     least = min(least, table[tptr[e] + s * kb + t])
             if alive[pa + s] and least != 0:
                 unary[pa + s] += least
+                shift[sptr[e] + s] = least
                 for t in range(kb):
                     if table[tptr[e] + s * kb + t] < 1e18:
                         table[tptr[e] + s * kb + t] -= least
@@ -233,6 +268,7 @@ def _normalise(ptr, unary, ea, eb, tptr, table, alive):                 # noqa: 
                     least = min(least, table[tptr[e] + s * kb + t])
             if alive[pb + t] and least != 0:
                 unary[pb + t] += least
+                shift[sptr[e] + ka + t] = least
                 for s in range(ka):
                     if table[tptr[e] + s * kb + t] < 1e18:
                         table[tptr[e] + s * kb + t] -= least

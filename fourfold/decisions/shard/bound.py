@@ -4,9 +4,10 @@ A certificate moves costs about without changing the cost of any answer: `messag
 reparametrisation), `prices` per byte at chosen times (Lagrangean relaxation of the limit, Geoffrion 1974). Then
 
     bound = Σ_i min_s [c_i(s) + usage_i(s) · Σ_{t in life of i} price_t + Σ_e message_e,i(s)] + Σ_e min_{s,t} [table_e(s,t) − message_e,a(s)
-            − message_e,b(t)] − limit · Σ_t price_t  −  what doubles may have rounded away
+            − message_e,b(t)] − limit · Σ_t price_t
 
-holds for any messages and any prices of 0 or more. A bound of whole costs is rounded up.
+holds for any messages and any prices of 0 or more. Every entry is lowered by what doubles may have rounded away before the least is taken. A bound of
+whole costs is rounded up.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fourfold.decisions.shard.instance import F64, FORBIDDEN, I64, StrategyGraph
 from fourfold.errors import ArtefactError
 
 _EMPTY = np.zeros(0, np.int64)
+_UNIT = 2.0**-52                                                        # twice what one operation on doubles rounds away, relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,49 +58,51 @@ def bound(g: StrategyGraph, proof: DualCertificate | None = None) -> float:
         raise ValueError("a price is negative, or something is no finite number")
     if len(proof.prices) and g.limit is None:
         raise ValueError("prices are given, and nothing is limited")
-    unary = g.cost.astype(np.float64)
-    rounding = float(np.abs(unary[unary < FORBIDDEN]).sum())
+    unary, tables = _joined(g)
+    size = np.abs(unary)                                                # Σ of magnitudes and how many terms, for what doubles round away
     node = np.repeat(np.arange(len(g)), g.strategies)
     order = np.argsort(proof.times, kind="stable")
     summed = np.concatenate([[0.0], np.cumsum(proof.prices[order])])
     upto = [summed[np.searchsorted(proof.times[order], when)] for when in (g.lower, np.maximum(g.upper, g.lower))]
-    price = np.maximum(0.0, upto[1] - upto[0])
+    price = np.maximum(0.0, upto[1] - upto[0] - _UNIT * len(proof.prices) * (upto[0] + upto[1]))
     priced = price[node] * g.usage
-    unary = np.minimum(unary + priced, FORBIDDEN)
+    unary = unary + priced
+    size, terms = size + np.abs(priced), np.full(len(g), 4)
     paid = math.fsum(proof.prices.tolist()) * (g.limit or 0)
-    tables = _joined(g)
-    at, degree, edges = 0, np.zeros(len(g), np.int64), 0.0
+    parts, at = [-paid * (1 + 4 * _UNIT)], 0
     for a, b in proof.pairs.tolist():
         ka, kb = int(g.strategies[a]), int(g.strategies[b])
         one, two = proof.messages[at : at + ka], proof.messages[at + ka : at + ka + kb]
         at += ka + kb
         table = tables.pop((min(a, b), max(a, b)))
-        table = (table if a < b else table.T) - one[:, None] - two[None, :]
-        least = float(table.min())
-        edges += least
-        unary[g.ptr[a] : g.ptr[a + 1]] += one
-        unary[g.ptr[b] : g.ptr[b + 1]] += two
-        degree[[a, b]] += 1
-        rounding += 4 * (float(np.abs(one).max()) + float(np.abs(two).max()) + abs(least))
+        table = table if a < b else table.T
+        moved = table - one[:, None] - two[None, :]
+        parts.append(float((moved - 4 * _UNIT * (np.abs(table) + np.abs(one)[:, None] + np.abs(two)[None, :])).min()))
+        for i, message in ((a, one), (b, two)):
+            unary[g.ptr[i] : g.ptr[i + 1]] += message
+            size[g.ptr[i] : g.ptr[i + 1]] += np.abs(message)
+            terms[i] += 1
     if at != len(proof.messages):
         raise ValueError(f"{len(proof.messages)} messages are given, and the pairs have {at} strategies")
-    edges += math.fsum(float(table.min()) for table in tables.values())
-    nodes = math.fsum(np.minimum.reduceat(unary, g.ptr[:-1]).tolist())
-    rounding += float(np.maximum.reduceat(priced, g.ptr[:-1]).sum()) + abs(paid)
-    slack = 2.0**-52 * (rounding * (4 + math.log2(2 + len(proof.prices)) + float(np.sqrt(degree.max(initial=1)))))
-    found = nodes + edges - paid - slack
+    parts += [float(table.min()) for table in tables.values()]
+    parts += np.minimum.reduceat(unary - _UNIT * terms[node] * size, g.ptr[:-1]).tolist()
+    found = math.fsum(parts)
+    found -= 4 * _UNIT * abs(found)
     return float(math.ceil(found)) if g.whole and abs(found) < 2**52 else found
 
 
-def _joined(g: StrategyGraph) -> dict[tuple[int, int], F64]:
-    """The table of each pair of nodes (lower number first), edges between the same two added; a self edge stands as (i, i) with its diagonal."""
+def _joined(g: StrategyGraph) -> tuple[F64, dict[tuple[int, int], F64]]:
+    """(costs of strategies with the diagonals of self edges, the table of each pair of nodes, lower number first, edges between them added)."""
+    unary = g.cost.astype(np.float64)
     found: dict[tuple[int, int], F64] = {}
     for e, (a, b) in enumerate(g.edge.tolist()):
         table = g.table[g.table_ptr[e] : g.table_ptr[e + 1]].reshape(g.strategies[a], g.strategies[b]).astype(np.float64)
-        table = np.diagonal(table)[None, :] if a == b else table.T if a > b else table
-        key = (min(a, b), max(a, b))
+        if a == b:
+            unary[g.ptr[a] : g.ptr[a + 1]] += np.diagonal(table)
+            continue
+        key, table = (min(a, b), max(a, b)), table.T if a > b else table
         found[key] = found[key] + table if key in found else table
-    return found
+    return unary, found
 
 
 def impossible(g: StrategyGraph) -> str | None:
