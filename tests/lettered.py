@@ -47,6 +47,10 @@ CASES: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "compare": (lambda x, y: (x > y) & (x < 2), (X, Y)),
     "like": (lambda x: torch.zeros_like(x) + x.new_ones(6, 8), (X,)),
     "arange": (lambda x: x + torch.arange(2, 18, 2), (X,)),
+    "type_as": (lambda x, y: x.type_as(y), (X, t(3).float())),
+    "one_hot": (lambda i: functional.one_hot(i, 6), (n(6, 4, 8),)),
+    "bucketize": (lambda x, y: torch.bucketize(x, y), (X, torch.arange(3.0, dtype=torch.float64))),
+    "diff": (lambda x: torch.diff(x), (X,)),
     "uneven": (lambda x, y: x.relu() + y, (t(7, 5), t(7, 1))),
     # movements
     "transpose": (lambda x: x.transpose(0, 2), (X,)),

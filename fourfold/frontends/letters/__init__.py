@@ -15,9 +15,9 @@ TABLES: tuple[Callable[[OpLetters], ShardingRule | None], ...] = (
     contraction.convolution, contraction.convolution_backward, contraction.attention, contraction.attention_backward, contraction.recurrent,
     reduction.reduction, reduction.along, reduction.layer_norm, reduction.batch_norm, reduction.group_norm, reduction.pooling, reduction.loss,
     reduction.nll_backward, indexing.embedding, indexing.embedding_backward, indexing.gather, indexing.index, indexing.index_put,
-    elementwise.made, elementwise.elementwise,
+    elementwise.made, elementwise.looked_up, elementwise.elementwise,
 )  # fmt: skip
-SPACES = ("aten", "prims")
+SPACES = ("aten", "prims", "transformers")
 
 
 def rule_of(

@@ -53,7 +53,7 @@ def product(op: OpLetters) -> ShardingRule | None:
             return op.rule({0: letters[:1], 1: letters[1:]}, [letters], linear=[{0}, {1}])
         case "einsum":
             return einsum(op)
-        case "_grouped_mm":
+        case "_grouped_mm" | "grouped_mm_fallback" | "grouped_mm_fallback_backward":
             return _grouped(op)
     return None
 
@@ -89,12 +89,20 @@ def einsum(op: OpLetters) -> ShardingRule | None:
 
 
 def _grouped(op: OpLetters) -> ShardingRule | None:
-    """Rows [t, k], sorted by expert, meet matrices [e, k, n]: rows and experts stay whole, since offsets say which meet."""
-    a, b = op.needed("self"), op.needed("mat2")
+    """Rows [t, k], sorted by expert, meet matrices [e, k, n]: rows and experts stay whole, since offsets say which meet. The backward pass gets the
+    gradient [t, n] last and answers with those of rows and matrices.
+    """
+    a, b, last = op.operands[0], op.operands[1], op.operands[-1]
     if (a.ndim, b.ndim) != (2, 3):
         return None
     t, k, e, n = op.fresh(a.shape[0]), op.fresh(a.shape[1]), op.fresh(b.shape[0]), op.fresh(b.shape[2])
-    return op.rule({a.position: (t, k), b.position: (e, k, n)}, [(t, n)], {*t, *e}, sums=[k], linear=[{a.position}, {b.position}])
+    inputs: dict[int, Letters] = {a.position: (t, k), b.position: (e, k, n)}
+    if op.op.endswith("_backward"):
+        if len(op.results) != 2 or last.shape != (a.shape[0], b.shape[2]):
+            return None
+        inputs[last.position] = (t, n)
+        return op.rule(inputs, [(t, k), (e, k, n)], {*t, *e}, sums=[n, ()], linear=[{last.position}])
+    return op.rule(inputs, [(t, n)], {*t, *e}, sums=[k], linear=[{a.position}, {b.position}])
 
 
 # ---- convolutions

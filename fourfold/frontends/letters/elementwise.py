@@ -11,7 +11,7 @@ POINTWISE = frozenset(
     hardswish_backward hardsigmoid_backward elu_backward leaky_relu_backward full_like zeros_like ones_like empty_like rand_like randn_like
     randint_like bernoulli lerp addcmul addcdiv pow fill convert_element_type and or xor not bitwise_and relu copy prelu_kernel _prelu_kernel
     softplus_backward mish_backward log_sigmoid_backward logit_backward fake_quantize dequantize nan_to_num polar complex
-    alias_copy detach_copy lift_fresh ceil floor rsub logical_and logical_or logical_not masked_fill maximum minimum""".split()
+    type_as floor_divide alias_copy detach_copy lift_fresh ceil floor rsub logical_and logical_or logical_not masked_fill maximum minimum""".split()
 )
 UNREAD = frozenset("full_like zeros_like ones_like empty_like rand_like randn_like randint_like".split())
 SCALED = frozenset("clone _to_copy to contiguous alias detach lift_fresh_copy neg convert_element_type positive alias_copy detach_copy".split())
@@ -28,17 +28,18 @@ def elementwise(op: OpLetters) -> ShardingRule | None:
     letters = op.named(result)
     inputs: dict[int, Letters] = {}
     for operand in op.operands:
+        if op.op == "type_as" and operand.position:
+            inputs[operand.position] = (NONE,) * operand.ndim
+            continue
         if operand.ndim > len(result) or any(n not in (1, m) for n, m in zip(operand.shape[::-1], result[::-1], strict=False)):
             return None
         inputs[operand.position] = op.broadcast(operand.shape, letters, result)
-    unread = [o.position for o in op.operands] if op.op in UNREAD else []
+    unread = [o.position for o in op.operands if op.op in UNREAD or op.op == "type_as" and o.position]
     return op.rule(inputs, [letters if shape else () for shape in op.results], linear=_linear(op), unread=unread)
 
 
 def _linear(op: OpLetters) -> list[set[int]]:
     """Sets of operands in which the operator is linear together."""
-    if not op.floating and op.op != "native_dropout":
-        return []
     if any(not o.floating for o in op.operands) and op.op not in ("where", "masked_fill", "native_dropout_backward"):
         return []
     every = {o.position for o in op.operands}
@@ -61,6 +62,20 @@ def _linear(op: OpLetters) -> list[set[int]]:
     return []
 
 
+def looked_up(op: OpLetters) -> ShardingRule | None:
+    """Each element alone, against a table that stays whole (bucketize), or becomes a row of its own (one_hot)."""
+    if op.op not in ("bucketize", "searchsorted", "one_hot", "isin") or not op.operands:
+        return None
+    x = op.tensor("self") or op.tensor("elements")
+    if x is None or op.op == "searchsorted" or op.op == "isin" and x.position:
+        return None
+    letters = op.named(x.shape)
+    if op.op == "one_hot":
+        row = op.fresh(op.results[0][-1])
+        return op.rule({x.position: letters}, [(*letters, row)], row)
+    return op.rule({x.position: letters}, [letters])
+
+
 def made(op: OpLetters) -> ShardingRule | None:
     """A tensor of nothing: each device makes its own piece. Of a tensor in the arguments only the type is read."""
     if op.op == "arange":
@@ -72,4 +87,4 @@ def made(op: OpLetters) -> ShardingRule | None:
     return op.rule(spare, [op.named(shape) for shape in op.results], unread=list(spare))
 
 
-__all__ = ["elementwise", "made"]
+__all__ = ["elementwise", "looked_up", "made"]

@@ -113,6 +113,8 @@ class OpLetters(Naming):
                 letters = self.named(operand.shape)
                 held |= {a for dim in letters for a in dim}
             every.append(letters)
+        if not self.floating and self.op != "native_dropout":           # partial values are floating-point numbers
+            linear = ()
         totals = tuple(frozenset(s) for s in sums) or (frozenset[str](),) * len(self.results)
         return ShardingRule(
             self.kind, tuple(o.value for o in self.operands), self.makes, tuple(every), tuple(outputs), tuple(self.sizes.items()),

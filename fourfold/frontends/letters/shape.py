@@ -81,6 +81,8 @@ def passing(op: OpLetters) -> ShardingRule | None:
             name = "dims" if op.op in ("flip", "roll") else "dim"
             dims = op.numbers(name) or ([0] if name == "dim" else range(x.ndim))
             return _along(op, [d for d in dims if op.op not in ("slice", "slice_copy") or op.results[0][d] != x.shape[d]])
+        case "diff":
+            return None if len(op.operands) > 1 else _along(op, [op.integer("dim", -1)])
         case "tril" | "triu":
             return _along(op, [x.ndim - 2, x.ndim - 1])
         case "cumsum" | "cumprod" | "logcumsumexp" | "cummax" | "cummin":
