@@ -15,7 +15,7 @@ from torch import nn
 from fourfold.frontends.torch_export import capture
 from fourfold.program import Captured
 from fourfold.sharding import collectives, moves
-from fourfold.sharding.customs import CUSTOMS, allowed, origins
+from fourfold.sharding.customs import CUSTOMS, allowed, origins, roles_of, uniform
 from fourfold.sharding.intra import lay_out
 from fourfold.sharding.layers import crossings, layers
 from fourfold.sharding.mesh import Mesh
@@ -101,7 +101,9 @@ def test_equal_blocks_are_worked_out_once_and_customs_never_beat_the_optimum(gpt
     assert best.bound == pytest.approx(best.value) and best.made < 0.4 * best.again
     tags = origins(gpt.graph, made.rules)
     for custom in CUSTOMS:
-        assert lay_out(made, 1, allowed=allowed(made, custom, tags)).value >= best.value * (1 - 1e-9)
+        assert lay_out(made, 1, allowed=allowed(made, roles_of(custom, mesh), tags)).value >= best.value * (1 - 1e-9)
+    for roles in uniform(mesh):
+        assert lay_out(made, 1, allowed=allowed(made, roles, tags)).value >= best.value * (1 - 1e-9)
     assert best.seconds.sum() == pytest.approx(best.value)
 
 
@@ -111,7 +113,7 @@ def test_customs_are_what_their_names_say(gpt: Captured) -> None:
     tags = origins(gpt.graph, made.rules)
 
     def specs(custom: str) -> dict[str, Spec]:
-        found = lay_out(made, 1, allowed=allowed(made, custom, tags))
+        found = lay_out(made, 1, allowed=allowed(made, roles_of(custom, mesh), tags))
         return {v.name: v.out[s][0] for v, s in zip(made.variables, found.assignment, strict=True)}
 
     data, fsdp, megatron = (specs(custom) for custom in CUSTOMS)

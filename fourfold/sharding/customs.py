@@ -5,7 +5,8 @@ Which letters are the batch and which the sequence is read off the program: dime
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from fourfold.sharding.strategies import Strategies, StrategyVariable
 
 BATCH, SEQUENCE = "batch", "sequence"
 CUSTOMS = ("data", "fsdp", "megatron")
+ROLES = ("data", "fsdp", "tensor")                                      # of a mesh axis
 
 
 def origins(graph: Graph, rules: Sequence[ShardingRule]) -> list[dict[str, str]]:
@@ -40,36 +42,47 @@ def origins(graph: Graph, rules: Sequence[ShardingRule]) -> list[dict[str, str]]
     return found
 
 
-def allowed(made: Strategies, custom: str, tags: list[dict[str, str]]) -> list[NDArray[np.bool_]]:
-    """For every variable, the strategies that a custom allows (at least one):
+def roles_of(custom: str, mesh: Mesh) -> dict[str, str]:
+    """What each mesh axis does under a custom: Megatron's last axis is its tensor axis."""
+    if custom == "megatron":
+        return {axis: "tensor" if axis == mesh.names[-1] else "data" for axis in mesh.names}
+    return dict.fromkeys(mesh.names, custom)
 
-    data        operations split the batch; parameters are whole on every device
-    fsdp        operations split the batch; parameters are kept in as many pieces as they can be, and gathered when used (Zhao et al. 2023)
-    megatron    the last axis splits heads, columns and rows of weights, never batch or sequence; other axes split the batch (Shoeybi et al. 2019)
+
+def uniform(mesh: Mesh) -> list[dict[str, str]]:
+    """Every way to give each axis one role for the whole program."""
+    return [dict(zip(mesh.names, roles, strict=True)) for roles in itertools.product(ROLES, repeat=len(mesh.names))]
+
+
+def allowed(made: Strategies, roles: Mapping[str, str], tags: list[dict[str, str]]) -> list[NDArray[np.bool_]]:
+    """For every variable, the strategies that the roles of the axes allow (at least one):
+
+    data        operations split the batch; parameters are whole along the axis
+    fsdp        operations split the batch; parameters are kept in pieces where they can be, and gathered when used (Zhao et al. 2023)
+    tensor      operations split heads, columns and rows of weights, never batch or sequence (Shoeybi et al. 2019)
     """
-    return [_stored(made, v, custom) if v.node < 0 else _operation(v, custom, tags[v.node], made.mesh) for v in made.variables]
+    return [_stored(made, v, roles) if v.node < 0 else _operation(v, roles, tags[v.node]) for v in made.variables]
 
 
-def _operation(v: StrategyVariable, custom: str, tags: dict[str, str], mesh: Mesh) -> NDArray[np.bool_]:
-    inner = mesh.names[-1] if custom == "megatron" else ""
-
+def _operation(v: StrategyVariable, roles: Mapping[str, str], tags: dict[str, str]) -> NDArray[np.bool_]:
     def fits(axis: str, choice: Choice) -> bool:
         if not isinstance(choice, str):
             return True
-        return tags.get(choice, "") == "" if axis == inner else tags.get(choice) == BATCH
+        return tags.get(choice, "") == "" if roles[axis] == "tensor" else tags.get(choice) == BATCH
 
     kept = np.array([all(fits(axis, choice) for axis, choice in one.items()) for one in v.choices])
     return kept if kept.any() else np.ones(len(v), np.bool_)
 
 
-def _stored(made: Strategies, v: StrategyVariable, custom: str) -> NDArray[np.bool_]:
-    role = int(made.graph.role[v.value])
-    if role != PARAMETER:
+def _stored(made: Strategies, v: StrategyVariable, roles: Mapping[str, str]) -> NDArray[np.bool_]:
+    if int(made.graph.role[v.value]) != PARAMETER:
         return np.ones(len(v), np.bool_)
-    many = np.array([made.mesh.lengths(sorted(specs[0].axes)) for specs in v.out])
-    outer = np.array([any(axis in specs[0].axes for axis in made.mesh.names[:-1]) for specs in v.out])
-    kept = ~v.split_state & {"data": many == 1, "fsdp": many == many.max(), "megatron": ~outer}[custom]
-    return kept if kept.any() else many == 1
+    spread = [axis for axis, role in roles.items() if role == "fsdp"]
+    whole = [axis for axis, role in roles.items() if role == "data"]
+    pieces = np.array([made.mesh.lengths([axis for axis in spread if axis in specs[0].axes]) for specs in v.out])
+    fits = ~v.split_state & np.array([not any(axis in specs[0].axes for axis in whole) for specs in v.out])
+    kept = fits & (pieces == pieces[fits].max(initial=1))
+    return kept if kept.any() else np.ones(len(v), np.bool_)
 
 
-__all__ = ["BATCH", "CUSTOMS", "SEQUENCE", "allowed", "origins"]
+__all__ = ["BATCH", "CUSTOMS", "ROLES", "SEQUENCE", "allowed", "origins", "roles_of", "uniform"]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fourfold.decisions.stages.instance import StageTable
 from fourfold.jobs.devices.source import DevicesAsked, meshes_of
-from fourfold.sharding.customs import CUSTOMS, allowed, origins
+from fourfold.sharding.customs import CUSTOMS, allowed, origins, roles_of
 from fourfold.sharding.intra import LaidOut, boundaries, lay_out
 from fourfold.sharding.mesh import Mesh
 from fourfold.sharding.strategies import Regime, Strategies, build
@@ -72,11 +72,13 @@ def laid_out(asked: DevicesAsked) -> Layouts:
                 found.setdefault(lean.assignment.tobytes(), Configuration(text, mesh, "", again, made, lean))
             configs += found.values()
             for custom in CUSTOMS if mesh.size > 1 else ("data",):
-                configs.append(Configuration(text, mesh, custom, again, made, lay_out(made, asked.count, full, allowed(made, custom, tags))))
-    return Layouts(_table(asked, configs), tuple(configs), exact, len(texts))
+                masks = allowed(made, roles_of(custom, mesh), tags)
+                configs.append(Configuration(text, mesh, custom, again, made, lay_out(made, asked.count, full, masks)))
+    return Layouts(table_of(asked, configs), tuple(configs), exact, len(texts))
 
 
-def _table(asked: DevicesAsked, configs: list[Configuration]) -> StageTable:
+def table_of(asked: DevicesAsked, configs: list[Configuration]) -> StageTable:
+    """Seconds and bytes of every run of layers in each configuration."""
     count = asked.count
     leaving = boundaries(asked.graph, asked.layer, count)
     whole = asked.mesh(f"{asked.hosts}x{asked.each}")
@@ -98,4 +100,4 @@ def _table(asked: DevicesAsked, configs: list[Configuration]) -> StageTable:
                       np.array([config.mesh.size for config in configs]), data, np.maximum(seconds, 0.0), held, active)
 
 
-__all__ = ["Configuration", "Layouts", "laid_out"]
+__all__ = ["Configuration", "Layouts", "laid_out", "table_of"]
