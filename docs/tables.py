@@ -915,6 +915,39 @@ def house() -> str:
     return grid(("layer", "room", "holds"), rows)
 
 
+def strategies(data: Document) -> str:
+    """Exact layouts of large models on meshes: how long, and how much dearer what people do is."""
+    if data is None:
+        return "Not measured yet: `python benchmarks/partition_strategies.py`."
+    rows = []
+    for row in data["rows"]:
+        model, _, mesh = row["name"].partition("@")
+        cpu = row["cpu"]
+        gap = "–" if row["bound"] is None else share(row["value"] / row["bound"] - 1, 2)
+        rows.append([f"`{model}`", mesh, f"{row['ops']:,}", f"{row['strategies']:,}",
+                     f"{cpu[len(cpu) // 2]:.2f} s ({cpu[0]:.2f} to {cpu[-1]:.2f})", gap, f"{1e3 * row['value']:.4g} ms",
+                     *(f"{row['by_hand'][name] / row['value']:.3g} ×" for name in ("data", "fsdp", "megatron", "uniform"))])
+    head = ("model", "mesh", "ops", "strategies", "tables and optimum, CPU", "gap", "a microbatch", "data parallel", "FSDP", "Megatron",
+            "best uniform")
+    brute = data["brute"]
+    return "\n".join([grid(head, rows), "", f"Of {brute['programs']} tiny programs solved by trying every assignment, {brute['equal']} have the same "
+                      "optimum. Uniform: every axis has one role (data, FSDP, tensor) for the whole program. No limit of memory."])
+
+
+def oracle(data: Document) -> str:
+    """The published plans of GPT on V100, priced in our tables, beside ours."""
+    if data is None:
+        return "Not measured yet: `python benchmarks/partition_oracle.py`."
+    rows = []
+    for row in data["rows"]:
+        published, cost = row["published"], row["cost"]
+        rows.append([str(row["gpus"]), f"`{row['model']}`", f"{published['cost']:.4g} s" + ("" if published["fits"] else " (does not fit)"),
+                     "–" if cost is None else f"{cost:.4g} s", "–" if cost is None else f"{cost / published['cost']:.3f}",
+                     "–" if row.get("uniform") is None else f"{row['uniform']:.4g} s", "–" if cost is None else str(len(row["stages"])),
+                     f"{row['capture_s'] + row['tables_s'] + row.get('pipeline_s', 0.0):.1f} s"])
+    return grid(("devices", "model", "published plan", "ours", "ratio", "best uniform", "our stages", "planning, CPU"), rows)
+
+
 def layouts(data: Document) -> str:
     """Published shares of peak beside ours with what each assumed figure changes, context lengths, and the crossover."""
     told = {"compute": "peak reached", "memory_share": "memory", "link_share": "links", "hop": "ring step", "launch": "kernel"}
@@ -1002,6 +1035,8 @@ TABLES = (
     Table("docs/memory.md", "remat", remat, ("remat",), ("fourfold/decisions/rematerialise", "fourfold/runtime/arena", "fourfold/cost")),
     Table("docs/sparse-mlp.md", "sparse", sparse, ("layers_sparse_mlp",), ("fourfold/rewrites/route/sparse_mlp.py",
                                                                            "fourfold/rewrites/route/_sparse_kernels.py")),
+    Table("docs/devices.md", "strategies", strategies, ("partition_strategies",), ("fourfold/sharding", "fourfold/solvers/elimination.py")),
+    Table("docs/devices.md", "oracle", oracle, ("partition_oracle",), ("fourfold/sharding", "fourfold/decisions/stages", "fourfold/jobs/devices")),
     Table("docs/layouts.md", "layouts", layouts, ("partition_layouts",), ("fourfold/cost/serving.py", "fourfold/decisions/layout",
                                                                           "fourfold/zoo/decoders.toml")),
     Table("docs/overlap.md", "overlap", overlap, ("partition_overlap",), ("fourfold/cost/overlap.py", "fourfold/runtime/overlap")),

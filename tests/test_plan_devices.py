@@ -15,6 +15,7 @@ from fourfold import plans
 from fourfold.cli.main import app
 from fourfold.errors import FourfoldError, Infeasible, InputError
 from fourfold.jobs.devices import plan_devices
+from fourfold.jobs.devices.one_mesh import shard_model
 from fourfold.jobs.devices.source import meshes_of, parsed
 from fourfold.sharding.stored import DevicePlan
 
@@ -100,6 +101,22 @@ def test_errors_are_two_lines(asked: dict[str, object], said: str) -> None:
     with pytest.raises(FourfoldError, match=said) as error:
         plan_devices(Net(16), (torch.zeros(4, 16),), **asked)  # type: ignore[arg-type]
     assert len(str(error.value).splitlines()) == 2
+
+
+def test_one_mesh_alone_is_the_question_shard(tmp_path: Path) -> None:
+    """Exact without a limit, with a bound within one; never worse than by hand; its file is sound, and a changed choice is noticed."""
+    asked = {"mesh": "dp=2,tp=2", "machine": "v100x4", "train": True, "microbatches": 8}
+    free = shard_model(Net(), (torch.zeros(64, 256),), out=tmp_path / "free", **asked).solutions["shard"]      # type: ignore[arg-type]
+    assert free["gap"] == 0.0 and free["solver"] == "bucket_elimination" and plans.verify(tmp_path / "free") == {"shard": []}
+    assert all(row["cost"] is None or row["cost"] >= free["cost"] * (1 - 1e-9) for row in free["by_hand"])
+    tight = shard_model(Net(), (torch.zeros(64, 256),), memory="12MB", **asked).solutions["shard"]             # type: ignore[arg-type]
+    assert tight["peak"] <= 12e6 and tight["cost"] >= free["cost"] and tight["bound"] is not None and tight["gap"] < 0.2
+    assert DevicePlan.from_json(free["plan"]).stages[0].mesh.names == ("dp", "tp")
+    data = json.loads((tmp_path / "free" / "plan.json").read_text())
+    chosen = data["solutions"]["shard"]["answer"]["strategies"]
+    chosen[:] = [0] * len(chosen)
+    (tmp_path / "free" / "plan.json").write_text(json.dumps(data))
+    assert "counted again" in " ".join(plans.verify(tmp_path / "free")["shard"])
 
 
 def test_meshes_of_submeshes() -> None:

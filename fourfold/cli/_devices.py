@@ -1,4 +1,4 @@
-"""What `fourfold plan --devices` prints."""
+"""What `fourfold plan --devices` and `fourfold shard MODEL --mesh` print."""
 
 from __future__ import annotations
 
@@ -39,6 +39,36 @@ def planned(model: str, data: Any, out: Path, as_json: bool, **asked: Any) -> in
     for note in solution["notes"]:
         print(f"Note: {note}")
     print(f"Wrote {', '.join(sorted(file.name for file in out.iterdir() if file.is_file()))} to {out}. Check it with: fourfold plan verify {out}")
+    return _INTERRUPTED if solution["interrupted"] else 0
+
+
+def sharded(model: str, out: Path | None, as_json: bool, progress: str, *, dims: list[str] | None, **asked: Any) -> int:
+    """Lay a model out on one mesh, tell; the exit code."""
+    from fourfold.cli.plan import sizes
+    from fourfold.jobs.devices.one_mesh import QUESTION, shard_model
+    from fourfold.report.format import size, span
+    from fourfold.report.terminal import Progress
+
+    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
+    with Progress(mode) as shown:
+        document = shard_model(model, dims=sizes(dims), out=out, progress=shown, **asked)
+    solution = document.solutions[QUESTION]
+    if as_json:
+        emit({name: value for name, value in solution.items() if name != "answer"}
+             | {"question": QUESTION, "workload": dict(document.workload), "machine": dict(document.machine)})
+        return _INTERRUPTED if solution["interrupted"] else 0
+    print(f"{document.workload['name']}: {document.workload['nodes']:,} ops on a mesh {solution['mesh']} of {document.machine['name']}.")
+    print("\n".join(solution["sentences"]))
+    print("\nLargest tensors")
+    table([{"tensor": row["name"], "shape": "×".join(map(str, row["shape"])), "layout": row["spec"] + " + split state" * row["state"],
+            "a device": size(row["bytes"])} for row in solution["tensors"][:12]])
+    print("Collectives of a forward pass")
+    table([{"collective": row["collective"], "axis": row["axis"], "number": f"{row['count']:,}", "bytes": size(row["bytes"]),
+            "time": span(row["seconds"])} for row in solution["collectives"]] or [{"": "none"}])
+    for note in solution["notes"]:
+        print(f"Note: {note}")
+    if out is not None:
+        print(f"Wrote {', '.join(sorted(file.name for file in out.iterdir() if file.is_file()))} to {out}. Check it with: fourfold plan verify {out}")
     return _INTERRUPTED if solution["interrupted"] else 0
 
 

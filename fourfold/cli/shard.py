@@ -1,4 +1,4 @@
-"""`fourfold shard`: a strategy for each operator of an instance, so that sharding costs least within the memory limit."""
+"""`fourfold shard`: a strategy for each operator of an instance, or of a model on a mesh, so that sharding costs least within the memory limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fourfold.cli._print import AsJson, emit, table
+from fourfold.cli._print import AsJson, Trust, emit, table
 from fourfold.errors import InputError
 
 _INTERRUPTED = 130
@@ -18,18 +18,36 @@ def register(app: typer.Typer) -> None:
 
 
 def shard(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="Instance in the public contest's format, .json or .json.gz.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="Instance in the public contest's format, .json or .json.gz; with --mesh what "
+                                                                     "`plan` takes, or a size: gpt:1024x32x16.")],
     solver: Annotated[str, typer.Option(help="auto, or a technique that `fourfold list shard` names.")] = "auto",
     budget: Annotated[str, typer.Option(help="Time for the solver: 60s, 10min.")] = "60s",
     evaluations: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps of the solver; answers alike on every machine.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the plan: the choice, the instance, the certificate of the bound.")] = None,
+    mesh: Annotated[str | None, typer.Option(help="Lay a model out on this mesh of devices: 2x4, or dp=2,tp=4.")] = None,
+    machine: Annotated[str, typer.Option(help="With --mesh: here, a machine file, or a shipped system: v100x64 …")] = "here",
+    train: Annotated[bool, typer.Option("--train", help="With --mesh: forward and backward.")] = False,
+    microbatches: Annotated[int, typer.Option(min=1, help="With --mesh: microbatches a step; the inputs are one of them.")] = 1,
+    memory: Annotated[str | None, typer.Option(help="With --mesh: limit of bytes a device: 16GiB.")] = None,
+    dims: Annotated[list[str] | None, typer.Option("--dims", "--dim", help="With --mesh: sizes by name: batch=8,sequence=128.")] = None,
+    trust: Trust = None,
     progress: Annotated[str, typer.Option(help="auto, plain, json (lines on stderr) or none.")] = "auto",
     as_json: AsJson = False,
 ) -> int:
     """Choose a strategy for each node, so that node and edge costs are least and no time needs more bytes than the limit, with a bound."""
     if progress not in ("auto", "plain", "json", "none"):
         raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    instance = source.endswith((".json", ".json.gz"))
+    if mesh is None and not instance:
+        raise InputError(f"{source!r} is no instance (.json, .json.gz), and a model needs a mesh.", "Add --mesh 2x4.")
+    if mesh is not None and instance:
+        raise InputError(f"--mesh is for models; the strategies of {source} are in its file.", "Leave --mesh out.")
+    if mesh is not None:
+        from fourfold.cli._devices import sharded
+
+        return sharded(source, out, as_json, progress, mesh=mesh, machine=machine, train=train, microbatches=microbatches, memory=memory, dims=dims,
+                       trust=trust or (), solver=solver, budget=budget, seed=seed)
     from fourfold.jobs.shard import shard_instance
     from fourfold.report.terminal import Progress
 

@@ -129,17 +129,18 @@ def told_stages(asked: DevicesAsked, layouts: Layouts, problem: StageConstructio
     for s, (c, (i, k)) in enumerate(zip(answer.config.tolist(), runs, strict=True)):
         config = layouts.configs[c]
         inside = [n for n in range(len(asked.graph)) if i <= int(asked.layer[n]) <= k]
-        plan = _stage_plan(asked, config, ranks[s], (i, k), inside)
+        plan = stage_plan(asked, config, ranks[s], (i, k), inside)
         row: dict[str, object] = {
             "config": config.label, "devices": list(ranks[s]), "mesh": str(config.mesh), "shape": list(config.mesh.shape), "layers": [i, k],
             "nodes": len(inside), "modules": _modules(asked, inside), "seconds": float(times[s]), "bytes": float(bytes_[s]),
-            "bound": config.laid.bound, "tensors": _tensors(asked, config, (i, k)), "collectives": _collectives(asked, config, (i, k)),
+            "bound": config.laid.bound, "tensors": tensors_of(asked, config, (i, k)), "collectives": collectives_of(asked, config, (i, k)),
         }  # fmt: skip
         found.append((plan, row))
     return found
 
 
-def _stage_plan(asked: DevicesAsked, config: Configuration, ranks: tuple[int, ...], layers: tuple[int, int], inside: list[int]) -> StagePlan:
+def stage_plan(asked: DevicesAsked, config: Configuration, ranks: tuple[int, ...], layers: tuple[int, int], inside: list[int]) -> StagePlan:
+    """A stage of `layers` with the nodes `inside`, as `run` carries it out."""
     made, choice, graph = config.made, config.laid.assignment, asked.graph
     choices, values, stored, state = {}, {}, {}, []
     for n in inside:
@@ -165,7 +166,7 @@ def _modules(asked: DevicesAsked, inside: list[int]) -> list[str]:
     return [path for path in dict.fromkeys(paths) if path]
 
 
-def _tensors(asked: DevicesAsked, config: Configuration, layers: tuple[int, int], most: int = 40) -> list[dict[str, object]]:
+def tensors_of(asked: DevicesAsked, config: Configuration, layers: tuple[int, int], most: int = 40) -> list[dict[str, object]]:
     """The largest stored tensors of a stage: label, shape, layout, bytes a device."""
     graph, rows = asked.graph, []
     for variable, s in zip(config.made.variables, config.laid.assignment.tolist(), strict=True):
@@ -177,7 +178,7 @@ def _tensors(asked: DevicesAsked, config: Configuration, layers: tuple[int, int]
     return sorted(rows, key=lambda row: -float(np.prod(row["shape"])))[:most]
 
 
-def _collectives(asked: DevicesAsked, config: Configuration, layers: tuple[int, int]) -> list[dict[str, object]]:
+def collectives_of(asked: DevicesAsked, config: Configuration, layers: tuple[int, int]) -> list[dict[str, object]]:
     """Forward collectives of a stage by kind and axis: how many, bytes a device's group moves, seconds (of a microbatch)."""
     made, choice, graph = config.made, config.laid.assignment, asked.graph
     totals: dict[tuple[str, str], list[float]] = {}
@@ -212,4 +213,4 @@ def _timeline(asked: DevicesAsked, layouts: Layouts, problem: StageConstruction,
             "schedules": compared}
 
 
-__all__ = ["baselines", "document_of", "files_of", "placed_devices", "told_stages"]
+__all__ = ["baselines", "collectives_of", "document_of", "files_of", "placed_devices", "stage_plan", "tensors_of", "told_stages"]
