@@ -42,16 +42,15 @@ def planned(model: str, data: Any, out: Path, as_json: bool, **asked: Any) -> in
     return _INTERRUPTED if solution["interrupted"] else 0
 
 
-def sharded(model: str, out: Path | None, as_json: bool, progress: str, *, dims: list[str] | None, **asked: Any) -> int:
+def sharded(model: str, out: Path | None, as_json: bool, progress: str, **asked: Any) -> int:
     """Lay a model out on one mesh, tell; the exit code."""
-    from fourfold.cli.plan import sizes
     from fourfold.jobs.devices.one_mesh import QUESTION, shard_model
     from fourfold.report.format import size, span
     from fourfold.report.terminal import Progress
 
     mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
-        document = shard_model(model, dims=sizes(dims), out=out, progress=shown, **asked)
+        document = shard_model(model, out=out, progress=shown, **asked)
     solution = document.solutions[QUESTION]
     if as_json:
         emit({name: value for name, value in solution.items() if name != "answer"}

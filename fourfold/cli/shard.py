@@ -45,9 +45,10 @@ def shard(
         raise InputError(f"--mesh is for models; the strategies of {source} are in its file.", "Leave --mesh out.")
     if mesh is not None:
         from fourfold.cli._devices import sharded
+        from fourfold.cli.plan import sizes
 
-        return sharded(source, out, as_json, progress, mesh=mesh, machine=machine, train=train, microbatches=microbatches, memory=memory, dims=dims,
-                       trust=trust or (), solver=solver, budget=budget, seed=seed)
+        return sharded(source, out, as_json, progress, mesh=mesh, machine=machine, train=train, microbatches=microbatches, memory=memory,
+                       dims=sizes(dims), trust=trust or (), solver=solver, budget=budget, seed=seed)
     from fourfold.jobs.shard import shard_instance
     from fourfold.report.terminal import Progress
 
