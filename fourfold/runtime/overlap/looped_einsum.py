@@ -52,7 +52,7 @@ class EinsumLetters:
         words = [*operands, output]
         if not arrow or len(operands) != 2 or not all(word.isalpha() and len(set(word)) == len(word) for word in words):
             raise InputError(f"{equation!r} is no einsum of two operands with named dimensions.", "Write it like ab,bc->ac; no letter twice in one.")
-        found = cls(*words, letter)
+        found = cls(operands[0], operands[1], output, letter)
         if lost := set(output) - set("".join(operands)) or {x for x in set(operands[0]) ^ set(operands[1]) if x not in output}:
             raise InputError(f"In {equation!r} {', '.join(sorted(lost))} is summed or made of nothing.", "Name each letter in two of the three.")
         if letter not in (found.first if split == "first" else found.output) or len(letter) != 1:
