@@ -4,8 +4,8 @@
 
 Ranks are processes, each in a network namespace of its own, joined by virtual links that `tc` shapes (root and iproute2 needed; elsewhere only the
 unshaped loopback is measured, and the file says why). Every size runs plain, one way and both ways in turn, round after round; figures are medians of
-the slowest rank's wall seconds, speed-ups medians of the rounds' ratios with their range. The gate is calibrated first, on the same ranks, and never
-sees these rounds. Writes benchmarks/results/partition_overlap.json.
+the slowest rank's wall seconds, speed-ups medians of the rounds' ratios with their range. The gate is calibrated first, on the same ranks, and what
+it chooses is raced once; neither sees these rounds. Writes benchmarks/results/partition_overlap.json.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def rank_main(rank: int, world: int, address: str, rounds: int, sizes: list[tupl
 
     from fourfold.cost.overlap import GATHER, SCATTER
     from fourfold.runtime.overlap.calibrate import calibrate
-    from fourfold.runtime.overlap.looped_einsum import EinsumLetters, all_gather_einsum, chosen, einsum_reduce_scatter
+    from fourfold.runtime.overlap.looped_einsum import all_gather_einsum, einsum_reduce_scatter
+    from fourfold.runtime.overlap.race import race
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://{address}", rank=rank, world_size=world)
@@ -52,10 +53,11 @@ def rank_main(rank: int, world: int, address: str, rounds: int, sizes: list[tupl
         for rows_, inner, columns in sizes:
             if kind == GATHER:
                 a, b = torch.randn(rows_ // world, inner), torch.randn(inner, columns)
-                run, letters = all_gather_einsum, EinsumLetters.parse("ab,bc->ac", "a", "first")
+                run = all_gather_einsum
             else:
                 a, b = torch.randn(rows_, columns), torch.randn(columns, inner)
-                run, letters = einsum_reduce_scatter, EinsumLetters.parse("ab,bc->ac", "a", "output")
+                run = einsum_reduce_scatter
+            stands = race(kind, "ab,bc->ac", a, b, "a", None, gate)
             took: dict[str, list[float]] = {way: [] for way in WAYS}
             for turn in range(rounds + 1):
                 for i in range(len(WAYS)):
@@ -67,8 +69,7 @@ def rank_main(rank: int, world: int, address: str, rounds: int, sizes: list[tupl
                     dist.all_reduce(mine, dist.ReduceOp.MAX)
                     if turn:
                         took[way].append(float(mine))
-            way = chosen(kind, letters, a, b, gate)
-            rows.append({"kind": kind, "rows": rows_, "inner": inner, "columns": columns, "chosen": way, "seconds": took})
+            rows.append({"kind": kind, "rows": rows_, "inner": inner, "columns": columns, "gate": stands.gate, "chosen": stands.way, "seconds": took})
     if rank == 0:
         print(json.dumps({"gate": gate.to_json(), "rows": rows}))
     dist.barrier()
@@ -140,7 +141,7 @@ def summed_up(found: dict[str, object], link: str, mbit: float | None) -> dict[s
     for row in found["rows"]:                                          # type: ignore[attr-defined]
         took = row["seconds"]
         ratios = {way: [p / w for p, w in zip(took["plain"], took[way], strict=True)] for way in WAYS}
-        rows.append({**{key: row[key] for key in ("kind", "rows", "inner", "columns", "chosen")},
+        rows.append({**{key: row[key] for key in ("kind", "rows", "inner", "columns", "gate", "chosen")},
                      "median": {way: statistics.median(took[way]) for way in WAYS},
                      "speed_up": {way: {"median": statistics.median(one), "least": min(one), "most": max(one)} for way, one in ratios.items()},
                      "rounds": len(took["plain"])})
@@ -213,7 +214,7 @@ def main() -> None:
     for link in found:
         for row in link["rows"]:                                       # type: ignore[attr-defined]
             best = max(row["speed_up"][way]["median"] for way in WAYS)
-            print(f"{link['link']}: {row['kind']} {row['rows']}×{row['inner']}×{row['columns']}: gate {row['chosen']}, "
+            print(f"{link['link']}: {row['kind']} {row['rows']}×{row['inner']}×{row['columns']}: gate {row['gate']}, raced {row['chosen']}, "
                   f"{row['speed_up'][row['chosen']]['median']:.2f} ×; best {best:.2f} ×")
 
 

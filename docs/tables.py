@@ -1006,8 +1006,9 @@ def overlap(data: Document) -> str:
             gained = {way: f"{one['median']:.2f} × ({one['least']:.2f} to {one['most']:.2f})" for way, one in row["speed_up"].items()}
             size = f"{row['rows']} × {row['inner']} × {row['columns']}"
             rows.append([link["link"], names[row["kind"]], size, f"{1e3 * row['median']['plain']:.3g} ms",
-                         gained["one_way"], gained["both_ways"], f"{ways[row['chosen']]}, {row['speed_up'][row['chosen']]['median']:.2f} ×"])
-    lines = [grid(("link", "what", "rows × inner × columns", "plain", "one way", "both ways", "the gate"), rows), ""]
+                         gained["one_way"], gained["both_ways"], ways[row["gate"]],
+                         f"{ways[row['chosen']]}, {row['speed_up'][row['chosen']]['median']:.2f} ×"])
+    lines = [grid(("link", "what", "rows × inner × columns", "plain", "one way", "both ways", "the gate's model", "raced"), rows), ""]
     if data["not_shaped"]:
         lines += [f"Links were not shaped: {data['not_shaped']}.", ""]
     rows = []

@@ -16,6 +16,7 @@ from fourfold.cost.overlap import GATHER, SCATTER, OverlapGate
 from fourfold.errors import InputError
 from fourfold.runtime.overlap.calibrate import calibrate
 from fourfold.runtime.overlap.looped_einsum import CollectiveEinsum, all_gather_einsum, einsum_reduce_scatter
+from fourfold.runtime.overlap.race import race
 
 GATHERED = [("ab,bc->ac", "a"), ("ab,bc->ac", "b"), ("ab,cb->ac", "a"), ("atb,bc->atc", "t"), ("hab,hbc->hac", "h"), ("ab,ac->bc", "a")]
 SCATTERED = [("ab,bc->ac", "a"), ("ab,bc->ac", "c"), ("atb,cb->atc", "t"), ("hab,hbc->hac", "h")]
@@ -98,6 +99,10 @@ def main() -> None:
         if n > 1:
             found |= {f"{key} {n}": value for key, value in layers(group, n, rank).items()}
     gate = calibrate(repeat=2)
+    raced = race(GATHER, "ab,bc->ac", torch.ones(32, 16), torch.ones(16, 16), "a", None, OverlapGate(world, 0.0, 1e-9, 1e9), rounds=3)
+    agreed = [torch.empty(1) for _ in range(world)]
+    dist.all_gather(agreed, torch.tensor([float(raced.way == raced.gate)]))
+    assert raced.gate != "plain" and len(raced.seconds[raced.gate]) == 3 and len({float(one) for one in agreed}) == 1
     figures = torch.tensor([gate.alpha, gate.beta, gate.rate], dtype=torch.float64)
     others = [torch.empty_like(figures) for _ in range(world)]
     dist.all_gather(others, figures)
