@@ -55,17 +55,17 @@ def test_a_network_alone(kind: str, engine: str, tmp_path: Path) -> None:
             assert fourfold.load(tmp_path / "cheap").module
 
 
-@pytest.mark.parametrize("first, last", [
-    (("class", "torch"), ("tree", "onnxruntime")), (("opaque", "onnxruntime"), ("factory", "torch")),
-    (("factory", "openvino"), ("class", "openvino")),
-    (("onnx", "openvino"), ("onnx", "onnxruntime")), (("tree", "torch"), ("opaque", "openvino")),
+@pytest.mark.parametrize("first, last", [                              # every kind and engine once; `make slow` takes other pairs too
+    (("class", "torch"), ("tree", "onnxruntime")), (("opaque", "onnxruntime"), ("factory", "torch")), (("onnx", "openvino"), ("onnx", "onnxruntime")),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
+        (("factory", "openvino"), ("class", "openvino")), (("tree", "torch"), ("opaque", "openvino")))),
 ])  # fmt: skip
 def test_a_cascade(first: tuple[str, str], last: tuple[str, str], tmp_path: Path) -> None:
     members = [origins.part(*first, tmp_path / "one", name="one", seed=1), origins.part(*last, tmp_path / "two", name="two", seed=2)]
     kept(members, tmp_path / "cheap", gates=1)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_transformers_model_behind_counted_words(engine: str, tmp_path: Path) -> None:
     from fourfold.datasets.tokenise import tokenised
 
