@@ -123,8 +123,8 @@ def test_a_worker_outlives_no_main_process(tmp_path: Path) -> None:
         left = [int(pid) for pid in child.stdout.readline().split()]
         assert left
         (os.killpg if how == signal.SIGINT else os.kill)(child.pid, how)
-        child.wait(60)
-        for _ in range(300):
+        child.wait(600)
+        for _ in range(3000):
             if not any(Path(f"/proc/{pid}").exists() for pid in left):
                 break
             time.sleep(0.1)

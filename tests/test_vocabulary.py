@@ -39,7 +39,8 @@ def template(raw: Tokenizer) -> None:
 
 def trained(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer of 400 pieces learnt from source code: mostly pieces that the texts above do not use."""
-    corpus = [line for name in ("test_data.py", "test_units.py") for line in (Path(__file__).parent / name).read_text("utf-8").splitlines()][:900] + TEXTS
+    files = [Path(__file__).with_name(name) for name in ("test_data.py", "test_units.py")]   # few: learning takes long
+    corpus = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()][:900] + TEXTS
     if kind == "wordpiece":
         raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         raw.normalizer, raw.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()

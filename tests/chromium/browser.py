@@ -29,6 +29,9 @@ def _pipe() -> tuple[int, int]:
     return high[0], high[1]
 
 
+PATIENCE = 600.0  # seconds for an answer, on a machine that others share
+
+
 class Browser:
     """One Chromium with one page; a context manager. `complaints` gathers console errors, exceptions and requests that left the file.
 
@@ -64,7 +67,7 @@ class Browser:
     def __exit__(self, *exc: object) -> None:
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
         os.close(self._out)
@@ -78,7 +81,7 @@ class Browser:
         os.write(self._out, json.dumps(message).encode() + b"\0")
         wanted = self._count
         while True:
-            answer = self._next(60.0)
+            answer = self._next(PATIENCE)
             if answer.get("id") == wanted:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -116,7 +119,7 @@ class Browser:
         self.loaded = False
         self.call("Page.navigate", url=page.resolve().as_uri())
         while not self.loaded:
-            self._event(self._next(60.0))
+            self._event(self._next(PATIENCE))
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""

@@ -202,7 +202,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
             np.savez(folder / "inputs.npz", **{k: v.numpy() for k, v in inputs.items()})
             np.save(folder / "want.npy", answer(family, module).numpy())
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-    subprocess.run([sys.executable, "-W", "ignore", str(HERE / "fresh.py"), str(root)], check=True, env=environment, timeout=600)
+    subprocess.run([sys.executable, "-W", "ignore", str(HERE / "fresh.py"), str(root)], check=True, env=environment, timeout=1800)
     return root
 
 

@@ -50,7 +50,7 @@ def test_ctrl_c_while_trainers_are_at_work(model: Path, reviews: Path, tmp_path:
     command = [sys.executable, "-m", "fourfold", "optimize", str(model), "--data", str(reviews), "--out", str(out), *asked]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen: set[int] = set()
-    end = time.monotonic() + 150
+    end = time.monotonic() + 600
 
     def begun() -> bool:
         """Whether a training is under way: begun by the journal, and not yet there."""
@@ -67,7 +67,7 @@ def test_ctrl_c_while_trainers_are_at_work(model: Path, reviews: Path, tmp_path:
         process.send_signal(signal.SIGINT)
         time.sleep(1.0)
         seen |= trainers(process.pid)
-    printed, said = process.communicate(timeout=200)
+    printed, said = process.communicate(timeout=900)
     assert process.returncode == 130, said
     assert not running(seen)
     if times == 1:

@@ -61,7 +61,7 @@ def test_killed_at_random_moments_it_reaches_the_same_result(
     kills, grown = 0, [len(lines(journal))]
     for _ in range(times):
         process = start(model, reviews, out)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 600
         # lines that the journal must have gained before the kill: the moment varies, progress is certain
         wanted = grown[-1] + rng.randint(*((2, 4) if times < 9 else (0, 1)))
         while process.poll() is None and len(lines_or_fewer(journal)) < wanted and time.monotonic() < deadline:
@@ -72,7 +72,7 @@ def test_killed_at_random_moments_it_reaches_the_same_result(
         process.wait()
         grown.append(len(lines_or_fewer(journal)))
     process = start(model, reviews, out)
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors
     assert kills >= 1
     assert front.best is not None and f"DONE {front.best.name}" in printed
@@ -102,7 +102,7 @@ def test_ctrl_c_returns_the_best_so_far(model: Path, reviews: Path, front: fourf
     out = tmp_path / "cheap"
     journal = seeded(front, out)
     process = start(model, reviews, out)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
 
     def reached() -> bool:
         return any(str(x.get("key", "")).startswith(moment) for x in lines_or_fewer(journal))
@@ -112,7 +112,7 @@ def test_ctrl_c_returns_the_best_so_far(model: Path, reviews: Path, front: fourf
     if process.poll() is not None and not reached():                    # the budget of 40 s is of wall time
         pytest.skip(f"this machine is too busy: the run was over before it came to {moment!r}")
     process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors
     assert "DONE" in printed
     report = json.loads((out / "report.json").read_text())

@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +103,5 @@ def test_the_journal_is_bounded_and_a_rerun_goes_straight_to_saving(room: Path) 
     asked(12)
     assert len(list(folder.glob("journal-*.jsonl"))) == 3              # this one and two before
     before, steps = {path.name for path in folder.iterdir()}, trained()
-    began = time.monotonic()
     asked(12)
     assert trained() == steps and {path.name for path in folder.iterdir()} == before
-    assert time.monotonic() - began < 60
