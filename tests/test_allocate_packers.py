@@ -176,7 +176,7 @@ def test_luby_series() -> None:
 
 @pytest.mark.parametrize("name", ["minimalloc", "portfolio", "exact"])
 def test_a_hopeless_question_ends_with_its_budget(name: str) -> None:
-    """Zero slack and hundreds of buffers: packed or not, it ends soon after the 3 s (soon on a machine that others share), not after 10⁹ evaluations."""
+    """Zero slack and hundreds of buffers: packed or not, it ends soon after the 3 s, on a machine that others share, and not after 10⁹ nodes."""
     begun = time.monotonic()
     with contextlib.suppress(Infeasible):
         solve(Allocate(buffers(perfect(13, 900))), technique(f"allocate/{name}")(), Budget(3.0, 10**9))
