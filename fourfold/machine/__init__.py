@@ -1,7 +1,7 @@
 """A machine: devices that compute, links that carry bytes between them, each figure with its unit, source and grade. Frozen data; TOML files hold it.
 
     name = "two P100 over PCIe"
-    hubs = ["root"]                            # ends of links that do not compute: switches, host bridges
+    hubs = ["root"]                            # ends of links that pass on what is not theirs: switches, host bridges; devices that route ("chip*")
 
     [[device]]
     name = "gpu0"                              # or names = ["gpu0", "gpu1"]: one such device under each name
@@ -25,7 +25,8 @@
     relay = "7 GB/s"                                      # how fast weights are laid out anew by every call; without it they are not
 
     [[link]]
-    a = "gpu*"                                 # a shell pattern: one link for each match; between = "gpu*" in place of a and b: one for each pair
+    a = "gpu*"                                 # a shell pattern: one link for each match; between = "gpu*" in place of a and b: one for each pair;
+                                               # along = ["gpu0", "gpu1", "gpu2"]: one from each to the next
     b = "root"
     latency = "10 us"
     bandwidth = "11.7 GB/s"                    # of one direction
@@ -82,7 +83,8 @@ class Machine:
         names = [*(device.name for device in self.devices), *self.hubs]
         if not self.devices:
             raise InputError(f"The system {self.name!r} has no device.", "Give at least one [[device]].")
-        twice = sorted({name for name in names if names.count(name) > 1})
+        hubs = set(self.hubs)
+        twice = sorted({name for name in names if names.count(name) > 1 + (name in hubs and self.hubs.count(name) == 1)})
         if twice:
             raise InputError(f"The system {self.name!r} uses a name twice: {', '.join(twice)}.", "Give every device and hub a name of its own.")
         for link in self.links:

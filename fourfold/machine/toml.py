@@ -51,8 +51,9 @@ class _Reader:
         known = ("name", "device", "link", "hubs", "fingerprint", "note", "grade", "source")
         self._only(self.data, known, "at its top")
         devices = [device for table in self._tables("device") for device in self._devices(table)]
-        hubs = tuple(self._texts(self.data.get("hubs", []), "hubs"))
-        links = [link for table in self._tables("link") for link in self._links(table, [device.name for device in devices], hubs)]
+        called = [device.name for device in devices]
+        hubs = tuple(name for hub in self._texts(self.data.get("hubs", []), "hubs") for name in fnmatch.filter(called, hub) or [hub])
+        links = [link for table in self._tables("link") for link in self._links(table, called, hubs)]
         name = self.data.get("name", Path(self.source).stem)
         return Parts(str(name), tuple(devices), tuple(links), str(self.data.get("fingerprint", "")), hubs, self.figures)
 
@@ -181,8 +182,8 @@ class _Reader:
         return tuple(points)
 
     def _links(self, table: Mapping[str, Any], devices: Sequence[str], hubs: Sequence[str]) -> list[Link]:
-        self._only(table, ("a", "b", "between", "duplex", "overlap", "note", *_LINK_FIGURES), "in a [[link]]")
-        ends = [*devices, *hubs]
+        self._only(table, ("a", "b", "between", "along", "duplex", "overlap", "note", *_LINK_FIGURES), "in a [[link]]")
+        ends = list(dict.fromkeys([*devices, *hubs]))
 
         def matching(key: str) -> list[str]:
             pattern = table.get(key)
@@ -199,6 +200,14 @@ class _Reader:
             pairs = [(one, other) for number, one in enumerate(among) for other in among[number + 1:]]
             if not pairs:
                 raise InputError(f"{self.source}: between = {table['between']!r} matches {among[0]!r} alone.", "A link needs two ends.")
+        elif "along" in table:
+            chain = self._texts(table["along"], "along")
+            if unknown := [name for name in chain if name not in ends]:
+                raise InputError(f"{self.source}: a [[link]] leads along {unknown[0]!r}, and there is no such device or hub.",
+                                 f"Known: {', '.join(ends)}.")
+            if len(chain) < 2:
+                raise InputError(f"{self.source}: a [[link]] leads along fewer than two ends.", "Name at least two devices or hubs in order.")
+            pairs = list(zip(chain, chain[1:], strict=False))
         else:
             pairs = [(one, other) for one in matching("a") for other in matching("b") if one != other]
         duplex, overlap = table.get("duplex", True), table.get("overlap", True)
