@@ -95,16 +95,16 @@ def picture(rows: Sequence[Mapping[str, object]], phase: str, chosen: int) -> st
                  f'<text class="axis" x="{WIDE - RIGHT}" y="{HIGH - 12}" text-anchor="end">{latency}</text>')
     line = sorted((x, y) for x, y, row in marks if row["front"])
     parts.append(f'<path class="stair" d="M{" L".join(f"{a:.1f},{b:.1f}" for a, b in (at(x, y) for x, y in line))}"/>' if len(line) > 1 else "")
-    for x, y, row in marks:
+    for i, (x, y, row) in enumerate(sorted(marks, key=lambda mark: mark[0])):
         a, b = at(x, y)
         kind = _CLASSES.get(str(row["title"]), "other")
         ring = f'<circle class="halo" cx="{a:.1f}" cy="{b:.1f}" r="11"/>' if row["batch"] == chosen else ""
         name = f"{row['batch']} · {row['title']}" if row["front"] or row["batch"] == chosen else str(row["batch"])
-        side = "end" if a > WIDE - 160 else "start"
+        under = i % 2 == 1                                              # names of neighbours stand above and below in turn
         told = f'<title>batch {row["batch"]}, {escape(str(row["title"]))}</title>'
-        aside = a + (-12 if side == "end" else 12)
+        centre = min(max(a, LEFT + 40), WIDE - RIGHT - 44)
         parts.append(f'<g class="{kind}">{ring}<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="6">{told}</circle>'
-                     f'<text x="{aside:.1f}" y="{b - 9:.1f}" text-anchor="{side}">{escape(name)}</text></g>')
+                     f'<text x="{centre:.1f}" y="{b + (24 if under else -14):.1f}" text-anchor="middle">{escape(name)}</text></g>')
     return "".join(parts) + "</svg>"
 
 
