@@ -214,7 +214,6 @@ def test_one_phase_int8_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(("options", "code", "said"), [
     (["--serve"], 2, "--serve needs the grid"),
-    (["--devices", "8x8"], 2, "--devices"),
     (["--serve", "--devices", "4x4", "--machine", "tpu-v4x64"], 2, "has 16 chips, and slice of 64 TPU v4 has 64"),
     (["--serve", "--devices", "4x4x4", "--machine", "tpu-v4x64", "--phase", "train"], 2, "prefill or decode"),
     (["--serve", "--devices", "4x4x4", "--machine", "tpu-v4x64", "--weights", "int4"], 2, "int8"),
