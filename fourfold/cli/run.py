@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fourfold.runtime.local.check import Check
     from fourfold.runtime.local.race import Race
 
+_DEVICES = "stages"                                                     # the question that a plan over several devices answers
 _DIFFERS = 4                                                            # exit code: outputs are not the original's
 
 
@@ -31,6 +32,11 @@ def run(
     inputs: Annotated[Path | None, typer.Option(help="Inputs by name, .npz or .safetensors. [those that the plan was made with]")] = None,
     model: Annotated[str | None, typer.Option(help="The model, where it is no longer where it was planned from.")] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Carry out the folder's plan of memory, where it holds a schedule too.")] = False,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Processes of a plan over several devices, on all hosts. [as many as its devices]")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts that run a share of these processes each, with this command.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which of the hosts this is, from 0.")] = 0,
+    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where the processes meet, on host 0. [this host, a free port]")] = None,
+    patience: Annotated[float, typer.Option(min=1.0, help="Seconds without progress until a process counts as hung.")] = 30.0,
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
@@ -38,6 +44,14 @@ def run(
     from fourfold import plans
 
     questions = plans.answers(plan)
+    if nproc is not None or _DEVICES in questions and plans.SCHEDULE not in questions and not memory:
+        from fourfold.cli._spmd import carried_out as on_ranks
+
+        code = on_ranks(plan, model, _inputs(inputs), repeat, check, as_json, trust or (), nproc=nproc, nodes=nodes, node_rank=node_rank,
+                        address=address, patience=patience)
+        if code:
+            raise typer.Exit(code)
+        return
     if memory or "rematerialise" in questions and plans.SCHEDULE not in questions:
         from fourfold.cli._memory import carried_out
 
