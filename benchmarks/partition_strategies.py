@@ -2,9 +2,9 @@
 
     python benchmarks/partition_strategies.py [--models gpt:1024x32x16,…] [--quick]
 
-Every model is captured without weights; a step is forward and backward with gradients summed over 16 microbatches. Seconds of a row are CPU time of
-one thread, without the capture: tables of strategies and edges, and the elimination. A second, independent check counts brute-force optima of tiny
-programs.
+Every model is captured without weights, on 8 rows (64 pictures); a step is forward and backward with gradients summed over 16 microbatches. Seconds
+of a row are CPU time of one thread, without the capture: tables of strategies and edges, and the elimination. A second, independent check counts
+brute-force optima of tiny programs.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from fourfold.zoo.giants import giant
 HERE = Path(__file__).parent
 MODELS = ("gpt:1024x32x16@2x4", "gpt:1024x32x16@8x8", "gpt:2048x96x16@2x4x8", "gpt:8192x48x64@8x8", "moe:1024x32x16x16@2x4", "moe:1024x32x16x64@8x8",
           "wresnet:2x50@2x4", "wresnet:4x101@8x8")
-BATCH, MICROBATCHES, COPIES = 64, 16, 5
+BATCH, PICTURES, MICROBATCHES, COPIES = 8, 64, 16, 5                    # few rows: data parallelism alone cannot use 64 devices
 
 
 def asked(name: str) -> tuple[Captured, Mesh, np.ndarray]:
     model, _, mesh = name.partition("@")
     machine = Machine.read("v100x64")
-    captured = capture(*giant(model, BATCH))
+    captured = capture(*giant(model, PICTURES if model.startswith("wresnet") else BATCH))
     return captured, Mesh.of(machine, mesh), alone(captured.graph, Machine(machine.name, machine.devices[:1]))[:, 0]
 
 

@@ -923,7 +923,7 @@ def strategies(data: Document) -> str:
     for row in data["rows"]:
         model, _, mesh = row["name"].partition("@")
         cpu = row["cpu"]
-        gap = "–" if row["bound"] is None else share(row["value"] / row["bound"] - 1, 2)
+        gap = "–" if row["bound"] is None else share(max(0.0, row["value"] / row["bound"] - 1), 2)
         rows.append([f"`{model}`", mesh, f"{row['ops']:,}", f"{row['strategies']:,}",
                      f"{cpu[len(cpu) // 2]:.2f} s ({cpu[0]:.2f} to {cpu[-1]:.2f})", gap, f"{1e3 * row['value']:.4g} ms",
                      *(f"{row['by_hand'][name] / row['value']:.3g} ×" for name in ("data", "fsdp", "megatron", "uniform"))])

@@ -87,7 +87,7 @@ def test_memory_makes_it_split_and_what_fits_nothing_says_by_how_much() -> None:
     assert solution["before"] is None and all(stage["bytes"] <= 12e6 for stage in solution["stages"])
     assert any(stage["tensors"][0]["spec"] != "P(None, None)" or stage["tensors"][0]["state"] for stage in solution["stages"]) \
         or len(solution["stages"]) > 1
-    with pytest.raises(Infeasible, match=r"No plan .*GiB.*\n.*--memory"):
+    with pytest.raises(Infeasible, match=r"No plan .*MiB.*\n.*--memory"):
         plan_devices(Net(), (torch.zeros(64, 256),), devices="1x4", machine="v100x64", train=True, memory="1MB")
 
 

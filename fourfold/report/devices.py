@@ -57,8 +57,9 @@ def sentences(facts: Mapping[str, object], cost: float, before: float | None) ->
         if row["cost"] is None:
             said.append(f"{str(row['plan'])[:1].upper()}{str(row['plan'])[1:]} does not fit: {row['why']}")
         else:
+            more = f"{_number(row['cost']) / cost:.3g}"
             said.append(f"{str(row['plan'])[:1].upper()}{str(row['plan'])[1:]} takes {format.span(_number(row['cost']))}, "
-                        f"{_number(row['cost']) / cost:.3g} times as long.")
+                        + ("as long." if more == "1" else f"{more} times as long."))
     relaxation = facts.get("relaxation")
     if relaxation is not None:
         said.append(f"No pipeline of this table takes less than {format.span(_number(relaxation))} by a relaxation that knows no solver; the layouts "

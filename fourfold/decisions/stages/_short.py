@@ -21,11 +21,27 @@ def nothing_fits(problem: StageConstruction) -> Infeasible:
                           "Give more devices, or a mesh whose axes divide the sizes.")
     each = need[:, diagonal, diagonal].min(axis=0)
     worst = int(each.argmax())
-    most, limit = each[worst] / 2**30, problem.limit / 2**30
-    if each[worst] > problem.limit:
-        return Infeasible(f"No plan fits {limit:.3g} GiB a device: {table.layers[worst]} alone needs {most:.3g} GiB, {most - limit:.3g} more, "
-                          "on its best submesh.", f"Give --memory {most:.3g}GiB, more devices, or smaller microbatches (more of them).")
-    total = (need[:, diagonal, diagonal] * table.devices[own][:, None]).min(axis=0).sum() / 2**30
-    return Infeasible(f"No plan of {count} layers fits {limit:.3g} GiB on each of {problem.devices} devices: the layers need at least {total:.3g} "
-                      f"GiB of the {limit * problem.devices:.3g} in all, and no cut of them into stages fits.",
-                      "Give more devices, a higher --memory, smaller microbatches (more of them), or --schedule 1f1b.")
+    limit = problem.limit
+    if each[worst] > limit:
+        return Infeasible(f"No plan fits {_bytes(limit)} a device: {table.layers[worst]} alone needs {_bytes(each[worst])}, "
+                          f"{_bytes(each[worst] - limit)} more, on its best submesh.",
+                          f"Give --memory {_asked(each[worst])}, more devices, or smaller microbatches (more of them).")
+    total = float((need[:, diagonal, diagonal] * table.devices[own][:, None]).min(axis=0).sum())
+    return Infeasible(f"No plan of {count} layers fits {_bytes(limit)} on each of {problem.devices} devices: layers need at least {_bytes(total)} "
+                      f"of the {_bytes(limit * problem.devices)} in all, and no cut of them into stages fits.",
+                      f"Give more devices, --memory {_asked(max(2 * limit, total / problem.devices))}, smaller microbatches (more of them), or "
+                      "--schedule 1f1b.")
+
+
+def _bytes(value: float) -> str:
+    """"14.9 GiB"."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def _asked(value: float) -> str:
+    """As --memory takes it, rounded up: "15GiB"."""
+    unit, size = next(((unit, size) for unit, size in (("GiB", 2**30), ("MiB", 2**20)) if value >= size), ("KiB", 2**10))
+    return f"{-(-value * 10 // size) / 10:g}{unit}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,8 +154,9 @@ def _sentences(facts: Mapping[str, object], by_hand: list[dict[str, object]], co
     said = []
     for row in by_hand:
         value = row["cost"]
-        said.append(f"{row['plan']} takes {span(value)} a microbatch, {value / cost:.3g} times as long." if isinstance(value, float) and cost > 0 else
-                    f"{row['plan']} does not fit: it {row['why']}." if value is None else f"{row['plan']} takes as long.")
+        more = f"{value / cost:.3g}" if isinstance(value, float) and cost > 0 else "1"
+        said.append(f"{row['plan']} does not fit: it {row['why']}." if value is None else f"{row['plan']} takes as long." if more == "1" else
+                    f"{row['plan']} takes {span(cast(float, value))} a microbatch, {more} times as long.")
     return said
 
 

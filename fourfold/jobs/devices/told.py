@@ -208,6 +208,9 @@ def _timeline(asked: DevicesAsked, layouts: Layouts, problem: StageConstruction,
     active = [layouts.table.active[c, i, k] for c, (i, k) in zip(answer.config, answer.runs(asked.count), strict=True)]
     done = play(forward.tolist(), backward.tolist(), shown, asked.schedule, active=active)
     rows = {schedule: play(forward.tolist(), backward.tolist(), shown, schedule, active=active) for schedule in ("gpipe", "1f1b")}
+    if asked.schedule == "1f1b" and shown % len(times) == 0 and len(times) > 1 and min(k - i for i, k in answer.runs(asked.count)) > 0:
+        halves = [np.tile(part, 2).tolist() for part in (forward / 2, backward / 2, np.array(active) / 2)]
+        rows["interleaved, two chunks"] = play(halves[0], halves[1], shown, "interleaved", chunks=2, active=halves[2])
     compared = [{"schedule": name, "seconds": one.seconds, "bubble": one.bubble, "bytes": one.bytes.tolist()} for name, one in rows.items()]
     return {"microbatches": shown, "seconds": done.seconds, "bubble": done.bubble, "forward": forward.tolist(), "backward": backward.tolist(),
             "schedules": compared}
