@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
 
 
 def chiplets(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model as `fourfold plan` takes it, a saved graph (.npz), or a plan's folder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model as `fourfold plan` takes it, a size (gpt:768x12x12), a saved "
+                                                     "graph (.npz), or a plan's folder.")],
     machine: Annotated[str, typer.Option(help="mcm36 (36 chips, a ring), mcm36-mesh, or a machine file of equal devices.")] = "mcm36",
     budget: Annotated[str, typer.Option(help="Partitions priced (200) or time (60s).")] = "200",
     solver: Annotated[str, typer.Option(help="auto, or a technique that `fourfold list chiplets` names.")] = "auto",

@@ -120,8 +120,13 @@ def _subject(model: object, inputs: object, train: bool, dims: Mapping[str, int]
     if isinstance(model, Graph) or isinstance(model, str | Path) and str(model).endswith(".npz"):
         graph = model if isinstance(model, Graph) else Graph.load(model)
         return _Subject(graph, _about(graph), ())
+    from fourfold.jobs.devices.source import captured_of
     from fourfold.runtime.source import read
+    from fourfold.zoo.giants import is_giant
 
+    if is_giant(model) and not train and not Path(str(model)).exists():
+        captured, about, capture = captured_of(model, inputs, train, dims, seed, trust)
+        return _Subject(captured.graph, {**_about(captured.graph), "model": about, "capture": capture}, tuple(captured.note))
     source = read(model, inputs, train=train, dims=dims, seed=seed, trust=trust)
     graph = source.captured.graph
     return _Subject(graph, {**_about(graph), "model": source.model, "capture": source.capture}, tuple(source.captured.note))

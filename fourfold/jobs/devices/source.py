@@ -89,7 +89,7 @@ def asked_of(model: object, inputs: object, *, devices: str, machine: object, me
     if not linked:
         notes = [*notes, f"This machine has {len(system)} device{'s' * (len(system) != 1)}; {hosts * each} like it are planned for, with links of "
                          "10 GB/s and 10 µs assumed. Give --machine for real ones."]
-    captured, told, how = _captured(model, inputs, train, dims, seed, trust)
+    captured, told, how = captured_of(model, inputs, train, dims, seed, trust)
     graph = captured.graph
     count = default_layers(graph) if layers is None else layers
     if not 1 <= count <= len(graph):
@@ -100,8 +100,8 @@ def asked_of(model: object, inputs: object, *, devices: str, machine: object, me
                  np.minimum(seconds(graph, one)[:, 0], 1e6), told, how, (*notes, *captured.note), linked)
 
 
-def _captured(model: object, inputs: object, train: bool, dims: Mapping[str, int] | None, seed: int,
-              trust: Iterable[str]) -> tuple[Captured, dict[str, object], dict[str, object]]:
+def captured_of(model: object, inputs: object, train: bool, dims: Mapping[str, int] | None, seed: int,
+                trust: Iterable[str]) -> tuple[Captured, dict[str, object], dict[str, object]]:
     """The forward program, and how it is captured again. Large models by name have no weights."""
     from fourfold.frontends.torch_export import capture
     from fourfold.runtime.source import read
@@ -144,4 +144,4 @@ def meshes_of(hosts: int, each: int) -> list[str]:
 
 
 
-__all__ = ["DevicesAsked", "asked_of", "meshes_of", "parsed"]
+__all__ = ["DevicesAsked", "asked_of", "captured_of", "meshes_of", "parsed"]
