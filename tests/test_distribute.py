@@ -29,6 +29,7 @@ def test_what_does_not_fit_is_refused_in_two_lines() -> None:
     assert not any(isinstance(one, torch.distributed.tensor.DTensor) for one in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.apart
 def test_one_process_answers_as_before() -> None:
     check("encoder", "dp=1,tp=1")

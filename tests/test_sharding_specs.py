@@ -72,7 +72,7 @@ def test_pieces_tile_the_tensor(spec: Spec, shape: tuple[int, ...]) -> None:
     assert (full == copies).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(specs())
 def test_dtensor_and_back(spec: Spec) -> None:
     assert Spec.of_placements(spec.to_placements(CUBE), 3, CUBE) == spec
@@ -119,7 +119,7 @@ def test_a_sum_over_a_slow_axis_is_made_of_pieces() -> None:
     assert [str(step) for step in steps] == ["reduce-scatter over tp", "all-reduce over dp", "all-gather over tp"]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(specs(), specs(), specs())
 def test_chains_end_where_they_should_and_obey_the_triangle(a: Spec, b: Spec, c: Spec) -> None:
     shape = (6, 12, 5)

@@ -26,8 +26,13 @@ def run_piece(node: fx.Node, call: OpLetters, rule: ShardingRule, operands: Sequ
         made = node.meta["val"]
         leaves = [one for one in (made if isinstance(made, tuple | list) else [made]) if isinstance(one, Tensor)]
         least = {"max": -torch.inf, "min": torch.inf}
-        return tuple(torch.full(shape, least.get(rule.extreme.get(o, ""), 0.0) if one.is_floating_point() else 0, dtype=one.dtype)
-                     for o, (shape, one) in enumerate(zip(piece.shapes, leaves, strict=True)))
+        empty = [torch.full(shape, least.get(rule.extreme.get(o, ""), 0.0) if one.is_floating_point() else 0, dtype=one.dtype)
+                 for o, (shape, one) in enumerate(zip(piece.shapes, leaves, strict=True))]
+        for i in rule.addends:                                          # but what it holds of a bias, that is added
+            sizes = dict(zip(rule.inputs[i][-operands[i].ndim:], operands[i].shape, strict=True)) if operands[i].ndim else {}
+            shape = [sizes.get(dim, 1) if dim else 1 for dim in rule.outputs[0]]
+            empty[0] = empty[0] + operands[i].reshape(shape)
+        return tuple(empty)
     if op == "broadcast_tensors":
         return tuple(one.expand(shape) for one, shape in zip(operands, piece.shapes, strict=True))
     if op in RESHAPES:
@@ -56,9 +61,19 @@ def _filled(value: object, operands: Sequence[Tensor]) -> object:
 
 
 def _called(target: Callable[..., object], args: Mapping[str, object]) -> object:
+    given, named = _sorted(target, args)
+    return target(*given, **named)
+
+
+def _sorted(target: object, args: Mapping[str, object]) -> tuple[list[object], dict[str, object]]:
     schema = getattr(target, "_schema", None)
     only = {a.name for a in schema.arguments if a.kwarg_only} if schema is not None else set[str]()
-    return target(*(v for name, v in args.items() if name not in only), **{name: v for name, v in args.items() if name in only})
+    return [v for name, v in args.items() if name not in only], {name: v for name, v in args.items() if name in only}
+
+
+def arguments_of(node: fx.Node, call: OpLetters, operands: Sequence[Tensor]) -> tuple[list[object], dict[str, object]]:
+    """(by position, by name) what `node` is called with where its operands are these."""
+    return _sorted(node.target, {name: _filled(value, operands) for name, value in call.args.items()})
 
 
 def _rows(op: str, args: dict[str, object], rule: ShardingRule, piece: Piece, target: Callable[..., object]) -> tuple[Tensor, ...]:
@@ -99,4 +114,4 @@ def _grouped(op: str, args: dict[str, object], rule: ShardingRule, piece: Piece)
         args["bias_sizes"] = [cast(Tensor, args["grad_output"]).shape[1]]
 
 
-__all__ = ["run_piece"]
+__all__ = ["arguments_of", "run_piece"]
