@@ -137,6 +137,13 @@ def test_events_of_the_published_rows_within_one_per_cent(name: str) -> None:
             assert math.fsum(value for _, value in spans(events)) == pytest.approx(events[-1].end)
 
 
+def test_what_a_ring_reaches_of_a_chips_links() -> None:
+    """A TPU's torus is written as one link; a P100 has one link, which a ring has to itself; a V100 has three, of which it uses one."""
+    shares = {name: ServingChips.of(Machine.read(name), Mesh.parse(grid)).link_share for name, grid in (
+        ("tpu-v4x64", "8x8"), ("p100x8", "2x4"), ("v100x4", "4"))}
+    assert shares == {"tpu-v4x64": 1 / 3, "p100x8": 1.0, "v100x4": 1 / 3}
+
+
 # ---- rules
 
 def test_rules_are_told_with_what_is_missing() -> None:

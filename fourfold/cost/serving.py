@@ -117,8 +117,9 @@ class ServingChips:
         return tuple(name for name, n in zip(self.names, self.shape, strict=True) if n > 1)
 
     @classmethod
-    def of(cls, machine: Machine, mesh: Mesh, link_share: float = LINK_SHARE) -> ServingChips:
-        """The chips of `machine` in the grid of `mesh`. Links: all that leave its first device, together.
+    def of(cls, machine: Machine, mesh: Mesh, link_share: float | None = None) -> ServingChips:
+        """The chips of `machine` in the grid of `mesh`. Links: all that leave its first device, together; link_share: what a ring reaches of them,
+        by default one axis of three on TPUs, whose torus is written as one link a chip, and elsewhere one link of those that leave a device.
 
         Raises InputError where the mesh asks for another number of chips than there are, or the devices are unlike.
         """
@@ -134,9 +135,10 @@ class ServingChips:
         product = first.efficiency.get("matmul")
         shares = (product.peak[-1][1], min(1.0, product.bandwidth[-1][1])) if product is not None else (COMPUTE_SHARE, MEMORY_SHARE)
         hop = machine.route(0, 1).latency if len(machine) > 1 else 0.0
+        share = link_share if link_share is not None else LINK_SHARE if first.kind == "tpu" else 1 / max(1, len(out))
         links = sum(link.bandwidth for link in out) or math.inf
         return cls(machine.name, tuple(mesh.names), tuple(mesh.shape), peak, first.bandwidth, first.memory, links, hop, first.launch, *shares,
-                   link_share)
+                   share)
 
 
 @dataclass(frozen=True)
