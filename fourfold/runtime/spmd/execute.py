@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fourfold.runtime.spmd.move import Lines, entered, followed, mean_square, moved
-from fourfold.runtime.spmd.program import Move, OpCall, SpmdProgram, Step, floating
+from fourfold.runtime.spmd.program import LoopedPair, Move, OpCall, SpmdProgram, Step, floating
 from fourfold.sharding.collectives import ALL_REDUCE, Transfer
 from fourfold.sharding.simulate import part
 from fourfold.sharding.spec import Spec
@@ -129,9 +129,14 @@ class RankProgram:
 
         values, program = dict(pieces), self.program
         shared: dict[tuple[int, tuple[str, ...]], Tensor] = {}
+        pairs = {pair.step: pair for pair in program.loops}
         for i, (step, call) in enumerate(zip(program.steps, self.calls, strict=True)):
             at(i)
-            if isinstance(step, Move):
+            if i in pairs:
+                values.update(self._looped(pairs[i], values))
+            elif i - 1 in pairs:
+                pass                                                    # done by the step before
+            elif isinstance(step, Move):
                 values[step.target] = followed(values[step.source], program.slots[step.source], step.chain, self.lines)
             else:
                 assert call is not None
@@ -147,6 +152,27 @@ class RankProgram:
             for slot in self.free[i]:
                 values.pop(slot, None)
         return values
+
+    def _looped(self, pair: LoopedPair, values: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """What a pair of steps makes, as one loop."""
+        from fourfold.cost.overlap import GATHER
+        from fourfold.runtime.overlap.looped_einsum import all_gather_einsum, einsum_reduce_scatter
+
+        gathers = pair.kind == GATHER
+        at = pair.step + gathers
+        call, move = self.program.steps[at], self.program.steps[pair.step + (not gathers)]
+        assert isinstance(call, OpCall) and isinstance(move, Move)
+        operands = {k: values[move.source if gathers and k == pair.first else call.operands[k]]
+                    for k in (pair.first, pair.second, pair.bias) if k is not None}
+        for k, axes in self.entering[at]:
+            rest = tuple(axis for axis in axes if not (gathers and k == pair.first and axis == pair.axis))     # the loop's gradient sums over that
+            if rest and k in operands and operands[k].requires_grad:
+                operands[k] = entered(operands[k], rest, self.lines)
+        run = all_gather_einsum if gathers else einsum_reduce_scatter
+        made = run(pair.equation, operands[pair.first], operands[pair.second], pair.letter, self.lines.groups[pair.axis], way=pair.way)
+        if pair.bias is not None:
+            made = made + operands[pair.bias]
+        return {call.results[0] if gathers else move.target: made}
 
     def whole(self, values: Mapping[int, Tensor]) -> list[Tensor]:
         """The program's outputs, whole on every rank."""

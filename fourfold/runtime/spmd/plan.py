@@ -89,9 +89,15 @@ def check(folder: str | Path, *, nproc: int | None = None, model: object = None,
           trust: Iterable[str] = ()) -> PlanRun:
     """Carry out the plan in `folder` on `nproc` processes (default: as many as it has devices), of which this node starts its share.
 
+    Where the link between the ranks, measured right before, says that collectives hide behind the products that need them, the program is carried out
+    with them looped too, and the quicker of the two stands (`runtime.overlap.rewrite`).
+
     compare: outputs, and of a plan for training gradients, with one process. nodes, node_rank, address, patience: as of `RankPool`. machine: prices
     what a rank computes (default: this one). Raises InputError for another number of processes than the plan's, RankFailure as `RankPool.do` does.
     """
+    from fourfold.machine import Machine as Machines
+    from fourfold.runtime.overlap.rewrite import gates_of, raced
+
     plan, found, planned = opened(folder, model, inputs, trust)
     fitting(plan.devices, plan.devices if nproc is None else nproc)
     program = program_of(found, plan)
@@ -101,7 +107,11 @@ def check(folder: str | Path, *, nproc: int | None = None, model: object = None,
     with RankPool(plan.devices, nodes=nodes, node_rank=node_rank, address=address, patience=patience) as pool:
         link = link_of(pool, repeat=3) if plan.devices > 1 else None
         done = carried_out(found, program, given, pool, check=compare, repeat=repeat, learn=plan.train)
-    return PlanRun(plan, predict(found, done, machine, link), link, planned, _notes(plan))
+        said = ""
+        if link is not None and nodes == 1 and isinstance(program, SpmdProgram):                 # nodes would have to agree on what was measured
+            rate = (machine or Machines.here(plan.devices)).devices[0].speed("float32")
+            done, said = raced(found, done, given, pool, gates_of(link, program.mesh, rate), check=compare, repeat=repeat)
+    return PlanRun(plan, predict(found, done, machine, link), link, planned, (*_notes(plan), *([said] if said else [])))
 
 
 def predict(found: Captured, done: SpmdRun, machine: Machine | None, link: LinkPrice | None) -> SpmdRun:

@@ -81,13 +81,31 @@ Step = OpCall | Move
 
 
 @dataclass(frozen=True)
+class LoopedPair:
+    """Steps `step` and `step` + 1 of a program carried out as one loop (`runtime.overlap`): a gather and the product that reads it, or a product and
+    the scatter of its sum, along mesh axis `axis`. `kind`, `way`, `equation` and `letter` are those of the looped einsum; `first`, `second`, `bias`:
+    positions of its operands in the call, the first being the gathered one.
+    """
+
+    step: int
+    kind: str
+    way: str
+    axis: str
+    equation: str
+    letter: str
+    first: int
+    second: int
+    bias: int | None
+
+
+@dataclass(frozen=True)
 class SpmdProgram:
     """`steps` of every rank of `mesh`, and `finish`, the moves that make whole outputs of what a step leaves (a check asks for them, nothing else).
 
     `inputs`, `weights`: slots that are there before; `outputs`: slots of whole outputs after `finish`; `gradients`: how many of them, counted from
     the end, are gradients. `learned`: floating-point parameters, with the chain that makes their gradient whole; it lies as its parameter does.
     `answers`: slots that hold the outputs as a step leaves them. Of a stage, `entries` come from the stage before and `exits` go to the next. `name`
-    is the model's.
+    is the model's. `loops`: pairs of steps that are carried out as one (`runtime.overlap`).
     """
 
     name: str
@@ -103,6 +121,7 @@ class SpmdProgram:
     answers: tuple[int, ...] = ()
     entries: tuple[int, ...] = ()
     exits: tuple[int, ...] = ()
+    loops: tuple[LoopedPair, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -111,6 +130,7 @@ class SpmdProgram:
         for slot in self.slots:
             found.update(f"{slot.shape} {slot.dtype} {slot.spec.dims} {slot.spec.partial}\n".encode())
         found.update(f"{self.inputs} {self.weights} {self.entries} {self.exits}\n".encode())
+        found.update(f"{self.loops}\n".encode() if self.loops else b"")
         for step in (*self.steps, *self.finish):
             if isinstance(step, Move):
                 told = [(t.collective, t.axis, t.to.dims, t.to.partial) for t in step.chain]
@@ -219,4 +239,4 @@ def reverse(slot: HeldValue, chain: Sequence[Transfer], mesh: Mesh) -> tuple[Tra
     return tuple(back)
 
 
-__all__ = ["OpCall", "Move", "HeldValue", "SpmdProgram", "StagedProgram", "Step", "floating", "reverse"]
+__all__ = ["LoopedPair", "OpCall", "Move", "HeldValue", "SpmdProgram", "StagedProgram", "Step", "floating", "reverse"]
