@@ -915,6 +915,34 @@ def house() -> str:
     return grid(("layer", "room", "holds"), rows)
 
 
+def chiplets(data: Document) -> str:
+    """Models over 36 chips: time between samples over the bound, by technique, and what training beforehand is worth."""
+    if data is None:
+        return "Not measured yet: `python benchmarks/chiplets.py`."
+    names = {"random_sample": "random + SAMPLE", "anneal_sample": "annealing + SAMPLE", "policy": "policy", "greedy_balance": "even shares",
+             "contiguous": "contiguous", "auto": "auto"}
+
+    def over(rows: list[Document], bound: float) -> str:
+        costs = sorted(row["cost"] / bound for row in rows if row["cost"] is not None)
+        if not costs:
+            return "–"
+        return f"{statistics.median(costs):.2f}" + (f" ({costs[0]:.2f} to {costs[-1]:.2f})" if costs[-1] > 1.005 * costs[0] else "")
+
+    rows = [[case["model"], f"{case['ops']:,}", *(over(case["techniques"][kind], case["bound"]) for kind in names)] for case in data["cases"]]
+    gain, seeds = data["summary"], len(data["about"]["seeds"])
+    lines = [f"Time between samples over the lower bound on `mcm36`, {data['budget']} partitions each, median and range over {seeds} seed"
+             f"{'s' * (seeds > 1)}; every partition is valid.", "", grid(("model", "ops", *names.values()), rows), ""]
+    lines += [f"Throughput of the policy over {names[kind]}: {share(gain[kind]['policy_over'], sign=True)} in the median of {len(rows)} models "
+              f"({share(gain[kind]['least'], sign=True)} to {share(gain[kind]['most'], sign=True)})." for kind in names if kind != "policy"]
+    trained = [case for case in data["cases"] if case["scratch"]]
+    for case in trained:
+        each = [one["cost"] / case["bound"] for one in case["scratch"] if one["cost"] is not None]
+        needed = [str(one) if one is not None else "more than it had" for one in case["needed"]]
+        lines.append(f"{case['model']}: from scratch, {data['about']['options']['long']} partitions end at {statistics.median(each):.2f}; the "
+                     f"trained policy has that after {', '.join(needed)} partitions (by seed).")
+    return "\n".join(lines)
+
+
 def strategies(data: Document) -> str:
     """Exact layouts of large models on meshes: how long, and how much dearer what people do is."""
     if data is None:
@@ -1036,6 +1064,7 @@ TABLES = (
     Table("docs/memory.md", "remat", remat, ("remat",), ("fourfold/decisions/rematerialise", "fourfold/runtime/arena", "fourfold/cost")),
     Table("docs/sparse-mlp.md", "sparse", sparse, ("layers_sparse_mlp",), ("fourfold/rewrites/route/sparse_mlp.py",
                                                                            "fourfold/rewrites/route/_sparse_kernels.py")),
+    Table("docs/chiplets.md", "chiplets", chiplets, ("chiplets",), ("fourfold/decisions/chiplets", "fourfold/systems/mcm36.toml")),
     Table("docs/devices.md", "strategies", strategies, ("partition_strategies",), ("fourfold/sharding", "fourfold/solvers/elimination.py")),
     Table("docs/devices.md", "oracle", oracle, ("partition_oracle",), ("fourfold/sharding", "fourfold/decisions/stages", "fourfold/jobs/devices")),
     Table("docs/layouts.md", "layouts", layouts, ("partition_layouts",), ("fourfold/cost/serving.py", "fourfold/decisions/layout",

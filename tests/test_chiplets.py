@@ -253,3 +253,58 @@ def test_the_same_seed_answers_alike_and_budgets_are_read() -> None:
     assert limits(200)[0] == limits("200")[0] == 200 and limits("60s") == (None, 60.0)
     with pytest.raises(InputError, match="budget"):
         limits("0")
+
+
+def test_the_policy_that_ships_beats_random_search_and_learns_the_same_for_a_seed() -> None:
+    from fourfold.decisions.chiplets._invent import invented
+
+    wins = []
+    for seed in (11, 12, 13):
+        problem = invented(np.random.default_rng(1_000_000_000 + seed), 150, 250)               # the seeds of training end below
+        policy, random = (solve(problem, technique(f"chiplets/{name}")(), Budget(600, 25), seed=1) for name in ("policy", "random_sample"))
+        assert problem.violations(policy.answer) == [] and policy.evaluations == 25
+        wins.append(policy.cost / random.cost)
+    assert np.exp(np.log(wins).mean()) < 0.9
+    again = solve(problem, technique("chiplets/policy")(), Budget(600, 25), seed=1)
+    assert again.answer.tolist() == policy.answer.tolist()
+
+
+def test_weights_are_small_and_say_how_they_were_made() -> None:
+    from fourfold.decisions.chiplets._network import FILE, read
+
+    network, record = read()
+    assert FILE.stat().st_size < 2_000_000 and record["command"].startswith("fourfold pretrain --question chiplets")
+    assert all(bool(weight.isfinite().all()) for weight in network.parameters())
+
+
+def test_chances_are_a_distribution_over_the_chips() -> None:
+    import torch
+
+    from fourfold.decisions.chiplets._features import SHARES, ChipletFeatures
+    from fourfold.decisions.chiplets._learn import nearest
+    from fourfold.decisions.chiplets._network import ChipletNetwork, ChipletPolicy, ChipletTensors, SplitAction, base, chances
+
+    problem = ChipletPartition(drawn(np.random.default_rng(0), 40, 0.2), chain(6))
+    sampler = Sampler(problem)
+    tensors = ChipletTensors.of(ChipletFeatures.of(problem, sampler))
+    torch.manual_seed(0)
+    network = ChipletNetwork()
+    with torch.no_grad():
+        first, place = network(tensors, 0)
+        assert first.exp().sum() == pytest.approx(1, abs=1e-5) and place.exp().sum(1).numpy() == pytest.approx(np.ones(40), abs=1e-5)
+        found = chances(tensors.features, 0, place.numpy())
+        assert found.shape == (40, 6) and (found > 0).all() and (found.sum(1) <= 1 + 1e-4).all()
+        chip = base(tensors.features, 0)
+        log, entropy = ChipletPolicy(network).score(tensors, SplitAction(np.array([0, 1]), np.stack([chip, chip])))
+    assert log.shape == entropy.shape == (2, 41) and (log <= 0).all() and (entropy >= 0).all()
+    assert nearest(tensors, base(tensors.features, len(SHARES) - 1)) in range(len(SHARES))
+
+
+@pytest.mark.slow
+def test_training_beforehand_lowers_what_graphs_unseen_cost(tmp_path: Path) -> None:
+    from fourfold.decisions.chiplets._network import read
+    from fourfold.jobs.pretrain_chiplets import ChipletTraining, pretrain
+
+    said: list[str] = []
+    file = pretrain(tmp_path, ChipletTraining(count=10, steps=600, groups=4, checks=4, evaluations=20, high=150), said.append)
+    assert float(read(file)[1]["imitated"]) < 2.0 and any("imitation 500" in line for line in said)

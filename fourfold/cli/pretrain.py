@@ -1,4 +1,4 @@
-"""`fourfold pretrain`: train GO's policy over generated and captured graphs."""
+"""`fourfold pretrain`: train a learned solver over graphs: GO's policy, or the chiplet policy."""
 
 from __future__ import annotations
 
@@ -26,10 +26,25 @@ def pretrain(
     evaluations: Annotated[int, typer.Option(min=1, help="Simulations that annealing spends on each of those plans.")] = 8000,
     graph: Annotated[list[Path] | None, typer.Option(help="A captured graph (.npz) to learn from too; may be repeated.")] = None,
     start: Annotated[str, typer.Option(help="Weights to begin with: a .safetensors file.")] = "",
+    question: Annotated[str, typer.Option(help="schedule (GO), or chiplets, which takes --seed, --updates and --out alone.")] = "schedule",
     as_json: AsJson = False,
 ) -> None:
     """Train GO's policy: imitation of annealed plans, then PPO with the simulator as reward. Stops and resumes without loss."""
     from fourfold.errors import InputError
+
+    if question == "chiplets":
+        from dataclasses import replace
+
+        from fourfold.jobs.pretrain_chiplets import ChipletTraining
+        from fourfold.jobs.pretrain_chiplets import pretrain as train_chiplets
+
+        asked = ChipletTraining(seed=seed)
+        file = train_chiplets(out, replace(asked, steps=updates) if updates else asked, say)
+        if as_json:
+            emit({"weights": str(file)})
+        return
+    if question != "schedule":
+        raise InputError(f"There is no learned solver for the question {question!r}.", "Known: schedule, chiplets.")
     from fourfold.jobs.pretrain import Settings
     from fourfold.jobs.pretrain import pretrain as train
     from fourfold.units.parse import duration
