@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--scratch", nargs="*", default=["bert-12", "resnet-50", "vit-24"], help="models to train the policy on from scratch besides")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--join", type=Path, nargs="*", default=[], help="results of runs over some of the models (--only), to be made one")
     parser.add_argument("--cache", type=Path, default=Path("fourfold-bench/chiplets"))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "chiplets.json")
     args = parser.parse_args()
@@ -165,6 +166,12 @@ def main() -> None:
     from fourfold.decisions.chiplets._network import read
 
     cases: list[dict[str, object]] = []
+    if args.join:
+        parts = [json.loads(file.read_text(encoding="utf-8")) for file in args.join]
+        cases = [case for part in parts for case in part["cases"]]
+        about = {**parts[0]["about"], "options": {**parts[0]["about"]["options"], "only": [], "join": [file.name for file in args.join]}}
+        provenance.publish(args.out, {**parts[0], "about": about, "summary": summary(cases), "cases": cases})
+        return claim(cases)
     for name in args.only or list(models()):
         began = time.process_time()
         try:
