@@ -72,7 +72,7 @@ class Journal:
         self._lock = self.folder / "lock"
         self._file = -1
         self._nested = [(0.0, 0.0)]                                   # wall and CPU seconds already charged to steps inside the running one
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[dict[str, object]] = []
         self._memory: dict[str, StepRecord] = {}
         self.elapsed = 0.0                                             # wall seconds in finished steps, over all the runs that shared this journal
         self.cpu = 0.0                                                 # CPU seconds of these, all threads and finished children

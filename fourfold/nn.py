@@ -6,7 +6,6 @@ Each is defined in the file of its technique and imported from there when it is 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 _HOMES: dict[str, str] = {
     "BoundedFeatures": "rewrites.attend.bounded_features",
@@ -35,7 +34,7 @@ _HOMES: dict[str, str] = {
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'fourfold.nn' has no attribute {name!r}")
     value = getattr(import_module(f"fourfold.{_HOMES[name]}"), name)

@@ -87,8 +87,8 @@ class Plan:
     evaluations: int = 0
     seed: int = 0
     table: tuple[Mapping[str, Any], ...] = ()
-    model: Mapping[str, Any] = field(default_factory=dict)
-    capture: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, object] = field(default_factory=dict)
+    capture: Mapping[str, object] = field(default_factory=dict)
     engines: Mapping[str, str] = field(default_factory=dict)
     sentences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -294,7 +294,7 @@ class Document:
 
     folder: Path
     workload: Mapping[str, Any]
-    machine: Mapping[str, Any]
+    machine: Mapping[str, object]
     solutions: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -318,7 +318,7 @@ class Document:
         self.whole(("system.toml",))
         return _opened(Machine.read, self.folder / "system.toml")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"format": FORMAT, "workload": dict(self.workload), "machine": dict(self.machine), "files": dict(self.files),
                 "solutions": {question: dict(solution) for question, solution in self.solutions.items()}}
 

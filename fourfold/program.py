@@ -15,8 +15,8 @@ from fourfold.letters import Piece, ShardingRule
 class Both:
     """Example inputs by position and by name, of a program that takes some of each."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
 
 
 def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -38,7 +38,7 @@ class Program(ABC):
         """Tensors of the values that are parameters or constants."""
 
     @abstractmethod
-    def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
+    def feed(self, *inputs: object, **named: object) -> dict[int, object]:
         """Tensors of the values that are inputs, from the model's own arguments. Raises InputError where they do not fit."""
 
     @abstractmethod

@@ -211,7 +211,7 @@ class Absent(nn.Module):
         super().__init__()
         self.argument, self.returns, self.width = argument, returns, width
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         x = args[self.argument] if isinstance(self.argument, int) else kwargs[self.argument]
         return self._answer(x, self.returns)
 
@@ -319,7 +319,7 @@ class Heads(nn.Module):
         out = old.get_submodule(edit["out"])
         return cls(edit, old.get_submodule(edit["norm"]) if edit["norm"] else None, parts, _linear(out, None))
 
-    def forward(self, *args: object, **kwargs: object) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         def given(key: int | str) -> Any:
             return args[key] if isinstance(key, int) else kwargs[key]
 
@@ -496,6 +496,6 @@ def _rows(module: nn.Module, edit: dict[str, Any]) -> None:
             _cut_named(holder, name, axis, index)
 
 
-EDITS: dict[str, Callable[[nn.Module, dict[str, Any]], None]] = {
+EDITS: dict[str, Callable[[nn.Module, dict[str, object]], None]] = {
     "keep": _keep, "slice": _slice, "set": _set, "absent": _absent, "swap": _swap, "bias": _bias, "select": _select, "rows": _rows,
 }  # fmt: skip

@@ -125,7 +125,7 @@ class Extension:
     """
 
     suffix: str
-    edits: tuple[dict[str, Any], ...]
+    edits: tuple[dict[str, object], ...]
     told: str
     tokenizer: Any
     reencode: Callable[[Any], Any]

@@ -103,7 +103,7 @@ class SequentialAttention(SelectorMixin, BaseEstimator):
         self.warmup = warmup
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, progress: Callable[[int, int], None] | None = None) -> SequentialAttention:
+    def fit(self, X: object, y: object, sample_weight: object = None, *, progress: Callable[[int, int], None] | None = None) -> SequentialAttention:
         """Select from X [n, n_features], array, data frame or sparse matrix, by what y [n] or [n, outputs] needs.
 
         `sample_weight` [n] weighs rows; `progress(done, all)` is called after each update.
@@ -133,7 +133,7 @@ class SequentialAttention(SelectorMixin, BaseEstimator):
         check_is_fitted(self)
         return self.support_
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         tags.target_tags.multi_output = True
@@ -269,7 +269,7 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 def _shaped(network: nn.Module, outputs: int) -> nn.Module:
     """The network, which is told in words when its answers have another width."""
 
-    def checked(_module: nn.Module, _inputs: object, answer: Any) -> None:
+    def checked(_module: nn.Module, _inputs: object, answer: object) -> None:
         if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[1] != outputs:
             shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise InputError(f"the network answers {shape}, where [rows, {outputs}] is expected.", "Give it one output a class or target column.")

@@ -81,7 +81,7 @@ class Site:
 
         Raises InputError for a negative or absurd intensity, a PUE under 1, or an absurd price.
         """
-        changed: dict[str, Any] = {}
+        changed: dict[str, object] = {}
         if intensity is not None:
             changed["intensity"] = _given("carbon intensity", intensity, "gCO2e/kWh", 0.0, 5000.0, "average")
             changed["rows"] = tuple(replace(row, use="history") if row.use in ("value", "interval") else row for row in self.rows)
@@ -92,7 +92,7 @@ class Site:
             changed["why"] = {name: words for name, words in self.why.items() if name != "price"}
         return replace(self, **changed)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data: all fields, quantities as theirs."""
         shown = {"intensity": self.intensity.to_json(), "pue": self.pue.to_json(), "price": self.price and self.price.to_json()}
         plain = {name: getattr(self, name) for name in ("id", "title", "country", "kind", "grid", "latitude", "longitude", "zone")}

@@ -74,7 +74,7 @@ class Trust:
 class _Everyone(Trust):
     """The user's own process, making again what it was given a moment ago."""
 
-    def thing(self, ref: Any, role: str) -> Any:
+    def thing(self, ref: Any, role: str) -> object:
         return imported(ref)
 
     def called(self, ref: object, what: str = "artefact") -> None:

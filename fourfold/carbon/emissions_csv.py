@@ -6,7 +6,6 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fourfold.carbon.audit import KINDS, POWERS, TITLES, Finding, Findings, about, check, constant, disguised, overlaps, repeated, shares_of
 from fourfold.carbon.codecarbon import ENERGIES, Entry, restate
@@ -62,8 +61,8 @@ class Audit:
         found = [entry.carbon for entry in self.counted if entry.carbon is not None]
         return total(found) if found and len(found) == len(self.counted) else None
 
-    def to_json(self) -> dict[str, Any]:
-        def plain(figure: Quantity | None) -> dict[str, Any] | None:
+    def to_json(self) -> dict[str, object]:
+        def plain(figure: Quantity | None) -> dict[str, object] | None:
             return figure.to_json() if figure else None
 
         rows = [

@@ -11,7 +11,7 @@ from fourfold.cli._print import agreement, emit, table
 _DIFFERS, _INTERRUPTED = 4, 130
 
 
-def planned(model: str, data: Any, memory: str, out: Path | None, as_json: bool, options: str = "", **asked: Any) -> int:
+def planned(model: str, data: object, memory: str, out: Path | None, as_json: bool, options: str = "", **asked: Any) -> int:
     """Plan, write, tell; the exit code. options: what `fourfold run` of the plan needs to be told."""
     from fourfold.jobs.memory import QUESTION, plan_memory
     from fourfold.plans import holds_plan

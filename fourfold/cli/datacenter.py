@@ -64,7 +64,7 @@ def datacenter(
 
 
 @wraps(datacenter)
-def _hall(*arguments: Any, **options: Any) -> None:
+def _hall(*arguments: Any, **options: object) -> None:
     print("hint: `fourfold hall` is now `fourfold datacenter`.", file=sys.stderr)
     datacenter(*arguments, **options)
 

@@ -374,7 +374,7 @@ def _show(document: Report, as_json: bool) -> None:
         show(document)
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """Numpy scalars and arrays, dataclasses and paths as plain JSON values."""
     import dataclasses
 

@@ -97,6 +97,6 @@ def lean(arguments: list[str]) -> int | None:
     return meter(command, **given) if command else None
 
 
-def _made(kind: Any, word: str) -> Any:
+def _made(kind: Any, word: str) -> object:
     """A word as what an option wants: text, number or path, each of them perhaps optional."""
     return next(part for part in (get_args(kind) or (kind,)) if part is not type(None))(word)

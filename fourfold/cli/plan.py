@@ -157,7 +157,7 @@ def _verify(word: str, folder: Path | None, as_json: bool) -> int:
     return _VERIFY_FAILED if any(wrong.values()) else 0
 
 
-def _pipeline(model: str, data: Any, out: Path | None, as_json: bool, **asked: Any) -> int:
+def _pipeline(model: str, data: object, out: Path | None, as_json: bool, **asked: Any) -> int:
     """Ask the question pipeline and tell the answer."""
     from fourfold.jobs.pipeline import QUESTION, pipeline
     from fourfold.plans import holds_plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -86,7 +86,7 @@ def run(
         raise typer.Exit(_DIFFERS)
 
 
-def _inputs(path: Path | None) -> Any:
+def _inputs(path: Path | None) -> object:
     """Tensors or arrays by name."""
     if path is None or path.suffix != ".safetensors":
         return path

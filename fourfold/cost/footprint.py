@@ -55,7 +55,7 @@ class Footprint:
     why: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data, Quantities as theirs, and `paid`: energy, gross, net, embodied and cost of all runs together."""
         def plain(value: object) -> Any:
             return value.to_json() if isinstance(value, Quantity) else dict(value) if isinstance(value, Mapping) else value
@@ -174,7 +174,7 @@ def table(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {error}.", "Mend that line.") from None
 
 
-def check_keys(entry: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+def check_keys(entry: Mapping[str, object], known: Iterable[str], where: str) -> None:
     """Raises InputError for a key that is not `known`, with the nearest."""
     import difflib
 
@@ -283,7 +283,7 @@ def _odd(watts: float, device: Chip) -> list[str]:
     return found
 
 
-def _carbon(teller: _Teller, hall: Quantity, gross: Any, net: object, place: Any, why: dict[str, str]) -> dict[str, object]:
+def _carbon(teller: _Teller, hall: Quantity, gross: object, net: object, place: Any, why: dict[str, str]) -> dict[str, object]:
     """Intensities and gCO2e, location-based and market-based apart."""
     from fourfold.site import sigma
 

@@ -74,7 +74,7 @@ class Side:
     rate: Quantity | None
     runs_paid: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         figures = {name: figure.to_json() if (figure := getattr(self, name)) is not None else None
                    for name in ("work", "energy_it", "chip_hours", "watts", "rate")}
         places = [{"name": place.name, "share": place.share, "pue": place.pue.to_json(), "gross": place.gross and place.gross.to_json(),
@@ -91,7 +91,7 @@ class Convention:
     machine: Quantity | None
     why: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"name": self.name, "model": self.model and self.model.to_json(), "machine": self.machine and self.machine.to_json(), "why": self.why}
 
 
@@ -112,7 +112,7 @@ class WhatIf:
     def runs_paid(self) -> tuple[float, float]:
         return self.before.runs_paid, self.after.runs_paid
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"before": self.before.to_json(), "after": self.after.to_json(), "splits": {name: one.to_json() for name, one in self.splits.items()},
                 "conventions": [one.to_json() for one in self.conventions], "runs_paid": list(self.runs_paid),
                 "runs_factor": self.before.runs_paid / self.after.runs_paid, "notes": list(self.notes)}

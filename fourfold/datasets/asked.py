@@ -220,7 +220,7 @@ def _list(rows: list[Any], subject: Subject | None) -> Asked:
     return Asked({"text": rows}, "the texts")
 
 
-def _arrays(rows: list[Any]) -> Asked:
+def _arrays(rows: list[object]) -> Asked:
     """Rows of numbers; one that is no array, or has another number of axes or other sizes (where there are several) than most, is left out."""
     made: list[Any] = []
     errors: dict[int, str] = {}

@@ -135,7 +135,7 @@ def _kind_by_targets(label: Any) -> str:
     return "classification" if whole else "regression"
 
 
-def config_of(subject: Subject | None) -> Any:
+def config_of(subject: Subject | None) -> object:
     """The model's configuration, or None where it has none. A saved member knows its own without making its module."""
     if hasattr(type(subject), "config"):
         return getattr(subject, "config")  # noqa: B009

@@ -179,7 +179,7 @@ def _arrays(table: Table, role: roles.Roles, subject: Subject) -> Examples:
     return Examples(made, None, None, paddings(subject), left=padded_left(subject))
 
 
-def _numbers(table: Table, name: str, model_input: str) -> Any:
+def _numbers(table: Table, name: str, model_input: str) -> object:
     value = table.columns[name]
     if isinstance(value, list):
         value = Ragged.of(value) if value and all(isinstance(row, np.ndarray) and row.dtype.kind in "iufb" for row in value) else _same_shape(value)
@@ -226,7 +226,7 @@ def _targets(examples: Examples, table: Table, role: roles.Roles, kind: str, sub
     return _text_targets(examples, table, role, kind, subject)
 
 
-def _as_given(values: Any) -> Any:
+def _as_given(values: Any) -> object:
     if isinstance(values, np.ndarray):
         return values if values.ndim == 1 and values.dtype.kind in "iuf" else list(values)
     numbers = [roles.number(value) for value in values]

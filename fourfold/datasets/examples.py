@@ -143,7 +143,7 @@ class Examples:
             for name, value in self.columns.items()
         }
 
-    def collate_targets(self, index: object) -> Any:
+    def collate_targets(self, index: object) -> object:
         """Targets of a batch: class numbers int64 [B], values float32 [B], tokens int64 [B, T] padded with −100; lists as they are; None where there
         are none."""
         index = np.asarray(index)

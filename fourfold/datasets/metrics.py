@@ -11,14 +11,13 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fourfold.errors import InputError, MetricError
 
-Score = Callable[[np.ndarray, Any], float]
-Weighted = Callable[[np.ndarray, Any, np.ndarray], np.ndarray]  # (records [N, k], targets [N], weights [R, N]) → score of each resample [R]
+Score = Callable[[np.ndarray, object], float]
+Weighted = Callable[[np.ndarray, object, np.ndarray], np.ndarray]  # (records [N, k], targets [N], weights [R, N]) → score of each resample [R]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Metric:
     score: Score
     weighted: Weighted | None = None
     ceiling: str = "ratio"
-    right: Callable[[np.ndarray, Any], np.ndarray] | None = None
+    right: Callable[[np.ndarray, object], np.ndarray] | None = None
 
 
 def _ones(records: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -36,12 +36,13 @@ def joined(parts: dict[str, Table]) -> tuple[Table, np.ndarray]:
     return Stacked(columns, tables[0].source, tables[0].nature, notes=notes, sure=sure, pieces=tables), side
 
 
-def _stacked(values: list[Any], name: str) -> object:
-    if all(isinstance(value, np.ndarray) for value in values):
-        shapes = sorted({value.shape[1:] for value in values})
+def _stacked(values: Sequence[Sequence[object] | np.ndarray], name: str) -> object:
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    if len(arrays) == len(values):
+        shapes = sorted({value.shape[1:] for value in arrays})
         if len(shapes) > 1:
             raise InputError(f"{name!r} has rows of shape {shapes[0]} in one part and {shapes[1]} in another.", "Give equal shapes.")
-        return np.concatenate(values)
+        return np.concatenate(arrays)
     return [item for value in values for item in value]
 
 
@@ -51,7 +52,7 @@ class Stacked(Table):
 
     pieces: list[Table] = field(default_factory=list)
 
-    def where(self, rows: Any) -> str:
+    def where(self, rows: Iterable[int]) -> str:
         rows = [int(row) for row in rows]
         begin = 0
         for piece in self.pieces:

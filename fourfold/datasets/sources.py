@@ -20,7 +20,7 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 MANY = 1_000_000  # rows after which an iterable is taken to have no end
 
 
-def read(ref: Any) -> Table | dict[str, Table]:
+def read(ref: object) -> Table | dict[str, Table]:
     """One table, or tables by part ("train", "search", "test") where the user brought their own parts.
 
     ref: "package.module:factory", which is called and whose result is read; path of a CSV, TSV, JSONL, JSON, Parquet, TXT, NPZ file or of a folder
@@ -41,7 +41,7 @@ def read(ref: Any) -> Table | dict[str, Table]:
     return _object(ref)
 
 
-def _made(ref: str) -> Any:
+def _made(ref: str) -> object:
     """What the factory that "package.module:name" names gives; the thing itself where it is none."""
     from fourfold.trust import imported
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from typing import Any
+from collections.abc import Mapping, Sized
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def position(groups: np.ndarray, seed: int) -> np.ndarray:
     return (z >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
-def strata(targets: Any) -> np.ndarray:
+def strata(targets: Sized | None) -> np.ndarray:
     """One small number per row: its class, or the tenth of the data in which its value lies; 0 where targets are neither."""
     if not isinstance(targets, np.ndarray) or targets.ndim != 1:
         return np.zeros(0 if targets is None else len(targets), dtype=np.int64)
@@ -87,7 +87,7 @@ def sides(groups: np.ndarray, stratum: np.ndarray, shares: dict[str, float], see
     return {name: np.flatnonzero(of_row == number) for number, name in enumerate(names)}
 
 
-def fractions(splits: Any) -> dict[str, float] | None:
+def fractions(splits: Mapping[str, float] | tuple[float, ...] | list[float] | None) -> dict[str, float] | None:
     """The user's own shares, checked: a dict with train, search and test, or three numbers in that order."""
     if splits is None:
         return None

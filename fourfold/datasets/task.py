@@ -307,7 +307,7 @@ class Task:
             )
         plain = replace(self, classes=self.classes if self.named else None)
 
-        def read(records: np.ndarray, targets: object) -> tuple[Any, Any]:
+        def read(records: np.ndarray, targets: object) -> tuple[object, object]:
             return plain.predict(records), plain.answers(targets)
 
         return replace(self, metric=user_metric(metric, read))
@@ -359,7 +359,7 @@ def _imported(name: str) -> Callable[[object, object], float]:
     except (ImportError, AttributeError) as error:
         raise InputError(f"The metric {name!r} cannot be imported: {error}.", "Give package.module:function, importable from here.") from None
     if callable(found):
-        return cast(Callable[[Any, Any], float], found)
+        return cast(Callable[[object, object], float], found)
     raise InputError(f"The metric {name!r} is a {type(found).__name__}, not a function.", "Give a function (predictions, targets) -> float.")
 
 

@@ -32,7 +32,7 @@ def tokenised(texts: Sequence[str], pairs: Sequence[str] | None, subject: Subjec
     ids = rows_of(given["input_ids"])
     fast = getattr(given, "encodings", None)
     cut = sum(bool(one.overflowing) for one in fast) if fast else int((ids.sizes() >= limit).sum())
-    columns: dict[str, Any] = {}
+    columns: dict[str, object] = {}
     first = tokens_in(subject)
     for name in subject.inputs:
         if name == first:

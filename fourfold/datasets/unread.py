@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class Unread:
     def __len__(self) -> int:
         return len(self.raw)
 
-    def take(self, index: Any) -> Unread:
+    def take(self, index: Iterable[int]) -> Unread:
         """The texts at `index` (int array), and their tokens where they have been read already."""
         encoded = None if self._encoded is None else self._encoded.take(index)
         return Unread([self.raw[i] for i in index], self.subject, self.max_length, encoded)

@@ -134,7 +134,7 @@ class TensorSpec:
     stride: tuple[int, ...]
     dtype: Any
 
-    def example(self, device: str = "cpu") -> Any:
+    def example(self, device: str = "cpu") -> object:
         import torch
 
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device).zero_()
@@ -168,12 +168,12 @@ class RegionJob:
 
     region: Region
     calls: Sequence[Call]
-    weights: Mapping[int, Any]
+    weights: Mapping[int, object]
     specs: Mapping[int, TensorSpec | None]
     threads: int
     file: bytes | None = None
     folder: Path | None = None
-    mark: Any = None
+    mark: object = None
     stamps: bool = False
     device: str = "cpu"
 
@@ -259,7 +259,7 @@ class Engine:
     def build(cls, job: RegionJob) -> Callable[..., Any]: ...
 
     @classmethod
-    def build(cls, job: ModuleJob | RegionJob) -> Any:
+    def build(cls, job: ModuleJob | RegionJob) -> object:
         """Make a module or a region ready to run, so that it answers within the tolerance of its precision (`fourfold/engines/parity.py`).
 
         Returns the Session of a module, by `export` and `open`; or, by `compile`, a callable of the tensors of `region.reads` that returns those of
@@ -284,7 +284,7 @@ class Engine:
         raise Declined(f"{cls.title} runs regions of programs, not whole modules")
 
     @classmethod
-    def compile(cls, job: RegionJob) -> Callable[..., Any]:
+    def compile(cls, job: RegionJob) -> Callable[..., object]:
         """The region as a callable (see `build`). Raises Declined with the reason."""
         raise Declined(f"{cls.title} runs whole modules, not regions of programs")
 

@@ -23,8 +23,8 @@ class Call:
     task: int
     node: int
     target: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
     outs: Outs
 
 
@@ -58,7 +58,7 @@ def refs(part: object) -> Iterator[int]:
             yield from refs(one)
 
 
-def mapped(part: object, change: Callable[[Any], object]) -> Any:
+def mapped(part: object, change: Callable[[object], object]) -> Any:
     """`part` with every leaf that is no list, tuple or mapping changed."""
     if isinstance(part, list | tuple):
         return type(part)([mapped(one, change) for one in part])

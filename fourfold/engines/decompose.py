@@ -86,10 +86,10 @@ def spelled_out(module: nn.Module) -> Iterator[None]:
 
     class Simple(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Sequence[type], args: Any = (),
-                               kwargs: Any = None) -> Any:
+                               kwargs: Any = None) -> object:
             return difference(*args, **(kwargs or {})) if func in (torch.diff, torch.Tensor.diff) else func(*args, **(kwargs or {}))
 
-    def difference(x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> Any:
+    def difference(x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> object:
         x = torch.cat([part for part in (prepend, x, append) if part is not None], dim)
         for _ in range(n):
             count = x.shape[dim]

@@ -89,7 +89,7 @@ class Inductor(Engine):
         return InductorSession(module, signature, precision, threads)
 
     @classmethod
-    def compile(cls, job: RegionJob) -> Callable[..., Any]:
+    def compile(cls, job: RegionJob) -> Callable[..., object]:
         return ahead(job)
 
 
@@ -182,11 +182,11 @@ def ahead(job: RegionJob) -> Callable[..., object]:
     return fitted(loaded, job)
 
 
-def fitted(call: Callable[..., object], job: RegionJob) -> Callable[..., Any]:
+def fitted(call: Callable[..., object], job: RegionJob) -> Callable[..., object]:
     """Compiled code believes the strides that it was compiled for."""
     wanted = [job.specs[v] for v in job.region.reads]
 
-    def fit(tensor: Any, spec: Any) -> Any:
+    def fit(tensor: Any, spec: Any) -> object:
         return tensor if tensor.stride() == spec.stride else torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype,
                                                                                  device=tensor.device).copy_(tensor)
 

@@ -64,7 +64,7 @@ def export_onnx(wrapped: nn.Module, signature: Signature, path: Path, graph: str
                 dynamic_axes={**signature.dynamic, "output": result},
             )
         else:
-            dims: dict[str, Any] = {}
+            dims: dict[str, object] = {}
             labels = [signature.dynamic[name] for name in signature.names]
             shapes = tuple({axis: dims.setdefault(label, torch.export.Dim(label)) for axis, label in axes.items()} for axes in labels)
             torch.onnx.export(
@@ -123,7 +123,7 @@ def _written(program: Any, nodes: Sequence[object], reads: Sequence[int], weight
     onnx, name = program.onnx, {v: n for n, v in program.value.items()}
     code = {dtype_of(onnx, c): c for c in onnx.TensorProto.DataType.values() if c}
 
-    def entry(v: int) -> Any:
+    def entry(v: int) -> object:
         shape, dtype = program.spec[name[v]]
         return onnx.helper.make_tensor_value_info(name[v], code[dtype], shape)
 

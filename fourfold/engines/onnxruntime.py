@@ -95,7 +95,7 @@ found = [session.run(None, {n: b[n] for n in wanted})[0] for b in batches]
             raise Declined(f"{cls.title} cannot open it: {one_line(error)}") from error
         names, wanted = [port.name for port in session.get_inputs()], [port.name for port in session.get_outputs()]
 
-        def run(*tensors: Any) -> tuple[Any, ...]:
+        def run(*tensors: Any) -> tuple[object, ...]:
             given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, tensors, strict=True)}
             return tuple(torch.from_numpy(array) for array in session.run(wanted, given))
 

@@ -151,7 +151,7 @@ def save(model: object, path: Path, half: bool = False) -> None:
             (Path(scratch) / path.name).with_suffix(suffix).replace(path.with_suffix(suffix))
 
 
-def convert(wrapped: nn.Module, signature: Signature, route: str) -> Any:
+def convert(wrapped: nn.Module, signature: Signature, route: str) -> object:
     """An openvino.Model whose inputs bear the signature's names and whose dynamic axes, and only those, are open."""
     import warnings
 

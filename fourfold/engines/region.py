@@ -165,9 +165,9 @@ def _torch_call(program: Any, graph: Graph, node: int, task: int) -> Call:
 
     made = program.nodes[node]
 
-    def found(n: fx.Node) -> Any:
+    def found(n: fx.Node) -> object:
         if n.op == "get_attr" and n not in program.values:
-            owner: Any = program.module
+            owner: object = program.module
             for part in str(n.target).split("."):
                 owner = getattr(owner, part)
             return owner

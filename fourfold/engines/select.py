@@ -107,7 +107,7 @@ class Outcome:
         """Whether anything beat the baseline's best beyond doubt."""
         return self.result is not None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data for manifest and report; the folder's place on this disk is left out."""
         data = {key: value for key, value in asdict(self).items() if key != "folder"}
         return json.loads(json.dumps(data))
@@ -338,7 +338,7 @@ class Field:
         self.best_baseline = self.tune(self.base, BASELINE, first)
         return self.best_baseline
 
-    def run(self, contenders: dict[str, Contender], first: EngineChoice) -> tuple[EngineChoice, RaceResult | None, list[dict[str, Any]]]:
+    def run(self, contenders: dict[str, Contender], first: EngineChoice) -> tuple[EngineChoice, RaceResult | None, list[dict[str, object]]]:
         """(best choice, its final result or None where nothing beat the baseline, table of everything tried)."""
         heats = self.heats(contenders, first)
         tuned: dict[str, EngineChoice] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fourfold.engines.base import Engine, RegionJob, missing
 from fourfold.engines.region import ProgramNode, printed
@@ -31,7 +31,7 @@ class Xla(Engine):
         function = printed(job.region, job.calls, {v: jax.numpy.asarray(w) for v, w in job.weights.items()})
         compiled = jax.jit(function)
 
-        def run(*arrays: object) -> Any:
+        def run(*arrays: object) -> object:
             return jax.block_until_ready(compiled(*arrays))
 
         return run

@@ -112,7 +112,7 @@ def followed(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any],
     fed = [leaves.add("input", f"input{i}", leaf) for i, leaf in enumerate(flat)]
     shape: list[Any] = []
 
-    def forward(tensors: Sequence[Any]) -> Any:
+    def forward(tensors: Sequence[Any]) -> object:
         given, named = _pytree.tree_unflatten([tensors[i] for i in fed], spec)
         with _named(model):
             return torch.func.functional_call(model, {name: tensors[i] for name, i in where.items()}, given, named)
@@ -189,7 +189,7 @@ class _Leaves:
             self.roles.append((role, self.names.get(key, label), None if role == "input" else tensor))
         return self._index[key]
 
-    def source(self, module: fx.GraphModule, unflatten: Callable[[list[Any]], object], keys: tuple[str, ...]) -> FxSource:
+    def source(self, module: fx.GraphModule, unflatten: Callable[[list[object]], object], keys: tuple[str, ...]) -> FxSource:
         from torch.utils import _pytree
 
         placeholders = [n.name for n in module.graph.nodes if n.op == "placeholder"]
@@ -202,7 +202,7 @@ class _Leaves:
 
 
 def _differentiated(
-    forward: Callable[[Sequence[Any]], Tensor], leaves: _Leaves, keys: tuple[str, ...], mode: Literal["fake", "real"], prefix: str
+    forward: Callable[[Sequence[object]], Tensor], leaves: _Leaves, keys: tuple[str, ...], mode: Literal["fake", "real"], prefix: str
 ) -> FxSource:
     """Loss and gradients of all parameters that take part, as one recorded program."""
     from torch._functorch._aot_autograd.logging_utils import setup_stacktrace_preservation_hooks
@@ -239,7 +239,7 @@ def _record(step: Callable[..., list[object]], tensors: Sequence[object], mode: 
     from torch.fx import traceback
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def asked(*args: object) -> list[Any]:
+    def asked(*args: object) -> list[object]:
         with _Answering():
             return step(*args)
 

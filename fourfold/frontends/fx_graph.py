@@ -40,7 +40,7 @@ class FxSource:
     module: fx.GraphModule
     roles: dict[str, tuple[str, str, Any]]
     outputs: list[Any]  # fx nodes or plain constants, in the order in which they are returned
-    unflatten: Callable[[list[Any]], object]
+    unflatten: Callable[[list[object]], object]
     flatten: Callable[..., list[Any]]
     backward: frozenset[str] = frozenset()
     prefix: str = ""  # of module paths and labels: what the capture wrapped around the model
@@ -219,14 +219,14 @@ class TorchProgram(Program):
         """The model's own arguments as a list."""
         return self._flatten(*inputs, **named)
 
-    def unflatten(self, answers: list[Any]) -> Any:
+    def unflatten(self, answers: list[Any]) -> object:
         """A list of outputs in the structure in which the model returns them."""
         return self._unflatten(answers)
 
     def weights(self) -> dict[int, object]:
         return dict(self._bound)
 
-    def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
+    def feed(self, *inputs: object, **named: object) -> dict[int, object]:
         flat = self._flatten(*inputs, **named)
         if len(flat) != len(self._fed):
             raise InputError(f"{len(flat)} inputs were given, the model was captured with {len(self._fed)}.", "Give those it was captured with.")

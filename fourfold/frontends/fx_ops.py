@@ -158,7 +158,7 @@ def _shapes(node: fx.Node) -> list[Any]:
     if schema is not None:
         given += [node.kwargs.get(a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments[len(given) :]]
 
-    def shape(a: object) -> Any:
+    def shape(a: object) -> object:
         if isinstance(a, fx.Node):
             value = a.meta.get("val")
             return tuple(value.shape) if isinstance(value, Tensor) else value
@@ -216,7 +216,7 @@ def _counted(node: fx.Node) -> float | None:
     from torch.utils import _pytree
     from torch.utils.flop_counter import FlopCounterMode
 
-    def bare(n: fx.Node) -> Any:
+    def bare(n: fx.Node) -> object:
         value = n.meta.get("val")
         return _pytree.tree_map_only(Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), value)
 

@@ -125,8 +125,8 @@ def _spec(aval: Any) -> tuple[tuple[int, ...], str]:
 class _Build:
     def __init__(self, jax: Any, title: str) -> None:
         self.jax, self.builder, self.layers = jax, Builder(title), ops.Layers()
-        self.bound: dict[int, Any] = {}
-        self.calls: list[tuple[Any, list[int]]] = []  # graph node → equation and the values it reads, repeats kept
+        self.bound: dict[int, object] = {}
+        self.calls: list[tuple[object, list[int]]] = []  # graph node → equation and the values it reads, repeats kept
         self.makes: list[tuple[int, ...]] = []  # graph node → the values it makes
         self.note: list[str] = []
         self._shared: dict[int, int] = {}
@@ -145,7 +145,7 @@ class _Build:
         """Add the equations of `jaxpr`; the values of its outputs."""
         have: dict[Any, int] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
 
-        def read(atom: Any) -> int:
+        def read(atom: object) -> int:
             return self.constant(atom.val) if hasattr(atom, "val") else have[atom]
 
         for eqn in jaxpr.eqns:
@@ -273,12 +273,12 @@ class JaxProgram(Program):
 
     jax: Any
     calls: list[tuple[Any, list[int]]]
-    bound: dict[int, Any]
+    bound: dict[int, object]
     fed: list[int]
     learned: list[int]
     outputs: list[int]
-    tree: Any
-    answer: Any
+    tree: object
+    answer: object
     first: int
     makes: Sequence[tuple[int, ...]] = ()
 
@@ -298,7 +298,7 @@ class JaxProgram(Program):
             return dict(zip(self.fed, leaves, strict=True))
         raise InputError(f"{len(leaves)} arrays were given, the function was captured with {len(self.fed)}.", "Give those it was captured with.")
 
-    def step(self, node: int, values: Mapping[int, object]) -> tuple[Any, ...]:
+    def step(self, node: int, values: Mapping[int, object]) -> tuple[object, ...]:
         eqn, reads = self.calls[node]
         bound = eqn.primitive.get_bind_params(eqn.params)
         functions, params = bound if isinstance(bound, tuple) else ((), bound)  # before jax 0.9 the functions stood apart
@@ -324,5 +324,5 @@ class JaxProgram(Program):
             made = (made[0] + self.jax.numpy.asarray(first, made[0].dtype),)
         return made
 
-    def collect(self, values: Mapping[int, object]) -> Any:
+    def collect(self, values: Mapping[int, object]) -> object:
         return self.jax.tree_util.tree_unflatten(self.answer, [values[v] for v in self.outputs])

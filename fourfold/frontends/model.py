@@ -344,7 +344,7 @@ def rebuild(origin: dict[str, Any], trust: Trust = EVERYONE) -> nn.Module:
         return model(_config(model.config_class, data)).eval()
 
 
-def _size(model: Any, data: dict[str, Any]) -> int:
+def _size(model: Any, data: dict[str, object]) -> int:
     """Bytes of a transformers model's parameters, found without making them; 0 where it cannot be made so."""
     with torch.device("meta"):
         try:
@@ -353,7 +353,7 @@ def _size(model: Any, data: dict[str, Any]) -> int:
             return 0
 
 
-def _config(kind: Any, data: dict[str, Any]) -> Any:
+def _config(kind: Any, data: dict[str, object]) -> Any:
     config = kind.from_dict(dict(data))
     for name, value in (("use_cache", data.get("use_cache")), ("return_dict", True)):
         if value is not None:

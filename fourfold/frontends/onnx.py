@@ -275,7 +275,7 @@ class OnnxProgram(Program):
             self._sessions[node] = self._session(call, reads, made)
         return tuple(self._sessions[node]({name: values[self.value[name]] for name in reads}))
 
-    def _session(self, call: NodeProto, reads: Sequence[str], made: Sequence[str]) -> Callable[[Mapping[str, Any]], list[object]]:
+    def _session(self, call: NodeProto, reads: Sequence[str], made: Sequence[str]) -> Callable[[Mapping[str, object]], list[object]]:
         helper = self.onnx.helper
         code = {dtype_of(self.onnx, c): c for c in self.onnx.TensorProto.DataType.values() if c}
         entries = [helper.make_tensor_value_info(name, code[self.spec[name][1]], self.spec[name][0]) for name in reads]

@@ -36,7 +36,7 @@ class OnnxNode:
 
     def __init__(self, program: OnnxProgram, proto: NodeProto, made: Sequence[str], refer: Callable[[int], object]) -> None:
         self.program, self.proto, self.made, self.refer = program, proto, list(made), refer
-        self.attributes: dict[str, Any] = {a.name: program.onnx.helper.get_attribute_value(a) for a in proto.attribute}
+        self.attributes: dict[str, object] = {a.name: program.onnx.helper.get_attribute_value(a) for a in proto.attribute}
         self.version = next((o.version for o in program.model.opset_import if o.domain in STANDARD), 0)
 
     def __len__(self) -> int:
@@ -242,7 +242,7 @@ def _lrn(n: OnnxNode) -> Translation:
     return lrn, (n.ref(0), int(n.get("size")), float(n.get("alpha", 1e-4)), float(n.get("beta", 0.75)), float(n.get("bias", 1.0))), {}
 
 
-def lrn(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Any:
+def lrn(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> object:
     import torch
     import torch.nn.functional as F
 
@@ -272,7 +272,7 @@ def _mean(n: OnnxNode) -> Translation:
     return mean, ([n.ref(k) for k in range(len(n))],), {}
 
 
-def mean(given: Sequence[Tensor]) -> Any:
+def mean(given: Sequence[Tensor]) -> object:
     return sum(given[1:], given[0]) / len(given)
 
 

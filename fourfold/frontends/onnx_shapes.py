@@ -82,7 +82,7 @@ def probed(
     return {name: (tuple(array.shape), str(array.dtype)) for name, array in found.items()}
 
 
-def runner_of(onnx: ModuleType, file: Path, model: ModelProto, wanted: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
+def runner_of(onnx: ModuleType, file: Path, model: ModelProto, wanted: Sequence[str]) -> Callable[[Mapping[str, object]], list[Any]]:
     """ONNX Runtime where it is installed (without its graph optimisations), else onnx's reference in numpy."""
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors_of(model.graph)):
         onnx.external_data_helper.load_external_data_for_model(model, str(file.parent))

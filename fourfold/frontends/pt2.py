@@ -68,7 +68,7 @@ def _risk(path: Path) -> str:
     return ""
 
 
-def fixed(program: torch.export.ExportedProgram, inputs: object, dims: Mapping[str, int]) -> tuple[Any, Any, list[str]]:
+def fixed(program: torch.export.ExportedProgram, inputs: object, dims: Mapping[str, int]) -> tuple[object, object, list[str]]:
     """The program with all sizes fixed, inputs of these sizes, and notes. `dims` names a size by its symbol ("s0") or as "input.axis". Numbers that
     the program was exported with stay the constants they are, whether they are given again or not.
 
@@ -87,7 +87,7 @@ def fixed(program: torch.export.ExportedProgram, inputs: object, dims: Mapping[s
         raise InputError(f"The program has no dynamic dimension {stray[0]!r}.", known)
     spec: Any = program.call_spec.in_spec
 
-    def arranged(leaves: list[Any]) -> object:
+    def arranged(leaves: list[object]) -> object:
         args, kwargs = _pytree.tree_unflatten(leaves, spec)
         return Both(args, kwargs) if args and kwargs else kwargs if kwargs else args
 
@@ -132,12 +132,12 @@ def user_inputs(program: torch.export.ExportedProgram) -> tuple[list[str], dict[
     return names, {name: arg.value for name, arg in zip(names, given, strict=True) if isinstance(arg, ConstantArgument)}
 
 
-def _number(value: Any, example: Any) -> Any:
+def _number(value: Any, example: object) -> Any:
     """An array of one number where the program takes a number."""
     return value.item() if isinstance(example, torch.SymInt) and hasattr(value, "item") else value
 
 
-def same_value(given: Any, wanted: Any) -> bool:
+def same_value(given: Any, wanted: object) -> bool:
     """Whether an argument is the constant that the program was exported with; floats within 1e-6."""
     given = given.item() if hasattr(given, "item") and getattr(given, "size", 1) not in (0,) and wanted is not None else given
     return given is wanted or given == wanted or (isinstance(wanted, float) and abs(float(given) - wanted) <= 1e-6 * abs(wanted))

@@ -62,7 +62,7 @@ def samples(subject: Subject, dims: Mapping[str, int], seed: int = 0) -> dict[st
     return made
 
 
-def _part(config: object, name: str) -> Any:
+def _part(config: object, name: str) -> object:
     return getattr(config, name, None) or config
 
 

@@ -29,7 +29,7 @@ def capture(
     inputs: object,
     *,
     train: bool = False,
-    loss: Callable[[Any], Tensor] | None = None,
+    loss: Callable[[object], Tensor] | None = None,
     level: Level = "ops",
     name: str = "",
     gradient: Gradients = "passes",
@@ -76,7 +76,7 @@ class Whole(Wrapped):
                              "Let forward return a tensor, a tuple or a mapping of tensors.")
         return found
 
-    def kept(self, value: object, path: str) -> Any:
+    def kept(self, value: object, path: str) -> object:
         """Tensors of `value` in plain containers; None where there are none."""
         if isinstance(value, Tensor) or value is None:
             return value
@@ -95,7 +95,7 @@ class Whole(Wrapped):
 # --- sources: an fx graph and what its placeholders and outputs mean ---------------------------------------------------------------------------
 
 
-def _inference(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], level: Level) -> FxSource:
+def _inference(model: Any, args: tuple[object, ...], kwargs: dict[str, object], level: Level) -> FxSource:
     if isinstance(model, torch.export.ExportedProgram):
         program = model
     else:

@@ -40,8 +40,8 @@ class Allocation:
     problem: Allocate
     solution: Solution[np.ndarray]
     table: tuple[Mapping[str, Any], ...]
-    workload: Mapping[str, Any]
-    source: Mapping[str, Any]
+    workload: Mapping[str, object]
+    source: Mapping[str, object]
     seed: int = 0
     notes: tuple[str, ...] = ()
     interrupted: bool = False

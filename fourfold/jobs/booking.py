@@ -26,7 +26,7 @@ def may_book(path: str | Path, objective: str = "") -> Path:
     return decisions.may_book(path)
 
 
-def book(path: str | Path, question: str, solution: Mapping[str, Any], workload: Mapping[str, Any], machine: str) -> dict[str, Any]:
+def book(path: str | Path, question: str, solution: Mapping[str, Any], workload: Mapping[str, object], machine: str) -> dict[str, object]:
     """Book a plan's solution on the Machine lever: its cost and the default's, predicted, in seconds (or joules). Evidence is the solution's id."""
     scale, unit = _SCALE[solution["unit"]]
     before, after = (None if value is None else Quantity(scale * value, unit, "modelled", method=_METHOD)
@@ -36,7 +36,7 @@ def book(path: str | Path, question: str, solution: Mapping[str, Any], workload:
                           why=f"the default is {solution['why']}" if before is None else "")
 
 
-def book_memory(path: str | Path, solution: Mapping[str, Any], workload: Mapping[str, Any], machine: str) -> dict[str, object]:
+def book_memory(path: str | Path, solution: Mapping[str, Any], workload: Mapping[str, object], machine: str) -> dict[str, object]:
     """Book where buffers stand on the Machine lever: bytes needed, and by the baseline before. Bytes are no cost of a run, so there is no factor."""
     before, after = (None if value is None else Quantity(value, "B", "counted", method="highest address in use")
                      for value in (solution["before"], solution["cost"]))
@@ -45,7 +45,7 @@ def book_memory(path: str | Path, solution: Mapping[str, Any], workload: Mapping
                           why="bytes of memory are no cost of a run", counts=False)
 
 
-def book_arena(path: str | Path, solution: Mapping[str, Any], workload: Mapping[str, Any], machine: str) -> dict[str, object]:
+def book_arena(path: str | Path, solution: Mapping[str, Any], workload: Mapping[str, object], machine: str) -> dict[str, object]:
     """Book order, recomputation and offsets together on the Machine lever: the peak of storing all values before, the plan's after. Bytes are no cost
     of a run, so there is no factor; what the plan costs beyond running each op once is in the words."""
     peaks, once = solution["peaks"], solution["once"] * solution.get("watts", 1.0)

@@ -41,7 +41,7 @@ def study(*, it_kw: float = 1000.0, rated_kw: float | None = None, pue: float | 
 
 def examine(hall: Hall, weather: Weather = datacenter.ANYWHERE, *, limit: float = datacenter.RECOMMENDED[1], hold: int = 1,
           load: Sequence[float] | float = 0.3, servers: int = 100, idle: float | None = None, headroom: float = 0.8, spare: int = 0,
-          start_kwh: float = 0.0, call_s: float = 0.0, item_s: float = 0.0, latency_s: float = 0.0, seed: int = 0) -> dict[str, Any]:
+          start_kwh: float = 0.0, call_s: float = 0.0, item_s: float = 0.0, latency_s: float = 0.0, seed: int = 0) -> dict[str, object]:
     """The PUE of `hall` by part, what each technique of decisions/datacenter would save, and the best of them together.
 
     `weather` outside; `limit` the warmest set point allowed (°C); `hold` hours a cooling mode is kept; `load` the servers' utilisation, 0 to 1, one
@@ -190,7 +190,7 @@ class _Bench:
                   for before, problem, drawn in zip(self.before, self.problems, self.draws, strict=True)]
         return figure(values, grade=grade, method=_METHOD, source="fourfold's hall model + " + datacenter.SERVER["exponent"].source)
 
-    def together(self, options: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def together(self, options: list[dict[str, Any]]) -> dict[str, object] | None:
         """The best way of serving with the best way of cooling: outside air at the warmer set point with over-cooling control, or immersion."""
         known = [row for row in options if row["factor"] and row["question"] == "cool"]
         serving = [row for row in options if row["factor"] and row["question"] == "serve"]

@@ -22,7 +22,7 @@ WIDE = 1e9                                                              # the le
 class TimedCall(NamedTuple):
     """`run` is timed; `write` writes what the op before would have written, `written` bytes of it."""
 
-    run: Callable[[], Any]
+    run: Callable[[], object]
     write: Callable[[], None]
     written: float
 

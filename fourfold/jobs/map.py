@@ -60,7 +60,7 @@ class ShiftingPlan:
     solution: Solution[JobHours]
     certificate: Certificate
     start: datetime
-    comparators: tuple[dict[str, Any], ...]
+    comparators: tuple[dict[str, object], ...]
     ablations: tuple[dict[str, object], ...]
     without: tuple[dict[str, object], ...]
     priced: bool                                                        # every site's price is known
@@ -70,7 +70,7 @@ class ShiftingPlan:
     stopped: bool = False                                               # by Ctrl-C: the best so far
 
     @property
-    def schedule(self) -> list[dict[str, Any]]:
+    def schedule(self) -> list[dict[str, object]]:
         """[{job, site, hours: [...]}], one entry per job and site."""
         answer = self.solution.answer
         rows: dict[tuple[int, int], list[int]] = {}
@@ -107,7 +107,7 @@ class ShiftingPlan:
             "notes": list(self.notes),
         }
 
-    def _sites(self) -> list[dict[str, Any]]:
+    def _sites(self) -> list[dict[str, object]]:
         problem, answer = self.problem, self.solution.answer
         load = answer.load(problem.width, problem.intensity.shape)
         busy = np.bincount(answer.site, minlength=len(problem.sites))
@@ -161,7 +161,7 @@ class ShiftingPlan:
             raise unwritable(folder, error, "the plan") from error
         return [folder / "plan.json", folder / "schedule.csv", folder / "schedule.json", certificate, folder / "problem.npz"]
 
-    def stored(self, document: Mapping[str, object]) -> dict[str, Any]:
+    def stored(self, document: Mapping[str, object]) -> dict[str, object]:
         """What a plan's document keeps: `to_json()`, with the words that all questions have."""
         facts = {"cost": document["value"], "solver": document["technique"], "why": document["before_why"], "hash": self.id}
         return {**document, **facts, "sentences": sentences({**document, **facts}), "interrupted": self.stopped}

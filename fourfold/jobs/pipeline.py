@@ -40,15 +40,15 @@ class _Asked:
     devices: tuple[str, ...]
     about: dict[str, Any]
     machine: dict[str, Any]
-    files: Mapping[str, Callable[[Path], Any]]
+    files: Mapping[str, Callable[[Path], object]]
     notes: tuple[str, ...] = ()
 
 
 def pipeline(
     model: object,
-    data_or_inputs: Any = None,
+    data_or_inputs: object = None,
     *,
-    machine: Any = "here",
+    machine: object = "here",
     objective: str = "throughput",
     solver: str = "auto",
     contiguous: bool = False,

@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 @overload
 def plan(
-    model: Any, data_or_inputs: Any = None, *, memory: None = None, far: None = None, machine: Any = "here", objective: str = "latency",
+    model: object, data_or_inputs: object = None, *, memory: None = None, far: None = None, machine: object = "here", objective: str = "latency",
     solver: str = "auto", train: bool = False, budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0,
     dims: Mapping[str, int] | None = None, finetune: bool = False, out: str | Path | None = None, ledger: str | Path | None = None,
-    trust: Iterable[str] = (), progress: Any = None,
+    trust: Iterable[str] = (), progress: object = None,
 ) -> Plan: ...  # fmt: skip
 @overload
 def plan(
-    model: Any, data_or_inputs: Any = None, *, memory: int | str, far: str | None = None, machine: Any = "here", objective: str = "latency",
+    model: object, data_or_inputs: object = None, *, memory: int | str, far: str | None = None, machine: object = "here", objective: str = "latency",
     solver: str = "auto", train: bool = False, budget: float | str = 60.0, evaluations: int | None = None, seed: int = 0,
     dims: Mapping[str, int] | None = None, out: str | Path | None = None, ledger: str | Path | None = None, trust: Iterable[str] = (),
-    progress: Any = None,
+    progress: object = None,
 ) -> Document: ...  # fmt: skip
 def plan(
     model: object,
-    data_or_inputs: Any = None,
+    data_or_inputs: object = None,
     *,
     memory: int | str | None = None,
     far: str | None = None,
-    machine: Any = "here",
+    machine: object = "here",
     objective: str = "latency",
     solver: str = "auto",
     train: bool = False,

@@ -357,7 +357,7 @@ def _flat(state: dict[str, Any], prefix: str) -> dict[str, object]:
 
 
 def _unflat(state: dict[str, Any], prefix: str, tensors: dict[str, Any]) -> dict[str, object]:
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, dict[str, object]] = {}
     for key, tensor in tensors.items():
         if key.startswith(f"{prefix}."):
             _, index, name = key.split(".")

@@ -63,7 +63,7 @@ class PrimerRuns:
     options: dict[str, Any]
     runs: tuple[PairedRun, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data, as `--json` prints it; `fewer_steps` and `less_seconds` are None where the loss was not reached."""
         runs = [asdict(run) | dict(zip(("fewer_steps", "less_seconds"), run.ratios or (None, None), strict=True)) for run in self.runs]
         return {"text": self.text, "bytes": self.bytes, "options": self.options, "runs": runs}

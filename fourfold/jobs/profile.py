@@ -75,7 +75,7 @@ class ModelProfile:
     prospects: tuple[Prospect, ...]
     refusals: dict[str, str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data, as `--json` prints it."""
         found = asdict(self) | {"probe": self.probe.to_json(), "prospects": [asdict(one) | {"pays": one.pays} for one in self.prospects]}
         return found | {"sentences": self.sentences}

@@ -40,7 +40,7 @@ class Selection:
             f"A first layer, and rows as they are stored and read, shrink to {kept / whole:.1%} of what they were.",
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """One document."""
         return {"columns": list(self.columns), "scores": list(self.scores), "of": len(self.of), "rows": self.rows, "target": self.target,
                 "task": self.task, "seed": self.seed, "sentences": list(self.sentences), "notes": list(self.notes)}
@@ -57,7 +57,7 @@ class Selection:
 
 
 def select(
-    data: str | Path | Mapping[str, Any], target: str, count: int | float | None = None, *, task: str = "auto", ignore: Sequence[str] = (),
+    data: str | Path | Mapping[str, object], target: str, count: int | float | None = None, *, task: str = "auto", ignore: Sequence[str] = (),
     linear: bool = False, epochs: int = 60, seed: int = 0, progress: Any = None,
 ) -> Selection:  # fmt: skip
     """Choose `count` columns (a number, or a share below 1; None: half) of a table of numbers by what column `target` needs.

@@ -125,7 +125,7 @@ def append(path: str | Path, row: Mapping[str, object]) -> dict[str, Any]:
         os.close(handle)
 
 
-def rows(path: str | Path) -> list[dict[str, Any]]:
+def rows(path: str | Path) -> list[dict[str, object]]:
     """Every row that can be read, in the file's order, as stored; lines that cannot are skipped, and `verify` names them.
 
     Raises InputError without a file.
@@ -133,7 +133,7 @@ def rows(path: str | Path) -> list[dict[str, Any]]:
     return [row for _, row in _parsed(_read(Path(path))) if row is not None]
 
 
-def plain(row: Mapping[str, object]) -> dict[str, Any]:
+def plain(row: Mapping[str, object]) -> dict[str, object]:
     """A stored row as it was given to `append`."""
     return {key: item for key, item in row.items() if key not in OURS}
 
@@ -321,7 +321,7 @@ def _keep_head(path: Path, row: Mapping[str, Any], before: Mapping[str, Any] | N
 
     A crash between the row and its head leaves a head that is one row behind, which is no fault; a head that cannot be written leaves the row.
     """
-    lost: list[Any] = []
+    lost: list[object] = []
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(_head_of(path).read_bytes())
         rows = before["n"] + 1 if before else 0
@@ -333,7 +333,7 @@ def _keep_head(path: Path, row: Mapping[str, Any], before: Mapping[str, Any] | N
         os.replace(aside, _head_of(path))
 
 
-def _headed(path: Path, intact: Mapping[int, dict[str, Any]], head: str, notes: list[str]) -> list[str]:
+def _headed(path: Path, intact: Mapping[int, dict[str, object]], head: str, notes: list[str]) -> list[str]:
     """What the head file has to say of rows missing at the end."""
     name = _head_of(path).name
     try:
@@ -364,7 +364,7 @@ def _seal_of(path: Path) -> Path:
     return path.with_name(path.name + ".seal")
 
 
-def _sealed(path: Path, intact: Mapping[int, dict[str, Any]], head: str) -> list[str]:
+def _sealed(path: Path, intact: Mapping[int, dict[str, object]], head: str) -> list[str]:
     """What the seal beside the file, and the head that the reader kept, have to say."""
     found = []
     if head and not any(row["hash"] == head for row in intact.values()) and not (head == GENESIS):

@@ -47,7 +47,7 @@ class Meter:
     """
 
     def __init__(self, name: str = "", *, site: object = None, unit: str | None = None, ledger: Path | str | bool | None = None,
-                 meters: Sequence[Any] | None = None, clock: object = None, hz: float = 10.0, reserve: float | None = None, model: bool = True,
+                 meters: Sequence[object] | None = None, clock: object = None, hz: float = 10.0, reserve: float | None = None, model: bool = True,
                  scope: str = "process") -> None:
         if callable(name):
             raise InputError("@Meter needs brackets.", 'Write @Meter("step") or @Meter().')
@@ -133,7 +133,7 @@ class Meter:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.__exit__(kind, error, trace)
 
-    def __call__(self, work: Callable[..., object]) -> Callable[..., Any]:
+    def __call__(self, work: Callable[..., object]) -> Callable[..., object]:
         """Decorate a function or a coroutine function: each call is a window. Raises InputError for generators, whose work is the caller's too."""
         import inspect
 
@@ -184,7 +184,7 @@ def _station(meters: Sequence[object] | None, clock: object, scope: str) -> Stat
     return station
 
 
-def _make(meters: Sequence[Any], clock: Any, scope: str) -> Station:
+def _make(meters: Sequence[object], clock: Any, scope: str) -> Station:
     if clock is not None:                                              # whoever gives a clock tells with it what was used
         return Station(meters, clock=clock, body=clock.body(), host=clock.host, in_use=clock.in_use, claim=getattr(clock, "claim", None))
     if scope == "cgroup":

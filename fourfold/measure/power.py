@@ -50,7 +50,7 @@ class Energy:
 
 
 @contextmanager
-def window(given: Sequence[Any] | None = None, clock: Any = None, machine: Host | None = None) -> Iterator[Energy]:
+def window(given: Sequence[Any] | None = None, clock: object = None, machine: Host | None = None) -> Iterator[Energy]:
     """Measure what runs inside the `with` block. Its Energy is filled when the block ends, also by an exception.
 
     `given` meters replace the known ones (tests, a wall meter); `clock` replaces the system's. A meter that dies midway leaves the modelled

@@ -30,7 +30,7 @@ class Use:
     work: dict[str, float] = field(default_factory=dict)
     command: list[str] | None = None
     code: int | None = None
-    site: dict[str, Any] | None = None
+    site: dict[str, object] | None = None
     failed: str = ""
     _charge: Charge | None = field(default=None, repr=False, compare=False)
 
@@ -149,7 +149,7 @@ def _line(title: str, figure: Quantity | None, why: str, share: str = "") -> str
 
 def _largest(use: Use) -> str:
     """Which component holds most of the total."""
-    known: dict[str, Any] = {name: part.value for name, part in use.energy.items() if part is not None}
+    known: dict[str, float] = {name: part.value for name, part in use.energy.items() if part is not None}
     if not known or use.total is None or use.total.value <= 0:
         return ""
     name = max(known, key=lambda name: known[name])

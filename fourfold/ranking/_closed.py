@@ -7,29 +7,36 @@ is it where a gradient is to be differentiated itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fourfold.ranking.lists import Reduction, lowest, masked_mean, masked_sum
+from fourfold.torch_types import Saved
+
+
+class _SavedGradient(Saved, Protocol):
+    gradient: Tensor
+    plain: Callable[[Tensor], Tensor]
 
 
 class _Closed(torch.autograd.Function):
     """A value whose gradient by the scores is known."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, value: Tensor, gradient: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: _SavedGradient, scores: Tensor, value: Tensor, gradient: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(scores)
         ctx.gradient, ctx.plain = gradient, plain
         return value
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: _SavedGradient, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         scores, = ctx.saved_tensors
         if torch.is_grad_enabled():                                    # the gradient itself is to be differentiated
             with torch.enable_grad():
-                return *torch.autograd.grad(ctx.plain(scores), scores, grads[0], create_graph=True), None, None, None
+                into, = torch.autograd.grad(ctx.plain(scores), scores, grads[0], create_graph=True)
+                return into, None, None, None
         return ctx.gradient * grads[0], None, None, None
 
 

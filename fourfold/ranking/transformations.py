@@ -25,7 +25,7 @@ def _accepts(function: RankingFn, name: str) -> bool:
 
 
 def _negated(metric_fn: RankingFn, rank_step: StepFn, cutoff_step: StepFn, prefix: str) -> RankingFn:
-    smooth: dict[str, Any] = {}
+    smooth: dict[str, object] = {}
     if _accepts(metric_fn, "rank_fn"):
         smooth["rank_fn"] = partial(approx_ranks, step_fn=rank_step)
     if _accepts(metric_fn, "cutoff_fn"):
@@ -67,7 +67,7 @@ def gumbel_t12n(loss_or_metric_fn: RankingFn, *, samples: int = 8, beta: float =
 
     @wraps(loss_or_metric_fn)
     def sampled(scores: Tensor, labels: Tensor, *, generator: torch.Generator | None = None, **options: Any) -> Tensor:
-        def copies(one: object) -> Any:
+        def copies(one: object) -> object:
             return one.expand(samples, *one.shape) if isinstance(one, Tensor) else one
 
         scores = scores if scores.is_floating_point() else scores.float()
@@ -98,7 +98,7 @@ def segment_t12n(loss_or_metric_fn: RankingFn) -> RankingFn:
         if segments is None:
             return loss_or_metric_fn(scores, labels, **options)
 
-        def rows(one: object) -> Any:
+        def rows(one: object) -> object:
             return one.unsqueeze(-2).expand(*one.shape, one.shape[-1]) if isinstance(one, Tensor) else one
 
         same = segments.unsqueeze(-1) == segments.unsqueeze(-2)

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -261,7 +261,7 @@ class _Map:
                          "offset": int(self.made.offsets[i])})
         return rows
 
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, object]:
         """What the script draws and names, where there are too many rectangles for SVG; addresses as shares of 65,535, finer than a screen."""
         if len(self.rows) <= DRAWN:
             return {}

@@ -92,7 +92,7 @@ def proof(plan: Plan) -> str:
     return f"No valid plan is below {amount(plan, plan.bound)}; this one is at most {format.percent(plan.gap)} above it."
 
 
-def _devices(plan: Plan, timeline: Any) -> list[dict[str, Any]]:
+def _devices(plan: Plan, timeline: Any) -> list[dict[str, object]]:
     place, _ = plan.of_tasks
     return [{"name": device.name, "colour": d % 8, "share": float(timeline.busy[d] / timeline.makespan) if timeline.makespan else 0.0,
              "peak": int(timeline.peak_bytes[d]), "limit": device.memory, "tasks": int((place == d).sum())}

@@ -21,11 +21,11 @@ from fourfold.report.ledger import Owing
 _MULTIPLY, _SUM = "Multiply", "Sum"
 
 
-def manifest(pieces: Sequence[Owing], score: Sci, name: str = "fourfold") -> dict[str, Any]:
+def manifest(pieces: Sequence[Owing], score: Sci, name: str = "fourfold") -> dict[str, object]:
     """The manifest as plain data."""
     unit = _slug(score.unit)
     makings = list(dict.fromkeys((piece.whole.value, piece.life.to("s").value) for piece in pieces))
-    plugins: dict[str, Any] = {
+    plugins: dict[str, object] = {
         "hall-energy": _builtin(_MULTIPLY, {"input-parameters": ["energy-machines", "pue"], "output-parameter": "energy"}),
         "operational": _builtin(_MULTIPLY, {"input-parameters": ["energy", "grid-intensity"], "output-parameter": "carbon-operational"}),
         **{f"embodied-{i}": _builtin("SciEmbodied", {"baseline-emissions": whole, "lifespan": life, "output-parameter": "carbon-embodied"})

@@ -140,7 +140,7 @@ def document(book: Book) -> dict[str, Any]:
     }
 
 
-def _components(book: Book, whole: Quantity | None) -> dict[str, Any]:
+def _components(book: Book, whole: Quantity | None) -> dict[str, object]:
     """The sum of each component over the runs, and its share of the energy; largest first."""
     parts: dict[str, list[Quantity]] = {}
     for row in book.runs:
@@ -439,7 +439,7 @@ def export(book: Book, path: Path) -> int:
     return len(flat)
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(row: Mapping[str, Any]) -> dict[str, object]:
     """One run on one line."""
     kept = ("n", "id", "kind", "run", "parent", "name", "place", "start_utc", "end_utc", "wall_s")
     flat: dict[str, Any] = {**{name: row.get(name) for name in kept}, "command": _command(row)}

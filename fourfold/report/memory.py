@@ -197,7 +197,7 @@ class MemoryMap:
     problem: Allocate
     solution: Solution[np.ndarray]
     table: tuple[Mapping[str, object], ...]
-    workload: Mapping[str, Any]
+    workload: Mapping[str, object]
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 
@@ -11,7 +11,21 @@ from fourfold.decisions.pipeline.problem import Latency, MaxLoad, Split, average
 from fourfold.report import format
 
 
-def devices(question: MaxLoad | Latency, split: Split, names: Sequence[str]) -> list[dict[str, Any]]:
+class DeviceRow(TypedDict):
+    """One device of a pipeline; times in ms a sample, `share` of the fullest device's load, `limit_bytes` None where there is none."""
+
+    name: str
+    kind: str
+    nodes: int
+    compute_ms: float
+    transfers_ms: float
+    load_ms: float
+    share: float
+    bytes: float
+    limit_bytes: float | None
+
+
+def devices(question: MaxLoad | Latency, split: Split, names: Sequence[str]) -> list[DeviceRow]:
     """A row a device: name, nodes, compute (ms), transfers (ms), load (their sum), share of the fullest's, bytes, limit (None: none), seconds of all.
 
     For latency all cores are one pool, "cores", where nodes run side by side: its compute is the sum of theirs.
@@ -41,7 +55,7 @@ def _border(question: MaxLoad | Latency, split: Split, m: int) -> float:
     return total
 
 
-def sentences(question: MaxLoad | Latency, split: Split, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def sentences(question: MaxLoad | Latency, split: Split, rows: Sequence[DeviceRow]) -> list[str]:
     """What decides the cost, a sentence each."""
     w = question.workload
     used = [row for row in rows if row["nodes"]]

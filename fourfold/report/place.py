@@ -161,7 +161,7 @@ class _Plan:
                  ("Without a region", "The best plan if that region were not there: how much rests on it.", "without"))
         return [(title, lead, self._ranked(rows, axis)) for title, lead, key in kinds if (rows := self._rows(key))]
 
-    def _rows(self, key: str) -> list[dict[str, Any]]:
+    def _rows(self, key: str) -> list[dict[str, object]]:
         return [self._row(row) for row in self.document.get(key) or []]
 
     def _row(self, row: object) -> dict[str, object]:
@@ -171,7 +171,7 @@ class _Plan:
                 "why": str(_of(row, "why", "reason", default="")),
                 "broken": _broken(row), **{field: _number(_of(row, field, default=None)) for field in ("saving", "share", "low", "high")}}
 
-    def _ranked(self, rows: list[dict[str, Any]], axis: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _ranked(self, rows: list[dict[str, Any]], axis: list[dict[str, Any]]) -> list[dict[str, object]]:
         """The rows with bars and savings on the axis that `axis` spans."""
         naive = next((row["value"] for row in axis if row["kind"] == "naive" and row["value"]), None)
         most = max((row[end] for row in axis for end in ("value", "high") if row[end] is not None), default=0.0) or 1.0
@@ -192,7 +192,7 @@ class _Plan:
         best = next((row["value"] for row in rows if row["kind"] == "oracle" and row["value"] is not None), _number(self.document.get("bound")))
         return None if best is None or not most else f"{100 * best / most:.2f}"
 
-    def dearest(self) -> list[dict[str, Any]]:
+    def dearest(self) -> list[dict[str, object]]:
         """The region-hours whose capacity is worth most: what one more unit there would save."""
         mu = (self.document.get("certificate") or {}).get("mu") or {}
         rows = sorted(zip(mu.get("price", []), mu.get("site", []), mu.get("hour", []), strict=False), reverse=True)
@@ -217,7 +217,7 @@ class _Plan:
                          "missing": int((~known).sum())})
         return rows
 
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, object]:
         """What the page's script draws: quantised arrays and one list a column of the job table."""
         sites, hours = self.intensity.shape
         step = -(-sites * hours // _CELLS)

@@ -190,7 +190,7 @@ def _watch(taken: dict[str, list[Tensor]], name: str) -> Any:
 
 def _weigh(influence: dict[str, list[Tensor]], path: str) -> Any:
     """A hook that notes in `influence[path]` how far a block turns its hidden states: 1 − cosine, the mean over positions."""
-    def hook(_m: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def hook(_m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], out: Any) -> None:
         before = args[0] if args else kwargs.get("hidden_states")
         after = hidden(out)
         if isinstance(before, Tensor) and after is not None and before.shape == after.shape:
@@ -241,7 +241,7 @@ def _ablations(
 def _skipping(block: nn.Module, harm: Callable[[], float]) -> float:
     """Harm when the block hands on what it was given."""
 
-    def through(_m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], out: Tensor) -> Any:
+    def through(_m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], out: Tensor) -> object:
         before = args[0] if args else kwargs.get("hidden_states")
         after = hidden(out)
         if not isinstance(before, Tensor) or after is None or before.shape != after.shape:

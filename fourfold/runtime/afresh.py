@@ -92,7 +92,7 @@ def _plain(one: object) -> bool:
     return isinstance(one, str) or (isinstance(one, tuple | list) and all(isinstance(part, str) for part in one))
 
 
-def _listed(targets: object) -> Any:
+def _listed(targets: object) -> object:
     """Targets that are a list of plain values."""
     try:
         return json.loads(json.dumps(targets)) if isinstance(targets, list) else None
@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[Examples, dict[str, np.ndarray]]:
         held = {name: file[name] for name in file.files}
     words = json.loads(held["words"].tobytes())
 
-    def column(name: str) -> Any:
+    def column(name: str) -> Ragged | np.ndarray | None:
         return Ragged(held[f"{name}/values"], held[f"{name}/offsets"]) if f"{name}/values" in held else held.get(name)
 
     raw = words["raw"] and [tuple(one) if isinstance(one, list) else one for one in words["raw"]]

@@ -22,7 +22,7 @@ class Loaded(Protocol):
     manifest: dict[str, Any]
 
 
-class Answers(list[Any]):
+class Answers(list[object]):
     """One answer per row, None where the row could not be read: `errors` says why, by row number from 0.
 
     `records` [rows read, k] are what the answers were read off (None where texts were written), `rows` the numbers of the rows that were read.

@@ -265,7 +265,7 @@ def _checked(made: Path, to: str, batches: list[Batch], expected: list[np.ndarra
     return off
 
 
-def _page(model: Model, part: Part, to: str, wrote: dict[str, Any]) -> str:
+def _page(model: Model, part: Part, to: str, wrote: dict[str, object]) -> str:
     """README.md: what it is, how it is called."""
     from fourfold.datasets.tokenise import longest, paddings
 

@@ -97,7 +97,7 @@ def sound(root: Path) -> Iterator[None]:
         raise ArtefactError(f"{root} does not fit together: {what}", "It is damaged, or made with other versions of its libraries.") from error
 
 
-def _tokenizer(parts: list[Part]) -> Any:
+def _tokenizer(parts: list[Part]) -> object:
     """The tokenizer that turns answers into text: that of the last part which has one."""
     return next((p.subject.tokenizer for p in reversed(parts) if p.subject is not None and p.subject.tokenizer is not None), None)
 

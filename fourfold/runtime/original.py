@@ -39,7 +39,7 @@ def digest(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def find(manifest: Mapping[str, Any], given: Any = None) -> tuple[Subject | None, str]:
+def find(manifest: Mapping[str, Any], given: object = None) -> tuple[Subject | None, str]:
     """(the original or None, in words which it is). `given` is opened as it is, whatever the manifest says; else the folder in the manifest is, where
     it is still there. A manifest never makes a factory run: that must be given.
 

@@ -27,8 +27,8 @@ class Shelved:
     """
 
     module: OnDemand[Any] = OnDemand()
-    tokenizer: OnDemand[Any] = OnDemand()
-    processor: OnDemand[Any] = OnDemand()
+    tokenizer: OnDemand[object] = OnDemand()
+    processor: OnDemand[object] = OnDemand()
 
     def __init__(
         self, home: Path, origin: dict[str, Any], inputs: tuple[str, ...], reading: Mapping[str, Any] | None, module: Later[nn.Module | None]
@@ -50,7 +50,7 @@ class Shelved:
         return companions(self.folder / "tokenizer")[1]
 
     @property
-    def config(self) -> Any:
+    def config(self) -> object:
         """The model's configuration as plain data; the module's own where the manifest has none."""
         if "config" in self.reading:
             return plain(self.reading["config"] or {})

@@ -42,8 +42,8 @@ class RecordedProgram:
     """What a plan's folder says of the program that it is for."""
 
     graph: Graph
-    model: Mapping[str, Any]
-    capture: Mapping[str, Any]
+    model: Mapping[str, object]
+    capture: Mapping[str, object]
 
     @classmethod
     def of(cls, document: Document) -> RecordedProgram:
@@ -64,7 +64,7 @@ class ModelSource:
     capture: dict[str, Any]
 
 
-def read(model: Any, data: Any = None, *, train: bool = False, dims: Mapping[str, int] | None = None, seed: int = 0,
+def read(model: Any, data: object = None, *, train: bool = False, dims: Mapping[str, int] | None = None, seed: int = 0,
          gradient: str = "passes", trust: Iterable[str] = ()) -> ModelSource:
     """Capture `model` (all that `fourfold.frontends.capture.capture` takes, or an artefact's folder) on `data`: example inputs (a tensor, a tuple,
     a mapping), an .npz file of them, or data as `optimize` reads it, of which the first batch is taken. None: inputs of the model's configuration,

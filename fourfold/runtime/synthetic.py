@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def drawn(part: Part, lengths: list[int], count: int = 256) -> Examples:
     sizes = rng.choice(np.maximum(1, np.asarray(lengths)), size=count)
     tables = [int(getattr(m, "num_embeddings", 0)) for m in part.module.modules() if type(m).__name__ == "Embedding"]
     rows = max(2, max(tables, default=2))
-    columns: dict[str, Any] = {}
+    columns: dict[str, object] = {}
     for name in part.signature.names:
         shape, whole = part.signature.example[name].shape[1:], part.signature.dtypes[name].startswith("int")
         if 1 in part.signature.dynamic[name] and len(shape) == 1:

@@ -30,10 +30,10 @@ TRIED = (
 )  # fmt: skip
 
 
-class Tokenised(dict[str, Any]):
+class Tokenised(dict[str, object]):
     """Lists by name, as transformers gives them. `encodings`: what the file's own tokenizer gave, one per text."""
 
-    encodings: list[Any]
+    encodings: list[object]
 
 
 class Tokens:
@@ -42,12 +42,12 @@ class Tokens:
     folder: its files. facts: what `facts` found, or None. whole: how to load the real one.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any] | None, whole: Callable[[], Any]) -> None:
+    def __init__(self, folder: Path, facts: Mapping[str, Any] | None, whole: Callable[[], object]) -> None:
         self.folder, self.facts, self.load_whole = folder, dict(facts or {}), whole
         self.direct = bool(self.facts.get("direct"))
         self.by_length: dict[int | None, Any] = {}
         self.locks = OneAtATime()
-        self.pattern: Any = None
+        self.pattern: object = None
         self.pool: Pool[Any] = Pool(lambda: copy.deepcopy(self.whole()))
 
     def whole(self) -> Any:
@@ -60,7 +60,7 @@ class Tokens:
     def __getattr__(self, name: str) -> object:
         if name.startswith("__") or name == "facts":
             raise AttributeError(name)
-        asked: Mapping[str, Any] = self.facts.get("asked", {})
+        asked: Mapping[str, object] = self.facts.get("asked", {})
         return asked[name] if name in asked else getattr(self.whole(), name)
 
     def __bool__(self) -> bool:
@@ -103,12 +103,12 @@ class Tokens:
         with self.pool.one() as tokenizer:
             return tokenizer.batch_decode(ids, **how)
 
-    def save_pretrained(self, folder: Path | str) -> Any:
+    def save_pretrained(self, folder: Path | str) -> object:
         """Write its files."""
         return self.whole().save_pretrained(folder)
 
 
-def facts(tokenizer: object, folder: Path) -> dict[str, Any] | None:
+def facts(tokenizer: object, folder: Path) -> dict[str, object] | None:
     """What a loader must know of `tokenizer`, whose files are in `folder`: its attributes, and whether the file alone gives the same tokens (tried).
 
     None where there is no tokenizer.

@@ -47,7 +47,7 @@ class Search:
     def ask(self) -> tuple[int, dict[str, Any]]:
         """A ticket and the parameters to try next."""
         trial = self.study.ask()
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         for name, span in self.space.items():
             if isinstance(span, list):
                 found[name] = trial.suggest_categorical(name, span)

@@ -30,7 +30,7 @@ class Rollout:
     """B actions taken in one state: what they were worth `reward` f8[B] (nan: not allowed), log π f4[B, choices] when they were taken, and the
     reward of the likeliest action as a `baseline` (None: the mean of the group)."""
 
-    state: Any
+    state: object
     action: object
     log: Tensor
     reward: np.ndarray

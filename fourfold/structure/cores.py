@@ -207,7 +207,7 @@ class PaddingMask(nn.Module):
         model.register_forward_pre_hook(self.hear, with_kwargs=True)
         model.register_forward_hook(self.forget, always_call=True)
 
-    def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hear(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Before a call."""
         self.keep = None
         for name, at in self.at.items():
@@ -244,6 +244,6 @@ def unnested(model: nn.Module, path: str) -> None:
     """Keeps nn.TransformerEncoder from handing nested tensors, which only its own layers read, to what was put in at `path`."""
     names = path.split(".")
     for depth in range(len(names)):
-        holder: Any = model.get_submodule(".".join(names[:depth]))
+        holder: object = model.get_submodule(".".join(names[:depth]))
         if isinstance(holder, nn.TransformerEncoder):
             holder.enable_nested_tensor = holder.use_nested_tensor = False

@@ -373,7 +373,7 @@ class PatternMatcher:
 
     # taking a sub-layer out
 
-    def outs(self, c: SubLayerMatch, block: str) -> list[list[dict[str, Any]]]:
+    def outs(self, c: SubLayerMatch, block: str) -> list[list[dict[str, object]]]:
         """Edits that might take the candidate out, those that save most first."""
         if c.kind == "conv":
             return []

@@ -34,7 +34,7 @@ def describe(module: nn.Module) -> dict[str, object]:
     return _Writer().module(module, type(module).__name__)
 
 
-def build(tree: dict[str, Any], trust: Trust = EVERYONE) -> nn.Module:
+def build(tree: dict[str, object], trust: Trust = EVERYONE) -> nn.Module:
     """The tree again, weights zero, in eval mode where it was so. What it names must be what `trust` lets be imported, made and called.
 
     Raises `ArtefactError` where it must not or takes absurdly much memory, `ModelError` if a class can no longer be imported.
@@ -270,7 +270,7 @@ class _Builder:
             raise ModelError(f"the artefact holds {len(raw):,} bytes for a tensor of {size:,}", DAMAGED)
         return torch.frombuffer(raw, dtype=dtype).reshape(shape).clone() if raw else torch.zeros(shape, dtype=dtype)
 
-    def configuration(self, value: dict[str, object]) -> Any:
+    def configuration(self, value: dict[str, object]) -> object:
         if isinstance(value["config"], int):
             return self.configs[value["config"]]
         kind = self.trust.thing(value["config"], "config")

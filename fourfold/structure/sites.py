@@ -156,7 +156,7 @@ class _CausalTrace(Trace):
         super().__init__(module)
         self.causal: dict[str, bool] = {}
 
-    def __torch_function__(self, func: Any, types: Sequence[type], args: Any = (),
+    def __torch_function__(self, func: object, types: Sequence[type], args: object = (),
                            kwargs: Any = None) -> object:
         before = len(self.cores)
         out = super().__torch_function__(func, types, args, kwargs)

@@ -58,7 +58,7 @@ def masked(module: nn.Module, bundles: Sequence[tuple[Bundle, Sequence[int]]]) -
 
 
 def _mask_hook(part: nn.Module, index: np.ndarray) -> Callable[..., object]:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> object:
         x = args[0]
         axis = 1 if is_conv(part) else x.ndim - 1
         mask = torch.zeros(x.shape[axis], dtype=x.dtype, device=x.device)

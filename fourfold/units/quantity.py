@@ -263,7 +263,7 @@ def total(parts: Iterable[Quantity]) -> Quantity:
     return terms[0] if len(terms) == 1 else _sum(terms, 1.0)
 
 
-def _key(node: Quantity) -> tuple[Any, ...]:
+def _key(node: Quantity) -> tuple[object, ...]:
     return (node.value, node.unit, node.grade, node.low, node.high, node.method, node.source, node.boundary, node.signal, node.errors)
 
 

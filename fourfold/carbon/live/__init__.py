@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from fourfold.carbon.hourly import ANNUAL, FORECAST, Hours
-from fourfold.carbon.live._http import folder
+from fourfold.carbon.live._http import Limits, folder
 from fourfold.carbon.live._provider import Provider
 from fourfold.carbon.live.carbonintensity import CarbonIntensity
 from fourfold.carbon.live.electricitymaps import ElectricityMaps
@@ -36,7 +36,7 @@ __all__ = ["KINDS", "PROVIDERS", "CarbonIntensity", "ElectricityMaps", "Provider
 
 
 def provider(name: str | None = None, place: Site | None = None, *, environment: Mapping[str, str] | None = None, base: str | None = None,
-             signal: str | None = None, online: bool = False, cache: Path | None | str = "default", **options: object) -> Provider:
+             signal: str | None = None, online: bool = False, cache: Path | None | str = "default", **options: Unpack[Limits]) -> Provider:
     """The service called `name`, or the first that serves `place` and has its token in the environment.
 
     `base` is another address to speak to, `cache` a folder or None, `options` go to the client (timeout, tries, patience). With `online` false it
@@ -49,14 +49,14 @@ def provider(name: str | None = None, place: Site | None = None, *, environment:
     kind = PROVIDERS[chosen]
     if signal and signal not in kind.signals:
         raise InputError(f"{kind.title} has no {signal} intensity.", f"It has: {', '.join(kind.signals)}.")
-    if kind is WattTime and signal:
-        options["signal"] = signal
-    return kind(known, base, online=online, cache=folder() if cache == "default" else cache and Path(cache), **options)   # type: ignore[call-arg]
+    named = {"signal": signal} if kind is WattTime and signal else {}
+    where = folder() if cache == "default" else cache and Path(cache)
+    return kind(known, base, online=online, cache=where, **named, **options)   # type: ignore[call-arg]
 
 
 def hours(place: str | Site, kind: str = "latest", *, start: datetime | None = None, end: datetime | None = None, horizon: int = 24,
           service: str | Provider | None = None, zone: str | None = None, signal: str | None = None, online: bool = False, fallback: bool = True,
-          **options: Any) -> Hours:
+          **options: Unpack[Limits]) -> Hours:
     """Hours of one place: the latest, the history of [start, end), or a forecast of `horizon` hours.
 
     `service` names the provider (one is chosen otherwise), `zone` its own name for the place. The network is used only with `online`. With

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from fourfold.errors import InputError, Missing, MissingExtra
 from fourfold.folder import write
@@ -30,6 +30,23 @@ if TYPE_CHECKING:
 
 _PASSING = (408, 425, 429, 500, 502, 503, 504)                         # worth another try
 _MOST = 64 << 20                                                       # bytes of an answer
+
+
+class Limits(TypedDict, total=False):
+    """What callers may say of how a `Client` asks."""
+
+    timeout: float
+    tries: int
+    patience: float
+    wait: Callable[[float], None]
+    clock: Callable[[], float]
+
+
+class Options(Limits, total=False):
+    """The same, and where it answers from."""
+
+    online: bool
+    cache: Path | None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fourfold.carbon.hourly import STALE, Hours, from_readings
 from fourfold.carbon.live._http import Client, Reply
@@ -94,7 +94,7 @@ def field(data: object, *keys: str) -> object:
     return data
 
 
-def entries(data: object, *keys: str) -> list[Mapping[str, Any]]:
+def entries(data: object, *keys: str) -> list[Mapping[str, object]]:
     """The list of objects at `keys`; raises Missing where it is something else."""
     found = field(data, *keys) if keys else data
     if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):

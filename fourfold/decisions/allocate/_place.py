@@ -92,7 +92,7 @@ def _place(order: np.ndarray, ptr: np.ndarray, lower: np.ndarray, upper: np.ndar
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _lowest(lower: Any, upper: Any, shift: Any, size: Any, alignment: Any, space: np.ndarray, span: np.ndarray, count: np.ndarray,
+def _lowest(lower: object, upper: object, shift: Any, size: Any, alignment: Any, space: np.ndarray, span: np.ndarray, count: np.ndarray,
             first: np.ndarray, last: np.ndarray, turn: np.ndarray, blocks: int) -> int:
     """The lowest offset of one rectangle: up past everything of its time that is in the way, until a hole holds it."""
     x = 0
@@ -195,7 +195,7 @@ def _hole(low: Any, high: Any, v: int, bank: Any, base: np.ndarray, room: np.nda
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _choose(v: int, taken: int, low: np.ndarray, high: np.ndarray, bank: Any, base: np.ndarray, room: np.ndarray,
+def _choose(v: int, taken: int, low: np.ndarray, high: np.ndarray, bank: object, base: np.ndarray, room: np.ndarray,
             extent: np.ndarray, alignment: np.ndarray, hint: Any, best: bool) -> int:
     """The offset: the hint where it is free, else the lowest, or the one that leaves least of its hole."""
     if hint >= 0 and hint % alignment[v] == 0:

@@ -88,7 +88,7 @@ def search(problem: Allocate, hint: I64, budget: Budget, stop: np.ndarray, seed:
     return found, int(np.ceil(solver.best_objective_bound - 1e-6)) if status != cp_model.UNKNOWN else None
 
 
-def _model(model: CpModel, p: Rectangles, problem: Allocate, hint: I64) -> tuple[list[Any], Any]:
+def _model(model: CpModel, p: Rectangles, problem: Allocate, hint: I64) -> tuple[list[Any], object]:
     """Fill `model`; (offset variables, the height's expression or None where only a packing is asked)."""
     from ortools.sat.python import cp_model
 
@@ -120,7 +120,7 @@ def _model(model: CpModel, p: Rectangles, problem: Allocate, hint: I64) -> tuple
     return offset, _height(model, p, problem, offset, xs, most)
 
 
-def _height(model: CpModel, p: Rectangles, problem: Allocate, offset: list[Any], xs: list[Any], most: int) -> Any:
+def _height(model: CpModel, p: Rectangles, problem: Allocate, offset: list[Any], xs: list[Any], most: int) -> object:
     """Minimise what is used of the banks, each up to its highest address."""
     least = -(-problem.bound() // p.unit)
     if len(p.base) == 1:

@@ -139,7 +139,7 @@ def _proved(problem: Place, found: Solution[JobHours], quick: Solution[JobHours]
     return replace(found, bound=low, gap=gap(found.cost, low)), certify(problem, found.answer, mu, proof=(lam, low, loose))
 
 
-def rows(problem: Place, found: Solution[JobHours], more: Callable[[], bool], **options: object) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(problem: Place, found: Solution[JobHours], more: Callable[[], bool], **options: object) -> Iterator[tuple[str, dict[str, object]]]:
     """(part, row) of the comparators, one by one, while `more` says to go on; parts and options as of `_compare.everything`."""
     apart = Apart("compare", problem, found, options)
     try:

@@ -73,7 +73,7 @@ def _routed(problem: Place, listed: list[np.ndarray], budget: Budget) -> tuple[J
     room = np.where(np.isfinite(p.rate), np.minimum(problem.room / problem.width[0], 2.0**31), 0.0).astype(np.int64)
     order = np.lexsort((problem.deadline, problem.release))
     starts = np.concatenate([[0], np.cumsum([len(each) for each in listed])]).astype(np.int64)
-    flat: list[Any] = [np.array(part, order="C") for part in (p.rate, p.kw, p.hours, p.allowed, room)]   # one compiled form for all
+    flat: list[object] = [np.array(part, order="C") for part in (p.rate, p.kw, p.hours, p.allowed, room)]   # one compiled form for all
     routed: Any = _route
     where, mu, lam, state, reached, hit = routed(*flat, starts, np.concatenate(listed).astype(np.int64), order, budget.evaluations - budget.spent)
     if state >= 0:

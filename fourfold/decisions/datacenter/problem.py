@@ -215,7 +215,7 @@ class Serve(Problem[dict[str, Any]]):
         """Load [T] in units of capacity (busy servers, where items are batched) for items in batches of `batch` [T]."""
         return self.load * (self.call_s / batch + self.item_s) if self.batched else self.load
 
-    def baseline(self) -> dict[str, Any]:
+    def baseline(self) -> dict[str, object]:
         """Every server on, one item a call."""
         return {"on": [len(self.fleet)] * len(self.load), "batch": [1] * len(self.load)}
 
@@ -249,7 +249,7 @@ class Serve(Problem[dict[str, Any]]):
         used = np.clip(np.divide(work, room[counts], out=np.zeros(np.broadcast(work, counts).shape), where=room[counts] > 0), 0.0, 1.0)
         return idle[counts] + (busy[counts] - idle[counts]) * datacenter.dynamic_share(used, self.fleet.exponent)
 
-    def cost(self, answer: dict[str, Any]) -> float:
+    def cost(self, answer: dict[str, object]) -> float:
         """kWh over all hours, starts included (all servers that the first hour needs are on already)."""
         on, batch = np.asarray(answer["on"], int), np.asarray(answer["batch"], int)
         return float(self.power(on, self.demand(batch)).sum() / 1000.0 + self.fleet.start_kwh * np.maximum(np.diff(on), 0).sum())

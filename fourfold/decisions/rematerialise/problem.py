@@ -52,12 +52,12 @@ class Rematerialisation:
         """Number of steps."""
         return len(self.sequence)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         far = {"away": self.away.tolist(), "place": self.place.tolist()} if len(self.away) else {}
         return {"sequence": self.sequence.tolist(), "offset": self.offset.tolist(), **far}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Rematerialisation:
+    def from_json(cls, data: dict[str, object]) -> Rematerialisation:
         return cls(np.array(data["sequence"], np.int32), np.array(data["offset"], np.int64), np.array(data.get("away", ()), np.int32),
                    np.array(data.get("place", ()), np.int64))
 

@@ -290,10 +290,10 @@ def _prices(problem: Schedule, groups: list[tuple[int, ...]]) -> np.ndarray:
     return price
 
 
-def _solved(solver: Any, cp: Any, budget: Budget) -> object:
+def _solved(solver: Any, cp: object, budget: Budget) -> object:
     """The status of `solver.solve(cp)`, which hears nobody while it runs: so it runs beside this thread, which looks at the budget (and lets a Ctrl-C
     spend it) and stops the search then."""
-    found: list[Any] = []
+    found: list[object] = []
 
     def run() -> None:
         try:

@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Answer:
         return {"group": self.group.tolist(), "place": self.place.tolist(), "priority": self.priority.tolist()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Answer:
+    def from_json(cls, data: dict[str, object]) -> Answer:
         return cls(np.array(data["group"], np.int32), np.array(data["place"], np.int16), np.array(data["priority"], np.float64))
 
 

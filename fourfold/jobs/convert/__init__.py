@@ -41,11 +41,11 @@ class Converted:
     to: str
     technique: str
     title: str
-    sites: tuple[dict[str, Any], ...]
+    sites: tuple[dict[str, object], ...]
     left: dict[str, str]
     exact: bool
     moved: float | None
-    predicted: dict[str, Any]
+    predicted: dict[str, object]
     found: dict[str, Any] | None = None
     floor: float | None = None
     folder: Path | None = None
@@ -190,7 +190,7 @@ def blocks_of(layers: str | Sequence[int]) -> set[int] | None:
     return found
 
 
-def signed(rewrite: Rewrite, edits: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+def signed(rewrite: Rewrite, edits: tuple[dict[str, Any], ...]) -> tuple[dict[str, object], ...]:
     """The edits; those of a technique from elsewhere say which module carries them out, so that an artefact can be loaded where it is trusted."""
     module = type(rewrite).__module__
     if module.startswith("fourfold."):
@@ -201,7 +201,7 @@ def signed(rewrite: Rewrite, edits: tuple[dict[str, Any], ...]) -> tuple[dict[st
 class _Given:
     """The model with what it reads: rows of the user's, else random inputs from its configuration."""
 
-    def __init__(self, subject: Subject, data: Any, columns: Any, task: str | None, metric: Any, splits: Any, longest: int | None, dims: Any,
+    def __init__(self, subject: Subject, data: object, columns: Any, task: str | None, metric: Any, splits: object, longest: int | None, dims: Any,
                  seed: int) -> None:  # fmt: skip
         from fourfold.rewrites.compress.distil import tensors
 
@@ -238,7 +238,7 @@ class _Given:
         examples = self.splits.train if self.splits is not None else None
         return Context(self.subject, self.task, examples, None, None, None, 1.0, self.seed, max_length=self.longest, call=self.call)
 
-    def built(self, rewrite: Rewrite, to: str, edits: tuple[dict[str, Any], ...]) -> nn.Module:
+    def built(self, rewrite: Rewrite, to: str, edits: tuple[dict[str, object], ...]) -> nn.Module:
         """The converted model before any training: as the technique builds it on data, else the edits alone."""
         from fourfold.recipe import Recipe, apply
         from fourfold.rewrite import Proposal
@@ -297,7 +297,7 @@ def _moved(before: nn.Module, after: nn.Module, call: Call) -> float:
 
 
 def _kept(
-    result: Converted, given: _Given, edits: tuple[dict[str, Any], ...], target: Path | None, force: bool, ledger: str | Path | None
+    result: Converted, given: _Given, edits: tuple[dict[str, object], ...], target: Path | None, force: bool, ledger: str | Path | None
 ) -> Converted:
     """The result, written and booked where that was asked for and the floor is held."""
     from fourfold.jobs.convert.keep import book, save

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from fourfold.datasets.examples import Examples
     from fourfold.jobs.convert import Converted
+    from fourfold.jobs.convert import _Given as Given
     from fourfold.measure.quality import Relative
-    from fourfold.rewrite import Rewrite
+    from fourfold.measure.race import Ratio
+    from fourfold.rewrite import Proposal, Rewrite
     from fourfold.rewrites.compress.distil import Teacher
 
 TRAINED, RACED = 0.6, 0.2
@@ -40,9 +42,9 @@ LEAST = 1.5
 class _Bench:
     """What every training and judgement of one run shares."""
 
-    given: Any
+    given: Given
     rewrite: Rewrite
-    proposal: Any
+    proposal: Proposal
     pool: Examples
     search: Examples
     test: Examples
@@ -69,7 +71,8 @@ class _Bench:
         return found if metric.greater_is_better else -found
 
 
-def judge(given: Any, rewrite: Rewrite, result: Converted, edits: tuple[dict[str, Any], ...], budget: float, seeds: int, listener: Any) -> Converted:
+def judge(given: Given, rewrite: Rewrite, result: Converted, edits: tuple[dict[str, object], ...], budget: float, seeds: int, listener: Any
+          ) -> Converted:
     """`result` with `found`: {"quality": {"metric", "baseline", "converted", "recovered"}, "trainings", "cost", "record"} and the recovered module.
 
     Raises InputError where the original's own quality means nothing, ModelError where it answers NaN.
@@ -101,7 +104,8 @@ def judge(given: Any, rewrite: Rewrite, result: Converted, edits: tuple[dict[str
     return replace(result, module=kept, found=found)
 
 
-def _bench(given: Any, rewrite: Rewrite, result: Converted, edits: Any, budget: float, seeds: int, listener: Any) -> _Bench:
+def _bench(given: Given, rewrite: Rewrite, result: Converted, edits: tuple[dict[str, object], ...], budget: float, seeds: int, listener: Any
+           ) -> _Bench:
     """Rows that the budget can judge, the original's answers to them, and what training reads."""
     from fourfold.jobs.optimize.state import capped
     from fourfold.rewrite import Proposal
@@ -195,7 +199,7 @@ def _raced(bench: _Bench, module: nn.Module, threads: int, budget: float, began:
     }  # fmt: skip
 
 
-def _record(quality: dict[str, Any], trainings: list[dict[str, Any]], cost: dict[str, Any]) -> dict[str, Any]:
+def _record(quality: dict[str, object], trainings: list[dict[str, Any]], cost: dict[str, object]) -> dict[str, Any]:
     """The saving in one line: metric, baseline, value, its interval, joules, seeds."""
     first, values = trainings[0]["relative"], [one["relative"]["value"] for one in trainings]
     return {
@@ -209,6 +213,6 @@ def _plain(found: Relative) -> dict[str, Any]:
     return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
 
 
-def _ratio(found: Any) -> dict[str, Any]:
+def _ratio(found: Ratio) -> dict[str, object]:
     verdict = {-1: "cheaper", 0: "no difference", 1: "dearer"}[found.verdict]
     return {"value": found.value, "low": found.low, "high": found.high, "verdict": verdict}

@@ -22,7 +22,7 @@ RECORD = "conversion.json"
 
 
 def save(
-    result: Converted, subject: Subject, task: Task, splits: Any, few: Mapping[str, Tensor], edits: tuple[dict[str, Any], ...], target: Path, *,
+    result: Converted, subject: Subject, task: Task, splits: Any, few: Mapping[str, Tensor], edits: tuple[dict[str, object], ...], target: Path, *,
     force: bool, longest: int | None,
 ) -> Path:  # fmt: skip
     """Write the artefact once a fresh process has loaded it and answers alike; see `runtime.saving.save`. Returns its folder."""
@@ -61,7 +61,7 @@ def _facts(result: Converted, subject: Subject, task: Task, examples: Examples) 
 
     found, name = result.found, result.model
     kind = "folder" if Path(name).is_dir() else "factory" if ":" in name else "memory"
-    candidate: dict[str, Any] = {"name": result.to, "how": f"{len(result.sites)} parts converted to {result.to}"}
+    candidate: dict[str, object] = {"name": result.to, "how": f"{len(result.sites)} parts converted to {result.to}"}
     if found is not None:
         cost = found["cost"]
         candidate |= {"test_quality": found["quality"]["recovered"], "relative_energy": cost["cpu"], "relative_latency": cost["wall"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fourfold.errors import InputError
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fourfold.frontends.subject import Subject
 
 
-def predicted(subject: Subject, after: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Any]:
+def predicted(subject: Subject, after: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, object]:
     """{"flops", "bytes", "parameters": {"before", "after"}, "on": the sample in words}. Flops are those of contractions, a multiply-add counting two;
     what a kernel of its own does (a table look-up, a gather) is not in them."""
     pairs = {"before": subject.module, "after": after}

@@ -263,7 +263,7 @@ def _setting(s: Setting) -> dict[str, object]:
     return {"engine": s.engine, "precision": s.precision, "threads": s.threads, "batch": s.batch, "bucketing": s.bucketing}
 
 
-def _ratio(r: Ratio, rounds: int) -> dict[str, Any]:
+def _ratio(r: Ratio, rounds: int) -> dict[str, object]:
     return {"value": r.value, "low": r.low, "high": r.high, "n": rounds}
 
 

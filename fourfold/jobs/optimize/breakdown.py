@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def _energy(job: Job) -> dict[str, object]:
     }
 
 
-def _climb(job: Job, measure: bool) -> list[dict[str, Any]]:
+def _climb(job: Job, measure: bool) -> list[dict[str, object]]:
     """Steps (lever, technique, title, before, after, evidence, point) whose costs are all relative to the original at its best, and end at the chosen
     point's.
 

@@ -10,11 +10,11 @@ from typing import Any
 DEFAULTS: dict[str, object] = {"objective": "energy", "seed": 0}           # what `fourfold optimize` takes where nothing is said
 
 
-def spelled(model: object, data: Any, *, floor: float, budget: float, columns: Mapping[str, str] | None = None, **options: Any) -> str:
+def spelled(model: object, data: object, *, floor: float, budget: float, columns: Mapping[str, str] | None = None, **options: Any) -> str:
     """`fourfold optimize …` with all that was asked. floor: a share; budget: seconds; options by their names in `fourfold.optimize`, None where
     nothing was said. What only a Python session holds (a module, arrays, a function) makes it a call with a stand-in in angle brackets.
     """
-    parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) and set(data) <= {"train", "search", "test"} else {"train": data}
+    parts: dict[str, object] = dict(data) if isinstance(data, Mapping) and set(data) <= {"train", "search", "test"} else {"train": data}
     engines, threads, splits = (options.pop(name, None) for name in ("engines", "threads", "splits"))
     given = {name: value for name, value in options.items() if value is not None and value != DEFAULTS.get(name)}
     held = [model, *parts.values(), *given.values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fourfold.runtime.original import digest
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOST = 200_000  # numbers stored at most: some 2 MB of text
 
 
-def facts(job: Job) -> dict[str, Any]:
+def facts(job: Job) -> dict[str, object]:
     """What the manifest says of the original: {"kind": "folder", "factory" or "memory", "reference": absolute path or module:function, "sha256": of
     its weights}."""
     name = job.work.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -127,7 +127,7 @@ def final_race(job: Job, points: list[Point], share: float = 0.12) -> None:
         n: owners(p.candidate.extra["gates"], [records(job, m) for m in p.candidate.members]) for n, p in gated.items()
     }
 
-    def run(key: str) -> dict[str, Any]:
+    def run(key: str) -> dict[str, object]:
         job.listener.stage("racing the services on unseen rows", 0)
         base = job.signed(ORIGINAL, job.subject.module)
         runners = {ORIGINAL: Runner(Assembly(ORIGINAL, [base]))}

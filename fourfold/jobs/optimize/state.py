@@ -55,7 +55,7 @@ class Options:
     metric: Any = None
     task: str | None = None
     columns: Mapping[str, str] | None = None
-    splits: Any = None
+    splits: object = None
     engines: list[str] | None = None
     threads: list[int] | None = None
     max_length: int | None = None

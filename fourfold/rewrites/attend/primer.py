@@ -14,9 +14,9 @@ Shapes: B sequences, T positions, C channels (all heads), D residual width, H he
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,13 @@ from fourfold.errors import InputError, ModelError
 from fourfold.recipe import is_conv1d, put
 from fourfold.rewrite import Conversion, Edit, Rewrite
 from fourfold.structure.cores import SoftmaxCore, by_interface, install, put_activation, unnested
+from fourfold.torch_types import Saved
 
 if TYPE_CHECKING:
+    from torch.types import Device
+
     from fourfold.structure.sites import AttentionSite, MLPSite, Sites
+    from fourfold.torch_types import Factory
 
 # ---- relu(x)² --------------------------------------------------------------------------------------------------------------------------------------
 
@@ -37,12 +41,12 @@ class _SquaredReLU(torch.autograd.Function):
     """One buffer forwards, and nothing kept but x: half of what autograd spends on relu and square."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Saved, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return torch.relu(x).square_()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Saved, *grads: Tensor) -> Tensor:
         x, = ctx.saved_tensors
         return (torch.relu(x) * grads[0]).mul_(2)
 
@@ -83,17 +87,21 @@ def _taps(x: Tensor, weight: Tensor, lags: tuple[int, ...]) -> Tensor:
     return out
 
 
+class _SavedLags(Saved, Protocol):
+    lags: tuple[int, ...]
+
+
 class _DepthwiseTaps(torch.autograd.Function):
     """`_taps`, whose gradient by x is the same sum with lags turned round, and by w a product with each shifted input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, lags: tuple[int, ...]) -> Tensor:
+    def forward(ctx: _SavedLags, x: Tensor, weight: Tensor, lags: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.lags = lags
         return _taps(x, weight, lags)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: _SavedLags, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         grad, lags = grads[0], ctx.lags
         turned = _taps(grad, weight, tuple(-lag for lag in lags)) if ctx.needs_input_grad[0] else None
@@ -122,7 +130,7 @@ class CausalDepthwiseConv(nn.Module):
     y = x. `bidirectional` (odd widths): the taps lie around each position, for models that are not causal. Raises InputError for other widths.
     """
 
-    def __init__(self, channels: int, width: int = 3, *, identity: bool = False, bidirectional: bool = False, device: Any = None,
+    def __init__(self, channels: int, width: int = 3, *, identity: bool = False, bidirectional: bool = False, device: Device = None,
                  dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if width < 1 or channels < 1 or (bidirectional and width % 2 == 0):
@@ -202,8 +210,8 @@ class PrimerAttention(nn.Module):
     `scaled_dot_product_attention`. Raises InputError where `heads` do not divide `width`.
     """
 
-    def __init__(self, width: int, heads: int, *, taps: int = 3, causal: bool = True, bias: bool = True, dropout: float = 0.0, core: Any = None,
-                 device: Any = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, width: int, heads: int, *, taps: int = 3, causal: bool = True, bias: bool = True, dropout: float = 0.0,
+                 core: Callable[..., Tensor] | None = None, device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise InputError(f"{heads} heads in a width of {width}.", "The number of heads must divide the width.")
@@ -278,10 +286,10 @@ class PrimerBlock(nn.Module):
     """
 
     def __init__(self, d_model: int, nhead: int, dim_feedforward: int | None = None, dropout: float = 0.0, *, bias: bool = True,
-                 causal: bool = True, taps: int = 3, activation: nn.Module | None = None, device: Any = None,
+                 causal: bool = True, taps: int = 3, activation: nn.Module | None = None, device: Device = None,
                  dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        made: Factory = {"device": device, "dtype": dtype}
         hidden = dim_feedforward or 4 * d_model
         self.norm1, self.norm2 = (nn.LayerNorm(d_model, bias=bias, **made) for _ in range(2))
         self.self_attn = PrimerAttention(d_model, nhead, taps=taps, causal=causal, bias=bias, dropout=dropout, **made)
@@ -334,7 +342,7 @@ class ConvolvedProjection(nn.Module):
     """A query, key or value projection, or one for all three, and the convolution after it: x [B, T, ·] → [B, T, C], or [T, B, ·] where not
     `batch_first`. `cache` is set by `decoding` for a single call."""
 
-    cache: Any = None
+    cache: _Tails | None = None
 
     def __init__(self, projection: nn.Module, conv: CausalDepthwiseConv, batch_first: bool = True) -> None:
         super().__init__()
@@ -382,12 +390,12 @@ class _Tails:
         self._follow(cache, "batch_repeat_interleave", lambda tail, times: tail.repeat_interleave(times, 0))
         cache.crop = _uncropped
 
-    def _follow(self, cache: Any, name: str, change: Any) -> None:
+    def _follow(self, cache: object, name: str, change: Callable[[Tensor, Any], Tensor]) -> None:
         old = getattr(cache, name, None)
         if old is None:
             return
 
-        def both(argument: Any) -> Any:
+        def both(argument: object) -> object:
             self.tails = {key: change(tail, argument) for key, tail in self.tails.items()}
             return old(argument)
 
@@ -399,7 +407,7 @@ class _Tails:
         return out
 
 
-def _uncropped(*args: Any, **kwargs: Any) -> None:
+def _uncropped(*args: object, **kwargs: object) -> None:
     raise ModelError("the cache is to forget its last positions, and what Primer's convolution needs of those before is gone",
                      "Decode without assisted or speculative generation.")
 

@@ -81,7 +81,7 @@ class Training:
     subject: Subject
     schedule: TrainingSchedule
     seconds: Callable[[], float]
-    finish: Callable[[nn.Module | None, dict[str, Tensor], dict[str, Any]], list[Training]]
+    finish: Callable[[nn.Module | None, dict[str, Tensor], dict[str, object]], list[Training]]
     pairs: Callable[[dict[str, Any]], list[tuple[str, str]] | None] = lambda facts: None
 
 
@@ -235,7 +235,7 @@ class SearchContext:
         state = self.diary.tensors(training.key, again)
         made = done
 
-        def facts() -> dict[str, Any]:
+        def facts() -> dict[str, object]:
             known = begun[1] if begun is not None else training.begin()[1]  # facts that a kill lost: how it begins is deterministic
             told = made.recovery if made else Recovery(0, 0.0, 0.0, ())
             return known | {"wall": told.wall, "cpu": told.cpu, "curve": list(told.curve), "made": told.steps}

@@ -199,7 +199,7 @@ class Searcher:
 
     def training(
         self, name: str, node: Node, shape: Shape, steps: int, seconds: Callable[[], float],
-        finish: Callable[[nn.Module, Recipe, dict[str, list[int]], dict[str, Any]], list[Training]], *, seed: int,
+        finish: Callable[[nn.Module, Recipe, dict[str, list[int]], dict[str, object]], list[Training]], *, seed: int,
     ) -> Training:  # fmt: skip
         """`node` pruned to `shape` and distilled for at most `steps` and about `seconds`."""
         bench = self.bench

@@ -139,7 +139,7 @@ class Static(Rewrite):
         room(4 * (shape["vocabulary"] * (shape["width"] + 1) + shape["width"] ** 2 * shape["window"] + 8 * shape["width"] * shape["hidden"]))
         return StaticStudent(**shape)
 
-    def recover(self, context: Context, proposal: Proposal) -> dict[str, Any]:
+    def recover(self, context: Context, proposal: Proposal) -> dict[str, object]:
         """Five rounds; a table look-up multiplies next to nothing, so bfloat16 would not pay."""
         return {"steps": int(np.clip(5 * len(context.examples) // 128, 100, 2500)), "batch": 128, "lr": 2e-3, "bf16": False}
 

@@ -112,7 +112,7 @@ def _json(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     return data
 
 
-def _kind(model: dict[str, Any]) -> str:
+def _kind(model: dict[str, object]) -> str:
     """Old files do not name it."""
     if isinstance(model.get("vocab"), list):
         return "Unigram"
@@ -192,7 +192,7 @@ def _derivations(piece: str, model: dict[str, Any], rank: dict[tuple[str, str], 
         parts[best : best + 2] = [_joined(*pair, model)]
 
 
-def _built_of(model: dict[str, Any], pieces: dict[str, int], keep: set[int]) -> set[int]:
+def _built_of(model: dict[str, object], pieces: dict[str, int], keep: set[int]) -> set[int]:
     """Ids of all pieces on the way to the kept ones."""
     rank = {pair: i for i, pair in enumerate(_merges(model))}
     name_of = {i: piece for piece, i in pieces.items()}

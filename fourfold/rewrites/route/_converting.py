@@ -20,7 +20,7 @@ from fourfold.structure.sites import MLPSite, Sites, sites
 EXPERTS, CAPACITY = 8, 2.0
 
 
-def routed(model: nn.Module, edit: Mapping[str, Any], kind: type[RoutedMLP], **settings: Any) -> nn.Module:
+def routed(model: nn.Module, edit: Mapping[str, Any], kind: type[RoutedMLP], **settings: object) -> nn.Module:
     """Puts a layer of `kind` in the place of the MLP that `edit` names, in place, made from its weights. Raises ModelError where it does not fit."""
     weights: dict[str, Any] = {name: None if w is None else w.detach() for name, w in mlp_weights(model, edit).items()}
     activation = edit["function"] or model.get_submodule(edit["activation"])
@@ -74,7 +74,7 @@ def proposal(context: Context, name: str, convert: Callable[[Sites, str], list[C
     yield Proposal(f"{name}-{EXPERTS}", tuple(edit for one in made for edit in one.edits), (1 - 0.8 * saved, 1 - saved, 1.2))
 
 
-def told(edits: Sequence[Mapping[str, Any]], router: str) -> str:
+def told(edits: Sequence[Mapping[str, object]], router: str) -> str:
     """Edits in a few words."""
     if not edits:
         return f"experts by {router}"

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from fourfold.errors import ModelError
 from fourfold.recipe import is_conv1d
 from fourfold.rewrites.route._grouped import grouped_linear
 from fourfold.structure.cores import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from torch.types import Device
 
 Place = str | torch.device | Callable[["Experts"], Callable[[Tensor, Tensor], Tensor]]
 """A device; or what takes a shard away (to another process, another host): a function of rows [S, D] sorted by expert and ends int64 [E] → [S, D]."""
@@ -98,7 +101,7 @@ class Experts(nn.Module):
 
     def __init__(
         self, experts: int, width: int, hidden: int, *, activation: str | nn.Module = "gelu", gated: bool = False, bias: bool = True,
-        outer_bias: bool | None = None, device: Any = None, dtype: torch.dtype | None = None,
+        outer_bias: bool | None = None, device: Device = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if min(experts, width, hidden) < 1:
@@ -230,14 +233,14 @@ class PlacedExperts(nn.Module):
         if self.away:
             raise ModelError("some of the experts are held elsewhere, so their weights are not here", "Save them where they are, or place them here.")
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: object, prefix: str, keep_vars: bool) -> None:
         self._here()
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """As `Experts.state_dict`."""
         return self.gathered().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: object) -> None:
         for number, (first, stop) in enumerate(self.runs):             # each shard then finds its own rows under its own names
             for name in [] if number in self.away else self.shards[number]._parameters:
                 if prefix + name in state:

@@ -7,11 +7,13 @@ others through one product an expert, which adds the bias on the way.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fourfold.torch_types import Saved
 
 _GROUPED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -77,16 +79,20 @@ def backward(grad: Tensor, rows: Tensor, weight: Tensor, ends: Tensor) -> tuple[
     return to_rows, to_weight, to_bias
 
 
+class _SavedBias(Saved, Protocol):
+    biased: bool
+
+
 class _Grouped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor, even: bool) -> Tensor:
+    def forward(ctx: _SavedBias, rows: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor, even: bool) -> Tensor:
         ctx.save_for_backward(rows, weight, ends)
         ctx.biased = bias is not None
         return batched(rows, weight, bias) if even else forward(rows, weight, bias, ends)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _SavedBias, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, ends = ctx.saved_tensors
         to_rows, to_weight, to_bias = backward(grad, rows, weight, ends)
         return to_rows, to_weight, to_bias if ctx.biased else None, None, None
@@ -112,13 +118,13 @@ def _(grad: Tensor, rows: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor,
     return torch.empty_like(rows), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: _SavedBias, inputs: tuple[Tensor, Tensor, Tensor | None, Tensor], output: Tensor) -> None:
     rows, weight, bias, ends = inputs
     ctx.save_for_backward(rows, weight, ends)
     ctx.biased = bias is not None
 
 
-def _back(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _back(ctx: _SavedBias, grad: Tensor) -> tuple[Tensor | None, ...]:
     to_rows, to_weight, to_bias = _BACK(grad, *ctx.saved_tensors)
     return to_rows, to_weight, to_bias if ctx.biased else None, None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,6 +22,11 @@ from torch.nn import functional as F
 from fourfold.errors import ModelError
 from fourfold.rewrites.route._experts import DenseMLP, Experts, Place, PlacedExperts, copies, split
 from fourfold.structure.cores import PaddingMask
+
+if TYPE_CHECKING:
+    from torch.types import Device
+
+    from fourfold.torch_types import Saved
 
 Gates = Literal["softmax", "normalised", "ones"]
 Group = Literal["sequence", "batch"]
@@ -115,7 +120,7 @@ class RoutedMLP(nn.Module):
     def __init__(
         self, width: int, hidden: int, experts: int = 8, *, capacity_factor: float = 2.0, group: Group = "sequence", gates: Gates = "softmax",
         z_loss: float = 0.0, attach: bool = True, activation: str | nn.Module = "gelu", gated: bool = False, bias: bool = True,
-        device: Any = None, dtype: torch.dtype | None = None,
+        device: Device = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if group not in ("sequence", "batch") or gates not in ("softmax", "normalised", "ones"):
@@ -259,12 +264,12 @@ class _Attached(torch.autograd.Function):
     """The answer, with the gradient of a loss besides, whatever is made of the answer."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, loss: Tensor) -> Tensor:
+    def forward(ctx: Saved, out: Tensor, loss: Tensor) -> Tensor:
         ctx.save_for_backward(loss)
         return out.view_as(out)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Saved, grad: Tensor) -> tuple[Tensor, Tensor]:
         (loss,) = ctx.saved_tensors
         return grad, torch.ones_like(loss)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,10 @@ from fourfold.structure.cores import ACTIVATIONS, mlp_weights, put_activation, p
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch.types import Device
 
     from fourfold.structure.sites import MLPSite, Sites
+    from fourfold.torch_types import Factory
 
 MOST_ROWS = 4
 """Rows of a call (sequences × positions) up to which units are skipped."""
@@ -117,7 +119,7 @@ class SparseMLP(nn.Module):
     down_bias: nn.Parameter | None
 
     def __init__(self, width: int, hidden: int, *, activation: str = "relu", k: int | float | None = None, gated: bool = False, bias: bool = True,
-                 approximate: bool = False, decode: str = "auto", device: Any = None, dtype: torch.dtype | None = None) -> None:
+                 approximate: bool = False, decode: str = "auto", device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if width < 1 or hidden < 1:
             raise InputError(f"A sparse MLP of width {width} with {hidden} hidden units has nothing to compute.", "Both must be at least 1.")
@@ -127,7 +129,7 @@ class SparseMLP(nn.Module):
             raise InputError(f"decode={decode!r} is not known.", f"Choose from: auto, {', '.join(WAYS)}.")
         if decode == "screened" and activation not in _ZERO_BELOW:
             raise InputError(f"Units cannot be screened under {activation}, which is not zero below zero.", f"Choose from: {', '.join(_ZERO_BELOW)}.")
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        made: Factory = {"device": device, "dtype": dtype}
         self.width, self.hidden, self.activation, self.decode = width, hidden, activation, decode
         self.up = nn.Linear(width, hidden, bias=bias, **made)
         self.gate = nn.Linear(width, hidden, bias=bias, **made) if gated else None
@@ -391,7 +393,7 @@ class SparseActivations(Rewrite):
     def recover(self, context: Context, proposal: Proposal) -> dict[str, object] | None:
         return {}
 
-    def describe(self, edits: Any) -> str:
+    def describe(self, edits: Sequence[Edit]) -> str:
         ours = [edit for edit in edits if edit.get("kind") in self.edits]
         kept = sorted({edit["k"] for edit in ours if edit["k"] is not None})
         what = f"Top-k of {kept[0]} units" if kept else "ReLU"

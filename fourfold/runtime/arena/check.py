@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +40,8 @@ class MemoryPlan:
     """
 
     graph: Graph
-    model: Mapping[str, Any]
-    capture: Mapping[str, Any]
+    model: Mapping[str, object]
+    capture: Mapping[str, object]
     answer: Rematerialisation
     nodes: NodeCosts
     limit: int | None
@@ -104,7 +103,7 @@ class ArenaCheck:
         """Whether every output is the eager program's, within rounding of its type."""
         return all(one.equal for one in self.outputs)
 
-    def _second(self) -> dict[str, Any]:
+    def _second(self) -> dict[str, object]:
         if not self.far[1]:
             return {}
         return {"far": {"fetches": self.fetches, "copied": self.copied, "used": self.far[0], "room": self.far[1],
@@ -174,7 +173,7 @@ def arena_of(plan: MemoryPlan, program: Ready, inputs: object, *, poison: bool =
     return ProgramArena(program, inputs, layout, DryRun(nodes.way, nodes.workspace, nodes.seconds), capacity=plan.arena, poison=poison, seed=seed)
 
 
-def _kept(value: object) -> Any:
+def _kept(value: object) -> object:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 

@@ -115,7 +115,7 @@ def targets(program: Ready, call: Call, own: Mapping[int, Tensor], made: Sequenc
     return [own.get(v, one) for v, one in zip(values(call.outs), made, strict=True)]
 
 
-def _alike(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any], write: writers.Writer, seed: int, span: str) -> bool:
+def _alike(program: Ready, call: Any, at: Mapping[int, object], made: Sequence[Any], write: writers.Writer, seed: int, span: str) -> bool:
     """Whether a writer fills tensors with the very bits that the node answers."""
     outs = targets(program, call, {v: poisoned(program.empty(v)) for v in program.own[call.node]}, made)
     args, kwargs = writers.still(call.target, bound(call.args, at), bound(call.kwargs, at))
@@ -129,7 +129,7 @@ def _alike(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any]
     return writers.unset(call.target) or all(same(one, other) for one, other in zip(outs, made, strict=True))
 
 
-def _timed(program: Ready, call: Any, at: Mapping[int, Any], made: Sequence[Any], way: str, repeat: int,
+def _timed(program: Ready, call: Any, at: Mapping[int, object], made: Sequence[object], way: str, repeat: int,
            clock: Callable[[], float]) -> float:
     outs = targets(program, call, {v: program.empty(v) for v in program.own[call.node]}, made)
     args, kwargs = writers.still(call.target, bound(call.args, at), bound(call.kwargs, at))

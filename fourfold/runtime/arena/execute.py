@@ -56,7 +56,7 @@ class _Step:
 class ArenaRun:
     """What a run gave: outputs by value, s from the first step to the last."""
 
-    outputs: Mapping[int, Any]
+    outputs: Mapping[int, object]
     seconds: float
 
 
@@ -80,8 +80,8 @@ class ProgramArena:
         self.far = torch.empty(layout.far_top, dtype=torch.uint8)       # the second memory
         self.strays: list[int] = []                                     # views in the graph that torch answers with a copy, outside of the arena
         self.steps: list[_Step] = []
-        self._held: dict[int, Any] = {}
-        self._at: dict[int, Any] = {}
+        self._held: dict[int, object] = {}
+        self._at: dict[int, object] = {}
         self._bind(inputs)
 
     @property
@@ -107,13 +107,13 @@ class ProgramArena:
         for k in np.flatnonzero(layout.last < len(self.steps) - 1).tolist():                    # what the program returns is alive at the end
             self.steps[int(layout.last[k])].dies.append(self.buffer[int(layout.offset[k]): int(layout.offset[k] + layout.size[k])])
 
-    def _fetch(self, value: int, at: dict[int, Any], pieces: Mapping[int, Tensor]) -> None:
+    def _fetch(self, value: int, at: dict[int, object], pieces: Mapping[int, Tensor]) -> None:
         """Bind a step that copies a value back from the second memory."""
         near, far = pieces[value], self._view(value, self.layout.place[value], self.far)
         self.steps.append(_Step(FETCH, _copied, (far,), {}, [near], go=partial(near.copy_, far)))
         at[value] = near
 
-    def _store(self, value: int, at: dict[int, Any]) -> None:
+    def _store(self, value: int, at: dict[int, object]) -> None:
         """Let the last step also copy what it made to the second memory."""
         step, near = self.steps[-1], at[value]
         if not isinstance(near, Tensor):
@@ -132,7 +132,7 @@ class ProgramArena:
                              "Make the plan again.")
         return torch.as_strided(buffer[offset: offset + size].view(dtype), g.shape_of(value), self.program.strides[value])
 
-    def _step(self, call: Call, at: dict[int, Any], pieces: Mapping[int, Tensor], again: bool) -> None:
+    def _step(self, call: Call, at: dict[int, object], pieces: Mapping[int, Tensor], again: bool) -> None:
         """Bind one step, and say where what it makes is."""
         args, kwargs = bound(call.args, at), bound(call.kwargs, at)
         reads = [*refs((call.args, dict(call.kwargs)))]

@@ -28,7 +28,7 @@ class Ready:
 
     captured: Captured
     calls: tuple[Call, ...]
-    weights: Mapping[int, Any]
+    weights: Mapping[int, object]
 
     @property
     def graph(self) -> Graph:
@@ -49,7 +49,7 @@ class Ready:
         """Values of weights and inputs."""
         return {**self.weights, **feed(self.captured.program, inputs)}
 
-    def collect(self, found: Mapping[int, object]) -> Any:
+    def collect(self, found: Mapping[int, object]) -> object:
         """The program's answer, as the model returns it."""
         return self.captured.program.collect(natives(self.captured.program, found))
 
@@ -123,7 +123,7 @@ class Eager:
             if v not in kept:
                 self._drops[k].append(v)
 
-    def outputs(self, clock: Callable[[], float] = time.perf_counter) -> tuple[dict[int, Any], float]:
+    def outputs(self, clock: Callable[[], float] = time.perf_counter) -> tuple[dict[int, object], float]:
         """(outputs by value, s)."""
         program, at = self.program, dict(self.given)
         with keyed(program.random):

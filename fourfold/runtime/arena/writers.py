@@ -38,7 +38,7 @@ def writers(call: Call) -> dict[str, Writer]:
     return found
 
 
-def prepared(call: Call, way: str, args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor]) -> Callable[[], object]:
+def prepared(call: Call, way: str, args: Sequence[Any], kwargs: Mapping[str, object], outs: Sequence[Tensor]) -> Callable[[], object]:
     """One call that writes the results of `call` in a way of `writers`, for tensors that stay where they are: all that can be done before is done."""
     op, out = getattr(call.target, "_op", call.target), outs[0] if len(outs) == 1 else None
     if way == OUT and (found := _overload(call.target)) is not None:

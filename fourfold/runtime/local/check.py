@@ -105,7 +105,7 @@ def opened(plan: Plan | str | Path, model: object = None, inputs: object = None,
     return found, model if isinstance(model, Captured) else recapture(found, model, inputs, trust)
 
 
-def inputs_of(captured: Captured, seed: int = 0) -> Any:
+def inputs_of(captured: Captured, seed: int = 0) -> object:
     """What the program was captured with; an .onnx file captured by its shapes alone gets normal numbers, and zeros where it takes integers."""
     if captured.inputs is not None or captured.program.dialect != "onnx":
         return captured.inputs
@@ -137,7 +137,7 @@ class _Keeping:
         return {v: values[v] for v in self.outputs}
 
 
-def flat(plan: Plan, captured: Captured, outputs: object) -> dict[int, Any]:
+def flat(plan: Plan, captured: Captured, outputs: object) -> dict[int, object]:
     """Outputs by value, of an answer as the model returns it."""
     marks = {v: _Mark(v) for v in plan.graph.outputs.tolist()}
     found: dict[int, object] = {}
@@ -171,7 +171,7 @@ class _Mark:
     value: int
 
 
-def _walk(form: Any, given: Any, found: dict[int, Any]) -> None:
+def _walk(form: object, given: Any, found: dict[int, object]) -> None:
     if isinstance(form, _Mark):
         found[form.value] = given
     elif isinstance(form, Mapping):

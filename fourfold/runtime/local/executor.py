@@ -81,7 +81,7 @@ class Execution:
     `transfers` of that run. `outputs` as the model returns them. `placement` "planned" or "one process"; `ready` s that building and compiling took.
     """
 
-    outputs: Any
+    outputs: object
     seconds: float
     low: float
     high: float
@@ -96,7 +96,7 @@ class Execution:
     ready: float = 0.0
     notes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """All but outputs and spans of tasks."""
         return {"seconds": self.seconds, "low": self.low, "high": self.high, "runs": list(self.runs), "makespan": self.makespan,
                 "placement": self.placement, "engines": dict(self.engines), "ready": self.ready, "notes": list(self.notes),
@@ -305,7 +305,7 @@ class Local:
         with self._here(), torch.inference_mode():
             return self.pool.run(self.given, record)
 
-    def outputs(self, have: Mapping[int, Any]) -> Any:
+    def outputs(self, have: Mapping[int, Any]) -> object:
         """Values as the model returns them."""
         import torch
 
@@ -373,7 +373,7 @@ def executions(plan: Plan, program: Program, inputs: object, ways: Sequence[tupl
         return [_execution(one, runs[k], one.outputs(last[k])) for k, one in enumerate(ready)]
 
 
-def _execution(ready: Local, runs: list[tuple[float, float, Any]], outputs: Any) -> Execution:
+def _execution(ready: Local, runs: list[tuple[float, float, Any]], outputs: object) -> Execution:
     taken = [seconds for seconds, _, _ in runs]
     median = float(np.median(taken))
     low, high = bootstrap.interval(bootstrap.resampled(bootstrap.medians, taken))

@@ -77,7 +77,7 @@ def _row(region: str, engine: str, result: RaceResult) -> dict[str, Any]:
             "high": result.wall.high, "faster": result.faster("wall"), "why": ""}
 
 
-def _declined(region: str, engine: str, why: str) -> dict[str, Any]:
+def _declined(region: str, engine: str, why: str) -> dict[str, object]:
     return {"region": region, "engine": engine, "seconds": None, "ratio": None, "low": None, "high": None, "faster": False, "why": why}
 
 
@@ -148,10 +148,10 @@ def _raced_regions(plan: Plan, program: Program, inputs: object, engines: Sequen
     return chosen
 
 
-def _under(call: Callable[..., object], given: Sequence[object]) -> Callable[[], Any]:
+def _under(call: Callable[..., object], given: Sequence[object]) -> Callable[[], object]:
     import torch
 
-    def run() -> Any:
+    def run() -> object:
         with torch.inference_mode():
             return call(*given)
 

@@ -162,7 +162,7 @@ class DeviceWorker:
         self.passed = {v: arena.tensor(slot) for v, slot in duty.passed.items()} if arena is not None else {}
         self.calls: list[tuple[Region, bool, Callable[..., Any]]] = []
 
-    def _to(self, tensor: Any) -> object:
+    def _to(self, tensor: object) -> object:
         return tensor.to(self.duty.target) if self.duty.target != "cpu" and hasattr(tensor, "to") else tensor
 
     def prepare(self) -> None:
@@ -187,7 +187,7 @@ class DeviceWorker:
         import torch
 
         clock, at = time.perf_counter, self.mark
-        have: dict[int, Any] = dict(given) if self.duty.target == "cpu" else {v: self._to(t) for v, t in given.items()}
+        have: dict[int, object] = dict(given) if self.duty.target == "cpu" else {v: self._to(t) for v, t in given.items()}
         for region, stamped, call in self.calls:
             if region.needs:
                 missing = {v for v in region.needs if v not in have}
@@ -247,7 +247,7 @@ def _moved(calls: Sequence[Call], target: str) -> list[Call]:
 
     from fourfold.engines.call import mapped
 
-    def change(part: object) -> Any:
+    def change(part: object) -> object:
         return torch.device(target) if isinstance(part, torch.device) else part
 
     return [Call(c.task, c.node, c.target, mapped(c.args, change), mapped(c.kwargs, change), c.outs) for c in calls]
