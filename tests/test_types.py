@@ -14,7 +14,7 @@ from fourfold.documents import Finite, StrictDocument, TypedDocument, convert, d
 from fourfold.errors import ArtefactError
 
 ROOT = Path(__file__).parent.parent
-MOST = 17.0                                                            # words `Any` per 1,000 lines of package code, imports counted; to be 12
+MOST = 12.0                                                            # words `Any` per 1,000 lines of package code, imports counted
 
 
 def anys(text: str) -> int:
