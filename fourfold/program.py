@@ -38,7 +38,7 @@ class Program(ABC):
         """Tensors of the values that are parameters or constants."""
 
     @abstractmethod
-    def feed(self, *inputs: object, **named: object) -> dict[int, object]:
+    def feed(self, *inputs: object, **named: object) -> dict[int, Any]:
         """Tensors of the values that are inputs, from the model's own arguments. Raises InputError where they do not fit."""
 
     @abstractmethod

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping, Sized
+from collections.abc import Sized
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def sides(groups: np.ndarray, stratum: np.ndarray, shares: dict[str, float], see
     return {name: np.flatnonzero(of_row == number) for number, name in enumerate(names)}
 
 
-def fractions(splits: Mapping[str, float] | tuple[float, ...] | list[float] | None) -> dict[str, float] | None:
+def fractions(splits: Any) -> dict[str, float] | None:
     """The user's own shares, checked: a dict with train, search and test, or three numbers in that order."""
     if splits is None:
         return None

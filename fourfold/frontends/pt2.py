@@ -68,7 +68,7 @@ def _risk(path: Path) -> str:
     return ""
 
 
-def fixed(program: torch.export.ExportedProgram, inputs: object, dims: Mapping[str, int]) -> tuple[object, object, list[str]]:
+def fixed(program: torch.export.ExportedProgram, inputs: object, dims: Mapping[str, int]) -> tuple[torch.export.ExportedProgram, object, list[str]]:
     """The program with all sizes fixed, inputs of these sizes, and notes. `dims` names a size by its symbol ("s0") or as "input.axis". Numbers that
     the program was exported with stay the constants they are, whether they are given again or not.
 
