@@ -19,7 +19,7 @@ from typing import Unpack
 import numpy as np
 
 from fourfold.carbon.hourly import ANNUAL, FORECAST, Hours
-from fourfold.carbon.live._http import Limits, folder
+from fourfold.carbon.live._http import ClientLimits, folder
 from fourfold.carbon.live._provider import Provider
 from fourfold.carbon.live.carbonintensity import CarbonIntensity
 from fourfold.carbon.live.electricitymaps import ElectricityMaps
@@ -36,7 +36,7 @@ __all__ = ["KINDS", "PROVIDERS", "CarbonIntensity", "ElectricityMaps", "Provider
 
 
 def provider(name: str | None = None, place: Site | None = None, *, environment: Mapping[str, str] | None = None, base: str | None = None,
-             signal: str | None = None, online: bool = False, cache: Path | None | str = "default", **options: Unpack[Limits]) -> Provider:
+             signal: str | None = None, online: bool = False, cache: Path | None | str = "default", **options: Unpack[ClientLimits]) -> Provider:
     """The service called `name`, or the first that serves `place` and has its token in the environment.
 
     `base` is another address to speak to, `cache` a folder or None, `options` go to the client (timeout, tries, patience). With `online` false it
@@ -56,7 +56,7 @@ def provider(name: str | None = None, place: Site | None = None, *, environment:
 
 def hours(place: str | Site, kind: str = "latest", *, start: datetime | None = None, end: datetime | None = None, horizon: int = 24,
           service: str | Provider | None = None, zone: str | None = None, signal: str | None = None, online: bool = False, fallback: bool = True,
-          **options: Unpack[Limits]) -> Hours:
+          **options: Unpack[ClientLimits]) -> Hours:
     """Hours of one place: the latest, the history of [start, end), or a forecast of `horizon` hours.
 
     `service` names the provider (one is chosen otherwise), `zone` its own name for the place. The network is used only with `online`. With

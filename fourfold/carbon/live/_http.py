@@ -32,7 +32,7 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)                         # worth a
 _MOST = 64 << 20                                                       # bytes of an answer
 
 
-class Limits(TypedDict, total=False):
+class ClientLimits(TypedDict, total=False):
     """What callers may say of how a `Client` asks."""
 
     timeout: float
@@ -42,7 +42,7 @@ class Limits(TypedDict, total=False):
     clock: Callable[[], float]
 
 
-class Options(Limits, total=False):
+class ClientOptions(ClientLimits, total=False):
     """The same, and where it answers from."""
 
     online: bool

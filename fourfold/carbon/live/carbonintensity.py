@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Unpack, final
 
 from fourfold.carbon.hourly import FORECAST, Hours
-from fourfold.carbon.live._http import Client, Options
+from fourfold.carbon.live._http import Client, ClientOptions
 from fourfold.carbon.live._provider import LATEST, SOON, Provider, Reading, entries, field, moment, number, spans
 from fourfold.errors import InputError, Missing
 from fourfold.site import Site
@@ -33,7 +33,7 @@ class CarbonIntensity(Provider):
     title = "Carbon Intensity API (Great Britain)"
     base = "https://api.carbonintensity.org.uk"
 
-    def __init__(self, environment: Mapping[str, str], base: str | None = None, **options: Unpack[Options]) -> None:
+    def __init__(self, environment: Mapping[str, str], base: str | None = None, **options: Unpack[ClientOptions]) -> None:
         del environment                                                # it needs nothing from there
         self.client = Client(self.name, base or self.base, **options)
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Unpack, final
 
 from fourfold.carbon.hourly import ESTIMATED, FORECAST, Hours
-from fourfold.carbon.live._http import Client, Options
+from fourfold.carbon.live._http import Client, ClientOptions
 from fourfold.carbon.live._provider import LATEST, SOON, Provider, Reading, entries, field, moment, number, spans
 from fourfold.errors import InputError
 from fourfold.site import Site
@@ -25,7 +25,7 @@ class ElectricityMaps(Provider):
     base = "https://api.electricitymaps.com/v3"
     needs = ("ELECTRICITYMAPS_TOKEN",)
 
-    def __init__(self, environment: Mapping[str, str], base: str | None = None, **options: Unpack[Options]) -> None:
+    def __init__(self, environment: Mapping[str, str], base: str | None = None, **options: Unpack[ClientOptions]) -> None:
         token = environment.get("ELECTRICITYMAPS_TOKEN", "")
         if not token and options.get("online", True):
             raise InputError("Electricity Maps needs a token.", "Set the environment variable ELECTRICITYMAPS_TOKEN.")

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Unpack, final
 
 from fourfold.carbon.hourly import FORECAST, Hours
-from fourfold.carbon.live._http import Client, Options, Reply, basic
+from fourfold.carbon.live._http import Client, ClientOptions, Reply, basic
 from fourfold.carbon.live._provider import LATEST, SETTLED, SOON, Provider, Reading, entries, field, moment, number, spans
 from fourfold.errors import InputError, Missing
 from fourfold.site import Site
@@ -32,7 +32,7 @@ class WattTime(Provider):
     needs = ("WATTTIME_USER", "WATTTIME_PASSWORD")
     signals = ("marginal", "average")
 
-    def __init__(self, environment: Mapping[str, str], base: str | None = None, signal: str = "marginal", **options: Unpack[Options]) -> None:
+    def __init__(self, environment: Mapping[str, str], base: str | None = None, signal: str = "marginal", **options: Unpack[ClientOptions]) -> None:
         if signal not in _TYPES:
             raise InputError(f"{signal!r} is not a carbon signal.", "Use marginal or average.")
         user, password, token = (environment.get(name, "") for name in ("WATTTIME_USER", "WATTTIME_PASSWORD", "WATTTIME_TOKEN"))
