@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fourfold.errors import InputError, unwritable
 
@@ -85,7 +86,7 @@ def _listed(folder: Path) -> set[str]:
     return set(REPORTS) if str(report.get("schema", "")).startswith("fourfold.") else set()
 
 
-def _json(path: Path) -> dict[str, object]:
+def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

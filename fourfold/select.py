@@ -103,7 +103,7 @@ class SequentialAttention(SelectorMixin, BaseEstimator):
         self.warmup = warmup
         self.random_state = random_state
 
-    def fit(self, X: object, y: object, sample_weight: object = None, *, progress: Callable[[int, int], None] | None = None) -> SequentialAttention:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, progress: Callable[[int, int], None] | None = None) -> SequentialAttention:
         """Select from X [n, n_features], array, data frame or sparse matrix, by what y [n] or [n, outputs] needs.
 
         `sample_weight` [n] weighs rows; `progress(done, all)` is called after each update.

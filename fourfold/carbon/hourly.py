@@ -157,7 +157,7 @@ class Hours:
             known = self.values[row][~np.isnan(self.values[row])]
             marks = {"missing": MISSING, "filled": FILLED, "suspect": SUSPECT}
             counts = {word: int((self.marks[row] & mark > 0).sum()) for word, mark in marks.items()}
-            shown: dict[str, object] = dict.fromkeys(("mean", "min", "p10", "median", "p90", "max", "swing"))
+            shown: dict[str, float | None] = {word: None for word in ("mean", "min", "p10", "median", "p90", "max", "swing")}
             if known.size:
                 low, tenth, middle, ninetieth, high = (float(value) for value in np.percentile(known, (0, 10, 50, 90, 100)))
                 mean, whole = float(known.mean()), days[row][~np.isnan(days[row]).any(1)]

@@ -145,7 +145,7 @@ class _Build:
         """Add the equations of `jaxpr`; the values of its outputs."""
         have: dict[Any, int] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
 
-        def read(atom: object) -> int:
+        def read(atom: Any) -> int:
             return self.constant(atom.val) if hasattr(atom, "val") else have[atom]
 
         for eqn in jaxpr.eqns:

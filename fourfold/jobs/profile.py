@@ -77,7 +77,8 @@ class ModelProfile:
 
     def to_json(self) -> dict[str, object]:
         """Plain data, as `--json` prints it."""
-        found = asdict(self) | {"probe": self.probe.to_json(), "prospects": [asdict(one) | {"pays": one.pays} for one in self.prospects]}
+        found: dict[str, object] = asdict(self)
+        found |= {"probe": self.probe.to_json(), "prospects": [asdict(one) | {"pays": one.pays} for one in self.prospects]}
         return found | {"sentences": self.sentences}
 
     @property

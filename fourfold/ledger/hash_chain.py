@@ -125,7 +125,7 @@ def append(path: str | Path, row: Mapping[str, object]) -> dict[str, Any]:
         os.close(handle)
 
 
-def rows(path: str | Path) -> list[dict[str, object]]:
+def rows(path: str | Path) -> list[dict[str, Any]]:
     """Every row that can be read, in the file's order, as stored; lines that cannot are skipped, and `verify` names them.
 
     Raises InputError without a file.

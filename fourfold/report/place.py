@@ -161,7 +161,7 @@ class _Plan:
                  ("Without a region", "The best plan if that region were not there: how much rests on it.", "without"))
         return [(title, lead, self._ranked(rows, axis)) for title, lead, key in kinds if (rows := self._rows(key))]
 
-    def _rows(self, key: str) -> list[dict[str, object]]:
+    def _rows(self, key: str) -> list[dict[str, Any]]:
         return [self._row(row) for row in self.document.get(key) or []]
 
     def _row(self, row: object) -> dict[str, object]:
@@ -171,7 +171,7 @@ class _Plan:
                 "why": str(_of(row, "why", "reason", default="")),
                 "broken": _broken(row), **{field: _number(_of(row, field, default=None)) for field in ("saving", "share", "low", "high")}}
 
-    def _ranked(self, rows: list[dict[str, Any]], axis: list[dict[str, Any]]) -> list[dict[str, object]]:
+    def _ranked(self, rows: list[dict[str, Any]], axis: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows with bars and savings on the axis that `axis` spans."""
         naive = next((row["value"] for row in axis if row["kind"] == "naive" and row["value"]), None)
         most = max((row[end] for row in axis for end in ("value", "high") if row[end] is not None), default=0.0) or 1.0

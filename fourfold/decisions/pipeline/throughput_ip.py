@@ -104,7 +104,7 @@ def _model(problem: MaxLoad, g: Groups, value: float) -> tuple[Any, list[list[An
     return model, x, unit
 
 
-def _contiguous(model: CpModel, w: PipelineWorkload, g: Groups, x: list[object]) -> None:
+def _contiguous(model: CpModel, w: PipelineWorkload, g: Groups, x: list[Any]) -> None:
     for phase in (~w.backward, w.backward):
         z = [model.new_bool_var("") for _ in range(len(w))]
         for v in range(len(w)):

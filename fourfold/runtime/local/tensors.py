@@ -28,7 +28,7 @@ def tensors(program: Program, found: Mapping[int, object]) -> dict[int, Any]:
     return {v: a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a)) for v, a in found.items()}
 
 
-def natives(program: Program, found: Mapping[int, object]) -> dict[int, object]:
+def natives(program: Program, found: Mapping[int, Any]) -> dict[int, object]:
     """The way back."""
     if program.dialect != "onnx":
         return dict(found)

@@ -162,7 +162,7 @@ class DeviceWorker:
         self.passed = {v: arena.tensor(slot) for v, slot in duty.passed.items()} if arena is not None else {}
         self.calls: list[tuple[Region, bool, Callable[..., Any]]] = []
 
-    def _to(self, tensor: object) -> object:
+    def _to(self, tensor: Any) -> object:
         return tensor.to(self.duty.target) if self.duty.target != "cpu" and hasattr(tensor, "to") else tensor
 
     def prepare(self) -> None:
