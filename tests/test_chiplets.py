@@ -259,8 +259,8 @@ def test_the_policy_that_ships_beats_random_search_and_learns_the_same_for_a_see
     from fourfold.decisions.chiplets._invent import invented
 
     wins = []
-    for seed in (11, 12, 13):
-        problem = invented(np.random.default_rng(1_000_000_000 + seed), 150, 250)               # the seeds of training end below
+    for seed in (11, 12):
+        problem = invented(np.random.default_rng(1_000_000_000 + seed), 100, 160)               # another seed of chance than training's
         policy, random = (solve(problem, technique(f"chiplets/{name}")(), Budget(600, 25), seed=1) for name in ("policy", "random_sample"))
         assert problem.violations(policy.answer) == [] and policy.evaluations == 25
         wins.append(policy.cost / random.cost)
