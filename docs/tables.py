@@ -934,6 +934,12 @@ def chiplets(data: Document) -> str:
              f"{'s' * (seeds > 1)}; every partition is valid.", "", grid(("model", "ops", *names.values()), rows), ""]
     lines += [f"Throughput of the policy over {names[kind]}: {share(gain[kind]['policy_over'], sign=True)} in the median of {len(rows)} models "
               f"({share(gain[kind]['least'], sign=True)} to {share(gain[kind]['most'], sign=True)})." for kind in names if kind != "policy"]
+    both = 0
+    for case in data["cases"]:
+        mine, *others = (statistics.median(row["cost"] for row in case["techniques"][kind] if row["cost"] is not None)
+                         for kind in ("policy", "random_sample", "anneal_sample"))
+        both += all(other >= 1.06 * mine for other in others)
+    lines.append(f"6 % or more over both random + SAMPLE and annealing + SAMPLE: {both} of {len(rows)} models.")
     trained = [case for case in data["cases"] if case["scratch"]]
     for case in trained:
         each = [one["cost"] / case["bound"] for one in case["scratch"] if one["cost"] is not None]
