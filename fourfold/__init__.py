@@ -6,10 +6,10 @@ Nothing is imported until it is asked for: `import fourfold` costs a millisecond
 from __future__ import annotations
 
 import os
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fourfold._version import __version__ as __version__
+from fourfold.lazy import imported
 
 if TYPE_CHECKING:
     from fourfold.cost.footprint import footprint
@@ -59,11 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fourfold' has no attribute {name!r}")
-    value = getattr(import_module(f"fourfold.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    return imported(globals(), _HOMES, name)
 
 
 def __dir__() -> list[str]:

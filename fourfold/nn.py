@@ -5,7 +5,7 @@ Each is defined in the file of its technique and imported from there when it is 
 
 from __future__ import annotations
 
-from importlib import import_module
+from fourfold.lazy import imported
 
 _HOMES: dict[str, str] = {
     "BoundedFeatures": "rewrites.attend.bounded_features",
@@ -35,11 +35,7 @@ __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fourfold.nn' has no attribute {name!r}")
-    value = getattr(import_module(f"fourfold.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    return imported(globals(), _HOMES, name)
 
 
 def __dir__() -> list[str]:
