@@ -251,6 +251,43 @@ def _digest(values: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def pace_of(pool: RankPool, link: LinkPrice, machine: Machine) -> LinkPrice:
+    """`link` with what a call costs beyond its kernel, forwards and back, and the pace of kernels under the load of now: a chain of tiny operators,
+    then two feed-forward layers, on all ranks at once, by their processors' time.
+    """
+    import torch
+
+    from fourfold.frontends.capture import capture
+    from fourfold.runtime.spmd.description import SpmdDescription
+    from fourfold.runtime.spmd.predict import predicted
+    from fourfold.sharding.mesh import Mesh
+
+    class Chain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(20):
+                x = torch.relu(x * self.scale) + self.scale
+            return x
+
+    def timed(found: Captured, learn: bool) -> tuple[SpmdProgram | StagedProgram, float]:
+        program = program_of(found, SpmdDescription(Mesh(("ranks",), (pool.nproc,))))
+        return program, carried_out(found, program, found.inputs, pool, check=False, repeat=9, warm=2, learn=learn).busy
+
+    tiny = capture(Chain(), (torch.ones(8, 64),))
+    program, ahead = timed(tiny, False)
+    _, both = timed(tiny, True)
+    kernels, calls = predicted(tiny, program, machine, None).compute, len(tiny.graph)
+    link = replace(link, handing=max(0.0, ahead - kernels) / calls, following=max(0.0, both - ahead) / calls, pace=1.0)
+    layers = [torch.nn.Sequential(torch.nn.LayerNorm(256), torch.nn.Linear(256, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 256)) for _ in range(2)]
+    known = capture(torch.nn.Sequential(*layers), (torch.ones(256, 256),))
+    program, took = timed(known, True)
+    told = predicted(known, program, machine, link, True)
+    return replace(link, pace=max(0.1, (took - told.handing - told.driving) / told.compute))
+
+
 def link_of(pool: RankPool, sizes: Sequence[int] = (), repeat: int = 7) -> LinkPrice:
     """α and β of every collective among the ranks of `pool`, measured in some seconds."""
     from fourfold.runtime.spmd.link import SIZES, LinkPrice
@@ -259,4 +296,4 @@ def link_of(pool: RankPool, sizes: Sequence[int] = (), repeat: int = 7) -> LinkP
     return LinkPrice.fit(row for report in reports for row in report.rows)
 
 
-__all__ = ["GRADIENTS", "OUTPUTS", "SpmdRun", "alone", "carried_out", "fitting", "gradients_of", "link_of", "program_of", "run"]
+__all__ = ["GRADIENTS", "OUTPUTS", "SpmdRun", "alone", "carried_out", "fitting", "gradients_of", "link_of", "pace_of", "program_of", "run"]

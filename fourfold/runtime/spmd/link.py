@@ -65,13 +65,18 @@ def timed(world: int, rank: int, sizes: Sequence[int], repeat: int, tick: Callab
 
 @dataclass(frozen=True)
 class LinkPrice:
-    """(α s, β s a byte) of each collective among `world` ranks: `wall` by the wall clock, `cpu` of a rank's processor time."""
+    """(α s, β s a byte) of each collective among `world` ranks: `wall` by the wall clock, `cpu` of a rank's processor time.
+    `handing`: s that the interpreter of pieces adds to an operator; `following`: s that autograd takes to go back over one, its kernels apart.
+    `pace`: processor seconds of kernels now, all ranks at work, to those of the machine's calibration.
+    """
 
     world: int
     wall: dict[str, tuple[float, float]]
     cpu: dict[str, tuple[float, float]]
     rows: tuple[Row, ...] = field(default=(), repr=False)
     handing: float = 0.0
+    following: float = 0.0
+    pace: float = 1.0
 
     @classmethod
     def fit(cls, rows: Iterable[Row]) -> LinkPrice:
@@ -103,7 +108,7 @@ class LinkPrice:
 
     def to_json(self) -> dict[str, object]:
         return {"world": self.world, "wall": {k: list(v) for k, v in self.wall.items()}, "cpu": {k: list(v) for k, v in self.cpu.items()},
-                "handing": self.handing}
+                "handing": self.handing, "following": self.following, "pace": self.pace}
 
 
 def _fitted(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from fourfold.errors import ArtefactError, InputError
 from fourfold.graph import Graph
 from fourfold.program import Captured
 from fourfold.runtime.source import RecordedProgram, recapture
-from fourfold.runtime.spmd.check import SpmdRun, carried_out, fitting, link_of
+from fourfold.runtime.spmd.check import SpmdRun, carried_out, fitting, link_of, pace_of
 from fourfold.runtime.spmd.launch import PATIENCE, RankPool
 from fourfold.runtime.spmd.lower import lower
 from fourfold.runtime.spmd.program import SpmdProgram, StagedProgram
@@ -105,7 +105,7 @@ def check(folder: str | Path, *, nproc: int | None = None, model: object = None,
     if given is None:
         raise InputError("The plan's inputs are not known.", "Give them: --inputs FILE.npz")
     with RankPool(plan.devices, nodes=nodes, node_rank=node_rank, address=address, patience=patience) as pool:
-        link = link_of(pool, repeat=3) if plan.devices > 1 else None
+        link = pace_of(pool, link_of(pool, repeat=3), machine or Machines.here(plan.devices))
         done = carried_out(found, program, given, pool, check=compare, repeat=repeat, learn=plan.train)
         said = ""
         if link is not None and nodes == 1 and isinstance(program, SpmdProgram):                 # nodes would have to agree on what was measured

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fourfold.graph import BACKWARD, FORWARD, INPUT, INTERMEDIATE, PARAMETER, Builder, Graph, bytes_of
+from fourfold.graph import BACKWARD, CONTRACTION, FORWARD, INPUT, INTERMEDIATE, PARAMETER, Builder, Graph, bytes_of
 from fourfold.machine import Machine
 from fourfold.program import Captured
 from fourfold.runtime.spmd.program import OpCall, SpmdProgram, StagedProgram
@@ -14,9 +14,6 @@ from fourfold.sharding.collectives import PERMUTE
 
 if TYPE_CHECKING:
     from fourfold.runtime.spmd.link import LinkPrice
-
-
-BACK = 2.0                                                              # a gradient's share of the forward work: a product for each operand
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,7 @@ def rank_graph(found: Captured, program: SpmdProgram) -> Graph:
 
 
 def predicted(found: Captured, program: SpmdProgram | StagedProgram, machine: Machine, link: LinkPrice | None, learn: bool = False) -> Predicted:
-    """What a step takes by `machine`'s first device and `link`. `learn`: with the gradients, which take `BACK` times the forward work of every
-    operator that has one.
+    """What a step takes by `machine`'s first device and `link`. `learn`: with the gradients, whose share of the forward work is `back`.
 
     A pipeline of S stages and B microbatches takes, of the slowest stage, B + S − 1 times what a microbatch takes by the wall clock (the others wait
     for it) and B times by the processor's; what passes between stages counts as a permute.
@@ -93,17 +89,30 @@ def _passing(one: Predicted, stage: SpmdProgram, link: LinkPrice | None, learn: 
 def _stage(found: Captured, program: SpmdProgram, machine: Machine, link: LinkPrice | None, learn: bool) -> Predicted:
     from fourfold.cost.roofline import Prices
 
-    prices = Prices(rank_graph(found, program), machine).alone[:, 0]
+    graph = rank_graph(found, program)
+    prices = Prices(graph, machine)
     moving = program.moving if learn else frozenset[int]()
-    calls = [step for step in program.steps if isinstance(step, OpCall)]
-    back = [any(slot in moving for slot in step.results) for step in calls]
-    compute = sum(seconds * (1.0 + BACK * behind) for seconds, behind in zip(prices.tolist(), back, strict=True))
+    compute = handing = 0.0
+    for n, step in enumerate(step for step in program.steps if isinstance(step, OpCall)):
+        alone, launch = float(prices.alone[n, 0]), float(prices.launch[n, 0])
+        compute += alone
+        handing += link.handing if link is not None else 0.0
+        if any(slot in moving for slot in step.results):
+            compute += (alone - launch) * back(int(graph.fusion[n]), sum(slot in moving for slot in step.operands[:2]))
+            handing += link.following if link is not None else launch
     wall = cpu = 0.0
     if link is not None:
         for one in program.transfers(learn):
             wall += link.seconds(one, program.mesh, "wall")
             cpu += link.seconds(one, program.mesh, "cpu")
-    return Predicted(compute, (link.handing if link is not None else 0.0) * len(calls), wall, cpu)
+    return Predicted(compute * (link.pace if link is not None else 1.0), handing, wall, cpu)
 
 
-__all__ = ["Predicted", "predicted", "rank_graph"]
+def back(fusion: int, moving: int) -> float:
+    """A gradient's share of the forward work of an operator: of a contraction one more for each operand that has a gradient; of others the gradient
+    and what was kept are read and one tensor is written, three passes for two.
+    """
+    return float(moving) if fusion == CONTRACTION else 1.5
+
+
+__all__ = ["Predicted", "back", "predicted", "rank_graph"]
