@@ -3,12 +3,13 @@
     python benchmarks/partition_run.py --machine FILE.toml      # writes benchmarks/results/partition_run.json; FILE: what `fourfold calibrate` wrote
     python benchmarks/partition_run.py --only bert,vit --ranks 2
 
-Models are built from transformers configurations with random weights, float32. On 2 processes the batch is split (data parallelism) and, in a second
+Models are built from transformers configurations with random weights, float32; parameters that begin as zeros are drawn too, since a token of zeros
+has, normalised, a gradient that is rounding alone. On 2 processes the batch is split (data parallelism) and, in a second
 run, the weights; on 4 both, 2 × 2. Each step is forward and backward (mean square of the first output). α and β of the host's link are fitted right
 before (`runtime.spmd.link`); what the interpreter adds to a call, and the pace of kernels under the load of the hour, are timed on a chain of tiny
-operators and two feed-forward layers. No figure is fitted to the models. Seconds
-are medians of the slowest rank: by the processor's clock, which neighbours do not stretch, and by the wall's. The prediction is judged by the
-processor's, since more ranks than free cores make wall seconds a matter of who else is there.
+operators and six feed-forward layers, anew before each model. No figure is fitted to the models. Seconds are medians of the slowest rank: by the
+processor's clock, which neighbours do not stretch, and by the wall's. The prediction is judged by the processor's, since with more ranks than free
+cores wall seconds are a matter of who else is there.
 """
 
 from __future__ import annotations
@@ -105,15 +106,19 @@ def measure(ranks: int, chosen: list[str], machine: Any, repeat: int) -> tuple[l
     rows: list[dict[str, Any]] = []
     made = models()
     with RankPool(ranks, threads=1, patience=600.0) as pool:
-        link = pace_of(pool, link_of(pool, repeat=9), machine)
+        link = link_of(pool, repeat=9)
         for name in chosen:
             model, inputs = made[name]()
+            for parameter in model.parameters():
+                if not parameter.any():
+                    nn.init.normal_(parameter, std=0.02)
             try:
                 found = capture(model, inputs, name=name)
             except Exception as error:
                 rows.append({"model": name, "ranks": ranks, "why": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"})
                 print(rows[-1], flush=True)
                 continue
+            link = pace_of(pool, link, machine)
             for way, described in ways(ranks, found).items():
                 try:
                     done = run(found, described, pool=pool, train=True, repeat=repeat, link=link, machine=machine)
@@ -128,7 +133,8 @@ def measure(ranks: int, chosen: list[str], machine: Any, repeat: int) -> tuple[l
                 rows.append({"model": name, "way": way, "parameters": sum(p.numel() for p in model.parameters()), "tensors": len(done.gradients),
                              **{k: told[k] for k in ("ranks", "mesh", "equal", "outputs", "gradients", "seconds", "cpu_seconds", "collectives")},
                              "predicted": expected, "error": expected["cpu_seconds"] / done.busy - 1.0,
-                             "wall_error": expected["seconds"] / done.seconds - 1.0, "load": os.getloadavg()[0]})
+                             "wall_error": expected["seconds"] / done.seconds - 1.0, "pace": link.pace,
+                             "load": os.getloadavg()[0]})
                 print(f"{name} {ranks} {way}: equal {told['equal']} ({told['outputs']:.1e}, {told['gradients']:.1e}), "
                       f"cpu {1e3 * done.busy:.1f} ms predicted {1e3 * expected['cpu_seconds']:.1f} ms ({100 * rows[-1]['error']:+.0f} %)", flush=True)
     return rows, link.to_json()

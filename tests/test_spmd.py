@@ -270,23 +270,93 @@ with RankPool(2, nodes=2, node_rank=node, address=address, threads=1, patience=1
 """
 
 
-def nodes(scale: float, tmp_path: Path) -> list[str]:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
+def nodes(scale: float, address: str = "", within: tuple[str, str] = ("", "")) -> list[str]:
+    """What the launchers of two nodes print, the second of which has its first weights multiplied by `scale`; `within`: network namespaces."""
+    if not address:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
     root = Path(__file__).resolve().parent.parent
     env = {**os.environ, "PYTHONPATH": str(root)}
-    made = [subprocess.Popen([sys.executable, "-c", NODE, str(node), f"127.0.0.1:{port}", str(scale if node else 1.0)], cwd=root, env=env,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for node in range(2)]
-    return [one.communicate(timeout=600)[0] for one in made]
+    started = []
+    for node, space in enumerate(within):
+        prefix = ["ip", "netns", "exec", space] if space else []
+        started.append(subprocess.Popen([*prefix, sys.executable, "-c", NODE, str(node), address, str(scale if node else 1.0)], cwd=root, env=env,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return [one.communicate(timeout=900)[0] for one in started]
+
+
+@pytest.fixture
+def namespaces() -> Iterator[tuple[str, str]]:
+    """Two network namespaces, 10.77.0.1 and 10.77.0.2, over a link of 100 Mb/s."""
+    names = (f"ffa{os.getpid()}", f"ffb{os.getpid()}")
+    ends = (f"va{os.getpid()}", f"vb{os.getpid()}")
+    steps = [f"ip netns add {names[0]}", f"ip netns add {names[1]}",
+             f"ip link add {ends[0]} netns {names[0]} type veth peer name {ends[1]} netns {names[1]}"]
+    for name, device, last in zip(names, ends, (1, 2), strict=True):
+        steps += [f"ip -n {name} link set lo up", f"ip -n {name} addr add 10.77.0.{last}/24 dev {device}", f"ip -n {name} link set {device} up",
+                  f"tc -n {name} qdisc add dev {device} root tbf rate 100mbit burst 128kb limit 16mb"]
+    try:
+        for step in steps:
+            try:
+                done = subprocess.run(step.split(), capture_output=True, text=True)
+            except FileNotFoundError as error:
+                pytest.skip(f"network namespaces need iproute2: {error}")
+            if done.returncode:
+                pytest.skip(f"this machine allows no network namespaces: {step}: {done.stderr.strip()}")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
 @pytest.mark.slow
-def test_two_nodes_run_one_program(tmp_path: Path) -> None:
-    assert all("EQUAL True 14" in said for said in nodes(1.0, tmp_path))
+def test_two_hosts_over_a_slow_link(namespaces: tuple[str, str]) -> None:
+    assert all("EQUAL True 14" in said for said in nodes(1.0, "10.77.0.1:29471", namespaces))
 
 
 @pytest.mark.slow
-def test_a_node_with_another_model_disagrees(tmp_path: Path) -> None:
-    said = nodes(1.01, tmp_path)
+def test_two_nodes_run_one_program() -> None:
+    assert all("EQUAL True 14" in said for said in nodes(1.0))
+
+
+@pytest.mark.slow
+def test_a_node_with_another_model_disagrees() -> None:
+    said = nodes(1.01)
     assert all("FAILED" in one and "weights and inputs" in one for one in said), said
+
+
+INTERRUPTED = """
+import sys
+sys.path.insert(0, "tests")
+import small_models
+from fourfold.frontends.capture import capture
+from fourfold.runtime.spmd import RankPool, SpmdDescription, run
+from fourfold.sharding.mesh import Mesh
+model, x = small_models.mlp()
+found = capture(model.eval(), (x[:8],))
+with RankPool(2, threads=1, patience=120.0) as pool:
+    run(found, SpmdDescription(Mesh.parse("dp=2")), pool=pool, check=False, repeat=1)
+    print("UP", pool.folder, *pool.pids.values(), flush=True)
+    run(found, SpmdDescription(Mesh.parse("dp=2")), pool=pool, check=False, repeat=10**7)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ranks_end_with_their_launcher(number: int) -> None:
+    root = Path(__file__).resolve().parent.parent
+    launcher = subprocess.Popen([sys.executable, "-c", INTERRUPTED], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL, text=True)
+    assert launcher.stdout is not None
+    said = launcher.stdout.readline().split()
+    assert said and said[0] == "UP", said
+    time.sleep(0.5)
+    launcher.send_signal(number)
+    launcher.wait(60)
+    until = time.monotonic() + 20
+    while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+                                           for pid in said[2:]):
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in said[2:])
+    assert number == signal.SIGKILL or not Path(said[1]).exists()

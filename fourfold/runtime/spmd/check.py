@@ -251,9 +251,9 @@ def _digest(values: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def pace_of(pool: RankPool, link: LinkPrice, machine: Machine) -> LinkPrice:
+def pace_of(pool: RankPool, link: LinkPrice, machine: Machine, repeat: int = 7) -> LinkPrice:
     """`link` with what a call costs beyond its kernel, forwards and back, and the pace of kernels under the load of now: a chain of tiny operators,
-    then two feed-forward layers, on all ranks at once, by their processors' time.
+    then six feed-forward layers, on all ranks at once, by their processors' time.
     """
     import torch
 
@@ -274,14 +274,15 @@ def pace_of(pool: RankPool, link: LinkPrice, machine: Machine) -> LinkPrice:
 
     def timed(found: Captured, learn: bool) -> tuple[SpmdProgram | StagedProgram, float]:
         program = program_of(found, SpmdDescription(Mesh(("ranks",), (pool.nproc,))))
-        return program, carried_out(found, program, found.inputs, pool, check=False, repeat=9, warm=2, learn=learn).busy
+        return program, carried_out(found, program, found.inputs, pool, check=False, repeat=repeat, warm=2, learn=learn).busy
 
     tiny = capture(Chain(), (torch.ones(8, 64),))
     program, ahead = timed(tiny, False)
     _, both = timed(tiny, True)
     kernels, calls = predicted(tiny, program, machine, None).compute, len(tiny.graph)
     link = replace(link, handing=max(0.0, ahead - kernels) / calls, following=max(0.0, both - ahead) / calls, pace=1.0)
-    layers = [torch.nn.Sequential(torch.nn.LayerNorm(256), torch.nn.Linear(256, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 256)) for _ in range(2)]
+    layers = [torch.nn.Sequential(torch.nn.LayerNorm(256), torch.nn.Linear(256, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 256))
+              for _ in range(6)]
     known = capture(torch.nn.Sequential(*layers), (torch.ones(256, 256),))
     program, took = timed(known, True)
     told = predicted(known, program, machine, link, True)

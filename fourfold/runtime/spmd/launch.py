@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from fourfold.errors import FourfoldError, InputError
 from fourfold.runtime.spmd.frames import RankJob, RankReport, RankStart, receive, send
-from fourfold.runtime.spmd.progress import STARTING, ProgressFile, RankProgress
+from fourfold.runtime.spmd.progress import IDLE, STARTING, ProgressFile, RankProgress
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PATIENCE = 30.0                                                         # s without a sign of life until a rank counts as hung
 _BUSY = 10.0                                                            # times that, where it computes all the while
 _TAIL = 12                                                              # lines of its log that are shown
+_STARTING = 120.0                                                       # s that a rank may take, doing nothing, until it is up: disks are slow
 _GRACE = 1.0                                                            # s in which a death is looked for that explains another rank's error
 
 
@@ -247,17 +248,20 @@ class RankPool:
             if reading != child.last or reading.stage == STARTING and cpu > child.cpu + 0.05:
                 child.last, child.since, child.cpu = reading, now, cpu
             idle = cpu - child.cpu < 0.1 * (now - child.since)
-            if now - child.since > (self.patience if idle or reading.waits else _BUSY * self.patience):
+            patience = self.patience if reading.stage >= IDLE else max(self.patience, _STARTING)
+            if now - child.since > (patience if idle or reading.waits else _BUSY * patience):
                 still.append(child)
-        outside = [child for child in still if not child.last.waits]
-        if outside:
-            self._stuck(min(outside, key=lambda child: child.last.entered))
-        elif still and len(still) == len(children):                      # all wait: for whom?
-            stopped = [child for child in still if _state(child.process.pid) in ("T", "t")]
+        stopped = [child for child in children if _state(child.process.pid) in ("T", "t") and now - child.since > self.patience]
+        if stopped:
+            self._stuck(stopped[0])
+        if any(not child.last.waits for child in still):                # of those that do not move, the one that is least far: others wait for it
+            quiet = [child for child in children if now - child.since > self.patience / 2]
+            self._stuck(min(quiet, key=lambda child: (child.last.job, child.last.stage, child.last.entered, child.last.waits)))
+        elif still and len(still) == len(children):                     # all wait: for whom?
             least = min(still, key=lambda child: child.last.entered)
             most = max(child.last.entered for child in still)
-            if stopped or least.last.entered < most:
-                self._stuck(stopped[0] if stopped else least)
+            if least.last.entered < most:
+                self._stuck(least)
             elif self.nodes == 1:
                 self._raise([child.rank for child in still], f"All ranks wait in collective {most} for each other", "", "Start them again.")
 
