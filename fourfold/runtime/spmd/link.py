@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fourfold.sharding.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, KEEP, PERMUTE, REDUCE_SCATTER, SLICE, Transfer
 from fourfold.sharding.mesh import Mesh
 
+_CACHE = 16 << 20                                                       # bytes that are touched between two calls
 SIZES = (256, 16 << 10, 256 << 10, 2 << 20)                             # bytes as the group sees the tensor
 Row = tuple[str, int, int, float, float]                                # collective, ranks, bytes, wall s, CPU s
 
@@ -29,36 +30,35 @@ def timed(world: int, rank: int, sizes: Sequence[int], repeat: int, tick: Callab
     import torch
     import torch.distributed as dist
 
-    rows = list[Row]()
+    rows, scratch = list[Row](), torch.zeros(_CACHE // 4)
     for size in sizes:
         count = max(size // 4 // world, 1) * world
-        piece, full = torch.ones(count // world), torch.ones(count)
-        gathered, scattered = torch.empty(count), torch.empty(count // world)
-        exchanged, received, sent = torch.empty(count // world), torch.empty(count // world), torch.ones(max(count // world // world, 1) * world)
-        exchanged = torch.empty_like(sent)
+        part = max(count // world // world, 1) * world                  # an all-to-all's piece, in equal shares
 
-        def permuted(piece: torch.Tensor = piece, received: torch.Tensor = received) -> None:
+        def permuted(piece: torch.Tensor) -> None:
+            received = torch.empty_like(piece)
             works = dist.batch_isend_irecv([dist.P2POp(dist.isend, piece, (rank + 1) % world), dist.P2POp(dist.irecv, received, (rank - 1) % world)])
             for work in works:
                 work.wait()
 
-        calls: dict[str, Callable[[], object]] = {
-            ALL_GATHER: lambda a=gathered, b=piece: dist.all_gather_single(a, b),
-            REDUCE_SCATTER: lambda a=scattered, b=full: dist.reduce_scatter_single(a, b),
-            ALL_REDUCE: lambda a=full: dist.all_reduce(a),
-            ALL_TO_ALL: lambda a=exchanged, b=sent: dist.all_to_all_single(a, b), PERMUTE: permuted}
-        for name, call in calls.items():
+        calls: dict[str, tuple[int, Callable[[torch.Tensor], object]]] = {
+            ALL_GATHER: (count // world, lambda x: dist.all_gather_single(x.new_empty(x.numel() * world), x)),
+            REDUCE_SCATTER: (count, lambda x: dist.reduce_scatter_single(x.new_empty(x.numel() // world), x)),
+            ALL_REDUCE: (count, lambda x: dist.all_reduce(x.clone())),
+            ALL_TO_ALL: (part, lambda x: dist.all_to_all_single(torch.empty_like(x), x)),
+            PERMUTE: (count // world, permuted)}
+        for name, (length, call) in calls.items():
             walls, cpus = list[float](), list[float]()
-            for i in range(repeat + 1):
-                full.fill_(1.0)
+            for _ in range(repeat + 1):
+                sent = torch.ones(length)
+                scratch.add_(1.0)                                       # a program's tensors are not in the cache when their turn comes
                 tick(True)
                 dist.barrier()
                 wall, cpu = time.perf_counter(), time.process_time()
-                call()
+                call(sent)
                 walls.append(time.perf_counter() - wall)
                 cpus.append(time.process_time() - cpu)
                 tick(False)
-                del i
             rows.append((name, world, count * 4, statistics.median(walls[1:]), statistics.median(cpus[1:])))
     return tuple(rows)
 

@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from fourfold.runtime.local import malloc
 from fourfold.runtime.spmd.frames import RankJob, RankReport, RankStart, Timing, receive, send
 from fourfold.runtime.spmd.progress import CONNECTING, IDLE, LOADING, RUNNING, ProgressFile
 
@@ -65,6 +66,7 @@ class _Rank:
         import torch.distributed as dist
         from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+        malloc.keep()                                                   # as calibration does: pages of freed tensors are not given back
         torch.set_num_threads(start.threads)
         self.device = f"cuda:{start.local}" if start.backend == "nccl" else "cpu"
         if start.backend == "nccl":
