@@ -142,7 +142,7 @@ def measure(ranks: int, chosen: list[str], machine: Any, repeat: int) -> tuple[l
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--machine", default="here")
+    parser.add_argument("--machine", type=Path, default=Path("here"))
     parser.add_argument("--only", default="")
     parser.add_argument("--ranks", default="2,4")
     parser.add_argument("--repeat", type=int, default=5)
@@ -152,7 +152,7 @@ def main() -> None:
     torch.set_num_threads(1)
     from fourfold.machine import Machine
 
-    machine, began = Machine.read(asked.machine), time.process_time()
+    machine, began = Machine.read(str(asked.machine)), time.process_time()
     chosen = [name for name in models() if not asked.only or name in asked.only.split(",")]
     rows, links = list[dict[str, Any]](), dict[str, Any]()
     for ranks in map(int, asked.ranks.split(",")):

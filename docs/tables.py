@@ -1035,10 +1035,10 @@ def spmd(data: Document) -> str:
     rows = []
     for row in data["rows"]:
         if "why" in row:
-            rows.append([row["model"], row["ranks"], row.get("way", "–"), row["why"], "–", "–", "–", "–"])
+            rows.append([row["model"], str(row["ranks"]), row.get("way", "–"), row["why"], "–", "–", "–", "–"])
             continue
         times = [1e3 * row["cpu_seconds"], 1e3 * row["predicted"]["cpu_seconds"]]
-        rows.append([row["model"], row["ranks"], row["way"], f"{row['outputs']:.1e}", f"{row['gradients']:.1e}", *(f"{ms:.1f}" for ms in times),
+        rows.append([row["model"], str(row["ranks"]), row["way"], f"{row['outputs']:.1e}", f"{row['gradients']:.1e}", *(f"{ms:.1f}" for ms in times),
                      f"{100 * row['error']:+.0f} %"])
     told = data["summary"]
     head = ("model", "ranks", "split", "outputs", "gradients", "measured ms", "predicted ms", "off by")
