@@ -18,6 +18,7 @@ from fourfold.problem import Budget
 
 _ALLOWED = BIG / 10                                                     # a model's cost of so much holds something forbidden
 _STEP, _SHORTEST, _ROUNDS = 0.02, 0.002, 50                             # of prices, as a share of the cost; rounds after which steps get shorter
+_LAWFUL, _RISES, _RISE = 8, 8, 0.01                                     # forests against the forbidden; rises of prices; the first
 
 
 class Incumbent:
@@ -73,22 +74,32 @@ class Oscillation:
         return better
 
     def offer(self, chosen: I64, over: int) -> bool:
-        """Repair a copy, first by forests under rising prices, then node by node; improve it within the limit; offer it."""
+        """Repair a copy, improve it within the limit, offer it. What passes the limit is repaired twice: node by node at once, and by forests under
+        rising prices first."""
         m, y = self.m, chosen.copy()
-        priced, price = self.priced, self.price
+        for _ in range(_LAWFUL):                                        # nothing forbidden, first of all
+            if cost(m, y) < _ALLOWED:
+                break
+            self.forest(y, self.priced)
+        if not over:
+            return self._settle(y)
+        better = self._settle(y.copy()) if over <= 0.1 * m.sections else False
         scale = min(self.incumbent.cost, abs(cost(m, y)))
-        if over and scale < _ALLOWED:
-            rise = 0.01 * scale / max(1, m.limit) / over
-            for _ in range(8):
-                load, over = excess(m, y)
-                if over <= 0.02 * m.sections:
-                    break
-                price = price + np.where(load > m.limit, rise, 0.0)
-                rise *= 2
-                priced = by_strategy(m, price)
-                self.forest(y, priced)
-        if cost(m, y) >= _ALLOWED:
-            self.forest(y, priced, 3)
+        if scale >= _ALLOWED:
+            return self._settle(y) or better
+        price, rise = self.price, _RISE * scale / max(1, m.limit) / over
+        for _ in range(_RISES):
+            load, over = excess(m, y)
+            if not over:
+                break
+            price = price + np.where(load > m.limit, rise, 0.0)
+            rise *= 2
+            self.forest(y, by_strategy(m, price))
+        return self._settle(y) or better
+
+    def _settle(self, y: I64) -> bool:
+        """Within the limit node by node, then improved there; offered. `y` changes."""
+        m = self.m
         held = memory.tree(m, y)
         if held[0, 1] > m.limit and not repair(m, y, held, self.priced):
             return False
