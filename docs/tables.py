@@ -660,6 +660,22 @@ def allocate(data: Document) -> str:
     return "\n\n".join(text)
 
 
+def shard(data: Document) -> str:
+    """The public intra-operator instances: our cost and bound beside the contest's."""
+    if not data:
+        return "Not measured yet."
+    rows, told = data["rows"], data["summary"]
+    lines = [[row["instance"], f"{row['nodes']:,}", f"{row['limit_s']:.0f} of {row['published_timeout_s']:.0f}", f"{row['cost']:,}",
+              f"{row['published_winner_cost']:,.0f}", "–" if row["published_xla_cost"] is None else f"{row['published_xla_cost']:,.0f}",
+              f"{row['ratio']:.4f}", f"{row['bound']:,.0f}", f"{row['published_published_lower_bound']:,.0f}", share(row["gap"], 2)] for row in rows]
+    dear = ", ".join(told["dearer_than_xla"]) or "none"
+    head = (f"Valid: {told['valid']} of {told['of']}. Score (sum of best published cost ÷ ours, at most 1): {told['score']:.3f} of {told['of']}. "
+            f"Cheaper than the contest's winner: {', '.join(told['below_winner']) or 'none'}. Dearer than XLA where its cost is known: {dear}. "
+            f"Own bound at least the published one: {len(told['bound_at_least_published'])} of {told['of']}. One seed.")
+    names = ("", "nodes", "s, of the contest's", "cost", "contest's winner", "XLA", "best published ÷ ours", "own bound", "published bound", "gap")
+    return f"{head}\n\n{grid(names, lines)}"
+
+
 def _generated(part: Document) -> str:
     """Solved shares and seconds on generated instances: all solvers on those that every one was asked, ours on all besides."""
     solvers, kinds = part["solvers"], [kind.split(":")[0].split(" at ")[0] for kind in part["kinds"]]
@@ -1100,6 +1116,7 @@ TABLES = (
     Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),
     Table("docs/run.md", "predict", predict, ("predict",), ("fourfold/jobs/calibrate.py", "fourfold/jobs/kernels.py", "fourfold/cost")),
     Table("docs/select.md", "selection", selection, ("selection",), ("fourfold/rewrites/select", "fourfold/select.py")),
+    Table("docs/shard.md", "shard", shard, ("partition_iopddl",), ("fourfold/decisions/shard", "benchmarks/partition_iopddl.py")),
     Table("docs/allocate.md", "allocate", allocate, ("allocate",), ("fourfold/decisions/allocate", "fourfold/zoo/packings.py")),
     Table("docs/features.md", "features", features, ("layers_features",), ("fourfold/rewrites/attend", "benchmarks/layers_features.py")),
     Table("docs/features.md", "masks", masks, ("layers_masks",), ("fourfold/rewrites/attend", "benchmarks/layers_masks.py")),

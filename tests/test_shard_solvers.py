@@ -19,8 +19,11 @@ from fourfold.decisions.shard._model import model
 from fourfold.decisions.shard._prices import DualAscent, by_strategy
 from fourfold.decisions.shard.auto import ShardPortfolio
 from fourfold.decisions.shard.bound import DualCertificate, bound
+from fourfold.decisions.shard.exact import ShardIntegerProgram
 from fourfold.decisions.shard.instance import StrategyGraph
+from fourfold.decisions.shard.linear_relaxation import LinearRelaxation
 from fourfold.decisions.shard.problem import ShardProblem, invented
+from fourfold.decisions.shard.trws import TreeReweightedPassing
 from fourfold.errors import Infeasible
 from fourfold.problem import Budget, Watch, solve
 
@@ -37,6 +40,16 @@ def test_auto_equals_enumeration_on_240_problems_and_its_bound_never_passes_it()
         assert found.cost == pytest.approx(optimum, rel=1e-9), f"seed {seed}"
         assert found.bound is not None and found.bound <= optimum + 1e-9
         assert bound(graph, found.evidence["certificate"]) <= optimum + 1e-9
+
+
+def test_exact_search_equals_enumeration_and_the_linear_relaxation_bounds_it_by_its_duals() -> None:
+    for seed, graph, optimum in drawn(48):
+        problem = ShardProblem(graph)
+        assert solve(problem, ShardIntegerProgram(), Budget(60, 1000)).cost == pytest.approx(optimum, rel=1e-6), f"seed {seed}"
+        relaxed = solve(problem, LinearRelaxation(), Budget(60, 3))
+        proven = bound(graph, relaxed.evidence["certificate"])
+        assert proven <= optimum + 1e-9 and relaxed.cost >= optimum - 1e-9
+        assert proven >= bound(graph, solve(problem, TreeReweightedPassing(), Budget(60, 20)).evidence["certificate"]) - 1e-6 * abs(optimum)
 
 
 @settings(max_examples=60, deadline=None)
