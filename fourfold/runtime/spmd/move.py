@@ -124,9 +124,11 @@ def mean_square(piece: Tensor, slot: HeldValue, lines: Lines) -> Tensor:
 
 def summed(piece: Tensor, axes: Sequence[str], lines: Lines) -> Tensor:
     """The sum over the ranks of all `axes`."""
-    total = piece.clone(memory_format=torch.contiguous_format)
+    order = sorted(range(piece.ndim), key=lambda d: -piece.stride(d))   # a weight's gradient comes transposed: summed as it lies, nothing is turned
+    total = piece.clone() if piece.permute(order).is_contiguous() else piece.clone(memory_format=torch.contiguous_format)
+    flat = total.permute(order) if not total.is_contiguous() else total
     for axis in axes:
-        _waited(lines, lambda axis=axis: dist.all_reduce(total, group=lines.groups[axis]))
+        _waited(lines, lambda axis=axis: dist.all_reduce(flat, group=lines.groups[axis]))
     return total
 
 
