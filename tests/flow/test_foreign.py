@@ -30,7 +30,7 @@ def test_a_foreign_technique_goes_the_whole_way(model: Path, reviews: Path, tmp_
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
     with registry.including(TESTS / "toyroom", "toyroom"):
         assert "route/expert_split" in registry.techniques()
-        front = fourfold.optimize(model, reviews, floor=0.5, budget="40s", out=tmp_path / "cheap", engines=["torch"], seed=1, progress=False)
+        front = fourfold.optimize(model, reviews, floor=0.5, budget="60s", out=tmp_path / "cheap", engines=["torch"], seed=1, progress=False)
         job = front.job
         (candidate,) = [c for c in job.candidates if c.technique == "route/expert_split"]
         assert candidate.quality is not None and candidate.extra["curve"], "recovered by distillation, judged on the search split"
