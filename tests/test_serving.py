@@ -284,7 +284,9 @@ def test_a_fork_happens_while_the_threads_of_engines_sleep(kind: str, room: dict
 def test_waiting_for_sleep_ends() -> None:
     """A thread that Python did not start and that does not sleep delays a fork by no more than the wait's bound; Python's own do not."""
     code = """
+import os
 import threading
+os.environ.update(OMP_NUM_THREADS="2", MKL_NUM_THREADS="2")            # the tests' own processes have one thread each
 import torch
 from fourfold.engines._fork import settle
 
