@@ -30,8 +30,12 @@ def test_a_foreign_technique_goes_the_whole_way(model: Path, reviews: Path, tmp_
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
     with registry.including(TESTS / "toyroom", "toyroom"):
         assert "route/expert_split" in registry.techniques()
-        front = fourfold.optimize(model, reviews, floor=0.5, budget="60s", out=tmp_path / "cheap", engines=["torch"], seed=1, progress=False)
-        job = front.job
+        for budget in ("60s", "240s"):                                  # beside busy neighbours the first may end before it is built
+            front = fourfold.optimize(model, reviews, floor=0.5, budget=budget, out=tmp_path / budget, engines=["torch"], seed=1, progress=False)
+            job = front.job
+            there = [c for c in job.candidates if c.technique == "route/expert_split" and c.quality is not None]
+            if there and any(p.candidate is there[0] for p in job.points) and any(p.candidate.technique == "select/naive_bayes" for p in job.points):
+                break
         (candidate,) = [c for c in job.candidates if c.technique == "route/expert_split"]
         assert candidate.quality is not None and candidate.extra["curve"], "recovered by distillation, judged on the search split"
         points = [p for p in job.points if p.candidate is candidate]
