@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fourfold.cli._print import emit, table
+from fourfold.cli._print import emit, progress_mode, table
 
 _INTERRUPTED = 130
 
@@ -48,7 +48,7 @@ def sharded(model: str, out: Path | None, as_json: bool, progress: str, **asked:
     from fourfold.report.format import size, span
     from fourfold.report.terminal import Progress
 
-    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
+    mode = progress_mode(progress, as_json)
     with Progress(mode) as shown:
         document = shard_model(model, out=out, progress=shown, **asked)
     solution = document.solutions[QUESTION]

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fourfold.errors import InputError
+
+if TYPE_CHECKING:
+    from fourfold.report.terminal import Mode
 
 Trust = Annotated[list[str] | None, typer.Option(help="Package whose code the artefact may run, such as the model's own; may be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -16,6 +21,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document in
 def emit(document: object) -> None:
     """Print `document` as JSON on stdout."""
     print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+
+
+def progress_mode(progress: str, as_json: bool) -> Mode:
+    """How `Progress` shows what --progress asks for: nothing for "none", nor for "auto" beside --json. Raises InputError for other words."""
+    if progress not in ("auto", "plain", "json", "none"):
+        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
+    return mode
 
 
 def say(text: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fourfold.cli._print import AsJson, Trust, emit, table
-from fourfold.errors import InputError
+from fourfold.cli._print import AsJson, Trust, emit, progress_mode, table
 
 _INTERRUPTED = 130
 
@@ -41,13 +40,11 @@ def allocate(
     as_json: AsJson = False,
 ) -> int:
     """Give each buffer an offset, so that none alive at one time share a byte, within a capacity or in the least memory, with a bound."""
-    if progress not in ("auto", "plain", "json", "none"):
-        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    mode = progress_mode(progress, as_json)
     import fourfold
     from fourfold.cli.plan import sizes
     from fourfold.report.terminal import Progress
 
-    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
         made = fourfold.allocate(source, inputs, capacity=capacity, banks=banks, alignment=alignment, in_place=in_place, minimise=minimise,
                                  solver=solver, budget=budget, evaluations=evaluations, seed=seed, train=train, dims=sizes(dims), out=out,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourfold.cli._print import AsJson, Trust, emit, table
-from fourfold.errors import InputError
+from fourfold.cli._print import AsJson, Trust, emit, progress_mode, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,14 +36,12 @@ def chiplets(
     as_json: AsJson = False,
 ) -> int:
     """Give each op of a model a chip, so that the slowest stage of the pipeline takes least, under the rules of multi-chip modules."""
-    if progress not in ("auto", "plain", "json", "none"):
-        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    mode = progress_mode(progress, as_json)
     from fourfold.cli.plan import sizes
     from fourfold.jobs.chiplets import QUESTION
     from fourfold.jobs.chiplets import chiplets as split
     from fourfold.report.terminal import Progress
 
-    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
         document = split(model, inputs, machine=machine, solver=solver, budget=budget, train=train, seed=seed, dims=sizes(dims), out=out,
                          ledger=ledger, trust=trust or (), progress=shown)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fourfold.cli._print import AsJson, emit
-from fourfold.errors import InputError
+from fourfold.cli._print import AsJson, emit, progress_mode
 
 
 def register(app: typer.Typer) -> None:
@@ -40,8 +39,7 @@ def convert(
     as_json: AsJson = False,
 ) -> int:
     """Swap a model's attentions or MLPs for a cheaper kind, win back quality from the original, and race both."""
-    if progress not in ("auto", "plain", "json", "none"):
-        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    mode = progress_mode(progress, as_json)
     import fourfold
     from fourfold.cli.plan import sizes
     from fourfold.frontends.hub import resolved
@@ -50,7 +48,6 @@ def convert(
 
     technique_of(to)  # before a model is looked for, which may take a download
     columns = {**dict(zip(("text", "pair"), text_column or [], strict=False)), **({"label": label_column} if label_column else {})}
-    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
         made = fourfold.convert(
             resolved(model, online=online), to, layers=layers, data=data, floor=floor, budget=budget, out=out, columns=columns or None, task=task,

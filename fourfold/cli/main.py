@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourfold import cli
-from fourfold.cli._print import AsJson, Trust, emit, say, table
+from fourfold.cli._print import AsJson, Trust, emit, progress_mode, say, table
 from fourfold.errors import FourfoldError, InputError
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ def optimize(
     Long: a parameter an option, each handed on by name.
     """
     columns = _columns(text_column, label_column, split_column)
-    if progress not in ("auto", "plain", "json", "none"):
-        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    mode = progress_mode(progress, as_json)
     import fourfold
     from fourfold import engines as registry
     from fourfold.frontends.hub import resolved
@@ -147,7 +146,6 @@ def optimize(
     backs = [name.strip() for name in engines.split(",") if name.strip()] if engines else None
     for name in backs or ():
         registry.engine(name)
-    mode: object = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
         front: object = fourfold.optimize(
             resolved(model, online=online),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourfold.cli import _serve
-from fourfold.cli._print import AsJson, Trust, emit, table
+from fourfold.cli._print import AsJson, Trust, emit, progress_mode, table
 from fourfold.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def plan(
     if serve:
         return _serve.served(model, devices, out, as_json, machine=machine, phase=phase, batch=batch, prompt_tokens=prompt_tokens, context=context,
                              tokens=tokens, weights=weights, solver=solver, budget=budget, ledger=ledger)
-    if progress not in ("auto", "plain", "json", "none"):
-        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    mode = progress_mode(progress, as_json)
     if inputs is not None and data is not None:
         raise InputError("Both --inputs and --data were given.", "Give one of them.")
     if question not in QUESTIONS:
@@ -102,7 +101,6 @@ def plan(
     from fourfold.trust import named, option
 
     more = option(dict.fromkeys([*(trust or ()), *named(model), *named(data)]))                    # what `run` of the plan needs to be told
-    mode: object = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     given: dict[str, Any] = {"machine": machine, "solver": solver, "train": train, "budget": budget, "evaluations": evaluations, "seed": seed,
                              "dims": sizes(dims), "ledger": ledger, "trust": trust or ()}
     if devices is not None:

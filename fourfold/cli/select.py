@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fourfold.cli._print import AsJson, emit, table
-from fourfold.errors import InputError
+from fourfold.cli._print import AsJson, emit, progress_mode, table
 
 
 def register(app: typer.Typer) -> None:
@@ -29,12 +28,10 @@ def select(
     as_json: AsJson = False,
 ) -> int:
     """Choose the columns that a network needs, one after the other, in one training run (Sequential Attention)."""
-    if progress not in ("auto", "plain", "json", "none"):
-        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    mode = progress_mode(progress, as_json)
     from fourfold.jobs.select import select as chosen
     from fourfold.report.terminal import Progress
 
-    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     size = int(count) if count is not None and count >= 1 and count.is_integer() else count
     with Progress(mode) as shown:
         found = chosen(data, target, size, task=task, ignore=ignore or (), linear=linear, epochs=epochs, seed=seed, progress=shown)

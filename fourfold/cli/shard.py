@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fourfold.cli._print import AsJson, Trust, emit, table
+from fourfold.cli._print import AsJson, Trust, emit, progress_mode, table
 from fourfold.errors import InputError
 
 _INTERRUPTED = 130
@@ -36,8 +36,7 @@ def shard(
     as_json: AsJson = False,
 ) -> int:
     """Choose a strategy for each node, so that node and edge costs are least and no time needs more bytes than the limit, with a bound."""
-    if progress not in ("auto", "plain", "json", "none"):
-        raise InputError(f"--progress {progress!r} is not known.", "Choose from: auto, plain, json, none.")
+    mode = progress_mode(progress, as_json)
     instance = source.endswith((".json", ".json.gz"))
     if mesh is None and not instance:
         raise InputError(f"{source!r} is no instance (.json, .json.gz), and a model needs a mesh.", "Add --mesh 2x4.")
@@ -52,7 +51,6 @@ def shard(
     from fourfold.jobs.shard import shard_instance
     from fourfold.report.terminal import Progress
 
-    mode: Any = "silent" if progress == "none" or (as_json and progress == "auto") else progress
     with Progress(mode) as shown:
         made = shard_instance(source, solver=solver, budget=budget, evaluations=evaluations, seed=seed, out=out, progress=shown)
     if as_json:
