@@ -34,6 +34,7 @@ PATIENCE = 30.0                                                         # s with
 _BUSY = 10.0                                                            # times that, where it computes all the while
 _TAIL = 12                                                              # lines of its log that are shown
 _STARTING = 120.0                                                       # s that a rank may take, doing nothing, until it is up: disks are slow
+_FOLDER = "fourfold-spmd-"                                              # of logs and progress; the launcher's process follows
 _GRACE = 1.0                                                            # s in which a death is looked for that explains another rank's error
 
 
@@ -45,6 +46,21 @@ class RankFailure(FourfoldError):
     def __init__(self, message: str, mend: str, ranks: tuple[int, ...] = (), log: str = "") -> None:
         super().__init__(message, mend)
         self.ranks, self.log = ranks, log
+
+
+def sweep() -> None:
+    """Remove the folders of launchers that were killed before they could do so themselves. Whose process lives, or is another user's, stays."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        number = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if not number.isdecimal():
+            continue
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid != os.getuid():
+                continue
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
@@ -84,7 +100,8 @@ class RankPool:
         if nodes > 1 and address is None:
             raise InputError("Several nodes need an address at which they meet.", "Give the address of node 0: --address HOST:PORT")
         self.nproc, self.nodes, self.node_rank, self.patience = nproc, nodes, node_rank, patience
-        self.folder = Path(tempfile.mkdtemp(prefix="fourfold-spmd-"))
+        sweep()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         self.children: list[_Child] = []
         self.jobs = 0
         try:
