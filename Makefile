@@ -9,7 +9,7 @@ PYTEST := $(NICE) $(BIN)/python -m pytest -rs
 CORES := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow bench tables lint types layers check torch-untouched clean
+.PHONY: help setup demo test whole slow bench tables lint types layers check torch-untouched clean
 
 help:                ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -30,6 +30,9 @@ demo: setup          ## the main job on a real model: at most 10 minutes after i
 
 test: setup          ## the fast tests, on all cores; lists what it skipped and why
 	$(PYTEST) $(CORES) --durations=15 tests
+
+whole: setup         ## whole jobs, tens of seconds each: the main job killed, stopped and resumed, a technique from outside, the tour
+	$(PYTEST) $(CORES) -m 'whole and not slow' --durations=5 tests
 
 slow: setup          ## the tests that take minutes, and the property tests with new examples each time
 	$(PYTEST) -m slow tests
@@ -53,7 +56,7 @@ layers: setup        ## who may import whom
 torch-untouched: setup   ## pip, asked for every extra, must leave an installed torch alone (needs a package index)
 	$(PYTEST) -m slow tests/test_torch.py
 
-check: lint types layers test   ## all that must pass before a commit
+check: lint types layers test whole   ## all that must pass before a commit
 
 clean:               ## forget .venv
 	rm -rf .venv

@@ -119,6 +119,7 @@ def measured() -> Machine:
     return calibrate(2, 10.0)
 
 
+@pytest.mark.whole
 def test_a_short_run_gives_a_sound_system(measured: Machine, tmp_path: Path) -> None:
     assert len(measured) == 2 and measured.local and len(measured.links) == 1 and not measured.links[0].overlap
     measured.write(tmp_path / "machine.toml")
@@ -136,6 +137,7 @@ def test_a_short_run_gives_a_sound_system(measured: Machine, tmp_path: Path) -> 
         assert (kept.value, kept.low, kept.high, kept.grade) == (told.value, told.low, told.high, "measured")
 
 
+@pytest.mark.whole
 def test_a_short_run_prices_sensibly(measured: Machine) -> None:
     """More work never costs less along one shape, and what was measured orders ops as anybody would."""
     build = Builder()
@@ -159,6 +161,7 @@ def test_what_is_freed_is_kept_unless_the_environment_rules(monkeypatch: pytest.
     assert not malloc.keep()
 
 
+@pytest.mark.whole
 def test_transfers_cost_more_when_they_are_larger(measured: Machine) -> None:
     small, large = transfers(measured, ((8, 64), (512, 256)), rounds=5)
     for value, low, high in (small, large):

@@ -65,6 +65,7 @@ class Unsendable(nn.Module):
         return self.call(self.inner(x))
 
 
+@pytest.mark.whole
 def test_children_train_to_the_same_weights_and_a_killed_child_costs_nothing(one_thread: None) -> None:
     crew, subject = crew_of(2)
     crew.open()
@@ -89,6 +90,7 @@ def test_children_train_to_the_same_weights_and_a_killed_child_costs_nothing(one
             os.kill(pid, 0)
 
 
+@pytest.mark.whole
 def test_engine_files_made_by_children_are_those_made_here(tmp_path: Path) -> None:
     from fourfold.engines import engine
     from fourfold.engines.base import Signature

@@ -95,6 +95,7 @@ def test_the_readme_is_short_and_has_one_result() -> None:
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(linked), "README leads to every page of docs"
 
 
+@pytest.mark.whole
 def test_the_tour_runs(tmp_path: Path) -> None:
     tour = ROOT / "docs" / "tour.py"
     assert len(tour.read_text(encoding="utf-8").splitlines()) <= 300

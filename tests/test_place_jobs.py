@@ -253,6 +253,7 @@ def test_map_online_keeps_the_deadlines(folder: Path, capsys: Any) -> None:
     assert document["technique"] == "online" and document["verified"] == [] and document["bound"] <= document["value"]
 
 
+@pytest.mark.whole
 def test_the_example_is_planned() -> None:
     made = plan(Path(__file__).parent.parent / "examples/jobs.csv", capacity=3, compare=False, budget=900.0)
     assert made.certificate.gap < 1e-3 and made.to_json()["saving"] > 0.8

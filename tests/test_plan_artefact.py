@@ -88,6 +88,7 @@ def test_words_alone_are_no_program(tmp_path: Path) -> None:
         fourfold.plan(served.saved(tmp_path / "cheap", [served.words()]), **QUICK)
 
 
+@pytest.mark.whole
 @pytest.mark.apart
 def test_its_plan_is_carried_out(cheap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -131,6 +131,7 @@ def test_killed_at_any_step_it_can_be_loaded_and_raced_again(made: Path, cheap: 
     assert steps == 4  # files, manifest, report, manifest
 
 
+@pytest.mark.whole
 def test_a_race_without_labels_keeps_the_precision_and_every_file(cheap: Path) -> None:
     before = tree(cheap)
     dry = rerace(cheap, served.texts(60, 3), budget=4, engines=["torch", "openvino"], dry_run=True)

@@ -57,6 +57,7 @@ def ran(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.whole
 def test_python_of_the_pages_runs(front: fourfold.Front, folder: Path) -> None:
     """README's example first, then the tutorial's same call: both go on from the journal of the same search, made by `front`."""
     out = front.job.options.out

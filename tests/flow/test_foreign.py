@@ -24,6 +24,7 @@ print(json.dumps([float(x) for row in model.records(sys.argv[2:]) for x in row])
 """
 
 
+@pytest.mark.whole
 def test_a_foreign_technique_goes_the_whole_way(model: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(TESTS))

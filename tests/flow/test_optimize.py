@@ -94,6 +94,7 @@ def test_an_altered_artefact_is_refused(front: fourfold.Front, tmp_path: Path) -
         fourfold.load(copy)
 
 
+@pytest.mark.whole
 def test_infeasible_floor_says_why(model: Path, reviews: Path, tmp_path: Path) -> None:
     found = fourfold.optimize(model, reviews, floor=1.0, budget="12s", out=tmp_path / "cheap", engines=["torch"], seed=1)
     said = found.report_data["infeasible"]
@@ -120,6 +121,7 @@ def test_why_nothing_was_chosen_is_said(front: fourfold.Front) -> None:
         assert row["shortfall"] == max(0.0, 0.9 - account["candidates"][row["candidate"]]["test_quality"]["low"]) and "of the cost" in row["reason"]
 
 
+@pytest.mark.whole
 def test_memory_objective_shrinks_the_weights(model: Path, reviews: Path, tmp_path: Path) -> None:
     """Fewer token rows are among the candidates, and what is saved answers as it was judged."""
     out = tmp_path / "small"

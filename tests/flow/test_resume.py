@@ -51,7 +51,7 @@ def seeded(front: fourfold.Front, out: Path) -> Path:
     return journal
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [pytest.param(2, marks=pytest.mark.whole), pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_reaches_the_same_result(
     front: fourfold.Front, model: Path, reviews: Path, tmp_path: Path, times: int
 ) -> None:
@@ -94,6 +94,7 @@ def lines_or_fewer(folder: Path) -> list[dict[str, object]]:
         return []
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
 @pytest.mark.parametrize("moment", [                                        # `make slow` stops it at the others too
     pytest.param("train:", id="search"), pytest.param("crew", id="contest", marks=pytest.mark.slow),

@@ -62,6 +62,7 @@ def fourfold(room: Path, line: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "fourfold", *shlex.split(line)], cwd=room, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.whole
 def test_what_is_printed_after_saving_fits_arrays_and_the_users_own_code(room: Path) -> None:
     done = fourfold(room, f"optimize tiny_factory:make {ASKED} --out cheap")
     assert done.returncode == 0 and "Saved in cheap" in done.stdout, done.stderr
@@ -75,6 +76,7 @@ def test_what_is_printed_after_saving_fits_arrays_and_the_users_own_code(room: P
     assert checked.returncode in (0, 3, 4) and "floor" in checked.stdout, checked.stderr
 
 
+@pytest.mark.whole
 def test_a_result_that_could_not_be_saved_is_an_error_in_two_lines(room: Path) -> None:
     done = fourfold(room, f"optimize tiny_factory:once {ASKED} --out lost")
     assert done.returncode == 1 and "aved in" not in done.stdout
