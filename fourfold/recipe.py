@@ -311,13 +311,16 @@ class Heads(nn.Module):
         self.norm = norm
         self.q_proj, self.k_proj, self.v_proj = parts
         self.out_proj = out
+        self.layer_idx: int | None = None  # its place in a cache of keys and values
 
     @classmethod
     def of(cls, old: nn.Module, edit: dict[str, Any]) -> Heads:
         """From the rows that `edit` names in `old`."""
         parts = [_linear(old.get_submodule(path), unpack(index)) for path, index in (edit[part] for part in "qkv")]
         out = old.get_submodule(edit["out"])
-        return cls(edit, old.get_submodule(edit["norm"]) if edit["norm"] else None, parts, _linear(out, None))
+        made = cls(edit, old.get_submodule(edit["norm"]) if edit["norm"] else None, parts, _linear(out, None))
+        made.layer_idx = getattr(old, "layer_idx", None)
+        return made
 
     def forward(self, *args: object, **kwargs: object) -> object:
         def given(key: int | str) -> Any:
@@ -326,11 +329,18 @@ class Heads(nn.Module):
         x = given(self.argument) if self.norm is None else self.norm(given(self.argument))
         y = x if self.context is None else given(self.context)
         q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(y)), self._heads(self.v_proj(y))
-        mask = None if self.mask is None else self._spread(given(self.mask[0]), self.mask[1], q)
-        if self.is_causal and mask is not None:
-            mask = mask + _additive(torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1), q.dtype)
+        memory: Any = kwargs.get("cache", kwargs.get("past_key_values")) if self.context is None and self.layer_idx is not None else None
+        if memory is not None:
+            k, v = getattr(memory, "self_attention_cache", memory).update(k, v, self.layer_idx)
+        padding = None if self.mask is None else given(self.mask[0])
+        mask = None if padding is None or self.mask is None else self._spread(padding, self.mask[1], q)
+        # A model that hands no mask on, though it has one, leaves causality to the attention.
+        causal, past = (self.is_causal or memory is not None and mask is None) and q.shape[2] > 1, k.shape[2] - q.shape[2]
+        if causal and (mask is not None or past):
+            ahead = _additive(torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1 + past), q.dtype)
+            mask = ahead if mask is None else mask + ahead
         core = getattr(self, "core", None) or F.scaled_dot_product_attention
-        out = core(q, k, v, attn_mask=mask, is_causal=self.is_causal and mask is None, scale=self.scale)
+        out = core(q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=self.scale)
         out = out.transpose(1, 2) if self.batch_first else out.permute(2, 0, 1, 3)
         return self._answer(self.out_proj(out.flatten(2)), self.returns)
 

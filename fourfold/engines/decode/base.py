@@ -1,0 +1,105 @@
+"""What every way to generate owes: take a prompt in (prefill), then token after token (decode), with a cache that can be cropped and reordered.
+
+Prompts are padded on the left, so that the last column is the last token of every row; positions count from the first token that is no padding.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from fourfold.errors import InputError
+
+#: Precision → largest difference of a logit from the eager fp32 module's, as a share of that module's largest logit, that counts as the same answer.
+TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1, "int8-weights": 0.05, "int4-weights": 0.5}
+
+
+@dataclass
+class DecodingState:
+    """What a model remembers of the rows it generates for.
+
+    `seen`: tokens of each row that the cache holds, padding counted; `room`: tokens it can hold; `mask` bool [B, seen]: which are no padding;
+    `encoded`: rows have an encoder's memory beside their own tokens.
+    """
+
+    seen: int
+    room: int
+    mask: np.ndarray
+    encoded: bool = False
+    held: object = field(default=None, repr=False)
+
+    @property
+    def rows(self) -> int:
+        return int(self.mask.shape[0])
+
+
+class Decoding(ABC):
+    """A model that generates, opened on one engine in one precision. It belongs to the process that opened it and answers one caller at a time.
+
+    Decoder-only models read `input_ids` [B, T], left-padded, and `attention_mask` [B, T]; encoder–decoders read their encoder's inputs and
+    `decoder_input_ids` [B, P], the tokens that generation begins with.
+    """
+
+    #: Engine, as `fourfold list` calls it.
+    name: ClassVar[str] = ""
+    precision: str = "fp32"
+    threads: int = 1
+    #: Bytes of weights as they are held.
+    bytes: int = 0
+    #: Tokens that a logit is answered for.
+    vocabulary: int = 0
+    #: Tokens that prompt and answer may have together; None where the model has no limit.
+    positions: int | None = None
+    #: Whether it reads with an encoder and writes with a decoder.
+    encodes: bool = False
+
+    @abstractmethod
+    def start(self, inputs: Mapping[str, np.ndarray], room: int) -> tuple[DecodingState, np.ndarray]:
+        """Read the prompts (prefill). Returns the state, and the logits float32 [B, V] of what follows the last position. `room`: tokens that the
+        cache must hold in all, prompt included (for an encoder–decoder: the decoder's).
+
+        Raises InputError where `room` is more than the model has positions for.
+        """
+
+    @abstractmethod
+    def step(self, state: DecodingState, tokens: np.ndarray) -> np.ndarray:
+        """Read `tokens` int64 [B, n], n ≥ 1, after what is remembered. Returns logits float32 [B, n, V]: row i's j-th are of what follows its token
+        j. Several at once is how a draft is checked."""
+
+    @abstractmethod
+    def crop(self, state: DecodingState, length: int) -> None:
+        """Forget, in every row, what lies behind the first `length` tokens (padding counted), as after drafts that were rejected."""
+
+    @abstractmethod
+    def rows(self, state: DecodingState, index: Sequence[int] | np.ndarray) -> None:
+        """Keep the rows `index`, in that order; a row may be kept twice."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, object]:
+        """What really runs, read back from the engine (JSON-able)."""
+
+    def close(self) -> None:  # noqa: B027
+        """Give the memory back; twice is once."""
+
+    def fits(self, room: int) -> None:
+        """Raises InputError where prompt and answer together are longer than the model has positions for."""
+        if self.positions is not None and room > self.positions:
+            raise InputError(f"prompt and answer have {room:,} tokens together, and the model has positions for {self.positions:,}.",
+                             f"Give fewer: --max-length for prompts, --max-new-tokens for answers, {self.positions:,} in all.")
+
+
+def prompt_mask(inputs: Mapping[str, np.ndarray], name: str = "input_ids") -> np.ndarray:
+    """Which tokens of a batch of prompts are no padding, bool [B, T]. InputError where a row ends in padding: prompts are padded on the left."""
+    ids = np.asarray(inputs[name])
+    given = inputs.get("attention_mask" if name == "input_ids" else "decoder_attention_mask")
+    mask = np.ones(ids.shape, bool) if given is None else np.asarray(given).astype(bool)
+    if ids.ndim != 2 or mask.shape != ids.shape or not ids.shape[1]:
+        raise InputError(f"prompts of shape {list(ids.shape)} with a mask of shape {list(mask.shape)} cannot be read.",
+                         "Give input_ids [rows, tokens] with at least one token, and a mask of the same shape.")
+    if not mask[:, -1].all():
+        raise InputError("a prompt is padded on the right, so what follows it would follow padding.", "Pad prompts on the left.")
+    return mask
