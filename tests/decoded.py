@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fourfold.engines.decode.base import Decoding, State, prompt_mask
+from fourfold.engines.decode.base import Decoding, DecodingState, prompt_mask
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Columns:
     wide: np.ndarray
 
 
-def columns(state: State) -> Columns:
+def columns(state: DecodingState) -> Columns:
     assert isinstance(state.held, Columns)
     return state.held
 
@@ -31,12 +31,12 @@ class TableDecoding(Decoding):
         self.table = (sharp * np.random.default_rng(seed).normal(size=(vocabulary,) * 3)).astype(np.float32)
         self.noise, self.steps, self.widest, self.vocabulary, self.bytes = noise, 0, 0, vocabulary, self.table.nbytes
 
-    def start(self, inputs: Mapping[str, np.ndarray], room: int) -> tuple[State, np.ndarray]:
+    def start(self, inputs: Mapping[str, np.ndarray], room: int) -> tuple[DecodingState, np.ndarray]:
         tokens, mask = np.asarray(inputs["input_ids"]), prompt_mask(inputs)
-        state = State(tokens.shape[1], room, mask, held=Columns(tokens.copy(), np.zeros(tokens.shape, bool)))
+        state = DecodingState(tokens.shape[1], room, mask, held=Columns(tokens.copy(), np.zeros(tokens.shape, bool)))
         return state, self.table[tokens[:, -2], tokens[:, -1]].copy()
 
-    def step(self, state: State, tokens: np.ndarray) -> np.ndarray:
+    def step(self, state: DecodingState, tokens: np.ndarray) -> np.ndarray:
         held, size, width = columns(state), state.seen, tokens.shape[1]
         assert size + width <= state.room, "the cache is full"
         self.steps, self.widest = self.steps + 1, max(self.widest, width)
@@ -48,15 +48,31 @@ class TableDecoding(Decoding):
         sign = 1.0 - 2.0 * (np.arange(self.vocabulary) % 2)
         return logits + np.float32(self.noise) * off[..., None] * sign.astype(np.float32)
 
-    def crop(self, state: State, length: int) -> None:
+    def crop(self, state: DecodingState, length: int) -> None:
         held = columns(state)
         assert 0 < length <= state.seen
         state.seen, state.mask = length, state.mask[:, :length]
         held.tokens, held.wide = held.tokens[:, :length], held.wide[:, :length]
 
-    def rows(self, state: State, index: Sequence[int] | np.ndarray) -> None:
+    def rows(self, state: DecodingState, index: Sequence[int] | np.ndarray) -> None:
         held = columns(state)
         state.mask, held.tokens, held.wide = state.mask[index], held.tokens[index], held.wide[index]
+
+    def copied(self, state: DecodingState, length: int | None = None, room: int | None = None) -> DecodingState:
+        held, length = columns(state), state.seen if length is None else length
+        return DecodingState(length, room or length, state.mask[:, :length].copy(), held=Columns(held.tokens[:, :length].copy(),
+                                                                                                  held.wide[:, :length].copy()))
+
+    def joined(self, states: Sequence[DecodingState]) -> DecodingState:
+        longest, room = max(state.seen for state in states), max(state.room - state.seen for state in states)
+        pads = [((0, 0), (longest - state.seen, 0)) for state in states]
+        mask = np.concatenate([np.pad(state.mask, pad) for state, pad in zip(states, pads, strict=True)])
+        tokens, wide = (np.concatenate([np.pad(getattr(columns(state), name), pad) for state, pad in zip(states, pads, strict=True)])
+                        for name in ("tokens", "wide"))
+        return DecodingState(longest, longest + room, mask, held=Columns(tokens, wide))
+
+    def state_bytes(self, state: DecodingState) -> int:
+        return columns(state).tokens.nbytes
 
     def describe(self) -> dict[str, object]:
         return {"engine": "a table"}

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fourfold.errors import InputError
+from fourfold.runtime.drafting.acceptance import Shares, drawn
 from fourfold.runtime.drafting.lookup import LONGEST, Tokens, lookup
-from fourfold.runtime.drafting.sampling import Probabilities, Sampling, drawn
+from fourfold.runtime.generate import Sampling, probabilities
 
 if TYPE_CHECKING:
-    from fourfold.engines.decode.base import Decoding, State
+    from fourfold.engines.decode.base import Decoding, DecodingState
 
 Batch = Mapping[str, np.ndarray]
 
@@ -24,7 +25,7 @@ class DraftTokens:
     """Tokens [m] that may come next in a row, and what each was drawn from, `shares` [m, V] (None: they are certain, as copies are)."""
 
     tokens: Tokens
-    shares: Probabilities | None = None
+    shares: Shares | None = None
 
 
 NOTHING = DraftTokens(np.empty(0, np.int64))
@@ -85,7 +86,7 @@ class ModelDrafter(Drafter):
 
     def __init__(self, decoding: Decoding) -> None:
         self.decoding = decoding
-        self._state: State | None = None
+        self._state: DecodingState | None = None
         self._base = 0
         self._fed = np.empty((0, 0), np.int64)                          # what its cache holds of new tokens, [rows, columns]
 
@@ -102,7 +103,7 @@ class ModelDrafter(Drafter):
         known, held = min(len(new) for new in made), self._fed.shape[1]
         feed = np.stack([new[held:known] for new in made])              # a step for what all rows are sure of
         tokens: list[list[int]] = [[] for _ in made]
-        shares: list[list[Probabilities]] = [[] for _ in made]
+        shares: list[list[Shares]] = [[] for _ in made]
         for column in range(known, max(len(new) + wanted for new, wanted in zip(made, most, strict=True))):
             logits = self.decoding.step(self._state, feed)[:, -1]
             self._fed = np.concatenate([self._fed, feed], axis=1)
@@ -111,13 +112,13 @@ class ModelDrafter(Drafter):
                 if column < len(new):                                   # this row is further than others
                     feed[r] = new[column]
                     continue
-                share = sampling.probabilities(logits[r])
-                token = int(logits[r].argmax()) if sampling.greedy else drawn(share, randoms[r])
+                share = probabilities(logits[r : r + 1], sampling)[0]
+                token = int(logits[r].argmax()) if sampling.temperature == 0 else drawn(share, randoms[r])
                 feed[r] = token
                 if len(tokens[r]) < most[r]:
                     tokens[r].append(token)
                     shares[r].append(share)
-        certain = sampling.greedy
+        certain = sampling.temperature == 0
         return [DraftTokens(np.asarray(row, np.int64), None if certain else np.stack(share)) if row else NOTHING
                 for row, share in zip(tokens, shares, strict=True)]
 

@@ -23,8 +23,9 @@ from numba import njit
 
 from fourfold.decisions.drafting.problem import DraftChoice
 from fourfold.errors import InputError
+from fourfold.runtime.drafting.acceptance import drawn, verdict
 from fourfold.runtime.drafting.drafters import NOTHING, Batch, Drafter, DraftTokens, base_of
-from fourfold.runtime.drafting.sampling import GREEDY, Sampling, drawn, verdict
+from fourfold.runtime.generate import Sampling, draws, probabilities
 
 if TYPE_CHECKING:
     from fourfold.engines.decode.base import Decoding
@@ -83,24 +84,24 @@ class _Row:
 
 
 def generate(decoding: Decoding, inputs: Batch, new_tokens: int, drafter: Drafter | None = None, choice: DraftChoice | None = None, *,
-             sampling: Sampling = GREEDY, seed: int = 0, stop: Collection[int] = (), tie: float = 0.0,
+             sampling: Sampling | None = None, stop: Collection[int] = (), tie: float = 0.0,
              told: Callable[[int, np.ndarray], None] | None = None) -> DraftedTokens:
     """Up to `new_tokens` tokens after each row of `inputs` (as for `Decoding.start`), drafts of `drafter` checked as `choice` says.
 
     Without a drafter it is one step a token. A row ends with the first token of `stop`. `tie`: how far logits of a step with drafts may be from those
-    of a step without (`widths.error`). `told(row, tokens)` hears new tokens as they come. Each row has dice of its own, seeded by `seed` and its
-    place, so that what is drawn for it does not hang on its neighbours. Raises InputError for no new tokens.
+    of a step without (`widths.error`). `told(row, tokens)` hears new tokens as they come. Each row draws from a generator of its own
+    (`generate.draws`), so that what it says does not hang on its neighbours. Raises InputError for no new tokens.
     """
     if new_tokens < 1:
         raise InputError(f"{new_tokens} new tokens are none.", "Ask for one at least.")
-    return _Generation(decoding, inputs, new_tokens, drafter, choice or DraftChoice(), sampling, seed, frozenset(stop), tie, told).run()
+    return _Generation(decoding, inputs, new_tokens, drafter, choice or DraftChoice(), sampling or Sampling(), frozenset(stop), tie, told).run()
 
 
 class _Generation:
     """One call of `generate`. The cache holds the prompt and `fed` new tokens of every row, of which `clean` were filled in one at a time."""
 
     def __init__(self, decoding: Decoding, inputs: Batch, new_tokens: int, drafter: Drafter | None, choice: DraftChoice, sampling: Sampling,
-                 seed: int, stop: frozenset[int], tie: float, told: Callable[[int, np.ndarray], None] | None) -> None:
+                 stop: frozenset[int], tie: float, told: Callable[[int, np.ndarray], None] | None) -> None:
         self.decoding, self.most, self.sampling, self.stop, self.tie, self.told = decoding, new_tokens, sampling, stop, tie, told
         self.drafter = drafter if choice.draft else None
         self.choice, self.base = choice, base_of(inputs)
@@ -110,10 +111,10 @@ class _Generation:
         if self.drafter is not None:
             self.drafter.begin(inputs, room)
         self.fed = self.clean = 0
-        self.rows = [_Row(r, np.zeros(new_tokens, np.int64), 0, np.random.default_rng((seed, r)), choice.length) for r in range(len(logits))]
+        self.rows = [_Row(r, np.zeros(new_tokens, np.int64), 0, random, choice.length) for r, random in enumerate(draws(len(logits), sampling))]
         self.found = DraftedTokens([row.made for row in self.rows])
         for row, scores in zip(self.rows, logits, strict=True):
-            row.add(int(scores.argmax()) if sampling.greedy else drawn(sampling.probabilities(scores), row.random))
+            row.add(int(scores.argmax()) if sampling.temperature == 0 else drawn(probabilities(scores[None], sampling)[0], row.random))
             self._tell(row, 0)
         self.began, self.found.first = began, time.process_time() - began
         self._leave()
@@ -137,7 +138,7 @@ class _Generation:
         self.clean += exact
         before, near = [row.count for row in self.rows], False
         for r, row in enumerate(self.rows):
-            near |= self._greedy(row, feed[r], logits[r], exact) if self.sampling.greedy else self._sampled(row, logits[r])
+            near |= self._greedy(row, feed[r], logits[r], exact) if self.sampling.temperature == 0 else self._sampled(row, logits[r])
         self._tell_all(before)
         if near and all(row.count == count for row, count in zip(self.rows, before, strict=True)):
             self._replay()
@@ -187,16 +188,16 @@ class _Generation:
         ahead, taken = row.count - self.fed - 1, 0
         if ahead >= len(logits):
             return False
-        draft = row.draft
+        draft, every = row.draft, probabilities(logits, self.sampling)
         for j, token in enumerate(draft.tokens.tolist()):
-            shares = self.sampling.probabilities(logits[ahead + j])
+            shares = every[ahead + j]
             good, token = verdict(shares, token, None if draft.shares is None else draft.shares[j], row.random)
             row.add(token)
             taken += good
             if not good or row.count >= self.most or token in self.stop:
                 break
         else:
-            row.add(drawn(self.sampling.probabilities(logits[ahead + len(draft.tokens)]), row.random))
+            row.add(drawn(every[ahead + len(draft.tokens)], row.random))
         self._count(row, taken)
         return False
 
