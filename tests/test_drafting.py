@@ -74,7 +74,7 @@ def test_a_copy_follows_the_longest_match_and_of_equal_ones_the_latest(text: lis
 def test_what_was_right_of_a_copy_is_counted(text: list[int], most: int) -> None:
     offered, right = tried(np.array(text), 2, most, 1)
     for at in range(2, len(text)):
-        draft = brute(text[:at], most, 1, 16)
+        draft = brute(text[:at], most, 1, 16)[: len(text) - at]
         same = [a == b for a, b in zip(draft, text[at:], strict=False)]
         assert (offered[at - 2], right[at - 2]) == (len(draft), (same + [False]).index(False))
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fourfold.errors import InputError
+from fourfold.errors import Declined, InputError
 
 #: Precision → largest difference of a logit from the eager fp32 module's, as a share of that module's largest logit, that counts as the same answer.
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1, "int8-weights": 0.05, "int4-weights": 0.5}
@@ -77,6 +77,24 @@ class Decoding(ABC):
     @abstractmethod
     def rows(self, state: DecodingState, index: Sequence[int] | np.ndarray) -> None:
         """Keep the rows `index`, in that order; a row may be kept twice."""
+
+    def copied(self, state: DecodingState, length: int | None = None, room: int | None = None) -> DecodingState:
+        """A state of its own with the first `length` tokens (all) of `state`, which goes on; `room`: as in `start`, else just enough for those.
+
+        Raises Declined where the engine keeps what it remembers to itself.
+        """
+        raise Declined(f"{self.name or type(self).__name__} cannot copy what it remembers")
+
+    def joined(self, states: Sequence[DecodingState]) -> DecodingState:
+        """One state with the rows of all `states`, which are used up: shorter ones are padded on the left, and each may go on as it might have.
+
+        Raises Declined where the engine keeps what it remembers to itself.
+        """
+        raise Declined(f"{self.name or type(self).__name__} cannot join what it remembers of several batches")
+
+    def state_bytes(self, state: DecodingState) -> int:
+        """Bytes of what is remembered. Raises Declined where the engine does not tell."""
+        raise Declined(f"{self.name or type(self).__name__} does not tell how much it remembers")
 
     @abstractmethod
     def describe(self) -> dict[str, object]:

@@ -101,6 +101,34 @@ class Memory(Cache):
     def is_compileable(self) -> bool:
         return False
 
+    def copied(self, length: int | None, room: int) -> Memory:
+        """Another memory with the first `length` tokens of every layer (all)."""
+        found = Memory(room)
+        found.seen = self.seen if length is None else length
+        for layer in self.memories():
+            new = LayerMemory(room)
+            if layer.is_initialized and layer.keys is not None and layer.values is not None:
+                end = layer.filled if length is None else min(layer.filled, length)
+                new.update(layer.keys[:, :, :end], layer.values[:, :, :end])
+            found.layers.append(new)
+        return found
+
+    @classmethod
+    def joined(cls, parts: Sequence[Memory], seen: Sequence[int], sizes: Sequence[int], room: int) -> Memory:
+        """The rows of all `parts`, of whose `seen` columns the last `sizes` count; zeros stand before the shorter ones."""
+        found, longest = cls(room), max(sizes)
+        found.seen = longest
+        for layers in zip(*(part.memories() for part in parts), strict=True):
+            new = LayerMemory(room)
+            if layers[0].is_initialized:
+                pairs = []
+                for name in ("keys", "values"):
+                    rows = [getattr(layer, name)[:, :, count - size : count] for layer, count, size in zip(layers, seen, sizes, strict=True)]
+                    pairs.append(torch.cat([nn.functional.pad(x, (0, 0, longest - x.shape[2], 0)) for x in rows]))
+                new.update(pairs[0], pairs[1])
+            found.layers.append(new)
+        return found
+
     def memories(self) -> list[LayerMemory]:
         return [layer for layer in self.layers if isinstance(layer, LayerMemory)]
 
@@ -130,6 +158,41 @@ class Held:
         self.encoded: Tensor | None = None
         self.encoder_mask: Tensor | None = None
         self.tokens: Tensor | None = None
+
+    def copied(self, length: int, room: int) -> Held:
+        """Another one with the first `length` tokens of this."""
+        found = Held(room)
+        found.memory = self.memory.copied(length, room)
+        if self.crossed is not None:
+            found.crossed = Crossed(found.memory, self.crossed.cross_attention_cache.copied(None, 0))
+            found.crossed.is_updated = dict(self.crossed.is_updated)
+        found.encoded, found.encoder_mask = self.encoded, self.encoder_mask  # never written to
+        found.tokens = None if self.tokens is None else self.tokens[:, :length].clone()
+        return found
+
+    @classmethod
+    def joined(cls, parts: Sequence[Held], seen: Sequence[int], sizes: Sequence[int], room: int) -> Held:
+        """The rows of all `parts`, of whose `seen` tokens the last `sizes` count, with padding before. Raises Declined for encoders' memories of
+        different lengths."""
+        found, longest = cls(room), max(sizes)
+        if parts[0].tokens is not None:
+            found.tokens = torch.cat([nn.functional.pad(part.tokens[:, count - size :], (longest - size, 0))
+                                      for part, count, size in zip(parts, seen, sizes, strict=True) if part.tokens is not None])
+        found.memory = Memory.joined([part.memory for part in parts], seen, sizes, room)
+        encoded = [part.encoded for part in parts if part.encoded is not None]
+        if encoded:
+            if len({tuple(x.shape[1:]) for x in encoded}) > 1 or len({part.encoder_mask is None for part in parts}) > 1:
+                raise Declined("rows whose encoders read texts of different lengths are not joined")
+            found.encoded = torch.cat(encoded)
+            masks = [part.encoder_mask for part in parts if part.encoder_mask is not None]
+            found.encoder_mask = torch.cat(masks) if masks else None
+            crossed = [part.crossed for part in parts if part.crossed is not None]
+            if crossed:
+                length = encoded[0].shape[1]
+                found.crossed = Crossed(found.memory, Memory.joined([one.cross_attention_cache for one in crossed], [length] * len(crossed),
+                                                                    [length] * len(crossed), 0))
+                found.crossed.is_updated = dict(crossed[0].is_updated)
+        return found
 
 
 class EagerDecoding(Decoding):
@@ -248,6 +311,30 @@ class EagerDecoding(Decoding):
         for layer in [*held.memory.memories(), *(held.crossed.cross_attention_cache.memories() if held.crossed else [])]:
             layer.select(kept)
         held.encoded, held.encoder_mask, held.tokens = (None if x is None else x[kept] for x in (held.encoded, held.encoder_mask, held.tokens))
+
+    def copied(self, state: DecodingState, length: int | None = None, room: int | None = None) -> DecodingState:
+        length = state.seen if length is None else length
+        if not 0 < length <= state.seen:
+            raise ValueError(f"a state of {state.seen} tokens has no first {length}")
+        held: Held = state.held  # pyright: ignore[reportAssignmentType]
+        return DecodingState(length, room or length, state.mask[:, :length].copy(), state.encoded, held.copied(length, room or length))
+
+    def joined(self, states: Sequence[DecodingState]) -> DecodingState:
+        seen = [state.seen - int(np.flatnonzero(state.mask.any(axis=0))[0]) for state in states]  # less the columns that pad all rows
+        longest = max(seen)
+        if self.encodes and self.positions is not None and len(set(seen)) > 1:  # such decoders count positions by the cache, padding too
+            raise Declined("rows of an encoder–decoder with learned positions are joined only where they are equally far")
+        room = longest + max(state.room - state.seen for state in states)
+        mask = np.concatenate([np.pad(state.mask[:, state.seen - size :], ((0, 0), (longest - size, 0))) for state, size in
+                               zip(states, seen, strict=True)])
+        helds: list[Held] = [state.held for state in states]  # pyright: ignore[reportAssignmentType]
+        return DecodingState(longest, room, mask, self.encodes, Held.joined(helds, [state.seen for state in states], seen, room))
+
+    def state_bytes(self, state: DecodingState) -> int:
+        held: Held = state.held  # pyright: ignore[reportAssignmentType]
+        layers = [*held.memory.memories(), *(held.crossed.cross_attention_cache.memories() if held.crossed else [])]
+        tensors = [x[:, :, : layer.filled] for layer in layers if layer.is_initialized for x in (layer.keys, layer.values) if x is not None]
+        return sum(x.nbytes for x in [*tensors, *(x for x in (held.encoded, held.encoder_mask, held.tokens) if x is not None)])
 
     def describe(self) -> dict[str, object]:
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in [*self.module.parameters(), *self.module.buffers()]})

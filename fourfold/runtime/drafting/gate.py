@@ -142,7 +142,7 @@ def _text(batch: Batch, row: int, field: str | None) -> np.ndarray:
 def _followed(name: str, model: Decoding, prompts: Sequence[Batch], made: Sequence[Sequence[np.ndarray]], most: int) -> MeasuredDraft:
     """A draft model over the known texts: where its likeliest token is the text's, it is right; a run of such is as long as its draft would be right.
     Its seconds are those of its own step of one token."""
-    runs, spent, steps = [], 0.0, 0
+    runs, offered, spent, steps = [], [], 0.0, 0
     for batch, rows in zip(prompts, made, strict=True):
         longest = max(map(len, rows))
         tokens = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
@@ -157,13 +157,13 @@ def _followed(name: str, model: Decoding, prompts: Sequence[Batch], made: Sequen
                 run = run + 1 if agree[r, at] else 0
                 right[at] = min(run, most)
             runs.append(right)
+            offered.append(np.minimum(most, np.arange(len(row), 0, -1)).astype(np.int32))   # the text has no more
         model.crop(state, base)
         for at in range(min(4, longest)):
             began = time.process_time()
             model.step(state, tokens[:, at : at + 1])
             spent, steps = spent + time.process_time() - began, steps + 1
-    right = np.concatenate(runs)
-    return MeasuredDraft(name, MODEL, np.full(len(right), most, np.int32), right, spent / max(1, steps))
+    return MeasuredDraft(name, MODEL, np.concatenate(offered), np.concatenate(runs), spent / max(1, steps))
 
 
 def _figures(draft: MeasuredDraft, step: np.ndarray) -> dict[str, float]:

@@ -45,9 +45,9 @@ def _tried(tokens, first, most, shortest, longest, offered, right):  # type: ign
     """Fill `offered` and `right` i4[T − first] for a known text: what a draft at each position offers, and how much of it is the text's own."""
     out = np.empty(most, np.int64)
     for at in range(first, len(tokens)):
-        given = _draft(tokens, at, most, shortest, longest, out)
+        given = _draft(tokens, at, min(most, len(tokens) - at), shortest, longest, out)
         good = 0
-        while good < given and at + good < len(tokens) and out[good] == tokens[at + good]:
+        while good < given and out[good] == tokens[at + good]:
             good += 1
         offered[at - first], right[at - first] = given, good
 
@@ -64,7 +64,8 @@ def lookup(tokens: Tokens, most: int, shortest: int = 2, longest: int = LONGEST)
 
 
 def tried(tokens: Tokens, first: int, most: int, shortest: int = 2, longest: int = LONGEST) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(offered, right) int32 [T − first]: what `lookup` would offer before each token from `first` on, and how much of that is right."""
+    """(offered, right) int32 [T − first]: what `lookup` would offer before each token from `first` on (no more than the text
+    has left), and how much of that is right."""
     offered, right = (np.zeros(len(tokens) - first, np.int32) for _ in range(2))
     _tried(np.ascontiguousarray(tokens, np.int64), first, most, shortest, longest, offered, right)
     return offered, right
