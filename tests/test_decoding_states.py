@@ -11,7 +11,7 @@ from fourfold.decisions.drafting.problem import DraftChoice
 from fourfold.engines.decode.base import Decoding
 from fourfold.engines.decode.eager import EagerDecoding
 from fourfold.errors import Declined
-from fourfold.runtime.drafting.continuous import ORDERS, Batching, answer_all
+from fourfold.runtime.drafting.continuous import ORDERS, RowBatching, answer_all
 from fourfold.runtime.drafting.drafters import CopyDrafter, ModelDrafter
 from fourfold.runtime.drafting.gate import gate
 from fourfold.runtime.drafting.prefix import PrefixCache
@@ -99,7 +99,7 @@ def test_real_models_say_the_same_with_drafts(name: str) -> None:
 def test_a_real_model_answers_a_file_of_prompts_as_each_alone(order: str) -> None:
     model, random = EagerDecoding(made("llama")), np.random.default_rng(0)
     texts = [random.integers(3, WORDS, size) for size in (3, 9, 5, 12, 2, 7, 9)]
-    found = answer_all(model, texts, [6, 2, 8, 4, 8, 3, 5], Batching(3, order, 1))
+    found = answer_all(model, texts, [6, 2, 8, 4, 8, 3, 5], RowBatching(3, order, 1))
     for text, count, row in zip(texts, [6, 2, 8, 4, 8, 3, 5], found.tokens, strict=True):
         assert row.tolist() == plainly(model, {"input_ids": text[None]}, count).tokens[0]
 

@@ -88,7 +88,7 @@ def test_greedy_output_is_that_of_a_step_a_token(kind: str, rows: int, adapt: bo
         inputs = prompts(rows, 8, vocabulary, seed)
         plain = generate(TableDecoding(vocabulary, 0), inputs, 30, stop={5})
         model = TableDecoding(vocabulary, 0)
-        drafted = generate(model, inputs, 30, drafter_of(kind, vocabulary), DraftChoice(kind, 5, adapt), stop={5})
+        drafted = generate(model, inputs, 30, drafter_of(kind, vocabulary), DraftChoice(kind, 5, adapt, adapt), stop={5})
         assert [row.tolist() for row in drafted.tokens] == [row.tolist() for row in plain.tokens]
         assert drafted.steps == model.steps <= plain.steps and model.widest <= 6
     endless = generate(TableDecoding(vocabulary, 0), prompts(1, 8, vocabulary), 30, drafter_of(kind, vocabulary), DraftChoice(kind, 5, adapt))
@@ -143,6 +143,19 @@ def test_the_likeliest_token_and_its_lead(logits: list[float]) -> None:
     assert token == scores.argmax() and lead == pytest.approx(np.sort(scores)[-1] - np.sort(scores)[-2])
 
 
+@pytest.mark.parametrize("pause", [False, True])
+def test_a_run_takes_the_steps_that_the_walk_foresees(pause: bool) -> None:
+    """The price of a choice is that of what runs: as many steps, as many tokens offered and taken."""
+    for seed, adapt in itertools.product(range(5), (False, True)):
+        inputs, new = prompts(1, 12, 4, seed), 40
+        text = generate(TableDecoding(4, 0), inputs, new).tokens[0]
+        offered, right = tried(np.concatenate([inputs["input_ids"][0], text]), 13, 6, 1)
+        draft = MeasuredDraft("copy", LOOKUP, offered, right)
+        ran = generate(TableDecoding(4, 0), inputs, new, CopyDrafter(1), DraftChoice("copy", 6, adapt, pause))
+        assert walk(starts_of([new - 1]), draft, np.ones(7), 6, adapt, pause) == (ran.steps, new - 1)
+        assert walk(starts_of([new - 1]), draft, np.arange(7.0), 6, adapt, pause)[0] == ran.offered
+
+
 def test_new_tokens_are_told_as_they_come() -> None:
     heard: dict[int, list[int]] = {0: [], 1: []}
     found = generate(TableDecoding(5, 2), prompts(2, 6, 5), 12, CopyDrafter(1), DraftChoice("copy", 3),
@@ -160,15 +173,19 @@ def test_steps_are_measured_by_width_and_their_error_is_seen() -> None:
         measure(model, inputs, tokens, 12)
 
 
-def brute_walk(lengths: list[int], draft: MeasuredDraft, step: np.ndarray, length: int, adapt: bool) -> tuple[float, int]:
+def brute_walk(lengths: list[int], draft: MeasuredDraft, step: np.ndarray, length: int, adapt: bool, pause: bool) -> tuple[float, int]:
     seconds, tokens, base = 0.0, 0, 0
     for count in lengths:
-        at, now = 0, length
+        at, now, wait, failed = 0, length, 0, 0
         while at < count:
-            asked = min(now, count - at - 1)
+            asked = 0 if wait else min(now, count - at - 1)
             given = min(asked, int(draft.offered[base + at]))
             good = min(given, int(draft.right[base + at]))
             seconds += step[given] + draft.seconds * given + draft.call * (asked > 0)
+            wait = max(0, wait - 1)
+            failed = failed if not given else failed + 1 if not good else 0
+            if pause and given:
+                wait = min(16, 2 ** (failed - 1)) if failed else 0
             if adapt and given:
                 now = min(length, 2 * now) if good == given else max(1, good + 1)
             at, tokens = at + good + 1, tokens + good + 1
@@ -176,16 +193,16 @@ def brute_walk(lengths: list[int], draft: MeasuredDraft, step: np.ndarray, lengt
     return seconds, tokens
 
 
-@given(st.integers(0, 10_000), st.booleans())
+@given(st.integers(0, 10_000), st.booleans(), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_the_price_of_a_choice_is_that_of_walking_the_texts(seed: int, adapt: bool) -> None:
+def test_the_price_of_a_choice_is_that_of_walking_the_texts(seed: int, adapt: bool, pause: bool) -> None:
     problem = Drafting.sample(seed)
     for draft in problem.drafts:
         for length in range(1, problem.longest + 1):
-            seconds, tokens = walk(starts_of(problem.lengths), draft, problem.step, length, adapt)
-            assert (seconds, tokens) == pytest.approx(brute_walk(problem.lengths, draft, problem.step, length, adapt))
+            seconds, tokens = walk(starts_of(problem.lengths), draft, problem.step, length, adapt, pause)
+            assert (seconds, tokens) == pytest.approx(brute_walk(problem.lengths, draft, problem.step, length, adapt, pause))
             assert tokens == sum(problem.lengths)
-            assert problem.bound() <= problem.cost(DraftChoice(draft.name, length, adapt)) * (1 + 1e-12)
+            assert problem.bound() <= problem.cost(DraftChoice(draft.name, length, adapt, pause)) * (1 + 1e-12)
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["", LOOKUP, MODEL, "who"]), st.integers(-1, 12), st.booleans())

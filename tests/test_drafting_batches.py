@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourfold.errors import Declined, InputError
-from fourfold.runtime.drafting.continuous import ORDERS, Batching, answer_all
+from fourfold.runtime.drafting.continuous import ORDERS, RowBatching, answer_all
 from fourfold.runtime.drafting.prefix import PrefixCache, shared
 from fourfold.runtime.drafting.speculative import generate
 from fourfold.runtime.generate import Sampling
@@ -25,7 +25,7 @@ def test_every_prompt_is_answered_as_alone(seed: int, order: str, size: int, dat
     random, vocabulary = np.random.default_rng(seed), 5
     prompts = [random.integers(0, vocabulary, random.integers(2, 12)) for _ in range(random.integers(1, 12))]
     most = [int(count) for count in random.integers(1, 15, len(prompts))]
-    found = answer_all(TableDecoding(vocabulary, 0), prompts, most, Batching(size, order, data.draw(st.integers(1, size))), stop={4})
+    found = answer_all(TableDecoding(vocabulary, 0), prompts, most, RowBatching(size, order, data.draw(st.integers(1, size))), stop={4})
     expected = [alone(TableDecoding(vocabulary, 0), prompt, count, {4}) for prompt, count in zip(prompts, most, strict=True)]
     assert [row.tolist() for row in found.tokens] == expected
     assert found.row_steps - found.idle == sum(len(row) - 1 for row in expected)
@@ -35,7 +35,7 @@ def test_joining_rows_take_fewer_steps_than_batches_as_they_come() -> None:
     random = np.random.default_rng(0)
     prompts = [random.integers(0, 6, int(size)) for size in random.integers(2, 40, 24)]
     most = [int(count) for count in random.choice([2, 30], 24)]
-    came, byleng, joined = (answer_all(TableDecoding(6, 1), prompts, most, Batching(4, order, 1)) for order in ORDERS)
+    came, byleng, joined = (answer_all(TableDecoding(6, 1), prompts, most, RowBatching(4, order, 1)) for order in ORDERS)
     assert joined.steps < came.steps and joined.idle == byleng.idle == 0 < came.idle
     assert byleng.padding < came.padding and joined.joins > 0
     assert [row.tolist() for row in came.tokens] == [row.tolist() for row in joined.tokens] == [row.tolist() for row in byleng.tokens]
@@ -43,14 +43,14 @@ def test_joining_rows_take_fewer_steps_than_batches_as_they_come() -> None:
 
 def test_what_is_drawn_for_a_prompt_does_not_hang_on_its_neighbours() -> None:
     prompts = [np.array([1, 2, 3]), np.array([3, 1]), np.array([0, 0, 4, 1])]
-    sampled = [answer_all(TableDecoding(5, 0), prompts, 9, Batching(size, order, 1), sampling=Sampling(1.0, seed=3)).tokens
+    sampled = [answer_all(TableDecoding(5, 0), prompts, 9, RowBatching(size, order, 1), sampling=Sampling(1.0, seed=3)).tokens
                for size, order in ((3, "arrival"), (1, "length"), (2, "continuous"))]
     assert all((a == b).all() and (a == c).all() for a, b, c in zip(*sampled, strict=True))
 
 
 def test_batches_that_cannot_be() -> None:
     with pytest.raises(InputError, match="No batch"):
-        Batching(2, "continuous", 3)
+        RowBatching(2, "continuous", 3)
     with pytest.raises(InputError, match="empty"):
         answer_all(TableDecoding(5, 0), [np.array([], np.int64)], 3)
 

@@ -9,13 +9,14 @@ from fourfold.decisions.drafting.problem import DraftChoice, Drafting
 from fourfold.problem import Budget, SolverAnswer
 
 
-def cheapest(problem: Drafting, drafts: Iterable[MeasuredDraft], budget: Budget, adapts: tuple[bool, ...]) -> SolverAnswer[DraftChoice]:
-    """The cheapest length of these drafts, each length walked once; no draft where none is cheaper. The evidence has what the formula says of it."""
+def cheapest(problem: Drafting, drafts: Iterable[MeasuredDraft], budget: Budget, ways: tuple[tuple[bool, bool], ...]) -> SolverAnswer[DraftChoice]:
+    """The cheapest length of these drafts, walked in each of `ways` (adapt, pause); no draft where none is cheaper. The evidence has what the formula
+    says of it."""
     best, least = problem.baseline(), problem.cost(problem.baseline())
     for draft in drafts:
         for length in range(1, problem.longest + 1):
-            for adapt in adapts:
-                choice = DraftChoice(draft.name, length, adapt)
+            for adapt, pause in ways:
+                choice = DraftChoice(draft.name, length, adapt, pause)
                 cost = problem.cost(choice)
                 if cost < least:
                     best, least = choice, cost

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fourfold.errors import InputError
 
+LONGEST_PAUSE = 16                                                      # steps without a draft after drafts of which nothing was right
 LOOKUP, MODEL = "lookup", "model"                                       # kinds of drafts: copied from the text so far, or made by a smaller model
 
 
@@ -78,30 +79,37 @@ def speedup(acceptance: float, ratio: float, length: int) -> float:
 
 
 @njit(cache=True)
-def _walk(starts, offered, right, step, seconds, call, length, adapt):  # type: ignore[no-untyped-def]
+def _walk(starts, offered, right, step, seconds, call, length, adapt, pause):  # type: ignore[no-untyped-def]
     """(seconds, tokens) of all continuations, each walked from its start; see `walk`."""
     total, tokens = 0.0, 0
     for row in range(len(starts) - 1):
-        at, end, g = starts[row], starts[row + 1], length
+        at, end, g, wait, patience = starts[row], starts[row + 1], length, 0, 0
         while at < end:
-            asked = min(g, end - at - 1)                                # the step itself makes one token, so no draft reaches beyond the end
+            asked = min(g, end - at - 1) if wait == 0 else 0            # the step itself makes one token, so no draft reaches beyond the end
             given = min(asked, offered[at])
             good = min(right[at], given)
             total += step[given] + seconds * given + (call if asked > 0 else 0.0)
-            if adapt and given > 0:
-                g = min(length, 2 * g) if good == given else max(1, good + 1)
+            wait = max(0, wait - 1)
+            if given > 0:
+                if adapt:
+                    g = min(length, 2 * g) if good == given else max(1, good + 1)
+                if pause:
+                    patience = min(LONGEST_PAUSE, max(1, 2 * patience)) if good == 0 else 0
+                    wait = patience
             at += good + 1
             tokens += good + 1
     return total, tokens
 
 
-def walk(starts: NDArray[np.int64], draft: MeasuredDraft, step: NDArray[np.float64], length: int, adapt: bool) -> tuple[float, int]:
+def walk(starts: NDArray[np.int64], draft: MeasuredDraft, step: NDArray[np.float64], length: int, adapt: bool = False,
+         pause: bool = False) -> tuple[float, int]:
     """(seconds, tokens) of making every continuation with `draft`: from each position as many tokens further as the draft was right, and one.
 
     `starts` int64 [R + 1]: where each continuation begins in the draft's arrays; `step` float64 [G + 1]: seconds of a step that checks 0 … G drafted
     tokens. With `adapt` the length doubles, up to `length`, after a draft that was right in whole, and falls to what was right and one after another.
+    With `pause` no draft is asked for during 1, 2, 4 … steps after one, two, three … in a row of which no token was right.
     """
-    seconds, tokens = _walk(starts, draft.offered, draft.right, step, draft.seconds, draft.call, length, adapt)
+    seconds, tokens = _walk(starts, draft.offered, draft.right, step, draft.seconds, draft.call, length, adapt, pause)
     return float(seconds), int(tokens)
 
 

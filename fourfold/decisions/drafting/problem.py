@@ -16,19 +16,21 @@ from fourfold.problem import Problem
 
 @dataclass(frozen=True)
 class DraftChoice:
-    """The draft by name ("" for none), the most tokens of it that are checked at once, and whether the length follows what was right."""
+    """The draft by name ("" for none), the most tokens of it that are checked at once, whether the length follows what was right (`adapt`), and
+    whether drafts pause after such of which nothing was (`pause`; both as in `instance.walk`)."""
 
     draft: str = ""
     length: int = 0
     adapt: bool = False
+    pause: bool = False
 
     def to_json(self) -> dict[str, object]:
-        return {"draft": self.draft, "length": self.length, "adapt": self.adapt}
+        return {"draft": self.draft, "length": self.length, "adapt": self.adapt, "pause": self.pause}
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> DraftChoice:
         """The reverse."""
-        return cls(str(data["draft"]), int(cast("int", data["length"])), bool(data["adapt"]))
+        return cls(str(data["draft"]), int(cast("int", data["length"])), bool(data["adapt"]), bool(data["pause"]))
 
 
 class Drafting(Problem[DraftChoice]):
@@ -74,7 +76,7 @@ class Drafting(Problem[DraftChoice]):
     def violations(self, answer: DraftChoice) -> list[str]:
         """Which rules `answer` breaks, in words."""
         if not answer.draft:
-            return ["tokens are to be checked, and no draft is named"] if answer.length or answer.adapt else []
+            return ["tokens are to be checked, and no draft is named"] if answer.length or answer.adapt or answer.pause else []
         broken = [] if answer.draft in {draft.name for draft in self.drafts} else [f"no draft {answer.draft!r} was tried"]
         if not 1 <= answer.length <= self.longest:
             broken.append(f"{answer.length} tokens are to be checked at once; steps were measured for 1 to {self.longest}")
@@ -84,7 +86,7 @@ class Drafting(Problem[DraftChoice]):
         """Seconds per new token, all continuations walked."""
         if not answer.draft:
             return float(self.step[0])
-        seconds, tokens = walk(self.starts, self.draft(answer.draft), self.step, answer.length, answer.adapt)
+        seconds, tokens = walk(self.starts, self.draft(answer.draft), self.step, answer.length, answer.adapt, answer.pause)
         return seconds / tokens
 
     def bound(self) -> float:

@@ -2,7 +2,7 @@
 
 Yang et al. 2023 ("Inference with reference") copy from given documents, Saxena's prompt lookup decoding of the same year from the prompt itself. It
 pays where the output repeats its input: summaries with quotations, extraction, editing, code. The length is the one of fewest seconds on the known
-continuations, fixed or following what was right.
+continuations, fixed or following what was right, with or without pauses where nothing was.
 """
 
 from __future__ import annotations
@@ -29,4 +29,4 @@ class PromptLookupDrafting(Solver):
         return None
 
     def solve(self, problem: Drafting, budget: Budget, seed: int = 0) -> SolverAnswer[DraftChoice]:
-        return cheapest(problem, problem.of_kind(LOOKUP), budget, (False, True))
+        return cheapest(problem, problem.of_kind(LOOKUP), budget, ((False, False), (True, False), (False, True), (True, True)))

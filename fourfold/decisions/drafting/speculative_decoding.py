@@ -28,4 +28,4 @@ class SpeculativeDecoding(Solver):
         return None
 
     def solve(self, problem: Drafting, budget: Budget, seed: int = 0) -> SolverAnswer[DraftChoice]:
-        return cheapest(problem, problem.of_kind(MODEL), budget, (False,))
+        return cheapest(problem, problem.of_kind(MODEL), budget, ((False, False), (False, True)))

@@ -35,7 +35,8 @@ def sentences(solution: Mapping[str, Any]) -> list[str]:
     answer, evidence = DraftChoice.from_json(solution["answer"]), solution.get("evidence") or {}
     if not answer.draft:
         return ["No draft is checked: none was faster than a step a token."]
-    said = f"Up to {answer.length} tokens of the draft {answer.draft} are checked at once{', as many as were right of late' * answer.adapt}."
+    how = ", as many as were right of late" * answer.adapt + ", with pauses where none is right" * answer.pause
+    said = f"Up to {answer.length} tokens of the draft {answer.draft} are checked at once{how}."
     if not evidence:
         return [said]
     return [said, f"Of its tokens {100 * evidence['acceptance']:.0f} % are accepted, each for {100 * evidence['ratio']:.1f} % of a step: "

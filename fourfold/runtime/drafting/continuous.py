@@ -23,7 +23,7 @@ ORDERS = (ARRIVAL, LENGTH, CONTINUOUS)
 
 
 @dataclass(frozen=True)
-class Batching:
+class RowBatching:
     """How prompts go through: `size` rows at most; `order`: batches as they come, batches of like length, or rows that join; `join`: free rows that
     are waited for before others are read (a join copies what all rows remember). Raises InputError outside of these."""
 
@@ -59,7 +59,7 @@ class _Text:
     ended: bool = False
 
 
-def answer_all(decoding: Decoding, prompts: Sequence[np.ndarray], new_tokens: int | Sequence[int], batching: Batching | None = None, *,
+def answer_all(decoding: Decoding, prompts: Sequence[np.ndarray], new_tokens: int | Sequence[int], batching: RowBatching | None = None, *,
                sampling: Sampling | None = None, stop: Collection[int] = (), pad: int = 0,
                told: Callable[[int, int], None] | None = None) -> BatchedTokens:
     """Up to `new_tokens` (one number, or one a prompt) after each of `prompts` (tokens int64 [T] of decoder-only models).
@@ -67,7 +67,7 @@ def answer_all(decoding: Decoding, prompts: Sequence[np.ndarray], new_tokens: in
     A row ends with the first token of `stop`. What a prompt is answered does not hang on its neighbours but for rounding: another number of rows
     multiplies matrices of another shape. `told(place, token)` hears every token as it comes. Raises InputError for a prompt without tokens.
     """
-    batching = batching or Batching()
+    batching = batching or RowBatching()
     most = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else list(new_tokens)
     if any(len(prompt) < 1 for prompt in prompts) or any(count < 1 for count in most) or len(most) != len(prompts):
         raise InputError("A prompt is empty, or is to get no new token.", "Give at least one token of each prompt, and one new token or more.")
@@ -77,7 +77,7 @@ def answer_all(decoding: Decoding, prompts: Sequence[np.ndarray], new_tokens: in
 class _Batches:
     """One call of `answer_all`."""
 
-    def __init__(self, decoding: Decoding, prompts: Sequence[np.ndarray], most: Sequence[int], batching: Batching, sampling: Sampling,
+    def __init__(self, decoding: Decoding, prompts: Sequence[np.ndarray], most: Sequence[int], batching: RowBatching, sampling: Sampling,
                  stop: frozenset[int], pad: int, told: Callable[[int, int], None] | None) -> None:
         self.decoding, self.prompts, self.batching, self.sampling, self.stop, self.pad, self.told = (
             decoding, prompts, batching, sampling, stop, pad, told)

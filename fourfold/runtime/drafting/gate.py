@@ -90,11 +90,13 @@ def gate(decoding: Decoding, prompts: Sequence[Batch], new_tokens: int, *, model
     told("texts without drafts")
     seen, unseen = list(prompts[::2]), list(prompts[1::2])
     made = [generate(decoding, batch, new_tokens, stop=stop).tokens for batch in seen]
+    if max(len(row) for rows in made for row in rows) < 2:
+        raise InputError("Every answer ends with its first token, so there is no step that a draft could save.", "Use no drafts here.")
     most = min(most, max(len(row) for rows in made for row in rows) - 1)
     told("steps by width")
     step = _widths(decoding, seen, made, max(1, most))
     told("drafts")
-    problem = Drafting([len(row) for rows in made for row in rows], step.seconds, tuple(_tried(seen, made, max(1, most), models or {}, field)))
+    problem = Drafting([len(row) - 1 for rows in made for row in rows if len(row) > 1], step.seconds, tuple(_tried(seen, made, max(1, most), models or {}, field)))
     solution = min((solve(problem, registry.technique(id)(), Budget(), seed) for id in registry.techniques("drafting")
                     if registry.technique(id)().declines(problem) is None), key=lambda found: found.cost)
     figures = {draft.name: _figures(draft, step.seconds) for draft in problem.drafts}
@@ -126,7 +128,7 @@ def _tried(prompts: Sequence[Batch], made: Sequence[Sequence[np.ndarray]], most:
         for batch, rows in zip(prompts, made, strict=True):
             for r, row in enumerate(rows):
                 before = _text(batch, r, field)
-                counts.append(tried(np.concatenate([before, row]), len(before), most, shortest))
+                counts.append(tried(np.concatenate([before, row]), len(before) + 1, most, shortest))  # reading the prompt makes the first
         offered, right = (np.concatenate([pair[k] for pair in counts]) for k in (0, 1))
         found.append(MeasuredDraft(copier(shortest), LOOKUP, offered, right, call=(time.process_time() - began) / max(1, len(offered))))
     return found + [_followed(name, model, prompts, made, most) for name, model in models.items()]
@@ -156,8 +158,8 @@ def _followed(name: str, model: Decoding, prompts: Sequence[Batch], made: Sequen
             for at in range(len(row) - 1, -1, -1):
                 run = run + 1 if agree[r, at] else 0
                 right[at] = min(run, most)
-            runs.append(right)
-            offered.append(np.minimum(most, np.arange(len(row), 0, -1)).astype(np.int32))   # the text has no more
+            runs.append(right[1:])
+            offered.append(np.minimum(most, np.arange(len(row) - 1, 0, -1)).astype(np.int32))      # the text has no more
         model.crop(state, base)
         for at in range(min(4, longest)):
             began = time.process_time()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit
 
+from fourfold.decisions.drafting.instance import LONGEST_PAUSE
 from fourfold.decisions.drafting.problem import DraftChoice
 from fourfold.errors import InputError
 from fourfold.runtime.drafting.acceptance import drawn, verdict
@@ -65,13 +66,15 @@ class DraftedTokens:
 
 @dataclass(eq=False)
 class _Row:
-    """A text being made: where it stands in the answer, its new tokens, its dice, and the most it drafts next."""
+    """A text being made: where it stands in the answer, its new tokens, its dice, the most it drafts next, and steps to wait before."""
 
     place: int
     made: np.ndarray
     count: int
     random: np.random.Generator
     length: int
+    wait: int = 0
+    patience: int = 0
     draft: DraftTokens = field(default_factory=lambda: NOTHING)
 
     @property
@@ -153,10 +156,10 @@ class _Generation:
         if self.drafter is None:
             return
         reach = self.fed + self.choice.length + 1                       # so far the widest step goes; a row that is there waits for the others
-        most = [max(0, min(row.length, self.most - row.count - 1, reach - row.count)) for row in self.rows]
+        most = [max(0, min(row.length, self.most - row.count - 1, reach - row.count)) if not row.wait else 0 for row in self.rows]
         drafts = self.drafter.draft([row.new for row in self.rows], most, self.sampling, [row.random for row in self.rows])
         for row, draft in zip(self.rows, drafts, strict=True):
-            row.draft = draft
+            row.draft, row.wait = draft, max(0, row.wait - 1)
 
     def _feed(self, width: int) -> np.ndarray:
         """[rows, width]: new tokens that the cache lacks, then the draft; what is short is filled up with a token that nobody looks at."""
@@ -205,6 +208,9 @@ class _Generation:
         """Book a draft, and let the next one's length follow it where that is chosen."""
         given = len(row.draft.tokens)
         self.found.offered, self.found.accepted = self.found.offered + given, self.found.accepted + int(taken)
+        if self.choice.pause and given:
+            row.patience = 0 if taken else min(LONGEST_PAUSE, max(1, 2 * row.patience))
+            row.wait = row.patience
         if self.choice.adapt and given:
             row.length = min(self.choice.length, 2 * row.length) if taken == given else max(1, taken + 1)
 
