@@ -96,7 +96,8 @@ def gate(decoding: Decoding, prompts: Sequence[Batch], new_tokens: int, *, model
     told("steps by width")
     step = _widths(decoding, seen, made, max(1, most))
     told("drafts")
-    problem = Drafting([len(row) - 1 for rows in made for row in rows if len(row) > 1], step.seconds, tuple(_tried(seen, made, max(1, most), models or {}, field)))
+    drafts = tuple(_tried(seen, made, max(1, most), models or {}, field))
+    problem = Drafting([len(row) - 1 for rows in made for row in rows if len(row) > 1], step.seconds, drafts)
     solution = min((solve(problem, registry.technique(id)(), Budget(), seed) for id in registry.techniques("drafting")
                     if registry.technique(id)().declines(problem) is None), key=lambda found: found.cost)
     figures = {draft.name: _figures(draft, step.seconds) for draft in problem.drafts}
