@@ -30,7 +30,8 @@ _homes: dict[Path, str] = {Path(__file__).parent: "fourfold"}           # folder
 class Facts:
     """A technique's class attributes, and the first sentence of its file. `id` is "question/name", `module` its import path; `status` is "default"
     (used unless told otherwise), "optional" or "prototype"; `edits`: the kinds of edits that are its own, `member`: the kind of member of an
-    artefact, `converts`: its names after `fourfold convert --to`; `precision`: what an engine computes in fewer bits is booked as it."""
+    artefact, `converts`: its names after `fourfold convert --to`; `precision`: what an engine computes in fewer bits is booked as it; `packs`: it
+    stores weights in fewer bits."""
 
     id: str
     name: str
@@ -46,6 +47,7 @@ class Facts:
     member: str = ""
     converts: tuple[str, ...] = ()
     precision: bool = False
+    packs: bool = False
 
 
 @contextmanager
@@ -131,7 +133,7 @@ def _facts(id: str) -> Facts:
     lever = str(values.get("lever", "model" if ".rewrites." in f".{module}." else "machine"))
     return Facts(id, bare, module, question, str(values.get("title", bare)), lever, _texts(values.get("cites")), _texts(values.get("needs")),
                  " ".join(text.split()), status, _texts(values.get("edits")), str(values.get("member", "")), _texts(values.get("converts")),
-                 values.get("precision") is True)
+                 values.get("precision") is True, values.get("packs") is True)
 
 
 def technique(name: str) -> type:
@@ -157,6 +159,11 @@ def owner(kind: str) -> type | None:
 def conversions() -> dict[str, str]:
     """Name after `fourfold convert --to` → id of the technique that converts to it."""
     return {name: id for id in techniques() for name in facts(id).converts}
+
+
+def packers() -> list[str]:
+    """Ids of the techniques that store weights in fewer bits (`Rewrite.pack`)."""
+    return [id for id in techniques() if facts(id).packs]
 
 
 def of_precision() -> str:
@@ -334,7 +341,7 @@ def _attributes(file: Path, cls: ast.ClassDef) -> dict[str, object]:
             target, value = line.target.id, line.value
         else:
             continue
-        if target in ("title", "lever", "cites", "needs", "default", "edits", "member", "converts", "precision"):
+        if target in ("title", "lever", "cites", "needs", "default", "edits", "member", "converts", "precision", "packs"):
             try:
                 values[target] = ast.literal_eval(value)
             except ValueError:

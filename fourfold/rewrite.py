@@ -138,8 +138,8 @@ class Rewrite(ABC):
     `default`: used unless told otherwise. `edits`: the kinds of edits that are this technique's own. `step`: title of its step in the breakdown.
     `combined`: what it proposes is searched together with others by `compress/combine`, which the job runs in its place. `objectives`: of a technique
     that is not used by default, those that it is used for unasked. `converts`: names after `fourfold convert --to` (see `conversions`). `precision`:
-    what an engine computes in fewer bits than fp32 is booked as this technique. `member`: the kind of member of an artefact that `alone` makes,
-    `files` its files.
+    what an engine computes in fewer bits than fp32 is booked as this technique. `packs`: it stores weights in fewer bits, by `pack`.
+    `member`: the kind of member of an artefact that `alone` makes, `files` its files.
 
     Four ways to take part, and a technique has one of them: `propose` students of the original, `extend` finished candidates, answer `alone` without
     a network, or `join` finished points.
@@ -156,6 +156,7 @@ class Rewrite(ABC):
     objectives: ClassVar[tuple[str, ...]] = ()
     converts: ClassVar[tuple[str, ...]] = ()
     precision: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
     member: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
 
@@ -222,6 +223,11 @@ class Rewrite(ABC):
         """Families of gates over finished points, each from cautious to bold, that promise most under `proof`; []: none. Asked whatever `declines`
         says."""
         return []
+
+    def pack(self, model: nn.Module, edits: Sequence[Edit], run: Callable[[nn.Module], object]) -> nn.Module:
+        """A copy of the trained `model` whose weights are stored in fewer bits as these edits, of this technique's own kind, say; `apply` makes the
+        same shape again for a state dict to fill. `run` calls a module on calibration batches, as often as it is asked."""
+        raise NotImplementedError(f"{type(self).__name__} packs nothing")
 
     def describe(self, edits: Sequence[Edit]) -> str:
         """What these edits do, in a few words, for report and explanation."""

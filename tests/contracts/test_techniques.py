@@ -185,7 +185,9 @@ def offered(name: str, kind: str, most: int = 6) -> list[Proposal]:
     return [] if rewrite.declines(found.subject.module) else list(islice(rewrite.propose(found), most))
 
 
-ASIDE = {"distil": "wins back what others lost", "quantise": "a precision is raced, never predicted"}
+ASIDE = {"distil": "wins back what others lost", "quantise": "a precision is raced, never predicted",
+         "round_to_nearest": "a precision is raced, never predicted", "gptq": "a precision is raced, never predicted",
+         "awq": "a precision is raced, never predicted"}
 WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(118))]
 
 
