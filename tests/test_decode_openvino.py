@@ -45,7 +45,7 @@ def prompts(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def furthest(one: Decoding, other: Decoding) -> float:
-    """Largest difference, as a share of the largest logit, over prefill, steps, drafts that are cropped, and rows that move, leave and are doubled."""
+    """Largest difference, as a share of the largest logit: prefill, steps, drafts that are cropped, rows that move, leave and are doubled."""
     tokens, found = np.random.default_rng(1).integers(3, VOCABULARY, (3, 12)), []
     pairs = one.start(prompts(), 40), other.start(prompts(), 40)
     states = pairs[0][0], pairs[1][0]
@@ -81,7 +81,10 @@ def test_it_answers_as_eager_does(kind: str, tmp_path: Path) -> None:
     assert found.vocabulary == VOCABULARY
 
 
-@pytest.mark.parametrize(("bits", "group", "offset"), [(8, 0, "symmetric"), (8, 0, "integer"), (4, 32, "symmetric"), (4, 32, "integer"), (4, 32, "fractional")])
+GRIDS = [(8, 0, "symmetric"), (8, 0, "integer"), (4, 32, "symmetric"), (4, 32, "integer"), (4, 32, "fractional")]
+
+
+@pytest.mark.parametrize(("bits", "group", "offset"), GRIDS)
 def test_packed_weights_are_written_as_they_are(bits: int, group: int, offset: str, tmp_path: Path) -> None:
     module = decoder("llama")
     plain = sum({p.data_ptr(): p.numel() for p in module.parameters()}.values()) * 4

@@ -27,7 +27,7 @@ LOWEST = float(torch.finfo(torch.float32).min)
 
 
 @dataclass(frozen=True)
-class Slot:
+class LayerSlot:
     """The memory of one layer: its number in the module, heads in the cache, and widths of keys and values."""
 
     layer: int
@@ -71,7 +71,7 @@ class _Passed(Cache):
 class OneStep(nn.Module):
     """forward(input_ids [B, n], attention_mask [B, past + n], position_ids [B, n], wanted [k], *past) → (logits [B, k, V], *present).
 
-    `past` and `present` are keys and values [B, heads, slots, width] of each `Slot`, in turn; `wanted` are the positions among the n whose logits
+    `past` and `present` are keys and values [B, heads, slots, width] of each `LayerSlot`, in turn; `wanted` are the positions among the n whose logits
     are asked for. Raises Declined where the module does not take what this hands it.
     """
 
@@ -85,7 +85,7 @@ class OneStep(nn.Module):
             raise Declined(f"{type(module).__name__} does not take positions, so its memory cannot be handed in from outside")
         self.keyword = "cache" if "cache" in self.takes else "past_key_values"
         self.windows, self.mixed = windows(module.config)
-        self.slots: tuple[Slot, ...] = ()
+        self.slots: tuple[LayerSlot, ...] = ()
         self.vocabulary = 0
         self.slots = self._look()
 
@@ -94,7 +94,7 @@ class OneStep(nn.Module):
         """Whether some layer sees a window of slots, so that slots must stay in order."""
         return any(self.windows.values())
 
-    def _look(self) -> tuple[Slot, ...]:
+    def _look(self) -> tuple[LayerSlot, ...]:
         memory = _Passed({}, 0)
         ids = torch.ones(2, 3, dtype=torch.long)
         try:
@@ -105,7 +105,7 @@ class OneStep(nn.Module):
         if not memory.kept:
             raise Declined(f"{type(self.module).__name__} keeps no keys and values, so it has no fast way to generate")
         self.vocabulary = int(logits.shape[-1])
-        return tuple(Slot(i, k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in sorted(memory.kept.items()))
+        return tuple(LayerSlot(i, k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in sorted(memory.kept.items()))
 
     def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor, wanted: Tensor, memory: _Passed, past: int | Tensor) -> Tensor:
         slots = torch.arange(mask.shape[1])

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fourfold.errors import ModelError
 from fourfold.recipe import is_conv1d, put
+from fourfold.rewrites.compress._plain import plain
 
 OFFSETS = ("symmetric", "integer", "fractional")
 GROUPS = (32, 64, 128)  #: sizes of groups that are searched; 0 is one group a row
@@ -224,8 +225,6 @@ def stored_weight(layer: nn.Module) -> Tensor:
 
 def packable(layer: nn.Module) -> bool:
     """A linear layer (GPT-2's Conv1D too) of 4,096 float weights or more and an even number of inputs, that computes no more than its base class."""
-    from fourfold.rewrites.compress.quantise import plain
-
     if not (isinstance(layer, nn.Linear) or is_conv1d(layer)):
         return False
     weight = layer.weight

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from fourfold.recipe import Recipe, is_conv1d, put
 from fourfold.rewrite import Edit, Rewrite
+from fourfold.rewrites.compress._plain import plain
 
 SMALLEST = 1 << 12  #: weights; below this, quantising the input costs more than the smaller product saves
 MODES = {"int8": "dynamic", "int8-static": "static", "int8-weights": "weights"}
@@ -117,20 +118,6 @@ def quantisable(module: nn.Module) -> bool:
         return False
     weight = module.weight
     return isinstance(weight, Tensor) and weight.is_floating_point() and weight.numel() >= SMALLEST and plain(module)
-
-
-def plain(module: nn.Module) -> bool:
-    """Whether a layer computes no more than its base class does; subclasses may add offsets or scales of their own."""
-    if type(module).forward in (nn.Linear.forward, nn.Embedding.forward) or is_conv1d(module):
-        return True
-    if not isinstance(module, nn.Linear):
-        return False
-    x = torch.linspace(-1, 1, 2 * module.in_features, dtype=module.weight.dtype, device=module.weight.device).view(2, -1)
-    try:
-        with torch.inference_mode():
-            return torch.allclose(module(x), F.linear(x, module.weight, module.bias), atol=1e-4, rtol=1e-3)
-    except Exception:  # it wants other arguments, so it is no plain layer
-        return False
 
 
 def watch(module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[set[str], set[str]]:
