@@ -71,7 +71,7 @@ class _Passed(Cache):
 class OneStep(nn.Module):
     """forward(input_ids [B, n], attention_mask [B, past + n], position_ids [B, n], wanted [k], *past) → (logits [B, k, V], *present).
 
-    `past` and `present` are keys and values [B, heads, slots, width] of each `LayerSlot`, in turn; `wanted` are the positions among the n whose logits
+    `past` and `present` are keys and values [B, heads, slots, width] of each `LayerSlot`, in turn; `wanted`: positions among the n whose logits
     are asked for. Raises Declined where the module does not take what this hands it.
     """
 
