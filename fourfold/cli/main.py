@@ -124,6 +124,10 @@ def optimize(
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Go on though the original is no better than the most frequent class, or its classes look reordered.")
     ] = False,
+    workload: Annotated[str | None, typer.Option(help="generate: MODEL continues prompts, and what is made small is reading and writing.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Tokens of a prompt, for --workload generate. Read off the data where left out.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer, likewise.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Prompts answered at once, likewise: one number, or several that are served alike: 1,8.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Search for a model that does the same work for less, prove its quality on unseen data, and save it.
@@ -136,6 +140,7 @@ def optimize(
     mode = progress_mode(progress, as_json)
     import fourfold
     from fourfold import engines as registry
+    from fourfold.engines.decode import decoder
     from fourfold.frontends.hub import resolved
     from fourfold.report import may_write
     from fourfold.report.terminal import Progress
@@ -148,7 +153,7 @@ def optimize(
     Workload(model=model, data=str(data), floor=floor, objective=objective, budget=budget, seed=seed)  # type: ignore[arg-type]
     backs = [name.strip() for name in engines.split(",") if name.strip()] if engines else None
     for name in backs or ():
-        registry.engine(name)
+        decoder(name) if workload == "generate" else registry.engine(name)
     with Progress(mode) as shown:
         front: object = fourfold.optimize(
             resolved(model, online=online),
@@ -175,6 +180,10 @@ def optimize(
             anyway=anyway,
             tokenizer=tokenizer,
             techniques=techniques,
+            workload=workload,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            batch=batch,
         )
     if report:
         front.report(report)
@@ -198,6 +207,10 @@ def predict(
     identity: Annotated[str | None, typer.Option("--id", help="Column of the input that names its rows, put before the answers.")] = None,
     with_inputs: Annotated[bool, typer.Option("--with-inputs", help="The columns of the input too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the answers to this file: .csv, .tsv or .jsonl.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Of a model that generates: print each answer as it grows.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of a model that generates: most tokens of an answer.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of a model that generates: 0 is greedy, above it answers are sampled.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of what is sampled.")] = 0,
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
@@ -214,6 +227,13 @@ def predict(
     if out is not None:
         may_overwrite(out, "--out", inputs=[data], kind=headed("prediction"))
     model = fourfold.load(folder, trust=trust or ())
+    if stream or max_new_tokens is not None or temperature > 0:
+        if text is None:
+            raise InputError("--stream, --max-new-tokens and --temperature take inputs from --text.", 'Add --text "…".')
+        from fourfold.cli._generate import told
+
+        told(model, text, stream and not as_json, as_json, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        return
     given: object = text if data is None else lines(sys.stdin, model.assembly.reader()) if data == "-" else Path(data)
     found = answer(model, given, _columns(text_column, None, None))
     rows = table(model, found, scores=scores, probabilities=probabilities, identity=identity, inputs=with_inputs)

@@ -62,6 +62,9 @@ def plain(train: Examples, test: Examples, task: Task) -> tuple[str, np.ndarray]
         constant = mean(train.targets) if classes is None else majority(train.targets, len(classes))
         return constant.name, constant.records(range(len(test)))
     if task.kind in ("causal_lm", "seq2seq"):
+        if task.generation is not None and task.kind == "causal_lm":  # prompts are not asked for
+            asked = [[row[row >= 0] for row in part.targets] for part in (train, test)]
+            return "token frequencies", unigram(asked[0], asked[1], 0)
         return "token frequencies", unigram(list(train.targets), list(test.targets), int(task.kind == "causal_lm"))
     if task.kind == "ctc":
         words = np.array([len(text.split()) for text in task.answers(test.targets)], dtype=np.float64)

@@ -67,6 +67,10 @@ def load_inputs(
     if later and task.kind in ("classification", "regression") and table.nature in ("table", "text") and role.text is not None:
         texts = roles.texts_of(table, role.text)
         return Unread(list(zip(texts, roles.texts_of(table, role.pair), strict=True)) if role.pair else texts, subject, max_length)
+    if task.generation is not None and task.kind == "causal_lm":
+        from fourfold.datasets.generation import asked_for
+
+        return asked_for(roles.texts_of(table, role.text or "text"), task, subject, max_length)
     examples = _inputs(table, role, subject, max_length, [])
     if task.kind == "causal_lm":
         examples.left = ()

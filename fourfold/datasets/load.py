@@ -12,6 +12,7 @@ from fourfold.datasets import columns as roles
 from fourfold.datasets import split
 from fourfold.datasets.encode import encode
 from fourfold.datasets.examples import Examples, Ragged, Splits
+from fourfold.datasets.generation import GenerationAsked, prompted, writes
 from fourfold.datasets.metrics import probe
 from fourfold.datasets.parts import joined
 from fourfold.datasets.sources import read
@@ -20,6 +21,7 @@ from fourfold.errors import InputError
 
 if TYPE_CHECKING:
     from fourfold.datasets.metrics import Metric
+    from fourfold.datasets.table import Table
     from fourfold.frontends.subject import Subject
 
 
@@ -33,13 +35,15 @@ def load_data(
     seed: int = 0,
     max_length: int | None = None,
     metric: str | Metric | Callable[[object, object], float] | None = None,
+    generation: GenerationAsked | None = None,
 ) -> tuple[Splits, Task]:
     """Read, encode and split the user's data.
 
     ref: see `fourfold.datasets.sources.read`. task_hint: a kind of task, or None to infer it from model and data. columns: {"text": …, "pair": …,
     "label": …, "split": …} where names do not tell. splits: shares of train, search and test, or the name of a column that says which. max_length:
     tokens (samples) per example; by default what the model can read, and at most 256 for language modelling. metric: a name, a `Metric` or a
-    function (predictions, targets) -> float; the default suits the task.
+    function (predictions, targets) -> float; the default suits the task. generation: the rows are prompts of a model that generates
+    (`fourfold.datasets.generation`).
 
     Raises InputError naming file and line wherever the data cannot be used, MissingExtra where a reader is not installed.
     """
@@ -50,6 +54,10 @@ def load_data(
     if isinstance(splits, str):
         given["split"], splits = splits, None
     part_shares = split.fractions(splits)
+    if generation is not None and _prompts(table, task_hint, subject):
+        side = roles.sides_of(table, given["split"]) if "split" in given else side
+        examples, task, origin, notes = prompted(table, given, subject, generation, max_length, own=metric == "agreement")
+        return _split(examples, task, side[origin], part_shares, seed, table, notes, metric)
     role = roles.roles_of(table, given, subject, task_hint, labelled=metric != "agreement")
     if metric == "agreement":  # judged by the original's own answers, whatever the labels say
         role = replace(role, label=None)
@@ -59,9 +67,27 @@ def load_data(
     if role.side:
         side = roles.sides_of(table, role.side)
     examples, task, origin, notes = encode(table, role, kind, subject, max_length)
+    if generation is not None:
+        task = writes(examples, task, generation, subject)
+    return _split(examples, task, side[origin], part_shares, seed, table, notes, metric)
+
+
+def _prompts(table: Table, hint: str | None, subject: Subject) -> bool:
+    """Whether the rows of a generating workload are prompts to be continued; False: an encoder reads them. InputError where the model does
+    neither."""
+    kind = roles.kind_of(hint, subject, table, None)
+    if kind not in ("causal_lm", "seq2seq"):
+        raise InputError(f"--workload generate is for models that generate, and {type(subject.module).__name__} is for {kind}.",
+                         "Leave --workload out, or give a causal language model or an encoder–decoder.")
+    return kind == "causal_lm"
+
+
+def _split(examples: Examples, task: Task, side: np.ndarray, part_shares: dict[str, float] | None, seed: int, table: Table, notes: list[str],
+           metric: str | Metric | Callable[[object, object], float] | None) -> tuple[Splits, Task]:
+    """The examples dealt into splits, and the task with the user's metric."""
     if metric is not None:
         task = task.with_metric(metric)
-    where, how = _divide(examples, side[origin], part_shares, seed, table.source)
+    where, how = _divide(examples, side, part_shares, seed, table.source)
     made = {name: examples.take(rows) for name, rows in where.items()}
     _check_sides(made, task, table.source)
     if callable(metric) or isinstance(metric, str) and ":" in metric:

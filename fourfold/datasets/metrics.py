@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,6 +171,37 @@ METRICS: dict[str, Metric] = {
         _of_sums("wer", lambda records, targets: records[:, :2], _ratio, up=False, ceiling="complement"),
     )
 }
+TAUGHT = ("token_accuracy", "perplexity")
+"""Metrics of given texts (teacher forcing); all others are of what is written."""
+
+# Of texts that a generating model wrote. Records: word edits, words of the reference, 1 where the texts are equal, ROUGE-L, tokens of the longer of
+# answer and reference, tokens that are equal at their places, and the tokens.
+GENERATED: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        METRICS["perplexity"],
+        METRICS["token_accuracy"],
+        METRICS["exact_match"],
+        METRICS["wer"],
+        _of_sums("rouge", lambda records, targets: _with_one(records[:, 3]), _ratio),
+        _of_sums("agreement", lambda records, targets: records[:, [5, 4]], _ratio),
+    )
+}
+
+
+def rouge_l(reference: Sequence[str], guess: Sequence[str]) -> float:
+    """ROUGE-L: harmonic mean of the longest common subsequence's shares of either text, in words (Lin 2004, equations 2–4, β = 1)."""
+    if not reference or not guess:
+        return float(not reference and not guess)
+    row = np.zeros(len(guess) + 1, np.int64)
+    items = np.array(guess, dtype=object)
+    for word in reference:
+        best = np.maximum(row[1:], row[:-1] + (items == word))
+        row = np.concatenate([[0], np.maximum.accumulate(best)])
+    common = int(row[-1])
+    return 2 * common / (len(reference) + len(guess))
+
+
 SUITED = {
     "classification": ("accuracy", "f1", "f1_binary", "agreement", "mrr", "ndcg"),
     "regression": ("spearman", "pearson", "r2", "mse"),
@@ -181,8 +212,8 @@ SUITED = {
 }
 
 
-def metric_named(name: str, kind: str | None = None) -> Metric:
-    """The built-in metric called `name` (case and dashes do not matter).
+def metric_named(name: str, kind: str | None = None, *, generated: bool = False) -> Metric:
+    """The built-in metric called `name` (case and dashes do not matter); `generated`: of a model that generates, whatever its kind.
 
     Raises InputError for a name that does not exist (nearest ones offered), or one that does not fit the task `kind`.
     """
@@ -195,8 +226,11 @@ def metric_named(name: str, kind: str | None = None) -> Metric:
         "word_error_rate": "wer",
         "em": "exact_match",
         "r_2": "r2",
+        "rouge_l": "rouge",
     }.get(key, key)
-    offered = SUITED[kind] if kind else tuple(METRICS)
+    offered = tuple(GENERATED) if generated else SUITED[kind] if kind else tuple(METRICS)
+    if generated and key in GENERATED:
+        return GENERATED[key]
     if key not in METRICS:
         near = difflib.get_close_matches(key, METRICS, 1, 0.5)
         raise InputError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fourfold.datasets.metrics import METRICS, Metric, metric_named, user_metric
+from fourfold.datasets.metrics import GENERATED, METRICS, TAUGHT, Metric, metric_named, user_metric
 from fourfold.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,24 @@ class Writing:
     prefix: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Generation:
+    """A generating workload: tokens of a prompt and of an answer as they are raced, most tokens of an answer (`limit`), batch sizes served, tokens
+    that end an answer; `chat`: prompts are conversations, put through the tokenizer's template; `encodes`: an encoder reads them."""
+
+    prompt: int
+    new: int
+    limit: int
+    batch: tuple[int, ...] = (1,)
+    stops: tuple[int, ...] = ()
+    chat: bool = False
+    encodes: bool = False
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Generation:
+        return cls(**{**data, "batch": tuple(data["batch"]), "stops": tuple(data["stops"])})
+
+
 def text_of(tokenizer: Any) -> Callable[[list[list[int]]], list[str]] | None:
     """Token ids → texts by this tokenizer (special tokens left out); None without one."""
     return (lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)) if tokenizer is not None else None
@@ -69,13 +87,21 @@ class Task:
     width: int = 0
     decoder: Callable[[list[list[int]]], list[str]] | None = None  # token ids → text, where there is a tokenizer
     writing: Writing | None = None
+    generation: Generation | None = None
+    #: How a module's written answers are judged, (module, examples) -> records, where a job has a quicker way than `written`.
+    judge: Callable[[Any, Any], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     @property
     def generates(self) -> bool:
         """Whether quality is judged on texts that are written token by token, as users get them. token_accuracy and perplexity are of the given
         texts (teacher forcing)."""
         named = getattr(self.metric, "name", "token_accuracy")  # a task that only trains has left its metric behind
-        return self.kind == "seq2seq" and self.writing is not None and named not in ("token_accuracy", "perplexity")
+        return (self.generation is not None or self.kind == "seq2seq" and self.writing is not None) and named not in TAUGHT
+
+    @property
+    def first(self) -> int:
+        """The column of records at which written tokens begin."""
+        return 2 if self.kind == "ctc" else 6 if self.generation is not None and self.generates else 4
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -180,6 +206,10 @@ class Task:
         """[nll, tokens, exact, correct, *predicted] of one example: logits [T, V], want [T] with −100 where nothing is asked."""
         if self.kind == "causal_lm":
             logits, want = logits[:-1], want[1:]
+        return self.taught(logits, want)
+
+    def taught(self, logits: np.ndarray, want: np.ndarray) -> np.ndarray:
+        """[nll, tokens, exact, correct, *predicted] of logits [T, V] whose row t answers want[t] (−100: nothing is asked)."""
         valid = np.flatnonzero(want != IGNORE)
         if not len(valid):
             return self._widened([0.0, 0.0, 0.0, 0.0], logits.argmax(axis=-1))
@@ -216,9 +246,8 @@ class Task:
             return [self.classes[i] for i in guess] if self.classes else guess.tolist()
         if self.kind == "regression":
             return records[:, 0].tolist()
-        if self.kind in ("seq2seq", "ctc") and self.width:
-            start = 4 if self.kind == "seq2seq" else 2
-            return self.texts([[int(i) for i in row[start:] if i >= 0] for row in records])
+        if self.width and (self.kind in ("seq2seq", "ctc") or self.generation is not None and self.generates):
+            return self.texts([[int(i) for i in row[self.first :] if i >= 0] for row in records])
         if self.kind in ("causal_lm", "seq2seq"):
             return np.exp(records[:, 0] / np.maximum(records[:, 1], 1)).tolist()
         return records
@@ -282,7 +311,7 @@ class Task:
         """The targets as the user's own metric sees them: class names if the data had names, texts for text tasks, else as they are."""
         if self.kind == "classification" and self.named and self.classes:
             return [self.classes[int(i)] for i in targets]
-        if self.kind in ("seq2seq", "ctc"):
+        if self.kind in ("seq2seq", "ctc") or self.generation is not None:
             return self.texts([[int(i) for i in row if i != IGNORE] for row in targets])
         return targets.tolist() if isinstance(targets, np.ndarray) else targets
 
@@ -298,7 +327,7 @@ class Task:
         if metric == "agreement" and self.kind == "regression":
             metric = DEFAULTS["regression"]  # values agree by rank with the original's
         if isinstance(metric, str):
-            return replace(self, metric=metric_named(metric, self.kind))
+            return replace(self, metric=metric_named(metric, self.kind, generated=self.generation is not None))
         if isinstance(metric, Metric):
             return replace(self, metric=metric)
         if not callable(metric):
@@ -329,13 +358,15 @@ class Task:
             "speech": speech,
             "width": self.width,
             "writing": asdict(self.writing) if self.writing else None,
+            **({"generation": asdict(self.generation)} if self.generation else {}),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any], tokenizer: object = None) -> Task:
         """The task of an artefact; `tokenizer` turns tokens into text. A user's own metric is code, which artefacts do not hold: the default of
         the kind stands in for it."""
-        metric = METRICS.get(data["metric"]) or default_metric(data["kind"])
+        generation = Generation.of(data["generation"]) if data.get("generation") else None
+        metric = (GENERATED.get(data["metric"]) if generation else None) or METRICS.get(data["metric"]) or default_metric(data["kind"])
         speech, writing = data.get("speech"), data.get("writing")
         return cls(
             data["kind"],
@@ -346,6 +377,7 @@ class Task:
             data.get("width", 0),
             text_of(tokenizer) if not speech else None,
             Writing(**{**writing, "prefix": tuple(writing.get("prefix", ()))}) if writing else None,
+            generation,
         )
 
 

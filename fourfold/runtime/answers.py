@@ -45,7 +45,7 @@ def answer(model: Loaded, data: object, columns: Mapping[str, str] | None = None
     found.errors, found.records, found.rows, found.asked = dict(sorted(what.errors.items())), None, rows, what
     if examples is None:
         return found
-    if task.kind == "seq2seq" and task.writing is not None:
+    if task.generation is not None or task.kind == "seq2seq" and task.writing is not None:
         said = model.assembly.answers(examples, task)
     else:
         records = found.records = model.assembly.outputs(examples, task)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from fourfold.datasets.unread import Unread
 from fourfold.engines._fork import works
 from fourfold.engines._pool import OneAtATime, leave
 from fourfold.errors import FourfoldError, InputError
+from fourfold.runtime.generate import Sampling
 from fourfold.runtime.later import OnDemand
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fourfold.recipe import Recipe
     from fourfold.rewrite import Standalone
     from fourfold.runtime.answers import Answers
+    from fourfold.runtime.generating import GeneratingSession
 
 FORMAT = "fourfold.artefact/1"
 
@@ -77,6 +79,7 @@ class Part:
     words: Standalone | None = None
     session: Session | None = None
     reencode: Callable[[Examples], Examples] | None = None
+    generating: Task | None = None  # the task of a generating workload: the part is opened as a `Decoding`
 
     def sees(self, examples: Examples) -> Examples:
         """The examples as this part reads them: re-encoded once where it has a smaller vocabulary than the original."""
@@ -103,6 +106,10 @@ class Part:
                 leave(self.session)
                 self.session = None
             if self.session is None:
+                if self.generating is not None:
+                    self.session = session = self._generating()
+                    session.home = os.getpid()
+                    return session
                 from fourfold.engines import engine
 
                 assert self.signature is not None
@@ -113,6 +120,14 @@ class Part:
                 self.session = session
             return self.session
 
+    def _generating(self) -> GeneratingSession:
+        from fourfold.engines.decode import decoder
+        from fourfold.runtime.generating import GeneratingSession
+
+        kind = decoder(self.setting.engine)
+        module = None if kind.standalone else self.module
+        return GeneratingSession(kind.open(self.folder or Path("."), module, self.setting.precision, self.setting.threads))
+
     def outputs(
         self, given: Examples | Unread, task: Task, lanes: int = 1, progress: Callable[[int], None] = lambda rows: None
     ) -> np.ndarray:
@@ -120,6 +135,13 @@ class Part:
         each with the part's own threads. `progress` is told how many rows were answered."""
         if self.words is not None:
             return self.words.records(given.raw or [])
+        if self.generating is not None:
+            from fourfold.runtime.generating import GeneratingSession, judged
+
+            decoding = self.open()
+            assert isinstance(decoding, GeneratingSession)
+            read = self._read(given) if isinstance(given, Unread) else self.sees(given)
+            return judged(decoding.decoding, read, task, self.setting.batch, progress)
         session, rows = self.open(), None
         examples = self._read(given) if isinstance(given, Unread) else self.sees(given)
         if lanes > 1 and not task.generates and self.setting.threads == 1:
@@ -212,6 +234,13 @@ class Assembly:
 
     def answers(self, examples: Examples | Unread, task: Task) -> list[Any]:
         """What a person reads, one per example: this is what `predict` runs, and what every race of whole services times."""
+        if task.generation is not None:
+            from fourfold.runtime.generating import GeneratingSession, texts
+
+            with works.one():
+                session, part = self.parts[-1].open(), self.parts[-1]
+                assert isinstance(session, GeneratingSession)
+                return list(texts(session.decoding, part.sees(examples.read()), task, part.setting.batch))
         if task.kind == "seq2seq" and task.writing is not None:
             with works.one():
                 return self._written(examples.read(), task)
@@ -278,6 +307,27 @@ class Model:
             return answer(self, data, columns)
 
     __call__ = predict
+
+    def generate(
+        self, prompts: str | Sequence[str], *, max_new_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
+        seed: int = 0, heard: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        """What follows each prompt: greedily, or sampled at a temperature above 0 (seeded). `max_new_tokens`: as the workload was optimised for,
+        where left out. `heard(row, text)` is told the text as it grows, piece by piece.
+
+        Raises InputError where the model does not generate, a prompt is empty, or prompt and answer are longer than the model has positions for.
+        """
+        from fourfold.runtime.generating import GeneratingSession, replied
+
+        part = self.assembly.parts[-1]
+        session = part.open()
+        if not isinstance(session, GeneratingSession):
+            raise InputError("this artefact was not optimised to generate.", "Use predict, or run `fourfold optimize … --workload generate`.")
+        asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        how = Sampling(temperature, top_k, top_p, seed)
+        with works.one():
+            examples = part.sees(self.inputs(asked).read())
+            return replied(session.decoding, examples, self.task, part.setting.batch, max_new_tokens, how, heard)
 
     @property
     def module(self) -> nn.Module | None:

@@ -73,14 +73,19 @@ def load(folder: Path | str, *, trust: Iterable[str] = ()) -> Model:
     verify(root, manifest)
     warnings: list[str] = []
     with sound(root):
-        parts = [_load_part(root / spec["name"], spec, warnings, trusted) for spec in manifest["parts"]]
+        generates = bool(manifest["task"].get("generation"))
+        parts = [_load_part(root / spec["name"], spec, warnings, trusted, generates) for spec in manifest["parts"]]
         _apart(parts, manifest)
         gates = []
         if manifest["gates"]:
             from fourfold.gate import Gate
 
             gates = [Gate(**g) for g in manifest["gates"]]
-        return Model(root, manifest, Assembly(manifest["name"], parts, gates), Task.from_json(manifest["task"], _tokenizer(parts)), warnings)
+        task = Task.from_json(manifest["task"], _tokenizer(parts))
+        for part in parts if generates else ():
+            part.generating = task
+            _open_generating(part, root, warnings, trusted)
+        return Model(root, manifest, Assembly(manifest["name"], parts, gates), task, warnings)
 
 
 @contextmanager
@@ -102,7 +107,25 @@ def _tokenizer(parts: list[Part]) -> object:
     return next((p.subject.tokenizer for p in reversed(parts) if p.subject is not None and p.subject.tokenizer is not None), None)
 
 
-def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str], trust: Trust) -> Part:
+def _open_generating(part: Part, root: Path, warnings: list[str], trust: Trust) -> None:
+    """Open what generates; where its back end cannot run here, PyTorch in its place, with a warning."""
+    from fourfold.engines.decode import decoder
+    from fourfold.host import here
+
+    reason = decoder(part.setting.engine).declines(part.setting.precision, here())
+    if reason is None:
+        try:
+            part.open()
+            return
+        except FourfoldError as error:
+            reason = error.message
+    warnings.append(f"{part.setting.engine} {part.setting.precision} cannot run here ({reason}); PyTorch fp32 stands in. "
+                    f"Run: fourfold race {root}{option(sorted(trust.packages))}")
+    part.setting = Setting("torch", "fp32", part.setting.threads, part.setting.batch, part.setting.bucketing)
+    part.open()
+
+
+def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str], trust: Trust, generates: bool = False) -> Part:
     setting = Setting(**spec["setting"])
     _adopted(spec, trust)
     if spec["kind"] != "network":
@@ -134,6 +157,8 @@ def _load_part(home: Path, spec: Mapping[str, Any], warnings: list[str], trust: 
         _engine_folder(home, spec),
         list(spec["engine_files"]),
     )
+    if generates:  # opened by `load`, once it is known how it writes
+        return part
     reason = engine(setting.engine).refuses(setting.precision, here())
     if reason is None:
         try:

@@ -155,11 +155,12 @@ def check(path: Path, manifest: Mapping[str, object]) -> Manifest:
 
 def _member(path: Path, part: MemberEntry, files: Mapping[str, str]) -> None:
     from fourfold.engines import names
+    from fourfold.engines.decode import names as generators
 
     name, kind = part.name, part.kind
     _need(path, "/" not in name, f"the part {name[:80]!r} is no plain name")
     _inside(path, name, "parts")
-    engines = names() if kind == "network" else ["numpy"]               # what is no network needs no back end
+    engines = [*names(), *generators()] if kind == "network" else ["numpy"]     # what is no network needs no back end
     foreign = part.engine_by is not UNSET                               # somebody else's engine is looked at when it is trusted
     _need(path, part.setting.engine in engines or foreign, f"{name}.setting.engine is unknown")
     if kind != "network":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from fourfold.measure.race import Clock, RaceResult, Ratio, SystemClock
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
     from fourfold.datasets.task import Task
+    from fourfold.engines.decode.base import Decoding
     from fourfold.runtime.artefact import Assembly
 
 ORIGINAL = "original"
@@ -45,6 +46,8 @@ class Served:
     wall: float
     cpu: float
     corrected: float = 0.0
+    #: Of generating workloads, by batch size: prefill and decoding told apart (`fourfold.runtime.generating.Phases.told`).
+    generation: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
@@ -91,6 +94,10 @@ def requests(assembly: Assembly, examples: Examples, rows: np.ndarray, task: Tas
 
 def runner(assembly: Assembly, examples: Examples, rows: np.ndarray, task: Task, max_length: int | None, single: bool) -> Callable[[], None]:
     """Answers `rows`: in one call, or (`single`) in a call each."""
+    if task.generation is not None:
+        from fourfold.runtime.generating import call, workload
+
+        return lambda: call(decoding(assembly), examples.take(rows), task, workload(examples.take(rows), task, 0, 1)[0])
     asks = [requests(assembly, examples, one, task, max_length) for one in (np.split(rows, len(rows)) if single else [rows])]
 
     def run() -> None:
@@ -129,6 +136,8 @@ def race_services(
     clock = clock or SystemClock()
     runners[ORIGINAL]
     began = clock.wall()
+    if task.generation is not None:
+        return _race_generation(runners, examples, task, seconds, seed, clock)
     single, least = objective == "latency", 24 if objective == "latency" else least
     order = np.random.default_rng([seed, 17]).permutation(len(examples))
     first = order[: min(len(order), 8 if single else 32)]
@@ -164,6 +173,43 @@ def race_services(
         if round_ >= (0 if count < len(order) else 1) and clock.wall() - began + took > seconds or clock.wall() - began + took > 1.5 * seconds:
             break
     return {name: _served(name, one, timed, runners, seed) for name, one in runners.items()}
+
+
+def decoding(assembly: Assembly) -> Decoding:
+    """What generates in an assembly of one part."""
+    from fourfold.runtime.generating import GeneratingSession
+
+    session = assembly.parts[-1].open()
+    assert isinstance(session, GeneratingSession)
+    return session.decoding
+
+
+def _race_generation(runners: Mapping[str, Runner], examples: Examples, task: Task, seconds: float, seed: int, clock: Clock) -> dict[str, Served]:
+    """`race_services` of models that generate: every call is one batch of each size served, at the workload's prompt and new tokens."""
+    from fourfold.runtime.generating import Phases, call, workload
+
+    assert task.generation is not None
+    began, phases = clock.wall(), {name: Phases() for name in runners}
+    planned = workload(examples, task, seed, CALLS)
+    each = 0.0
+    for one in runners.values():
+        at = clock.wall()
+        call(decoding(one.assembly), examples, task, planned[0])
+        each += clock.wall() - at
+    number = int(np.clip(0.9 * max(0.0, seconds - (clock.wall() - began)) / max(each, 1e-9), 5, CALLS))
+    timed, rng = Timed([np.concatenate(rows) for rows in planned[:number]]), np.random.default_rng([seed, 18])
+    timed.times = {name: [[] for _ in timed.calls] for name in runners}
+    for _ in range(8):
+        at = clock.wall()
+        for k in rng.permutation(number):
+            for name in rng.permutation(np.array(list(runners), dtype=object)):
+                wall, cpu = clock.wall(), clock.cpu()
+                call(decoding(runners[name].assembly), examples, task, planned[k], phases[name])
+                timed.times[name][k].append((clock.wall() - wall, clock.cpu() - cpu))
+        if clock.wall() - began + (clock.wall() - at) > seconds:
+            break
+    prompt, new = task.generation.prompt, task.generation.new
+    return {name: replace(_served(name, one, timed, runners, seed), generation=phases[name].told(prompt, new)) for name, one in runners.items()}
 
 
 def _served(name: str, who: Runner, timed: Timed, runners: Mapping[str, Runner], seed: int) -> Served:

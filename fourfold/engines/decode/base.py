@@ -8,11 +8,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from fourfold.engines.base import missing, slow_bf16
 from fourfold.errors import Declined, InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: Precision → largest difference of a logit from the eager fp32 module's, as a share of that module's largest logit, that counts as the same answer.
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1, "int8-weights": 0.05, "int4-weights": 0.5}
@@ -44,8 +49,17 @@ class Decoding(ABC):
     `decoder_input_ids` [B, P], the tokens that generation begins with.
     """
 
-    #: Engine, as `fourfold list` calls it.
+    #: The engine's name, as settings and `--engines` have it, and for people.
     name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    #: Packages that it needs, the extra of this package that brings them, and the precisions that it answers in.
+    needs: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
+    precisions: ClassVar[tuple[str, ...]] = ()
+    #: Whether `open` works from the files alone, without the torch module.
+    standalone: ClassVar[bool] = False
+    #: Place in the order in which ways are prepared, the likeliest winner first, by precision.
+    likely: ClassVar[Mapping[str, int]] = {}
     precision: str = "fp32"
     threads: int = 1
     #: Bytes of weights as they are held.
@@ -56,6 +70,23 @@ class Decoding(ABC):
     positions: int | None = None
     #: Whether it reads with an encoder and writes with a decoder.
     encodes: bool = False
+
+    @classmethod
+    def declines(cls, precision: str, machine: object) -> str | None:
+        """Why it cannot answer in this precision on this machine (`fourfold.host.here()`), or None."""
+        if precision not in cls.precisions:
+            return f"{cls.title} generates in no {precision} (it has {', '.join(cls.precisions)})"
+        return missing(cls.needs, cls.extra) or (slow_bf16(machine) if precision == "bf16" else None)
+
+    @classmethod
+    def export(cls, module: nn.Module, precision: str, folder: Path, calibration: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+        """Write what `open` needs into `folder`; the names of the files. `calibration`: batches as `start` reads them. Raises Declined."""
+        return []
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path, module: nn.Module | None, precision: str, threads: int) -> Decoding:
+        """Ready to generate, from what `export` wrote and, where it is not `standalone`, the torch module. Raises Declined."""
 
     @abstractmethod
     def start(self, inputs: Mapping[str, np.ndarray], room: int) -> tuple[DecodingState, np.ndarray]:

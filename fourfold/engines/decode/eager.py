@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -203,6 +204,10 @@ class EagerDecoding(Decoding):
     """
 
     name: ClassVar[str] = "torch"
+    title: ClassVar[str] = "PyTorch"
+    needs: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+    likely: ClassVar[Mapping[str, int]] = {"fp32": 0, "bf16": 1}
 
     def __init__(self, module: nn.Module, threads: int = 1, precision: str = "fp32", *, cached: bool = True, device: str = "cpu") -> None:
         config = getattr(module, "config", None)
@@ -223,6 +228,12 @@ class EagerDecoding(Decoding):
         self.vocabulary = int(getattr(head, "out_features", 0) or head.weight.shape[0] if head is not None else config.vocab_size)
         self.takes = set(inspect.signature(module.forward).parameters)
         self.keyword = "cache" if "cache" in self.takes else "past_key_values"
+
+    @classmethod
+    def open(cls, folder: Path, module: nn.Module | None, precision: str, threads: int) -> EagerDecoding:
+        if module is None:
+            raise Declined("PyTorch needs the module itself, not only files")
+        return cls(module, threads, precision)
 
     def _call(self, **given: object) -> Tensor:
         """The module's logits [B, n, V]."""

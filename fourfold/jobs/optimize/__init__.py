@@ -17,6 +17,7 @@ from fourfold.jobs.optimize.front import Choice, Front
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fourfold.datasets.generation import GenerationAsked
     from fourfold.jobs.levers import Location
     from fourfold.jobs.optimize.state import Job
     from fourfold.report.schema import Report
@@ -51,6 +52,10 @@ def optimize(
     anyway: bool = False,
     tokenizer: str | Path | None = None,
     techniques: str | Sequence[str] | None = None,
+    workload: str | None = None,
+    prompt_tokens: int | None = None,
+    new_tokens: int | None = None,
+    batch: int | Sequence[int] | str | None = None,
 ) -> Front:
     """Make `model` cheaper and prove it.
 
@@ -64,13 +69,16 @@ def optimize(
     so far. A folder `out` that holds anything but an earlier artefact is refused before any work; with `force` it moves aside, whole. progress: None
     shows it on a terminal and in a notebook, False never; "plain", "json"; or a listener of your own. `site`, `to_site`, `hall` and `pue` put the
     other two levers into the report (`fourfold.jobs.levers`). techniques: further ones to offer to the search, by id, name or question (those that
-    are not used by default, such as "attend" or "route/sparse_mlp"); what they refuse is told in the report's notes.
+    are not used by default, such as "attend" or "route/sparse_mlp"); what they refuse is told in the report's notes. workload: "generate" for models
+    that continue prompts: the cost is that of reading prompts of `prompt_tokens` and writing `new_tokens` in batches of `batch` (one or several
+    sizes, all served alike), and the data hold prompts (`fourfold.datasets.generation`).
 
     Raises InputError, ModelError, MetricError; an unmet floor raises nothing: `front.best` is None and `front.infeasible` says why.
 
     Long: a parameter an option, each told here and handed on by name.
     """
     from fourfold import engines as registry
+    from fourfold.engines.decode import decoder
     from fourfold.jobs.levers import examine
     from fourfold.jobs.optimize.command import spelled
     from fourfold.jobs.optimize.load import read
@@ -82,7 +90,7 @@ def optimize(
 
     work = Workload(model=_words(model), data=_words(data), floor=floor, objective=objective, budget=budget, seed=seed)  # type: ignore[arg-type]
     for name in engines or ():
-        registry.engine(name)
+        decoder(name) if workload == "generate" else registry.engine(name)
     more = tuple(chosen([name.strip() for name in techniques.split(",")] if isinstance(techniques, str) else techniques or ()))
     place = examine(site=site, to_site=to_site, hall=hall, pue=pue)   # before hours of work, not after
     target = may_replace(out, inputs=[model, data], force=force) if out is not None else None
@@ -90,10 +98,12 @@ def optimize(
     command = command or spelled(
         model, data, floor=work.floor, budget=work.budget, columns=columns, objective=objective, out=out, metric=metric, task=task, splits=splits,
         seed=seed, engines=engines, threads=threads, max_length=max_length, site=site, to_site=to_site, hall=hall, pue=pue, agree=agree,
-        tokenizer=None if tokenizer is None else str(tokenizer), techniques=",".join(more) or None,
+        tokenizer=None if tokenizer is None else str(tokenizer), techniques=",".join(more) or None, workload=workload, prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens, batch=batch if batch is None or isinstance(batch, str | int) else ",".join(map(str, batch)),
     )
+    generation = _generation(workload, prompt_tokens, new_tokens, batch)
     options = Options(target, metric, task, columns, splits, list(engines) if engines else None, _counts(threads), max_length, fresh, command,
-                      None if agree is None else fraction(agree), anyway, tokenizer, more)
+                      None if agree is None else fraction(agree), anyway, tokenizer, more, generation)
     shown, ours = listener(progress, work.budget)
     shown.note(f"budget {span(work.budget)}, floor {percent(work.floor)}, {work.objective}")
     job = Job(work, options, shown, folder)
@@ -214,6 +224,21 @@ def _counts(threads: int | Sequence[int] | None) -> list[int] | None:
     if counts and min(counts) < 1:
         raise InputError(f"{min(counts)} threads were asked for.", "Give a positive number of threads.")
     return counts
+
+
+def _generation(workload: str | None, prompt: int | None, new: int | None, batch: int | Sequence[int] | str | None) -> GenerationAsked | None:
+    """What was said of a generating workload; None where none was asked for. Raises InputError for what cannot be."""
+    from fourfold.datasets.generation import GenerationAsked
+
+    if workload is None and (prompt, new, batch) == (None, None, None):
+        return None
+    if workload not in (None, "generate"):
+        raise InputError(f"There is no workload {workload!r}.", "Give generate, or leave --workload out for one forward pass.")
+    try:
+        sizes = [int(one) for one in batch.split(",")] if isinstance(batch, str) else [batch] if isinstance(batch, int) else list(batch or [])
+    except ValueError:
+        raise InputError(f"--batch {batch} is no list of numbers.", "Give one or several, separated by commas: 1,8.") from None
+    return GenerationAsked(prompt, new, tuple(sizes) or None)
 
 
 def _folder(out: Path | None) -> Path:

@@ -6,11 +6,12 @@ import math
 import os
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fourfold.errors import InputError, MetricError, ModelError
+from fourfold.jobs.optimize.pairs import best_pairs
 from fourfold.jobs.optimize.question import questioned
 from fourfold.jobs.optimize.state import Simple
 from fourfold.runtime.artefact import Setting
@@ -97,7 +98,7 @@ def _simple(job: Job) -> None:
     train, search, test = job.splits.train, job.splits.search, job.splits.test
     if train.targets is None:
         return
-    if job.task.kind == "causal_lm":
+    if job.task.kind == "causal_lm" and not job.task.generates:
         name, rows = plain(train, test, job.task)
         job.simple.append(Simple(name, plain(train, search, job.task)[1], rows))
     if job.task.kind not in ("classification", "regression"):
@@ -117,6 +118,11 @@ def _tune(job: Job) -> None:
     from fourfold.engines.select import race_model
     from fourfold.runtime.service import dealt
 
+    if job.task.generation is not None:
+        from fourfold.jobs.optimize.generating import tune
+
+        tune(job)
+        return
     folder, rows = job.folder / "race-original", len(job.served_rows(job.splits.test))
 
     def run() -> dict[str, object]:
@@ -141,32 +147,9 @@ def _tune(job: Job) -> None:
     base, best = found["baseline"], found["best"]
     job.race_files = (best["engine"], best["precision"]), [folder / name for name in found["files"]]
     job.base_setting = Setting("torch", "fp32", base["threads"], base["batch"], base["bucket"])
-    job.pairs = _best_pairs(found["table"], job.work.objective, job.base_setting)
+    job.pairs = best_pairs(found["table"], job.work.objective, job.base_setting)
     row = next(r for r in found["table"] if r["who"] == "baseline" and r["stage"] == "final")
     job.base_cpu, job.base_wall = row["cpu_per_example"], row["wall_per_example"]
     job.listener.best(
         f"the original: {job.task.metric.name} {job.quality:.4g}; {1e3 * job.base_cpu:.2f} ms CPU per example at its best ({job.base_setting})"
     )
-
-
-def _best_pairs(table: list[dict[str, Any]], objective: str, base: Setting) -> list[tuple[str, str, dict[str, object]]]:
-    """(engine, precision, settings) worth building, cheapest first: up to two of eight bits (those near the best), the best of bf16, and the best
-    fp32 back end. Eight bits may cost more quality than the floor allows, bf16 hardly ever does, so neither stands in for the other."""
-    by = "wall" if objective == "latency" else "cpu"
-    found: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
-    for stage in ("final", "heat"):
-        for r in table:
-            key = (r["engine"], r["precision"])
-            if r["who"] == "candidate" and r["stage"] == stage and key not in found:
-                how = (
-                    {"threads": r["threads"], "batch": r["batch"], "bucketing": r["bucket"]}
-                    if stage == "final"
-                    else {"threads": base.threads, "batch": base.batch, "bucketing": base.bucketing}
-                )
-                found[key] = (float(r[by]["value"]), how)
-    ranked = sorted(found.items(), key=lambda kv: kv[1][0])
-    pays = [(e, p, how) for (e, p), (ratio, how) in ranked if ratio < 0.97 or (objective == "memory" and p != "fp32")]
-    narrow = [w for w in pays if w[1] not in ("fp32", "bf16")]
-    narrow = [w for w in narrow if objective == "memory" or found[w[0], w[1]][0] < 1.6 * found[narrow[0][0], narrow[0][1]][0]]
-    kept = narrow[:2] + [w for w in pays if w[1] == "bf16"][:1] + [w for w in pays if w[1] == "fp32"][:1]
-    return [w for w in pays if w in kept]

@@ -57,6 +57,8 @@ def _made(job: Job, ways: list[tuple[Candidate, Way]]) -> dict[str, Made]:
     from fourfold.jobs.optimize.builds import Build
     from fourfold.jobs.optimize.crew import Crew
 
+    if job.task.generation is not None:  # what is written for generation is written by the one that opens it
+        return {}
     wanted: dict[str, Build] = {}
     seed, examples = job.work.seed, job.raced(job.splits.search)
     for candidate, (name, precision, how) in ways:

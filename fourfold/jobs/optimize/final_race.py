@@ -82,7 +82,9 @@ def weight_bytes(part: Part) -> int:
         return 0 if part.words is None else part.words.nbytes
     from torch import nn
 
-    each = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1, 4), "int8-static": (1, 4), "int8-weights": (1, 1)}[part.setting.precision]
+    if part.generating is not None and part.session is not None:
+        return part.session.bytes
+    each = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1, 4), "int8-static": (1, 4), "int8-weights": (1, 1)}.get(part.setting.precision, (1, 4))
     tables = {id(m.weight): m.weight.numel() for m in part.module.modules() if isinstance(m, nn.Embedding)}
     total = sum(p.numel() for p in part.module.parameters())
     embedded = sum(tables.values())
@@ -92,6 +94,10 @@ def weight_bytes(part: Part) -> int:
 def prepare(part: Part, examples: Examples, folder: Path, seed: int = 0, made: Made | None = None) -> tuple[float, str | None]:
     """Export and open one part; (noise-to-signal of its outputs against fp32, reason it cannot be used or None). `made`: what came of its export,
     where that was done elsewhere (`fourfold.jobs.optimize.builds`)."""
+    if part.generating is not None:
+        from fourfold.jobs.optimize.generating import prepared
+
+        return prepared(part, examples, folder)
     from fourfold.engines.base import Signature
     from fourfold.host import here
 
@@ -121,6 +127,12 @@ def prepare(part: Part, examples: Examples, folder: Path, seed: int = 0, made: M
 
 def runner(assembly: Assembly, examples: Examples, task: Task) -> Callable[[], None]:
     """One pass over `examples`, collation included. A cascade does all that it would in service: gate, gather, hand on."""
+    if task.generation is not None:
+        from fourfold.runtime.generating import call, workload
+        from fourfold.runtime.service import decoding
+
+        rows = workload(examples, task, 0, 1)[0]
+        return lambda: call(decoding(assembly), examples, task, rows)
     if assembly.gates or assembly.parts[0].words is not None:
         return lambda: _pass(assembly, examples, task)
     part = assembly.parts[0]

@@ -55,6 +55,7 @@ def read(job: Job, model: object, data: object) -> None:
         seed=work.seed,
         max_length=options.max_length,
         metric=options.metric,
+        generation=options.generation,
     )
     job.subject.inputs = tuple(n for n in job.subject.inputs if n in splits.train.columns)
     job.splits = replace(splits, search=capped(splits.search, SEARCH_ROWS, work.seed), test=capped(splits.test, TEST_ROWS, work.seed))
@@ -65,6 +66,10 @@ def read(job: Job, model: object, data: object) -> None:
     use_threads(None)
     job.batch = 32 if not job.sequences else int(np.clip(1024 // max(1, int(np.mean(splits.train.lengths))), 2, 32))
     job.journal = _journal(job)
+    if job.task.generation is not None:
+        from fourfold.jobs.optimize.generating import begin
+
+        begin(job)
     job.deadline.before = spent_before(job.journal.events()[:-1])  # the last line is this run's own beginning
     tried(job)
     job.threads = int(job.decide("threads", pays_threads))
@@ -74,6 +79,7 @@ def read(job: Job, model: object, data: object) -> None:
 
 def _journal(job: Job) -> Journal:
     """The journal of exactly this question; the old one is put aside where a fresh start is asked for."""
+    from fourfold.datasets.generation import facts
     from fourfold.frontends.model import state
     from fourfold.host import here
     from fourfold.journal import Journal
@@ -94,6 +100,7 @@ def _journal(job: Job) -> Journal:
         "machine": here().fingerprint,
         "version": 6,
         **({"techniques": list(job.options.techniques)} if job.options.techniques else {}),
+        **({"generation": facts(job.task.generation)} if job.task.generation else {}),
     }
     journal = Journal(job.folder, fingerprint)
     if job.options.fresh and any("key" in e for e in journal.events()):

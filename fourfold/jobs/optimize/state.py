@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from fourfold.cost.unit_costs import CostTable, PruningSite
     from fourfold.datasets.examples import Examples, Splits
+    from fourfold.datasets.generation import GenerationAsked
     from fourfold.datasets.task import Task
     from fourfold.frontends.subject import Subject
     from fourfold.jobs.optimize.crew import Crew
@@ -65,6 +66,7 @@ class Options:
     anyway: bool = False
     tokenizer: str | Path | None = None
     techniques: tuple[str, ...] = ()  # ids asked for besides those that are used anyway
+    generation: GenerationAsked | None = None  # a generating workload, and what was said of it
 
 
 @dataclass
@@ -185,7 +187,8 @@ class Job:
     def part(self, name: str, module: nn.Module | None, candidate: Candidate | None, setting: Setting) -> Part:
         """`module` (the candidate's, or the original's where there is none) to be run at `setting`."""
         subject = candidate.extra.get("subject", self.subject) if candidate is not None else self.subject
-        part = Part(name, subject, module, candidate.recipe if candidate is not None else None, setting)
+        part = Part(name, subject, module, candidate.recipe if candidate is not None else None,
+                    setting, generating=self.task if self.task.generation is not None else None)
         if candidate is not None:
             part.reencode = candidate.extra.get("reencode")
         return part
@@ -225,13 +228,17 @@ class Job:
         from fourfold.datasets.metrics import METRICS
         from fourfold.measure.quality import relative, wilson
 
-        if self.task.kind == "regression":
+        if self.task.generation is not None:
+            if not self.task.generates:
+                return None
+            same = (records[:, self.task.first :] == self.base_test[:, self.task.first :]).all(1)
+        elif self.task.kind == "regression":
             examples, spearman = self.splits.test, METRICS["spearman"]
             own = self.base_test[:, 0]
             if not own.std() > 0:
                 return None
             return relative(spearman, self.base_test, records, own, seed=self.work.seed, groups=examples.groups)
-        if self.task.kind == "classification":
+        elif self.task.kind == "classification":
             same = records.argmax(1) == self.base_test.argmax(1)
         elif self.task.kind in ("seq2seq", "ctc") and self.task.width:
             start = 4 if self.task.kind == "seq2seq" else 2

@@ -253,6 +253,8 @@ def evaluate_with(subject: Subject, task: Task, module: nn.Module, examples: Exa
     """Records of a torch module; in bf16 where that is fast, in its own precision when `exact`."""
     all_cores()
     module.eval()
+    if task.generates and task.judge is not None:
+        return task.judge(module, examples)
     rows: np.ndarray | None = None
     for index in examples.batches(4 if bulky(task, examples) else 64, bucket=True):
         batch = examples.collate(index)
