@@ -71,6 +71,9 @@ class Decoding(ABC):
     #: Whether it reads with an encoder and writes with a decoder.
     encodes: bool = False
 
+    #: Whether making it ready takes so long that one number of threads must do.
+    slow: ClassVar[bool] = False
+
     @classmethod
     def declines(cls, precision: str, machine: object) -> str | None:
         """Why it cannot answer in this precision on this machine (`fourfold.host.here()`), or None."""
