@@ -34,6 +34,7 @@ import msgspec
 
 from fourfold.documents import Finite, fault
 from fourfold.ledger.book import LEVERS
+from fourfold.report.generation import GenerationSummary
 from fourfold.units import GRADES
 
 SCHEMA = "fourfold.report/2"
@@ -319,6 +320,7 @@ class Report(TypedDict):
     notes: list[str]
     warnings: list[str]
     levers: NotRequired[Levers | None]
+    generation: NotRequired[GenerationSummary | None]  # of a model that generates
 
 
 def _unknown(value: object, known: object, where: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
 from fourfold.errors import InputError
 from fourfold.report import advice, format, summary
+from fourfold.report.generation import sentences
 from fourfold.report.waterfall import NAMES
 
 if TYPE_CHECKING:
@@ -142,6 +143,9 @@ def _facts(report: Report) -> list[Text]:
 
     baseline, cost, data = report["baseline"], report["cost"], report["data"]
     lines = ["► chosen  ◆ knee  [90 % interval: its lower end is a 95 % bound]  dim: below the floor"]
+    if generation := report.get("generation"):
+        chosen = None if report["best"] is None else report["candidates"][report["best"]]["name"]
+        lines += sentences(generation, chosen)
     lines += [f"Original: {data['metric']} {format.absolute(baseline['quality'])}, {format.energy(baseline['joules_per_1000'])} and "
              f"{format.span(baseline['cpu_s_per_1000'])} CPU time per 1,000 examples."]  # fmt: skip
     lines += [advice.winner(report)] if report["best"] is not None else []

@@ -71,8 +71,8 @@ class Decoding(ABC):
     #: Whether it reads with an encoder and writes with a decoder.
     encodes: bool = False
 
-    #: Whether making it ready takes so long that one number of threads must do.
-    slow: ClassVar[bool] = False
+    #: Seconds of budget below which it is not worth starting; where above 0, one number of threads must do.
+    slow: ClassVar[float] = 0.0
 
     @classmethod
     def declines(cls, precision: str, machine: object) -> str | None:

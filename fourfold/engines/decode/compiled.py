@@ -82,7 +82,7 @@ class CompiledDecoding(EagerDecoding):
     name: ClassVar[str] = "inductor"
     title: ClassVar[str] = "torch.compile"
     likely: ClassVar[Mapping[str, int]] = {"bf16": 8, "fp32": 9}
-    slow: ClassVar[bool] = True
+    slow: ClassVar[float] = 20.0
 
     def __init__(self, module: nn.Module, threads: int = 1, precision: str = "fp32") -> None:
         super().__init__(module, threads, precision)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourfold.cite import BIBLIOGRAPHY
 from fourfold.jobs.optimize.final_race import weight_bytes
+from fourfold.jobs.optimize.written import summary
 from fourfold.ledger.book import Ledger
 from fourfold.measure.quality import Relative
 from fourfold.registry import of_precision
@@ -122,6 +123,7 @@ def report_data(job: Job) -> dict[str, object]:
         "citations": [{"key": k, "text": str(BIBLIOGRAPHY[k]), "bibtex": BIBLIOGRAPHY[k].bibtex(k)} for k in keys],
         "notes": [*job.notes, *_service(job)],
         "warnings": job.warnings,
+        **({"generation": told} if (told := summary(job)) is not None else {}),
     }
 
 

@@ -234,7 +234,8 @@ def _ways(job: Job, folder: Path, began: float, budget: float) -> tuple[list[Way
     ready_, rejected = [], []
     for engine, precision in [("torch", "fp32"), *order]:
         at, made, noise = time.perf_counter(), {}, 0.0
-        reason = "not tried: the time budget does not allow for it" if ready_ and at - began > 0.6 * budget else None
+        late = bool(ready_) and 0.6 * budget - (at - began) < decoder(engine).slow
+        reason = "not tried: the time budget does not allow for it" if late else None
         fewer = counts[-1:] if job.work.objective == "latency" else counts[:1]
         for threads in () if reason is not None else fewer if decoder(engine).slow else counts:
             part = job.part("original", job.subject.module, None, Setting(engine, precision, threads, batch, True))
