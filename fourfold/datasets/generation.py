@@ -102,7 +102,7 @@ def _rows(table: Table, told: Mapping[str, str], tokenizer: Any) -> tuple[list[R
     lower = {name.lower(): name for name in table.columns}
     text, label = told.get("text"), told.get("label")
     chat = text or next((lower[name] for name in CHATS if name in lower), None)
-    if chat is not None and any(isinstance(one, list) for one in list(table.columns[chat])[:20]):
+    if chat is not None and any(isinstance(one, list | np.ndarray) for one in list(table.columns[chat])[:20]):
         return _chats(table, chat, tokenizer), "chat"
     pair = next(((lower[a], lower[b]) for a, b in roles.SOURCE_TARGET if a in lower and b in lower), None)
     text, label = text or (pair[0] if pair else None), label or (pair[1] if pair and text in (None, pair[0]) else None)
@@ -151,9 +151,11 @@ def _encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def _chats(table: Table, name: str, tokenizer: Any) -> list[Row]:
     found: list[Row] = []
     for row, messages in enumerate(table.columns[name]):
-        good = isinstance(messages, list) and messages and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in messages)
+        messages = list(messages) if isinstance(messages, list | np.ndarray) else None
+        good = messages and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in messages)
         if not good:
             raise InputError(f"{table.where([row])}: {name!r} holds no messages.", 'Give a list of {"role": "user", "content": "…"}.')
+        assert messages is not None
         answer = messages[-1]["content"] if messages[-1]["role"] == "assistant" else None
         before = chat_prompt(tokenizer, messages[:-1] if answer is not None else messages)
         after = None if answer is None else list(tokenizer(str(answer), add_special_tokens=False, verbose=False)["input_ids"])

@@ -95,7 +95,7 @@ def prepare(part: Part, examples: Examples, folder: Path, seed: int = 0, made: M
     """Export and open one part; (noise-to-signal of its outputs against fp32, reason it cannot be used or None). `made`: what came of its export,
     where that was done elsewhere (`fourfold.jobs.optimize.builds`)."""
     if part.generating is not None:
-        from fourfold.jobs.optimize.generating import prepared
+        from fourfold.jobs.optimize.decoders import prepared
 
         return prepared(part, examples, folder)
     from fourfold.engines.base import Signature

@@ -11,27 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.datasets.generation import continued
-from fourfold.engines.base import Signature, first_line
 from fourfold.engines.decode import decoder, names
-from fourfold.engines.decode.base import TOLERANCE, Decoding
-from fourfold.engines.select import sample_batches
-from fourfold.errors import Declined, FourfoldError, InputError, ModelError
+from fourfold.engines.decode.base import Decoding
+from fourfold.errors import FourfoldError, InputError, ModelError
+from fourfold.jobs.optimize.decoders import prepared, ready, torch_threads
 from fourfold.jobs.optimize.pairs import best_pairs
 from fourfold.jobs.optimize.state import capped
 from fourfold.runtime.artefact import Setting
 
 if TYPE_CHECKING:
     from fourfold.datasets.examples import Examples
-    from fourfold.datasets.task import Task
-    from fourfold.engines.decode.eager import EagerDecoding
     from fourfold.jobs.optimize.state import Job
     from fourfold.measure.race import RaceResult
     from fourfold.runtime.artefact import Part
 
 CONTINUED = 2_000
 """Train rows that the original continues at most, where the data hold prompts alone."""
-PARITY = 3
-"""Prompts on which a way to generate must answer as PyTorch does."""
 
 
 def begin(job: Job) -> None:
@@ -69,79 +64,9 @@ def begin(job: Job) -> None:
     def judge(module: Any, examples: Examples) -> np.ndarray:
         from fourfold.engines.decode.eager import EagerDecoding
 
-        return judged(EagerDecoding(module, _threads()), examples, job.task, batch)
+        return judged(EagerDecoding(module, torch_threads()), examples, job.task, batch)
 
     job.task = replace(task, judge=judge)
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def sample(examples: Examples, task: Task, most: int = PARITY) -> dict[str, np.ndarray]:
-    """A few prompts of the shorter rows, as `Decoding.start` reads them."""
-    from fourfold.runtime.generating import prompts
-
-    order = np.argsort(examples.lengths, kind="stable")
-    return prompts(examples, np.sort(order[: max(1, len(order) // 2)][:most]), task, 32)
-
-
-def ready(module: Any, task: Task, examples: Examples) -> EagerDecoding:
-    """The module in PyTorch, with a cache where that changes nothing. InputError or ModelError in words where it cannot generate."""
-    from fourfold.engines.decode.eager import opened
-
-    try:
-        return opened(module, sample(examples, task), _threads())
-    except Declined as error:
-        raise InputError(f"--workload generate: {error.message}.", "Leave --workload out, or give a model that generates.") from None
-
-
-def prepared(part: Part, examples: Examples, folder: Path) -> tuple[float, str | None]:
-    """Export and open a part that generates; (largest difference of a logit relative to PyTorch's, reason it cannot be used or None)."""
-    from fourfold.host import here
-    from fourfold.runtime.generating import GeneratingSession
-
-    kind = decoder(part.setting.engine)
-    reason = kind.declines(part.setting.precision, here())
-    if reason:
-        return float("inf"), reason
-    assert part.module is not None and part.generating is not None
-    part.signature = Signature.of(part.subject.inputs, sample_batches(part.sees(examples), 0))
-    part.folder = folder
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        inputs = sample(part.sees(examples), part.generating)
-        part.files = kind.export(part.module, part.setting.precision, folder, [inputs])
-        session = part.open()
-        assert isinstance(session, GeneratingSession)
-        noise = distance(session.decoding, part, inputs)
-        tolerance = TOLERANCE.get(part.setting.precision, 0.5)
-        reason = None if noise <= tolerance else f"its logits differ from PyTorch's by {noise:.2g} of the largest (at most {tolerance:g})"
-    except Declined as error:
-        noise, reason = float("inf"), error.message
-    except Exception as error:  # an exporter's own failure is a reason to do without it, never the end of the job
-        noise, reason = float("inf"), first_line(error)
-    if reason:
-        part.close()
-    return noise, reason
-
-
-def distance(model: Decoding, part: Part, inputs: dict[str, np.ndarray]) -> float:
-    """Largest difference of a logit from eager fp32 PyTorch's, relative to its largest: after the prompts, then after its own greedy tokens."""
-    from fourfold.engines.decode.eager import EagerDecoding
-
-    assert part.module is not None
-    own = EagerDecoding(part.module, part.setting.threads)
-    length = int(inputs["decoder_input_ids" if own.encodes else "input_ids"].shape[1])
-    (a, x), (b, y) = model.start(inputs, length + 4), own.start(inputs, length + 4)
-    worst = float(np.abs(x - y).max() / max(1.0, np.abs(y).max()))
-    for _ in range(3):
-        token = y.reshape(len(y), -1, y.shape[-1])[:, -1].argmax(-1)[:, None]
-        x, y = model.step(a, token), own.step(b, token)
-        worst = max(worst, float(np.abs(x - y).max() / max(1.0, np.abs(y).max())))
-    return worst if np.isfinite(worst) else float("inf")
 
 
 def tune(job: Job) -> None:
@@ -167,7 +92,7 @@ def tune(job: Job) -> None:
 
 
 @dataclass
-class Way:
+class GeneratingWay:
     """A way to generate that is ready: its parts by threads, what making it took, and how far its logits are from PyTorch's."""
 
     engine: str
@@ -205,7 +130,7 @@ def _field(job: Job, folder: Path) -> dict[str, object]:
     for way in ways:
         way.threads = min(way.parts, key=lambda n, w=way: getattr(heat[labels[w.engine, w.precision, n]], f"{by}_min"))
 
-    def label(way: Way) -> str:
+    def label(way: GeneratingWay) -> str:
         return labels[way.engine, way.precision, way.threads]
 
     near = sorted(ways, key=lambda w: getattr(heat[label(w)], f"{by}_min"))[:4]
@@ -222,7 +147,7 @@ def _field(job: Job, folder: Path) -> dict[str, object]:
             "best": {"engine": best.engine, "precision": best.precision}}
 
 
-def _ways(job: Job, folder: Path, began: float, budget: float) -> tuple[list[Way], list[dict[str, str]]]:
+def _ways(job: Job, folder: Path, began: float, budget: float) -> tuple[list[GeneratingWay], list[dict[str, str]]]:
     """What is ready to race, the baseline first, and why the rest is not."""
     from fourfold.engines.select import powers
     from fourfold.host import here
@@ -244,7 +169,7 @@ def _ways(job: Job, folder: Path, began: float, budget: float) -> tuple[list[Way
                 break
             made[threads] = part
         if reason is None:
-            ready_.append(Way(engine, precision, made, time.perf_counter() - at, noise))
+            ready_.append(GeneratingWay(engine, precision, made, time.perf_counter() - at, noise))
         elif not ready_:
             raise ModelError(f"the original cannot generate from its own data: {reason}.", "Check that inputs and model belong together.")
         else:
@@ -252,7 +177,9 @@ def _ways(job: Job, folder: Path, began: float, budget: float) -> tuple[list[Way
     return ready_, rejected
 
 
-def _row(job: Job, way: Way, stage: str, result: RaceResult, scale: RaceResult | None, base: Way, best: Way, by: str) -> dict[str, object]:
+def _row(
+    job: Job, way: GeneratingWay, stage: str, result: RaceResult, scale: RaceResult | None, base: GeneratingWay, best: GeneratingWay, by: str
+) -> dict[str, object]:
     """One line of the table; of a heat the ratios are of best times, without an interval. Seconds are per prompt."""
     assert job.task.generation is not None
     count, session = sum(job.task.generation.batch), way.parts[way.threads].open()

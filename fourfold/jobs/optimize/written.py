@@ -49,7 +49,7 @@ def _examples(job: Job) -> list[SideBySide]:
     part = job.best.assembly.parts[-1]
 
     def run() -> list[SideBySide]:
-        from fourfold.jobs.optimize.generating import ready
+        from fourfold.jobs.optimize.decoders import ready
         from fourfold.runtime.generating import GeneratingSession, prompts, texts, wanted
 
         session, index = part.open(), np.arange(len(few))
