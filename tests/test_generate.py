@@ -189,3 +189,27 @@ def test_what_may_be_drawn_is_the_smallest_likely_set(logits: list[float], heat:
     assert plain[kept].sum() - plain[kept].min() < p + 1e-9  # without its least likely token the set would be too small
     assert choose(np.array([logits]), how, draws(1, how))[0] in np.flatnonzero(kept)
     assert np.exp(log_probability(np.array([logits]), np.array([0])))[0] == pytest.approx(probabilities(np.array([logits]), Sampling(1.0))[0, 0])
+
+
+@pytest.mark.slow
+def test_compiled_steps_answer_as_eager_ones() -> None:
+    from pathlib import Path
+
+    from fourfold.engines.base import no_compiler
+    from fourfold.engines.decode.compiled import CompiledDecoding
+
+    if (why := no_compiler()) is not None:
+        pytest.skip(why)
+    module, inputs = made("llama"), prompts("llama")
+    model = CompiledDecoding.open(Path("."), module, "fp32", 1)
+    assert agree(model, EagerDecoding(module), inputs, 1e-4, steps=4)
+    stop = generate(EagerDecoding(module), inputs, 8).tokens[0][2]
+    assert generate(model, inputs, 8, stops=[stop]).tokens == generate(EagerDecoding(module), inputs, 8, stops=[stop]).tokens
+    state, _ = model.start(inputs, 30)
+    want = model.step(state, np.array([[5], [6], [7]]))
+    model.crop(state, 9)
+    model.rows(state, [1, 1, 0])
+    assert np.allclose(model.step(state, np.array([[6], [6], [5]])), want[[1, 1, 0]], atol=1e-4)
+    for name, said in (("mistral", "sliding"), ("t5", "decoder-only")):
+        with pytest.raises(Declined, match=said):
+            CompiledDecoding(made(name))

@@ -184,6 +184,17 @@ class CompiledDecoding(EagerDecoding):
         for layer in held.memory.memories():
             layer.select(torch.from_numpy(places))
 
+    def copied(self, state: DecodingState, length: int | None = None, room: int | None = None) -> DecodingState:
+        raise Declined("torch.compile's static cache is not copied")
+
+    def joined(self, states: Sequence[DecodingState]) -> DecodingState:
+        raise Declined("torch.compile's static caches are not joined")
+
+    def state_bytes(self, state: DecodingState) -> int:
+        held = state.held
+        assert isinstance(held, HeldStatic)
+        return sum(x.nbytes for layer in held.memory.memories() for x in (layer.keys, layer.values) if x is not None)
+
     def describe(self) -> dict[str, object]:
         return {**super().describe(), "engine": "torch.compile", "cache": f"static, in steps of {GRAIN} tokens"}
 
