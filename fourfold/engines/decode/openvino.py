@@ -105,13 +105,34 @@ class OpenVinoDecoding(Decoding):
 
     def _rewrite(self, held: _Held, order: np.ndarray, live: np.ndarray) -> None:
         """Memory of these rows and slots alone, in that order."""
-        import openvino
+        held.write({name: array[order][:, :, live] for name, array in held.read().items()}, len(order), len(live))
 
-        for variable in held.request.query_state():
-            kept = np.ascontiguousarray(np.asarray(variable.state.data)[order][:, :, live])
-            variable.state = openvino.Tensor(kept)
-        held.order = np.arange(len(order), dtype=np.int32)
-        held.live, held.slots = np.arange(len(live)), len(live)
+    def copied(self, state: DecodingState, length: int | None = None, room: int | None = None) -> DecodingState:
+        held, length = _held(state), state.seen if length is None else length
+        if not 0 < length <= state.seen:
+            raise ValueError(f"a state of {state.seen} tokens has no first {length}")
+        made = _Held(self)
+        made.write({name: array[held.order][:, :, held.live[:length]] for name, array in held.read().items()}, len(held.order), length)
+        return DecodingState(length, room or length, state.mask[:, :length].copy(), held=made)
+
+    def joined(self, states: Sequence[DecodingState]) -> DecodingState:
+        sizes = [state.seen - int(np.flatnonzero(state.mask.any(axis=0))[0]) for state in states]  # less the columns that pad all rows
+        longest = max(sizes)
+        memories: dict[str, list[np.ndarray]] = {}
+        for state, size in zip(states, sizes, strict=True):
+            held = _held(state)
+            for name, array in held.read().items():
+                kept = array[held.order][:, :, held.live[state.seen - size :]]
+                memories.setdefault(name, []).append(np.pad(kept, ((0, 0), (0, 0), (longest - size, 0), (0, 0))))
+        mask = np.concatenate([np.pad(state.mask[:, state.seen - size :], ((0, 0), (longest - size, 0)))
+                               for state, size in zip(states, sizes, strict=True)])
+        made = _Held(self)
+        made.write({name: np.concatenate(arrays) for name, arrays in memories.items()}, len(mask), longest)
+        return DecodingState(longest, longest + max(state.room - state.seen for state in states), mask, held=made)
+
+    def state_bytes(self, state: DecodingState) -> int:
+        width = {"fp32": 4, "bf16": 2, "int8": 1}[self.cache]
+        return state.rows * _held(state).slots * width * sum(heads * size for heads, size in self.told["memories"])
 
     def describe(self) -> dict[str, object]:
         import openvino
@@ -134,6 +155,18 @@ class _Held:
         self.request.reset_state()
         self.slots, self.live, self.order = 0, np.zeros(0, np.int64), np.zeros(0, np.int32)
         weakref.finalize(self, owner.free.append, self.request)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Variable → what it holds, [rows, heads, slots, width], in the order of the last call."""
+        return {variable.name: np.asarray(variable.state.data) for variable in self.request.query_state()}
+
+    def write(self, arrays: Mapping[str, np.ndarray], rows: int, slots: int) -> None:
+        """Replace what every variable holds."""
+        import openvino
+
+        for variable in self.request.query_state():
+            variable.state = openvino.Tensor(np.ascontiguousarray(arrays[variable.name]))
+        self.order, self.live, self.slots = np.arange(rows, dtype=np.int32), np.arange(slots), slots
 
 
 def _held(state: DecodingState) -> _Held:
@@ -182,7 +215,7 @@ def export(module: nn.Module, folder: Path) -> list[str]:
             for suffix in (".bin", ".xml"):
                 shutil.move(Path(scratch) / f"{FILE}{suffix}", folder / f"{FILE}{suffix}")
         told = {"inputs": [port.get_any_name() for port in graph.inputs], "slides": one.slides, "positions": positions(module.config),
-                "vocabulary": one.vocabulary,
+                "vocabulary": one.vocabulary, "memories": [(s.heads, width) for s in one.slots for width in (s.width, s.values)],
                 "weights": sorted({f"int{w.grid.bits}-weights" for w in packed.values()}) or ["fp32"]}  # fmt: skip
     (folder / f"{FILE}.json").write_text(json.dumps(told))
     return [f"{FILE}.bin", f"{FILE}.json", f"{FILE}.xml"]
