@@ -56,6 +56,9 @@ class Decoding(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     precisions: ClassVar[tuple[str, ...]] = ()
+    #: Those of them whose arithmetic pays with packed weights alone; and all that packed weights are worth running in (none: it has no kernels).
+    narrow: ClassVar[tuple[str, ...]] = ()
+    packs: ClassVar[tuple[str, ...]] = ()
     #: Whether `open` works from the files alone, without the torch module.
     standalone: ClassVar[bool] = False
     #: Place in the order in which ways are prepared, the likeliest winner first, by precision.

@@ -43,6 +43,30 @@ class OpenVinoDecoding(Decoding):
     """A graph with memory, compiled for `threads` threads in one precision; a request of it for each state that lives."""
 
     name: ClassVar[str] = "openvino"
+    title: ClassVar[str] = "OpenVINO"
+    needs: ClassVar[tuple[str, ...]] = ("openvino",)
+    extra: ClassVar[str] = "openvino"
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
+    narrow: ClassVar[tuple[str, ...]] = ("int8",)
+    packs: ClassVar[tuple[str, ...]] = ("int8", "bf16")
+    standalone: ClassVar[bool] = True
+    likely: ClassVar[Mapping[str, int]] = {"fp32": 3, "bf16": 2, "int8": 2}
+    written: ClassVar[weakref.WeakKeyDictionary[nn.Module, Path]] = weakref.WeakKeyDictionary()  # by this process: one graph serves all precisions
+
+    @classmethod
+    def export(cls, module: nn.Module, precision: str, folder: Path, calibration: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+        files, place = [f"{FILE}{suffix}" for suffix in (".bin", ".json", ".xml")], cls.written.get(module)
+        if place is not None and all((place / file).is_file() for file in files):
+            for file in files if place != folder else ():
+                shutil.copy2(place / file, folder / file)
+            return files
+        found = export(module, folder)
+        cls.written[module] = folder
+        return found
+
+    @classmethod
+    def open(cls, folder: Path, module: nn.Module | None, precision: str, threads: int) -> OpenVinoDecoding:
+        return cls(folder, threads, precision)
 
     def __init__(self, folder: Path, threads: int = 1, precision: str = "fp32", cache: str = "") -> None:
         if reason := missing(("openvino",), "openvino"):

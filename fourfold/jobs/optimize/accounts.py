@@ -271,11 +271,12 @@ def _ratio(r: Ratio, rounds: int) -> dict[str, object]:
 
 def _parameters(point: Point) -> int:
     total = 0
-    for part in point.assembly.parts:
+    packed = point.candidate.extra.get("packed")  # whose weights are buffers of codes
+    for part in point.assembly.parts if packed is None else ():
         total += (
             sum(p.numel() for p in part.module.parameters()) if part.module is not None else part.words.parameters if part.words is not None else 0
         )
-    return int(total)
+    return int(total) if packed is None else sum(p.numel() for p in packed.module.parameters())
 
 
 def _passes(job: Job) -> dict[str, float]:

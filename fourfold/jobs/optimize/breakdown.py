@@ -79,13 +79,15 @@ def _climb(job: Job, measure: bool) -> list[dict[str, object]]:
     states = _states(job, first, measure)
     steps: list[BreakdownStep] = []
     trained = states.get(TRAINED)
-    if candidate.structured and trained is not None:
+    if "packed" in candidate.extra:
+        steps = _packed(job, first)
+    elif candidate.structured and trained is not None:
         if (removed := states.get(REMOVED)) is not None:
             steps.append(BreakdownStep("model", "layer_removal", "blocks and sub-layers removed", removed))
         steps.append(BreakdownStep("model", "matrix_pruning", "heads and neurons removed", trained))
     elif candidate.step and (trained is not None or not candidate.alone):
         steps.append(BreakdownStep("model", candidate.techniques[0], candidate.step, trained or _raced(first)))
-    if candidate.alone and (first.setting.engine, first.setting.precision) != BASE:
+    if candidate.alone and "packed" not in candidate.extra and (first.setting.engine, first.setting.precision) != BASE:
         steps += _run_otherwise(first, states.get(CARRIED))
     if best is not first:
         steps.append(BreakdownStep("model", best.candidate.techniques[0], "unsure answers handed to a dearer member", _raced(best)))
@@ -98,6 +100,20 @@ def _climb(job: Job, measure: bool) -> list[dict[str, object]]:
                      "low": state.low, "high": state.high, "evidence": "; ".join(filter(None, (state.evidence, step.note))), "point": state.point})
         before = state.cost
     return rows
+
+
+def _packed(job: Job, first: Point) -> list[BreakdownStep]:
+    """Of packed weights: their parent's structure, its engine with the weights as they were, then the fewer bits; what did not race is left out."""
+    candidate, parent, engine = first.candidate, first.candidate.extra["packed"], first.setting.engine
+    raced = {(p.setting.engine, p.setting.precision): p for p in job.points if p.candidate is parent and p.timing is not None}
+    steps = []
+    if parent.structured and BASE in raced:
+        steps.append(BreakdownStep("model", "matrix_pruning", "blocks, heads and neurons removed", _raced(raced[BASE])))
+    carried = _raced(raced[engine, "fp32"]) if (engine, "fp32") in raced else _alone(job, (engine, "fp32")) if parent.root else None
+    if carried is not None and engine != BASE[0]:
+        steps.append(BreakdownStep("machine", "engine", f"{engine} fp32", carried))
+    note = "" if carried is not None else f"with the engine: {engine} fp32 was not raced"
+    return [*steps, BreakdownStep("model", candidate.techniques[-1], candidate.step, _raced(first), note)]
 
 
 def _run_otherwise(first: Point, carried: CostState | None) -> list[BreakdownStep]:
@@ -155,6 +171,8 @@ def _states(job: Job, first: Point, measure: bool) -> dict[str, CostState]:
     """The states between the original and `first`: those that raced as points, and (`measure`) the others, raced here."""
     candidate, engine, precision = first.candidate, first.setting.engine, first.setting.precision
     wanted: dict[str, tuple[str, str]] = {}
+    if "packed" in candidate.extra:
+        return {}
     if not candidate.root and candidate.alone:
         wanted[TRAINED] = BASE
     if candidate.alone and engine != BASE[0] and precision != "fp32":

@@ -11,6 +11,7 @@ from fourfold.errors import ModelError
 from fourfold.jobs.optimize.builds import Made
 from fourfold.jobs.optimize.cascades import cascades
 from fourfold.jobs.optimize.final_race import Point
+from fourfold.jobs.optimize.packing import packed, packs
 from fourfold.jobs.optimize.points import ROOM, build_point, cost_ratio, home, named, original, original_bytes
 from fourfold.jobs.optimize.proposals import asked, context
 from fourfold.runtime.artefact import Assembly, Part, Setting
@@ -29,6 +30,7 @@ def contest(job: Job) -> None:
 
     everyone = [original(job), *[c for c in job.candidates if c.status == "open" and c.module is not None]]
     everyone += _extended(job, everyone)
+    everyone += packed(job, everyone)
     judged = [c for c in everyone if c.quality]
     beaten = dominated([(c.cost, -c.quality.value) for c in judged if c.quality])
     worth = {c.name for c, gone in zip(judged, beaten, strict=True) if not gone}
@@ -132,6 +134,8 @@ def _ways(job: Job, candidate: Candidate, worth: bool) -> list[Way]:
     """Settings to build a candidate in; one that another beats in both cost and quality is only kept for the record, as it was trained."""
     base = ("torch", "fp32", {"threads": job.base_setting.threads, "batch": job.base_setting.batch, "bucketing": job.base_setting.bucketing})
     pairs = [w for w in job.pairs if (w[0], w[1]) != ("torch", "fp32")]
+    if "packed" in candidate.extra:
+        return [(engine, precision, base[2]) for engine, precision in packs() if job.options.engines is None or engine in job.options.engines]
     if candidate.root:
         return [base, *pairs]
     if not candidate.quantises:  # only the back end can differ
@@ -153,12 +157,12 @@ def _affordable(job: Job, ways: list[tuple[Candidate, Way]]) -> list[tuple[Candi
         return abs((c.quality.value if c.quality else 0.0) - job.work.floor - 0.01)
 
     plain = [w for w in ways if (w[1][0], w[1][1]) == ("torch", "fp32")]
-    rest = sorted((w for w in ways if w not in plain), key=lambda w: (ranks[w[1][0], w[1][1]], not w[0].root, distance(w[0])))
+    rest = sorted((w for w in ways if w not in plain), key=lambda w: (ranks.get((w[1][0], w[1][1]), 0), not w[0].root, distance(w[0])))
     must = [w for w in rest if w[0].root and (w[1][0], w[1][1]) in firsts.values()]
     must += [w for w in rest if not w[0].root][:3]
     kept, spent = [], 0.0
     for way in [*must, *[w for w in rest if w not in must]]:
-        cost = seconds.get((way[1][0], way[1][1]), 2.0) * (1.0 if way[0].root else 0.7)
+        cost = seconds.get((way[1][0], way[1][1]), seconds.get((way[1][0], "fp32"), 2.0)) * (1.0 if way[0].root else 0.7)
         if way in must or spent + cost <= job.work.budget / 6:
             kept.append(way)
             spent += cost

@@ -154,7 +154,8 @@ def _ways(job: Job, folder: Path, began: float, budget: float) -> tuple[list[Gen
 
     assert job.task.generation is not None
     batch, counts = max(job.task.generation.batch), sorted(set(job.options.threads or powers(here().cores)))
-    kinds = [(kind, p) for name in job.options.engines or names() for kind in [_named(name)] if kind is not None for p in kind.precisions]
+    kinds = [(kind, p) for name in job.options.engines or names() for kind in [_named(name)] if kind is not None for p in kind.precisions
+             if p not in kind.narrow]
     order = sorted(((k.name, p) for k, p in kinds if (k.name, p) != ("torch", "fp32")), key=lambda way: decoder(way[0]).likely.get(way[1], 11))
     ready_, rejected = [], []
     for engine, precision in [("torch", "fp32"), *order]:

@@ -73,17 +73,22 @@ def _bits(job: Job) -> list[LayerBits]:
 
 
 def bits(part: Part) -> list[LayerBits]:
-    """Mean bits of a weight by block, in the order of the module; a layer that stores fewer than its tensors' says so by an attribute `bits`."""
+    """Mean bits of a weight by block, in the order of the module; packed layers count their steps and offsets."""
+    import torch
     from torch import nn
 
     if part.module is None:
         return []
+    from fourfold.rewrites.weight_precision import layers, weight_bits
+
+    packed = set(layers(part.module))
+    counted = {path: each for path, each in weight_bits(part.module).items() if path in packed}
     held: dict[str, list[float]] = {}
     whole = WIDTHS.get(part.setting.precision, 32.0)
     seen: set[int] = set()
     for name, module in part.module.named_modules():
-        own = getattr(module, "bits", None)
-        tensors = list(module.parameters(recurse=False)) + [b for b in module.buffers(recurse=False) if own is not None]
+        own = counted.get(name)
+        tensors = list(module.parameters(recurse=False)) if own is None else [torch.empty(1, 1)]
         weight = [t for t in tensors if t.ndim > 1 and id(t) not in seen]
         if not weight or not (isinstance(module, nn.Linear | nn.Embedding) or own is not None or "Conv1D" in type(module).__name__):
             continue
