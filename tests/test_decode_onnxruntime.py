@@ -41,7 +41,7 @@ def test_packed_weights_are_multiplied_as_codes(bits: int, group: int, offset: s
         found = way.OnnxDecoding(tmp_path, 1, precision)
         assert furthest(found, EagerDecoding(made)) < TOLERANCE[precision]
         nodes = Counter(node.op_type for node in onnx.load(tmp_path / files[1]).graph.node)
-        assert nodes["MatMulNBits"] == 2 * 5 + 1 and found.bytes < 0.75 * plain                # keys and values are too small to gain
+        assert nodes["MatMulNBits"] == 2 * 5 + 1 and found.bytes < 0.85 * plain                # keys and values are too small to gain
         assert found.describe()["weights"] == sorted({f"int{bits}-weights", "int8-weights"})
         found.close()
 

@@ -228,11 +228,7 @@ def export(module: nn.Module, folder: Path) -> list[str]:
     with unpacked(module) as packed, plain_attention(module):
         one = OneStep(module)
         graph = converted(one)
-        for constant in [op for op in graph.get_ordered_ops() if op.get_type_name() == "Constant"]:
-            if constant.output(0).get_element_type() == openvino.Type.f32 and (weight := packed.get(constant.data.ctypes.data)) is not None:
-                replacement = widened(weight, kept)
-                for port in list(constant.output(0).get_target_inputs()):
-                    port.replace_source_output(replacement.output(0))
+        narrowed(graph, packed, kept)
         remember(graph, one.slots)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             openvino.save_model(graph, str(Path(scratch) / f"{FILE}.xml"), compress_to_fp16=False)
@@ -243,6 +239,43 @@ def export(module: nn.Module, folder: Path) -> list[str]:
                 "weights": sorted({f"int{w.grid.bits}-weights" for w in packed.values()}) or ["fp32"]}  # fmt: skip
     (folder / f"{FILE}.json").write_text(json.dumps(told))
     return [f"{FILE}.bin", f"{FILE}.json", f"{FILE}.xml"]
+
+
+def export_plain(module: nn.Module, file: Path) -> None:
+    """The graph as others' pipelines call it, by tokens, mask, positions and `beam_idx` alone, with the logits of every position; weights that are
+    packed stay so. Raises Declined with the reason."""
+    import openvino
+    from openvino import opset13 as ops
+
+    from fourfold.engines.decode._traced import OneStep, plain_attention
+    from fourfold.rewrites.compress._packed import unpacked
+
+    kept: list[object] = []
+    with unpacked(module) as packed, plain_attention(module):
+        one = OneStep(module)
+        graph = converted(one)
+        narrowed(graph, packed, kept)
+        ports = {port.get_any_name(): port for port in graph.inputs}
+        first, step = ops.constant(np.int64(0)), ops.constant(np.int64(1))
+        length = ops.gather(ops.shape_of(ports["input_ids"].get_node(), output_type="i64"), step, first)
+        everything = ops.range(first, length, step, "i64")
+        wanted = ports["wanted"].get_node()
+        for reader in list(ports["wanted"].get_target_inputs()):
+            reader.replace_source_output(everything.output(0))
+        graph.remove_parameter(wanted)
+        remember(graph, one.slots)
+        openvino.save_model(graph, str(file), compress_to_fp16=False)
+
+
+def narrowed(graph: Any, packed: Mapping[int, PackedWeight], kept: list[object]) -> None:
+    """In place: constants that are packed weights, known by the address of their numbers, as codes that are widened."""
+    import openvino
+
+    for constant in [op for op in graph.get_ordered_ops() if op.get_type_name() == "Constant"]:
+        if constant.output(0).get_element_type() == openvino.Type.f32 and (weight := packed.get(constant.data.ctypes.data)) is not None:
+            replacement = widened(weight, kept)
+            for port in list(constant.output(0).get_target_inputs()):
+                port.replace_source_output(replacement.output(0))
 
 
 def converted(one: OneStep) -> Any:

@@ -137,6 +137,12 @@ def least_squares(weight: Tensor, grid: Grid, importance: Tensor | None = None, 
     return best_step, best_offset
 
 
+def output_error(weight: Tensor, other: Tensor, gram: Tensor) -> Tensor:
+    """Σ over inputs of the squared error of each output [out]: diag((W − Ŵ)·XᵀX·(W − Ŵ)ᵀ)."""
+    difference = (weight - other).float()
+    return ((difference @ gram.float()) * difference).sum(1)
+
+
 class PackedWeight(nn.Module):
     """A weight [out, in] of few bits. Buffers: `codes` uint8 [out, in·bits/8], `step` and `offset` float32 [out, groups]."""
 

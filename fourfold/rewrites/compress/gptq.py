@@ -19,7 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.rewrite import Edit, Rewrite
-from fourfold.rewrites.compress._packed import Grid, decode, encode, grid_of, install, least_squares, nothing_to_pack, stored_weight, told
+from fourfold.rewrites.compress._packed import (
+    Grid,
+    decode,
+    encode,
+    grid_of,
+    install,
+    least_squares,
+    nothing_to_pack,
+    output_error,
+    stored_weight,
+    told,
+)
 from fourfold.rewrites.compress._walk import walk
 
 DAMPING = 0.01  #: share of H's mean diagonal that is added to it
@@ -116,9 +127,3 @@ def _in_turn(weight: Tensor, factor: Tensor, places: Tensor, step: Tensor, offse
     found = torch.empty_like(codes)
     found[:, places] = codes
     return found.to(torch.uint8)
-
-
-def output_error(weight: Tensor, other: Tensor, gram: Tensor) -> Tensor:
-    """Σ over inputs of the squared error of each output [out]: diag((W − Ŵ)·XᵀX·(W − Ŵ)ᵀ)."""
-    difference = (weight - other).float()
-    return ((difference @ gram.float()) * difference).sum(1)
