@@ -39,6 +39,23 @@ class OnnxDecoding(Decoding):
     """A session of `threads` threads that do not spin; a state holds its memory as the session's own values."""
 
     name: ClassVar[str] = "onnxruntime"
+    title: ClassVar[str] = "ONNX Runtime"
+    needs: ClassVar[tuple[str, ...]] = NEEDS
+    extra: ClassVar[str] = "onnx"
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
+    narrow: ClassVar[tuple[str, ...]] = ("int8",)
+    packs: ClassVar[tuple[str, ...]] = ("int8",)
+    standalone: ClassVar[bool] = True
+    likely: ClassVar[Mapping[str, int]] = {"int8": 5, "fp32": 6}
+    slow: ClassVar[float] = 15.0
+
+    @classmethod
+    def export(cls, module: nn.Module, precision: str, folder: Path, calibration: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+        return export(module, folder, precision)
+
+    @classmethod
+    def open(cls, folder: Path, module: nn.Module | None, precision: str, threads: int) -> OnnxDecoding:
+        return cls(folder, threads, precision)
 
     def __init__(self, folder: Path, threads: int = 1, precision: str = "fp32", device: str = "cpu") -> None:
         if reason := missing(("onnxruntime",), "onnx"):

@@ -32,7 +32,8 @@ if "openvino_telemetry" not in sys.modules:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 FILE = "decode-openvino"
-#: Arithmetic of a step: "int8" also rounds what a product of packed weights reads, in groups of 32 inputs with a step of their own, at run time.
+#: Arithmetic of a step. "int8" also rounds what a product of packed weights reads, in groups of 32 inputs with a step of their own, at run time, and
+#: what it remembers; the rest is in the fastest float that this processor has.
 PRECISIONS = ("fp32", "bf16", "int8")
 CACHES = ("fp32", "bf16", "int8")
 LEAST_DEAD = 64  #: slots that nobody sees, below which none are cut out
@@ -74,7 +75,7 @@ class OpenVinoDecoding(Decoding):
         import json
 
         self.told: dict[str, Any] = json.loads((folder / f"{FILE}.json").read_text())
-        self.threads, self.precision, self.cache = threads, precision, cache or ("bf16" if precision == "bf16" else "fp32")
+        self.threads, self.precision, self.cache = threads, precision, cache or {"fp32": "fp32", "bf16": "bf16", "int8": "int8"}[precision]
         self.positions, self.vocabulary, self.slides = self.told["positions"], self.told["vocabulary"], self.told["slides"]
         self.bytes = (folder / f"{FILE}.bin").stat().st_size
         self.compiled: Any = compiled(folder / f"{FILE}.xml", threads, precision, self.cache)
@@ -202,9 +203,12 @@ def compiled(file: Path, threads: int, precision: str, cache: str) -> Any:
     """The graph compiled: one stream of `threads` threads that are not pinned to cores."""
     import openvino
 
+    from fourfold.host import here
+
     kinds = {"fp32": "f32", "bf16": "bf16", "int8": "u8"}
+    halves = precision == "bf16" or (precision == "int8" and bool(here().flags) and slow_bf16(here()) is None)
     wish = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False,
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "KV_CACHE_PRECISION": kinds[cache],
+            "INFERENCE_PRECISION_HINT": "bf16" if halves else "f32", "KV_CACHE_PRECISION": kinds[cache],
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32 if precision == "int8" else 0}  # fmt: skip
     try:
         return openvino.Core().compile_model(str(file), "CPU", wish)
