@@ -148,7 +148,7 @@ def ways(module: nn.Module, calibration: np.ndarray, folder: Path, only: list[st
 
     add("fp32", lambda: module, ("fp32", ""), ("bf16", ""))
     for name, plan in plans.items():
-        settings = [("bf16", "")] if "exact" in name else [("int8", ""), ("bf16", "")]
+        settings = [("bf16", "")] if "exact" in name else [("int8", "")] if name in ("int4 rtn", "int4 awq") else [("int8", ""), ("bf16", "")]
         add(name, lambda p=plan: packed(module, p, lambda m: m(input_ids=tokens)), *settings, *([("int8", "bf16")] if name == "int8" else []))
     for name in ("int8", "int4 gptq"):
         if not only or any(word in f"onnxruntime {name}" for word in only):
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--windows", type=int, default=24, help="windows of 256 tokens that perplexity is of")
     parser.add_argument("--only", nargs="*", default=[], help="weights whose names hold one of these words")
-    parser.add_argument("--mixed", type=float, nargs="*", default=[5.5, 6.5], help="mean bits a weight of mixed plans")
+    parser.add_argument("--mixed", type=float, nargs="*", default=[6.0], help="mean bits a weight of mixed plans")
     parser.add_argument("--peers", default="", help="an interpreter that has openvino-genai")
     args = parser.parse_args()
     if args.quick:
