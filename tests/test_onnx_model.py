@@ -132,7 +132,7 @@ def test_the_wrong_shapes_are_told_in_words(tmp_path: Path) -> None:
         module(torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.long))
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".gguf", ".bin", ".safetensors", ".h5", ".tflite", ".joblib", ".xml"])
+@pytest.mark.parametrize("suffix", [".pt2", ".bin", ".safetensors", ".h5", ".tflite", ".joblib", ".xml"])
 def test_other_files_point_elsewhere(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"m{suffix}").write_bytes(b"x")
     with pytest.raises(ModelError) as caught:

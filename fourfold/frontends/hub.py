@@ -26,6 +26,9 @@ def resolved(reference: str, *, online: bool = False) -> str:
     try:
         return snapshot_download(reference, allow_patterns=FILES, local_files_only=not online)
     except Exception as error:  # the hub's own errors are of many kinds, and change
+        if online and (type(error).__name__ == "GatedRepoError" or getattr(getattr(error, "response", None), "status_code", None) in (401, 403)):
+            raise ModelError(f"the hub gives {reference} only to who has accepted its licence ({type(error).__name__}).",
+                             "Accept it on the model's page and log in (hf auth login), or give a folder with the weights.") from None
         if online:
             raise ModelError(f"the hub did not give {reference} ({type(error).__name__}).", "Check the name and the connection.") from None
         raise ModelError(

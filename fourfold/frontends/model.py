@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fourfold.errors import MissingExtra, ModelError
+from fourfold.frontends import quantised
 from fourfold.frontends.preprocessors import companions
 from fourfold.frontends.subject import Subject, inputs_of, run, vocabulary
 from fourfold.text import headline
@@ -25,7 +26,6 @@ from fourfold.trust import EVERYONE, Trust, sane
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ELSEWHERE = {                                                          # files that hold models of which the main job can make nothing, and what can
     ".pt2": "An exported program has no modules to work on: give the module as package.module:factory. To place it: fourfold plan MODEL.pt2",
-    ".gguf": "It is quantised already, for llama.cpp: give the folder that it was converted from.",
     ".ggml": "It is quantised already, for llama.cpp: give the folder that it was converted from.",
     ".safetensors": "It holds weights without the architecture: give the folder that it lies in, with its config.json.",
     ".h5": "It is Keras's: convert it with tf2onnx and give the .onnx file.",
@@ -60,6 +60,8 @@ def load_model(ref: object) -> Subject:
 
         module, origin, tokenizer, processor = onnx_model.read(folder)
         return Subject(module, origin, module.inputs, tokenizer, processor)
+    if folder.is_file() and folder.suffix == ".gguf":
+        return _from_gguf(folder)
     if folder.is_file() and folder.suffix in _ELSEWHERE:
         raise ModelError(f"{folder} is a {folder.suffix} file; a model is a folder with config.json and *.safetensors, or an .onnx file",
                          _ELSEWHERE[folder.suffix])
@@ -80,7 +82,10 @@ def _from_folder(folder: Path) -> Subject:
             f"{folder} holds an adapter (adapter_config.json), which is a change to another model and no model",
             "Merge it: peft.AutoPeftModel….from_pretrained(folder).merge_and_unload().save_pretrained(merged); save the tokenizer there too.",
         )
+    if (file := quantised.gguf_in(folder)) is not None:
+        return _from_gguf(file)
     names = _architecture(folder)
+    more = quantised.widened(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES]
@@ -99,7 +104,8 @@ def _from_folder(folder: Path) -> Subject:
         )
     with _quiet():
         try:
-            module, info = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+            how = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+            module, info = kind.from_pretrained(folder, **how, **more)
         except ModelError:
             raise
         except Exception as error:
@@ -114,6 +120,12 @@ def _from_folder(folder: Path) -> Subject:
             )
         tokenizer, processor = companions(folder)
     return _subject(module, None, tokenizer, processor, folder)
+
+
+def _from_gguf(file: Path) -> Subject:
+    with _quiet():
+        module, tokenizer = quantised.read_gguf(file)
+    return _subject(module, None, tokenizer, None, file.parent)
 
 
 def used_of(module: nn.Module, names: list[str]) -> list[str]:
