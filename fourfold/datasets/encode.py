@@ -93,6 +93,15 @@ def load_labelled(
     table = parts["test"] if "test" in parts else joined(parts)[0]
     if len(table) == 0:
         raise InputError(f"{table.source} holds no rows.", "Bring rows with labels.")
+    if task.generation is not None and task.kind == "causal_lm":
+        from fourfold.datasets.generation import GenerationAsked, prompted
+
+        assert subject is not None
+        asked = GenerationAsked(task.generation.prompt, task.generation.limit, task.generation.batch)
+        examples = prompted(table, columns or {}, subject, asked, max_length)[0]
+        if examples.targets is None and needed:
+            raise InputError(f"{table.source} holds prompts without what follows them.", "Give rows with a prompt and a completion.")
+        return examples
     role = roles.roles_of(table, columns, subject, task.kind)
     label = None if task.metric.name == "agreement" else role.label
     if task.kind not in ("classification", "regression"):

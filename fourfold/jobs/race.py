@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourfold.datasets.encode import load_labelled
-from fourfold.errors import FourfoldError
+from fourfold.errors import FourfoldError, InputError
 from fourfold.jobs.optimize.choices import keep
 from fourfold.runtime.artefact import Assembly, Model, Part, Setting
 from fourfold.runtime.loading import load
@@ -84,6 +84,10 @@ def rerace(
 
     root = Path(folder)
     model = load(root, trust=trust)
+    if model.task.generation is not None:
+        model.close()
+        raise InputError(f"{root} generates, and ways to generate are not raced anew by themselves.",
+                         "Run its `fourfold optimize … --workload generate` on this machine (the manifest's `command`).")
     say = log or (lambda text: None)
     try:
         race_rows, proof_rows, said = _rows(model, data, columns)

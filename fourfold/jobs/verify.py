@@ -130,7 +130,7 @@ def verify(
             warnings.append(f"{lost:,} rows were left out: the original is not at hand, and its answers to them are not stored.")
             examples, part, told = examples.take(index), None, "stored answers"
         else:
-            part = _part(subject, manifest, examples)
+            part = _part(subject, manifest, examples, model.task)
             base = part.outputs(examples, model.task)
         if len(examples) < FEWEST:
             raise InputError(f"{len(examples)} rows are too few to verify anything; at least {FEWEST} are needed.", "Bring more rows.")
@@ -162,9 +162,10 @@ def agreement(task: Task, base: np.ndarray, records: np.ndarray, groups: np.ndar
         return relative(METRICS["spearman"], base, records, base[:, 0], seed=seed, groups=groups) if base[:, 0].std() > 0 else None
     if task.kind == "classification":
         same = records.argmax(1) == base.argmax(1)
-    elif task.kind in ("seq2seq", "ctc") and task.width:
-        start = 4 if task.kind == "seq2seq" else 2
-        same = (records[:, start:] == base[:, start:]).all(1)
+    elif task.generation is not None and not task.generates:
+        return None
+    elif task.width and (task.kind in ("seq2seq", "ctc") or task.generation is not None):
+        same = (records[:, task.first :] == base[:, task.first :]).all(1)
     else:
         return None
     low, high = wilson(float(same.sum()), len(same))
@@ -254,14 +255,15 @@ def _costs(model: Model, part: Any, examples: Examples, own: Examples | Unread, 
     return [FigureCheck(name, stated, found, "holds")]
 
 
-def _part(subject: Subject, manifest: Mapping[str, Any], examples: Examples) -> Any:
+def _part(subject: Subject, manifest: Mapping[str, Any], examples: Examples, task: Task) -> Any:
     """The original at its own best setting, as it was when the manifest was written."""
     from fourfold.engines.base import Signature
     from fourfold.engines.select import sample_batches
     from fourfold.runtime.artefact import Part, Setting
 
     subject.inputs = tuple(name for name in subject.inputs if name in examples.columns)
-    part = Part("original", subject, subject.module, None, Setting(**manifest["baseline"]["setting"]))
+    part = Part("original", subject, subject.module, None, Setting(**manifest["baseline"]["setting"]),
+                generating=task if task.generation is not None else None)
     part.signature = Signature.of(subject.inputs, sample_batches(examples, 0))
     return part
 

@@ -132,6 +132,10 @@ def steps(report: Report) -> list[tuple[str, str]]:
         ("export", f"fourfold export {folder} --to onnx --out {exported}{more}") if find_spec("fourfold.cli.export") else ("", ""),
         ("on another machine", f"fourfold race {folder}{more}"),
     ]
+    if report.get("generation"):
+        found[:2] = [("use", f'fourfold predict {folder} --text "…" --stream{more}'),
+                     ("in Python", f"model = fourfold.load({report['folder']!r}{loaded}); model.generate([…])")]
+        found[3:] = [("on another machine", "the same command there")]
     return [step for step in found if step[0]]
 
 

@@ -84,7 +84,7 @@ def load(folder: Path | str, *, trust: Iterable[str] = ()) -> Model:
         task = Task.from_json(manifest["task"], _tokenizer(parts))
         for part in parts if generates else ():
             part.generating = task
-            _open_generating(part, root, warnings, trusted)
+            _open_generating(part, warnings)
         return Model(root, manifest, Assembly(manifest["name"], parts, gates), task, warnings)
 
 
@@ -107,7 +107,7 @@ def _tokenizer(parts: list[Part]) -> object:
     return next((p.subject.tokenizer for p in reversed(parts) if p.subject is not None and p.subject.tokenizer is not None), None)
 
 
-def _open_generating(part: Part, root: Path, warnings: list[str], trust: Trust) -> None:
+def _open_generating(part: Part, warnings: list[str]) -> None:
     """Open what generates; where its back end cannot run here, PyTorch in its place, with a warning."""
     from fourfold.engines.decode import decoder
     from fourfold.host import here
@@ -120,7 +120,7 @@ def _open_generating(part: Part, root: Path, warnings: list[str], trust: Trust) 
         except FourfoldError as error:
             reason = error.message
     warnings.append(f"{part.setting.engine} {part.setting.precision} cannot run here ({reason}); PyTorch fp32 stands in. "
-                    f"Run: fourfold race {root}{option(sorted(trust.packages))}")
+                    "Run the manifest's command on this machine.")
     part.setting = Setting("torch", "fp32", part.setting.threads, part.setting.batch, part.setting.bucketing)
     part.open()
 

@@ -54,3 +54,15 @@ def test_a_fresh_process_answers_the_same_and_streams(cheap: tuple[fourfold.Fron
     assert list(model.predict(asked)) == [text for text in model.generate(asked)]
     with pytest.raises(InputError, match="positions for 64"):
         model.generate("count to four is", max_new_tokens=100)
+
+
+@pytest.mark.slow
+def test_it_is_verified_on_new_rows_and_not_raced_by_itself(cheap: tuple[fourfold.Front, Path], tmp_path: Path) -> None:
+    _, folder = cheap
+    data = written.prompts(tmp_path / "new.jsonl", 120, seed=9)
+    found = fourfold.verify(folder, data, cost=False)
+    assert found.rows == 120 and found.checks[0].name == "floor" and found.checks[0].verdict == "holds"
+    from fourfold.jobs.race import rerace
+
+    with pytest.raises(InputError, match="not raced anew"):
+        rerace(folder)

@@ -552,6 +552,10 @@ def _service(job: Job) -> list[str]:
         return []
     texts = job.splits.test.raw is not None and job.task.kind in ("classification", "regression")
     what = "text in, answer out: tokenising, counting words, collating, engine and gates" if texts else "arrays in, answer out: collating and engine"
+    if (g := job.task.generation) is not None:
+        sizes = ", ".join(map(str, g.batch))
+        return [f"Costs are of reading prompts of {g.prompt} tokens and writing {g.new} after each, greedily; a call is one batch of each size "
+                f"({sizes}), over {job.served.rows:,} unseen prompts."]
     said = [f"Costs are of the whole service, as `predict` runs it ({what}), over {job.served.rows:,} unseen rows in calls of {job.served.call}."]
     cut = job.splits.test.cut
     if cut and any(p.assembly.parts[0].words is not None for p in job.points):

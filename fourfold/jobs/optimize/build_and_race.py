@@ -135,7 +135,7 @@ def _ways(job: Job, candidate: Candidate, worth: bool) -> list[Way]:
     base = ("torch", "fp32", {"threads": job.base_setting.threads, "batch": job.base_setting.batch, "bucketing": job.base_setting.bucketing})
     pairs = [w for w in job.pairs if (w[0], w[1]) != ("torch", "fp32")]
     if "packed" in candidate.extra:
-        return [(engine, precision, base[2]) for engine, precision in packs() if job.options.engines is None or engine in job.options.engines]
+        return [(engine, precision, base[2]) for engine, precision in packs(job)]
     if candidate.root:
         return [base, *pairs]
     if not candidate.quantises:  # only the back end can differ

@@ -32,21 +32,30 @@ MEANS = (5.0, 6.0)
 """Mean bits a weight of mixed plans."""
 
 
-def packs() -> list[tuple[str, str]]:
-    """(engine, arithmetic) in which packed weights are worth running."""
-    from fourfold.engines.decode import decoder, names
+NEAR = 1.15
+"""An engine is given packed weights where the original's cost in it is within so much of the least."""
 
-    return [(name, precision) for name in names() for precision in decoder(name).packs]
+
+def packs(job: Job) -> list[tuple[str, str]]:
+    """(engine, arithmetic) in which packed weights are worth running: of engines that ran the original, those near the cheapest."""
+    from fourfold.engines.decode import decoder, names
+    from fourfold.host import here
+
+    wanted = job.options.engines
+    able = [(name, p) for name in names() for p in decoder(name).packs
+            if (wanted is None or name in wanted) and decoder(name).declines(p, here()) is None]  # fmt: skip
+    by = "wall" if job.work.objective == "latency" else "cpu"
+    cost: dict[str, float] = {}
+    for row in job.race_rows:
+        if row["engine"] in {name for name, _ in able}:
+            cost[row["engine"]] = min(cost.get(row["engine"], 1e9), float(row[by]["value"]))
+    least = min(cost.values(), default=0.0)
+    return [(name, p) for name, p in able if not cost or cost.get(name, 1e9) <= NEAR * least]
 
 
 def packed(job: Job, everyone: Sequence[Candidate]) -> list[Candidate]:
     """The packed candidates, judged on the search split; [] where no engine here runs packed weights, or none can be packed."""
-    from fourfold.engines.decode import decoder
-    from fourfold.host import here
-
-    wanted = job.options.engines
-    able = [(e, p) for e, p in packs() if (wanted is None or e in wanted) and decoder(e).declines(p, here()) is None]
-    if job.task.generation is None or not able:
+    if job.task.generation is None or not packs(job):
         return []
     began, found = time.monotonic(), []
     near = sorted((c for c in everyone if c.structured and c.quality), key=lambda c: abs(c.quality.value - job.work.floor - 0.01))  # type: ignore[union-attr]
