@@ -135,3 +135,19 @@ def test_an_endless_model_is_told_of(tmp_path: Path) -> None:
     module.config.eos_token_id = module.generation_config.eos_token_id = None
     splits, task = load_data({"prompt": numbered(), "completion": ["red ."] * 60}, None, made, generation=GenerationAsked())
     assert task.generation is not None and task.generation.stops == () and "end-of-sequence" in splits.note
+
+
+def test_a_function_of_ones_own_sees_texts() -> None:
+    seen: list[tuple[list[str], list[str]]] = []
+
+    def words(answers: list[str], references: list[str]) -> float:
+        seen.append((answers, references))
+        return 1.0 + float(np.mean([len(one.split()) for one in answers]))
+
+    made = subject()
+    rows = {"prompt": numbered(), "completion": ["one two .", "three ."] * 30}
+    splits, task = load_data(rows, None, made, generation=GenerationAsked(), metric=words)
+    found = judged(EagerDecoding(made.module), splits.test, task, 8)
+    assert task.generates and task.metric.score(found, splits.test.targets) >= 1.0
+    answers, references = seen[-1]
+    assert len(answers) == len(splits.test) and set(references) <= {"one two .", "three ."}

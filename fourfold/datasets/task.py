@@ -334,7 +334,8 @@ class Task:
             raise InputError(
                 f"A metric is a name or a function (predictions, targets) -> float; got {type(metric).__name__}.", f"Names: {', '.join(METRICS)}."
             )
-        plain = replace(self, classes=self.classes if self.named else None)
+        # A function of the user's sees what was written, whatever metric the task had before.
+        plain = replace(self, classes=self.classes if self.named else None, metric=GENERATED["exact_match"] if self.generation else self.metric)
 
         def read(records: np.ndarray, targets: object) -> tuple[object, object]:
             return plain.predict(records), plain.answers(targets)
