@@ -120,7 +120,7 @@ def test_values_and_gradients_equal_the_plain_einsum_on_two_three_and_four_ranks
 SHAPED = Path(__file__).parent.parent / "benchmarks" / "partition_overlap.py"
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.apart
 def test_loops_gain_on_a_shaped_link(tmp_path: Path) -> None:
     """Two namespaces, 100 Mbit/s: the better loop of an all-gather–einsum beats the plain form, and what the gate chose is no slower than it."""
