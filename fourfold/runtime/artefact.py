@@ -91,7 +91,7 @@ class Part:
         return seen[1]
 
     def _read(self, given: Unread) -> Examples:
-        return given.read() if self.reencode is None else Unread(given.raw, self.subject, given.max_length).read()
+        return given.read() if self.reencode is None else type(given)(given.raw, self.subject, given.max_length).read()
 
     _seen: tuple[Examples, Examples] | None = field(default=None, repr=False, compare=False)
     _opening: OneAtATime = field(default_factory=OneAtATime, init=False, repr=False, compare=False)
