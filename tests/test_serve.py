@@ -6,6 +6,9 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +30,7 @@ from fourfold.rewrites.compress.bag_of_words import fit
 from fourfold.runtime.artefact import Assembly, Part, Setting
 from fourfold.runtime.saving import save
 
+ROOT = Path(__file__).parent.parent
 TOKEN = "a-token"
 QUEUE = 24
 
@@ -259,3 +263,17 @@ def test_errors_are_two_lines(home: Path, tmp_path: Path, capfd: pytest.CaptureF
             assert len(lines) == 2 and said in lines[0], lines
     assert run(["serve", str(home / "cheaper"), "--write", str(tmp_path / "files")]) == 0
     assert sorted(file.name for file in (tmp_path / "files").iterdir()) == ["Dockerfile", "fourfold-serve.service"]
+
+
+def test_the_page_serve_md_runs_as_printed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(home / "cheaper", tmp_path / "cheap")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    ran = 0
+    for language, code in re.findall(r"^<!-- runs -->\n```(\w+)\n(.*?)^```", (ROOT / "docs" / "serve.md").read_text(encoding="utf-8"), re.M | re.S):
+        if language == "python":
+            exec(compile(code, "serve.md", "exec"), {})
+        else:
+            assert run(shlex.split(code)[1:]) == 0 and capsys.readouterr().out.strip()
+        ran += 1
+    assert ran == 2 and (tmp_path / "deploy" / "Dockerfile").is_file()

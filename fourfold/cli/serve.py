@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fourfold.cli._print import AsJson, Trust, emit, say
+from fourfold.cli._print import AsJson, Trust, emit
 
 
 def register(app: typer.Typer) -> None:
@@ -60,7 +60,7 @@ def serve(
         if as_json:
             emit({"written": [str(path) for path in made]})
         else:
-            say(f"Wrote {' and '.join(map(str, made))}.")
+            print(f"Wrote {' and '.join(map(str, made))}.")
         return 0
 
     def told(event: str, /, **facts: object) -> None:

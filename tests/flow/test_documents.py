@@ -24,7 +24,7 @@ MARKED = [page for page in (ROOT / "README.md", ROOT / "docs" / "tutorial.md", *
           if re.search("^<!-- runs -->$", page.read_text(encoding="utf-8"), re.M)]
 ELSEWHERE = {"plan.md": "tests/test_plan_command.py", "footprint.md": "tests/test_footprint.py",       # they need other files
              "allocate.md": "tests/test_allocate_command.py", "differentiate.md": "tests/test_differentiate.py",
-             "experts.md": "tests/test_experts.py",
+             "experts.md": "tests/test_experts.py", "serve.md": "tests/test_serve.py",
              **{name: "tests/test_docs_blocks.py" for name in (
                  "cli.md", "convert.md", "devices.md", "features.md", "graph.md", "intensity.md", "layouts.md", "map.md", "overlap.md", "primer.md",
                  "propagate.md", "ranking.md", "schedule.md", "select.md", "shard.md", "sparse-mlp.md", "spmd.md", "treeformer.md",
