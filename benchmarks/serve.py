@@ -258,7 +258,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         level = max((level for level in LEVELS if median(kind, level, "p99_ms") <= bound), key=lambda level: median(kind, level, "per_second"),
                     default=LEVELS[0])
         found.append({"server": kind, "connections": level,
-                      **{name: median(kind, level, name) for name in ("per_second", "p50_ms", "p99_ms", "cpu_ms")}, "within": median(kind, level, "p99_ms") <= bound})
+                      **{name: median(kind, level, name) for name in ("per_second", "p50_ms", "p99_ms", "cpu_ms")},
+                      "within": median(kind, level, "p99_ms") <= bound})
     reference = {row["server"]: row for row in found}
     for row in found:
         row["times_original"] = row["per_second"] / reference[base]["per_second"]

@@ -53,7 +53,7 @@ def test_whatever_is_sent_is_rows_or_is_refused_in_words(body: Any, reads: str, 
         else:
             array = np.asarray(row, np.float64)
             assert array.ndim >= 1 and array.size and np.array_equal(array, np.asarray(one, np.float64))
-    wire.told_worker(wire.packed(wire.BatchJob(1, 0, asked.rows))[wire.LENGTH.size:])
+    wire.told_worker(wire.packed(wire.RowsJob(1, 0, asked.rows))[wire.LENGTH.size:])
 
 
 @settings(max_examples=60)

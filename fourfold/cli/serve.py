@@ -41,8 +41,6 @@ def serve(
 
     The log is a JSON object a line on stderr; with --json the status lines on stdout are objects too. FOURFOLD_SERVE_TOKEN in the environment opens
     /admin/swap and /admin/rollback to who sends it.
-    \f
-    Long: a parameter an option, each handed on by name.
     """
     from fourfold.jobs import serve as job
     from fourfold.runtime.serve.limits import ServingLimits, bytes_of, seconds_of

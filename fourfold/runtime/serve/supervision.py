@@ -108,7 +108,7 @@ class SupervisedWorker:
     async def run(self, stage: int, rows: list[wire.Row]) -> wire.BatchDone:
         """Answer a batch. Raises WorkerDied where the process ends before it has, BatchDeclined where the batch raised."""
         self._jobs += 1
-        self._send(wire.BatchJob(self._jobs, stage, rows))
+        self._send(wire.RowsJob(self._jobs, stage, rows))
         said = await self._received()
         if isinstance(said, wire.BatchRefused):
             raise BatchDeclined(said.message)

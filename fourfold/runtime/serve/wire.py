@@ -48,7 +48,7 @@ class WorkerFailed(msgspec.Struct, tag="failed"):
     mend: str
 
 
-class BatchJob(msgspec.Struct, tag="batch"):
+class RowsJob(msgspec.Struct, tag="batch"):
     """Answer these rows by member `stage`; -1: by the whole assembly, for inputs that are no texts."""
 
     number: int
@@ -101,7 +101,7 @@ class BatchRefused(msgspec.Struct, tag="refused"):
 
 
 FromWorker = WorkerReady | WorkerFailed | BatchDone | BatchRefused | TextPiece
-ToWorker = BatchJob | GenerationJob
+ToWorker = RowsJob | GenerationJob
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
