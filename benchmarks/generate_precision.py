@@ -150,7 +150,7 @@ def ways(module: nn.Module, calibration: np.ndarray, folder: Path, only: list[st
     for name, plan in plans.items():
         settings = [("bf16", "")] if "exact" in name else [("int8", "")] if name in ("int4 rtn", "int4 awq") else [("int8", ""), ("bf16", "")]
         add(name, lambda p=plan: packed(module, p, lambda m: m(input_ids=tokens)), *settings, *([("int8", "bf16")] if name == "int8" else []))
-    for name in ("int8", "int4 gptq"):
+    for name in ("int8", "int4 rtn"):
         if not only or any(word in f"onnxruntime {name}" for word in only):
             found.append(by_onnx(name, place(f"{name} ort", lambda p=plans[name]: packed(module, p, lambda m: m(input_ids=tokens)), onnx=True)))
     return found
