@@ -1093,6 +1093,40 @@ def overlap(data: Document) -> str:
     return "\n".join(lines)
 
 
+def precision(data: Document) -> str:
+    """What a token costs in each engine and precision, and what that does to perplexity; a peer's pipeline beside."""
+    if data is None:
+        return "Not measured yet: `python benchmarks/generate_precision.py`."
+    new, keys = int(data["about"]["options"]["new_tokens"]), list(data["rows"][0]["times"])
+
+    def middle(times: dict[str, list[float]], phase: str) -> float:
+        found = sorted(times[phase])
+        return found[len(found) // 2]
+
+    def cells(times: dict[str, dict[str, list[float]]]) -> list[str]:
+        found = []
+        for key in keys:
+            if key not in times:
+                found += ["–", "–", "–"]
+                continue
+            whole = middle(times[key], "prefill") + (new - 1) * middle(times[key], "decode")
+            found += [f"{1e3 * middle(times[key], 'prefill'):.0f} ms", f"{1e3 * middle(times[key], 'decode'):.2f} ms", share(whole / base[key], 0)]
+        return found
+
+    base = {key: min(middle(row["times"][key], "prefill") + (new - 1) * middle(row["times"][key], "decode") for row in data["rows"]
+                     if row["engine"] == "torch") for key in keys}
+    rows = [[row["name"], f"{row['bits']:.3g}", f"{row['perplexity']:.2f}", share(row["quality"], 1),
+             *cells(row["times"])] for row in data["rows"]]
+    rows += [[name, "–", "–", "–", *cells(times)] for name, times in data["peers"].items() if "declined" not in times]
+    head = ("engine, weights, arithmetic", "bits a weight", "perplexity", "quality",
+            *(f"{what}, {key}" for key in keys for what in ("prompt", "new token", "whole")))
+    lines = [grid(head, rows), "", f"CPU time of one prompt, of one new token, and of a prompt with {new} new tokens as a share of the better of "
+             f"PyTorch's fp32 and bf16; medians of rounds in random order (peers: after them). Quality is the original's perplexity over the row's; "
+             f"text: {data['text']}."]
+    lines += [f"{name}: not measured, {times['declined']}" for name, times in data["peers"].items() if "declined" in times]
+    return "\n".join(lines)
+
+
 SEARCH = ("fourfold/jobs/optimize", "fourfold/rewrites", "fourfold/engines", "fourfold/runtime")
 TABLES = (
     Table("README.md", "table", demo, ("demo", "demo-front"), (*SEARCH, "fourfold/jobs/demo.py")),
@@ -1111,6 +1145,7 @@ TABLES = (
     Table("docs/devices.md", "oracle", oracle, ("partition_oracle",), ("fourfold/sharding", "fourfold/decisions/stages", "fourfold/jobs/devices")),
     Table("docs/layouts.md", "layouts", layouts, ("partition_layouts",), ("fourfold/cost/serving.py", "fourfold/decisions/layout",
                                                                           "fourfold/zoo/decoders.toml")),
+    Table("docs/generate.md", "precision", precision, ("generate_precision",), ("fourfold/engines/decode", "fourfold/rewrites/compress")),
     Table("docs/overlap.md", "overlap", overlap, ("partition_overlap",), ("fourfold/cost/overlap.py", "fourfold/runtime/overlap")),
     Table("docs/spmd.md", "spmd", spmd, ("partition_run",), ("fourfold/runtime/spmd", "fourfold/sharding", "fourfold/frontends/letters")),
     Table("docs/run.md", "execute", execute, ("execute",), ("fourfold/engines", "fourfold/runtime", "fourfold/frontends")),

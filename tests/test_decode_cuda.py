@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,20 @@ def test_this_computer_says_why_it_has_none_and_older_cards_what_they_lack() -> 
     with pytest.raises(Declined, match="no bf16"):
         CudaDecoding(decoder("llama"), precision="bf16", card=FakeCard((7, 5)))
     assert "no int4" in str(CudaDecoding.declines("int4", object()))
+
+
+def test_ways_that_are_declined_say_why_and_all_are_listed() -> None:
+    from fourfold.engines.decode import decoder as way
+    from fourfold.engines.decode import names
+    from fourfold.host import here
+
+    assert {"torch", "torch-cuda", "openvino", "onnxruntime", "ctranslate2", "torchao", "llama.cpp"} <= set(names())
+    for name in ("ctranslate2", "torchao", "llama.cpp"):
+        kind = way(name)
+        why = kind.declines(kind.precisions[0], here())
+        assert kind.name == name and why is not None and len(why.split()) > 8
+        with pytest.raises(Declined, match="is opened by"):
+            kind.open(Path(), None, "int8", 1)
 
 
 def test_what_does_not_fit_on_the_card_is_refused_before_it_is_read() -> None:
