@@ -57,5 +57,4 @@ def once(genai: object, ov: object, pipe: object, prompts: np.ndarray, batch: in
     return taken[0] / batch, (taken[1] - taken[0]) / (new - 1) / batch
 
 
-if __name__ == "__main__":
-    main()
+main()
