@@ -3,8 +3,8 @@
     python benchmarks/store_kills.py --trials 1000 --control 50 --work DIR [--json]
 
 A trial forks four ranks that load the newest step, check it, and save the next one (collecting to two steps); one of them, or all, is killed at a
-random moment between the start and a little after the usual end, the others a moment later. Then one process loads: it has to find the old step or the
-new one, every element of it. The control saves with DCP into one directory, as a training script that keeps its last checkpoint does.
+random moment between the start and a little after the usual end, the others a moment later. Then one process loads: it has to find the old step or
+the new one, every element of it. The control saves with DCP into one directory, as a training script that keeps its last checkpoint does.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ WORLD, ROWS, COLUMNS = 4, 8192, 64
 
 
 def state(step: int, rank: int) -> dict[str, torch.Tensor]:
-    """A rank's rows: three layers of which one changes, and a small tensor."""
+    """A rank's rows: three layers of which two change, and a small tensor."""
     rows = ROWS // WORLD
     return {"changes": torch.full((rows, COLUMNS), float(step)), "stays": torch.full((rows, COLUMNS), 1.0),
-            "noise": torch.rand((rows, COLUMNS), generator=torch.Generator().manual_seed(step)).mul_(0).add_(step), "small": torch.full((8,), float(step))}
+            "also": torch.full((rows, COLUMNS), -float(step)), "small": torch.full((8,), float(step))}
 
 
 def forked(work: Callable[[], int], quiet: bool = True) -> int:
@@ -185,7 +185,7 @@ def controls(count: int, work: Path, seed: int) -> dict[str, object]:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(good, root)
         killed(ranks(root, 2, f"{trial}"), chosen.uniform(0.3, 1.1) * took, chosen)
-        code = ended(forked(lambda: control_holds(root, 1)))
+        code = ended(forked(lambda root=root: control_holds(root, 1)))
         found[{0: "whole", 200: "mixtures"}.get(code, "unloadable")] += 1  # type: ignore[operator]
     return found
 

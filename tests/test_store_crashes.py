@@ -1,4 +1,4 @@
-"""Deaths at every point of a save, flipped bytes, two generations, votes twice, lost acknowledgements, collections beside saves: old or new, never both.
+"""Deaths at every point of a save, flipped bytes, two generations, votes twice, lost acknowledgements, collections beside saves: old or new, no mix.
 
 `benchmarks/store_kills.py` kills real processes; a few of its trials run here.
 """

@@ -44,8 +44,10 @@ group.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_dcp_and_dtensors_of_two_processes(tmp_path: Path) -> None:
-    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path / "ck"), str(tmp_path / "port")], stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-c", RANK]
+    ranks = [subprocess.Popen([*words, str(rank), str(tmp_path / "ck"), str(tmp_path / "port")], stderr=subprocess.PIPE, text=True)
              for rank in range(2)]
     said = [rank.communicate(timeout=300)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
@@ -84,7 +86,8 @@ def bucket() -> Iterator[str]:
 
 def test_an_s3_like_server_holds_a_store(bucket: str) -> None:
     whole = torch.randn(300, 400)
-    stores = [Checkpointer("s3://weights/run", rank=rank, world=2, generation=0, keep=1, endpoint=bucket, deadline=60, chunk=1 << 18) for rank in (0, 1)]
+    stores = [Checkpointer("s3://weights/run", rank=rank, world=2, generation=0, keep=1, endpoint=bucket, deadline=60, chunk=1 << 18)
+              for rank in (0, 1)]
     for step in (1, 2):
         savings = [store.save(step, {"w": Shard(whole[150 * rank : 150 * rank + 150] + step, (300, 400), (150 * rank, 0)), f"own{rank}": step})
                    for rank, store in enumerate(stores)]

@@ -160,7 +160,7 @@ class Backend:
             return full
         if "NOT_FOUND" in words and "chunk" in words:
             return ArtefactError(f"{self.root} is damaged: {_first(words)}.", "`fourfold store verify` tells which steps are whole; load another.")
-        if "FAILED_PRECONDITION" in words or "Not enough data" in words or "DATA_LOSS" in words or "checksum" in words.lower() or "crc32c" in words.lower():
+        if any(sign in words.lower() for sign in ("failed_precondition", "not enough data", "data_loss", "checksum", "crc32c")):
             return ArtefactError(f"{self.root} is damaged: {_first(words)}.", "`fourfold store verify` tells which steps are whole; load another.")
         return InputError(f"{self.root} cannot be {done}: {_first(words)}.", "Give a folder or bucket that is there and that you may use.")
 

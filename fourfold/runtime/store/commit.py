@@ -32,10 +32,10 @@ def claim(backend: Backend) -> int:
 
 
 def decide(backend: Backend, attempt: Attempt, values: Mapping[str, Value] | None = None) -> StepManifest:
-    """Wait for all votes, then commit; `values`: the coordinator's own. Deciding again (a lost acknowledgement) changes nothing.
+    """Wait for all votes, then commit; `values`: the coordinator's own. Deciding again changes nothing.
 
-    Raises FourfoldError where a process refused, InputError where the parts do not make whole tensors, where the deadline came first, or where another
-    generation has committed this step; the try is over then, and the step before is what stands.
+    Raises FourfoldError where a process refused, InputError where the parts do not make whole tensors, where the deadline came first, or where
+    another generation has committed this step; the try is over then, and the step before is what stands.
     """
     try:
         manifest = merged(_votes(backend, attempt))
