@@ -19,7 +19,8 @@ from fourfold.engines.decode import decoder, names
 from fourfold.engines.decode.eager import EagerDecoding
 from fourfold.errors import InputError
 from fourfold.frontends.subject import Subject
-from fourfold.runtime.generating import call, judged, prompts, taught, workload
+from fourfold.runtime.generate import Sampling
+from fourfold.runtime.generating import call, judged, prompts, replied, taught, workload
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}is {% endif %}"
 
@@ -140,7 +141,7 @@ def test_an_endless_model_is_told_of(tmp_path: Path) -> None:
 def test_a_function_of_ones_own_sees_texts() -> None:
     seen: list[tuple[list[str], list[str]]] = []
 
-    def words(answers: list[str], references: list[str]) -> float:
+    def words(answers: Any, references: Any) -> float:
         seen.append((answers, references))
         return 1.0 + float(np.mean([len(one.split()) for one in answers]))
 
@@ -151,3 +152,14 @@ def test_a_function_of_ones_own_sees_texts() -> None:
     assert task.generates and task.metric.score(found, splits.test.targets) >= 1.0
     answers, references = seen[-1]
     assert len(answers) == len(splits.test) and set(references) <= {"one two .", "three ."}
+
+
+def test_drafts_of_a_manifest_make_the_same_texts() -> None:
+    made = subject()
+    splits, task = load_data({"prompt": numbered(), "completion": ["one two .", "three ."] * 30}, None, made, generation=GenerationAsked(new=12))
+    few, model = splits.test.take(np.arange(4)), EagerDecoding(made.module)
+    plain = replied(model, few, task, 1, 12, Sampling(), None)
+    told: list[tuple[int, str]] = []
+    drafts = {"choice": {"draft": "copy-1", "length": 4, "adapt": False, "pause": False}, "tie": 0.0}
+    assert replied(model, few, task, 1, 12, Sampling(), lambda row, text: told.append((row, text)), drafts) == plain
+    assert ["".join(text for at, text in told if at == row) for row in range(4)] == plain

@@ -36,11 +36,13 @@ class LayerBits(TypedDict):
 
 
 class DraftRow(TypedDict):
-    """Drafts of a point: mean share of drafted tokens that were accepted, and tokens a step."""
+    """Drafts of a point: which, the share of drafted tokens that were accepted, times less CPU time in their race, and whether they are used."""
 
     name: str
+    draft: str
     accepted: Finite
-    tokens_per_step: Finite
+    times: Finite | None
+    used: bool
 
 
 class GenerationSummary(TypedDict):

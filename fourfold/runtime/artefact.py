@@ -327,7 +327,8 @@ class Model:
         how = Sampling(temperature, top_k, top_p, seed)
         with works.one():
             examples = part.sees(self.inputs(asked).read())
-            return replied(session.decoding, examples, self.task, part.setting.batch, max_new_tokens, how, heard)
+            drafts = self.manifest.get("drafting") if how.temperature == 0 and not self.warnings else None
+            return replied(session.decoding, examples, self.task, part.setting.batch, max_new_tokens, how, heard, drafts)
 
     @property
     def module(self) -> nn.Module | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -138,8 +138,11 @@ def texts(model: Decoding, examples: Examples, task: Task, batch: int) -> list[s
 
 
 def replied(model: Decoding, examples: Examples, task: Task, batch: int, new: int | None, how: Sampling,
-            heard: Callable[[int, str], None] | None) -> list[str]:
-    """What follows every row, at most `new` tokens. `heard` is told what each row's text grew by; with it, rows are answered in their order."""
+            heard: Callable[[int, str], None] | None, drafts: Mapping[str, Any] | None = None) -> list[str]:
+    """What follows every row, at most `new` tokens. `heard` is told what each row's text grew by; with it, rows are answered in their order.
+
+    drafts: {"choice", "tie"} as a manifest keeps them where drafts pay; used for rows that are answered alone.
+    """
     found, random = [""] * len(examples), draws(len(examples), how)
     order = examples.batches(batch, bucket=heard is None)
     for index in order:
@@ -155,10 +158,34 @@ def replied(model: Decoding, examples: Examples, task: Task, batch: int, new: in
 
         if new is not None and model.positions is not None:
             model.fits(len(prompts(examples, index, task)["decoder_input_ids" if model.encodes else "input_ids"][0]) + new - 1)
+        if drafts is not None and len(index) == 1:
+            found[int(index[0])] = task.texts([_drafted(model, examples, task, index, new, drafts, hear if heard is not None else None)])[0]
+            continue
         made = ask(model, examples, task, index, new=new, how=how, rng=[random[int(i)] for i in index], heard=hear if heard is not None else None)
         for i, text in zip(index, task.texts(made.tokens), strict=True):
             found[int(i)] = text
     return found
+
+
+def _drafted(model: Decoding, examples: Examples, task: Task, index: np.ndarray, new: int | None, drafts: Mapping[str, Any],
+             hear: Callable[[int, int], None] | None) -> list[int]:
+    """One row answered greedily with drafts, which makes the same tokens as without."""
+    from fourfold.decisions.drafting.problem import DraftChoice
+    from fourfold.runtime.drafting.gate import drafter_of
+    from fourfold.runtime.drafting.speculative import generate as speculated
+
+    assert task.generation is not None
+    choice, stops, given = DraftChoice.from_json(drafts["choice"]), set(task.generation.stops), prompts(examples, index, task)
+    limit = new or task.generation.limit
+    limit = limit if model.positions is None else max(1, min(limit, model.positions - given["input_ids"].shape[1] + 1))
+
+    def told(row: int, tokens: np.ndarray) -> None:
+        for token in tokens.tolist():
+            if hear is not None and token not in stops:
+                hear(row, int(token))
+
+    made = speculated(model, given, limit, drafter_of(choice.draft), choice, stop=stops, tie=float(drafts["tie"]), told=told)
+    return [int(token) for token in made.tokens[0] if int(token) not in stops]
 
 
 @dataclass

@@ -128,6 +128,7 @@ def _find(job: Job, target: Path | None, place: Location, force: bool) -> Front:
     from fourfold.jobs.optimize.baseline import baseline
     from fourfold.jobs.optimize.breakdown import ladder
     from fourfold.jobs.optimize.build_and_race import contest
+    from fourfold.jobs.optimize.drafts import ask
     from fourfold.jobs.optimize.early import early
     from fourfold.jobs.optimize.proposals import untried
     from fourfold.jobs.optimize.search import search
@@ -165,6 +166,7 @@ def _find(job: Job, target: Path | None, place: Location, force: bool) -> Front:
         contest(job)
         prove(job)
         ladder(job)
+        ask(job)
         front = _front(job, place)
         if target is not None:
             _write(front, target, force)

@@ -149,6 +149,7 @@ def manifest_facts(job: Job, point: Point, report: Report) -> dict[str, object]:
         "energy": report["energy"],
         "lengths": _lengths(job),
         "original": remember.facts(job),
+        **({"drafting": {"choice": job.drafts["choice"], "tie": job.drafts["tie"]}} if job.drafts.get("choice") else {}),
     }
 
 

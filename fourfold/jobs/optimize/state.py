@@ -139,6 +139,7 @@ class Job:
     served: Served | None = None
     energy: dict[str, Any] = field(default_factory=dict)
     ladder: list[dict[str, Any]] = field(default_factory=list)
+    drafts: dict[str, Any] = field(default_factory=dict)  # of a generating workload: whether drafts pay (`fourfold.jobs.optimize.drafts`)
 
     def __post_init__(self) -> None:
         self.deadline = Deadline(self.work.budget)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourfold.jobs.optimize.drafts import row
+
 if TYPE_CHECKING:
     from fourfold.jobs.optimize.state import Job
     from fourfold.report.generation import GenerationSummary, LayerBits, ServedBatch, SideBySide
@@ -27,7 +29,7 @@ def summary(job: Job) -> GenerationSummary | None:
     for point in job.points:
         rows += _rows(point.name, point.served.generation if point.served is not None else None, rate)
     found: GenerationSummary = {"prompt_tokens": generation.prompt, "new_tokens": generation.new, "batches": sorted(set(generation.batch)),
-                                "rows": rows, "examples": _examples(job), "bits": _bits(job)}
+                                "rows": rows, "examples": _examples(job), "bits": _bits(job), "drafts": row(job)}
     return found
 
 
