@@ -20,7 +20,7 @@ Endpoint = Annotated[str | None, typer.Option(help="Address of an S3-like server
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Checkpoints that cannot be torn.", rich_markup_mode=None)
+    group = typer.Typer(help="Checkpoints that cannot be torn.", epilog="Example: fourfold store verify checkpoints/", rich_markup_mode=None)
     group.command("save", epilog="Example: fourfold store save checkpoints/ model/ --step 1")(save)
     group.command("show", epilog="Example: fourfold store show checkpoints/")(show)
     group.command("verify", epilog="Example: fourfold store verify checkpoints/")(verify)
