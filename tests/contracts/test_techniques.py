@@ -187,7 +187,7 @@ def offered(name: str, kind: str, most: int = 6) -> list[Proposal]:
 
 ASIDE = {"distil": "wins back what others lost", "quantise": "a precision is raced, never predicted",
          "round_to_nearest": "a precision is raced, never predicted", "gptq": "a precision is raced, never predicted",
-         "awq": "a precision is raced, never predicted"}
+         "awq": "a precision is raced, never predicted", "token_rows": "only models that write have rows to spare: tests/test_token_rows.py"}
 WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(118))]
 
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fourfold.errors import ModelError
 from fourfold.recipe import pack, put, unpack
@@ -84,20 +83,21 @@ class SplitEmbedding(nn.Module):
     """An embedding of V tokens: whole rows [K, d] for some, `rank` numbers for each of the others. `scale`: what the embedding multiplied rows by."""
 
     place: Tensor
+    scale: Tensor
 
     def __init__(self, size: int, kept: int, rank: int, width: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim, self.kept, self.scale = size, width, kept, scale
+        self.num_embeddings, self.embedding_dim, self.kept = size, width, kept
         self.common, self.rare, self.widen = nn.Embedding(kept, width), nn.Embedding(size - kept, rank), nn.Linear(rank, width, bias=False)
         self.register_buffer("place", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("scale", torch.tensor(scale))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [..., d] of token ids [...]."""
         place = self.place[ids]
         whole = self.common(place.clamp(max=self.kept - 1))
         other = self.widen(self.rare((place - self.kept).clamp(min=0)))
-        found = torch.where((place < self.kept).unsqueeze(-1), whole, other)
-        return found * self.scale if self.scale != 1.0 else found
+        return torch.where((place < self.kept).unsqueeze(-1), whole, other) * self.scale
 
 
 class SplitHead(nn.Module):
@@ -223,8 +223,8 @@ def _embedding(old: nn.Embedding, kept: list[int], rare: np.ndarray, rank: int, 
     probe = old.weight.new_tensor([kept[0]], dtype=torch.long)
     with torch.no_grad():
         row = old.weight[probe]
-        scale = float((old(probe) * row).sum() / row.square().sum()) if row.any() else float(getattr(old, "scalar_embed_scale", 1.0))
-        new = SplitEmbedding(old.num_embeddings, len(kept), rank, old.embedding_dim, round(scale, 6))
+        scale = float((old(probe) * row).sum() / row.square().sum()) if row.any() else 1.0
+        new = SplitEmbedding(old.num_embeddings, len(kept), rank, old.embedding_dim, scale)
         new.common.weight.copy_(old.weight[torch.tensor(kept)])
         if fit is not None:
             new.rare.weight.copy_(fit.numbers)
@@ -282,7 +282,8 @@ class TokenRows(Rewrite):
         for share in SHARES:
             edit = self._edit(context, share)
             if edit is not None:
-                yield Proposal(f"token rows {100 * share:g} %", (*context.anatomy.preparation.edits, edit), (_cost(context, edit),) * 3)
+                cost = _cost(context, edit)
+                yield Proposal(f"token rows {100 * share:g} %", (*context.anatomy.preparation.edits, edit), (cost, cost, cost))
 
     def build(self, context: Context, proposal: Proposal) -> nn.Module:
         """The edits, with the low rank fitted to what the original's head reads on the sample."""
