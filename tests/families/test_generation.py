@@ -1,4 +1,4 @@
-"""Every family that generates: uneven structure and token rows cut → saved → loaded in a fresh process → the same tokens with a cache as without one."""
+"""Every family that generates: structure and token rows cut → saved → loaded in a fresh process → the same tokens with a cache as without."""
 
 from __future__ import annotations
 
