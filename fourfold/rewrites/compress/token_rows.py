@@ -47,7 +47,7 @@ RIDGE = 0.02
 
 @dataclass(frozen=True)
 class LowRankRows:
-    """`numbers` [rows, r] and `basis` [r, d] whose product stands for rows; `slack` [rows] and `root` [d, d]: |w_i·h − u_i·Bh| ≤ slack_i · ‖root h‖."""
+    """`numbers` [n, r] and `basis` [r, d] whose product stands for rows; `slack` [n], `root` [d, d]: |w_i·h − u_i·Bh| ≤ slack_i · ‖root h‖."""
 
     numbers: Tensor
     basis: Tensor
