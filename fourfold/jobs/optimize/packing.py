@@ -26,6 +26,8 @@ STRUCTURES = 2
 """Structures, besides the original, that are packed."""
 CALIBRATION = 32
 """Train rows that techniques calibrate with."""
+MEASURED = 0.05
+"""Share of the budget that measuring the harms may take."""
 SENSITIVE = 8
 """Train rows on which the harm of each layer is measured, for mixed plans."""
 MEANS = (5.0, 6.0)
@@ -76,8 +78,8 @@ def packed(job: Job, everyone: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _plans(job: Job, module: nn.Module) -> list[WeightPlan]:
-    """What is tried, least harm first, the mixed ones where measuring every layer's harm takes a twentieth of the budget at most."""
-    from fourfold.rewrites.weight_precision import Grid, mixed, plans, sensitivities
+    """What is tried, least harm first; mixed plans by each layer's measured harm where that takes little of the budget, else by the predicted."""
+    from fourfold.rewrites.weight_precision import Grid, mixed, plans, predicted, sensitivities
 
     all_ = plans(module)
     names = ("int8", "int4 gptq 32 integer", "int4 awq 32 integer", "int4 gptq 64 symmetric")
@@ -90,10 +92,24 @@ def _plans(job: Job, module: nn.Module) -> list[WeightPlan]:
     each = time.monotonic() - at
     choices = (Grid(4, 32, "integer"), Grid(8, 0, "symmetric"))
     layers = len(chosen[0].grids)
-    if job.decide("mixed bits", lambda: each * layers * len(choices) < 0.05 * job.work.budget):
+    if job.decide("mixed bits", lambda: each * layers * len(choices) < MEASURED * job.work.budget):
         harms = job.journal.once(f"harms:{layers}", lambda: {path: row.tolist() for path, row in sensitivities(module, loss, choices).items()})
         chosen += mixed(module, {path: np.array(row) for path, row in harms.items()}, choices, MEANS, "compress/gptq")
+    elif job.task.kind == "causal_lm":
+        harms = job.journal.once(f"harms:predicted:{layers}", lambda: {
+            path: row.tolist() for path, row in predicted(module, _differentiable(job, few.take(np.arange(min(4, len(few))))), choices).items()})
+        chosen += mixed(module, {path: np.array(row) for path, row in harms.items()}, choices, MEANS, "compress/gptq")
     return chosen
+
+
+def _differentiable(job: Job, few: Any) -> Callable[[nn.Module], Any]:
+    """The same loss as a tensor, of one batch."""
+    import torch
+
+    from fourfold.rewrites.compress.distil import tensors
+
+    index = np.arange(len(few))
+    return lambda module: job.task.loss(job.subject.logits(module, tensors(few.collate(index))), torch.from_numpy(few.collate_targets(index)))
 
 
 def _loss(job: Job, few: Any) -> Callable[[nn.Module], float]:
