@@ -16,7 +16,7 @@ from fourfold.runtime.store.manifest import StepManifest
 from fourfold.runtime.store.pieces import TensorPiece, Value, filled, leaves, pieces_of, split
 from fourfold.runtime.store.prepare import Attempt, Written, prepare, refuse
 from fourfold.runtime.store.replica import Replica
-from fourfold.runtime.store.snapshot import Held, SnapshotMemory
+from fourfold.runtime.store.snapshot import HeldPiece, SnapshotMemory
 from fourfold.runtime.store.view import StoredStep
 
 
@@ -119,7 +119,7 @@ class Checkpointer:
         self._last = saving
         return saving
 
-    def _written(self, step: int, number: int, held: Sequence[Held], values: dict[str, Value], blocked: float, begin: float) -> SavedStep:
+    def _written(self, step: int, number: int, held: Sequence[HeldPiece], values: dict[str, Value], blocked: float, begin: float) -> SavedStep:
         self.backend.prepared(make=True)                               # where this fails it fails for every process
         attempt = Attempt(step, self.generation, number, self.rank, self.world, self.deadline, self.chunk)
         try:

@@ -38,7 +38,7 @@ from fourfold.runtime.store.encode import CHUNK
 from fourfold.runtime.store.manifest import StepManifest
 from fourfold.runtime.store.pieces import TensorPiece, Value, tensor
 from fourfold.runtime.store.prepare import Attempt, prepare, refuse
-from fourfold.runtime.store.snapshot import Held
+from fourfold.runtime.store.snapshot import HeldPiece
 from fourfold.runtime.store.view import StoredStep
 
 if TYPE_CHECKING:
@@ -96,13 +96,13 @@ class StoreWriter(StorageWriter):
             if item.type == WriteItemType.BYTE_IO:
                 assert isinstance(data, io.BytesIO)
                 local = torch.frombuffer(bytearray(data.getvalue() or b"\0"), dtype=torch.uint8)
-                held.append(Held(TensorPiece(name, local, tuple(local.shape), (0,)), local))
+                held.append(HeldPiece(TensorPiece(name, local, tuple(local.shape), (0,)), local))
                 names.append(name)
             else:
                 assert isinstance(data, torch.Tensor) and item.tensor_data is not None
                 local = tensor(data, name).contiguous().cpu()
                 offset = tuple(int(at) for at in item.tensor_data.chunk.offsets)
-                held.append(Held(TensorPiece(name, local, tuple(item.tensor_data.size), offset), local))
+                held.append(HeldPiece(TensorPiece(name, local, tuple(item.tensor_data.size), offset), local))
             results.append(WriteResult(index=item.index, size_in_bytes=local.nbytes, storage_data=ticket.step))
         values: dict[str, Value] = {_BYTES: names} if names else {}
         try:

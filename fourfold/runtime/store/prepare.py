@@ -16,7 +16,7 @@ from fourfold.runtime.store.backend import Backend
 from fourfold.runtime.store.encode import CHUNK, array, chunk_shape, dtype_name, encoded
 from fourfold.runtime.store.manifest import PreparedPart, StepManifest, StoredBox, StoredFile, StoredObject, StoredTensor, part_of, seal, share
 from fourfold.runtime.store.pieces import Value
-from fourfold.runtime.store.snapshot import Held
+from fourfold.runtime.store.snapshot import HeldPiece
 
 _BATCH = 64 << 20                                                      # bytes of chunks that are in flight at most
 _POLL = 0.02
@@ -49,7 +49,7 @@ class Written:
     objects: dict[str, StoredObject] = field(default_factory=dict)
 
 
-def prepare(backend: Backend, held: Sequence[Held], values: dict[str, Value], attempt: Attempt, base: StepManifest | None,
+def prepare(backend: Backend, held: Sequence[HeldPiece], values: dict[str, Value], attempt: Attempt, base: StepManifest | None,
             mirror: Callable[[str, bytes], None] | None = None) -> Written:
     """Write the chunks and packs of `held` and this process's part, which is its vote. `base`: the newest committed step, whose chunks are used
     again; `mirror` is given every chunk. Raises FourfoldError where it cannot; the coordinator is told by `refuse`.

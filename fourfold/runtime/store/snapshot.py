@@ -16,7 +16,7 @@ _ALIGN = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class HeldPiece:
     """A piece whose `local` is a copy in the arena (None: another process writes it)."""
 
     piece: TensorPiece
@@ -35,7 +35,7 @@ class SnapshotMemory:
     def bytes(self) -> int:
         return self._size
 
-    def copy(self, pieces: Sequence[TensorPiece]) -> list[Held]:
+    def copy(self, pieces: Sequence[TensorPiece]) -> list[HeldPiece]:
         """Copies of all pieces that this process writes; earlier copies of this arena are overwritten."""
         import torch
 
@@ -47,7 +47,7 @@ class SnapshotMemory:
         held, devices = [], set()
         for piece, place in zip(pieces, places, strict=True):
             if not piece.owned:
-                held.append(Held(piece, None))
+                held.append(HeldPiece(piece, None))
                 continue
             count = piece.local.numel()
             if count:
@@ -58,7 +58,7 @@ class SnapshotMemory:
                 copy = torch.empty(piece.local.shape, dtype=piece.local.dtype)
             if piece.local.is_cuda:
                 devices.add(piece.local.device)
-            held.append(Held(piece, copy))
+            held.append(HeldPiece(piece, copy))
         for device in devices:
             torch.cuda.synchronize(device)
         return held
