@@ -1,0 +1,1 @@
+"""Which object leaves a cache that is full: only when and what is fetched again changes, never an answer."""
