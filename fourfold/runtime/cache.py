@@ -54,7 +54,7 @@ def exact_key(*parts: bytes | str | int | float) -> bytes:
 class ResponseCache:
     """A store of at most `bytes` bytes, keys and bookkeeping counted. Safe for threads and tasks: no lock is held while computing.
 
-    policy: a name that `fourfold list cache` shows, such as "lru", "gdsf" (which weighs `cost` against size) or "halp" (which learns). ttl:
+    policy: a name that `fourfold list cache` shows, such as "lru", "s3fifo" or "gdsf" (which weighs `cost` against size). ttl:
     seconds after which an entry is computed again, None for ever. seed: of policies that draw. Raises InputError for a policy that does not exist or
     that must know the future, and for a size below zero.
     """

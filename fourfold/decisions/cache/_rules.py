@@ -1,7 +1,7 @@
 """The rules of the policies, as five small functions of the kind: what a hit changes (`touch`), what a miss finds among the ghosts (`meet`), who is
 to leave (`victim`), how it leaves (`drop`), and where a new object enters (`admit`).
 
-They stand together since a policy is also an arm of another: HALP takes its candidates from any of them. Each technique's file tells its source.
+They stand together so that one kernel replays all of them, and that a policy may be a part of another. Each technique's file tells its source.
 """
 
 from __future__ import annotations

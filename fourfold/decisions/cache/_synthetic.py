@@ -12,7 +12,8 @@ def synthetic(requests: int, objects: int, *, zipf: float = 0.9, spread: float =
     """`requests` over about `objects` popular objects, whose popularity falls as rank^−`zipf`.
 
     spread: sigma of log-normal sizes around `mean` bytes, 0 for one byte each. once: share of requests to objects that come only once. churn:
-    share of the popular objects that are replaced over the whole trace, times 10. scans: share of requests in runs over new objects that come back once, much
+    share of the popular objects that are replaced over the whole trace, times 10. scans: share of requests in runs over new objects that come back
+    once, much
     later. loops: share of requests in rounds over one fixed set, a third as many as the popular ones.
     """
     rng = np.random.default_rng(seed)
