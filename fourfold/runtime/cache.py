@@ -258,10 +258,10 @@ def _length(key: Hashable) -> int:
 def _rule(policy: str, capacity: int, seed: int) -> OnlinePolicy:
     """The policy of that name for requests that come one by one. Raises InputError."""
     from fourfold import registry
-    from fourfold.decisions.cache._policy import Policy
+    from fourfold.decisions.cache._policy import EvictionRule
 
     found = registry.technique(registry.resolve(policy, "cache"))
     made = found()
-    if not isinstance(made, Policy):
+    if not isinstance(made, EvictionRule):
         raise InputError(f"{policy!r} is no policy of a cache.", "See `fourfold list cache`.")
     return made.online(capacity, seed)

@@ -10,7 +10,7 @@ from fourfold.decisions.cache.problem import Cache
 from fourfold.problem import Budget, Solver, SolverAnswer
 
 
-class Policy(Solver):
+class EvictionRule(Solver):
     """`kind`: its rule in `_state`. A request is an evaluation; no budget stops it, since a trace that is half replayed is no answer."""
 
     kind: ClassVar[int]

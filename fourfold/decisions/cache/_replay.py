@@ -6,10 +6,10 @@ import numpy as np
 
 from fourfold.decisions.cache._kernel import REFUSED, replay
 from fourfold.decisions.cache._state import new
-from fourfold.decisions.cache.instance import Evictions, Trace
+from fourfold.decisions.cache.instance import Evictions, RequestTrace
 
 
-def replayed(kind: int, trace: Trace, capacity: int) -> Evictions:
+def replayed(kind: int, trace: RequestTrace, capacity: int) -> Evictions:
     """What the rule of that kind does to the trace in a cache of `capacity` bytes."""
     outcome = np.zeros(len(trace), np.uint8)
     when, who = np.zeros(len(trace), np.int32), np.zeros(len(trace), np.int32)  # no more can leave than entered

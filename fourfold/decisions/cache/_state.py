@@ -18,7 +18,7 @@ LRU, FIFO, SIEVE, SLRU, TWOQ, S3FIFO, CLOCK2QPLUS, ARC, LIRS, LFU, GDSF, BELADY 
 HEAPS = (LFU, GDSF, BELADY)
 
 
-class State(NamedTuple):
+class QueueArrays(NamedTuple):
     """Arrays of one cache; see `new`. `next`, `prev` i4[8+N] links; `where` i1[N] queue; `size` i8[N] bytes held; `tag` i4[N] what the policy counts;
     `stamp` i8[N] when (in the policy's own time); `key` f8, `heap`, `pos` i4: a heap by (key, stamp); `worth` f4[N]: what
     fetching it again costs; `above`, `below` i4: LIRS's stack; `used`
@@ -42,7 +42,7 @@ class State(NamedTuple):
     real: NDArray[np.float64]
 
 
-def new(kind: int, capacity: int, objects: int, width: int = 0, every: bool = False) -> State:
+def new(kind: int, capacity: int, objects: int, width: int = 0, every: bool = False) -> QueueArrays:
     """An empty cache of `capacity` bytes for objects 0 … `objects` − 1. `every`: with arrays for any kind, so that it may become another."""
     heap = objects if every or kind in HEAPS else 0
     stack = objects + 1 if every or kind == LIRS else 1
@@ -51,7 +51,7 @@ def new(kind: int, capacity: int, objects: int, width: int = 0, every: bool = Fa
     links[:QUEUES] = ends
     reg = np.zeros(16, np.int64)
     reg[CAPACITY], reg[KIND], reg[WIDTH] = capacity, kind, width
-    return State(links, links.copy(), np.full(objects, NOWHERE, np.int8), np.zeros(objects, np.int64), np.zeros(objects, np.int32),
+    return QueueArrays(links, links.copy(), np.full(objects, NOWHERE, np.int8), np.zeros(objects, np.int64), np.zeros(objects, np.int32),
                  np.zeros(objects, np.int64), np.zeros(heap, np.float64), np.zeros(heap, np.int32),
                  np.full(heap, -1, np.int32), np.ones(heap, np.float32),
                  _stack(stack), _stack(stack), np.zeros(QUEUES, np.int64), np.zeros(QUEUES, np.int64), reg, np.zeros(2))
@@ -64,7 +64,7 @@ def _stack(length: int) -> NDArray[np.int32]:
     return links
 
 
-def grown(s: State, objects: int) -> State:
+def grown(s: QueueArrays, objects: int) -> QueueArrays:
     """The same cache with room for more objects."""
     def wider(array: NDArray, length: int, fill: int) -> NDArray:
         out = np.full(length, fill, array.dtype)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fourfold.decisions.cache.instance import Trace
+from fourfold.decisions.cache.instance import RequestTrace
 
 
 def synthetic(requests: int, objects: int, *, zipf: float = 0.9, spread: float = 0.0, once: float = 0.0, churn: float = 0.0,
-              scans: float = 0.0, loops: float = 0.0, mean: float = 8192.0, seed: int = 0, name: str = "synthetic") -> Trace:
+              scans: float = 0.0, loops: float = 0.0, mean: float = 8192.0, seed: int = 0, name: str = "synthetic") -> RequestTrace:
     """`requests` over about `objects` popular objects, whose popularity falls as rank^−`zipf`.
 
     spread: sigma of log-normal sizes around `mean` bytes, 0 for one byte each. once: share of requests to objects that come only once. churn:
@@ -37,4 +37,4 @@ def synthetic(requests: int, objects: int, *, zipf: float = 0.9, spread: float =
     if spread > 0:
         of = np.maximum(1, rng.lognormal(np.log(mean) - spread * spread / 2, spread, int(keys.max()) + 1)).astype(np.int64)
         sizes = of[keys]
-    return Trace.of(keys, sizes, name)
+    return RequestTrace.of(keys, sizes, name)

@@ -5,11 +5,11 @@ A ghost that returns says which list is too short; the target moves by the bytes
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import ARC
 
 
-class Arc(Policy):
+class Arc(EvictionRule):
     """ARC: recency and frequency, balanced by their ghosts."""
 
     title = "ARC: recency and frequency, balanced by their ghosts"

@@ -7,12 +7,12 @@ sizes differ nothing short of a search is optimal; the bound of the question is 
 from __future__ import annotations
 
 from fourfold.decisions.cache._online import OnlinePolicy
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import BELADY
 from fourfold.errors import InputError
 
 
-class Belady(Policy):
+class Belady(EvictionRule):
     """Belady's rule, by the next request of every object."""
 
     title = "Belady's rule, which knows the future"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fourfold.decisions.cache.instance import NEVER, Trace
+from fourfold.decisions.cache.instance import NEVER, RequestTrace
 
 
-def least_missed(trace: Trace, capacity: int) -> float:
+def least_missed(trace: RequestTrace, capacity: int) -> float:
     """A number of bytes below which no policy misses."""
     following = trace.following
     start = np.flatnonzero(following < NEVER)

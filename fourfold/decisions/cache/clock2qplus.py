@@ -5,11 +5,11 @@ Hits within a window after an object entered are taken for one use, not for seve
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import CLOCK2QPLUS
 
 
-class Clock2QPlus(Policy):
+class Clock2QPlus(EvictionRule):
     """Clock2Q+: S3-FIFO with a window of correlated use."""
 
     title = "Clock2Q+: S3-FIFO with a window of correlated use"

@@ -5,11 +5,11 @@ A hit writes nothing, so it is the cheapest rule there is.
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import FIFO
 
 
-class Fifo(Policy):
+class Fifo(EvictionRule):
     """First in, first out."""
 
     title = "First in, first out"

@@ -5,11 +5,11 @@ Small objects stay, so many requests hit and few bytes do; with `worth` in joule
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import GDSF
 
 
-class GreedyDualSizeFrequency(Policy):
+class GreedyDualSizeFrequency(EvictionRule):
     """GreedyDual-Size-Frequency."""
 
     title = "GreedyDual-Size-Frequency"

@@ -15,7 +15,7 @@ LARGEST = 1 << 50                                                       # bytes 
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class RequestTrace:
     """Requests in order. `ids` i4[n]: objects 0 … N−1; `sizes` i8[n]: bytes of each request; `objects`: N.
 
     Make one by `of`, which numbers whatever keys there are. Raises InputError where arrays do not fit or a size is not above zero.
@@ -33,10 +33,10 @@ class Trace:
             raise InputError(f"Request {bad[0] + 1:,} of the trace {self.name!r} is of {self.sizes[bad[0]]:,} bytes, which no object has.",
                              "Sizes are whole bytes above zero; leave the column out if there are none.")
         if self.ids.min() < 0 or self.ids.max() >= self.objects:
-            raise InputError("A trace names an object that it does not have.", "Number objects from 0 to their count less one, or use Trace.of.")
+            raise InputError("A trace names an object that it does not have.", "Number objects from 0 to their count less one, or use RequestTrace.of.")
 
     @classmethod
-    def of(cls, keys: NDArray, sizes: NDArray | None = None, name: str = "") -> Trace:
+    def of(cls, keys: NDArray, sizes: NDArray | None = None, name: str = "") -> RequestTrace:
         """Requests by any keys that sort; without sizes every object is of one byte."""
         if not len(keys):
             raise InputError(f"The trace {name!r} holds no request.", "Give a key for every request.")

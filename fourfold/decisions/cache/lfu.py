@@ -5,11 +5,11 @@ Counts are lost on leaving. What was popular once stays for long.
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import LFU
 
 
-class Lfu(Policy):
+class Lfu(EvictionRule):
     """Least frequently used."""
 
     title = "Least frequently used"

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import LIRS
 
 
-class Lirs(Policy):
+class Lirs(EvictionRule):
     """LIRS: low inter-reference recency stays."""
 
     title = "LIRS: low inter-reference recency stays"

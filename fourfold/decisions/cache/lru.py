@@ -5,11 +5,11 @@ Good where use is local in time; one scan washes everything out.
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import LRU
 
 
-class Lru(Policy):
+class Lru(EvictionRule):
     """Least recently used."""
 
     title = "Least recently used"

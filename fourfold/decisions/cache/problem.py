@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from fourfold.decisions.cache.bound import least_missed
-from fourfold.decisions.cache.instance import Evictions, Trace
+from fourfold.decisions.cache.instance import Evictions, RequestTrace
 from fourfold.decisions.cache.validate import misses
 from fourfold.errors import InputError
 from fourfold.problem import Problem
@@ -20,7 +20,7 @@ class Cache(Problem[Evictions]):
     lever: ClassVar[str] = "mechanization"
     unit = "B"
 
-    def __init__(self, trace: Trace, capacity: int) -> None:
+    def __init__(self, trace: RequestTrace, capacity: int) -> None:
         if capacity < 1:
             raise InputError(f"A cache of {capacity:,} bytes holds nothing.", "Give a size of at least one byte, or a larger share of the trace.")
         self.trace, self.capacity = trace, int(capacity)

@@ -6,11 +6,11 @@ at once.
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import S3FIFO
 
 
-class S3Fifo(Policy):
+class S3Fifo(EvictionRule):
     """S3-FIFO: small, main and ghost queue."""
 
     default = True

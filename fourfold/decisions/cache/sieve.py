@@ -5,11 +5,11 @@ What was visited since the hand last came is spared once and stays where it is; 
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import SIEVE
 
 
-class Sieve(Policy):
+class Sieve(EvictionRule):
     """SIEVE: a hand that spares what was visited."""
 
     title = "SIEVE: a hand that spares what was visited"

@@ -5,11 +5,11 @@ A hit moves an object up one segment; what no longer fits there cools down into 
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import SLRU
 
 
-class SegmentedLru(Policy):
+class SegmentedLru(EvictionRule):
     """Segmented LRU."""
 
     title = "Segmented LRU"

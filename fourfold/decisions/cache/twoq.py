@@ -5,11 +5,11 @@ Who left it and is asked for again while it is remembered (half a cache) enters 
 
 from __future__ import annotations
 
-from fourfold.decisions.cache._policy import Policy
+from fourfold.decisions.cache._policy import EvictionRule
 from fourfold.decisions.cache._state import TWOQ
 
 
-class TwoQueues(Policy):
+class TwoQueues(EvictionRule):
     """2Q: in, out and main queue."""
 
     title = "2Q: in, out and main queue"

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fourfold.decisions.cache.instance import Evictions, Trace
+from fourfold.decisions.cache.instance import Evictions, RequestTrace
 
 _FINE, _ABSENT, _FULL, _ORDER, _NEEDLESS = range(5)
 
@@ -35,7 +35,7 @@ def _walk(ids, sizes, capacity, refused, when, who, held, missed):  # type: igno
     return (_ORDER, len(ids)) if at < len(when) else (_FINE, 0)
 
 
-def misses(trace: Trace, capacity: int, answer: Evictions) -> tuple[NDArray[np.bool_], str]:
+def misses(trace: RequestTrace, capacity: int, answer: Evictions) -> tuple[NDArray[np.bool_], str]:
     """(which requests miss bool[n], the first rule that is broken or ""). An object holds the bytes that it had when it entered."""
     missed = np.zeros(len(trace), bool)
     if answer.refused.shape != (len(trace),) or answer.when.shape != answer.who.shape or answer.when.ndim != 1:
