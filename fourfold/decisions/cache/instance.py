@@ -33,7 +33,7 @@ class RequestTrace:
             raise InputError(f"Request {bad[0] + 1:,} of the trace {self.name!r} is of {self.sizes[bad[0]]:,} bytes, which no object has.",
                              "Sizes are whole bytes above zero; leave the column out if there are none.")
         if self.ids.min() < 0 or self.ids.max() >= self.objects:
-            raise InputError("A trace names an object that it does not have.", "Number objects from 0 to their count less one, or use RequestTrace.of.")
+            raise InputError("A trace names an object that it does not have.", "Number objects from 0 to their count less one, or use `of`.")
 
     @classmethod
     def of(cls, keys: NDArray, sizes: NDArray | None = None, name: str = "") -> RequestTrace:
