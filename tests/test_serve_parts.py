@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import json
 import socket
+import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,18 @@ from fourfold.datasets.unread import Unread
 from fourfold.errors import InputError
 from fourfold.frontends.model import load_model
 from fourfold.runtime.serve import deployment, openapi, wire
+from fourfold.runtime.serve.app import ServingApp
 from fourfold.runtime.serve.batching import BatchPace, MemberQueue, RowAnswer, WaitingRow, chosen
 from fourfold.runtime.serve.exchange import beside
 from fourfold.runtime.serve.limits import ServingLimits, bytes_of, seconds_of
+from fourfold.runtime.serve.metrics import ServingLog, ServingMetrics
 from fourfold.runtime.serve.requests import RequestRefused, generate_request, predict_request, swap_request
 from fourfold.runtime.serve.responses import LeastRecent, ResponseDesk
 from fourfold.runtime.serve.server import listening
+from fourfold.runtime.serve.supervision import WorkerDied
 from fourfold.runtime.serve.truncation import Shortened, shorten
+from fourfold.runtime.serve.worker_main import ArtefactWorker
+from fourfold.runtime.serve.worker_main import serve as work_for
 
 LIMITS = ServingLimits(rows=8)
 ANYTHING = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6), lambda inner: st.lists(inner, max_size=4)
@@ -237,7 +245,7 @@ def test_pairs_are_cut_alike_and_only_what_is_needed_is_tokenised() -> None:
     assert all(np.array_equal(column.values, cut.columns[name].values) for name, column in whole.columns.items())
     seen: list[int] = []
 
-    class Counting:
+    class Watching:
         truncation_side = "right"
 
         def __call__(self, texts: list[str], *given: object, **how: Any) -> Any:
@@ -245,10 +253,92 @@ def test_pairs_are_cut_alike_and_only_what_is_needed_is_tokenised() -> None:
             return model.tokenizer(texts, *given, **how)
 
     class Watched:
-        tokenizer, inputs, processor = Counting(), model.inputs, None
+        tokenizer, inputs, processor = Watching(), model.inputs, None
 
     shorten("word1 " * 1_000_000, Watched(), 48)  # type: ignore[arg-type]
     assert sum(seen) < 10_000                                          # of six million characters
+
+
+# ---- texts that grow -----------------------------------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """Stands for an artefact that generates: counts on from the prompt's last number."""
+
+    def __init__(self) -> None:
+        self.task = types.SimpleNamespace(kind="causal_lm", classes=None, generation=object())
+        self.assembly = types.SimpleNamespace(reader=lambda: None, parts=[], gates=[])
+        self.manifest: dict[str, Any] = {"parts": []}
+        self.warnings: list[str] = []
+
+    def generate(self, prompts: list[str], *, max_new_tokens: int, heard: Any, **how: object) -> list[str]:
+        if not prompts[0].split()[-1].isdigit():
+            raise InputError("The prompt ends in no number.", "Write one.")
+        for number in range(max_new_tokens):
+            heard(0, f" {int(prompts[0].split()[-1]) + number + 1}")
+        return []
+
+
+def test_a_worker_writes_piece_by_piece_and_goes_on_after_a_refusal() -> None:
+    ours, theirs = socket.socketpair()
+    worker = ArtefactWorker(Counting())  # type: ignore[arg-type]
+    assert worker.ready().generates
+    thread = threading.Thread(target=work_for, args=(theirs, worker))
+    thread.start()
+    said: list[Any] = []
+    for number, prompt in ((1, "one 1"), (2, "none"), (3, "two 7")):
+        ours.sendall(wire.packed(wire.GenerationJob(number, prompt, 2)))
+        while True:
+            body = wire.received(ours)
+            assert body is not None
+            said.append(wire.told_front(body))
+            if isinstance(said[-1], wire.BatchRefused) or said[-1].end:
+                break
+    ours.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    told = [one.text if isinstance(one, wire.TextPiece) else one.message for one in said]
+    assert told == [" 2", " 3", "", "The prompt ends in no number", " 8", " 9", ""]
+    assert [one.number for one in said] == [1, 1, 1, 2, 3, 3, 3]
+
+
+class Writing:
+    """Stands for an artefact at work: writes three pieces, or raises after one."""
+
+    about = types.SimpleNamespace(generates=True)
+    waiting, free = 0, ()
+
+    def __init__(self, dies: bool) -> None:
+        self.dies = dies
+
+    async def write(self, job: wire.GenerationJob, heard: Any) -> None:
+        for number in range(3):
+            if number and self.dies:
+                raise WorkerDied("it was killed (signal 9)")
+            heard(wire.TextPiece(1, f"{number} ", number == 2, 0.5))
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("stream, dies, status, words", [
+    (True, False, 200, ['data: {"text":"0 "}', 'data: {"text":"2 "}', "event: end", '"cpu_seconds":0.5']),
+    (True, True, 200, ['data: {"text":"0 "}', "event: error", "worker_died"]),
+    (False, False, 200, ['"text":"0 1 2 "', '"joules":1.0']), (False, True, 502, ["worker_died", "signal 9"]),
+])
+def test_texts_are_streamed_or_sent_whole(stream: bool, dies: bool, status: int, words: list[str]) -> None:
+    energy = types.SimpleNamespace(totals=types.SimpleNamespace(joules=0.0, grams=None, per_cpu=2.0), charge=lambda cpu: (2 * cpu, None))
+    exchange = types.SimpleNamespace(serving=Writing(dies))
+    app = ServingApp(exchange, LIMITS, ResponseDesk(None), ServingMetrics(ServingLog(io.StringIO())), energy)  # type: ignore[arg-type]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": json.dumps({"prompt": "a", "max_new_tokens": 3, "stream": stream}).encode(), "more_body": False}
+
+    async def send(event: dict[str, Any]) -> None:
+        sent.append(event)
+
+    asyncio.run(app({"type": "http", "path": "/generate", "method": "POST", "headers": []}, receive, send))
+    text = b"".join(event.get("body", b"") for event in sent).decode()
+    assert sent[0]["status"] == status and not sent[-1].get("more_body") and all(word in text for word in words), text
 
 
 # ---- options, files, the port --------------------------------------------------------------------------------------------------------------------

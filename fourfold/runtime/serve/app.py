@@ -214,11 +214,10 @@ class ServingApp:
     def _finished(self, piece: TextPiece) -> dict[str, object]:
         joules, grams = self.energy.charge(piece.cpu)
         self.spent += piece.cpu
-        return {"tokens": piece.tokens, "prompt_tokens": piece.prompt_tokens, "stopped": piece.stopped,
-                "usage": {"cpu_seconds": piece.cpu, "joules": joules, "gco2e": grams}}
+        return {"usage": {"cpu_seconds": piece.cpu, "joules": joules, "gco2e": grams}}
 
     async def _streamed(self, send: Send, pieces: asyncio.Queue[TextPiece | Exception]) -> int:
-        """Server-sent events: {"text"} a piece, then {"tokens", "usage"} as event "end"; event "error" where the worker dies amid the text."""
+        """Server-sent events: {"text"} a piece, then {"usage"} as event "end"; event "error" where the worker dies amid the text."""
         first = await pieces.get()
         if isinstance(first, Exception):
             raise _refusal(first)

@@ -82,14 +82,11 @@ class BatchDone(msgspec.Struct, tag="done"):
 
 
 class TextPiece(msgspec.Struct, tag="piece"):
-    """The next words of a text that is being written; `end` with the last: tokens written, CPU seconds."""
+    """The next words of a text that is being written; `end` with the last, and the CPU seconds of all."""
 
     number: int
     text: str
     end: bool = False
-    tokens: int = 0
-    prompt_tokens: int = 0
-    stopped: bool = False
     cpu: float = 0.0
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from fourfold.errors import FourfoldError
@@ -54,7 +54,23 @@ class ArtefactWorker:
         members = [self._member(number, part) for number, part in enumerate(assembly.parts)]
         parameters = sum(int(spec.get("parameters", 0)) for spec in self.model.manifest["parts"])
         return wire.WorkerReady(task.kind, self.reads, list(task.classes) if task.classes else None, members, list(self.model.warnings),
-                                parameters=parameters)
+                                self.generates, parameters)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the artefact was optimised to generate."""
+        return getattr(self.model.task, "generation", None) is not None
+
+    def write(self, job: wire.GenerationJob, heard: Callable[[str], None]) -> None:
+        """Continue a prompt; `heard` is told the text as it grows. Raises InputError for a prompt that the model has no positions for."""
+        from fourfold.datasets.tokenise import longest
+        from fourfold.errors import InputError
+        from fourfold.runtime.serve.truncation import shorten
+
+        if self.subject is not None and len(shorten(job.prompt, self.subject, longest(self.subject, self.max_length))) < len(job.prompt):
+            raise InputError("The prompt is longer than the model reads", "Send a shorter one.")
+        self.model.generate([job.prompt], max_new_tokens=job.new, temperature=job.temperature, top_k=job.top_k, top_p=job.top_p, seed=job.seed,
+                            heard=lambda row, text: heard(text))
 
     def _member(self, number: int, part: Part) -> wire.Member:
         setting = part.setting
@@ -132,7 +148,7 @@ def serve(link: socket.socket, worker: ArtefactWorker) -> None:
     while (body := wire.received(link)) is not None:
         job = wire.told_worker(body)
         if isinstance(job, wire.GenerationJob):
-            link.sendall(wire.packed(wire.BatchRefused(job.number, "This artefact writes no texts.")))
+            _written(link, worker, job)
             continue
         cpu, wall = time.process_time(), time.perf_counter()
         try:
@@ -143,6 +159,20 @@ def serve(link: socket.socket, worker: ArtefactWorker) -> None:
             continue
         done = wire.BatchDone(job.number, said, records, sure, time.process_time() - cpu, time.perf_counter() - wall, errors)
         link.sendall(wire.packed(done))
+
+
+def _written(link: socket.socket, worker: ArtefactWorker, job: wire.GenerationJob) -> None:
+    """Send a text piece by piece as it is written, or why it could not be."""
+    cpu = time.process_time()
+    try:
+        worker.write(job, lambda text: link.sendall(wire.packed(wire.TextPiece(job.number, text))))
+    except OSError:                                                    # the front is gone
+        raise
+    except Exception as error:
+        text = error.message if isinstance(error, FourfoldError) else f"{type(error).__name__} amid the text"
+        link.sendall(wire.packed(wire.BatchRefused(job.number, text.rstrip("."))))
+        return
+    link.sendall(wire.packed(wire.TextPiece(job.number, "", True, time.process_time() - cpu)))
 
 
 def main(arguments: Sequence[str]) -> int:
