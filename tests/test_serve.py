@@ -161,6 +161,8 @@ def test_what_cannot_be_answered_has_a_status(server: Server, path: str, body: o
 def test_pages(server: Server) -> None:
     assert server.ask("/ready")[:2] == (200, {"status": "ready", "workers": 2}) and server.ask("/health")[0] == 200
     assert server.ask("/openapi.json")[1]["openapi"] == "3.1.0" and "<script" not in server.ask("/docs")[1]
+    for _ in range(2):
+        server.predict(served.texts(60, 71))
     lines = dict(line.rsplit(" ", 1) for line in server.ask("/metrics")[1].splitlines() if not line.startswith("#"))
     assert float(lines["fourfold_cache_hits"]) >= 60 and float(lines['fourfold_rows_total{by="net"}']) > 0
     assert float(lines["fourfold_joules_per_cpu_second"]) > 0
