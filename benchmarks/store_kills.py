@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import provenance
 import torch
 
 WORLD, ROWS, COLUMNS = 4, 8192, 64
@@ -207,6 +208,7 @@ def main() -> None:
     options.add_argument("--control", type=int, default=0)
     options.add_argument("--work", type=Path, required=True)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--out", type=Path, default=None, help="results file")
     options.add_argument("--json", action="store_true")
     given = options.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -215,6 +217,8 @@ def main() -> None:
     found: dict[str, object] = {"ours": trials(given.trials, given.work, given.seed)} if given.trials else {}
     if given.control:
         found["dcp"] = controls(given.control, given.work, given.seed)
+    if given.out is not None:
+        provenance.publish(given.out, {"about": provenance.facts(given, [given.seed]), **found})
     print(json.dumps(found) if given.json else json.dumps(found, indent=2))
 
 
