@@ -3,8 +3,6 @@
 `original`: FastAPI and transformers on the original, as its users write it. `fastapi`, `litserve`, `bentoml`: the cheaper model in these.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
