@@ -149,7 +149,7 @@ class Served:
             self.port = free.getsockname()[1]
         self.kind, self.key = kind, BODIES.get(kind, "text")
         ours = [python, "-m", "fourfold", "serve", str(folder), "--port", str(self.port), "--cache", "0", "--workers", "2"]
-        words = {"ours": ours, "unbatched": [*ours, "--no-batching"]}.get(kind, [python, str(HERE / "serve_peers.py"), kind, str(folder),
+        words = {"ours": ours, "unbatched": [*ours, "--no-batching"]}.get(kind, [python, str(HERE / "_serve_peers.py"), kind, str(folder),
                                                                                  str(self.port)])
         env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(HERE.parent),
                "BENTOML_DO_NOT_TRACK": "true", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}

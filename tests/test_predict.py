@@ -18,6 +18,8 @@ from fourfold.machine import Machine
 @pytest.fixture(scope="module")
 def predict() -> ModuleType:
     file = Path(__file__).parent.parent / "benchmarks" / "predict.py"
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))                            # it imports `provenance` beside it
     spec = importlib.util.spec_from_file_location("predict", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

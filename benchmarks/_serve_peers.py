@@ -1,4 +1,4 @@
-"""The servers that `serve.py` measures beside ours, each as a process: python serve_peers.py KIND FOLDER PORT. A request is {"text": …}.
+"""The servers that `serve.py` measures beside ours, each as a process: python _serve_peers.py KIND FOLDER PORT. A request is {"text": …}.
 
 `original`: FastAPI and transformers on the original, as its users write it. `fastapi`, `litserve`, `bentoml`: the cheaper model in these.
 """
@@ -92,6 +92,6 @@ if KIND == "bentoml":
 
 if __name__ == "__main__":
     if KIND == "bentoml":
-        os.execv(sys.executable, [sys.executable, "-m", "bentoml", "serve", "serve_peers:Cheap", "--port", PORT, "--working-dir",
+        os.execv(sys.executable, [sys.executable, "-m", "bentoml", "serve", "_serve_peers:Cheap", "--port", PORT, "--working-dir",
                                   os.path.dirname(os.path.abspath(__file__))])
     {"original": original, "fastapi": fastapi, "litserve": litserve}[KIND]()
