@@ -159,8 +159,7 @@ def _small_or_main(s, kind):  # type: ignore[no-untyped-def]
                 return o
             unlink(s, o)
             push(s, 1, o)
-            if kind == CLOCK2QPLUS:
-                s.tag[o] = 0
+            s.tag[o] = 0
         else:
             o = oldest(s, 1)
             if s.tag[o] < 1:
