@@ -1,10 +1,10 @@
 """SmolLM2-135M as it writes: prompts of 128 tokens continued by 64, one at a time and eight at once, against everybody that installs.
 
-    python benchmarks/generate.py [--prompts 200] [--peers-python PATH --llama-python PATH] [--stage race|quality|drafts|report] [--quick]
+    python benchmarks/generate.py [--prompts 200] [--peers-python PATH --llama-python PATH] [--stage race|quality|report] [--quick]
 
 Each peer lives in a process of its own under the interpreter that has it (`generate_peers.py`). All answer one chunk of eight prompts before the
 next comes, in random order, and CPU seconds of their processes are compared within a chunk, so that what else the machine does falls on all. After
-the first chunk those go that were dearer than the original: PyTorch in fp32 and bf16, by transformers and by our own loop, whichever is cheapest. Ours
+the first chunk those go that were dearer than the original: PyTorch in fp32 and bf16, by transformers and by our loop, whichever is cheapest. Ours
 are the artefacts given by `--artefact NAME=FOLDER` (`fourfold optimize … --workload generate`) and the original in other ways of ours (`--way`). All
 that was measured is a line of work/generate/journal.jsonl; a second call goes on from there, and `--stage report` only writes the results.
 
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--artefact", action="append", default=[], metavar="NAME=FOLDER", help="ours; may be repeated")
     parser.add_argument("--way", action="append", default=[], metavar="ENGINE:PRECISION", help="the original in another of our ways to generate")
     parser.add_argument("--only", default="", help="names of peers, separated by commas; all where empty")
-    parser.add_argument("--stage", choices=("race", "quality", "drafts", "report", "all"), default="all")
+    parser.add_argument("--stage", choices=("race", "quality", "report", "all"), default="all")
     args = parser.parse_args()
     if args.quick:
         args.prompts, args.reviews = 8, 8
@@ -77,10 +77,6 @@ def main() -> int:
                 quality(crew, data, journal)
         finally:
             crew.close()
-    if args.stage in ("drafts", "all"):
-        import generate_drafts
-
-        generate_drafts.run(args, model, work, journal)
     report(args, model, data, journal)
     return 0
 
@@ -262,7 +258,6 @@ def report(args: Any, model: Path, data: Mapping[str, Any], journal: Diary) -> N
         rows.append(row | judged(name, data, journal, raced))
     rows.sort(key=lambda row: row.get("batch_1", row.get("batch_8", {})).get("cpu", {}).get("median", 9e9))
     absent = {name: value["absent"] for (name,), value in journal.of("peer").items() if "absent" in value}
-    drafts = {"/".join(map(str, key)): value for key, value in journal.of("drafts").items()}
     for row in rows:
         shown = {batch: row[f"batch_{batch}"] for batch in BATCHES if f"batch_{batch}" in row}
         print(f"{row['name']:32}", *(f"b{batch}: {100 * one['cpu']['median']:5.1f} % [{100 * one['cpu']['low']:.0f}, {100 * one['cpu']['high']:.0f}] "
@@ -271,7 +266,7 @@ def report(args: Any, model: Path, data: Mapping[str, Any], journal: Diary) -> N
     files = {"weights": model / "model.safetensors"}
     publish = {"about": harness.facts(args, files), "text": data["text"], "prompt_tokens": PROMPT, "new_tokens": NEW, "chunk": CHUNK,
                "prompts": CHUNK * max((len(found) for by in raced.values() for found in by.values()), default=0), "best_original": base,
-               "points": rows, "absent": absent, "drafts": drafts,
+               "points": rows, "absent": absent,
                "failed": {f"{name}, batch {batch}": value for (name, batch), value in journal.of("failed").items()}}
     harness.publish("generate", publish, harness.results(args))
 
@@ -309,11 +304,6 @@ def judged(name: str, data: Mapping[str, Any], journal: Diary, raced: Mapping[st
             agree.append(differ.index(True) / len(differ) if True in differ else 1.0)
     return {"perplexity": math.exp(-sum(scores) / (NEW * len(scores))) if scores else None, "scored": len(scores),
             "accuracy": sum(right) / len(right) if right else None, "reviews": len(right), "agreement": float(np.mean(agree)) if agree else None}
-
-
-def pairs(rows: Sequence[Mapping[str, Any]], batch: int) -> list[tuple[str, float, float]]:
-    """(name, CPU ratio, perplexity) of all that have both."""
-    return [(row["name"], row[f"batch_{batch}"]["cpu"]["median"], row["perplexity"]) for row in rows if row["perplexity"] and f"batch_{batch}" in row]
 
 
 if __name__ == "__main__":
