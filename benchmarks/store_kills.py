@@ -3,8 +3,9 @@
     python benchmarks/store_kills.py --trials 1000 --control 50 --work DIR [--json]
 
 A trial forks four ranks that load the newest step, check it, and save the next one (collecting to two steps); one of them, or all, is killed at a
-random moment between the start and a little after the usual end, the others a moment later. Then one process loads: it has to find the old step or
-the new one, every element of it. The control saves with DCP into one directory, as a training script that keeps its last checkpoint does.
+moment drawn evenly over the save itself: from the moment that the last rank enters `save` to a tenth after the usual end, the others a moment later.
+Then one process loads: it has to find the old step or the new one, every element of it. The control saves with DCP into one directory, as a training
+script that keeps its last checkpoint does, and all ranks are killed at once, at a moment drawn likewise.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def ours(root: Path, rank: int, generation: int) -> int:
-    """One rank: load the newest step, save the next."""
+def ours(root: Path, rank: int, generation: int, told: int) -> int:
+    """One rank: load the newest step, save the next; a byte to the pipe `told` before the save and one after it."""
     from fourfold.store import Checkpointer, Shard
 
     with Checkpointer(root, rank=rank, world=WORLD, generation=generation, keep=2, deadline=20, chunk=1 << 18) as store:
@@ -73,7 +74,9 @@ def ours(root: Path, rank: int, generation: int) -> int:
             store.load(shards(mine), step=step)
             if any(not torch.equal(one, wanted) for one, wanted in zip(mine.values(), state(step, rank).values(), strict=True)):
                 return 3
+        os.write(told, b"b")
         store.save(step + 1, shards(state(step + 1, rank)), wait=True)
+        os.write(told, b"e")
     return 0
 
 
@@ -96,8 +99,8 @@ def ours_holds(root: Path, full: bool) -> int:
     return found.step % 100
 
 
-def control(root: Path, rank: int, step: int, port: Path) -> int:
-    """One rank: save with DCP into one directory."""
+def control(root: Path, rank: int, step: int, port: Path, told: int) -> int:
+    """One rank: save with DCP into one directory; a byte to the pipe `told` before the save and one after it."""
     import torch.distributed as group
     import torch.distributed.checkpoint as dcp
     from torch.distributed.device_mesh import init_device_mesh
@@ -105,7 +108,10 @@ def control(root: Path, rank: int, step: int, port: Path) -> int:
 
     group.init_process_group("gloo", init_method=f"file://{port}", rank=rank, world_size=WORLD)
     mesh = init_device_mesh("cpu", (WORLD,))
-    dcp.save({name: DTensor.from_local(one, mesh, [Shard(0)]) for name, one in state(step, rank).items()}, checkpoint_id=root)
+    made = {name: DTensor.from_local(one, mesh, [Shard(0)]) for name, one in state(step, rank).items()}
+    os.write(told, b"b")
+    dcp.save(made, checkpoint_id=root)
+    os.write(told, b"e")
     return 0
 
 
@@ -124,17 +130,50 @@ def control_holds(root: Path, old: int) -> int:
     return 200
 
 
-def killed(pids: list[int], after: float, chosen: random.Random) -> None:
-    """Kill one of the processes, or all, after so many seconds, the rest a moment later; collect them."""
-    time.sleep(after)
-    victims = list(pids) if chosen.random() < 0.4 else [chosen.choice(pids)]
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
-    time.sleep(0.0 if len(victims) > 1 else chosen.uniform(0, 0.15))
-    for pid in set(pids) - set(victims):
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        os.waitpid(pid, 0)
+class Ranks:
+    """Four forked ranks that tell by a pipe when they enter their save and when they leave it."""
+
+    def __init__(self, work: Callable[[int, int], int]) -> None:
+        self._heard, told = os.pipe()
+        self.pids = [forked(lambda rank=rank: work(rank, told)) for rank in range(WORLD)]
+        os.close(told)
+
+    def _hear(self, letter: bytes) -> bool:
+        """Until every rank has said `letter`; False where one ended before it."""
+        left = WORLD
+        while left:
+            said = os.read(self._heard, 1)
+            if not said:
+                return False
+            left -= said == letter
+        return True
+
+    def span(self) -> float:
+        """Seconds from the last rank's entry into the save to the last one's end. Raises SystemExit where one fails."""
+        self._hear(b"b")
+        begin = time.perf_counter()
+        good = self._hear(b"e")
+        took = time.perf_counter() - begin
+        os.close(self._heard)
+        codes = [ended(pid) for pid in self.pids]
+        if not good or any(codes):
+            raise SystemExit(f"a save without a kill failed: {codes}")
+        return took
+
+    def kill(self, after: float, everyone: bool, chosen: random.Random) -> None:
+        """Kill all ranks (or one, the rest a moment later) so many seconds after the last has entered the save; collect them."""
+        if self._hear(b"b"):
+            time.sleep(after)
+        first = list(self.pids) if everyone else [chosen.choice(self.pids)]
+        for pid in first:
+            os.kill(pid, signal.SIGKILL)
+        if not everyone:
+            time.sleep(chosen.uniform(0, 0.15))
+            for pid in set(self.pids) - set(first):
+                os.kill(pid, signal.SIGKILL)
+        os.close(self._heard)
+        for pid in self.pids:
+            os.waitpid(pid, 0)
 
 
 def trials(count: int, work: Path, seed: int) -> dict[str, object]:
@@ -142,19 +181,15 @@ def trials(count: int, work: Path, seed: int) -> dict[str, object]:
     root, chosen = work / "ours", random.Random(seed)
     shutil.rmtree(root, ignore_errors=True)
 
-    def ranks(generation: int) -> list[int]:
-        return [forked(lambda rank=rank: ours(root, rank, generation)) for rank in range(WORLD)]
+    def ranks(generation: int) -> Ranks:
+        return Ranks(lambda rank, told: ours(root, rank, generation, told))
 
-    took = []
-    for generation in (0, 1):
-        begin = time.perf_counter()
-        if codes := [code for code in map(ended, ranks(generation)) if code]:
-            raise SystemExit(f"a save without a kill failed: {codes}")
-        took.append(time.perf_counter() - begin)
-    found = {"trials": count, "old": 0, "new": 0, "mixtures": 0, "unloadable": 0, "faults": 0, "span_s": took[1]}
+    ranks(0).span()
+    took = ranks(1).span()
+    found = {"trials": count, "old": 0, "new": 0, "mixtures": 0, "unloadable": 0, "faults": 0, "span_s": took}
     step = 2
     for trial in range(count):
-        killed(ranks(2 + trial), chosen.uniform(0.02, 1.25) * took[1], chosen)
+        ranks(2 + trial).kill(chosen.uniform(0, 1.1) * took, chosen.random() < 0.4, chosen)
         code = ended(forked(lambda trial=trial: ours_holds(root, trial % 10 == 9 or trial == count - 1)))
         key = {200: "mixtures", 201: "unloadable", 202: "faults", 70: "unloadable"}.get(code)
         if key is None:
@@ -165,27 +200,24 @@ def trials(count: int, work: Path, seed: int) -> dict[str, object]:
 
 
 def controls(count: int, work: Path, seed: int) -> dict[str, object]:
-    """`count` kills of DCP's saves into one directory, each beginning from a whole one."""
+    """`count` kills of all ranks in DCP's saves into one directory, each beginning from a whole one."""
     chosen = random.Random(seed)
 
-    def ranks(root: Path, step: int, name: str) -> list[int]:
+    def ranks(root: Path, step: int, name: str) -> Ranks:
         port = work / f"port-{name}"
         port.unlink(missing_ok=True)
-        return [forked(lambda rank=rank: control(root, rank, step, port)) for rank in range(WORLD)]
+        return Ranks(lambda rank, told: control(root, rank, step, port, told))
 
     good, took = work / "control", 0.0
     shutil.rmtree(good, ignore_errors=True)
-    for step in (1, 1):
-        begin = time.perf_counter()
-        if codes := [code for code in map(ended, ranks(good, step, "first")) if code]:
-            raise SystemExit(f"a save of DCP without a kill failed: {codes}")
-        took = time.perf_counter() - begin
+    for _ in range(2):
+        took = ranks(good, 1, "first").span()
     found = {"trials": count, "whole": 0, "mixtures": 0, "unloadable": 0, "span_s": took}
     for trial in range(count):
         root = work / "control-trial"
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(good, root)
-        killed(ranks(root, 2, f"{trial}"), chosen.uniform(0.3, 1.1) * took, chosen)
+        ranks(root, 2, f"{trial}").kill(chosen.uniform(0, 1.1) * took, True, chosen)
         code = ended(forked(lambda root=root: control_holds(root, 1)))
         found[{0: "whole", 200: "mixtures"}.get(code, "unloadable")] += 1  # type: ignore[operator]
     return found
