@@ -23,7 +23,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -41,7 +41,7 @@ BATCH = 50
 Row = dict[str, float]
 
 
-def medians(rows: list[Row]) -> dict[str, dict[str, float]]:
+def medians(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Median, least and most of each figure."""
     return {key: {"median": statistics.median(row[key] for row in rows), "least": min(row[key] for row in rows),
                   "most": max(row[key] for row in rows)} for key in rows[0]}

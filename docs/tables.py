@@ -1127,6 +1127,37 @@ def precision(data: Document) -> str:
     return "\n".join(lines)
 
 
+def store(data: Document) -> str:
+    """Seconds of saves and loads beside torch DCP and Orbax; bytes of a second save; flipped bits; kills."""
+    if data is None:
+        return "Not measured yet: `python benchmarks/store.py`."
+    names = {"ours": "fourfold.store", "dcp": "torch DCP, async_save", "dcp copied": "torch DCP, async_save of clones", "orbax": "Orbax"}
+
+    def row(where: str, way: str, one: Document) -> list[str]:
+        if "declined" in one:
+            return [f"{where}, {names[way]}", *["–"] * 6]
+        return [f"{where}, {names[way]}", *(f"{1e3 * one[key]['median']:.0f} ({1e3 * one[key]['least']:.0f} to {1e3 * one[key]['most']:.0f})"
+                for key in ("blocked", "save", "save_cpu", "load", "load_cpu")), f"{one['old_values_kept']} of {one['rounds']}"]
+
+    ranks, alone, changed, flips, kills = data["speed"], data["one"], data["changed"], data["flips"], data["kills"]
+    rows = [row(f"{ranks['ranks']} ranks", way, one) for way, one in ranks["ways"].items()]
+    rows += [row("1 process", way, one) for way, one in alone["ways"].items()]
+    ours, dcp = kills["ours"], kills["dcp"]
+    return "\n".join([
+        grid(("ms", "blocks", "save", "save, CPU", "load", "load, CPU", "old values kept"), rows), "",
+        f"{format.size(ranks['bytes'])} of float32 in memory-backed files, medians (least to most) of rounds in random order; the slowest rank's "
+        "seconds, CPU seconds of all. Four ranks save rows and load columns. The tensors are changed when the save returns; kept: the load gave what "
+        "they were before. Orbax's arrays are JAX's, which nobody can change.", "",
+        grid(("", "found"), [
+            ["second save, 2 of 20 tensors changed", f"{share(changed['share'])} of the first one's bytes written"],
+            [f"{flips['trials']:,} flipped bits, one at a time", f"{flips['trials'] - flips['unseen']:,} seen by `verify`; loads: "
+             f"{flips['loads_refused']:,} refused, {flips['loads_right']:,} right, {flips['loads_wrong']:,} wrong"],
+            [f"{ours['trials']:,.0f} kills over the whole of a save", f"{ours['old']:,.0f} old, {ours['new']:,.0f} new, "
+             f"{ours['mixtures']:.0f} mixtures, {ours['unloadable']:.0f} unloadable, {ours['faults']:.0f} faults seen by `verify`"],
+            [f"control: torch DCP into one directory, {dcp['trials']:,.0f} kills of all ranks", f"{dcp['whole']:.0f} whole, "
+             f"{dcp['mixtures']:.0f} mixtures, {dcp['unloadable']:.0f} unloadable"]])])
+
+
 SEARCH = ("fourfold/jobs/optimize", "fourfold/rewrites", "fourfold/engines", "fourfold/runtime")
 TABLES = (
     Table("README.md", "table", demo, ("demo", "demo-front"), (*SEARCH, "fourfold/jobs/demo.py")),
@@ -1162,6 +1193,7 @@ TABLES = (
     Table("docs/scale.md", "scale", scale, ("scale", "simulate"), ("fourfold/decisions/schedule", "fourfold/cost", "fourfold/graph.py")),
     Table("docs/meter.md", "meters", meters, ("meters",), ("fourfold/measure",)),
     Table("docs/map.md", "place", place, ("place",), ("fourfold/decisions/carbon_aware", "fourfold/carbon")),
+    Table("docs/store.md", "store", store, ("store",), ("fourfold/runtime/store", "benchmarks/store.py", "benchmarks/store_kills.py")),
     Table("docs/experts.md", "experts", experts, ("layers_experts",), ("fourfold/rewrites/route", "benchmarks/_lm.py")),
     Table("docs/claims.md", "claims", published, ()),
     Table("docs/design.md", "house", house, ()),

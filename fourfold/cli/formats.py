@@ -15,8 +15,8 @@ def register(app: typer.Typer) -> None:
 
 
 def formats(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Table: .csv, .jsonl, .parquet, .arrow.")],
-    to: Annotated[str | None, typer.Option(help="Convert to csv, jsonl, parquet or arrow, values compared.")] = None,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Table: .csv, .jsonl, .parquet, .arrow, .safetensors, .npz.")],
+    to: Annotated[str | None, typer.Option(help="Convert to csv, jsonl, parquet, arrow, safetensors or npz, values compared.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to convert to. [beside DATA]")] = None,
     column: Annotated[list[str] | None, typer.Option(help="Column of the partial read. May be repeated. [the first two]")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Ledger that the saving is booked in.")] = None,

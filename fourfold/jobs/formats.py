@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from fourfold.units import Quantity
 if TYPE_CHECKING:
     import pyarrow as pa
 
-KINDS = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet", "arrow": ".arrow"}
+KINDS = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet", "arrow": ".arrow", "safetensors": ".safetensors", "npz": ".npz"}
+_ARRAYS = ("safetensors", "npz")                                       # hold columns of numbers alone
 _PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
 
 
@@ -92,8 +94,8 @@ def formats(data: str | Path, *, to: str | None = None, out: str | Path | None =
         for kind, suffix in KINDS.items():
             try:
                 file = path if kind == now else _write(table, Path(folder) / f"table{suffix}", kind)
-            except (ValueError, NotImplementedError, OSError):
-                continue                                               # nested columns have no CSV
+            except (InputError, ValueError, NotImplementedError, OSError):
+                continue                                               # nested columns have no CSV, words and gaps no place among arrays
             whole = _cpu(lambda file=file, kind=kind: _read(file, kind), repeats)
             part = _cpu(lambda file=file, kind=kind: _read(file, kind, chosen), repeats)
             costs.append(FormatCost(kind, file.stat().st_size, whole, part, modelled(whole)))
@@ -107,7 +109,7 @@ def formats(data: str | Path, *, to: str | None = None, out: str | Path | None =
 
 def _kind(path: Path) -> str:
     if not path.is_file():
-        raise InputError(f"{path} is not there.", "Give a table: .csv, .jsonl, .parquet, .arrow.")
+        raise InputError(f"{path} is not there.", f"Give a table: {', '.join(KINDS.values())}.")
     if path.suffix.lower() in _PICKLED:
         raise InputError(f"{path.name} holds pickled objects, which may run code when they are read; it was not opened.",
                          "Write it as Parquet (tables) or safetensors (weights) where it was made.")
@@ -127,6 +129,8 @@ def _read(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Tab
     from pyarrow import csv, feather, json, parquet
 
     names = None if columns is None else list(columns)
+    if kind in _ARRAYS:
+        return _read_arrays(path, kind, names)
     try:
         if kind == "csv":
             return csv.read_csv(path, convert_options=csv.ConvertOptions(include_columns=names or []))
@@ -153,11 +157,66 @@ def _write(table: pa.Table, path: Path, kind: str) -> Path:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
         except TypeError as error:
             raise InputError(f"JSON lines cannot hold this table: {error}.", "Convert to parquet or arrow.") from None
+    elif kind in _ARRAYS:
+        _write_arrays(table, path, kind)
     elif kind == "parquet":
         parquet.write_table(table, path, compression="zstd")
     else:
         feather.write_feather(table, path, compression="uncompressed")
     return path
+
+
+def _read_arrays(path: Path, kind: str, names: list[str] | None) -> pa.Table:
+    """Vectors of one length as columns, matrices as columns of lists. Pickled arrays are refused by numpy unopened. Raises InputError."""
+    import numpy as np
+    import pyarrow as pa
+
+    try:
+        if kind == "npz":
+            with np.load(path, allow_pickle=False) as held:
+                found = {name: held[name] for name in (held.files if names is None else names)}
+        else:
+            from safetensors import safe_open
+
+            with safe_open(path, framework="np") as held:
+                found = {name: held.get_tensor(name) for name in (sorted(held.keys()) if names is None else names)}
+    except KeyError as error:
+        raise InputError(f"{path.name} has no column {error}.", "Name one that it has.") from None
+    except Exception as error:                                         # zip, header and type errors, each of its package
+        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"{path.name} cannot be read as {kind}: {why}.", "Write it again, or give another file.") from None
+    if len({one.shape[:1] for one in found.values()}) > 1 or any(one.ndim not in (1, 2) for one in found.values()):
+        raise InputError(f"{path.name} holds arrays of shapes {', '.join(str(list(one.shape)) for one in list(found.values())[:4])}: no table.",
+                         "A table has arrays of one length, of one or two axes. fourfold store reads weights.")
+    try:
+        return pa.table({name: pa.array(one) if one.ndim == 1 else pa.FixedSizeListArray.from_arrays(pa.array(one.reshape(-1)), one.shape[1])
+                         for name, one in found.items()})
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(f"{path.name} holds numbers that tables lack: {error}.", "Convert them to float32 first.") from None
+
+
+def _write_arrays(table: pa.Table, path: Path, kind: str) -> None:
+    """Numbers alone, without gaps. Raises InputError for other columns, or where safetensors is not installed."""
+    import numpy as np
+    import pyarrow as pa
+
+    for field in table.schema:
+        plain = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        if not plain or table.column(field.name).null_count:
+            raise InputError(f"{kind} cannot hold column {field.name!r} ({field.type}): arrays hold numbers without gaps.",
+                             "Convert to parquet or arrow.")
+    if len(set(table.column_names)) < table.num_columns or "file" in table.column_names and kind == "npz":
+        raise InputError(f"{kind} cannot hold these column names.", "Convert to parquet or arrow.")
+    arrays = {name: np.ascontiguousarray(table.column(name).to_numpy()) for name in table.column_names}
+    if kind == "npz":
+        with open(path, "wb") as file:                                 # numpy adds a suffix to names
+            np.savez(file, **arrays)                                   # type: ignore[arg-type]
+    else:
+        if find_spec("safetensors") is None:
+            raise InputError("safetensors is not installed.", "pip install safetensors")
+        from safetensors.numpy import save_file
+
+        save_file(arrays, path)
 
 
 def _cpu(read: Callable[[], object], repeats: int) -> float:
@@ -176,7 +235,8 @@ def _converted(table: pa.Table, source: Path, out: Path, kind: str) -> Path:
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         _write(table, aside, kind)
-        if not _read(aside, kind).equals(table):
+        back = _read(aside, kind)
+        if sorted(back.column_names) != sorted(table.column_names) or not back.select(table.column_names).equals(table):
             raise InputError(f"{kind} does not hold {source.name} as it is: what was read back differs.", "Convert to parquet or arrow.")
         os.link(aside, out)
     except OSError as error:
