@@ -2,7 +2,7 @@
 
     python benchmarks/generate.py [--prompts 200] [--peers-python PATH --llama-python PATH] [--stage race|quality|report] [--quick]
 
-Each peer lives in a process of its own under the interpreter that has it (`generate_peers.py`). All answer one chunk of eight prompts before the
+Each peer lives in a process of its own under the interpreter that has it (`_generate_peers.py`). All answer one chunk of eight prompts before the
 next comes, in random order, and CPU seconds of their processes are compared within a chunk, so that what else the machine does falls on all. After
 the first chunk those go that were dearer than the original: PyTorch in fp32 and bf16, by transformers and by our loop, whichever is cheapest. Ours
 are the artefacts given by `--artefact NAME=FOLDER` (`fourfold optimize … --workload generate`) and the original in other ways of ours (`--way`). All
@@ -144,12 +144,12 @@ class Crew:
     """All peers, open: name → process. Who cannot be had is written into the diary with the reason."""
 
     def __init__(self, args: Any, model: Path, journal: Diary) -> None:
-        import generate_peers
+        import _generate_peers
 
         pythons = {MAIN: sys.executable, PEERS: args.peers_python, LLAMA: args.llama_python}
         source = next((args.work / "smollm2-gguf").glob("*.gguf"))
         for kind in ("Q8_0", "Q4_0"):                                   # made here, for not every peer's interpreter has the library
-            generate_peers.gguf(model, args.work, source, kind)
+            _generate_peers.gguf(model, args.work, source, kind)
         wanted = dict(ORIGINALS | RIVALS)
         for engine, precision in (way.split(":") for way in args.way):
             wanted[f"our loop, {engine} {precision}"] = "ours", MAIN, {"engine": engine, "precision": precision}
@@ -160,7 +160,7 @@ class Crew:
             if only and name not in only:
                 continue
             asked = {"model": str(model), "work": str(args.work), "threads": args.threads, **more}
-            one = subprocess.Popen([pythons[where], str(harness.HOME / "generate_peers.py"), peer, json.dumps(asked)], text=True,
+            one = subprocess.Popen([pythons[where], str(harness.HOME / "_generate_peers.py"), peer, json.dumps(asked)], text=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             answer = self._read(one)
             if "ready" in answer:

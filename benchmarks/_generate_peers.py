@@ -1,7 +1,7 @@
 """Who else generates: each peer in a process of its own, under the interpreter that has it, driven by lines of JSON. Imports nothing of fourfold,
 save for ours.
 
-    python benchmarks/generate_peers.py PEER '{"model": …, "work": …, "threads": 1}'
+    python benchmarks/_generate_peers.py PEER '{"model": …, "work": …, "threads": 1}'
 
 It answers {"ready": …} or {"absent": why}, then one line for each of: {"generate": [[ids], …], "new": n} → tokens, CPU and wall seconds, seconds to
 the first token where the peer tells; {"score": [[ids], …], "from": n} → the log-probability of every row's tokens from the n-th on (None where the
