@@ -36,6 +36,8 @@ from store_kills import WORLD, ended, forked
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+    from fourfold.store import Checkpointer
+
 RESULTS = Path(__file__).parent / "results" / "store.json"
 BATCH = 50
 Row = dict[str, float]
@@ -60,19 +62,19 @@ def size(folder: Path) -> int:
 
 # ---- four ranks -----------------------------------------------------------------------------------------------------------------------------------
 
-def save_of(way: str, folder: Path, mine: Mapping[str, torch.Tensor], mesh: DeviceMesh, rank: int) -> tuple[float, Callable[[], object]]:
+def save_of(way: str, folder: Path, mine: Mapping[str, torch.Tensor], mesh: DeviceMesh, rank: int, store: Checkpointer,
+            step: int) -> tuple[float, Callable[[], object]]:
     """Begin a save of this rank's rows; (seconds until the caller may go on, what waits for the end)."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor import Shard as Split
 
     if way == "ours":
-        from fourfold.store import Checkpointer, Shard
+        from fourfold.store import Shard
 
-        store = Checkpointer(folder)                                   # the process group tells rank, world and generation
         given = {name: Shard(one, (WORLD * len(one), COLUMNS), (rank * len(one), 0)) for name, one in mine.items()}
         begin = time.perf_counter()
-        saving = store.save(1, given)
+        saving = store.save(step, given)                                # its snapshot memory is kept between saves, as in training
         blocked = time.perf_counter() - begin
 
         def end() -> None:
@@ -110,17 +112,20 @@ def rank_of(work: Path, rank: int, rounds: int, tensors: int, seed: int) -> int:
 
     group.init_process_group("gloo", init_method=f"file://{work}/port", rank=rank, world_size=WORLD)
     mesh, rows, drawn = init_device_mesh("cpu", (WORLD,)), [], random.Random(seed)
+    from fourfold.store import Checkpointer
+
     width = COLUMNS // WORLD
+    store = Checkpointer(work / "ours")                                # the process group tells rank, world and generation
     for number in range(rounds + 1):
         whole = state(tensors, seed + number)
         ways = ["ours", "dcp", "dcp copied"]
         drawn.shuffle(ways)                                            # alike in all ranks
         for way in ways:
-            folder = work / f"{way.replace(' ', '-')}-{number}"
+            folder = work / "ours" if way == "ours" else work / f"{way.replace(' ', '-')}-{number}"
             mine = {name: one.chunk(WORLD)[rank].clone() for name, one in whole.items()}
             group.barrier()
             wall, cpu = time.perf_counter(), time.process_time()
-            blocked, end = save_of(way, folder, mine, mesh, rank)
+            blocked, end = save_of(way, folder, mine, mesh, rank, store, number + 1)
             for one in mine.values():
                 one.fill_(-1.0)                                        # the next step of training
             end()
@@ -131,7 +136,7 @@ def rank_of(work: Path, rank: int, rounds: int, tensors: int, seed: int) -> int:
             row |= {"load": time.perf_counter() - wall, "load_cpu": time.process_time() - cpu}
             row["right"] = all(torch.equal(back[name], whole[name][:, rank * width:(rank + 1) * width]) for name in whole)
             group.barrier()
-            if rank == 0:
+            if rank == 0 and way != "ours":
                 shutil.rmtree(folder)
             if number:
                 rows.append(row)
