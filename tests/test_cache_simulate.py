@@ -113,7 +113,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for row in document["rows"]:
         assert document["least_byte_miss"][row["size"]] <= row["byte_miss"] <= 1 and row["requests_per_cpu_s"] > 0
         assert row["policy"] != "lru" or row["against_lru"] == 0
-    assert "http" not in html.read_text() and html.read_text().count("<svg") == 2
+    assert "://" not in html.read_text() and html.read_text().count("<svg") == 2
     assert main.run(words) == 0 and "(bound)" in capsys.readouterr().out
 
 

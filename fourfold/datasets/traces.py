@@ -148,7 +148,8 @@ def _weighed(name: str, keys: NDArray[np.generic], sizes: NDArray[np.int64], for
 def _oracle(name: str, data: bytes) -> Requests:
     whole, over = divmod(len(data), _RECORD.itemsize)
     if over:
-        raise InputError(f"Record {whole + 1:,} of {name} ends after {over} of {_RECORD.itemsize} bytes.", f"The trace is cut off; fetch it again. {_SAY}")
+        raise InputError(f"Record {whole + 1:,} of {name} ends after {over} of {_RECORD.itemsize} bytes.",
+                         f"The trace is cut off; fetch it again. {_SAY}")
     found = np.frombuffer(data, _RECORD)
     after = found["next"]
     if (bad := np.flatnonzero((after != -1) & (after < np.arange(1, whole + 1)))).size:

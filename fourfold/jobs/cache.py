@@ -72,7 +72,9 @@ class CacheSimulation:
         told = []
         for size, least in self.least.items():
             best = next(row for row in self.rows if row.size == size)
-            gain = "" if best.against is None or best.policy == _AGAINST else f", {abs(best.against):.1%} {'less' if best.against <= 0 else 'more'} than lru"
+            gain = ""
+            if best.against is not None and best.policy != _AGAINST:
+                gain = f", {abs(best.against):.1%} {'less' if best.against <= 0 else 'more'} than lru"
             told.append(f"At {size} ({best.capacity:,} B) {best.policy} misses fewest bytes: {best.bytes_missed:.1%}{gain}; no policy can miss under "
                         f"{least:.1%}.")
         return tuple(told)
