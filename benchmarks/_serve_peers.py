@@ -6,7 +6,7 @@
 import os
 import sys
 
-KIND, FOLDER, PORT = (*sys.argv[1:4],) if len(sys.argv) > 3 else (os.environ["KIND"], os.environ["FOLDER"], os.environ["PORT"])
+KIND, FOLDER, PORT = sys.argv[1:4] if __name__ == "__main__" else (os.environ["KIND"], os.environ["FOLDER"], os.environ["PORT"])
 WORKERS, BATCH = 2, 8
 os.environ.update(KIND=KIND, FOLDER=FOLDER, PORT=PORT)
 
@@ -53,13 +53,13 @@ def fastapi() -> None:
     uvicorn.run(app, port=int(PORT), log_level="error")
 
 
-def litserve() -> None:
+if KIND == "litserve":
     import litserve as ls
 
-    import fourfold
-
-    class API(ls.LitAPI):
+    class LitCheap(ls.LitAPI):                                         # of the module: LitServe pickles it into its workers
         def setup(self, device: str) -> None:
+            import fourfold
+
             self.model = fourfold.load(FOLDER)
 
         def decode_request(self, request: dict[str, str]) -> str:
@@ -71,8 +71,9 @@ def litserve() -> None:
         def encode_response(self, output: str) -> dict[str, str]:
             return {"label": output}
 
-    server = ls.LitServer(API(max_batch_size=BATCH, batch_timeout=0.002), accelerator="cpu", workers_per_device=WORKERS)
-    server.run(port=int(PORT), log_level="error", generate_client_file=False)
+    def litserve() -> None:
+        server = ls.LitServer(LitCheap(max_batch_size=BATCH, batch_timeout=0.002), accelerator="cpu", workers_per_device=WORKERS)
+        server.run(port=int(PORT), log_level="error", generate_client_file=False)
 
 
 if KIND == "bentoml":
@@ -94,4 +95,4 @@ if __name__ == "__main__":
     if KIND == "bentoml":
         os.execv(sys.executable, [sys.executable, "-m", "bentoml", "serve", "_serve_peers:Cheap", "--port", PORT, "--working-dir",
                                   os.path.dirname(os.path.abspath(__file__))])
-    {"original": original, "fastapi": fastapi, "litserve": litserve}[KIND]()
+    globals()[KIND]()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -272,15 +273,18 @@ def killed(args: argparse.Namespace, cheap: Path) -> dict[str, Any]:
     server = Served("ours", args.peers or sys.executable, cheap, args.work)
     try:
         load = subprocess.Popen([sys.executable, __file__, "--generate", str(server.port), server.key, "32", "12"], stdout=subprocess.PIPE, text=True)
+        kills = 0
         for _ in range(3):
             time.sleep(3)
             with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/model", timeout=30) as answer:
                 workers = json.load(answer)["workers"]
-            os.kill(next((one["pid"] for one in workers if one["busy"]), workers[0]["pid"]), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):              # gone since it was asked: ended by the server itself
+                os.kill(next((one["pid"] for one in workers if one["busy"]), workers[0]["pid"]), signal.SIGKILL)
+                kills += 1
         found = json.loads(load.communicate(timeout=120)[0])
     finally:
         server.stop()
-    return {"kills": 3, **found}
+    return {"kills": kills, **found}
 
 
 def soaked(args: argparse.Namespace, cheap: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from fourfold.datasets.unread import Unread
 from fourfold.errors import InputError
 from fourfold.frontends.model import load_model
+from fourfold.runtime.cache import PER_ENTRY
 from fourfold.runtime.serve import deployment, openapi, wire
 from fourfold.runtime.serve.app import ServingApp
 from fourfold.runtime.serve.batching import BatchPace, MemberQueue, RowAnswer, WaitingRow, chosen
@@ -29,7 +30,7 @@ from fourfold.runtime.serve.exchange import beside
 from fourfold.runtime.serve.limits import ServingLimits, bytes_of, seconds_of
 from fourfold.runtime.serve.metrics import ServingLog, ServingMetrics
 from fourfold.runtime.serve.requests import RequestRefused, generate_request, predict_request, swap_request
-from fourfold.runtime.serve.responses import LeastRecent, ResponseDesk
+from fourfold.runtime.serve.responses import ResponseDesk, warmed
 from fourfold.runtime.serve.server import listening
 from fourfold.runtime.serve.supervision import WorkerDied
 from fourfold.runtime.serve.truncation import Shortened, shorten
@@ -163,22 +164,12 @@ def test_like_lengths_share_a_batch_and_nobody_starves() -> None:
     loop.close()
 
 
-def test_a_free_worker_waits_only_for_company_that_comes() -> None:
-    queue = MemberQueue(4, BatchPace(8e-3, 0.0))
-    queue.rows = [waiting("a", 0.0)]
-    assert queue.lingers(0.0, rate=1.0) == 0.0                         # one row a second: nobody will come
-    assert 0 < queue.lingers(0.0, rate=1000.0) <= 2e-3
-    assert queue.lingers(0.049, rate=1000.0) == 0.0                    # its deadline presses
-    queue.rows *= 4
-    assert queue.lingers(0.0, rate=1000.0) == 0.0
-
-
 # ---- answers kept --------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_answers_are_kept_exactly_and_failures_are_not() -> None:
     async def run() -> None:
-        desk = ResponseDesk(LeastRecent(10_000))
+        desk = ResponseDesk(warmed(10_000))
         digest = b"d" * 32
         key = desk.key(digest, "disable 2FA")
         assert key != desk.key(digest, "enable 2FA") and key != desk.key(b"e" * 32, "disable 2FA") and key != desk.key(digest, ("disable", " 2FA"))
@@ -201,15 +192,25 @@ def test_answers_are_kept_exactly_and_failures_are_not() -> None:
     asyncio.run(run())
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 400)), max_size=60))
 def test_memory_of_answers_is_bounded(puts: list[tuple[int, int]]) -> None:
-    store, last = LeastRecent(1000), {}
+    store, last = warmed(1000), {}
+    assert len(store) == store.counts.held == store.counts.misses == 0  # nothing of the trial is left
     for key, size in puts:
         store.put(bytes([key]), b"v" * size, 1.0)
         last[bytes([key])] = size
-        assert store.held == sum(1 + len(value) + 120 for value in store.entries.values()) <= 1000
+        assert store.counts.held <= 1000
     for key, size in last.items():
         assert (value := store.get(key)) is None or len(value) == size
+
+
+def test_what_took_longest_to_compute_stays() -> None:
+    store = warmed(4 * (PER_ENTRY + 32))
+    store.put(b"dear", bytes(16), 10.0)
+    for number in range(50):
+        store.put(bytes([number]), bytes(16), 0.001)
+    assert store.get(b"dear") == bytes(16) and store.counts.left > 40
 
 
 # ---- texts cut -----------------------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Padded batches cost rows × longest, so rows of like length share one (sorted by length as in the race that measured the batch), and the pace of a
 member is learnt from its own batches: seconds = a + b · rows · longest, exponentially weighted least squares. While rows wait for less than the
-deadline, a batch is no larger than half of the deadline allows; behind it, throughput counts and batches are as large as was measured best.
+deadline, a batch is no larger than half of the deadline allows; behind it, throughput counts and batches are as large as was measured best. No row
+waits while a worker is free: batches fill while all workers are busy, and only then is there something to share.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field
 from fourfold.runtime.serve.wire import Member, Row
 
 FORGET = 0.98                                                          # weight of a batch for each batch after it
-LINGER = 0.25                                                          # of a call's seconds: how long a row waits for company while a worker is free
 _WIDEN = 16                                                            # characters that a text has at least, in sizes: a call's special tokens
 
 
@@ -141,15 +141,6 @@ class MemberQueue:
             return 0.0
         calls = -(-len(self.rows) // self.batch)
         return calls * self.pace.fixed + self.pace.slope * sum(row.size for row in self.rows)
-
-    def lingers(self, now: float, rate: float) -> float:
-        """Seconds that a free worker should still wait for more rows: none where the batch is full, where too few come (rows a second) to be worth
-        it, or where the oldest row is pressed for time."""
-        oldest = self.rows[0]
-        call = self.pace.seconds(oldest.size)
-        allowed = min(LINGER * call, oldest.due - now - call)
-        left = oldest.came + allowed - now
-        return 0.0 if len(self.rows) >= self.batch or rate * LINGER * call < 0.5 else max(0.0, left)
 
     def take(self, now: float) -> list[WaitingRow]:
         """The rows of the next batch, which leave the queue. Rows that were given up are dropped."""

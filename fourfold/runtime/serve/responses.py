@@ -6,16 +6,15 @@ A key is a hash of the artefact's digest and the row as it came; nothing is look
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from typing import Protocol
 
 import msgspec
 
+from fourfold.runtime.cache import PER_ENTRY, ResponseCache
 from fourfold.runtime.serve.batching import RowAnswer, WaitingRow
 from fourfold.runtime.serve.wire import Row
 
 _encode = msgspec.msgpack.Encoder().encode
-_PER_ENTRY = 120                                                       # bytes that an entry takes beside key and value
 
 
 class KnownAnswers(Protocol):
@@ -23,36 +22,19 @@ class KnownAnswers(Protocol):
 
     def get(self, key: bytes) -> bytes | None: ...
 
-    def put(self, key: bytes, value: bytes, cost: float) -> None: ...
+    def put(self, key: bytes, value: bytes, cost: float) -> object: ...
 
 
-class LeastRecent:
-    """A store of at most `capacity` bytes from which the least recently used leaves first."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.held = capacity, 0
-        self.entries: OrderedDict[bytes, bytes] = OrderedDict()
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value, which is then the most recently used."""
-        value = self.entries.get(key)
-        if value is not None:
-            self.entries.move_to_end(key)
-        return value
-
-    def put(self, key: bytes, value: bytes, cost: float) -> None:
-        """Keep a value; one larger than the store is not kept."""
-        del cost                                                       # all are worth the same here
-        size = len(key) + len(value) + _PER_ENTRY
-        if size > self.capacity:
-            return
-        if (old := self.entries.pop(key, None)) is not None:
-            self.held -= len(key) + len(old) + _PER_ENTRY
-        self.entries[key] = value
-        self.held += size
-        while self.held > self.capacity:
-            gone, lost = self.entries.popitem(last=False)
-            self.held -= len(gone) + len(lost) + _PER_ENTRY
+def warmed(capacity: int, policy: str = "gdsf") -> ResponseCache:
+    """A store of `capacity` bytes whose policy is compiled already: numba compiles a policy's kernels at their first use, which takes seconds in a
+    fresh installation and must not fall into a request. Raises InputError for a policy that does not exist."""
+    trial = ResponseCache(8 * (PER_ENTRY + 64), policy)
+    for number in range(64):                                           # enough that entries leave and some are forgotten
+        trial.put(bytes([number]), bytes(64), 1.0 + number % 3)
+        trial.get(bytes([number // 2]))
+        trial.get(bytes([number]))
+    trial.discard(bytes([63]))
+    return ResponseCache(capacity, policy)
 
 
 class ResponseDesk:

@@ -7,7 +7,6 @@ the next member with those of other batches, and as they are the oldest they go 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from fourfold.runtime.serve.limits import ServingLimits
 from fourfold.runtime.serve.supervision import BACKOFF, STEADY, BatchDeclined, SupervisedWorker, WorkerDied
 
 _LOOK = 0.1                                                            # seconds between looks at workers that have nothing to do
-_RATE = 0.9                                                            # weight of the rate of rows so far, each look
 
 
 class Overloaded(Exception):
@@ -60,8 +58,6 @@ class ServedArtefact:
         self.about: wire.WorkerReady | None = None
         self.closing = False
         self.deaths = self.batches = self.declined = 0
-        self.rate = 0.0
-        self._arrived = 0
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._died: dict[int, tuple[int, float]] = {}
@@ -117,7 +113,6 @@ class ServedArtefact:
 
     def submit(self, row: WaitingRow) -> None:
         """Queue a row before the first member."""
-        self._arrived += 1
         self.queues[0].rows.append(row)
         self._changed.set()
 
@@ -128,13 +123,7 @@ class ServedArtefact:
             self._changed.clear()
             while (free := self.free) and (queue := self._next()) is not None:
                 now = time.monotonic()
-                left = queue.lingers(now, self.rate) if self.batching else 0.0
-                if left > 0:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), left)
-                    self._changed.clear()
-                    continue
-                rows = queue.take(now)
+                rows = queue.take(now)                                 # at once: waiting for company would leave the worker idle
                 if rows:
                     worker = free[0]
                     worker.busy = True
@@ -245,11 +234,9 @@ class ServedArtefact:
     # ---- workers -----------------------------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """See workers die that have nothing to do, and how many rows come."""
+        """See workers die that have nothing to do."""
         while True:
             await asyncio.sleep(_LOOK)
-            self.rate = _RATE * self.rate + (1 - _RATE) * self._arrived / _LOOK
-            self._arrived = 0
             for worker in self.workers:
                 if worker.ready is not None and not worker.busy and not worker.alive:
                     worker.busy = True

@@ -22,7 +22,7 @@ from fourfold.runtime.serve.energy import EnergyAccount, EnergyTotals
 from fourfold.runtime.serve.exchange import ArtefactExchange
 from fourfold.runtime.serve.limits import ServingLimits
 from fourfold.runtime.serve.metrics import ServingLog, ServingMetrics
-from fourfold.runtime.serve.responses import KnownAnswers, LeastRecent, ResponseDesk
+from fourfold.runtime.serve.responses import KnownAnswers, ResponseDesk, warmed
 from fourfold.runtime.serve.served_artefact import ArtefactIdentity, ServedArtefact
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ async def _serve(options: ServingOptions, told: Callable[..., None], log: Servin
     exchange = ArtefactExchange(make, event, options.keep)
     event("loading", artefact=str(options.folder), workers=options.workers)
     await exchange.first(options.folder)
-    desk = ResponseDesk(store if store is not None else LeastRecent(options.cache) if options.cache else None)
+    if store is None and options.cache:
+        store = await asyncio.to_thread(warmed, options.cache)         # before the first request, which would else wait for a compiler
+    desk = ResponseDesk(store)
     app = ServingApp(exchange, options.limits, desk, metrics, energy, options.token)
     energy.start()
     host, port = bound.getsockname()[:2]
