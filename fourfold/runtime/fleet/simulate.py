@@ -241,3 +241,28 @@ def crossing(size: int, count: int, seed: int, tenants: int = 2) -> list[tuple[s
         nodes = [np.sort(random.choice(size, int(random.integers(min(2, size), size + 1)), replace=False)) for _ in range(int(random.integers(1, 4)))]
         programs.append((f"tenant{int(random.integers(tenants))}", nodes, int(random.integers(0, 8))))
     return programs
+
+
+def scaled(executors: int, tenants: int, programs: int, slices: int, deaths: float, seed: int) -> dict[str, object]:
+    """`programs` of `tenants` on contiguous and strided slices of at most `slices` of `executors`, under random delays, and deaths at that chance a step.
+
+    The same programs without the scheduler are run beside it: whether they deadlock.
+    """
+    import time
+
+    random = np.random.default_rng(seed)
+    made = []
+    for _ in range(programs):
+        nodes = []
+        for _ in range(int(random.integers(1, 4))):
+            size, stride = int(random.integers(2, min(slices, executors) + 1)), int(random.integers(1, 4))
+            nodes.append(np.unique((int(random.integers(executors)) + stride * np.arange(size)) % executors))
+        made.append((f"tenant{int(random.integers(tenants))}", nodes, int(random.integers(0, 8))))
+    began = time.process_time()
+    fleet = FleetSimulation(executors, seed=seed, death=deaths)
+    for number in range(tenants):
+        fleet.scheduler.tenant(f"tenant{number}", 1.0 + number % 5)
+    record = fleet.run(made)
+    return {"executors": executors, "tenants": tenants, "programs": programs, "done": record.done, "failed": record.failed, "deaths": record.deaths,
+            "restarts": record.again, "late": record.dropped, "deadlocks": int(record.deadlock), "broken": record.broken,
+            "cpu_s": time.process_time() - began, "unscheduled": "deadlock" if unscheduled(executors, made, seed) else "none"}
