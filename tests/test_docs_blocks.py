@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"<!-- (runs|not run: (?:\S+ ?){1,}|file: \S+) -->$")
 HERE = ("cli.md", "convert.md", "devices.md", "features.md", "graph.md", "intensity.md", "layouts.md", "map.md", "overlap.md", "primer.md",
         "propagate.md", "ranking.md", "schedule.md", "select.md", "shard.md", "sparse-mlp.md", "spmd.md", "treeformer.md",
-        "chiplets.md", "store.md", "generate.md", "formats.md", "cache.md")
+        "chiplets.md", "store.md", "fleet.md", "generate.md", "formats.md", "cache.md")
 RUN = '[run]\nname = "a run"\nchips = 8\nchip = "P100"\nhours = 84\nwatts = 296\npue = 1.58\nintensity = "429 g/kWh"\n'
 SHORTER = (("Budget(seconds=20)", "Budget(seconds=2)"),)               # the only words changed
 

@@ -28,7 +28,7 @@ ELSEWHERE = {"plan.md": "tests/test_plan_command.py", "footprint.md": "tests/tes
              **{name: "tests/test_docs_blocks.py" for name in (
                  "cli.md", "convert.md", "devices.md", "features.md", "graph.md", "intensity.md", "layouts.md", "map.md", "overlap.md", "primer.md",
                  "propagate.md", "ranking.md", "schedule.md", "select.md", "shard.md", "sparse-mlp.md", "spmd.md", "treeformer.md",
-                 "chiplets.md", "store.md", "generate.md", "formats.md", "cache.md")}}
+                 "chiplets.md", "store.md", "fleet.md", "generate.md", "formats.md", "cache.md")}}
 PAGES = list(dict.fromkeys(page for page in MARKED if page.name not in ELSEWHERE))
 
 

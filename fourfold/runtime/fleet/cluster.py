@@ -175,17 +175,18 @@ def asked(method: str, *args: object) -> object:
     """What the island of the fleet that is up answers. Raises FleetError, and InputError as the island does."""
     with connected(known()):
         import ray
+        from ray.exceptions import RayError, RayTaskError
 
         from fourfold.runtime.fleet.island import ISLAND
 
         try:
             handle = ray.get_actor(ISLAND)
             return ray.get(cast("RemoteCall", getattr(handle, method)).remote(*args), timeout=60)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, FourfoldError) else FleetError(f"The island failed: {str(error)[:150]}", "Take it down, start anew.") \
                 from None
-        except (ValueError, ray.exceptions.RayError):
+        except (ValueError, RayError):
             raise FleetError("The fleet's island is gone.", "Take the fleet down, and start it anew: fourfold fleet down") from None
 
 

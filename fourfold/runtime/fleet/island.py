@@ -1,7 +1,7 @@
 """What runs on Ray: the island, one named actor that alone starts and ends gangs, and executors, one process of a program each.
 
-An executor belongs to a bundle of its gang's placement group, so a slice is held whole or not at all. Ray restarts nothing here: a rank that comes back
-alone would find the others hanging in a collective, so the island ends the whole gang and starts it again, on the same placement group, under the next
+An executor belongs to a bundle of its gang's placement group, so a slice is whole or not there. Ray restarts nothing here: a rank that comes back
+alone would find the others hanging in a collective, so the island ends the whole gang and starts it again, on the same group, under the next
 generation. Programs are started as torch.distributed expects them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, and FOURFOLD_GENERATION.
 """
 
@@ -23,6 +23,7 @@ from fourfold.runtime.fleet.admission import Admission, SliceRequest
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+    from ray.actor import ActorHandle
     from ray.util.placement_group import PlacementGroup
 
 NAMESPACE, ISLAND = "fourfold", "island"
@@ -79,8 +80,8 @@ def _with_parent() -> None:
 
 @dataclass
 class Gang:
-    """A submitted program. `state`: waiting, running, done, failed, ended; `restarts` left; `seen` and `back`: seconds from a death to when it was seen
-    (None where nobody knows when it died) and from then until all ranks ran again."""
+    """A submitted program. `state`: waiting, running, done, failed, ended; `restarts`: the most; `again`: how many there
+    were; `back`: seconds from when a death was seen until all ranks ran again."""
 
     request: SliceRequest
     command: list[str]
@@ -233,7 +234,7 @@ class Island:
 
         for one in gang.executors:
             with contextlib.suppress(Exception):
-                ray.kill(cast("ray.actor.ActorHandle", one), no_restart=True)
+                ray.kill(cast("ActorHandle", one), no_restart=True)
         gang.executors, gang.waits = [], {}
         for pid in gang.pids:                                           # of this host; elsewhere the kernel does it with the executor
             with contextlib.suppress(OSError):

@@ -244,7 +244,7 @@ def crossing(size: int, count: int, seed: int, tenants: int = 2) -> list[tuple[s
 
 
 def scaled(executors: int, tenants: int, programs: int, slices: int, deaths: float, seed: int) -> dict[str, object]:
-    """`programs` of `tenants` on contiguous and strided slices of at most `slices` of `executors`, under random delays, and deaths at that chance a step.
+    """`programs` of `tenants` on contiguous and strided slices of at most `slices` of `executors`, under random delays, and deaths at that chance.
 
     The same programs without the scheduler are run beside it: whether they deadlock.
     """
