@@ -155,6 +155,6 @@ def simulate(
     else:
         say(f"{found['done']:,} programs done, {found['failed']:,} failed for lost inputs, of {programs:,}; {found['deaths']:,} deaths, "
             f"{found['restarts']:,} restarts, {found['late']:,} late messages dropped")
-        say(f"deadlocks: {found['deadlocks']} (without the scheduler: {found['unscheduled']}); invariants broken: {len(cast(list, found['broken']))}, "
+        say(f"deadlocks: {found['deadlocks']} (without the scheduler: {found['unscheduled']}); broken: {len(cast(list, found['broken']))}, "
             f"in {cast(float, found['cpu_s']):.1f} CPU s")
     return 0 if not found["deadlocks"] and not found["broken"] else 1
