@@ -2,8 +2,8 @@
 
     python benchmarks/cache.py FOLDER [--traces cloudPhysicsIO,orm-busy] [--seeds 5] [--libcachesim PYTHON] [--quick]
 
-FOLDER holds `cloudPhysicsIO.oracleGeneral.bin.xz` and `orm-busy.trace.xz`. Sizes are shares of the bytes of all objects. Every answer is replayed by the
-question's validator, which counts the misses again. Requests a second are of CPU time of one thread, of the kernel alone. With --libcachesim, an
+FOLDER holds `cloudPhysicsIO.oracleGeneral.bin.xz` and `orm-busy.trace.xz`. Sizes are shares of the bytes of all objects. Every answer is replayed by
+the question's validator, which counts the misses again. Requests a second are of CPU time of one thread, of the kernel alone. With --libcachesim, an
 interpreter that has libcachesim, 3L-Cache (ThreeLCache) is replayed there on the same files.
 """
 

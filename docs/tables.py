@@ -1158,6 +1158,33 @@ def store(data: Document) -> str:
              f"{dcp['mixtures']:.0f} mixtures, {dcp['unloadable']:.0f} unloadable"]])])
 
 
+def caches(data: Document) -> str:
+    """Bytes missed by policy on open traces: the learned one beside LRU, S3-FIFO, the best rule, 3L-Cache and the bound."""
+    if data is None:
+        return "Not measured yet: `python benchmarks/cache.py FOLDER`."
+    rows, won = [], []
+    for trace, part in dict.fromkeys((row["trace"], row["share"]) for row in data["rows"]):
+        here = [row for row in data["rows"] if (row["trace"], row["share"]) == (trace, part) and "bytes" in row]
+        by = {row["policy"]: row["bytes"] for row in here if row["policy"] not in ("halp", "belady")}
+        learnt = [row["bytes"] for row in here if row["policy"] == "halp"]
+        peer = next((f"{value:.4f}" for name, value in by.items() if name.startswith("3L")), "no answer")
+        best = min((name for name in by if not name.startswith("3L")), key=lambda name: by[name])
+        middle = statistics.median(learnt)
+        won.append((trace, middle < by["s3fifo"]))
+        rows.append([trace, f"{part:.0%}", f"{by['lru']:.4f}", f"{by['s3fifo']:.4f}", f"{by[best]:.4f} ({best})", peer,
+                     f"{middle:.4f} ({min(learnt):.4f} to {max(learnt):.4f})", f"{100 * (middle / by['lru'] - 1):+.1f} %",
+                     f"{here[0]['bound']:.4f}",
+                     f"{statistics.median(row['requests_per_s'] for row in here if row['policy'] == 'halp') / 1e3:,.0f} k"])
+    told = ", ".join(f"{sum(ok for name, ok in won if name == trace)} of {sum(name == trace for name, _ in won)} sizes of {trace}"
+                     for trace in dict.fromkeys(name for name, _ in won))
+    stayed = [trace for trace in dict.fromkeys(name for name, _ in won)
+              if not any(row.get("switches") for row in data["rows"] if row["trace"] == trace)]
+    head = ("trace", "size", "LRU", "S3-FIFO", "best rule", "3L-Cache", "HALP, median and range", "against LRU", "bound",
+            "HALP's requests a CPU second")
+    return (f"Share of bytes that had to be fetched; {len(set(data['about']['seeds']))} seeds of HALP. It misses fewer bytes than S3-FIFO at {told}. "
+            f"{''.join(f'On {trace} it stayed with the first of its arms, LIRS, throughout. ' for trace in stayed)}\n\n{grid(head, rows)}")
+
+
 SEARCH = ("fourfold/jobs/optimize", "fourfold/rewrites", "fourfold/engines", "fourfold/runtime")
 TABLES = (
     Table("README.md", "table", demo, ("demo", "demo-front"), (*SEARCH, "fourfold/jobs/demo.py")),
@@ -1172,6 +1199,7 @@ TABLES = (
     Table("docs/sparse-mlp.md", "sparse", sparse, ("layers_sparse_mlp",), ("fourfold/rewrites/route/sparse_mlp.py",
                                                                            "fourfold/rewrites/route/_sparse_kernels.py")),
     Table("docs/chiplets.md", "chiplets", chiplets, ("chiplets",), ("fourfold/decisions/chiplets", "fourfold/systems/mcm36.toml")),
+    Table("docs/cache.md", "caches", caches, ("cache",), ("fourfold/decisions/cache",)),
     Table("docs/devices.md", "strategies", strategies, ("partition_strategies",), ("fourfold/sharding", "fourfold/solvers/elimination.py")),
     Table("docs/devices.md", "oracle", oracle, ("partition_oracle",), ("fourfold/sharding", "fourfold/decisions/stages", "fourfold/jobs/devices")),
     Table("docs/layouts.md", "layouts", layouts, ("partition_layouts",), ("fourfold/cost/serving.py", "fourfold/decisions/layout",
