@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fourfold.measure.race import RaceResult
     from fourfold.runtime.artefact import Part
 
+LONG = 1.0
+"""Seconds of a call above which the first counts like any other."""
+
 CONTINUED = 2_000
 """Train rows that the original continues at most, where the data hold prompts alone."""
 
@@ -124,8 +127,11 @@ def _field(job: Job, folder: Path) -> dict[str, object]:
     heats = {(w.engine, w.precision, n): w.runner(job, rows, n) for w in ways for n in w.parts}
     labels = {key: "|".join(map(str, key)) for key in heats}
     first = labels[base.engine, base.precision, min(base.parts)]
+    at = time.perf_counter()
+    heats[base.engine, base.precision, min(base.parts)]()
+    warmup = 0 if time.perf_counter() - at > LONG else 1                # a call of seconds needs none, and the budget has none to give
     left = max(1.0, budget - (time.perf_counter() - began))
-    heat = race({labels[k]: run for k, run in heats.items()}, baseline=first, rounds=3, warmup=1, min_time=0.0, seed=job.work.seed, at_least=1,
+    heat = race({labels[k]: run for k, run in heats.items()}, baseline=first, rounds=3, warmup=warmup, min_time=0.0, seed=job.work.seed, at_least=1,
                 deadline=0.4 * left)
     for way in ways:
         way.threads = min(way.parts, key=lambda n, w=way: getattr(heat[labels[w.engine, w.precision, n]], f"{by}_min"))
@@ -136,7 +142,7 @@ def _field(job: Job, folder: Path) -> dict[str, object]:
     near = sorted(ways, key=lambda w: getattr(heat[label(w)], f"{by}_min"))[:4]
     finals = {label(w): heats[w.engine, w.precision, w.threads] for w in {id(w): w for w in [base, *near]}.values()}
     left = max(1.0, budget - (time.perf_counter() - began))
-    final = race(finals, baseline=label(base), rounds=7, warmup=1, min_time=0.0, seed=job.work.seed + 1, at_least=3, deadline=left)
+    final = race(finals, baseline=label(base), rounds=7, warmup=warmup, min_time=0.0, seed=job.work.seed + 1, at_least=3, deadline=left)
     best = min((w for w in ways if label(w) in final), key=lambda w: getattr(final[label(w)], by).value)
     table = [_row(job, w, "final", final[label(w)], None, base, best, by) for w in ways if label(w) in final]
     table += [_row(job, w, "heat", heat[label(w)], heat[label(base)], base, best, by) for w in ways if label(w) not in final]
