@@ -63,7 +63,7 @@ def measured(problem: Cache, name: str, seed: int) -> dict[str, Any]:
             "requests_per_s": len(problem.trace) / seconds, **answer.evidence}
 
 
-def peer(python: str, trace: RequestTrace, capacity: int, work: Path) -> dict[str, Any]:
+def peer(python: Path, trace: RequestTrace, capacity: int, work: Path) -> dict[str, Any]:
     """3L-Cache of libcachesim on the same requests, written as oracleGeneral."""
     file = work / "trace.bin"
     rows = np.zeros(len(trace), np.dtype([("time", "<u4"), ("id", "<u8"), ("size", "<u4"), ("next", "<i8")]))
@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--traces", default=",".join(FILES))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--libcachesim", help="an interpreter that has it")
+    parser.add_argument("--libcachesim", type=Path, help="an interpreter that has it")
     parser.add_argument("--work", type=Path, default=Path("fourfold-bench/cache"))
     parser.add_argument("--quick", action="store_true", help="the first 50,000 requests; nothing is published")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cache.json")

@@ -188,7 +188,7 @@ def told(found: list[Way], key: str, batch: int) -> None:
         print(f"  {way.name:38} {1e3 * np.median(times['prefill']):8.1f} {1e3 * np.median(times['decode']):8.2f}", flush=True)
 
 
-def peers(module: nn.Module, python: str, folder: Path, tokenizer_folder: Path, prompts: np.ndarray, args: argparse.Namespace) -> dict[str, object]:
+def peers(module: nn.Module, python: Path, folder: Path, tokenizer_folder: Path, prompts: np.ndarray, args: argparse.Namespace) -> dict[str, object]:
     """OpenVINO GenAI on the same weights, stored by NNCF's own ways: the graph is ours without what its pipeline does not hand over."""
     import nncf
     import openvino as core
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=24, help="windows of 256 tokens that perplexity is of")
     parser.add_argument("--only", nargs="*", default=[], help="weights whose names hold one of these words")
     parser.add_argument("--mixed", type=float, nargs="*", default=[6.0], help="mean bits a weight of mixed plans")
-    parser.add_argument("--peers", default="", help="an interpreter that has openvino-genai")
+    parser.add_argument("--peers", type=Path, help="an interpreter that has openvino-genai")
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.windows, args.new_tokens, args.batches, args.threads = 1, 2, 4, [1], [1]

@@ -229,7 +229,7 @@ def race(args: argparse.Namespace, original: Path, cheap: Path) -> dict[str, Any
     kinds = [kind for kind in args.servers.split(",") if kind in ("ours", "unbatched") or args.peers]
     for number in range(args.rounds):
         for kind in kinds:
-            python = args.peers or sys.executable
+            python = str(args.peers or sys.executable)
             try:
                 server = Served(kind, python, original if kind == "original" else cheap, args.work)
             except RuntimeError as error:
@@ -270,7 +270,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def killed(args: argparse.Namespace, cheap: Path) -> dict[str, Any]:
     """kill -9 of a worker, three times, under 32 connections: what failed and how."""
-    server = Served("ours", args.peers or sys.executable, cheap, args.work)
+    server = Served("ours", str(args.peers or sys.executable), cheap, args.work)
     try:
         load = subprocess.Popen([sys.executable, __file__, "--generate", str(server.port), server.key, "32", "12"], stdout=subprocess.PIPE, text=True)
         kills = 0
@@ -289,7 +289,7 @@ def killed(args: argparse.Namespace, cheap: Path) -> dict[str, Any]:
 
 def soaked(args: argparse.Namespace, cheap: Path) -> dict[str, Any]:
     """Minutes at about 70 % of what 32 connections reach: memory every tenth, failures."""
-    server = Served("ours", args.peers or sys.executable, cheap, args.work)
+    server = Served("ours", str(args.peers or sys.executable), cheap, args.work)
     try:
         whole = server.measured(32, args.seconds)
         each = max(1.0, 6.0 * args.soak)
@@ -306,7 +306,7 @@ def soaked(args: argparse.Namespace, cheap: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--peers", help="Python with fastapi, httptools, litserve and bentoml beside fourfold's own packages; ours runs in it too")
+    parser.add_argument("--peers", type=Path, help="Python with fastapi, httptools, litserve and bentoml; ours runs in it too")
     parser.add_argument("--servers", default="original,ours,unbatched,fastapi,litserve,bentoml")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each loop")
     parser.add_argument("--rounds", type=int, default=2)

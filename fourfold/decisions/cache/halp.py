@@ -31,7 +31,7 @@ class Halp(EvictionRule):
     kind = LIRS                                                         # whom it follows first
 
     def solve(self, problem: Cache, budget: Budget, seed: int = 0) -> SolverAnswer[Evictions]:
-        from fourfold.decisions.cache._halp import LearnedCache
+        from fourfold.decisions.cache._halp import NEXT, SWITCHES, LearnedCache
 
         trace, length = problem.trace, len(problem.trace)
         budget.spend(length)
@@ -39,7 +39,7 @@ class Halp(EvictionRule):
         outcome, when, who = np.zeros(length, np.uint8), np.zeros(length, np.int32), np.zeros(length, np.int32)
         left = cache.replay(trace.ids, trace.sizes, outcome, when, who)
         return SolverAnswer(Evictions(outcome == 2, when[:left].copy(), who[:left].copy()), None,
-                            {"switches": int(cache.known.reg[7]), "pairs": int(cache.known.reg[2])})
+                            {"switches": int(cache.known.reg[SWITCHES]), "pairs": int(cache.known.reg[NEXT])})
 
     def online(self, capacity: int, seed: int = 0) -> OnlinePolicy:
         """The same policy for requests that come one by one."""

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -259,8 +258,3 @@ class Island:
 def log_of(folder: Path) -> str:
     """Where a job's output goes; `{job}` is its number."""
     return str(folder / "job-{job}.log")
-
-
-def environment_of(names: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE pairs of a command line."""
-    return dict(pair.split("=", 1) for pair in names)
